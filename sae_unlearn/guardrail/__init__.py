@@ -1,0 +1,29 @@
+"""The DSG guardrail: SAE features of a forget topic are clamped at one layer when a per-sequence gate fires.
+
+Laid out as a PEFT tuner: `config.py`, `layer.py` (what happens at one layer, with the equation), `model.py` (where
+layers are placed), and beside them the gate, its state, fitting and attaching. Importing this registers the method.
+"""
+
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import register_peft_method
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
+from sae_unlearn.guardrail.firings import Firing, record_firings
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer
+from sae_unlearn.guardrail.model import SAEGuardrailModel
+from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
+
+
+if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
+    register_peft_method(name=METHOD, config_cls=SAEGuardrailConfig, model_cls=SAEGuardrailModel)
+
+__all__ = [
+    "Firing",
+    "GuardrailError",
+    "GuardrailNotReady",
+    "SAEGuardrailConfig",
+    "SAEGuardrailLayer",
+    "SAEGuardrailModel",
+    "record_firings",
+]

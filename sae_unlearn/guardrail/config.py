@@ -1,0 +1,229 @@
+"""`SAEGuardrailConfig`: everything about a guardrail that is not a tensor."""
+
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft import PeftConfig
+
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.version import __version__
+
+
+FORMAT_VERSION = 1
+
+CHOICES = {
+    "statistic": ("ratio", "window", "cusum"),
+    "gate_scope": ("sequence", "prefix"),
+    "clamp_mode": ("fired", "all"),
+    "clamp_unit": ("feature", "residual", "absolute"),
+    "action": ("clamp", "record"),
+    "counting": ("content", "columns"),
+}
+
+
+@dataclass
+class SAEGuardrailConfig(PeftConfig):
+    """Configuration of an SAE guardrail: which features of which layer, when the gate fires, and what happens then.
+
+    The tensors of a guardrail (encoder columns, biases, thresholds, decoder rows and clamp values of its `N` features)
+    are in `adapter_model.safetensors` beside it; see `sae_unlearn.guardrail.layer` for the equation.
+
+    Raises:
+        GuardrailError: from `__post_init__`, naming the field, its value and what it may be.
+    """
+
+    layer: int = field(default=0, metadata={"help": "0-based decoder layer whose output (resid_post) is guarded."})
+    num_features: int = field(default=0, metadata={"help": "Number N of guarded features. 0: taken from feature_ids."})
+    feature_ids: list[int] | None = field(default=None, metadata={"help": "The features' ids in their SAE."})
+    statistic: str = field(
+        default="ratio",
+        metadata={
+            "help": "What is compared with `threshold`. 'ratio': hot tokens / tokens so far. 'window': the same over "
+            "the last `window` tokens, its largest value so far. 'cusum': cumulative sum of (hot - drift), floored at "
+            "0, its largest value so far."
+        },
+    )
+    gate_scope: str = field(
+        default="sequence",
+        metadata={
+            "help": "'sequence': one decision holds for all tokens of a forward pass, the current one included. "
+            "'prefix': token by token, each judged by the tokens up to it."
+        },
+    )
+    sticky: bool = field(default=True, metadata={"help": "Once a sequence fired it stays fired."})
+    threshold: float | None = field(default=None, metadata={"help": "tau: fires iff statistic > threshold."})
+    window: int = field(default=64, metadata={"help": "Tokens the 'window' statistic looks back."})
+    drift: float = field(default=0.5, metadata={"help": "Hot rate that leaves the 'cusum' statistic unchanged."})
+    min_tokens: int = field(
+        default=1,
+        metadata={"help": "Shorter sequences are counted as if quiet tokens filled them up to this many."},
+    )
+    clamp_value: float | None = field(
+        default=None, metadata={"help": "The paper's absolute dose -c, one value for all features (<= 0)."}
+    )
+    clamp_mode: str = field(
+        default="fired",
+        metadata={"help": "At a hot token: 'fired' clamps the features active there, 'all' clamps all N."},
+    )
+    clamp_unit: str = field(
+        default="feature",
+        metadata={
+            "help": "Unit of `clamp_scale`. 'feature': each feature's mean active value on forget text. 'residual': "
+            "the edit's typical norm over the median residual norm. 'absolute': the SAE's own units."
+        },
+    )
+    clamp_scale: float | None = field(default=None, metadata={"help": "The dose in `clamp_unit`s (>= 0)."})
+    action: str = field(default="clamp", metadata={"help": "'clamp' edits fired sequences, 'record' only reports."})
+    counting: str = field(
+        default="content",
+        metadata={
+            "help": "'content': tokens the attention mask keeps and that are not special. 'columns': every column of "
+            "the batch counts, padding included, and column 0 is never hot (the published counting)."
+        },
+    )
+    special_token_ids: list[int] | None = field(
+        default=None, metadata={"help": "Tokens that are neither hot nor counted nor clamped (BOS, EOS, PAD, ...)."}
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
+    num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
+    base_fingerprint: dict[str, Any] | None = field(
+        default=None, metadata={"help": "A few weights of the base model, to know it again."}
+    )
+    sae_source: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The SAE: id, revision, subfolder, architecture, sha256."}
+    )
+    calibration: dict[str, Any] | None = field(default=None, metadata={"help": "What fitting saw and measured."})
+    init_weights: bool = field(
+        default=True,
+        metadata={"help": "True: empty until weights are loaded. False: random weights, for tests of the plumbing."},
+    )
+    target_modules: set[str] | list[str] | str | None = field(
+        default=None, metadata={"help": "Full name of the guarded module; derived from `layer`."}
+    )
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the artefact's format."})
+    sae_unlearn_version: str | None = field(default=None, metadata={"help": "Version that wrote the artefact."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        self.task_type = self.task_type or "CAUSAL_LM"
+        self.sae_unlearn_version = self.sae_unlearn_version or __version__
+        self._check_names()
+        self._check_numbers()
+        self._check_ids()
+        self._check_strings()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuse a stored config that this version cannot read in full, before anything is built from it."""
+        version = kwargs.get("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
+            raise GuardrailError(
+                f"format_version={version!r}: this sae_unlearn ({__version__}) reads versions 1 to {FORMAT_VERSION}; "
+                "install a newer sae_unlearn."
+            )
+        unknown = sorted(set(kwargs) - {f.name for f in fields(cls)})
+        if unknown:
+            raise GuardrailError(f"Unknown key(s) in the guardrail's config: {unknown}. Install a newer sae_unlearn.")
+        if kwargs.get("auto_mapping") is not None:
+            raise GuardrailError("`auto_mapping` names classes to import; a guardrail's config may not hold it.")
+        return kwargs
+
+    @property
+    def threshold_bounds(self) -> tuple[float, float]:
+        """Half-open interval [low, high) in which a threshold can ever be crossed and is not always crossed."""
+        return (0.0, math.inf) if self.statistic == "cusum" else (0.0, 1.0)
+
+    def _check_names(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise GuardrailError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
+        for name in ("sticky", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise GuardrailError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if str(getattr(self.task_type, "value", self.task_type)) != "CAUSAL_LM":
+            raise GuardrailError(f"task_type={self.task_type!r}: a guardrail works on 'CAUSAL_LM' models only.")
+
+    def _check_numbers(self) -> None:
+        at_least = {"layer": 0, "num_features": 0, "window": 1, "min_tokens": 1}
+        for name, low in at_least.items():
+            _check_integer(name, getattr(self, name), low)
+        for name in ("hidden_size", "num_layers"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+        if self.num_layers is not None and self.layer >= self.num_layers:
+            raise GuardrailError(f"layer={self.layer} is not below num_layers={self.num_layers}; layers count from 0.")
+        if self.window < self.min_tokens and self.statistic == "window":
+            raise GuardrailError(f"window={self.window} is below min_tokens={self.min_tokens}; widen the window.")
+        if self.threshold is not None:
+            low, high = self.threshold_bounds
+            _check_real("threshold", self.threshold)
+            if not low <= self.threshold < high:
+                raise GuardrailError(
+                    f"threshold={self.threshold} is outside [{low}, {high}), the range of statistic="
+                    f"{self.statistic!r}: the gate would {'always' if self.threshold < low else 'never'} fire."
+                )
+        _check_real("drift", self.drift)
+        if not 0 < self.drift < 1:
+            raise GuardrailError(f"drift={self.drift} must lie between 0 and 1, between a quiet and a hot text's rate.")
+        if self.clamp_value is not None:
+            _check_real("clamp_value", self.clamp_value)
+            if self.clamp_value > 0:
+                raise GuardrailError(
+                    f"clamp_value={self.clamp_value} is positive and would amplify the topic; the dose is -c, for "
+                    f"example {-self.clamp_value}."
+                )
+        if self.clamp_scale is not None:
+            _check_real("clamp_scale", self.clamp_scale)
+            if self.clamp_scale < 0:
+                raise GuardrailError(
+                    f"clamp_scale={self.clamp_scale} is negative and would amplify the topic; features are clamped to "
+                    f"minus this many units, so give {-self.clamp_scale}."
+                )
+
+    def _check_ids(self) -> None:
+        if self.feature_ids is not None:
+            if not isinstance(self.feature_ids, (list, tuple)) or not self.feature_ids:
+                raise GuardrailError(f"feature_ids={self.feature_ids!r} must be a non-empty list of integers.")
+            self.feature_ids = [_check_integer("feature_ids", i, 0) for i in self.feature_ids]
+            if len(set(self.feature_ids)) != len(self.feature_ids):
+                repeated = sorted({i for i in self.feature_ids if self.feature_ids.count(i) > 1})
+                raise GuardrailError(f"feature_ids holds {repeated} more than once; name each feature once.")
+            if self.num_features not in (0, len(self.feature_ids)):
+                raise GuardrailError(
+                    f"num_features={self.num_features} but feature_ids names {len(self.feature_ids)}; give one of them."
+                )
+            self.num_features = len(self.feature_ids)
+        if self.special_token_ids is not None:
+            if not isinstance(self.special_token_ids, (list, tuple, set)):
+                raise GuardrailError(f"special_token_ids={self.special_token_ids!r} must be a list of token ids.")
+            self.special_token_ids = sorted({_check_integer("special_token_ids", i, 0) for i in self.special_token_ids})
+
+    def _check_strings(self) -> None:
+        if isinstance(self.target_modules, str):
+            self.target_modules = {self.target_modules}
+        if self.target_modules is not None:
+            self.target_modules = set(self.target_modules)
+            for name in self.target_modules:
+                if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+                    raise GuardrailError(f"target_modules holds {name!r}, which is no module name; leave it out.")
+        for name in ("sae_source", "calibration", "base_fingerprint"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), dict):
+                raise GuardrailError(f"{name}={getattr(self, name)!r} must be a mapping.")
+        if self.auto_mapping is not None:
+            raise GuardrailError("`auto_mapping` names classes to import; a guardrail's config may not hold it.")
+
+
+def _check_integer(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise GuardrailError(f"{name}: {value!r} must be an integer >= {low}.")
+    return value
+
+
+def _check_real(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise GuardrailError(f"{name}={value!r} must be a finite number.")

@@ -1,0 +1,58 @@
+"""Where a model keeps its decoder layers."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from sae_unlearn.guardrail.errors import GuardrailError
+
+
+class DecoderLayers(NamedTuple):
+    """The list of decoder layers of a model.
+
+    Attributes:
+        backbone: the module that owns the list and runs it.
+        name: the list's full name in the model, e.g. `model.layers`.
+        layers: the layers.
+    """
+
+    backbone: nn.Module
+    name: str
+    layers: nn.ModuleList
+
+
+def find_decoder_layers(model: nn.Module) -> DecoderLayers:
+    """Find the one list with an entry per `config.num_hidden_layers`, for any causal language model of transformers.
+
+    Args:
+        model: the bare transformers model, not a `PeftModel` around it.
+
+    Raises:
+        GuardrailError: the model is an encoder-decoder, or has no such list.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise GuardrailError(f"{type(model).__name__} has no `config`; a guardrail works on transformers models.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise GuardrailError(f"{type(model).__name__} is an encoder-decoder; a guardrail works on decoder-only models.")
+    num_layers = text_config(model).num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    start = next((name for name, module in model.named_modules() if module is decoder), "")
+    found = [
+        name
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if not found:
+        raise GuardrailError(
+            f"{type(model).__name__} has no list of {num_layers} decoder layers that could be guarded; open an issue "
+            "with the model's name."
+        )
+    inner = min(found, key=lambda name: name.count("."))
+    name = f"{start}.{inner}" if start else inner
+    return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, decoder.get_submodule(inner))
+
+
+def text_config(model: nn.Module):
+    """The config of the text decoder, which in multimodal models is a part of the whole."""
+    return model.config.get_text_config(decoder=True)

@@ -1,0 +1,145 @@
+"""What each row did: `record_firings`."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, TOKENS
+from sae_unlearn.guardrail.history import GateHistory
+
+
+@dataclass(frozen=True)
+class Firing:
+    """What one guardrail said of one row of one request. Holds no text and no token.
+
+    Attributes:
+        adapter: name of the guardrail.
+        call: number of the request within the recording; a `generate` is one request, and so is a plain forward pass.
+        row: row of the batch (with beams or several return sequences: of the expanded batch).
+        statistic: value of the statistic at the end of the request (its peak for window and cusum).
+        threshold: what it is compared with.
+        fired: whether the guardrail acted, or would have with `action="clamp"`.
+        at_token: number of content tokens when it fired; None if it did not.
+        hot_tokens: content tokens at which a guarded feature was active.
+        tokens: content tokens seen.
+    """
+
+    adapter: str
+    call: int
+    row: int
+    statistic: float
+    threshold: float
+    fired: bool
+    at_token: int | None
+    hot_tokens: int
+    tokens: int
+
+
+class Recorder:
+    """Collects what guarded layers saw, and reads it only when asked: recording waits for no device."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self._seen: list[tuple[str, SAEGuardrailConfig, Any]] = []
+
+    @staticmethod
+    def listening(recorders: list["Recorder"]) -> list["Recorder"]:
+        """The recorders a call of this thread goes to: those this thread opened, or else all."""
+        own = [recorder for recorder in recorders if recorder.thread == threading.get_ident()]
+        return own or list(recorders)
+
+    def note(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
+        """`seen` is the request's `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`."""
+        if isinstance(seen, GateHistory):
+            if any(entry is seen for _, _, entry in self._seen):
+                return
+        else:
+            seen = seen.detach()
+        self._seen.append((name, config, seen))
+
+    def firings(self) -> list[Firing]:
+        """All rows of all requests so far."""
+        calls: dict[str, int] = {}
+        found = []
+        for name, config, seen in self._seen:
+            state = seen.last() if isinstance(seen, GateHistory) else seen
+            call = calls[name] = calls.get(name, -1) + 1
+            if state is not None:
+                found += [_firing(name, config, call, row, values) for row, values in enumerate(_rows(state))]
+        return found
+
+
+class Firings:
+    """A live view of a recording, used like a list; see `Firing`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __iter__(self) -> Iterator[Firing]:
+        return iter(self._recorder.firings())
+
+    def __len__(self) -> int:
+        return len(self._recorder.firings())
+
+    def __getitem__(self, index: int) -> Firing:
+        return self._recorder.firings()[index]
+
+    def __repr__(self) -> str:
+        return f"Firings({self._recorder.firings()!r})"
+
+
+@contextmanager
+def record_firings(model: nn.Module) -> Iterator[Firings]:
+    """Report what every guardrail on `model` does with every row inside the `with` block.
+
+    Rows are described by their statistic only; no text or token is kept. Calls made by other threads are recorded too,
+    except those of a thread that has a recording of its own.
+
+    Example:
+
+    ```python
+    with record_firings(model) as firings:
+        model.generate(**inputs)
+    for firing in firings:
+        print(firing.adapter, firing.row, firing.statistic, firing.fired)
+    ```
+
+    Raises:
+        GuardrailError: there is no guardrail on the model.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "recorders") and hasattr(module, "guard_config")]
+    if not layers:
+        raise GuardrailError(f"There is no guardrail on this {type(model).__name__}; attach one first.")
+    recorder = Recorder()
+    for layer in layers:
+        layer.recorders.append(recorder)
+    try:
+        yield Firings(recorder)
+    finally:
+        for layer in layers:
+            layer.recorders.remove(recorder)
+
+
+def _rows(state: Tensor) -> list[list[float]]:
+    return state.detach().float().cpu().tolist()
+
+
+def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
+    fired_at = int(values[FIRED_AT])
+    return Firing(
+        adapter=name,
+        call=call,
+        row=row,
+        statistic=values[PEAK],
+        threshold=config.threshold,
+        fired=fired_at > 0,
+        at_token=fired_at or None,
+        hot_tokens=int(values[HITS]),
+        tokens=int(values[TOKENS]),
+    )

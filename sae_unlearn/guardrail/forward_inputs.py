@@ -1,0 +1,180 @@
+"""What a guardrail must know of the running forward pass and cannot see from inside a decoder layer.
+
+Decoder layers receive a 4-D mask, a block mask or none, depending on the attention kernel, and no token ids. Two pairs
+of hooks note what is needed on the way in: on the model (how many positions' logits are wanted) and on its backbone
+(ids, mask, positions, and the length of the cache, which inside the loop over layers is already half updated).
+
+The notes are kept in a context variable of transformers that is safe across threads and that `torch.compile` can trace.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, EncoderDecoderCache
+from transformers.utils.output_capturing import CompileableContextVar
+
+from sae_unlearn.guardrail.errors import GuardrailNotReady
+from sae_unlearn.guardrail.history import find_cache, past_length
+
+
+class ForwardInputs(NamedTuple):
+    """The notes of one forward pass.
+
+    Attributes:
+        input_ids: `[batch, seq]`, None when the model was called with `inputs_embeds`.
+        attention_mask: as given; only a 2-D `[batch, past + seq]` mask is read.
+        position_ids: `[batch or 1, seq]` or None.
+        past: tokens in the cache before this pass, an int or a 0-d tensor.
+        wanted: number of last positions whose logits are wanted; None if unknown or all.
+        cache: the cache the model was called with, if any.
+    """
+
+    input_ids: Tensor | None
+    attention_mask: Any
+    position_ids: Tensor | None
+    past: int | Tensor
+    wanted: int | None
+    cache: Cache | None
+
+
+_INPUTS = CompileableContextVar("sae_guardrail_forward_inputs")
+_WANTED = CompileableContextVar("sae_guardrail_logits_wanted")
+
+_CACHE_NAMES = ("past_key_values", "past_key_value", "cache_params", "state", "mems", "layer_past")
+
+
+def current_inputs() -> ForwardInputs:
+    """The notes of the running forward pass.
+
+    Raises:
+        GuardrailNotReady: the decoder layer was called outside of its model, where nothing is known of the tokens.
+    """
+    inputs = _INPUTS.get()
+    if inputs is None:
+        raise GuardrailNotReady(
+            "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see "
+            "the attention mask. Call the model, or take the guardrail off with `unload()`."
+        )
+    return inputs
+
+
+class ModelHooks:
+    """Notes `logits_to_keep` of a call to the model with its head."""
+
+    def install(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self.before, with_kwargs=True)
+        model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
+
+    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        wanted = kwargs.get("logits_to_keep")
+        _WANTED.set(wanted if isinstance(wanted, int) and wanted > 0 else None)
+
+    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        _forget(_WANTED)
+
+
+class BackboneHooks:
+    """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.names = list(inspect.signature(backbone.forward).parameters)
+
+    def install(self, backbone: nn.Module) -> None:
+        backbone.register_forward_pre_hook(self.before, with_kwargs=True)
+        backbone.register_forward_hook(self.after, with_kwargs=True, always_call=True)
+
+    def before(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        _refuse_packed(given)
+        cache = find_cache(given.values())
+        if cache is None:
+            _refuse_foreign_cache(given)
+        elif isinstance(cache, EncoderDecoderCache):
+            raise NotImplementedError("A guardrail works on decoder-only models; this call has an encoder's cache.")
+        _INPUTS.set(
+            ForwardInputs(
+                given.get("input_ids"),
+                given.get("attention_mask"),
+                given.get("position_ids"),
+                past_length(cache),
+                _WANTED.get(),
+                cache,
+            )
+        )
+
+    def after(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        _forget(_INPUTS)
+
+
+def remove_hooks(module: nn.Module, kind: type) -> None:
+    """Take off every hook of `module` that is a method of an object of class `kind`.
+
+    They are looked up rather than remembered as handles, so that this works on deep copies and unpickled models too.
+    """
+    for hooks, extras in (
+        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+    ):
+        for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), kind)]:
+            del hooks[key]
+            for extra in extras:
+                extra.pop(key, None)
+
+
+def has_hooks(module: nn.Module, kind: type) -> bool:
+    """Whether `module` carries a hook that is a method of an object of class `kind`."""
+    return any(isinstance(getattr(hook, "__self__", None), kind) for hook in module._forward_pre_hooks.values())
+
+
+def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:
+    """`[batch, seq]` bool: which tokens of this pass are not padding."""
+    mask, past = inputs.attention_mask, inputs.past
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        if isinstance(past, int):
+            chunk = mask if mask.shape[1] == seq else mask[:, past : past + seq]
+        else:  # counted from the start: a static cache may come with a mask padded to the full length on the right
+            chunk = mask.index_select(1, torch.arange(seq, device=mask.device) + past)
+        if chunk.shape != (batch, seq):
+            raise GuardrailNotReady(
+                f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
+                f"ones of a batch of {batch}; pass the mask of the whole sequence."
+            )
+        return chunk.to(device).bool()
+    positions = inputs.position_ids
+    if mask is not None and positions is not None and positions.ndim == 2 and seq > 1:
+        # a 4-D mask (static caches) hides the padding, but left-padded rows show it in their positions: those of real
+        # tokens rise by one up to the last
+        ramp = positions[:, -1:] - torch.arange(seq - 1, -1, -1, device=positions.device)
+        return (positions == ramp).to(device).expand(batch, seq)
+    return torch.ones(batch, seq, dtype=torch.bool, device=device)
+
+
+def _forget(variable: CompileableContextVar) -> None:
+    variable.set(None)
+    variable.reset(None)  # leaves the mode for compiled code, in which the next eager call would read a stale value
+
+
+def _refuse_packed(given: dict[str, Any]) -> None:
+    if given.get("cu_seq_lens_q") is not None:
+        raise NotImplementedError(
+            "A guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, padding-free "
+            "training); use padded batches and `generate`."
+        )
+    positions = given.get("position_ids")
+    if given.get("attention_mask") is None and isinstance(positions, Tensor) and positions.ndim == 2:
+        if positions.shape[1] > 1 and not torch.compiler.is_compiling() and bool((positions.diff(dim=1) <= 0).any()):
+            raise NotImplementedError(
+                "position_ids restart within a row and there is no attention mask: this looks like packed sequences, "
+                "which a guardrail cannot tell apart. Pass an attention mask, or one sequence per row."
+            )
+
+
+def _refuse_foreign_cache(given: dict[str, Any]) -> None:
+    for name in _CACHE_NAMES:
+        if given.get(name) is not None:
+            raise NotImplementedError(
+                f"{name} is a {type(given[name]).__name__}, not a transformers `Cache`: the guardrail has nowhere to "
+                "keep its state. Call with `use_cache=False`, or with a `DynamicCache`."
+            )

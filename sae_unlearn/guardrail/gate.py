@@ -1,0 +1,172 @@
+"""The gate: from hot tokens to a decision, with a state that can be carried from one forward pass to the next.
+
+Per token `t` of a row: `hot_t` (some guarded feature is active) and `counted_t` (it is content: the attention mask
+keeps it and it is no special token; a token that is not counted is never hot). With the running sums
+
+    H_t = sum_{s<=t} hot_s          N_t = sum_{s<=t} counted_s
+
+and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
+
+    ratio    S_t = H_t / max(N_t, m)
+    window   S_t = max_{s<=t} (H_s - H_{s-W}) / min(max(N_s, m), W)      H_{s-W}: W counted tokens earlier
+    cusum    S_t = max_{s<=t} (Y_s - min_{r<=s} Y_r),  Y_s = H_s - k N_s,  Y_0 = 0
+
+(without `sticky`, window and cusum use their current value and not the largest so far). The row fires iff
+`S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if
+quiet tokens filled it up, so that one hot token out of one does not make a rate of 1.
+
+A forward pass also has a **boundary** `b`: the first position whose logits somebody asked for. Tokens before it share
+the decision taken at it; from it on each token has its own. Under `gate_scope="sequence"` that gives the paper's rule:
+a prompt is judged whole (`generate` asks for its last position only), and so does every plain forward pass (`b` is the
+last position). In assisted decoding the drafted tokens are asked for one by one, so each is judged as if it had been
+generated alone, and a rejected draft leaves no trace. Under `gate_scope="prefix"` the boundary is 0: every token is
+judged by the tokens up to it.
+
+All counts are whole numbers held in float32, so the statistics do not depend on batch size, padding side or on how a
+sequence was cut into forward passes.
+
+Source: Muhamed et al. 2025 (arXiv 2504.08192), section 4, for `ratio`; Page 1954 for `cusum`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+
+
+# The fields of a state, in the last dimension of [batch, tokens, STATE_SIZE].
+HITS, TOKENS, LOWEST, PEAK, FIRED_AT = range(5)
+STATE_SIZE = 5
+
+
+class Decision(NamedTuple):
+    """What the gate says about one forward pass.
+
+    Attributes:
+        fire: `[batch, seq]` bool, whether the guard acts at that token's position.
+        state: `[batch, seq, STATE_SIZE]` float32; entry `t` is the state as if the pass had ended at `t`.
+    """
+
+    fire: Tensor
+    state: Tensor
+
+
+class Series(NamedTuple):
+    """The sums of all earlier tokens of the rows, which the `window` statistic looks up.
+
+    Attributes:
+        hits: `[batch, past]`.
+        tokens: `[batch, past]`, non-decreasing; `inf` where nothing has been written yet.
+    """
+
+    hits: Tensor
+    tokens: Tensor
+
+
+def decide(
+    hot: Tensor,
+    counted: Tensor,
+    config: SAEGuardrailConfig,
+    previous: Tensor | None = None,
+    past: Series | None = None,
+    boundary: int | None = None,
+) -> Decision:
+    """Judge the tokens of one forward pass.
+
+    Args:
+        hot, counted: `[batch, seq]` bool.
+        config: names the statistic, its constants and the threshold.
+        previous: `[batch, STATE_SIZE]`, the state after the row's last earlier token; None at a row's beginning.
+        past: needed by `statistic="window"` when there is a `previous`.
+        boundary: position from which tokens are judged one by one; None means the last position.
+    """
+    seq = hot.shape[1]
+    boundary = _boundary(config, seq, boundary)
+    hits, tokens = _running_sum(hot), _running_sum(counted)
+    if previous is not None:
+        hits = hits + previous[:, None, HITS]
+        tokens = tokens + previous[:, None, TOKENS]
+    value, lowest = _value(hits, tokens, config, previous, past)
+    peak = value
+    if config.sticky and config.statistic != "ratio":
+        peak = _running_max(value)
+        if previous is not None:
+            peak = torch.maximum(peak, previous[:, None, PEAK])
+    crossed = peak > config.threshold
+    fired_at = _fired_at(crossed, tokens, boundary if config.sticky else seq)
+    if previous is not None and config.sticky:
+        before = previous[:, None, FIRED_AT]
+        fired_at = torch.where(before > 0, before, fired_at)
+    fired = fired_at > 0
+    if boundary > 0:
+        fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
+    return Decision(fired, torch.stack([hits, tokens, lowest, peak, fired_at], dim=-1))
+
+
+def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig) -> Tensor:
+    """`[batch]`: the value that decides whether a row, given to the gate in one pass, fires anywhere.
+
+    It is what a threshold must be compared with, and so what it is calibrated on: the statistic at the row's end under
+    `gate_scope="sequence"`, its largest value along the row under `"prefix"`.
+    """
+    hits, tokens = _running_sum(hot), _running_sum(counted)
+    value, _ = _value(hits, tokens, config, None, None)
+    if config.gate_scope == "prefix" or (config.sticky and config.statistic != "ratio"):
+        return value.amax(dim=1)
+    return value[:, -1]
+
+
+def _boundary(config: SAEGuardrailConfig, seq: int, boundary: int | None) -> int:
+    if config.gate_scope == "prefix":
+        return 0
+    return seq - 1 if boundary is None else min(max(boundary, 0), seq - 1)
+
+
+def _running_sum(flags: Tensor) -> Tensor:
+    flags = flags.float()
+    return flags if flags.shape[1] == 1 else flags.cumsum(dim=1)
+
+
+def _running_max(values: Tensor) -> Tensor:
+    return values if values.shape[1] == 1 else values.cummax(dim=1).values
+
+
+def _value(
+    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, previous: Tensor | None, past: Series | None
+) -> tuple[Tensor, Tensor]:
+    """The current value of the statistic, and `min Y` for cusum (zeros otherwise); both `[batch, seq]`."""
+    if config.statistic == "ratio":
+        return hits / tokens.clamp(min=config.min_tokens), torch.zeros_like(hits)
+    if config.statistic == "window":
+        recent = hits - _hits_up_to(tokens - config.window, hits, tokens, past)
+        return recent / tokens.clamp(min=config.min_tokens, max=config.window), torch.zeros_like(hits)
+    y = hits - config.drift * tokens
+    lowest = -_running_max(-y)
+    floor = torch.zeros_like(lowest[:, :1]) if previous is None else previous[:, None, LOWEST]
+    lowest = torch.minimum(lowest, floor)
+    return y - lowest, lowest
+
+
+def _hits_up_to(target: Tensor, hits: Tensor, tokens: Tensor, past: Series | None) -> Tensor:
+    """`H` at the last position where `N <= target`, 0 if there is none; `[batch, seq]`."""
+    found = _last_not_above(target, hits, tokens)
+    if past is None:
+        return found
+    return torch.maximum(found, _last_not_above(target, past.hits, past.tokens))  # H never falls, so the later is it
+
+
+def _last_not_above(target: Tensor, hits: Tensor, tokens: Tensor) -> Tensor:
+    index = torch.searchsorted(tokens.contiguous(), target.contiguous(), right=True) - 1
+    return torch.where(index >= 0, hits.gather(1, index.clamp(min=0)), torch.zeros_like(target))
+
+
+def _fired_at(crossed: Tensor, tokens: Tensor, boundary: int) -> Tensor:
+    """Number of counted tokens when the row fired, as if the pass had ended at each position; 0 where it had not."""
+    fired_at = torch.where(crossed, tokens, torch.zeros_like(tokens))
+    if boundary >= crossed.shape[1] - 1:
+        return fired_at
+    tail, alone = crossed[:, boundary:], fired_at[:, boundary:]
+    first = tail & (tail.cumsum(dim=1) == 1)
+    return torch.cat([fired_at[:, :boundary], _running_max(alone * first)], dim=1)

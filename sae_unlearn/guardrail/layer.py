@@ -1,0 +1,260 @@
+"""`SAEGuardrailLayer`: the guardrail at one decoder layer.
+
+With `h_t` the residual stream after the layer (resid_post), `S` the N guarded features of an SAE, `a_j` their
+activations, and `v_j <= 0` their clamp values:
+
+    a_j(t)  = pre_j(t) * [pre_j(t) > threshold_j],      pre(t) = h_t W_enc[:, S] + b_enc[S]
+    hot_t   = [some a_j(t) > 0] and token t is content
+    h'_t    = h_t + [gate fires at t] * hot_t * sum_{j in S} m_j(t) (v_j - a_j(t)) W_dec[j]
+
+where `m_j(t) = [a_j(t) > 0]` for `clamp_mode="fired"` and 1 for `"all"`. It equals encoding with the whole SAE, setting
+the features to `v_j`, decoding, and adding the SAE's reconstruction error back: everything that is not edited cancels.
+That is exact for SAEs in which a feature's activation depends on that feature alone (ReLU, JumpReLU, gated, BatchTopK
+with its fixed threshold).
+
+The layer is a *child* of the decoder layer, and the edit happens in a forward hook put before all others: names of base
+parameters, class checks, sharding and offloading plans stay as they are, and `output_hidden_states` shows the edit.
+
+Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.19278) for clamping what fired.
+"""
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import Cache
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.decoder_layers import text_config
+from sae_unlearn.guardrail.errors import GuardrailNotReady
+from sae_unlearn.guardrail.firings import Recorder
+from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
+from sae_unlearn.guardrail.gate import Decision, decide
+from sae_unlearn.guardrail.history import find_cache, history_of
+
+
+CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
+
+
+class FullPrecision(nn.Module):
+    """A module whose parameters are never lowered below float32: a threshold is a comparison, and casting the model to
+    half precision must not move it."""
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype.itemsize < 4 <= tensor.dtype.itemsize:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep, recurse)
+
+
+class GuardrailEncoder(FullPrecision):
+    """The guarded columns of an SAE's encoder.
+
+    Parameters: `weight [N, d_in]` (= `W_enc[:, S].T`), `bias [N]`, `threshold [N]`.
+    """
+
+    def __init__(self, d_in: int, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_features, d_in), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+        self.threshold = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., d_in]` -> activations `a [..., N]`, in the parameters' precision."""
+        pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        return torch.where(pre > self.threshold, pre, torch.zeros_like(pre))
+
+
+class GuardrailDecoder(FullPrecision):
+    """The guarded rows of an SAE's decoder, and the values their features are clamped to.
+
+    Parameters: `weight [N, d_in]` (= `W_dec[S]`), `clamp [N]` (= `v`).
+    """
+
+    def __init__(self, d_in: int, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_features, d_in), requires_grad=False)
+        self.clamp = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+
+    def forward(self, activations: Tensor, where: Tensor) -> Tensor:
+        """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
+        change = torch.where(where, self.clamp - activations, torch.zeros_like(activations))
+        return change @ self.weight
+
+
+class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
+    """The guardrails at one decoder layer, by adapter name. PEFT's interface; the work is in `guard`."""
+
+    adapter_layer_names = ("sae_guardrail_encoder", "sae_guardrail_decoder")
+    other_param_names = ("guard_config",)
+
+    def __init__(self, decoder_layer: nn.Module, adapter_name: str, config: SAEGuardrailConfig, model: nn.Module):
+        super().__init__()
+        self.sae_guardrail_encoder = nn.ModuleDict()
+        self.sae_guardrail_decoder = nn.ModuleDict()
+        self.guard_config: dict[str, SAEGuardrailConfig] = {}
+        self.recorders: list[Recorder] = []
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self._checked: dict[str, tuple] = {}
+        self._special_ids: dict[tuple[str, torch.device], Tensor] = {}
+        self.num_layers = text_config(model).num_hidden_layers
+        self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
+        # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
+        decoder_layer.register_forward_hook(self.guard, with_kwargs=True, prepend=True)
+        self.update_layer(adapter_name, config, decoder_layer)
+
+    def update_layer(self, adapter_name: str, config: SAEGuardrailConfig, decoder_layer: nn.Module) -> None:
+        """Add a guardrail, with empty weights that are loaded or set afterwards."""
+        n, d_in = config.num_features, config.hidden_size
+        encoder, decoder = GuardrailEncoder(d_in, n), GuardrailDecoder(d_in, n)
+        if not config.init_weights:
+            for tensor in (encoder.weight, decoder.weight):
+                nn.init.normal_(tensor, std=d_in**-0.5)
+            nn.init.constant_(decoder.clamp, -1.0)
+        device = next((p.device for p in decoder_layer.parameters() if p.device.type != "meta"), None)
+        if device is not None and not any(p.is_meta for p in encoder.parameters()):
+            encoder.to(device), decoder.to(device)
+        self.sae_guardrail_encoder[adapter_name] = encoder
+        self.sae_guardrail_decoder[adapter_name] = decoder
+        self.guard_config[adapter_name] = config
+        self.frozen_peft_weight_names[adapter_name] = self.adapter_layer_names  # an SAE's weights are never trained
+        self.set_adapter(self.active_adapters, inference_mode=True)
+
+    # ------------------------------------------------------------------------------------------------ the forward pass
+
+    def guard(self, decoder_layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of the decoder layer: the edited output, or None to leave it as it is."""
+        active = [name for name in self.active_adapters if name in self.sae_guardrail_encoder]
+        if self.disable_adapters or not active:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        inputs = current_inputs()
+        cache = find_cache((*args, *kwargs.values())) or inputs.cache
+        kept = kept_tokens(inputs, *hidden.shape[:2], hidden.device)
+        edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
+        edits = [edit for edit in edits if edit is not None]
+        if not edits:
+            return None
+        edited = (hidden + sum(edits)).to(hidden.dtype)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    def _edit(
+        self, name: str, hidden: Tensor, kept: Tensor, inputs: ForwardInputs, cache: Cache | None
+    ) -> Tensor | None:
+        """What guardrail `name` adds to the residual stream `[batch, seq, d_in]`; None if it only records."""
+        config = self.guard_config[name]
+        self._check_ready(name)
+        activations = self.sae_guardrail_encoder[name](hidden)
+        active = activations > 0
+        counted, eligible = self._content(name, kept, inputs)
+        hot = active.any(dim=-1) & eligible
+        decision = self._decide(name, hot, counted, inputs, cache)
+        if config.action == "record":
+            return None
+        where = (decision.fire & hot)[..., None]
+        where = where & active if config.clamp_mode == "fired" else where.expand_as(active)
+        return self.sae_guardrail_decoder[name](activations, where)
+
+    def _content(self, name: str, kept: Tensor, inputs: ForwardInputs) -> tuple[Tensor, Tensor]:
+        """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
+        config = self.guard_config[name]
+        if config.counting == "columns":
+            everything = torch.ones_like(kept)
+            first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
+            return everything, everything & ~first
+        if config.special_token_ids and inputs.input_ids is not None:
+            ids = inputs.input_ids.to(kept.device)
+            kept = kept & ~torch.isin(ids, self._special_token_ids(name, kept.device))
+        return kept, kept
+
+    def _decide(
+        self, name: str, hot: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None
+    ) -> Decision:
+        config = self.guard_config[name]
+        seq = hot.shape[1]
+        boundary = None if inputs.wanted is None else seq - inputs.wanted
+        if cache is None:
+            decision = decide(hot, counted, config, boundary=boundary)
+            self._record(name, config, decision.state[:, -1])
+            return decision
+        eager = not torch.compiler.is_compiling()
+        history = history_of(cache, (config.layer, name), inputs.past, self.num_layers, self.max_positions, eager)
+        past = history.series() if config.statistic == "window" else None
+        decision = decide(hot, counted, config, history.last(), past, boundary)
+        history.append(decision.state)
+        self._record(name, config, history)
+        return decision
+
+    def _record(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
+        if self.recorders:
+            for recorder in Recorder.listening(self.recorders):
+                recorder.note(name, config, seen)
+
+    def _special_token_ids(self, name: str, device: torch.device) -> Tensor:
+        key = (name, device)
+        if key not in self._special_ids:
+            self._special_ids[key] = torch.tensor(self.guard_config[name].special_token_ids, device=device)
+        return self._special_ids[key]
+
+    def _check_ready(self, name: str) -> None:
+        """Raise unless the weights arrived and are finite. Looks once per set of tensors, so it costs one device
+        synchronisation at the first call and none after it.
+
+        Raises:
+            GuardrailNotReady: naming what is missing.
+        """
+        if torch.compiler.is_compiling():
+            return
+        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
+        tensors = [*encoder.parameters(), *decoder.parameters()]
+        if any(tensor.is_meta for tensor in tensors):
+            return  # offloaded: the weights come in just before the encoder runs
+        seen = tuple((id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors)
+        if self._checked.get(name) == seen:
+            return
+        if self.guard_config[name].threshold is None:
+            raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
+        if not (encoder.weight.any() and decoder.weight.any()):
+            raise GuardrailNotReady(
+                f"Guardrail {name!r} has no weights, so nothing would be guarded. Load them (`attach_guardrail(model, "
+                "folder)`), or give an SAE: `attach_guardrail(model, config, sae=sae)`."
+            )
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise GuardrailNotReady(f"Guardrail {name!r} has weights that are not finite; fit or download it again.")
+        self._checked[name] = seen
+
+    # --------------------------------------------------------------------------------------------------- PEFT's interface
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT reads the device from `base_layer`, which a child does not have; `update_layer` has done this already
+        for attribute in self.adapter_layer_names:
+            module = getattr(self, attribute)[adapter_name]
+            if device is not None and not any(p.is_meta for p in module.parameters()):
+                module.to(device)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError("A guardrail depends on its input and cannot be merged into weights.")
+
+    def unmerge(self) -> None:
+        raise NotImplementedError("A guardrail is never merged.")
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> "SAEGuardrailLayer":
+        return self  # `SAEGuardrailModel._replace_module` takes the child and its hooks off
+
+
+def remove_guard(decoder_layer: nn.Module) -> None:
+    """Take the guardrails of a decoder layer off, leaving no trace on it."""
+    remove_hooks(decoder_layer, SAEGuardrailLayer)
+    delattr(decoder_layer, CHILD)

