@@ -1,0 +1,192 @@
+"""The sparse autoencoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .equations import affine_encode, cast_input, jumprelu, topk_relu, without_autocast
+from .slice import SAESlice, check_feature_ids
+from .validate import check_architecture, check_dimensions, check_layer, check_parameters
+
+
+class SparseAutoencoder(nn.Module):
+    """A trained sparse autoencoder (SAE) over a residual stream, frozen.
+
+    One form serves every architecture, because input scaling and the subtraction of `b_dec` are folded in at load:
+
+        pre = h @ W_enc + b_enc                        [..., d_in] -> [..., d_sae]
+        a   = relu(pre) * (pre > threshold)            standard (threshold 0), jumprelu, gated, batchtopk
+        a   = the k largest of relu(pre), others 0     topk
+        h'  = a @ W_dec + b_dec                        [..., d_sae] -> [..., d_in]
+
+    Architectures: `standard` is a ReLU SAE; `jumprelu` is Rajamanoharan et al. 2024 (arXiv 2407.14435); `gated`
+    (arXiv 2404.16014) with tied weights is a JumpReLU exactly and is kept in that form; `batchtopk`
+    (arXiv 2412.06410) is a JumpReLU with its inference threshold; `topk` is Gao et al. 2024 (arXiv 2406.04093).
+
+    Parameters never require gradients; gradients do flow through to `h`. Tensors are not copied where they are
+    contiguous already.
+
+    Args:
+        W_enc: encoder [d_in, d_sae]; its dtype is the SAE's.
+        b_enc: encoder bias [d_sae].
+        W_dec: decoder [d_sae, d_in].
+        b_dec: decoder bias [d_in], added to every reconstruction and not subtracted from the input.
+        architecture: one of `standard`, `jumprelu`, `gated`, `batchtopk`, `topk`.
+        threshold: [d_sae], for jumprelu, gated and batchtopk; negative values act as 0, as the ReLU makes them.
+        k: features kept per token, for topk.
+        layer: 0-based decoder layer whose output the SAE reads (`hidden_states[layer + 1]`), or None if not known.
+        source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file.
+
+    Raises:
+        TypeError: something that has to be a tensor is not.
+        ValueError: a shape, dtype, value, `k`, `threshold` or `layer` does not fit.
+    """
+
+    def __init__(
+        self,
+        W_enc: torch.Tensor,
+        b_enc: torch.Tensor,
+        W_dec: torch.Tensor,
+        b_dec: torch.Tensor,
+        architecture: str = "jumprelu",
+        threshold: torch.Tensor | None = None,
+        k: int | None = None,
+        layer: int | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        d_in, d_sae = check_dimensions(W_enc)
+        check_architecture(architecture, threshold, k, d_sae)
+        check_layer(layer)
+        if threshold is None:
+            threshold = W_enc.new_zeros(d_sae)
+        tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
+        check_parameters(tensors)
+        tensors["threshold"] = threshold.detach().clamp(min=0)
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor.detach().contiguous(), requires_grad=False))
+        self.d_in: int = d_in
+        self.d_sae: int = d_sae
+        self.architecture: str = architecture
+        self.k: int | None = k
+        self.layer: int | None = layer
+        self.source: dict[str, Any] = dict(source or {})
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> SparseAutoencoder:
+        """Loads an SAE from a local folder or a repository of the Hugging Face Hub; its files tell the format.
+
+        Args:
+            id_or_path: a folder, or a repository id such as "google/gemma-scope-2b-pt-res".
+            subfolder: the folder inside it that holds the SAE, e.g. "layer_3/width_16k/average_l0_142".
+            revision: branch, tag or commit of the repository; the commit it resolves to is kept in `source`.
+            device: where to put the weights (default: CPU).
+            dtype: dtype of the weights in memory, whatever the file's is. Folding is done in float64 before.
+            cache_dir, token, local_files_only: as in `huggingface_hub`.
+
+        Raises:
+            SAEFormatError: no known format there, a malformed file, or an SAE that cannot be represented exactly.
+            FileNotFoundError: `id_or_path` is neither a folder nor a repository id.
+        """
+        from .load import load_pretrained  # late: loading knows this class
+
+        return load_pretrained(cls, id_or_path, subfolder, revision, device, dtype, cache_dir, token, local_files_only)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the SAE computes in."""
+        return self.W_enc.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_enc.device
+
+    def pre_activations(self, h: torch.Tensor) -> torch.Tensor:
+        """`h @ W_enc + b_enc`: residual stream [..., d_in] -> [..., d_sae], in the SAE's dtype.
+
+        Raises:
+            TypeError: `h` is not a floating tensor.
+            ValueError: the last dimension of `h` is not d_in.
+        """
+        return affine_encode(h, self.W_enc, self.b_enc)
+
+    def encode(self, h: torch.Tensor) -> torch.Tensor:
+        """Feature activations: [..., d_in] -> [..., d_sae], all >= 0, in the SAE's dtype.
+
+            a = relu(pre) * (pre > threshold)           or, for topk, the k largest of relu(pre)
+
+        Raises: as `pre_activations`.
+        """
+        pre = self.pre_activations(h)
+        if self.architecture == "topk":
+            return topk_relu(pre, self.k)
+        return jumprelu(pre, self.threshold)
+
+    def decode(self, a: torch.Tensor) -> torch.Tensor:
+        """`a @ W_dec + b_dec`: activations [..., d_sae] -> reconstruction [..., d_in], in the SAE's dtype.
+
+        Raises:
+            TypeError: `a` is not a floating tensor.
+            ValueError: the last dimension of `a` is not d_sae.
+        """
+        a = cast_input(a, self.d_sae, self.dtype, "a", "d_sae")
+        with without_autocast(a):
+            return a @ self.W_dec + self.b_dec
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """The reconstruction `decode(encode(h))`: [..., d_in] -> [..., d_in]."""
+        return self.decode(self.encode(h))
+
+    def slice(self, feature_ids: Iterable[int]) -> SAESlice:
+        """A copy of the rows that `feature_ids` need, in that order.
+
+        Raises:
+            TypeError: an id is not an integer.
+            ValueError: no ids, an id twice or out of range, or a topk SAE, which cannot be sliced exactly.
+        """
+        if self.architecture == "topk":
+            raise ValueError(
+                f"a topk SAE (k={self.k}) cannot be sliced exactly: which features are active depends on the "
+                f"pre-activations of all {self.d_sae}. Use an SAE whose features decide on their own "
+                "(standard, jumprelu, gated, batchtopk), or keep the whole SAE"
+            )
+        ids = check_feature_ids(feature_ids, self.d_sae)
+        index = torch.tensor(ids, device=self.device)
+        return SAESlice(
+            feature_ids=ids,
+            W_enc=self.W_enc.detach().index_select(1, index),
+            b_enc=self.b_enc.detach().index_select(0, index),
+            threshold=self.threshold.detach().index_select(0, index),
+            W_dec=self.W_dec.detach().index_select(0, index),
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes the SAE in SAELens' on-disk format: `cfg.json` and `sae_weights.safetensors`.
+
+        The folded form is written, so SAELens gives the same numbers: gated and batchtopk become `jumprelu` there,
+        with their own name in the metadata. Weights keep the SAE's dtype. Each file appears whole or not at all.
+        """
+        from .save import save_saelens  # late: saving knows this class
+
+        save_saelens(self, save_directory)
+
+    def extra_repr(self) -> str:
+        k = "" if self.k is None else f", k={self.k}"
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, architecture={self.architecture!r}{k}, layer={self.layer}"

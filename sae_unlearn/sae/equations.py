@@ -1,0 +1,54 @@
+"""The encoder's equations, shared by the whole autoencoder and by its slices.
+
+    pre = h @ W_enc + b_enc                      [..., d_in] -> [..., n]
+    a   = relu(pre) * (pre > threshold)          JumpReLU, Rajamanoharan et al. 2024 (arXiv 2407.14435)
+
+ReLU is the case `threshold = 0`. Because thresholds are kept at or above 0, `relu(pre) * gate` equals `pre * gate`; it
+is written with the ReLU so that an inactive feature is +0.0 (never -0.0) and a NaN stays visible.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
+    """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def cast_input(tensor: torch.Tensor, width: int, dtype: torch.dtype, name: str, width_name: str) -> torch.Tensor:
+    """`tensor [..., width]` in `dtype`; raises where it is not floating or its last dimension is not `width`."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} has dtype {tensor.dtype}; pass floating-point activations")
+    if tensor.ndim == 0 or tensor.shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)} but the SAE has {width_name}={width}; "
+            f"pass a tensor of shape [..., {width}] (an SAE fits only the model and layer it was trained on)"
+        )
+    return tensor.to(dtype)
+
+
+def affine_encode(h: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
+    """`h @ W_enc + b_enc`: [..., d_in] -> [..., n], in W_enc's dtype."""
+    h = cast_input(h, W_enc.shape[0], W_enc.dtype, "h", "d_in")
+    with without_autocast(h):
+        return h @ W_enc + b_enc
+
+
+def jumprelu(pre: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """`relu(pre) * (pre > threshold)`: [..., n] with threshold [n] >= 0 -> [..., n] >= 0."""
+    return torch.relu(pre) * (pre > threshold)
+
+
+def topk_relu(pre: torch.Tensor, k: int) -> torch.Tensor:
+    """Keeps the k largest of relu(pre) in each row and zeroes the others: [..., n] -> [..., n] >= 0."""
+    values, indices = pre.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))

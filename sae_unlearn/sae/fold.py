@@ -1,0 +1,60 @@
+"""Folding: published parametrisations rewritten, once and exactly, in the one form of `SparseAutoencoder`.
+
+Every function works in float64 and returns float64 for what it changed; the caller rounds once, at the end.
+Matrices are [d_in, d_sae] (W_enc) and [d_sae, d_in] (W_dec), vectors [d_sae] but for b_dec [d_in].
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+# Columns of W_enc that are held in float64 at a time, so that folding a bias never doubles the memory of a large SAE.
+BLOCK = 4096
+
+# A decoder row shorter than this counts as this long, as in SAELens: a dead feature must not divide by zero.
+MIN_DECODER_NORM = 1e-8
+
+
+def fold_b_dec_into_b_enc(W_enc: torch.Tensor, b_enc: torch.Tensor, b_dec: torch.Tensor) -> torch.Tensor:
+    """`(h - b_dec) @ W_enc + b_enc  =  h @ W_enc + (b_enc - b_dec @ W_enc)`; returns the new b_enc."""
+    b_enc, b_dec = b_enc.double(), b_dec.double()
+    shifts = [b_dec @ block.double() for block in W_enc.split(BLOCK, dim=1)]
+    return b_enc - torch.cat(shifts)
+
+
+def fold_input_scale(
+    W_enc: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An SAE that reads `scale * h` and whose output is divided by `scale`: returns W_enc * s, W_dec / s, b_dec / s.
+
+    Where `b_dec` is subtracted from the scaled input, fold that first: thresholds and b_enc do not change here.
+    """
+    return W_enc.double() * scale, W_dec.double() / scale, b_dec.double() / scale
+
+
+def fold_gate(
+    W_enc: torch.Tensor, b_gate: torch.Tensor, b_mag: torch.Tensor, r_mag: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A gated SAE with tied weights as a JumpReLU (Rajamanoharan et al. 2024, arXiv 2404.16014, section 3.2).
+
+    With `pi = h @ W_enc` the feature is `1[pi + b_gate > 0] * relu(m)` for `m = pi * exp(r_mag) + b_mag`, and
+    `pi + b_gate > 0  <=>  m > b_mag - b_gate * exp(r_mag)` since `exp(r_mag) > 0`.
+
+    Returns:
+        W_enc * exp(r_mag), b_enc = b_mag, threshold = max(0, b_mag - b_gate * exp(r_mag)).
+    """
+    gain = r_mag.double().exp()
+    b_mag = b_mag.double()
+    return W_enc.double() * gain, b_mag, (b_mag - b_gate.double() * gain).clamp(min=0)
+
+
+def fold_decoder_norm(
+    W_enc: torch.Tensor, b_enc: torch.Tensor, W_dec: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """SAELens' `rescale_acts_by_decoder_norm`: pre-activations times n_j = |W_dec[j]|, decoder rows divided by it.
+
+    The selection (k largest, or a threshold) is made on the rescaled pre-activations, so it does not change here.
+    """
+    norm = W_dec.double().norm(dim=1).clamp(min=MIN_DECODER_NORM)
+    return W_enc.double() * norm, b_enc.double() * norm, W_dec.double() / norm[:, None]

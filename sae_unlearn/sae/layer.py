@@ -1,0 +1,36 @@
+"""Which decoder layer an SAE reads, from the names that published SAEs give to the place."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import SAEFormatError
+
+
+# TransformerLens: the residual stream after block L, or before it (which is the one after block L - 1).
+RESID_POST = re.compile(r"blocks\.(\d+)\.hook_resid_post")
+RESID_PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+
+# Hugging Face: a decoder layer as a module, or its output, under the names that the model families use.
+LAYER_OUTPUT = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h)\.(\d+)(?:\.output)?")
+
+
+def layer_of_hook(name: str) -> int:
+    """The 0-based decoder layer whose output the hook point `name` is.
+
+    "blocks.9.hook_resid_post", "blocks.10.hook_resid_pre" and "model.layers.9.output" are all the tensor
+    `hidden_states[10]`, the output of layer 9.
+
+    Raises:
+        SAEFormatError: `name` is another place (MLP, attention, embedding, ...).
+    """
+    if not isinstance(name, str):
+        raise SAEFormatError(f"hook name is {name!r}; expected text such as 'blocks.9.hook_resid_post'")
+    if match := RESID_POST.fullmatch(name) or LAYER_OUTPUT.fullmatch(name):
+        return int(match[1])
+    if (match := RESID_PRE.fullmatch(name)) and int(match[1]) >= 1:
+        return int(match[1]) - 1
+    raise SAEFormatError(
+        f"this SAE reads {name!r}, which is not the output of a decoder layer; only residual-stream SAEs are "
+        "supported ('blocks.L.hook_resid_post', or 'blocks.L.hook_resid_pre' with L >= 1): choose a residual-stream SAE"
+    )

@@ -1,0 +1,112 @@
+"""From a folder or a repository to a `SparseAutoencoder`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import SAEFormatError
+from .folder import SAEFolder
+from .location import Location, locate
+from .readers import find_reader, matching_readers
+from .weights import SAEWeights
+
+
+if TYPE_CHECKING:
+    from .autoencoder import SparseAutoencoder
+
+
+def load_pretrained(
+    cls: type[SparseAutoencoder],
+    id_or_path: str | os.PathLike[str],
+    subfolder: str | None,
+    revision: str | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> SparseAutoencoder:
+    """Does the work of `SparseAutoencoder.from_pretrained`; arguments and errors are described there."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
+    name = os.fspath(id_or_path)
+    subfolder = clean_subfolder(subfolder)
+    location = locate(name, revision, cache_dir, token, local_files_only)
+    where = name if not subfolder else f"{name}/{subfolder}"
+    prefix = f"{subfolder}/" if subfolder else ""
+    names = [file[len(prefix) :] for file in location.names if file.startswith(prefix)]
+    try:
+        reader, files = find_reader(names, where)
+    except SAEFormatError as error:
+        hint = subfolder_hint(location, subfolder)
+        raise SAEFormatError(f"{error}{hint}") if hint else error from None
+
+    paths = [location.fetch(prefix + file) for file in files]
+    root = Path(*paths[0].parts[: len(paths[0].parts) - len(PurePosixPath(files[0]).parts)])
+    label = where if location.revision else (Path(name).expanduser().absolute() / subfolder).as_posix()
+    weights = reader.read(SAEFolder(root, files, label))
+    source = {
+        "id": name,
+        "revision": location.revision,
+        "subfolder": subfolder or None,
+        "architecture": weights.architecture,
+        "format": reader.name,
+        "sha256": sha256_of(weights.weights_file),
+    }
+    return build(cls, weights, source, where, device, dtype)
+
+
+def build(
+    cls: type[SparseAutoencoder],
+    weights: SAEWeights,
+    source: dict[str, str | None],
+    where: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> SparseAutoencoder:
+    """Rounds the folded weights to `dtype`, once, and checks them."""
+    tensors = {name: getattr(weights, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+    placed = {name: None if t is None else t.to(dtype=dtype, device=device) for name, t in tensors.items()}
+    try:
+        return cls(**placed, architecture=weights.architecture, k=weights.k, layer=weights.layer, source=source)
+    except ValueError as error:
+        raise SAEFormatError(f"{where}: {error}") from error
+
+
+def clean_subfolder(subfolder: str | None) -> str:
+    """`subfolder` with single "/" and none at the ends; raises where it leads out of the repository."""
+    if subfolder is None:
+        return ""
+    path = PurePosixPath(str(subfolder).replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"subfolder={subfolder!r}; expected a path inside the folder or repository, without '..'")
+    return "" if path == PurePosixPath(".") else path.as_posix()
+
+
+def subfolder_hint(location: Location, wanted: str, limit: int = 3) -> str:
+    """' Did you mean subfolder=...?' where other folders of `location` hold SAEs, the most similar names first."""
+    below: dict[str, list[str]] = {}
+    for name in location.names:
+        parts = name.split("/")
+        for depth in range(len(parts)):
+            below.setdefault("/".join(parts[:depth]), []).append("/".join(parts[depth:]))
+    candidates = [folder for folder, names in below.items() if matching_readers(names)]
+    if not candidates:
+        return ""
+    close = sorted(candidates)[:limit]
+    if wanted:
+        close = difflib.get_close_matches(wanted, candidates, n=limit, cutoff=0.0)
+    choices = " or ".join(f"subfolder={folder!r}" if folder else "no subfolder" for folder in close)
+    return f". Did you mean {choices}? ({len(candidates)} folders hold SAEs)"
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,156 @@
+"""SAELens' `cfg.json`, in the spellings of SAELens 3 to 6, reduced to what changes the numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SAEFormatError
+from ..layer import layer_of_hook
+
+
+CONFIG = "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
+SCALER = "activation_scaler.json"  # written beside training checkpoints, whose input scale is not folded yet
+
+ARCHITECTURES = {
+    "standard": "standard",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+    "topk": "topk",
+    "batchtopk": "batchtopk",
+    "matryoshka_batchtopk": "batchtopk",
+}
+# Spellings before SAELens 6, where everything lay at the top level.
+RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
+RESCALE_MEND = "fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that"
+
+
+@dataclass(frozen=True)
+class SAELensConfig:
+    """The settings of a SAELens SAE that the weights do not show by themselves.
+
+    Attributes:
+        architecture: this library's name for it.
+        d_in, d_sae: sizes, or None where the file does not say.
+        k: for topk.
+        layer: 0-based decoder layer read, or None where the file does not say.
+        apply_b_dec_to_input: whether b_dec is subtracted from the input.
+        rescale_acts_by_decoder_norm: whether pre-activations are multiplied by the decoder rows' norms.
+        finetuning_scaling_factor: whether a gain on the activations applies.
+        input_scale: factor on the input, whose inverse applies to the output.
+    """
+
+    architecture: str
+    d_in: int | None
+    d_sae: int | None
+    k: int | None
+    layer: int | None
+    apply_b_dec_to_input: bool
+    rescale_acts_by_decoder_norm: bool
+    finetuning_scaling_factor: bool
+    input_scale: float
+
+
+def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> SAELensConfig:
+    """Reads `cfg.json` (and the scale of a training checkpoint, where there is one).
+
+    Raises:
+        SAEFormatError: a setting that cannot be represented exactly, named with its mend.
+    """
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise SAEFormatError(f"metadata in {where} is a {type(metadata).__name__}; expected an object")
+    cfg = {RENAMED.get(key, key): value for key, value in {**metadata, **raw}.items()}
+
+    refuse_unfoldable(cfg, where)
+    architecture = architecture_of(cfg, where)
+    k = None
+    if architecture == "topk":
+        kwargs = cfg.get("activation_fn_kwargs") or {}
+        k = cfg["k"] if "k" in cfg else kwargs.get("k")
+        if isinstance(k, bool) or not isinstance(k, (int, float)) or k != int(k):
+            raise SAEFormatError(f"k in {where} is {k!r}; expected the integer number of features kept per token")
+        k = int(k)
+    selects_by_norm = raw.get("architecture") in ("topk", "batchtopk", "matryoshka_batchtopk")
+    return SAELensConfig(
+        architecture=architecture,
+        d_in=cfg.get("d_in"),
+        d_sae=cfg.get("d_sae"),
+        k=k,
+        layer=layer_from(cfg, where),
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+        rescale_acts_by_decoder_norm=selects_by_norm and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        finetuning_scaling_factor=bool(cfg.get("finetuning_scaling_factor", False)),
+        input_scale=input_scale_of(cfg, scaler, where),
+    )
+
+
+def architecture_of(cfg: dict[str, Any], where: str) -> str:
+    """This library's name for the architecture; a folded JumpReLU keeps the name it was trained under."""
+    name = cfg.get("architecture", "standard")
+    activation = cfg.get("activation_fn", "relu")
+    if name == "standard" and activation == "topk":
+        name = "topk"  # how SAELens before 6 wrote it
+    elif activation not in ("relu", "topk", "jumprelu"):
+        raise SAEFormatError(f"activation_fn={activation!r} in {where} is not supported; expected 'relu' or 'topk'")
+    if name not in ARCHITECTURES:
+        raise SAEFormatError(
+            f"architecture={name!r} in {where} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+        )
+    trained_as = ARCHITECTURES.get(cfg.get("training_architecture") or "")
+    if name == "jumprelu" and trained_as in ("batchtopk", "gated"):
+        return trained_as
+    return ARCHITECTURES[name]
+
+
+def refuse_unfoldable(cfg: dict[str, Any], where: str) -> None:
+    """Raises where the SAE reads one attention head or reshapes its input."""
+    reshape = cfg.get("reshape_activations") or "none"
+    if reshape != "none":
+        raise SAEFormatError(
+            f"reshape_activations={reshape!r} in {where}: attention-head SAEs do not read the residual stream; "
+            "choose an SAE on 'blocks.L.hook_resid_post'"
+        )
+    if cfg.get("hook_head_index") is not None:
+        raise SAEFormatError(
+            f"hook_head_index={cfg['hook_head_index']!r} in {where}: the SAE reads one attention head; "
+            "choose an SAE on 'blocks.L.hook_resid_post'"
+        )
+
+
+def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> float:
+    """The constant factor on the input: 1, or the one in `activation_scaler.json`; anything else is refused."""
+    mode = cfg.get("normalize_activations")
+    if isinstance(mode, bool):  # before SAELens 4
+        mode = "expected_average_only_in" if mode else "none"
+    if mode is None or mode == "none":
+        return 1.0
+    if mode != "expected_average_only_in":
+        raise SAEFormatError(
+            f"normalize_activations={mode!r} in {where} depends on each token's norm or on statistics that are not in "
+            "the weights, so it cannot be folded; use an SAE with normalize_activations='none'"
+        )
+    if scaler is None:
+        raise SAEFormatError(
+            f"normalize_activations='expected_average_only_in' in {where}, but the scale is not in the "
+            f"folder; {RESCALE_MEND}"
+        )
+    scale = scaler.get("scaling_factor")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale <= 0:
+        raise SAEFormatError(f"scaling_factor in {SCALER} beside {where} is {scale!r}; expected a number > 0")
+    if scaler.get("has_whitening"):
+        raise SAEFormatError(f"{SCALER} beside {where} asks for whitening, which is not supported; {RESCALE_MEND}")
+    return float(scale)
+
+
+def layer_from(cfg: dict[str, Any], where: str) -> int | None:
+    """The layer that `hook_name` names, or `hf_hook_name` where there is no `hook_name`."""
+    name = cfg.get("hook_name") or cfg.get("hf_hook_name")
+    if not name:
+        return None
+    try:
+        return layer_of_hook(name)
+    except SAEFormatError as error:
+        raise SAEFormatError(f"{where}: {error}") from None

@@ -1,0 +1,72 @@
+"""Writing an SAE in SAELens' on-disk format."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .readers.saelens_config import CONFIG, WEIGHTS
+
+
+if TYPE_CHECKING:
+    from .autoencoder import SparseAutoencoder
+
+# The release of SAELens whose layout is written; without it SAELens reads the file as one from before version 6.
+SAELENS_LAYOUT = "6.0.0"
+
+
+def save_saelens(sae: SparseAutoencoder, save_directory: str | os.PathLike[str]) -> None:
+    """Writes `cfg.json` and `sae_weights.safetensors`; see `SparseAutoencoder.save_pretrained`."""
+    from safetensors.torch import save_file  # late: keeps the import of this package light
+
+    folder = Path(save_directory)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; pass a folder to write {CONFIG} and {WEIGHTS} into")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = saelens_config(sae)
+    names = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if config["architecture"] == "jumprelu" else [])
+    tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
+    replace_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    text = json.dumps(config, indent=2) + "\n"
+    replace_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
+    """The `cfg.json` under which SAELens computes what `sae` computes."""
+    architecture = sae.architecture if sae.architecture in ("standard", "topk") else "jumprelu"
+    metadata: dict[str, Any] = {"sae_lens_version": SAELENS_LAYOUT, "training_architecture": sae.architecture}
+    if sae.layer is not None:
+        metadata["hook_name"] = f"blocks.{sae.layer}.hook_resid_post"
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(sae.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    if architecture == "topk":
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    return config
+
+
+def replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside `path` under a temporary name and renames: readers see the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files for the owner alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

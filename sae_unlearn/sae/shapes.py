@@ -1,0 +1,31 @@
+"""Do the raw tensors of a file fit together? Asked before any arithmetic is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import SAEFormatError
+
+
+# Raw per-feature vectors of the published formats, beside the matrices.
+SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[int, int]:
+    """`(d_in, d_sae)`, taken from `W_enc`; every name not in SHAPES is a vector [d_sae].
+
+    Raises:
+        SAEFormatError: a shape contradicts W_enc's.
+    """
+    W_enc = tuple(shapes["W_enc"])
+    if len(W_enc) != 2 or 0 in W_enc:
+        raise SAEFormatError(f"W_enc in {path} has shape {list(W_enc)}; expected a non-empty matrix [d_in, d_sae]")
+    sizes = {"d_in": W_enc[0], "d_sae": W_enc[1]}
+    for name, shape in shapes.items():
+        expected = tuple(sizes[axis] for axis in SHAPES.get(name, ("d_sae",)))
+        if tuple(shape) != expected:
+            raise SAEFormatError(
+                f"{name} in {path} has shape {list(shape)}; W_enc is {list(W_enc)}, so expected {list(expected)}"
+            )
+    return W_enc[0], W_enc[1]

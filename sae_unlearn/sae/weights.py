@@ -1,0 +1,28 @@
+"""What a reader hands back: the folded weights of one autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class SAEWeights:
+    """Folded weights in the file's dtype, or in float64 where folding changed them.
+
+    Attributes:
+        W_enc, b_enc, W_dec, b_dec, threshold, architecture, k, layer: as in `SparseAutoencoder`.
+        weights_file: the file the tensors came from; its sha256 identifies the SAE.
+    """
+
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    weights_file: Path
+    architecture: str
+    threshold: torch.Tensor | None = None
+    k: int | None = None
+    layer: int | None = None
