@@ -39,7 +39,8 @@ class SparseAutoencoder(nn.Module):
         architecture: one of `standard`, `jumprelu`, `gated`, `batchtopk`, `topk`.
         threshold: [d_sae], for jumprelu, gated and batchtopk; negative values act as 0, as the ReLU makes them.
         k: features kept per token, for topk.
-        layer: 0-based decoder layer whose output the SAE reads (`hidden_states[layer + 1]`), or None if not known.
+        layer: 0-based decoder layer whose output the SAE reads, or None if not known. It is
+            `hidden_states[layer + 1]`, but for the last layer, whose entry transformers gives after the final norm.
         source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file.
 
     Raises:

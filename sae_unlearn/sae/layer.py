@@ -18,8 +18,8 @@ LAYER_OUTPUT = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h)\.(\d+)(?:\.output)?"
 def layer_of_hook(name: str) -> int:
     """The 0-based decoder layer whose output the hook point `name` is.
 
-    "blocks.9.hook_resid_post", "blocks.10.hook_resid_pre" and "model.layers.9.output" are all the tensor
-    `hidden_states[10]`, the output of layer 9.
+    "blocks.9.hook_resid_post", "blocks.10.hook_resid_pre" and "model.layers.9.output" are the same tensor: what
+    layer 9 hands to layer 10.
 
     Raises:
         SAEFormatError: `name` is another place (MLP, attention, embedding, ...).
@@ -32,5 +32,5 @@ def layer_of_hook(name: str) -> int:
         return int(match[1]) - 1
     raise SAEFormatError(
         f"this SAE reads {name!r}, which is not the output of a decoder layer; only residual-stream SAEs are "
-        "supported ('blocks.L.hook_resid_post', or 'blocks.L.hook_resid_pre' with L >= 1): choose a residual-stream SAE"
+        "supported ('blocks.L.hook_resid_post', or 'blocks.L.hook_resid_pre' with L >= 1)"
     )

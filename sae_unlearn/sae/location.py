@@ -109,7 +109,7 @@ def locate_repository(
     if cached is None:
         raise huggingface_hub.errors.LocalEntryNotFoundError(
             f"{repo_id} at revision {revision or 'main'} is not in the cache, and local_files_only (or "
-            "HF_HUB_OFFLINE) forbids a download; allow it, or download the repository first"
+            "(or HF_HUB_OFFLINE) forbids a download; allow it, or download the repository first"
         )
     return cached
 

@@ -3,12 +3,11 @@
 To add one, write a file with a `READER` and list it below; a user's own is added with `register_reader`.
 """
 
-from . import saelens
+from . import gemma_scope, gemma_scope_2, saelens
 from .registry import READERS, Reader, find_reader, matching_readers, needs, register_reader
 
 
 __all__ = ["READERS", "Reader", "find_reader", "matching_readers", "needs", "register_reader"]
 
-for reader in (saelens.READER,):
-    register_reader(reader)
-del reader
+for module in (saelens, gemma_scope, gemma_scope_2):
+    register_reader(module.READER)
