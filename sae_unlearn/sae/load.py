@@ -72,7 +72,7 @@ def build(
 ) -> SparseAutoencoder:
     """Rounds the folded weights to `dtype`, once, and checks them."""
     tensors = {name: getattr(weights, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
-    placed = {name: None if t is None else t.to(dtype=dtype, device=device) for name, t in tensors.items()}
+    placed = {name: None if t is None else t.to(dtype).to(device) for name, t in tensors.items()}
     try:
         return cls(**placed, architecture=weights.architecture, k=weights.k, layer=weights.layer, source=source)
     except ValueError as error:

@@ -91,9 +91,7 @@ def read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[np.
     """Reads a `.npy` header (version 1.0, whose length is bounded by 64 kB) and leaves `file` at the data."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
-        raise SAEFormatError(
-            f"{info.filename} in {path} has .npy version {version}; expected (1, 0), as np.savez writes"
-        )
+        raise SAEFormatError(f"{info.filename} in {path} has .npy version {version}; expected (1, 0)")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
     if dtype.name not in DTYPES:
         raise SAEFormatError(f"{info.filename} in {path} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
@@ -120,14 +118,10 @@ def read_array(
         while filled < len(view):
             count = file.readinto(view[filled : filled + CHUNK])
             if not count:
-                raise SAEFormatError(
-                    f"{info.filename} in {path} ends after {filled} of {len(view)} bytes; download again"
-                )
+                raise SAEFormatError(f"{info.filename} in {path} ends after {filled} of {len(view)} bytes")
             filled += count
         if file.read(1):  # reading to the end also checks the CRC
-            raise SAEFormatError(
-                f"{info.filename} in {path} is longer than its shape {list(shape)}; download it again"
-            )
+            raise SAEFormatError(f"{info.filename} in {path} is longer than its shape {list(shape)}")
     data = data.astype(dtype.newbyteorder("="), copy=False)
     array = data.reshape(shape[::-1]).T if fortran else data.reshape(shape)
     return torch.from_numpy(np.ascontiguousarray(array))

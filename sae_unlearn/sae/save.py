@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,14 +59,9 @@ def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
 
 def replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes beside `path` under a temporary name and renames: readers see the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files for the owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Gemma Scope 2: `params.safetensors` with w_enc, b_enc, w_dec, b_dec, threshold, and usually `config.json`.
 
-The folder names layer and place, "resid_post/layer_9_width_16k_l0_small"; `config.json` says the same as a module of the
-Hugging Face model, `hf_hook_point_in: "model.layers.9.output"`. Source of the layout:
+The folder names layer and place, "resid_post/layer_9_width_16k_l0_small"; `config.json` says the same as a module of
+the Hugging Face model, `hf_hook_point_in: "model.layers.9.output"`. Source of the layout:
 https://huggingface.co/google/gemma-scope-2-270m-pt and SAELens' `gemma_3` loader.
 """
 
@@ -51,7 +51,7 @@ def layer_of_config(config: dict[str, Any], where: str) -> int | None:
     """The layer in `hf_hook_point_in`; None where the file does not name a hook point.
 
     Raises:
-        SAEFormatError: another architecture or place, or an output that is not at the place of the input (a transcoder).
+        SAEFormatError: another architecture or place, or an output elsewhere than the input (a transcoder).
     """
     architecture = config.get("architecture", "jump_relu")
     if architecture != "jump_relu":

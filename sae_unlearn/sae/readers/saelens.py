@@ -6,7 +6,7 @@ Source of the layout: SAELens (https://github.com/decoderesearch/SAELens), `sae_
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -16,6 +16,7 @@ from ..folder import SAEFolder
 from ..json_file import read_json_object
 from ..safetensors_file import read_tensors, require
 from ..shapes import check_shapes
+from ..validate import THRESHOLD_ARCHITECTURES
 from ..weights import SAEWeights
 from .registry import Reader, needs
 from .saelens_config import CONFIG, SCALER, WEIGHTS, SAELensConfig, parse_config
@@ -26,6 +27,7 @@ TENSORS = (
     *("scaling_factor", "finetuning_scaling_factor"),
 )
 MATRICES = ("W_enc", "W_dec", "b_dec")
+GATE = ("b_gate", "b_mag", "r_mag")
 
 
 def read(folder: SAEFolder) -> SAEWeights:
@@ -48,14 +50,14 @@ def read(folder: SAEFolder) -> SAEWeights:
             raise SAEFormatError(f"{path} has {name}={size} but {folder.file(CONFIG)} says {getattr(config, name)}")
 
     W_enc, W_dec, b_dec = (tensors[name] for name in MATRICES)
+    refuse_contradiction(set(tensors), topk_threshold is not None, config.architecture, path)
     threshold: torch.Tensor | None = None
     if "b_gate" in tensors:
-        W_mag, b_enc, threshold = fold_gate(W_enc, *require(tensors, ("b_gate", "b_mag", "r_mag"), path))
+        W_enc, b_enc, threshold = fold_gate(W_enc, *require(tensors, GATE, path))
     else:
-        W_mag, (b_enc,) = W_enc, require(tensors, ("b_enc",), path)
-        if config.architecture in ("jumprelu", "gated", "batchtopk"):
+        (b_enc,) = require(tensors, ("b_enc",), path)
+        if config.architecture in THRESHOLD_ARCHITECTURES:
             threshold = stored_threshold(tensors, topk_threshold, d_sae, path)
-    W_enc = W_mag
     if config.apply_b_dec_to_input:
         b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
     if config.rescale_acts_by_decoder_norm:
@@ -68,8 +70,22 @@ def read(folder: SAEFolder) -> SAEWeights:
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, config.architecture, threshold, config.k, config.layer)
 
 
+def refuse_contradiction(names: set[str], has_topk_threshold: bool, architecture: str, path: Path) -> None:
+    """Raises where the tensors say another architecture than the configuration: one of the two would be ignored."""
+    gate = names & set(GATE)
+    threshold = names & {"threshold", "log_threshold"} | ({"topk_threshold"} if has_topk_threshold else set())
+    surplus = gate if architecture != "gated" else set()
+    if architecture not in THRESHOLD_ARCHITECTURES or gate:
+        surplus = surplus | threshold
+    if surplus:
+        raise SAEFormatError(
+            f"{path} holds {', '.join(sorted(surplus))}, which an SAE with architecture={architecture!r} does not have; "
+            "correct the architecture in its configuration"
+        )
+
+
 def stored_threshold(
-    tensors: dict[str, torch.Tensor], topk_threshold: torch.Tensor | None, d_sae: int, path: Any
+    tensors: dict[str, torch.Tensor], topk_threshold: torch.Tensor | None, d_sae: int, path: Path
 ) -> torch.Tensor:
     """The threshold [d_sae] under any of its spellings: per feature, as a logarithm, or BatchTopK's one number."""
     if "threshold" in tensors:
@@ -81,7 +97,7 @@ def stored_threshold(
     raise SAEFormatError(f"{path} lacks threshold; it holds {', '.join(sorted(tensors))}")
 
 
-def finetuning_gain(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: Any) -> torch.Tensor | None:
+def finetuning_gain(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: Path) -> torch.Tensor | None:
     """Gain [d_sae] on the activations before decoding, which SAELens before 6 could fine-tune; None where it is 1."""
     gain = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
     if gain is None or bool((gain == 1).all()):

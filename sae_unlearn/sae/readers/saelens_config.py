@@ -68,9 +68,9 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
     architecture = architecture_of(cfg, where)
     k = None
     if architecture == "topk":
-        kwargs = cfg.get("activation_fn_kwargs") or {}
-        k = cfg["k"] if "k" in cfg else kwargs.get("k")
-        if isinstance(k, bool) or not isinstance(k, (int, float)) or k != int(k):
+        kwargs = cfg.get("activation_fn_kwargs")
+        k = cfg.get("k", kwargs.get("k") if isinstance(kwargs, dict) else None)
+        if isinstance(k, bool) or not isinstance(k, (int, float)) or not float(k).is_integer():
             raise SAEFormatError(f"k in {where} is {k!r}; expected the integer number of features kept per token")
         k = int(k)
     selects_by_norm = raw.get("architecture") in ("topk", "batchtopk", "matryoshka_batchtopk")
@@ -89,8 +89,8 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
 
 def architecture_of(cfg: dict[str, Any], where: str) -> str:
     """This library's name for the architecture; a folded JumpReLU keeps the name it was trained under."""
-    name = cfg.get("architecture", "standard")
-    activation = cfg.get("activation_fn", "relu")
+    name = str(cfg.get("architecture", "standard"))
+    activation = cfg.get("activation_fn") or "relu"
     if name == "standard" and activation == "topk":
         name = "topk"  # how SAELens before 6 wrote it
     elif activation not in ("relu", "topk", "jumprelu"):
@@ -99,7 +99,7 @@ def architecture_of(cfg: dict[str, Any], where: str) -> str:
         raise SAEFormatError(
             f"architecture={name!r} in {where} is not supported; expected one of {', '.join(ARCHITECTURES)}"
         )
-    trained_as = ARCHITECTURES.get(cfg.get("training_architecture") or "")
+    trained_as = ARCHITECTURES.get(str(cfg.get("training_architecture")))
     if name == "jumprelu" and trained_as in ("batchtopk", "gated"):
         return trained_as
     return ARCHITECTURES[name]
