@@ -1,0 +1,141 @@
+"""Tiny random models of many architectures, and guardrails planted on them so that the gate really divides rows."""
+
+import copy
+from functools import cache
+
+import torch
+import transformers as t
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from sae_unlearn import SAEGuardrailConfig
+from sae_unlearn.guardrail.model import guard_layers
+
+
+VOCAB, WIDTH, LAYERS = 97, 32, 4
+PAD, BOS, EOS = 0, 1, 96
+
+_LLAMA = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+_NO_GROUPS = {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"}
+_GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": WIDTH,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": 128,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+_GEMMA = {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
+_BLOOM = {"vocab_size": VOCAB, "hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4, "pad_token_id": PAD}
+
+ZOO = {
+    "llama": lambda: t.LlamaConfig(**_LLAMA),
+    "mistral": lambda: t.MistralConfig(**_LLAMA, sliding_window=6),
+    "qwen2": lambda: t.Qwen2Config(**_LLAMA),
+    "qwen3": lambda: t.Qwen3Config(**_LLAMA, head_dim=8),
+    "gemma2": lambda: t.Gemma2Config(**_LLAMA, **_GEMMA),
+    "gemma3": lambda: t.Gemma3TextConfig(**_LLAMA, **_GEMMA),
+    "gpt2": lambda: t.GPT2Config(**_GPT2),
+    "gptj": lambda: t.GPTJConfig(**_GPT2, rotary_dim=4),
+    "gpt_neox": lambda: t.GPTNeoXConfig(**_NO_GROUPS),
+    "opt": lambda: t.OPTConfig(
+        **{k: v for k, v in _NO_GROUPS.items() if k != "intermediate_size"}, ffn_dim=48, word_embed_proj_dim=WIDTH
+    ),
+    "phi": lambda: t.PhiConfig(**_LLAMA),
+    "falcon": lambda: t.FalconConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        alibi=False,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        max_position_embeddings=128,
+    ),
+    "bloom": lambda: t.BloomConfig(**_BLOOM, bos_token_id=BOS, eos_token_id=EOS),
+    "stablelm": lambda: t.StableLmConfig(**_LLAMA),
+    "mixtral": lambda: t.MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
+    "gpt_oss": lambda: t.GptOssConfig(
+        **_LLAMA, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
+    "falcon_h1": lambda: t.FalconH1Config(
+        **_LLAMA, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8
+    ),
+}
+
+
+@cache
+def _base(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(ZOO[name]()).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.25)
+            model.get_output_embeddings().weight.mul_(0.15)  # flat logits, so that beams really diverge
+    model.config._name_or_path = model.name_or_path = f"tiny-{name}"
+    model.generation_config.eos_token_id = None  # generate to the end, so that runs can be compared token by token
+    return model
+
+
+def base_model(name: str) -> nn.Module:
+    """A fresh copy of the tiny model of an architecture: 4 layers, width 32, the same weights every time."""
+    return copy.deepcopy(_base(name))
+
+
+def token_ids(batch: int, seq: int, seed: int = 0) -> torch.Tensor:
+    """Random content tokens (no special ones)."""
+    return torch.randint(2, EOS - 1, (batch, seq), generator=torch.Generator().manual_seed(seed))
+
+
+def planted_config(layer: int = 1, num_features: int = 6, **fields) -> SAEGuardrailConfig:
+    fields = {"threshold": 0.4, "special_token_ids": [PAD, BOS, EOS]} | fields
+    return SAEGuardrailConfig(layer=layer, num_features=num_features, **fields)
+
+
+def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: float = 3.0) -> None:
+    """Fill a guardrail with random directions whose thresholds make about half of random tokens hot."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = next(x for x in guard_layers(model) if adapter_name in x.guard_config)
+    config = layer.guard_config[adapter_name]
+    encoder, decoder = layer.sae_guardrail_encoder[adapter_name], layer.sae_guardrail_decoder[adapter_name]
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.no_grad():
+        layer.enable_adapters(False)
+        ids = token_ids(16, 20)
+        states = bare(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states
+        layer.enable_adapters(True)
+        residual = states[config.layer + 1].flatten(0, 1)
+        directions = torch.randn(config.num_features, residual.shape[1], generator=generator)
+        directions = nn.functional.normalize(directions)
+        peaks = (residual @ directions.T).amax(dim=1)
+        encoder.weight.copy_(directions)
+        encoder.threshold.fill_(peaks.median().clamp(min=0))
+        decoder.weight.copy_(directions)
+        decoder.clamp.fill_(-dose * peaks.abs().mean())
+
+
+def padded(rows: list[torch.Tensor], side: str = "left") -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` of rows `[seq_i]` as one batch."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), PAD)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
