@@ -108,8 +108,8 @@ def locate_repository(
     cached = cached_repository(repo_id, revision, cache_dir)
     if cached is None:
         raise huggingface_hub.errors.LocalEntryNotFoundError(
-            f"{repo_id} at revision {revision or 'main'} is not in the cache (nor a folder here), and local_files_only (or "
-            "(or HF_HUB_OFFLINE) forbids a download; allow it, or download the repository first"
+            f"{repo_id} at revision {revision or 'main'} is neither a folder here nor in the cache, and "
+            "local_files_only (or HF_HUB_OFFLINE) forbids a download; allow it, or download the repository first"
         )
     return cached
 

@@ -32,7 +32,6 @@ BROKEN = (
     zlib.error,
     EOFError,
     ValueError,
-    NotImplementedError,
     RuntimeError,
     OSError,
     SyntaxError,

@@ -79,7 +79,7 @@ def refuse_contradiction(names: set[str], has_topk_threshold: bool, architecture
         surplus = surplus | threshold
     if surplus:
         raise SAEFormatError(
-            f"{path} holds {', '.join(sorted(surplus))}, which an SAE with architecture={architecture!r} does not have; "
+            f"{path} holds {', '.join(sorted(surplus))}, which a {architecture!r} SAE does not have; "
             "correct the architecture in its configuration"
         )
 
