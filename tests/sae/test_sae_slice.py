@@ -1,0 +1,84 @@
+"""A slice computes its features as the whole SAE does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sae_folders import D_IN, D_SAE, residual, tiny
+
+from sae_unlearn.sae import SAESlice
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "batchtopk"])
+def test_a_slice_gives_the_same_activations_and_decoder_rows(architecture):
+    sae, h, ids = tiny(architecture, torch.float64), residual(2, 20, dtype=torch.float64), [7, 0, 3]
+    part = sae.slice(ids)
+    assert part.feature_ids == ids
+    assert part.W_enc.shape == (D_IN, 3)
+    torch.testing.assert_close(part.encode(h), sae.encode(h)[..., ids], rtol=0, atol=1e-12)
+    assert torch.equal(part.W_dec, sae.W_dec[ids])
+    assert torch.equal(part.threshold, sae.threshold[ids])
+
+
+def test_a_slice_is_a_copy_without_gradients():
+    sae = tiny()
+    part = sae.slice([1])
+    part.W_enc.zero_()
+    assert sae.W_enc[:, 1].abs().sum() > 0
+    assert not part.W_dec.requires_grad
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        part.W_enc = part.W_enc
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([2, 4]), np.array([2, 4]), (2, np.int64(4)), range(2, 5, 2)])
+def test_ids_may_be_any_integers(ids):
+    part = tiny().slice(ids)
+    assert part.feature_ids == [2, 4]
+    assert all(type(i) is int for i in part.feature_ids)
+
+
+def test_a_topk_sae_says_why_it_cannot_be_sliced():
+    with pytest.raises(ValueError, match="depends on the pre-activations of all 10"):
+        tiny("topk").slice([1])
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([], ValueError, "empty"),
+        ([1, 1], ValueError, "more than once"),
+        ([D_SAE], ValueError, "below d_sae=10"),
+        ([-1], ValueError, "out of range"),
+        ([1.0], TypeError, "not an integer"),
+        (torch.tensor([1.0]), TypeError, "not an integer"),
+        ([True, False], TypeError, "bool"),
+        (["3"], TypeError, "not an integer"),
+        ("3", TypeError, "list of integers"),
+        (3, TypeError, "list of integers"),
+    ],
+)
+def test_ids_that_name_no_features_are_refused(ids, error, message):
+    with pytest.raises(error, match=message):
+        tiny().slice(ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature_ids": [1]}, "2 columns for 1 feature ids"),
+        ({"b_enc": torch.zeros(3)}, "b_enc has shape"),
+        ({"W_dec": torch.zeros(2, D_IN, dtype=torch.float64)}, "one dtype"),
+        ({"threshold": torch.tensor([0.1, -0.1])}, "negative"),
+        ({"W_enc": torch.full((D_IN, 2), torch.nan)}, "NaN"),
+    ],
+)
+def test_a_slice_built_by_hand_is_checked(change, message):
+    fields = {field.name: getattr(tiny().slice([1, 2]), field.name) for field in dataclasses.fields(SAESlice)}
+    with pytest.raises(ValueError, match=message):
+        SAESlice(**(fields | change))
+
+
+def test_a_wrong_width_is_named():
+    with pytest.raises(ValueError, match="d_in=6"):
+        tiny().slice([1]).encode(torch.zeros(2, 5))
