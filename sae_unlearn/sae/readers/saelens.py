@@ -60,13 +60,15 @@ def read(folder: SAEFolder) -> SAEWeights:
             threshold = stored_threshold(tensors, topk_threshold, d_sae, path)
     if config.apply_b_dec_to_input:
         b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
-    if config.rescale_acts_by_decoder_norm:
-        W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
     gain = finetuning_gain(tensors, config, path)
     if gain is not None:
         W_dec = W_dec.double() * gain.double()[:, None]
     if config.input_scale != 1.0:
         W_enc, W_dec, b_dec = fold_input_scale(W_enc, W_dec, b_dec, config.input_scale)
+    if config.rescale_acts_by_decoder_norm:
+        W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
+        if threshold is not None:  # it is in units of pre * |W_dec[j]|, and the input scale has just divided W_dec
+            threshold = threshold / config.input_scale
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, config.architecture, threshold, config.k, config.layer)
 
 
