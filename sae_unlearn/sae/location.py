@@ -99,9 +99,12 @@ def locate_repository(
         commit = info.sha
 
         def fetch(name: str) -> Path:
-            return Path(
-                huggingface_hub.hf_hub_download(repo_id, name, revision=commit, cache_dir=cache_dir, token=token)
-            )
+            # Asked for by its branch or tag, so that the cache learns which commit that is and serves it offline.
+            for wanted in (revision, commit):
+                path = huggingface_hub.hf_hub_download(repo_id, name, revision=wanted, cache_dir=cache_dir, token=token)
+                if commit in Path(path).parts:
+                    break  # else the branch moved since it was listed
+            return Path(path)
 
         return Location(tuple(sibling.rfilename for sibling in info.siblings or ()), commit, fetch)
 

@@ -105,7 +105,7 @@ def test_a_saelens_folder_subtracts_b_dec_unless_told_otherwise(tmp_path):
     w = double(tensors())
     for number, (change, h) in enumerate([({}, H - w["b_dec"]), ({"apply_b_dec_to_input": False}, H)]):
         sae = load(write_saelens(tmp_path / str(number), tensors(), **change))
-        torch.testing.assert_close(sae.pre_activations(h * 0 + H), h @ w["W_enc"] + w["b_enc"], rtol=0, atol=1e-9)
+        torch.testing.assert_close(sae.pre_activations(H), h @ w["W_enc"] + w["b_enc"], rtol=0, atol=1e-9)
         assert torch.equal(sae.threshold, w["threshold"])
 
 
@@ -132,9 +132,7 @@ def test_the_spellings_of_older_saelens_are_read(tmp_path):
     sae = load(write_saelens(tmp_path, weights, **OLD))
     w = double(tensors())
     assert (sae.architecture, sae.layer) == ("standard", 9)
-    torch.testing.assert_close(
-        sae.encode(H), torch.relu((H - w["b_dec"]) @ w["W_enc"] + w["b_enc"]), rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(sae.encode(H), torch.relu((H - w["b_dec"]) @ w["W_enc"] + w["b_enc"]), rtol=0, atol=1e-9)
 
 
 def test_the_older_topk_is_read(tmp_path):
@@ -217,9 +215,7 @@ def test_a_scale_that_cannot_be_folded_is_refused(tmp_path, scaler, message):
 
 def test_a_folder_without_an_sae_lists_what_it_holds_and_what_is_known(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(
-        SAEFormatError, match=r"holds model\.safetensors.*saelens: cfg\.json.*gemma_scope: params\.npz"
-    ):
+    with pytest.raises(SAEFormatError, match=r"holds model\.safetensors.*saelens: cfg\.json.*gemma_scope: params\.npz"):
         load(tmp_path)
 
 
