@@ -5,8 +5,12 @@ from sae_unlearn.guardrail import (
     GuardrailError,
     GuardrailNotReady,
     SAEGuardrailConfig,
+    attach_guardrail,
+    detach_guardrail,
+    fit_guardrail,
     record_firings,
 )
+from sae_unlearn.sae import SAEFormatError, SAESlice, SparseAutoencoder
 from sae_unlearn.version import __version__
 
 
@@ -14,7 +18,13 @@ __all__ = [
     "Firing",
     "GuardrailError",
     "GuardrailNotReady",
+    "SAEFormatError",
     "SAEGuardrailConfig",
+    "SAESlice",
+    "SparseAutoencoder",
     "__version__",
+    "attach_guardrail",
+    "detach_guardrail",
+    "fit_guardrail",
     "record_firings",
 ]

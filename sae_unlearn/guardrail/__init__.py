@@ -7,9 +7,12 @@ layers are placed), and beside them the gate, its state, fitting and attaching. 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
+from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Firing, record_firings
+from sae_unlearn.guardrail.fit import fit_guardrail
+from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import SAEGuardrailModel
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
@@ -20,10 +23,14 @@ if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
 
 __all__ = [
     "Firing",
+    "GuardedModel",
     "GuardrailError",
     "GuardrailNotReady",
     "SAEGuardrailConfig",
     "SAEGuardrailLayer",
     "SAEGuardrailModel",
+    "attach_guardrail",
+    "detach_guardrail",
+    "fit_guardrail",
     "record_firings",
 ]

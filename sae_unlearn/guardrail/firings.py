@@ -55,7 +55,7 @@ class Recorder:
         return own or list(recorders)
 
     def note(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
-        """`seen` is the request's `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`."""
+        """`seen`: the request's `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`."""
         if isinstance(seen, GateHistory):
             if any(entry is seen for _, _, entry in self._seen):
                 return

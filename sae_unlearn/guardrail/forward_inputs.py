@@ -163,12 +163,13 @@ def _refuse_packed(given: dict[str, Any]) -> None:
             "training); use padded batches and `generate`."
         )
     positions = given.get("position_ids")
-    if given.get("attention_mask") is None and isinstance(positions, Tensor) and positions.ndim == 2:
-        if positions.shape[1] > 1 and not torch.compiler.is_compiling() and bool((positions.diff(dim=1) <= 0).any()):
-            raise NotImplementedError(
-                "position_ids restart within a row and there is no attention mask: this looks like packed sequences, "
-                "which a guardrail cannot tell apart. Pass an attention mask, or one sequence per row."
-            )
+    if given.get("attention_mask") is not None or not isinstance(positions, Tensor) or positions.ndim != 2:
+        return
+    if not torch.compiler.is_compiling() and bool((positions.diff(dim=1) <= 0).any()):
+        raise NotImplementedError(
+            "position_ids restart within a row and there is no attention mask: this looks like packed sequences, "
+            "which a guardrail cannot tell apart. Pass an attention mask, or one sequence per row."
+        )
 
 
 def _refuse_foreign_cache(given: dict[str, Any]) -> None:

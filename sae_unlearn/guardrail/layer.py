@@ -32,6 +32,8 @@ from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
 from sae_unlearn.guardrail.gate import Decision, decide
 from sae_unlearn.guardrail.history import find_cache, history_of
+from sae_unlearn.sae import SAESlice
+from sae_unlearn.sae.equations import without_autocast
 
 
 CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
@@ -63,9 +65,22 @@ class GuardrailEncoder(FullPrecision):
         self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
         self.threshold = nn.Parameter(torch.zeros(num_features), requires_grad=False)
 
+    @classmethod
+    def of(cls, part: SAESlice) -> "GuardrailEncoder":
+        """The encoder of a slice of an SAE, in float32."""
+        encoder = cls(*part.W_enc.shape)
+        for parameter, tensor in (
+            (encoder.weight, part.W_enc.T),
+            (encoder.bias, part.b_enc),
+            (encoder.threshold, part.threshold),
+        ):
+            parameter.data.copy_(tensor)
+        return encoder
+
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., d_in]` -> activations `a [..., N]`, in the parameters' precision."""
-        pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        with without_autocast(hidden):
+            pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         return torch.where(pre > self.threshold, pre, torch.zeros_like(pre))
 
 
@@ -83,7 +98,8 @@ class GuardrailDecoder(FullPrecision):
     def forward(self, activations: Tensor, where: Tensor) -> Tensor:
         """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
         change = torch.where(where, self.clamp - activations, torch.zeros_like(activations))
-        return change @ self.weight
+        with without_autocast(change):
+            return change @ self.weight
 
 
 class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
@@ -174,9 +190,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             kept = kept & ~torch.isin(ids, self._special_token_ids(name, kept.device))
         return kept, kept
 
-    def _decide(
-        self, name: str, hot: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None
-    ) -> Decision:
+    def _decide(self, name: str, hot: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Decision:
         config = self.guard_config[name]
         seq = hot.shape[1]
         boundary = None if inputs.wanted is None else seq - inputs.wanted
@@ -230,7 +244,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             raise GuardrailNotReady(f"Guardrail {name!r} has weights that are not finite; fit or download it again.")
         self._checked[name] = seen
 
-    # --------------------------------------------------------------------------------------------------- PEFT's interface
+    # ------------------------------------------------------------------------------------------------ PEFT's interface
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")

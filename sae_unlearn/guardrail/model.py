@@ -1,6 +1,6 @@
 """`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
@@ -36,7 +36,7 @@ class SAEGuardrailModel(BaseTuner):
 
     prefix: str = f"{METHOD}_"
     tuner_layer_cls = SAEGuardrailLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:
         if isinstance(model, PeftModel):
@@ -99,7 +99,7 @@ class SAEGuardrailModel(BaseTuner):
         remove_call_hooks(self.model)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing to do: a guardrail's weights are frozen, and those of the base or of a LoRA are not ours to freeze."""
+        """Nothing: a guardrail's weights are frozen already, and those of the base or of a LoRA are not ours to freeze."""
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError("A guardrail depends on its input and cannot be merged; take it off with `unload()`.")

@@ -1,0 +1,196 @@
+"""Reading a guardrail's folder, which may come from anybody.
+
+    adapter_config.json          the fields of `SAEGuardrailConfig`, plain JSON
+    adapter_model.safetensors    five float32 tensors: encoder weight [N, d_in], bias [N], threshold [N];
+                                 decoder weight [N, d_in], clamp [N]
+
+Nothing else in the folder is read. Names, shapes, dtypes and sizes are checked in the files' headers before any tensor
+is made, and values before any is used.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.layer import CHILD
+from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+_CONFIG_LIMIT = 4 * 2**20
+_HEADER_LIMIT = 2**20
+
+PARTS = {
+    "encoder.weight": "sae_guardrail_encoder.weight",
+    "encoder.bias": "sae_guardrail_encoder.bias",
+    "encoder.threshold": "sae_guardrail_encoder.threshold",
+    "decoder.weight": "sae_guardrail_decoder.weight",
+    "decoder.clamp": "sae_guardrail_decoder.clamp",
+}
+
+
+class Artefact(NamedTuple):
+    """A guardrail as it lies on disk, checked.
+
+    Attributes:
+        config: its configuration.
+        tensors: by the names of `PARTS`.
+        revision: commit of the Hub repository it came from, None for a local folder.
+    """
+
+    config: SAEGuardrailConfig
+    tensors: dict[str, Tensor]
+    revision: str | None
+
+
+def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrailConfig, Path]:
+    """The config of a guardrail in a local folder or a Hub repository, and the file it was read from.
+
+    Args:
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, as in `huggingface_hub`.
+
+    Raises:
+        GuardrailError: there is no guardrail, or its config is malformed.
+    """
+    path = _file(source, CONFIG_NAME, hub)
+    if path.stat().st_size > _CONFIG_LIMIT:
+        raise GuardrailError(f"{CONFIG_NAME} of {source} has {path.stat().st_size} bytes, more than {_CONFIG_LIMIT}.")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise GuardrailError(f"{CONFIG_NAME} of {source} is not JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise GuardrailError(f"{CONFIG_NAME} of {source} holds a {type(stored).__name__} and not a mapping.")
+    if stored.get("peft_type") != PEFT_TYPE.value:
+        raise GuardrailError(
+            f"{source} holds a {stored.get('peft_type')!r} adapter and not a guardrail ({PEFT_TYPE.value!r}); load it "
+            "with `peft.PeftModel.from_pretrained`."
+        )
+    stored.pop("peft_type")
+    stored.pop("runtime_config", None)
+    try:
+        return SAEGuardrailConfig(**SAEGuardrailConfig.check_kwargs(**stored)), path
+    except GuardrailError as error:
+        raise GuardrailError(f"{CONFIG_NAME} of {source}: {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise GuardrailError(f"{CONFIG_NAME} of {source} has a field of the wrong type: {error}") from error
+
+
+def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
+    """A guardrail from a local folder or a Hub repository; see `read_config`.
+
+    Raises:
+        GuardrailError: it is missing or malformed, naming what and where.
+    """
+    config, config_path = read_config(source, **hub)
+    if config.num_features < 1 or config.hidden_size is None or config.threshold is None:
+        raise GuardrailError(
+            f"{CONFIG_NAME} of {source} names no features, no hidden size or no threshold "
+            f"({config.num_features}, {config.hidden_size}, {config.threshold}); it was not written by a fit."
+        )
+    revision = hub.get("revision") if Path(source).is_dir() else _commit(config_path)
+    if not Path(source).is_dir():
+        hub = hub | {"revision": revision or hub.get("revision")}  # both files of one commit
+    path = _file(source, WEIGHTS_NAME, hub)
+    return Artefact(config, _read_tensors(path, source, config), None if Path(source).is_dir() else revision)
+
+
+def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
+    n, d_in = config.num_features, config.hidden_size
+    shapes = {"weight": [n, d_in], "bias": [n], "threshold": [n], "clamp": [n]}
+    expected = 4 * (2 * n * d_in + 3 * n)
+    size = path.stat().st_size
+    if not expected < size <= expected + _HEADER_LIMIT:
+        raise GuardrailError(
+            f"{WEIGHTS_NAME} of {source} has {size} bytes; {n} features of width {d_in} take {expected} and a header."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = {name: _key(list(file.keys()), suffix, source) for name, suffix in PARTS.items()}
+            if len(list(file.keys())) != len(PARTS):
+                extra = sorted(set(file.keys()) - set(keys.values()))
+                raise GuardrailError(f"{WEIGHTS_NAME} of {source} holds unknown tensors: {extra[:5]}.")
+            for name, key in keys.items():
+                found, shape = file.get_slice(key), shapes[name.split(".")[1]]
+                if found.get_shape() != shape or found.get_dtype() != "F32":
+                    raise GuardrailError(
+                        f"{key} of {source} is {found.get_dtype()} {found.get_shape()}; expected F32 {shape}."
+                    )
+            tensors = {name: file.get_tensor(key) for name, key in keys.items()}
+    except SafetensorError as error:
+        raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a sound safetensors file: {error}") from error
+    check_tensors(tensors, str(source))
+    return tensors
+
+
+def check_tensors(tensors: dict[str, Tensor], source: str) -> None:
+    """Raise unless the values can be a guardrail's.
+
+    Raises:
+        GuardrailError: not finite, a negative threshold, a positive clamp, or a feature with no direction.
+    """
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise GuardrailError(f"{name} of {source} holds values that are not finite.")
+    if bool((tensors["encoder.threshold"] < 0).any()):
+        raise GuardrailError(f"encoder.threshold of {source} holds negative values; an SAE's thresholds are >= 0.")
+    if bool((tensors["decoder.clamp"] > 0).any()):
+        raise GuardrailError(f"decoder.clamp of {source} holds positive values, which would amplify the topic.")
+    for name in ("encoder.weight", "decoder.weight"):
+        empty = (tensors[name] == 0).all(dim=1).nonzero().flatten().tolist()
+        if empty:
+            raise GuardrailError(f"{name} of {source} is zero for features {empty[:5]}, which would never be guarded.")
+
+
+def _key(keys: list[str], suffix: str, source: Any) -> str:
+    found = [key for key in keys if key.endswith(f".{CHILD}.{suffix}")]
+    if len(found) != 1:
+        raise GuardrailError(
+            f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{CHILD}.{suffix}, expected 1."
+        )
+    return found[0]
+
+
+def _file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
+    hub = dict(hub)
+    subfolder = hub.pop("subfolder", None)
+    folder = Path(source).expanduser() / subfolder if subfolder else Path(source).expanduser()
+    if folder.is_dir():
+        path = folder / name
+        if not path.is_file():
+            raise GuardrailError(f"{folder} has no {name}; is it a guardrail's folder?")
+        return path
+    try:
+        return Path(hf_hub_download(str(source), name, subfolder=subfolder, **hub))
+    except HFValidationError as error:
+        raise GuardrailError(f"{source} is neither a folder here nor the name of a Hub repository.") from error
+    except LocalEntryNotFoundError as error:
+        raise GuardrailError(
+            f"{source} is no folder here, and {name} of a Hub repository of that name is not in the local cache while "
+            "the Hub cannot be reached."
+        ) from error
+    except EntryNotFoundError as error:
+        raise GuardrailError(f"The Hub repository {source} has no {name}; is it a guardrail?") from error
+    except HfHubHTTPError as error:
+        raise GuardrailError(f"{name} of {source} could not be had from the Hub: {error}") from error
+
+
+def _commit(path: Path) -> str | None:
+    """The commit in a path of huggingface_hub's cache, `.../snapshots/<commit>/...`."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise GuardrailError(f"the config holds {name}, which is not JSON.")

@@ -1,0 +1,267 @@
+"""Putting a guardrail on a model, and taking it off."""
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from sae_unlearn.guardrail.artefact import Artefact, check_tensors, read_artefact
+from sae_unlearn.guardrail.calibration import check_threshold
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.fingerprint import differences
+from sae_unlearn.guardrail.guarded_model import GuardedModel
+from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.model import MODEL_TAGS, SAEGuardrailModel, guard_layers, remove_call_hooks
+from sae_unlearn.sae import SAESlice, SparseAutoencoder
+
+
+def attach_guardrail(
+    model: nn.Module,
+    source: str | os.PathLike[str] | SAEGuardrailConfig,
+    *,
+    adapter_name: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    sae: SparseAutoencoder | None = None,
+    check_base: bool = True,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> PeftModel:
+    """Put a guardrail on a model. Everything is checked before the model is touched.
+
+    Args:
+        model: a causal language model of transformers; or a `PeftModel` with guardrails, which the new one joins; or
+            one with a LoRA, beside which it works. All stay active.
+        source: a local folder, a Hub repository, or an `SAEGuardrailConfig` with `feature_ids`, `threshold` and
+            `clamp_value`, whose rows are taken from `sae` (or from the SAE that its `sae_source` names).
+        adapter_name: its name on the model; default "default", or "guardrail" beside a LoRA.
+        revision: branch, tag or commit of the Hub repository.
+        subfolder: folder in the repository or folder.
+        sae: the SAE, when `source` is a config.
+        check_base: compare the model with the recorded fingerprint of the one it was fitted on. False only warns,
+            for instance for a fine-tuned descendant.
+        token, cache_dir, local_files_only: as in `huggingface_hub`.
+
+    Returns:
+        A `PeftModel` with the guardrail active. The model you passed is wrapped, not copied.
+
+    Raises:
+        GuardrailError: the folder is malformed, the guardrail does not belong to this model, or the name is taken.
+    """
+    bare = bare_model(model)
+    name = free_name(model, adapter_name)
+    if isinstance(source, SAEGuardrailConfig):
+        artefact = _from_config(source, sae)
+    else:
+        artefact = read_artefact(
+            source,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    check_belongs(artefact.config, bare, check_base)
+    return place_guardrail(model, artefact, name)
+
+
+def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
+    """Take a guardrail off, or all of them; what remains computes as if it had never been there, bit for bit.
+
+    Args:
+        model: a model with guardrails.
+        adapter_name: which one; None takes all off.
+
+    Returns:
+        The base model if nothing else is on it, else `model`.
+
+    Raises:
+        GuardrailError: there is no guardrail of that name.
+    """
+    layers = [layer for layer in guard_layers(model) if adapter_name is None or adapter_name in layer.guard_config]
+    if not layers:
+        raise GuardrailError(f"There is no guardrail{f' {adapter_name!r}' if adapter_name else ''} on the model.")
+    bare = bare_model(model)
+    configs = getattr(model, "peft_config", None) or getattr(bare, "peft_config", {})
+    for decoder_layer in find_decoder_layers(bare).layers:
+        layer = getattr(decoder_layer, CHILD, None)
+        if layer is None:
+            continue
+        for name in [n for n in layer.guard_config if adapter_name in (None, n)]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT warns that another adapter becomes active, as it should
+                layer.delete_adapter(name)
+            configs.pop(name, None)
+        if not layer.guard_config:
+            remove_guard(decoder_layer)
+    remove_call_hooks(bare)
+    if configs:
+        if isinstance(model, PeftModel) and isinstance(model.base_model, SAEGuardrailModel):
+            _activate(model, list(configs))
+        return model
+    if hasattr(bare, "peft_config"):
+        del bare.peft_config
+    return bare if isinstance(model, PeftModel) else model
+
+
+def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
+    """Put a checked guardrail on a model, make it active beside what is active already, and see that it arrived."""
+    config = artefact.config
+    config.inference_mode = True
+    if not isinstance(model, PeftModel):
+        model = GuardedModel(model, config, adapter_name=name)
+    elif isinstance(model.base_model, SAEGuardrailModel):
+        active = list(model.base_model.active_adapters)
+        model.add_adapter(name, config)
+        _activate(model, [*active, name])
+    else:
+        with warnings.catch_warnings():
+            # PEFT warns that the model has adapters already: it has, and the guardrail joins their configs
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            SAEGuardrailModel(bare_model(model), config, name)
+    bare = bare_model(model)
+    if hasattr(bare, "add_model_tags"):
+        bare.add_model_tags(MODEL_TAGS)
+    layer = getattr(find_decoder_layers(bare).layers[config.layer], CHILD)
+    _write(layer, name, artefact.tensors)
+    return model
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside.
+
+    Raises:
+        GuardrailError: a `PeftModel` of a kind that a guardrail cannot join.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    inner = model.get_base_model()
+    if model.active_peft_config.is_prompt_learning or isinstance(inner, PeftModel):
+        raise GuardrailError(
+            f"A guardrail cannot join {type(model.active_peft_config).__name__}: prompt learning and nested PeftModels "
+            "change what the model sees. Attach it to the base model."
+        )
+    return inner
+
+
+def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
+    """A slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU."""
+    tensors = {
+        "encoder.weight": part.W_enc.T,
+        "encoder.bias": part.b_enc,
+        "encoder.threshold": part.threshold,
+        "decoder.weight": part.W_dec,
+        "decoder.clamp": clamp,
+    }
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+
+
+def check_sae(sae: SparseAutoencoder, model: nn.Module, layer: int | None) -> int:
+    """The layer to guard with this SAE.
+
+    Raises:
+        GuardrailError: the SAE has another width, is of another layer, or its layer is not known.
+    """
+    width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
+    name = type(model).__name__
+    if sae.d_in != width:
+        raise GuardrailError(
+            f"The SAE has d_in={sae.d_in}, but {name} has hidden size {width}; pass an SAE trained on this model."
+        )
+    if layer is None and sae.layer is None:
+        raise GuardrailError("The SAE does not say which layer it reads; pass `layer=` (0-based, its output).")
+    if layer is not None and sae.layer is not None and layer != sae.layer:
+        raise GuardrailError(
+            f"layer={layer}, but the SAE reads the output of layer {sae.layer}; leave `layer` out, or pass an SAE "
+            f"trained on layer {layer}."
+        )
+    chosen = sae.layer if layer is None else layer
+    if not 0 <= chosen < depth:
+        raise GuardrailError(f"layer={chosen}, but {name} has {depth} layers, 0 to {depth - 1}.")
+    return chosen
+
+
+def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool = True) -> None:
+    """Raise unless the guardrail was made for this model.
+
+    Raises:
+        GuardrailError: naming what differs: hidden size, layers, or the weights.
+    """
+    width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
+    origin = config.base_model_name_or_path or "another model"
+    for what, recorded, found in (
+        ("hidden size", config.hidden_size, width),
+        ("number of layers", config.num_layers, depth),
+    ):
+        if recorded not in (None, found):
+            raise GuardrailError(
+                f"The guardrail is for {origin} with {what} {recorded}, but {type(model).__name__} has {found}; use it "
+                "on the model it was fitted on."
+            )
+    if config.layer >= depth:
+        raise GuardrailError(f"layer={config.layer}, but {type(model).__name__} has {depth} layers, 0 to {depth - 1}.")
+    difference = differences(config.base_fingerprint, model, config.layer) if config.base_fingerprint else None
+    if difference is None:
+        return
+    message = f"The guardrail was fitted on {origin}, and this model is not it: {difference}."
+    if check_base:
+        raise GuardrailError(f"{message} If it is a descendant of it, pass check_base=False, and measure again.")
+    warnings.warn(message, stacklevel=3)
+
+
+def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> Artefact:
+    if not config.feature_ids or config.threshold is None or config.clamp_value is None:
+        raise GuardrailError(
+            f"A config alone needs feature_ids ({config.feature_ids}), threshold ({config.threshold}) and clamp_value "
+            f"({config.clamp_value}); use `fit_guardrail` to measure them."
+        )
+    if sae is None:
+        source = config.sae_source or {}
+        if not source.get("id"):
+            raise GuardrailError("A config alone has no weights: pass `sae=`, or name the SAE in `sae_source`.")
+        sae = SparseAutoencoder.from_pretrained(
+            source["id"], subfolder=source.get("subfolder"), revision=source.get("revision")
+        )
+    if sae.layer not in (None, config.layer):
+        raise GuardrailError(f"layer={config.layer}, but the SAE reads the output of layer {sae.layer}.")
+    if config.hidden_size is None:
+        config.hidden_size = sae.d_in
+    check_threshold(config.threshold, config, None)
+    tensors = tensors_of(sae.slice(config.feature_ids), torch.full((config.num_features,), float(config.clamp_value)))
+    check_tensors(tensors, "the SAE")
+    return Artefact(config, tensors, None)
+
+
+def free_name(model: nn.Module, wanted: str | None) -> str:
+    taken = {name for layer in guard_layers(model) for name in layer.guard_config}
+    taken |= set(getattr(model, "peft_config", None) or {})
+    name = wanted or ("guardrail" if taken else "default")
+    if name in taken:
+        raise GuardrailError(f"There is an adapter {name!r} on the model already; choose another `adapter_name`.")
+    if not name or "." in name or SAEGuardrailModel.prefix in name:
+        raise GuardrailError(
+            f"adapter_name={name!r} must not be empty, hold a dot, or hold {SAEGuardrailModel.prefix}."
+        )
+    return name
+
+
+def _activate(model: PeftModel, names: list[str]) -> None:
+    model.base_model.set_adapter(names, inference_mode=True)
+
+
+def _write(layer: SAEGuardrailLayer, name: str, tensors: dict[str, Any]) -> None:
+    with torch.no_grad():
+        for part, module in (
+            ("encoder", layer.sae_guardrail_encoder[name]),
+            ("decoder", layer.sae_guardrail_decoder[name]),
+        ):
+            for key, parameter in module.named_parameters():
+                parameter.copy_(tensors[f"{part}.{key}"])
+                if not torch.equal(parameter.cpu().to(tensors[f"{part}.{key}"].dtype), tensors[f"{part}.{key}"]):
+                    raise GuardrailError(f"{part}.{key} did not arrive on the model as it was read.")

@@ -1,0 +1,81 @@
+"""A few numbers by which a base model is known again, whatever dtype or quantisation it is loaded in.
+
+Taken from the input embedding and from the one-dimensional weights (norms and biases) up to the guarded layer: those
+are not quantised by the usual schemes, and a LoRA or a guardrail beside them does not change them.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_unlearn.guardrail.decoder_layers import find_decoder_layers, text_config
+
+
+_SAMPLES = 32
+_TOLERANCE = 2.0**-7  # one step of bfloat16
+_MATCHING = 0.95
+
+
+def fingerprint(model: nn.Module, layer: int) -> dict[str, Any] | None:
+    """`{"model_type": str, "embedding": [float], "norms": [float]}`; None where weights are not in memory (`meta`).
+
+    Args:
+        model: the bare transformers model.
+        layer: the guarded layer; weights after it play no part.
+    """
+    embedding = model.get_input_embeddings().weight
+    place = find_decoder_layers(model)
+    vectors = [
+        (name, parameter)
+        for depth, decoder_layer in enumerate(place.layers[: layer + 1])
+        for name, parameter in decoder_layer.named_parameters(prefix=str(depth))
+        if parameter.ndim == 1 and parameter.is_floating_point() and "sae_guardrail" not in name and "lora" not in name
+    ]
+    if embedding.is_meta or any(parameter.is_meta for _, parameter in vectors):
+        return None
+    values = [float(parameter.detach().flatten()[0]) for _, parameter in _spread(vectors)]
+    return {
+        "model_type": text_config(model).model_type,
+        "embedding": _sample(embedding.detach()),
+        "norms": [_short(value) for value in values],
+    }
+
+
+def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str | None:
+    """What tells `model` from the one the fingerprint was taken of; None if nothing does, or it cannot be known."""
+    found = fingerprint(model, layer)
+    if found is None:
+        return None
+    if recorded.get("model_type") != found["model_type"]:
+        return f"it is a {found['model_type']!r} model and not {recorded.get('model_type')!r}"
+    for part in ("embedding", "norms"):
+        expected = recorded.get(part)
+        if not isinstance(expected, list) or len(expected) != len(found[part]):
+            return f"its {part} are of another number"
+        same = [_close(a, b) for a, b in zip(expected, found[part], strict=True)]
+        if same and sum(same) / len(same) < _MATCHING:
+            return f"{same.count(False)} of {len(same)} sampled {part} weights differ"
+    return None
+
+
+def _spread(items: list) -> list:
+    step = max(1, len(items) // _SAMPLES)
+    return items[::step][:_SAMPLES]
+
+
+def _sample(matrix: Tensor) -> list[float]:
+    # the first quarter of the rows: vocabularies are padded and extended at their end
+    rows = torch.linspace(0, max(matrix.shape[0] // 4 - 1, 0), _SAMPLES).long()
+    columns = torch.linspace(0, matrix.shape[1] - 1, _SAMPLES).long()
+    picked = matrix[rows.to(matrix.device), columns.to(matrix.device)]
+    return [_short(value) for value in picked.float().cpu().tolist()]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def _close(a: Any, b: float) -> bool:
+    return isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-6)

@@ -1,0 +1,404 @@
+"""`fit_guardrail`: from a forget corpus and a retain corpus to a guardrail, with forward passes only.
+
+Every row of the corpora is run through the model once, up to the guarded layer:
+
+1. selection rows: sums of activations, scores, the N features (see `selection`);
+2. retain rows put aside: their statistic under the gate, and the threshold (see `calibration`);
+3. report rows, seen by neither: what the gate does to text it was not fitted on.
+
+The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.guardrail.artefact import Artefact, check_tensors
+from sae_unlearn.guardrail.attach import bare_model, check_sae, free_name, place_guardrail, tensors_of
+from sae_unlearn.guardrail.calibration import (
+    MIN_THRESHOLD_ROWS,
+    check_threshold,
+    percentile_threshold,
+    report,
+    warnings_of,
+)
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.corpus import (
+    FORGET_CYCLE,
+    PUBLISHED_CYCLE,
+    RETAIN_CYCLE,
+    Rows,
+    read_corpus,
+    special_token_ids,
+)
+from sae_unlearn.guardrail.decoder_layers import find_decoder_layers
+from sae_unlearn.guardrail.dose import EditMoments, clamp_values
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.fingerprint import fingerprint
+from sae_unlearn.guardrail.gate import row_statistic
+from sae_unlearn.guardrail.layer import GuardrailEncoder
+from sae_unlearn.guardrail.residuals import ResidualBatch, residual_batches
+from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_features
+from sae_unlearn.sae import SAESlice, SparseAutoencoder
+
+
+DEFAULT_CLAMP_SCALE = 5.0
+DEFAULT_MIN_TOKENS = 8
+PUBLISHED_CLAMP_VALUE = -500.0
+
+_OUTLIER_FACTOR = 2.0
+_WARM_UP_TOKENS = 2048
+
+
+def fit_guardrail(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sae: SparseAutoencoder,
+    forget: Any = None,
+    retain: Any = None,
+    *,
+    layer: int | None = None,
+    num_features: int = 20,
+    ratio_percentile: float = 95.0,
+    threshold_percentile: float = 95.0,
+    features: list[int] | None = None,
+    threshold: float | None = None,
+    clamp_scale: float | None = None,
+    clamp_unit: str = "feature",
+    clamp_value: float | None = None,
+    clamp_mode: str = "fired",
+    importance: str = "mean_squared",
+    preset: str | None = None,
+    statistic: str = "ratio",
+    gate_scope: str = "sequence",
+    sticky: bool = True,
+    action: str = "clamp",
+    window: int = 64,
+    drift: float = 0.5,
+    min_tokens: int = DEFAULT_MIN_TOKENS,
+    adapter_name: str | None = None,
+    chat_template: bool = False,
+    text_column: str = "text",
+    max_length: int = 512,
+    batch_size: int = 8,
+    max_held_out: int = 1024,
+    store_probe: bool = False,
+    progress: bool = True,
+) -> PeftModel:
+    """Fit a guardrail for the topic of `forget` on a model, with forward passes only, and put it on the model.
+
+    Args:
+        model: a causal language model of transformers, in any dtype, device map or quantisation; or a `PeftModel` that
+            the guardrail joins.
+        tokenizer: the model's; None where nothing has to be tokenised.
+        sae: an SAE of one of the model's layers.
+        forget: text of the topic. A list of texts, a `datasets.Dataset` with a `text_column`, or an iterable of either
+            or of batches with `input_ids`. At least 8 documents; 100 paragraphs are a good start.
+        retain: other text, in the format and at the lengths of deployment, near neighbours of the topic included. At
+            least 32 documents.
+        layer: 0-based layer whose output is guarded; default the SAE's own.
+        num_features: N, how many features are guarded.
+        ratio_percentile: features below this percentile of the forget/retain ratio are left out.
+        threshold_percentile: the threshold is this percentile of the statistic over retain rows put aside.
+        features: feature ids, instead of selecting them (zero-shot).
+        threshold: the threshold, instead of calibrating it.
+        clamp_scale: the dose in `clamp_unit`s; default 5.0 of "feature" (see the README for how it was chosen).
+        clamp_unit: "feature", "residual" or "absolute"; see `SAEGuardrailConfig`.
+        clamp_value: the paper's absolute dose, e.g. -500.0; the same as clamp_unit="absolute", clamp_scale=500.
+        clamp_mode: "fired" or "all" features are clamped at a hot token.
+        importance: "mean_squared" or "squared_mean"; see `selection`.
+        preset: "faithful" for the authors' scores, counting, clamp (-500, all features) and use of rows.
+        statistic, gate_scope, sticky, action, window, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
+        adapter_name: the guardrail's name on the model.
+        chat_template: put texts as a user's turn into the tokenizer's chat template. Do it if the model is deployed so.
+        text_column: column of datasets and mappings that holds the text.
+        max_length: longer documents are cut into rows of at most this many tokens.
+        batch_size: rows per forward pass; the result does not depend on it, up to rounding.
+        max_held_out: documents at most that are put aside for the threshold, and for the report; bounds memory.
+        store_probe: keep the token ids of two forget and two retain rows in the artefact, for `sae-unlearn check`.
+            Off by default, since it publishes that much of your text.
+        progress: show progress bars.
+
+    Returns:
+        A `PeftModel`, ready to use; `peft_config[name].calibration` holds what was measured.
+
+    Raises:
+        GuardrailError: naming the value that does not fit and the mend, before or after the passes; the model is left
+            as it was.
+    """
+    if preset not in (None, "faithful"):
+        raise GuardrailError(f"preset={preset!r} is not None or 'faithful'.")
+    faithful = preset == "faithful"
+    if faithful:
+        importance, clamp_mode, min_tokens = "squared_mean", "all", 1
+        if clamp_value is None and clamp_scale is None:
+            clamp_value = PUBLISHED_CLAMP_VALUE
+    if clamp_value is not None:
+        if clamp_scale is not None:
+            raise GuardrailError(f"clamp_value={clamp_value} and clamp_scale={clamp_scale}: give one of the two.")
+        clamp_unit, clamp_scale = "absolute", -clamp_value
+    clamp_scale = DEFAULT_CLAMP_SCALE if clamp_scale is None else clamp_scale
+    for name, value in (("ratio_percentile", ratio_percentile), ("threshold_percentile", threshold_percentile)):
+        if not 0 <= value <= 100:
+            raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
+    for name, value in (("num_features", num_features), ("max_length", max_length), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise GuardrailError(f"{name}={value!r} must be an integer >= 1.")
+    if importance not in IMPORTANCE:
+        raise GuardrailError(f"importance={importance!r} is not one of {', '.join(map(repr, IMPORTANCE))}.")
+    bare = bare_model(model)
+    layer = check_sae(sae, bare, layer)
+    name = free_name(model, adapter_name)
+    config = SAEGuardrailConfig(
+        layer=layer,
+        num_features=0 if features is not None else num_features,
+        feature_ids=None if features is None else list(features),
+        statistic=statistic,
+        gate_scope=gate_scope,
+        sticky=sticky,
+        threshold=threshold,
+        window=window,
+        drift=drift,
+        min_tokens=min_tokens,
+        clamp_value=-float(clamp_scale) if clamp_unit == "absolute" else None,
+        clamp_mode=clamp_mode,
+        clamp_unit=clamp_unit,
+        clamp_scale=float(clamp_scale),
+        action=action,
+        counting="columns" if faithful else "content",
+        special_token_ids=special_token_ids(tokenizer, bare.config, chat_template),
+        hidden_size=sae.d_in,
+        num_layers=len(find_decoder_layers(bare).layers),
+        base_model_name_or_path=getattr(bare, "name_or_path", None) or None,
+        base_fingerprint=fingerprint(bare, layer),
+        sae_source=dict(sae.source) or None,
+    )
+    _check_corpora(config, forget, retain)
+    fit = _Fit(bare, config, sae, batch_size, progress, faithful)
+    read = {"max_length": max_length, "chat_template": chat_template, "text_column": text_column}
+    fit.read("forget", forget, tokenizer, read, FORGET_CYCLE, max_held_out)
+    fit.read("retain", retain, tokenizer, read, RETAIN_CYCLE, max_held_out)
+    fit.choose(num_features, ratio_percentile, importance)
+    fit.calibrate(threshold_percentile)
+    tensors = fit.tensors()
+    config.calibration = fit.calibration() | {
+        "importance": importance,
+        "ratio_percentile": ratio_percentile if features is None else None,
+        "max_length": max_length,
+        "chat_template": chat_template,
+    }
+    if store_probe:
+        config.calibration["probe"] = {role: rows.report[:2] for role, rows in fit.rows.items()}
+    return place_guardrail(model, Artefact(config, tensors, None), name)
+
+
+def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any) -> None:
+    missing = [name for name, corpus in (("forget", forget), ("retain", retain)) if corpus is None]
+    if config.feature_ids is None and missing:
+        raise GuardrailError(
+            f"Selecting features needs `forget` and `retain`; {missing} not given. Or give `features`."
+        )
+    if config.threshold is None and retain is None:
+        raise GuardrailError("Calibrating the threshold needs `retain` text; pass it, or give `threshold`.")
+    if config.clamp_unit != "absolute" and forget is None:
+        raise GuardrailError(
+            f"clamp_unit={config.clamp_unit!r} is measured on `forget` text; pass it, or give clamp_value, e.g. -500.0."
+        )
+
+
+class _Fit:
+    """The state of one fit, in the order of its steps: `read` both corpora, `choose`, `calibrate`, then the results."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SAEGuardrailConfig,
+        sae: SparseAutoencoder,
+        batch_size: int,
+        progress: bool,
+        faithful: bool,
+    ) -> None:
+        self.model, self.config, self.sae = model, config, sae
+        self.batch_size, self.progress, self.faithful = batch_size, progress, faithful
+        self.rows: dict[str, Rows] = {}
+        self.sums: dict[str, FeatureSums] = {}
+        self.outliers = _Outliers(float("inf") if faithful else _OUTLIER_FACTOR)
+        self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
+        self.percentile: float | None = None
+
+    def read(
+        self,
+        role: str,
+        corpus: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
+        options: dict[str, Any],
+        cycle: tuple[str, ...],
+        limit: int,
+    ) -> None:
+        """Run the selection rows of a corpus and sum their activations."""
+        if corpus is None:
+            return
+        documents = read_corpus(corpus, tokenizer, role, **options)
+        rows = self.rows[role] = Rows(documents, PUBLISHED_CYCLE if self.faithful else cycle, limit)
+        sums = self.sums[role] = FeatureSums(self.sae)
+        total = len(corpus) if hasattr(corpus, "__len__") else None
+        for batch in self._run(rows, f"{role}: features", total):
+            content = batch.kept & ~self._special(batch)
+            for owner, tokens in self.outliers.filter(sums, batch.residual[content].float()):
+                owner.add(tokens)
+        for owner, tokens in self.outliers.flush():
+            owner.add(tokens)
+        if not rows.documents:
+            raise GuardrailError(f"The {role} corpus is empty; pass at least {8 if role == 'forget' else 32} texts.")
+        if not sums.tokens:
+            raise GuardrailError(f"The {role} corpus has {rows.rows} rows but no content tokens in its selection part.")
+
+    def choose(self, num_features: int, ratio_percentile: float, importance: str) -> None:
+        """Select the features, if they were not given, and take their rows of the SAE."""
+        if self.config.feature_ids is None:
+            chosen = select_features(
+                self.sums["forget"], self.sums["retain"], num_features, ratio_percentile, importance
+            )
+            self.config.feature_ids, self.config.num_features = chosen, len(chosen)
+        self.part: SAESlice = self.sae.slice(self.config.feature_ids)
+        self.encoder = GuardrailEncoder.of(self.part)
+        self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
+
+    def calibrate(self, percentile: float) -> None:
+        """Set the threshold, if it was not given, and measure the gate on the report rows."""
+        if "retain" in self.rows:
+            rows = self.rows["retain"].threshold
+            if self.config.threshold is None and len(rows) < MIN_THRESHOLD_ROWS:
+                raise GuardrailError(
+                    f"Only {len(rows)} retain rows are left for the threshold, of {self.rows['retain'].rows}; give at "
+                    f"least {4 * MIN_THRESHOLD_ROWS} retain documents, or a threshold."
+                )
+            self.statistics["threshold"] = self._statistics(rows, "retain: threshold")
+            if self.config.threshold is None:
+                found = percentile_threshold(self.statistics["threshold"], percentile)
+                check_threshold(found, self.config, percentile)
+                self.config.threshold, self.percentile = found, percentile
+            self.statistics["retain"] = self._held_out("retain")
+        if "forget" in self.rows:
+            self.statistics["forget"] = self._held_out("forget")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The guardrail's tensors, checked."""
+        mean_active = None
+        if "forget" in self.sums:
+            mean_active = self.sums["forget"].mean_active()[self.config.feature_ids]
+            silent = [i for i, m in zip(self.config.feature_ids, mean_active.tolist(), strict=True) if m == 0]
+            if silent and self.config.clamp_unit != "absolute":
+                raise GuardrailError(
+                    f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
+                    f"{self.config.clamp_unit!r} is nothing; leave them out, or give clamp_value."
+                )
+        self.clamp = clamp_values(
+            self.config.clamp_unit,
+            self.config.clamp_scale,
+            mean_active,
+            self.moments,
+            self.outliers.median,
+            self.config.num_features,
+        )
+        tensors = tensors_of(self.part, self.clamp)
+        check_tensors(tensors, "the SAE")
+        return tensors
+
+    def calibration(self) -> dict[str, Any]:
+        """What was seen and measured, as plain data."""
+        median = self.outliers.median
+        edit = self.moments.norm(self.clamp) if self.moments.tokens else None
+        found: dict[str, Any] = {
+            "corpora": {
+                role: {
+                    "documents": rows.documents,
+                    "rows": rows.rows,
+                    "tokens": rows.tokens,
+                    "selection_rows": rows.selection_rows,
+                    "threshold_rows": len(rows.threshold),
+                    "report_rows": len(rows.report),
+                }
+                for role, rows in self.rows.items()
+            },
+            "residual_norm_median": median,
+            "outlier_tokens_left_out": self.outliers.dropped,
+            "edit_norm": edit,
+            "edit_to_residual": edit / median if edit is not None and median else None,
+        }
+        if self.rows:
+            found |= report(
+                self.config,
+                self.statistics["threshold"],
+                self.statistics["forget"],
+                self.statistics["retain"],
+                self.percentile,
+            )
+            found["warnings"] = warnings_of(found)
+        return found
+
+    def _held_out(self, role: str) -> Tensor:
+        return self._statistics(self.rows[role].report, f"{role}: report", moments=role == "forget")
+
+    def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
+        values = torch.zeros(len(rows))
+        for batch in self._run(rows, title, len(rows)):
+            special = self._special(batch)
+            activations = self.encoder.to(batch.residual.device)(batch.residual)
+            if self.config.counting == "columns":
+                counted = batch.kept
+                eligible = batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
+            else:
+                counted = eligible = batch.kept & ~special
+            hot = (activations > 0).any(dim=-1) & eligible
+            values[batch.index] = row_statistic(hot, counted, self.config).cpu()
+            if moments:
+                self.moments.add(activations[hot])
+        return values
+
+    def _special(self, batch: ResidualBatch) -> Tensor:
+        ids = torch.tensor(self.config.special_token_ids, device=batch.input_ids.device)
+        return torch.isin(batch.input_ids, ids)
+
+    def _run(self, rows: Any, title: str, total: int | None):
+        with tqdm(total=total, desc=title, unit="row", disable=not self.progress) as bar:
+            for batch in residual_batches(self.model, rows, self.config.layer, self.batch_size):
+                yield batch
+                bar.update(len(batch.index))
+
+
+class _Outliers:
+    """Leaves out tokens whose residual norm exceeds `factor` times the median.
+
+    A few tokens have norms ten times the others' and would rule every mean. The median is that of the first
+    2,048 tokens, which are held back until it is known.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.median: float | None = None
+        self.dropped = 0
+        self._pending: list[tuple[FeatureSums, Tensor]] = []
+
+    def filter(self, owner: FeatureSums, tokens: Tensor) -> list[tuple[FeatureSums, Tensor]]:
+        """What can be added now, for tokens `[tokens, d_in]` of a corpus."""
+        self._pending.append((owner, tokens))
+        if self.median is None and sum(len(t) for _, t in self._pending) < _WARM_UP_TOKENS:
+            return []
+        return self.flush()
+
+    def flush(self) -> list[tuple[FeatureSums, Tensor]]:
+        """What was held back."""
+        pending, self._pending = self._pending, []
+        if self.median is None and sum(len(t) for _, t in pending):
+            self.median = float(torch.cat([t.norm(dim=-1).cpu() for _, t in pending]).median())
+        return [(owner, self._without_outliers(tokens)) for owner, tokens in pending]
+
+    def _without_outliers(self, tokens: Tensor) -> Tensor:
+        fits = tokens.norm(dim=-1) <= self.factor * self.median
+        self.dropped += int((~fits).sum())
+        return tokens[fits]

@@ -1,0 +1,137 @@
+"""Truncated forward passes: the residual stream after one layer, and nothing computed past it."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sae_unlearn.guardrail.decoder_layers import find_decoder_layers
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.model import guard_layers
+
+
+class ResidualBatch(NamedTuple):
+    """The residual stream of a batch, on the device of the layer.
+
+    Attributes:
+        residual: `[batch, seq, d_in]`, in the model's dtype.
+        input_ids: `[batch, seq]`, right-padded.
+        kept: `[batch, seq]` bool, False at padding.
+        index: position of each row in its corpus.
+    """
+
+    residual: Tensor
+    input_ids: Tensor
+    kept: Tensor
+    index: list[int]
+
+
+class _Reached(Exception):
+    def __init__(self, residual: Tensor) -> None:
+        self.residual = residual
+
+
+def residual_batches(
+    model: nn.Module, rows: Iterable[list[int]], layer: int, batch_size: int, bucket: int = 32
+) -> Iterator[ResidualBatch]:
+    """Run rows of token ids through the model up to and including `layer`, batch by batch.
+
+    Later layers, the final norm and the head are not run. Rows are sorted by length within buckets of `bucket`
+    batches, so that little is spent on padding; within that the order is the rows' own, and the result of a row does
+    not depend on its batch. Guardrails that are on the model are out of force meanwhile, other adapters stay as they
+    are, and training mode is switched off and put back.
+
+    Args:
+        model: the bare transformers model.
+        rows: token ids, special tokens included.
+        layer: 0-based decoder layer whose output is wanted.
+        batch_size: rows per forward pass.
+        bucket: batches per bucket.
+
+    Raises:
+        GuardrailError: a row's residual stream is not finite.
+    """
+    place = find_decoder_layers(model)
+    device = _input_device(model)
+    with _only_reading(model), _stop_after(place.layers[layer]):
+        for batch in _batches(rows, batch_size, bucket):
+            index = [i for i, _ in batch]
+            ids, kept = _padded([row for _, row in batch])
+            try:
+                with torch.no_grad():
+                    place.backbone(input_ids=ids.to(device), attention_mask=kept.long().to(device), use_cache=False)
+            except _Reached as reached:
+                residual = reached.residual
+            else:
+                raise GuardrailError(f"Layer {layer} of {type(model).__name__} was never run.")
+            kept = kept.to(residual.device)
+            if not bool(torch.isfinite(residual[kept]).all()):
+                raise GuardrailError(
+                    f"The residual stream after layer {layer} is not finite for some of rows {index}; check the "
+                    f"model's weights and dtype ({residual.dtype}; float16 overflows in some models, bfloat16 does "
+                    "not)."
+                )
+            yield ResidualBatch(residual, ids.to(residual.device), kept, index)
+
+
+def _batches(rows: Iterable[list[int]], batch_size: int, bucket: int) -> Iterator[list[tuple[int, list[int]]]]:
+    pending: list[tuple[int, list[int]]] = []
+    for item in enumerate(rows):
+        pending.append(item)
+        if len(pending) == batch_size * bucket:
+            yield from _by_length(pending, batch_size)
+            pending = []
+    yield from _by_length(pending, batch_size)
+
+
+def _by_length(rows: list[tuple[int, list[int]]], batch_size: int) -> Iterator[list[tuple[int, list[int]]]]:
+    ordered = sorted(rows, key=lambda item: -len(item[1]))  # longest first: too little memory shows at once
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
+
+
+def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    kept = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        kept[i, : len(row)] = True
+    return ids, kept
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    weight = model.get_input_embeddings().weight
+    return model.device if weight.is_meta else weight.device
+
+
+@contextmanager
+def _stop_after(decoder_layer: nn.Module) -> Iterator[None]:
+    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+        raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+    handle = decoder_layer.register_forward_hook(stop, prepend=True)  # before a guardrail's hook on the same layer
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _only_reading(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and guardrails out of force."""
+    training = {module: module.training for module in model.modules()}
+    guards: list[BaseTunerLayer] = [layer for layer in guard_layers(model) if not layer.disable_adapters]
+    model.eval()
+    for layer in guards:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in guards:
+            layer.enable_adapters(True)
+        for module, mode in training.items():
+            module.training = mode

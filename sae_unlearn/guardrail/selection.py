@@ -1,0 +1,81 @@
+"""Which features belong to the topic.
+
+Over the content tokens of a corpus D, with activations `a_j(t)`, the score approximates the Fisher information of
+feature j (arXiv 2504.08192, section 4.1):
+
+    mean_squared    score_D(j) = mean_t a_j(t)^2            what the paper's theorem states
+    squared_mean    score_D(j) = (mean_t a_j(t))^2          what the authors' code computes
+
+    ratio(j) = score_forget(j) / (score_retain(j) + 1e-21)
+
+Features whose ratio is at or above the `ratio_percentile`-th percentile of all ratios are sorted by `score_forget`, and
+the first N are taken.
+"""
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.sae import SparseAutoencoder
+
+
+IMPORTANCE = ("mean_squared", "squared_mean")
+_ELEMENTS = 2**24  # activations held at a time
+
+
+class FeatureSums:
+    """Sums over the content tokens of a corpus, for every feature of an SAE: memory does not grow with the corpus.
+
+    Attributes:
+        tokens: number of tokens added.
+        total: sum of activations `[d_sae]` float64.
+        squares: sum of their squares `[d_sae]` float64.
+        active: number of tokens at which each feature was active `[d_sae]` float64.
+    """
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self._sae = sae
+        self.tokens = 0
+        self.total = torch.zeros(sae.d_sae, dtype=torch.float64)
+        self.squares = torch.zeros(sae.d_sae, dtype=torch.float64)
+        self.active = torch.zeros(sae.d_sae, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, residual: Tensor) -> None:
+        """Add tokens, `[tokens, d_in]`."""
+        for block in residual.split(max(1, _ELEMENTS // self._sae.d_sae)):
+            a = self._sae.encode(block.to(self._sae.device))
+            self.tokens += a.shape[0]
+            self.total += a.sum(dim=0).double().cpu()
+            self.squares += a.square().sum(dim=0).double().cpu()
+            self.active += (a > 0).sum(dim=0).double().cpu()
+
+    def score(self, importance: str) -> Tensor:
+        """`[d_sae]` float64, by the equation of `importance`."""
+        n = max(self.tokens, 1)
+        return self.squares / n if importance == "mean_squared" else (self.total / n).square()
+
+    def mean_active(self) -> Tensor:
+        """`[d_sae]` float64: mean activation over the tokens at which a feature is active, 0 where it never is."""
+        return self.total / self.active.clamp(min=1)
+
+
+def select_features(
+    forget: FeatureSums, retain: FeatureSums, num_features: int, ratio_percentile: float, importance: str
+) -> list[int]:
+    """Ids of the features of the topic, most important first; fewer than `num_features` if no more qualify.
+
+    Raises:
+        GuardrailError: no feature is more active on the forget text and passes the percentile.
+    """
+    forget_score, retain_score = forget.score(importance), retain.score(importance)
+    ratio = forget_score / (retain_score + 1e-21)
+    cut = torch.quantile(ratio, ratio_percentile / 100)
+    passing = (ratio >= cut) & (forget_score > 0)
+    if not bool(passing.any()):
+        raise GuardrailError(
+            f"No feature passes ratio_percentile={ratio_percentile}: the SAE is silent on the forget text "
+            f"({forget.tokens} tokens). Check that the SAE was trained on this model and layer."
+        )
+    order = torch.where(passing, forget_score, -torch.ones_like(forget_score)).argsort(descending=True, stable=True)
+    return order[: min(num_features, int(passing.sum()))].tolist()
