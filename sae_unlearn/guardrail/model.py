@@ -99,7 +99,7 @@ class SAEGuardrailModel(BaseTuner):
         remove_call_hooks(self.model)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing: a guardrail's weights are frozen already, and those of the base or of a LoRA are not ours to freeze."""
+        """Nothing: a guardrail's weights are frozen already, and other weights are not ours to freeze."""
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError("A guardrail depends on its input and cannot be merged; take it off with `unload()`.")
