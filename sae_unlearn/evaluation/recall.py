@@ -75,7 +75,7 @@ def complete(
 
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:
-    """Whether `text` begins with one of `answers` as whole words, case and leading blanks, quotes and articles aside."""
+    """Whether `text` begins with one of `answers` as whole words; case, leading blanks, quotes and articles aside."""
     text = text.lstrip(" \t\n\"'“‘*").lower()
     for article in ("the ", "a ", "an "):
         text = text.removeprefix(article)

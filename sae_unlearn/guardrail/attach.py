@@ -223,7 +223,7 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
         )
     if sae is None:
         source = config.sae_source or {}
-        if not source.get("id"):
+        if not source.get("id") or source.get("local"):
             raise GuardrailError("A config alone has no weights: pass `sae=`, or name the SAE in `sae_source`.")
         sae = SparseAutoencoder.from_pretrained(
             source["id"], subfolder=source.get("subfolder"), revision=source.get("revision")

@@ -9,6 +9,7 @@ Every row of the corpora is run through the model once, up to the guarded layer:
 The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ def fit_guardrail(
         num_layers=len(find_decoder_layers(bare).layers),
         base_model_name_or_path=getattr(bare, "name_or_path", None) or None,
         base_fingerprint=fingerprint(bare, layer),
-        sae_source=dict(sae.source) or None,
+        sae_source=_provenance(sae),
     )
     _check_corpora(config, forget, retain)
     fit = _Fit(bare, config, sae, batch_size, progress, faithful)
@@ -194,6 +195,14 @@ def fit_guardrail(
     if store_probe:
         config.calibration["probe"] = {role: rows.report[:2] for role, rows in fit.rows.items()}
     return place_guardrail(model, Artefact(config, tensors, None), name)
+
+
+def _provenance(sae: SparseAutoencoder) -> dict[str, Any] | None:
+    """The SAE's source, fit to be published: of a local folder only its name."""
+    source = dict(sae.source)
+    if source.get("id") and Path(source["id"]).exists():
+        source["id"], source["local"] = Path(source["id"]).name, True
+    return source or None
 
 
 def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any) -> None:

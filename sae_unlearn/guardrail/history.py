@@ -124,7 +124,6 @@ def _has_content(cache: Cache, past: int | Tensor) -> bool:
 
 def _unseen(owner: Owner, past: int | Tensor, seen: int) -> str:
     return (
-        f"The cache holds {int(past)} tokens of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {seen}: it "
-        "was filled without the guardrail or with it disabled. Run the prompt again with the guardrail active and a new "
-        "cache."
+        f"The cache holds {int(past)} tokens, of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {seen}: it was "
+        "filled without it, or while it was disabled. Run the prompt again with the guardrail active and a new cache."
     )
