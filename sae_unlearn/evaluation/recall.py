@@ -9,6 +9,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 
+_LEADING = " \t\n\"'“‘*(["
+_ARTICLES = ("the ", "a ", "an ")
+
+
 @dataclass(frozen=True)
 class Fact:
     """A sentence's beginning and the answers that complete it rightly."""
@@ -60,28 +64,40 @@ def recall(
     return found
 
 
+@torch.no_grad()
 def complete(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
     """Greedy completions of prompts, as one left-padded batch."""
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    width = max(map(len, rows))
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    padding = next(token for token in candidates if token is not None)  # GPT-2 and others have no token for it
+    ids = torch.full((len(rows), width), padding)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    device = model.get_input_embeddings().weight.device
     out = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        pad_token_id=padding,
     )
-    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
 
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:
     """Whether `text` begins with one of `answers` as whole words; case, leading blanks, quotes and articles aside."""
-    text = text.lstrip(" \t\n\"'“‘*").lower()
-    for article in ("the ", "a ", "an "):
-        text = text.removeprefix(article)
-    for answer in (answer.lower() for answer in answers):
-        for article in ("the ", "a ", "an "):
-            answer = answer.removeprefix(article)
+    text = _without_article(text.lstrip(_LEADING).lower())
+    for answer in (_without_article(answer.lower()) for answer in answers):
         if text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum():
             return True
     return False
+
+
+def _without_article(text: str) -> str:
+    article = next((article for article in _ARTICLES if text.startswith(article)), "")
+    return text[len(article) :].lstrip(_LEADING)

@@ -111,6 +111,7 @@ class SAEGuardrailConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         self.task_type = self.task_type or "CAUSAL_LM"
         self.sae_unlearn_version = self.sae_unlearn_version or __version__
+        _check_version(self.format_version)
         self._check_names()
         self._check_numbers()
         self._check_ids()
@@ -119,12 +120,7 @@ class SAEGuardrailConfig(PeftConfig):
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Refuse a stored config that this version cannot read in full, before anything is built from it."""
-        version = kwargs.get("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
-            raise GuardrailError(
-                f"format_version={version!r}: this sae_unlearn ({__version__}) reads versions 1 to {FORMAT_VERSION}; "
-                "install a newer sae_unlearn."
-            )
+        _check_version(kwargs.get("format_version", FORMAT_VERSION))  # first: a newer version may well have new keys
         unknown = sorted(set(kwargs) - {f.name for f in fields(cls)})
         if unknown:
             raise GuardrailError(f"Unknown key(s) in the guardrail's config: {unknown}. Install a newer sae_unlearn.")
@@ -216,6 +212,14 @@ class SAEGuardrailConfig(PeftConfig):
                 raise GuardrailError(f"{name}={getattr(self, name)!r} must be a mapping.")
         if self.auto_mapping is not None:
             raise GuardrailError("`auto_mapping` names classes to import; a guardrail's config may not hold it.")
+
+
+def _check_version(version: Any) -> None:
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise GuardrailError(
+            f"format_version={version!r}: this sae_unlearn ({__version__}) reads versions 1 to {FORMAT_VERSION}; "
+            "install a newer sae_unlearn."
+        )
 
 
 def _check_integer(name: str, value: Any, low: int) -> int:

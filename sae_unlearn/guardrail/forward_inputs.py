@@ -16,7 +16,7 @@ from transformers import Cache, EncoderDecoderCache
 from transformers.utils.output_capturing import CompileableContextVar
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
-from sae_unlearn.guardrail.history import find_cache, past_length
+from sae_unlearn.guardrail.history import find_cache, has_state, past_length
 
 
 class ForwardInputs(NamedTuple):
@@ -27,6 +27,7 @@ class ForwardInputs(NamedTuple):
         attention_mask: as given; only a 2-D `[batch, past + seq]` mask is read.
         position_ids: `[batch or 1, seq]` or None.
         past: tokens in the cache before this pass, an int or a 0-d tensor.
+        recurrent: whether the cache has recurrent layers only, and they hold a state from before this pass.
         wanted: number of last positions whose logits are wanted; None if unknown or all.
         cache: the cache the model was called with, if any.
     """
@@ -35,6 +36,7 @@ class ForwardInputs(NamedTuple):
     attention_mask: Any
     position_ids: Tensor | None
     past: int | Tensor
+    recurrent: bool
     wanted: int | None
     cache: Cache | None
 
@@ -99,6 +101,7 @@ class BackboneHooks:
                 given.get("attention_mask"),
                 given.get("position_ids"),
                 past_length(cache),
+                has_state(cache),
                 _WANTED.get(),
                 cache,
             )

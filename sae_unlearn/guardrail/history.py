@@ -83,17 +83,28 @@ def past_length(cache: Cache | None) -> int | Tensor:
     return cache.get_seq_length() + 0
 
 
+def has_state(cache: Cache | None) -> bool:
+    """Whether a cache of recurrent layers only, which do not know their length, holds earlier tokens."""
+    if cache is None or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return False
+    linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    return any(any(layer.has_previous_state.values()) for layer in linear)
+
+
 def history_of(
-    cache: Cache, owner: Owner, past: int | Tensor, num_layers: int, max_positions: int, check: bool
+    cache: Cache, owner: Owner, past: int | Tensor, recurrent: bool, num_layers: int, max_positions: int, check: bool
 ) -> GateHistory:
     """The history of `owner` in this cache, added at the cache's first use.
+
+    Args:
+        past, recurrent: what the cache held before this forward pass, see `past_length` and `has_state`.
 
     Raises:
         GuardrailNotReady: the cache holds tokens that this guardrail has not seen, so what they said is unknown.
     """
     history = next((x for x in cache.layers if isinstance(x, GateHistory) and x.owner == owner), None)
     if history is None:
-        if check and _has_content(cache, past):
+        if check and (recurrent or bool(past > 0)):
             raise GuardrailNotReady(_unseen(owner, past, 0))
         history = _add_history(cache, owner, num_layers, max_positions)
     elif isinstance(past, int) and history.get_seq_length() != past:
@@ -113,13 +124,6 @@ def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int
         history = DynamicGateHistory(owner)
     cache.layers.append(history)
     return history
-
-
-def _has_content(cache: Cache, past: int | Tensor) -> bool:
-    if any(isinstance(layer, CacheLayerMixin) and not isinstance(layer, GateHistory) for layer in cache.layers):
-        return bool(past > 0)
-    linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
-    return any(any(layer.has_previous_state.values()) for layer in linear)
 
 
 def _unseen(owner: Owner, past: int | Tensor, seen: int) -> str:

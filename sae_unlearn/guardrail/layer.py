@@ -198,8 +198,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             decision = decide(hot, counted, config, boundary=boundary)
             self._record(name, config, decision.state[:, -1])
             return decision
-        eager = not torch.compiler.is_compiling()
-        history = history_of(cache, (config.layer, name), inputs.past, self.num_layers, self.max_positions, eager)
+        eager, known = not torch.compiler.is_compiling(), (self.num_layers, self.max_positions)
+        history = history_of(cache, (config.layer, name), inputs.past, inputs.recurrent, *known, eager)
         past = history.series() if config.statistic == "window" else None
         decision = decide(hot, counted, config, history.last(), past, boundary)
         history.append(decision.state)

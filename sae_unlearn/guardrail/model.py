@@ -1,5 +1,6 @@
 """`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
 
+import warnings
 from typing import Any, ClassVar
 
 from peft import PeftModel
@@ -9,6 +10,7 @@ from torch import nn
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.decoder_layers import find_decoder_layers, text_config
 from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.fingerprint import differences
 from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, has_hooks, remove_hooks
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.peft_type import METHOD
@@ -66,6 +68,11 @@ class SAEGuardrailModel(BaseTuner):
                 f"The guardrail is for a model of {peft_config.num_layers} layers, but {type(self.model).__name__} has "
                 f"{depth}; use it on the model it was fitted on ({peft_config.base_model_name_or_path})."
             )
+        recorded = peft_config.base_fingerprint
+        difference = differences(recorded, self.model, peft_config.layer) if recorded else None
+        if difference is not None:  # `attach_guardrail` refuses; PEFT's own loaders have no way to say "nevertheless"
+            origin = peft_config.base_model_name_or_path
+            warnings.warn(f"The guardrail was fitted on {origin}, and this model is not it: {difference}.")
         peft_config.hidden_size, peft_config.num_layers = width, depth
         peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}
         return peft_config
