@@ -1,0 +1,8 @@
+"""`python -m sae_unlearn` is `sae-unlearn`."""
+
+import sys
+
+from sae_unlearn.cli import main
+
+
+sys.exit(main())

@@ -1,0 +1,90 @@
+"""Texts from a file, or from a dataset."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
+
+
+def read_texts(source: str, column: str = "text", split: str | None = None) -> Iterable[Any]:
+    """The texts of a file, or the rows of a dataset.
+
+    Args:
+        source: a `.txt` file (paragraphs with blank lines between them), `.json` (a list of strings, or of objects with
+            `column`), `.jsonl` (one of these a line), `.csv` (with a header), a folder that `datasets` reads, or the id
+            of a dataset on the Hub.
+        column: the column, or key, that holds the text.
+        split: of a dataset; default "train".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not hold texts in that column.
+        ImportError: it is a dataset and `datasets` is not installed; names the extra.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{source} ends in {path.suffix!r}; texts are read from {', '.join(SUFFIXES)}.")
+        texts = _read_file(path, column)
+        if not texts:
+            raise ValueError(f"{source} holds no texts.")
+        return texts
+    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+        raise FileNotFoundError(f"There is no file {source}.")
+    return _read_dataset(source, column, split)
+
+
+def _read_file(path: Path, column: str) -> list[str]:
+    try:
+        if path.suffix.lower() == ".txt":
+            paragraphs = path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n\n")
+            return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                rows: Any = list(csv.DictReader(file))
+        elif path.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}; expected a list of texts, or of objects with texts.")
+    return [_text(row, number, path, column) for number, row in enumerate(rows, 1)]
+
+
+def _text(row: Any, number: int, path: Path, column: str) -> str:
+    text = row.get(column) if isinstance(row, dict) else row
+    if isinstance(text, str):
+        return text
+    if isinstance(row, dict) and column not in row:
+        columns = ", ".join(map(str, row))
+        raise ValueError(f"Row {number} of {path} has no {column!r}, only {columns}; name the column by --text-column.")
+    raise ValueError(f"Row {number} of {path} is a {type(text).__name__}; expected a text.")
+
+
+def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f'{source} is no file, and reading a dataset needs `datasets`; run: pip install "sae-unlearn[eval]"'
+        ) from error
+    path = Path(source).expanduser()
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source, split=split or "train")
+    if isinstance(found, dict):
+        wanted = split or "train"
+        if wanted not in found:
+            raise ValueError(f"{source} has no split {wanted!r}, only {', '.join(found)}.")
+        found = found[wanted]
+    if column not in found.column_names:
+        columns = ", ".join(found.column_names)
+        raise ValueError(f"{source} has no column {column!r}, only {columns}; name it by --text-column.")
+    return found

@@ -1,0 +1,75 @@
+"""What the demo measures of a model, before and after."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.demo.corpora import SIDES, DemoTexts
+from sae_unlearn.evaluation import Recall, complete, recall, row_losses
+from sae_unlearn.guardrail import record_firings
+from sae_unlearn.guardrail.model import guard_layers
+
+
+FACT_TOKENS = 6
+ANSWER_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One model's results, each by side ("forget" or "retain").
+
+    Attributes:
+        losses: cross-entropy of the held-out paragraphs, `[n]`, nats per token.
+        recalls: one for each fact.
+        answers: continuations of the prompts.
+        fired_texts, fired_facts: how many paragraphs and how many facts the gate fired on; None without a guardrail.
+    """
+
+    losses: dict[str, Tensor]
+    recalls: dict[str, list[Recall]]
+    answers: dict[str, list[str]]
+    fired_texts: dict[str, int] | None
+    fired_facts: dict[str, int] | None
+
+
+def measure(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTexts, title: str, progress: bool
+) -> Snapshot:
+    """Measure a model as it is, with the guardrails that are on it, if any."""
+    losses, recalls, fired_texts, fired_facts = {}, {}, {}, {}
+    for side in SIDES:
+        with _counting(model, fired_texts, side):
+            bar = f"{title}: loss, {side} text" if progress else None
+            losses[side] = row_losses(model, tokenizer, texts.heldout[side], progress=bar)
+        with _counting(model, fired_facts, side):
+            bar = f"{title}: recall, {side} facts" if progress else None
+            recalls[side] = recall(model, tokenizer, texts.facts[side], FACT_TOKENS, progress=bar)
+    return Snapshot(
+        losses,
+        recalls,
+        answers(model, tokenizer, texts),
+        fired_texts if guard_layers(model) else None,
+        fired_facts if guard_layers(model) else None,
+    )
+
+
+def answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTexts) -> dict[str, list[str]]:
+    """Greedy continuations of the prompts of both sides, made as one batch."""
+    prompts = [prompt for side in SIDES for prompt in texts.prompts[side]]
+    continued = complete(model, tokenizer, prompts, ANSWER_TOKENS)
+    first = len(texts.prompts[SIDES[0]])
+    return {SIDES[0]: continued[:first], SIDES[1]: continued[first:]}
+
+
+@contextmanager
+def _counting(model: nn.Module, counts: dict[str, int], side: str) -> Iterator[None]:
+    """Write into `counts[side]` how many rows the gate fired on inside the `with` block."""
+    if not guard_layers(model):
+        yield
+        return
+    with record_firings(model) as firings:
+        yield
+        counts[side] = sum(firing.fired for firing in firings)

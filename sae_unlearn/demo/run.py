@@ -1,0 +1,185 @@
+"""The demo: fit, measure before and after, save, take off, attach again from disk, and see that it answers the same."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.demo.corpora import DemoTexts
+from sae_unlearn.demo.measure import Snapshot, answers, measure
+from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
+from sae_unlearn.guardrail import GuardrailError, attach_guardrail, detach_guardrail, fit_guardrail
+from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.picture import draw_calibration
+from sae_unlearn.sae import SparseAutoencoder
+
+
+ADAPTER_FOLDER = "forget-biology"
+PICTURE = "calibration.png"
+REPORT, REPORT_DATA = "report.txt", "report.json"
+
+QUICK = {"heldout": 8, "facts": 16, "prompts": 1}
+"""How much `quick` reports on, per side."""
+
+FULL = {"heldout": 24, "facts": 48, "prompts": 2}
+
+
+class Steps:
+    """How long each step took: `with steps("fit"): ...`."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self.seconds: dict[str, float] = {}
+        self._say = say
+
+    @contextmanager
+    def __call__(self, name: str, title: str | None = None) -> Iterator[None]:
+        """Time the block as `name`, and say `title` first."""
+        if title:
+            self._say(f"[{sum(self.seconds.values()):5.0f} s] {title}")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What came out of the demo.
+
+    Attributes:
+        lines: the table.
+        before, after: the measurements behind it.
+        same: whether the base model answered as before once the guardrail was off, and the guardrail attached from disk
+            answered as the fitted one.
+        differences: what was not the same, in sentences.
+        adapter: the adapter's folder.
+        adapter_bytes: size of its weights and config.
+        picture: the picture's file; None if matplotlib is not installed.
+        seconds: by step.
+    """
+
+    lines: list[Line]
+    before: Snapshot
+    after: Snapshot
+    same: bool
+    differences: list[str]
+    adapter: Path
+    adapter_bytes: int
+    picture: Path | None
+    seconds: dict[str, float]
+
+
+def run_demo(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sae: SparseAutoencoder,
+    output: str | Path,
+    texts: DemoTexts,
+    *,
+    quick: bool = False,
+    progress: bool = True,
+    steps: Steps | None = None,
+    say: Callable[[str], None] = print,
+) -> DemoReport:
+    """Run the demo on a model, and leave the model with the guardrail that was attached from disk.
+
+    Args:
+        model: a causal language model without adapters.
+        tokenizer: its tokenizer.
+        sae: an SAE of one of its layers.
+        output: folder for the adapter, the picture and the report.
+        texts: what to fit and to report on; see `load_demo_texts`.
+        quick: report on less text; the fit is the same.
+        progress: show progress bars.
+        steps: the clock, with what was done before.
+        say: what prints a line.
+
+    Returns:
+        The report, which is also printed and written to `output`.
+    """
+    steps = steps or Steps(say)
+    output = Path(output)
+    adapter = output / ADAPTER_FOLDER
+    output.mkdir(parents=True, exist_ok=True)
+    texts = texts.reduced(**(QUICK if quick else FULL))
+
+    with steps("before", "Measuring the model before"):
+        before = measure(model, tokenizer, texts, "before", progress)
+    with steps("fit", f"Fitting on {len(texts.forget)} paragraphs to forget and {len(texts.retain)} to keep"):
+        guarded = fit_guardrail(model, tokenizer, sae, texts.forget, texts.retain, store_probe=True, progress=progress)
+    with steps("after", "Measuring it with the guardrail"):
+        after = measure(guarded, tokenizer, texts, "after", progress)
+    config = guarded.peft_config["default"]
+    with steps("save", f"Saving to {adapter}"):
+        guarded.save_pretrained(adapter)
+        picture = _draw(config.calibration, adapter / PICTURE, say)
+    with steps("attach again", "Taking it off, and attaching it again from disk"):
+        bare = detach_guardrail(guarded)
+        differences = _differences("without the guardrail", before.answers, answers(bare, tokenizer, texts))
+        again = attach_guardrail(bare, adapter)
+        differences += _differences("attached from disk", after.answers, answers(again, tokenizer, texts))
+
+    lines = lines_of(before, after)
+    size = sum((adapter / name).stat().st_size for name in (CONFIG_NAME, WEIGHTS_NAME))
+    text = "\n\n".join((measured_text(lines, config), answers_text(texts, before, after)))
+    (output / REPORT).write_text(text + "\n", encoding="utf-8")
+    _write_data(output / REPORT_DATA, lines, texts, before, after, steps.seconds)
+    say(f"\n{text}\n")
+    for difference in differences:
+        say(f"NOT THE SAME: {difference}")
+    if not differences:
+        number = sum(map(len, texts.prompts.values()))
+        say(f"Taken off, it left the model's {number} answers as they were; attached from disk, it gave its own again.")
+    say(f"The adapter has {size / 1e3:,.0f} kB (weights and config): {adapter}")
+    if picture:
+        say(f"The picture: {picture}")
+    say(f"The report: {output / REPORT}, as data {output / REPORT_DATA}")
+    total = sum(steps.seconds.values())
+    say(f"{total:.0f} s in all: " + ", ".join(f"{name} {spent:.0f}" for name, spent in steps.seconds.items()))
+    return DemoReport(lines, before, after, not differences, differences, adapter, size, picture, dict(steps.seconds))
+
+
+def _draw(calibration: dict[str, Any], path: Path, say: Callable[[str], None]) -> Path | None:
+    try:
+        draw_calibration(calibration, path)
+    except (ImportError, GuardrailError) as error:
+        say(f"No picture: {error}")
+        return None
+    return path
+
+
+def _differences(when: str, expected: dict[str, list[str]], found: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{when}, {side} prompt {i + 1} was answered {b!r} and not {a!r}"
+        for side in expected
+        for i, (a, b) in enumerate(zip(expected[side], found[side], strict=True))
+        if a != b
+    ]
+
+
+def _write_data(
+    path: Path, lines: list[Line], texts: DemoTexts, before: Snapshot, after: Snapshot, seconds: dict[str, float]
+) -> None:
+    data = {
+        "table": [line.as_data() for line in lines],
+        "answers": [
+            {"side": side, "prompt": prompt, "before": old, "after": new}
+            for side in texts.prompts
+            for prompt, old, new in zip(texts.prompts[side], before.answers[side], after.answers[side], strict=True)
+        ],
+        "facts": [
+            {"side": side, "prompt": old.fact.prompt, "before": old.completion, "after": new.completion}
+            | {"right_before": old.right, "right_after": new.right}
+            for side in texts.facts
+            for old, new in zip(before.recalls[side], after.recalls[side], strict=True)
+        ],
+        "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
+    }
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

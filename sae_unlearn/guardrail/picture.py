@@ -1,0 +1,128 @@
+"""The picture of a calibration: the statistic on forget and on retain rows, and the threshold between them."""
+
+import math
+import os
+from bisect import bisect_left
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from sae_unlearn.guardrail.errors import GuardrailError
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's blue and vermillion: told apart with every common kind of colour blindness, and of unlike lightness.
+_FORGET, _RETAIN, _INK = "#D55E00", "#0072B2", "#333333"
+_BINS = 24
+
+
+def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the held-out rows' statistics back to back, forget rows upwards and retain rows downwards, as a PNG.
+
+    Args:
+        calibration: `config.calibration` of a fitted guardrail.
+        path: the file to write.
+
+    Raises:
+        GuardrailError: nothing was measured (features and threshold were given by hand).
+        ImportError: matplotlib is not installed; names the extra.
+    """
+    statistics = {role: _finite(calibration.get(f"statistic_{role}")) for role in ("forget", "retain")}
+    threshold = calibration.get("threshold")
+    if not any(statistics.values()) or not isinstance(threshold, (int, float)):
+        raise GuardrailError("There is nothing to draw: this guardrail's calibration holds no statistics of rows.")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[eval]"'
+        ) from error
+
+    figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # no window, and none of pyplot's global state
+    axes = figure.add_subplot()
+    values = [value for rows in statistics.values() for value in rows] + [threshold]
+    high = max(1.0, math.ceil(max(values) * 10) / 10)
+    edges = _edges(threshold, high)
+    highest = max(
+        _bars(axes, statistics["forget"], edges, 1, _FORGET, ""),
+        _bars(axes, statistics["retain"], edges, -1, _RETAIN, "///"),
+    )
+    reach = 1.28 * highest
+    axes.set_xlim(0, high)
+    axes.set_ylim(-reach, reach)
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.axvspan(threshold, high, color="0.5", alpha=0.12, linewidth=0)
+    axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1.6)
+    right = threshold < 0.8 * high
+    axes.annotate(
+        f"threshold {threshold:.3g}\nthe gate fires above it",
+        (threshold, -reach * 0.97),
+        xytext=(6 if right else -6, 0),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="bottom",
+        fontsize=9,
+        color=_INK,
+    )
+    for role, sign, colour in (("forget", 1, _FORGET), ("retain", -1, _RETAIN)):
+        rows = statistics[role]
+        fired = sum(value > threshold for value in rows)
+        axes.text(
+            0.012 * high,
+            sign * reach * 0.95,
+            f"{role} text: fires on {fired} of {len(rows)} rows" + (f" ({fired / len(rows):.0%})" if rows else ""),
+            color=colour,
+            fontsize=11,
+            fontweight="bold",
+            ha="left",
+            va="top" if sign > 0 else "bottom",
+        )
+    axes.yaxis.set_major_formatter(lambda share, _: f"{abs(share):.0%}")
+    axes.set_ylabel("share of rows")
+    axes.set_xlabel("statistic of a row (ratio: the share of its tokens at which a guarded feature is active)")
+    auroc = calibration.get("auroc")
+    parted = f"   (AUROC {auroc:.3f})" if isinstance(auroc, (int, float)) else ""
+    axes.set_title(f"What the gate sees on rows held out from fitting{parted}", fontsize=12, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(os.fspath(path), format="png")
+
+
+def _edges(threshold: float, high: float) -> list[float]:
+    """Borders of bins from 0 to `high`, the threshold among them, so that no bar straddles it."""
+    if not 0 < threshold < high:
+        return [i * high / _BINS for i in range(_BINS + 1)]
+    below = min(max(round(_BINS * threshold / high), 1), _BINS - 1)
+    above = _BINS - below
+    return [i * threshold / below for i in range(below)] + [
+        threshold + i * (high - threshold) / above for i in range(above + 1)
+    ]
+
+
+def _bars(axes: "Axes", rows: list[float], edges: list[float], sign: int, colour: str, hatch: str) -> float:
+    """Draw one histogram of shares, and return its highest bar."""
+    if not rows:
+        return 0.05
+    counts = [0] * (len(edges) - 1)
+    for value in rows:
+        counts[min(max(bisect_left(edges, value) - 1, 0), len(counts) - 1)] += 1  # a bin holds its upper border
+    shares = [sign * count / len(rows) for count in counts]
+    axes.bar(
+        edges[:-1],
+        shares,
+        width=[right - left for left, right in pairwise(edges)],
+        align="edge",
+        color=colour,
+        alpha=0.75,
+        edgecolor="white",
+        linewidth=0.6,
+        hatch=hatch,
+    )
+    return max(map(abs, shares))
+
+
+def _finite(rows: Any) -> list[float]:
+    rows = rows if isinstance(rows, list) else []
+    return [float(v) for v in rows if isinstance(v, (int, float)) and math.isfinite(v)]
