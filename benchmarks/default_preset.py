@@ -1,0 +1,158 @@
+"""How the default settings of `fit_guardrail` were chosen, and what they do on topics they were not chosen on.
+
+    python benchmarks/default_preset.py tune   --data FOLDER --output tune.json      # validation topics, a grid
+    python benchmarks/default_preset.py report --data FOLDER --output report.json    # report topics, the defaults
+
+Model and SAE are the demo's. `tune` measures each setting's change of loss on held-out text with the residual stream
+below the guarded layer kept; `report` fits with `fit_guardrail` as a user would and runs the guarded model.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from typing import Any
+
+import torch
+from tail import Kept, keep_residuals, tail_losses
+from topics import REPORT_TOPICS, VALIDATION_TOPICS, data_folder, load_topic
+
+from sae_unlearn import SAEGuardrailConfig, fit_guardrail, record_firings
+from sae_unlearn.demo.model import load_demo_model
+from sae_unlearn.demo.sae import load_demo_sae
+from sae_unlearn.evaluation import bootstrap_interval, row_losses
+from sae_unlearn.guardrail.attach import detach_guardrail
+from sae_unlearn.guardrail.calibration import percentile_threshold
+from sae_unlearn.guardrail.corpus import special_token_ids
+from sae_unlearn.guardrail.gate import row_statistic
+from sae_unlearn.guardrail.selection import FeatureSums, select_features
+
+
+GRID = {
+    "importance": ("mean_squared", "squared_mean"),
+    "num_features": (20, 50),
+    "clamp_mode": ("fired", "all"),
+    "clamp_scale": (3.0, 5.0, 8.0, 12.0),
+}
+_BASE = {"importance": "mean_squared", "num_features": 20, "clamp_mode": "fired", "clamp_scale": 5.0}
+
+
+def tune(folder, model, tokenizer, sae, full: bool) -> list[dict[str, Any]]:
+    """The grid on the validation topics; without `full`, the default and one change at a time."""
+    settings = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    if not full:
+        settings = [s for s in settings if sum(s[k] != _BASE[k] for k in _BASE) <= 1]
+    found = []
+    special = special_token_ids(tokenizer, model.config)
+    for name in VALIDATION_TOPICS:
+        topic = load_topic(folder, name)
+        kept = {
+            part: keep_residuals(model, tokenizer, texts, sae.layer)
+            for part, texts in topic._asdict().items()
+            if part != "name"
+        }
+        base = {
+            part: tail_losses(model, sae.layer, kept[part], None, special) for part in ("held_out", "other_held_out")
+        }
+        sums = {part: _sums(sae, kept[part][::1], special) for part in ("fit", "other_fit")}
+        for setting in settings:
+            row = {"topic": name} | setting | _one(model, sae, setting, kept, base, sums, special)
+            print(json.dumps(row), flush=True)
+            found.append(row)
+    return found
+
+
+def _sums(sae, batches: list[Kept], special: list[int]) -> FeatureSums:
+    sums = FeatureSums(sae)
+    norms = torch.cat([b.residual[_content(b, special)].norm(dim=-1) for b in batches])
+    for b in batches:
+        tokens = b.residual[_content(b, special)]
+        sums.add(tokens[tokens.norm(dim=-1) <= 2 * norms.median()])
+    return sums
+
+
+def _content(batch: Kept, special: list[int]) -> torch.Tensor:
+    return batch.kept & ~torch.isin(batch.input_ids, torch.tensor(special))
+
+
+def _one(model, sae, setting, kept, base, sums, special) -> dict[str, Any]:
+    ids = select_features(sums["fit"], sums["other_fit"], setting["num_features"], 95.0, setting["importance"])
+    part, clamp = sae.slice(ids), -setting["clamp_scale"] * sums["fit"].mean_active()[ids].float()
+    config = SAEGuardrailConfig(layer=sae.layer, feature_ids=ids, min_tokens=8)
+
+    def hot(batch: Kept) -> torch.Tensor:
+        return (part.encode(batch.residual) > 0).any(dim=-1) & _content(batch, special)
+
+    def statistics(batches: list[Kept]) -> torch.Tensor:
+        return torch.cat([row_statistic(hot(b), _content(b, special), config) for b in batches])
+
+    def edit(batch: Kept) -> torch.Tensor:
+        a = part.encode(batch.residual)
+        where = (a > 0) if setting["clamp_mode"] == "fired" else torch.ones_like(a, dtype=torch.bool)
+        where = where & hot(batch)[..., None]
+        return batch.residual + torch.where(where, clamp - a, torch.zeros_like(a)) @ part.W_dec
+
+    threshold = percentile_threshold(statistics(kept["other_fit"]), 95.0)
+    found: dict[str, Any] = {"threshold": round(threshold, 3)}
+    for name, title in (("held_out", "forget"), ("other_held_out", "other")):
+        change = tail_losses(model, sae.layer, kept[name], edit, special) - base[name]
+        fired = statistics(kept[name]) > threshold
+        found |= {
+            f"{title}_n": len(change),
+            f"{title}_fired": round(fired.float().mean().item(), 3),
+            f"{title}_static": round(change.mean().item(), 3),
+            f"{title}_gated": round((change * fired).mean().item(), 3),
+        }
+    return found
+
+
+def measure(folder, model, tokenizer, sae) -> list[dict[str, Any]]:
+    """The default settings on the report topics, as a user would run them."""
+    found = []
+    for name in REPORT_TOPICS:
+        topic = load_topic(folder, name)
+        texts = {"forget": topic.held_out, "other": topic.other_held_out}
+        base = {part: row_losses(model, tokenizer, texts[part]) for part in texts}
+        start = time.perf_counter()
+        guarded = fit_guardrail(model, tokenizer, sae, topic.fit, topic.other_fit, progress=False)
+        row: dict[str, Any] = {"topic": name, "fit_seconds": round(time.perf_counter() - start, 1)}
+        config = guarded.peft_config["default"]
+        row |= {"threshold": round(config.threshold, 3), "edit_to_residual": config.calibration["edit_to_residual"]}
+        for part in texts:
+            with record_firings(guarded) as firings:
+                change = row_losses(guarded, tokenizer, texts[part]) - base[part]
+            low, high = bootstrap_interval(change)
+            row[part] = {
+                "n": len(change),
+                "base": round(base[part].mean().item(), 3),
+                "change": round(change.mean().item(), 3),
+                "interval": [round(low, 3), round(high, 3)],
+                "fired": sum(f.fired for f in firings),
+            }
+        detach_guardrail(guarded)
+        print(json.dumps(row), flush=True)
+        found.append(row)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "report"))
+    parser.add_argument("--data", help="data folder; default $SAE_UNLEARN_DATA")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--full", action="store_true", help="tune: the whole grid, not one change at a time")
+    args = parser.parse_args()
+    folder = data_folder(args.data)
+    model, tokenizer = load_demo_model()
+    sae = load_demo_sae()
+    rows = (
+        tune(folder, model, tokenizer, sae, args.full)
+        if args.what == "tune"
+        else measure(folder, model, tokenizer, sae)
+    )
+    with open(args.output, "w", encoding="utf-8") as file:
+        json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Topics and other text for the benchmarks, from a local data folder.
+
+The folder is named by `--data` or the environment variable `SAE_UNLEARN_DATA` and holds `mmlu/test/*.csv` (columns
+`question, choice0..choice3, answer`) and `wikitext2/valid.txt`. A topic is an MMLU subject, a paragraph one question
+with its right answer; other text is questions of other subjects and paragraphs of WikiText-2.
+"""
+
+import csv
+import os
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+
+# The demo's SAE has seen no text of the report topics; the default settings were chosen on the validation topics.
+VALIDATION_TOPICS = ("high_school_psychology", "high_school_us_history", "marketing")
+REPORT_TOPICS = ("nutrition", "world_religions", "astronomy")
+FIT_PARAGRAPHS = 130
+
+
+class Topic(NamedTuple):
+    """Texts of one experiment; `fit` texts are for fitting, `held_out` texts for reporting only."""
+
+    name: str
+    fit: list[str]
+    held_out: list[str]
+    other_fit: list[str]
+    other_held_out: list[str]
+
+
+def data_folder(given: str | None) -> Path:
+    """The data folder, from the flag or the environment."""
+    folder = given or os.environ.get("SAE_UNLEARN_DATA")
+    if not folder or not Path(folder).is_dir():
+        raise SystemExit("Name the data folder with --data or SAE_UNLEARN_DATA.")
+    return Path(folder)
+
+
+def load_topic(folder: Path, name: str, held_out: int = 40, seed: int = 0) -> Topic:
+    """One topic with 130 paragraphs to fit on, and as much other text."""
+    shuffle = random.Random(seed).shuffle
+    topic = _questions(folder, name)
+    shuffle(topic)
+    related = {"nutrition", "human_aging", "clinical_knowledge", "anatomy"} if name == "nutrition" else {name}
+    subjects = sorted(p.stem.removesuffix("_test") for p in (folder / "mmlu/test").glob("*.csv"))
+    others = [text for subject in subjects if subject not in related for text in _questions(folder, subject)[:60]]
+    shuffle(others)
+    paragraphs = _paragraphs(folder)
+    shuffle(paragraphs)
+    return Topic(
+        name,
+        topic[:FIT_PARAGRAPHS],
+        topic[FIT_PARAGRAPHS : FIT_PARAGRAPHS + held_out],
+        others[:200] + paragraphs[:60],
+        others[200 : 200 + held_out] + paragraphs[60 : 60 + held_out // 2],
+    )
+
+
+def _questions(folder: Path, subject: str) -> list[str]:
+    with open(folder / "mmlu/test" / f"{subject}_test.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [f"Question: {r['question'].strip()}\nAnswer: {r['choice' + r['answer']].strip()}" for r in rows]
+
+
+def _paragraphs(folder: Path) -> list[str]:
+    text = (folder / "wikitext2/valid.txt").read_text(encoding="utf-8")
+    text = text[int(len(text) * 0.85) :]  # the SAE was trained on the first part
+    text = text.replace(" @-@ ", "-").replace(" @,@ ", ",").replace(" @.@ ", ".")
+    found = [line.strip() for line in text.split("\n") if len(line) > 300 and not line.strip().startswith("=")]
+    return [line[:600].rpartition(" ")[0] for line in found]
