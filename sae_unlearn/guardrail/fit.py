@@ -48,8 +48,10 @@ from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
 DEFAULT_CLAMP_SCALE = 5.0
+DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_MIN_TOKENS = 8
 PUBLISHED_CLAMP_VALUE = -500.0
+PUBLISHED_RATIO_PERCENTILE = 95.0
 
 _OUTLIER_FACTOR = 2.0
 _WARM_UP_TOKENS = 2048
@@ -64,7 +66,7 @@ def fit_guardrail(
     *,
     layer: int | None = None,
     num_features: int = 20,
-    ratio_percentile: float = 95.0,
+    ratio_percentile: float | None = None,
     threshold_percentile: float = 95.0,
     features: list[int] | None = None,
     threshold: float | None = None,
@@ -103,7 +105,9 @@ def fit_guardrail(
             least 32 documents.
         layer: 0-based layer whose output is guarded; default the SAE's own.
         num_features: N, how many features are guarded.
-        ratio_percentile: features below this percentile of the forget/retain ratio are left out.
+        ratio_percentile: features below this percentile of the forget/retain ratio are left out; default 99.0 (95.0
+            for the faithful preset, as published). Of a narrow SAE, 95 lets features pass that are active on most
+            text, and the gate cannot tell the topic (measured in `benchmarks/default_preset.py`).
         threshold_percentile: the threshold is this percentile of the statistic over retain rows put aside.
         features: feature ids, instead of selecting them (zero-shot).
         threshold: the threshold, instead of calibrating it.
@@ -143,6 +147,8 @@ def fit_guardrail(
             raise GuardrailError(f"clamp_value={clamp_value} and clamp_scale={clamp_scale}: give one of the two.")
         clamp_unit, clamp_scale = "absolute", -clamp_value
     clamp_scale = DEFAULT_CLAMP_SCALE if clamp_scale is None else clamp_scale
+    if ratio_percentile is None:
+        ratio_percentile = PUBLISHED_RATIO_PERCENTILE if faithful else DEFAULT_RATIO_PERCENTILE
     for name, value in (("ratio_percentile", ratio_percentile), ("threshold_percentile", threshold_percentile)):
         if not 0 <= value <= 100:
             raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
