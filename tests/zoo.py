@@ -5,10 +5,12 @@ from functools import cache
 
 import torch
 import transformers as t
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import SAEGuardrailConfig
+from sae_unlearn.guardrail.decoder_layers import find_decoder_layers
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -34,6 +36,9 @@ _GPT2 = {
     "n_layer": LAYERS,
     "n_head": 4,
     "n_positions": 128,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
     "pad_token_id": PAD,
     "bos_token_id": BOS,
     "eos_token_id": EOS,
@@ -52,7 +57,10 @@ ZOO = {
     "gptj": lambda: t.GPTJConfig(**_GPT2, rotary_dim=4),
     "gpt_neox": lambda: t.GPTNeoXConfig(**_NO_GROUPS),
     "opt": lambda: t.OPTConfig(
-        **{k: v for k, v in _NO_GROUPS.items() if k != "intermediate_size"}, ffn_dim=48, word_embed_proj_dim=WIDTH
+        **{k: v for k, v in _NO_GROUPS.items() if k != "intermediate_size"},
+        ffn_dim=48,
+        word_embed_proj_dim=WIDTH,
+        dropout=0.0,
     ),
     "phi": lambda: t.PhiConfig(**_LLAMA),
     "falcon": lambda: t.FalconConfig(
@@ -137,17 +145,26 @@ def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: 
     config = layer.guard_config[adapter_name]
     encoder, decoder = layer.sae_guardrail_encoder[adapter_name], layer.sae_guardrail_decoder[adapter_name]
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    seen: list[torch.Tensor] = []
+    decoder_layer = find_decoder_layers(bare).layers[config.layer]
+    handle = decoder_layer.register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
     with torch.no_grad():
         layer.enable_adapters(False)
         ids = token_ids(16, 20)
-        states = bare(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states
+        bare(input_ids=ids, attention_mask=torch.ones_like(ids))
         layer.enable_adapters(True)
-        residual = states[config.layer + 1].flatten(0, 1)
+        handle.remove()
+        residual = seen[0].flatten(0, 1)
         directions = torch.randn(config.num_features, residual.shape[1], generator=generator)
         directions = nn.functional.normalize(directions)
-        peaks = (residual @ directions.T).amax(dim=1)
+        peaks = (residual @ directions.T).amax(dim=1).sort().values
+        middle = len(peaks) // 2
         encoder.weight.copy_(directions)
-        encoder.threshold.fill_(peaks.median().clamp(min=0))
+        encoder.threshold.fill_(
+            peaks[middle : middle + 2].mean().clamp(min=0)
+        )  # between two, so that no token is on it
         decoder.weight.copy_(directions)
         decoder.clamp.fill_(-dose * peaks.abs().mean())
 
@@ -161,3 +178,38 @@ def padded(rows: list[torch.Tensor], side: str = "left") -> dict[str, torch.Tens
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         ids[i, place], mask[i, place] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def guarded(name: str, **fields) -> nn.Module:
+    """A tiny model with a planted guardrail `default`."""
+    model = get_peft_model(base_model(name), planted_config(**fields))
+    plant(model)
+    return model
+
+
+class LayerTap:
+    """Notes what goes into the guardrail at a decoder layer and what comes out, call by call, as `before`, `after`."""
+
+    def __init__(self, model: nn.Module, layer: int = 1) -> None:
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder_layer = find_decoder_layers(bare).layers[layer]
+        self.before: list[torch.Tensor] = []
+        self.after: list[torch.Tensor] = []
+
+    def __enter__(self) -> "LayerTap":
+        def note(seen):
+            return lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out).detach().clone())
+
+        self.handles = [
+            self.decoder_layer.register_forward_hook(note(self.before), prepend=True),
+            self.decoder_layer.register_forward_hook(note(self.after)),
+        ]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def edits(self) -> torch.Tensor:
+        """`[batch, tokens, d_in]`: what the guardrail added, over all calls."""
+        return torch.cat(self.after, dim=1) - torch.cat(self.before, dim=1)

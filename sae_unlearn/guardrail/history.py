@@ -106,9 +106,11 @@ def history_of(
     if history is None:
         if check and (recurrent or bool(past > 0)):
             raise GuardrailNotReady(_unseen(owner, past, 0))
-        history = _add_history(cache, owner, num_layers, max_positions)
-    elif isinstance(past, int) and history.get_seq_length() != past:
-        raise GuardrailNotReady(_unseen(owner, past, history.get_seq_length()))
+        return _add_history(cache, owner, num_layers, max_positions)
+    seen = history.get_seq_length()
+    # a sliding static layer counts in an int and the history in a tensor, which compiled code cannot compare
+    if isinstance(past, int) and (check or isinstance(seen, int)) and seen != past:
+        raise GuardrailNotReady(_unseen(owner, past, int(seen)))
     return history
 
 
@@ -128,6 +130,7 @@ def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int
 
 def _unseen(owner: Owner, past: int | Tensor, seen: int) -> str:
     return (
-        f"The cache holds {int(past)} tokens, of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {seen}: it was "
-        "filled without it, or while it was disabled. Run the prompt again with the guardrail active and a new cache."
+        f"The cache holds {int(past)} tokens, of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {seen}: it "
+        "was filled without it, or while it was disabled. Run the prompt again with the guardrail active and a new "
+        "cache."
     )
