@@ -28,6 +28,7 @@ def fitted(tmp_path_factory):
         sae,
         topic_texts("forget", 40),
         topic_texts("retain", 80),
+        ratio_percentile=95.0,
         store_probe=True,
         progress=False,
     )

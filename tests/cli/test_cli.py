@@ -35,7 +35,17 @@ def parts(tmp_path_factory):
 def fit_arguments(folder, output, *more, sides=("forget.txt", "retain.json")):
     named = ["--model", folder / "model", "--sae", folder / "sae"]
     texts = ["--forget", folder / sides[0], "--retain", folder / sides[1]] if sides else []
-    rest = ["--output", output, "--clamp-scale", "4", "--store-probe", "--no-progress", *more]
+    rest = [
+        "--output",
+        output,
+        "--ratio-percentile",
+        "95",
+        "--clamp-scale",
+        "4",
+        "--store-probe",
+        "--no-progress",
+        *more,
+    ]
     return [str(x) for x in ["fit", *named, *texts, *rest]]
 
 
