@@ -42,7 +42,7 @@ def topic_texts(side: str, number: int, seed: int = 0, words: int = 14) -> list[
     ]
 
 
-def topic_sae(model: nn.Module, features: int = 560) -> SparseAutoencoder:
+def topic_sae(model: nn.Module, features: int = 2800) -> SparseAutoencoder:
     """An SAE of `model`: a feature for each word of the forget topic, which hardly fires on retain text, and others in
     random directions."""
     tokenizer = tiny_tokenizer()

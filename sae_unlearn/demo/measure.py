@@ -14,6 +14,7 @@ from sae_unlearn.guardrail.model import guard_layers
 
 
 FACT_TOKENS = 6
+FACT_BATCH = 24  # facts are short, and each step reads the whole head once per batch
 ANSWER_TOKENS = 24
 
 
@@ -46,7 +47,7 @@ def measure(
             losses[side] = row_losses(model, tokenizer, texts.heldout[side], progress=bar)
         with _counting(model, fired_facts, side):
             bar = f"{title}: recall, {side} facts" if progress else None
-            recalls[side] = recall(model, tokenizer, texts.facts[side], FACT_TOKENS, progress=bar)
+            recalls[side] = recall(model, tokenizer, texts.facts[side], FACT_TOKENS, FACT_BATCH, progress=bar)
     return Snapshot(
         losses,
         recalls,

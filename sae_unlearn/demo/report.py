@@ -1,5 +1,6 @@
 """The demo's results as a table, and its answers side by side."""
 
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -111,11 +112,14 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
         "",
         f"  guardrail   {config.num_features} features after layer {config.layer}, chosen on "
         f"{corpora['forget']['selection_rows']} + {corpora['retain']['selection_rows']} paragraphs",
-        f"  gate        fires above {config.threshold:.3f}, set on {corpora['retain']['threshold_rows']} others",
+        f"  gate        fires above {config.threshold:.3f}, the {calibration['threshold_percentile']:g}th percentile of "
+        f"{corpora['retain']['threshold_rows']} other paragraphs",
         f"  dose        {config.clamp_scale:g} times each feature's mean active value, the other way",
         f"  edit        {calibration['edit_to_residual']:.3f} of the residual stream's norm, at tokens that are edited",
     ]
-    text += [f"  warning     {printable(warning)}" for warning in calibration.get("warnings", [])]
+    for warning in calibration.get("warnings", []):
+        first, *rest = textwrap.wrap(printable(warning), 100)
+        text += [f"  warning     {first}", *(f"              {line}" for line in rest)]
     return "\n".join(text)
 
 

@@ -79,7 +79,7 @@ def test_fit_writes_adapter_card_and_picture(parts):
 def test_fit_prints_its_calibration(parts, tmp_path, capsys):
     assert main(fit_arguments(parts, tmp_path, "--threshold-percentile", "80", "--num-features", "10")) == 0
     printed = capsys.readouterr().out
-    for part in ("Calibration", "fires on forget text", "fires on retain text", "AUROC", "Warnings", str(tmp_path)):
+    for part in ("Calibration", "fires on forget text", "fires on retain text", "AUROC", "arnings", str(tmp_path)):
         assert part in printed
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["num_features"] == 10
