@@ -114,10 +114,10 @@ def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftMode
     """Put a checked guardrail on a model, make it active beside what is active already, and see that it arrived."""
     config = artefact.config
     config.inference_mode = True
+    active = list(dict.fromkeys(n for layer in guard_layers(model) for n in layer.active_adapters))
     if not isinstance(model, PeftModel):
         model = GuardedModel(model, config, adapter_name=name)
     elif isinstance(model.base_model, SAEGuardrailModel):
-        active = list(model.base_model.active_adapters)
         model.add_adapter(name, config)
         _activate(model, [*active, name])
     else:
@@ -125,6 +125,8 @@ def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftMode
             # PEFT warns that the model has adapters already: it has, and the guardrail joins their configs
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             SAEGuardrailModel(bare_model(model), config, name)
+    for layer in guard_layers(model):  # PEFT makes the newest the only active one, where it does not know of the others
+        layer.set_adapter([*active, name], inference_mode=True)
     bare = bare_model(model)
     if hasattr(bare, "add_model_tags"):
         bare.add_model_tags(MODEL_TAGS)

@@ -18,14 +18,18 @@ _TOLERANCE = 2.0**-7  # one step of bfloat16
 _MATCHING = 0.95
 
 
-def fingerprint(model: nn.Module, layer: int) -> dict[str, Any] | None:
-    """`{"model_type": str, "embedding": [float], "norms": [float]}`; None where weights are not in memory (`meta`).
+def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[str, Any] | None:
+    """`{"model_type": str, "rows": int, "embedding": [float], "norms": [float]}`; None where weights are not in memory
+    (`meta`).
 
     Args:
         model: the bare transformers model.
         layer: the guarded layer; weights after it play no part.
+        rows: how many rows of the embedding, from the first on, are sampled. Default the first quarter: vocabularies
+            are padded and extended at their end.
     """
     embedding = model.get_input_embeddings().weight
+    rows = max(embedding.shape[0] // 4, 1) if rows is None else rows
     place = find_decoder_layers(model)
     vectors = [
         (name, parameter)
@@ -38,14 +42,18 @@ def fingerprint(model: nn.Module, layer: int) -> dict[str, Any] | None:
     values = [float(parameter.detach().flatten()[0]) for _, parameter in _spread(vectors)]
     return {
         "model_type": text_config(model).model_type,
-        "embedding": _sample(embedding.detach()),
+        "rows": rows,
+        "embedding": _sample(embedding.detach(), rows),
         "norms": [_short(value) for value in values],
     }
 
 
 def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str | None:
     """What tells `model` from the one the fingerprint was taken of; None if nothing does, or it cannot be known."""
-    found = fingerprint(model, layer)
+    rows, available = recorded.get("rows"), model.get_input_embeddings().weight.shape[0]
+    if not isinstance(rows, int) or not 1 <= rows <= available:
+        return f"its vocabulary of {available} tokens is not the recorded one ({rows!r} sampled)"
+    found = fingerprint(model, layer, rows)
     if found is None:
         return None
     if recorded.get("model_type") != found["model_type"]:
@@ -65,11 +73,10 @@ def _spread(items: list) -> list:
     return items[::step][:_SAMPLES]
 
 
-def _sample(matrix: Tensor) -> list[float]:
-    # the first quarter of the rows: vocabularies are padded and extended at their end
-    rows = torch.linspace(0, max(matrix.shape[0] // 4 - 1, 0), _SAMPLES).long()
+def _sample(matrix: Tensor, rows: int) -> list[float]:
+    where = torch.linspace(0, rows - 1, _SAMPLES).long()
     columns = torch.linspace(0, matrix.shape[1] - 1, _SAMPLES).long()
-    picked = matrix[rows.to(matrix.device), columns.to(matrix.device)]
+    picked = matrix[where.to(matrix.device), columns.to(matrix.device)]
     return [_short(value) for value in picked.float().cpu().tolist()]
 
 
