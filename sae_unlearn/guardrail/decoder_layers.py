@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from sae_unlearn.guardrail.errors import GuardrailError
@@ -51,6 +52,15 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     inner = min(found, key=lambda name: name.count("."))
     name = f"{start}.{inner}" if start else inner
     return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, decoder.get_submodule(inner))
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate runs a module whose weights it has offloaded (they are on `meta`); None if it does not."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
 
 
 def text_config(model: nn.Module):

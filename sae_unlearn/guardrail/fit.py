@@ -414,6 +414,8 @@ class _Outliers:
         return [(owner, self._without_outliers(tokens)) for owner, tokens in pending]
 
     def _without_outliers(self, tokens: Tensor) -> Tensor:
+        if self.median is None:  # there was no content token at all
+            return tokens
         fits = tokens.norm(dim=-1) <= self.factor * self.median
         self.dropped += int((~fits).sum())
         return tokens[fits]

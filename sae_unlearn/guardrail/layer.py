@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.decoder_layers import text_config
+from sae_unlearn.guardrail.decoder_layers import execution_device, text_config
 from sae_unlearn.guardrail.errors import GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
@@ -135,6 +135,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
                 nn.init.normal_(tensor, std=d_in**-0.5)
             nn.init.constant_(decoder.clamp, -1.0)
         device = next((p.device for p in decoder_layer.parameters() if p.device.type != "meta"), None)
+        device = execution_device(decoder_layer) if device is None else device
         if device is not None and not any(p.is_meta for p in encoder.parameters()):
             encoder.to(device), decoder.to(device)
         self.sae_guardrail_encoder[adapter_name] = encoder

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from sae_unlearn.guardrail.decoder_layers import find_decoder_layers
+from sae_unlearn.guardrail.decoder_layers import execution_device, find_decoder_layers
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.model import guard_layers
 
@@ -104,8 +104,10 @@ def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _input_device(model: nn.Module) -> torch.device:
-    weight = model.get_input_embeddings().weight
-    return model.device if weight.is_meta else weight.device
+    embeddings = model.get_input_embeddings()
+    if not embeddings.weight.is_meta:
+        return embeddings.weight.device
+    return execution_device(embeddings) or model.device
 
 
 @contextmanager
