@@ -131,7 +131,7 @@ def check_guardrail(
             findings.append(judge(measured[role].statistics, config))
         else:
             findings.append(_not_measured(role))
-    if len(measured) == 2:
+    if forget is not None and retain is not None:  # two stored rows are too few to compare
         findings.append(_apart(measured["forget"].statistics, measured["retain"].statistics))
     findings += _dose(config, artefact.tensors["decoder.clamp"], measured)
     recorded = (config.calibration or {}).get("warnings")

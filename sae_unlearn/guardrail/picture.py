@@ -50,16 +50,16 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
         _bars(axes, statistics["forget"], edges, 1, _FORGET, ""),
         _bars(axes, statistics["retain"], edges, -1, _RETAIN, "///"),
     )
-    reach = 1.28 * highest
+    reach = 1.45 * highest  # bars and threshold leave a band free above and below, for the labels
     axes.set_xlim(0, high)
     axes.set_ylim(-reach, reach)
     axes.axhline(0, color=_INK, linewidth=0.8)
-    axes.axvspan(threshold, high, color="0.5", alpha=0.12, linewidth=0)
-    axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1.6)
+    axes.axvspan(threshold, high, 0.1, 0.9, color="0.5", alpha=0.12, linewidth=0)
+    axes.axvline(threshold, 0.1, 0.9, color=_INK, linestyle="--", linewidth=1.6)
     right = threshold < 0.8 * high
     axes.annotate(
         f"threshold {threshold:.3g}\nthe gate fires above it",
-        (threshold, -reach * 0.97),
+        (threshold, -reach * 0.78),
         xytext=(6 if right else -6, 0),
         textcoords="offset points",
         ha="left" if right else "right",
@@ -71,8 +71,8 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
         rows = statistics[role]
         fired = sum(value > threshold for value in rows)
         axes.text(
-            0.012 * high,
-            sign * reach * 0.95,
+            0.006 * high,
+            sign * reach * 0.97,
             f"{role} text: fires on {fired} of {len(rows)} rows" + (f" ({fired / len(rows):.0%})" if rows else ""),
             color=colour,
             fontsize=11,
