@@ -1,6 +1,6 @@
 """How the default settings of `fit_guardrail` were chosen, and what they do on topics they were not chosen on.
 
-    python benchmarks/default_preset.py tune   --data FOLDER --output tune.json      # validation topics, a grid
+    python benchmarks/default_preset.py tune   --data FOLDER --output tune.json      # validation topics
     python benchmarks/default_preset.py report --data FOLDER --output report.json    # report topics, the defaults
 
 Model and SAE are the demo's. `tune` measures each setting's change of loss on held-out text with the residual stream
@@ -8,7 +8,6 @@ below the guarded layer kept; `report` fits with `fit_guardrail` as a user would
 """
 
 import argparse
-import itertools
 import json
 import time
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from tail import Kept, keep_residuals, tail_losses
 from topics import REPORT_TOPICS, VALIDATION_TOPICS, data_folder, load_topic
 
-from sae_unlearn import SAEGuardrailConfig, fit_guardrail, record_firings
+from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, fit_guardrail, record_firings
 from sae_unlearn.demo.model import load_demo_model
 from sae_unlearn.demo.sae import load_demo_sae
 from sae_unlearn.evaluation import bootstrap_interval, row_losses
@@ -28,24 +27,33 @@ from sae_unlearn.guardrail.gate import row_statistic
 from sae_unlearn.guardrail.selection import FeatureSums, select_features
 
 
-GRID = {
-    "importance": ("mean_squared", "squared_mean"),
-    "num_features": (20, 50),
-    "clamp_mode": ("fired", "all"),
-    "clamp_scale": (3.0, 5.0, 8.0, 12.0),
+BASE = {
+    "importance": "mean_squared",
+    "ratio_percentile": 99.0,
+    "num_features": 20,
+    "clamp_mode": "fired",
+    "clamp_scale": 15.0,
 }
-_BASE = {"importance": "mean_squared", "num_features": 20, "clamp_mode": "fired", "clamp_scale": 5.0}
+CHANGES = (
+    {},
+    {"clamp_scale": 5.0},
+    {"clamp_scale": 10.0},
+    {"clamp_scale": 20.0},
+    {"clamp_mode": "all", "clamp_scale": 3.0},
+    {"clamp_mode": "all", "clamp_scale": 5.0},
+    {"ratio_percentile": 95.0},
+    {"ratio_percentile": 99.5},
+    {"importance": "squared_mean"},
+    {"num_features": 50},
+)
 
 
-def tune(folder, model, tokenizer, sae, full: bool) -> list[dict[str, Any]]:
-    """The grid on the validation topics; without `full`, the default and one change at a time."""
-    settings = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    if not full:
-        settings = [s for s in settings if sum(s[k] != _BASE[k] for k in _BASE) <= 1]
+def tune(folder, model, tokenizer, sae) -> list[dict[str, Any]]:
+    """The base setting and one change at a time, on the validation topics."""
     found = []
     special = special_token_ids(tokenizer, model.config)
     for name in VALIDATION_TOPICS:
-        topic = load_topic(folder, name)
+        topic = load_topic(folder, name, held_out=30)
         kept = {
             part: keep_residuals(model, tokenizer, texts, sae.layer)
             for part, texts in topic._asdict().items()
@@ -54,8 +62,11 @@ def tune(folder, model, tokenizer, sae, full: bool) -> list[dict[str, Any]]:
         base = {
             part: tail_losses(model, sae.layer, kept[part], None, special) for part in ("held_out", "other_held_out")
         }
-        sums = {part: _sums(sae, kept[part][::1], special) for part in ("fit", "other_fit")}
-        for setting in settings:
+        # as `fit_guardrail` does, other text is for the features or for the threshold
+        kept["other_features"], kept["other_threshold"] = kept["other_fit"][::2], kept["other_fit"][1::2]
+        sums = {part: _sums(sae, kept[part], special) for part in ("fit", "other_features")}
+        for change in CHANGES:
+            setting = BASE | change
             row = {"topic": name} | setting | _one(model, sae, setting, kept, base, sums, special)
             print(json.dumps(row), flush=True)
             found.append(row)
@@ -76,7 +87,13 @@ def _content(batch: Kept, special: list[int]) -> torch.Tensor:
 
 
 def _one(model, sae, setting, kept, base, sums, special) -> dict[str, Any]:
-    ids = select_features(sums["fit"], sums["other_fit"], setting["num_features"], 95.0, setting["importance"])
+    ids = select_features(
+        sums["fit"],
+        sums["other_features"],
+        setting["num_features"],
+        setting["ratio_percentile"],
+        setting["importance"],
+    )
     part, clamp = sae.slice(ids), -setting["clamp_scale"] * sums["fit"].mean_active()[ids].float()
     config = SAEGuardrailConfig(layer=sae.layer, feature_ids=ids, min_tokens=8)
 
@@ -92,7 +109,7 @@ def _one(model, sae, setting, kept, base, sums, special) -> dict[str, Any]:
         where = where & hot(batch)[..., None]
         return batch.residual + torch.where(where, clamp - a, torch.zeros_like(a)) @ part.W_dec
 
-    threshold = percentile_threshold(statistics(kept["other_fit"]), 95.0)
+    threshold = percentile_threshold(statistics(kept["other_threshold"]), 95.0)
     found: dict[str, Any] = {"threshold": round(threshold, 3)}
     for name, title in (("held_out", "forget"), ("other_held_out", "other")):
         change = tail_losses(model, sae.layer, kept[name], edit, special) - base[name]
@@ -140,16 +157,12 @@ def main() -> None:
     parser.add_argument("what", choices=("tune", "report"))
     parser.add_argument("--data", help="data folder; default $SAE_UNLEARN_DATA")
     parser.add_argument("--output", required=True, help="JSON file to write")
-    parser.add_argument("--full", action="store_true", help="tune: the whole grid, not one change at a time")
+    parser.add_argument("--sae", help="folder of another SAE of the demo's model; default the shipped one")
     args = parser.parse_args()
     folder = data_folder(args.data)
     model, tokenizer = load_demo_model()
-    sae = load_demo_sae()
-    rows = (
-        tune(folder, model, tokenizer, sae, args.full)
-        if args.what == "tune"
-        else measure(folder, model, tokenizer, sae)
-    )
+    sae = SparseAutoencoder.from_pretrained(args.sae) if args.sae else load_demo_sae()
+    rows = tune(folder, model, tokenizer, sae) if args.what == "tune" else measure(folder, model, tokenizer, sae)
     with open(args.output, "w", encoding="utf-8") as file:
         json.dump(rows, file, indent=1)
 

@@ -19,8 +19,8 @@ from sae_unlearn.guardrail.corpus import read_corpus
 from sae_unlearn.guardrail.dose import EditMoments
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import fingerprint
-from sae_unlearn.guardrail.gate import row_statistic
 from sae_unlearn.guardrail.layer import GuardrailEncoder
+from sae_unlearn.guardrail.reading import content_tokens, read_batch
 from sae_unlearn.guardrail.residuals import residual_batches
 
 
@@ -296,19 +296,12 @@ def _measure(artefact: Artefact, model: nn.Module, rows: list[list[int]], batch_
     for name, parameter in encoder.named_parameters():
         parameter.data.copy_(tensors[f"encoder.{name}"])
     moments = EditMoments(tensors["decoder.weight"], config.clamp_mode)
-    special_ids = torch.tensor(config.special_token_ids or [], dtype=torch.long)
     statistics, norms = torch.zeros(len(rows)), []
     for batch in residual_batches(model, rows, config.layer, batch_size):
-        activations = encoder.to(batch.residual.device)(batch.residual)
-        content = batch.kept & ~torch.isin(batch.input_ids, special_ids.to(batch.input_ids.device))
-        counted = eligible = content
-        if config.counting == "columns":
-            counted = batch.kept
-            eligible = batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
-        hot = (activations > 0).any(dim=-1) & eligible
-        statistics[batch.index] = row_statistic(hot, counted, config).cpu()
-        norms.append(batch.residual[content].float().norm(dim=-1).cpu())
-        moments.add(activations[hot])
+        reading = read_batch(batch, encoder, config)
+        statistics[batch.index] = reading.statistics
+        norms.append(batch.residual[content_tokens(batch, config)].float().norm(dim=-1).cpu())
+        moments.add(reading.hot_activations)
     return _Measured(statistics, torch.cat(norms), moments)
 
 

@@ -40,9 +40,10 @@ from sae_unlearn.guardrail.decoder_layers import find_decoder_layers
 from sae_unlearn.guardrail.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import fingerprint
-from sae_unlearn.guardrail.gate import row_statistic
 from sae_unlearn.guardrail.layer import GuardrailEncoder
-from sae_unlearn.guardrail.residuals import ResidualBatch, residual_batches
+from sae_unlearn.guardrail.outliers import OUTLIER_FACTOR, OutlierFilter
+from sae_unlearn.guardrail.reading import content_tokens, read_batch
+from sae_unlearn.guardrail.residuals import residual_batches
 from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_features
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
@@ -52,9 +53,6 @@ DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_MIN_TOKENS = 8
 PUBLISHED_CLAMP_VALUE = -500.0
 PUBLISHED_RATIO_PERCENTILE = 95.0
-
-_OUTLIER_FACTOR = 2.0
-_WARM_UP_TOKENS = 2048
 
 
 def fit_guardrail(
@@ -241,7 +239,7 @@ class _Fit:
         self.batch_size, self.progress, self.faithful = batch_size, progress, faithful
         self.rows: dict[str, Rows] = {}
         self.sums: dict[str, FeatureSums] = {}
-        self.outliers = _Outliers(float("inf") if faithful else _OUTLIER_FACTOR)
+        self.outliers = OutlierFilter(float("inf") if faithful else OUTLIER_FACTOR)
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
         self.percentile: float | None = None
 
@@ -262,8 +260,8 @@ class _Fit:
         sums = self.sums[role] = FeatureSums(self.sae)
         total = len(corpus) if hasattr(corpus, "__len__") else None
         for batch in self._run(rows, f"{role}: features", total):
-            content = batch.kept & ~self._special(batch)
-            for owner, tokens in self.outliers.filter(sums, batch.residual[content].float()):
+            content = batch.residual[content_tokens(batch, self.config)].float()
+            for owner, tokens in self.outliers.filter(sums, content):
                 owner.add(tokens)
         for owner, tokens in self.outliers.flush():
             owner.add(tokens)
@@ -362,60 +360,14 @@ class _Fit:
     def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
         values = torch.zeros(len(rows))
         for batch in self._run(rows, title, len(rows)):
-            special = self._special(batch)
-            activations = self.encoder.to(batch.residual.device)(batch.residual)
-            if self.config.counting == "columns":
-                counted = batch.kept
-                eligible = batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
-            else:
-                counted = eligible = batch.kept & ~special
-            hot = (activations > 0).any(dim=-1) & eligible
-            values[batch.index] = row_statistic(hot, counted, self.config).cpu()
+            reading = read_batch(batch, self.encoder, self.config)
+            values[batch.index] = reading.statistics
             if moments:
-                self.moments.add(activations[hot])
+                self.moments.add(reading.hot_activations)
         return values
-
-    def _special(self, batch: ResidualBatch) -> Tensor:
-        ids = torch.tensor(self.config.special_token_ids, device=batch.input_ids.device)
-        return torch.isin(batch.input_ids, ids)
 
     def _run(self, rows: Any, title: str, total: int | None):
         with tqdm(total=total, desc=title, unit="row", disable=not self.progress) as bar:
             for batch in residual_batches(self.model, rows, self.config.layer, self.batch_size):
                 yield batch
                 bar.update(len(batch.index))
-
-
-class _Outliers:
-    """Leaves out tokens whose residual norm exceeds `factor` times the median.
-
-    A few tokens have norms ten times the others' and would rule every mean. The median is that of the first
-    2,048 tokens, which are held back until it is known.
-    """
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-        self.median: float | None = None
-        self.dropped = 0
-        self._pending: list[tuple[FeatureSums, Tensor]] = []
-
-    def filter(self, owner: FeatureSums, tokens: Tensor) -> list[tuple[FeatureSums, Tensor]]:
-        """What can be added now, for tokens `[tokens, d_in]` of a corpus."""
-        self._pending.append((owner, tokens))
-        if self.median is None and sum(len(t) for _, t in self._pending) < _WARM_UP_TOKENS:
-            return []
-        return self.flush()
-
-    def flush(self) -> list[tuple[FeatureSums, Tensor]]:
-        """What was held back."""
-        pending, self._pending = self._pending, []
-        if self.median is None and sum(len(t) for _, t in pending):
-            self.median = float(torch.cat([t.norm(dim=-1).cpu() for _, t in pending]).median())
-        return [(owner, self._without_outliers(tokens)) for owner, tokens in pending]
-
-    def _without_outliers(self, tokens: Tensor) -> Tensor:
-        if self.median is None:  # there was no content token at all
-            return tokens
-        fits = tokens.norm(dim=-1) <= self.factor * self.median
-        self.dropped += int((~fits).sum())
-        return tokens[fits]
