@@ -14,8 +14,9 @@
    another SAE for the same layer on the same text.
 
 Each step leaves its result in `--work` and is skipped when that is there, so an interrupted run goes on where it
-was: the harvest at its last batch, the others at their start. Needs `pip install "sae-unlearn[demo]" sae-lens`,
-3 GB of disk and 8 GB of memory; on two CPU cores it takes about an hour.
+was: the harvest at its last 512 sequences, the training at its last checkpoint. Take a new folder for other settings.
+
+Needs `pip install "sae-unlearn[demo]" sae-lens`, 3 GB of disk and 8 GB of memory; on two CPU cores about an hour.
 """
 
 from __future__ import annotations
@@ -406,6 +407,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of each source's tokens to use")
+    parser.add_argument("--sequences", type=int, help="use only the first so many of the shuffled sequences")
     parser.add_argument("--harvest-minutes", type=float, default=30, help="train on what is harvested by then")
     parser.add_argument("--eval-sequences", type=int, default=64, help="held-out sequences per domain")
     parser.add_argument("--loss-sequences", type=int, default=24, help="of these, for the loss")
@@ -424,7 +426,7 @@ def main() -> None:
     model, tokenizer = load_demo_model()
     if not (args.work / "training.json").exists():
         tokens, _ = prepare_tokens(tokenizer, args)
-        train(harvest(model, tokens, args), args)
+        train(harvest(model, tokens[: args.sequences], args), args)
 
     from sae_unlearn.sae import SparseAutoencoder
 
