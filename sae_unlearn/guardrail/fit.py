@@ -48,7 +48,7 @@ from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_feat
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
-DEFAULT_CLAMP_SCALE = 5.0
+DEFAULT_CLAMP_SCALES = {"feature": 15.0, "residual": 0.4, "absolute": 500.0}
 DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_MIN_TOKENS = 8
 PUBLISHED_CLAMP_VALUE = -500.0
@@ -109,7 +109,8 @@ def fit_guardrail(
         threshold_percentile: the threshold is this percentile of the statistic over retain rows put aside.
         features: feature ids, instead of selecting them (zero-shot).
         threshold: the threshold, instead of calibrating it.
-        clamp_scale: the dose in `clamp_unit`s; default 5.0 of "feature" (see the README for how it was chosen).
+        clamp_scale: the dose in `clamp_unit`s; default 15.0 of "feature", chosen in `benchmarks/default_preset.py`, 0.4
+            of "residual", which is about the same there, and the published 500.0 of "absolute".
         clamp_unit: "feature", "residual" or "absolute"; see `SAEGuardrailConfig`.
         clamp_value: the paper's absolute dose, e.g. -500.0; the same as clamp_unit="absolute", clamp_scale=500.
         clamp_mode: "fired" or "all" features are clamped at a hot token.
@@ -144,7 +145,8 @@ def fit_guardrail(
         if clamp_scale is not None:
             raise GuardrailError(f"clamp_value={clamp_value} and clamp_scale={clamp_scale}: give one of the two.")
         clamp_unit, clamp_scale = "absolute", -clamp_value
-    clamp_scale = DEFAULT_CLAMP_SCALE if clamp_scale is None else clamp_scale
+    if clamp_scale is None:
+        clamp_scale = DEFAULT_CLAMP_SCALES.get(clamp_unit, 0.0)  # an unknown unit is refused by the config
     if ratio_percentile is None:
         ratio_percentile = PUBLISHED_RATIO_PERCENTILE if faithful else DEFAULT_RATIO_PERCENTILE
     for name, value in (("ratio_percentile", ratio_percentile), ("threshold_percentile", threshold_percentile)):
