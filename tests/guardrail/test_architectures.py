@@ -4,6 +4,7 @@ A mode is a function of a `Case`; its docstring says what is held. Where an arch
 (`UNSUPPORTED`), transformers' own error must come through.
 """
 
+import copy
 import inspect
 import re
 from functools import cache
@@ -142,18 +143,22 @@ def padding_side(it: Case):
 
 
 def hidden_states(it: Case):
-    """`hidden_states[layer + 1]` is what the next layer saw, the edit included."""
-    seen = {}
-    following = find_decoder_layers(it.model.get_base_model()).layers[it.config.layer + 1]
-    handle = following.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    with torch.no_grad():
-        shown = it.model(**it.batch, output_hidden_states=True).hidden_states[it.layer + 1]
-        plain = it.base(**it.batch, output_hidden_states=True).hidden_states[it.layer + 1]
-    handle.remove()
-    assert torch.equal(shown, seen["x"])
-    assert not torch.equal(shown, plain)
+    """`hidden_states[layer + 1]` is what the next layer saw, the edit included, even if they were asked for before."""
+    plain = copy.deepcopy(it.base)
+    with torch.no_grad():  # transformers puts its capturing hooks on now, before the guardrail's
+        unedited = plain(**it.batch, output_hidden_states=True).hidden_states[it.layer + 1].clone()
+    seen, late = {}, get_peft_model(plain, copy.deepcopy(it.config))
+    plant(late)
+    for model in (it.model, late):
+        following = find_decoder_layers(model.get_base_model()).layers[it.config.layer + 1]
+        handle = following.register_forward_pre_hook(
+            lambda m, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        with torch.no_grad():
+            shown = model(**it.batch, output_hidden_states=True).hidden_states[it.layer + 1]
+        handle.remove()
+        assert torch.equal(shown, seen["x"])
+        assert not torch.equal(shown, unedited)
 
 
 def gradient_checkpointing(it: Case):
@@ -374,7 +379,7 @@ def test_mode(architecture, mode, scope):
         MODES[mode](it)
 
 
-REWINDING = [name for name in ZOO if name not in STATEFUL]
+PROBED = ["llama", "mistral", "gemma3", "gpt2", "bloom", "mixtral"]  # of those that can take drafts back
 
 
 @pytest.mark.parametrize("architecture", ZOO)
@@ -390,14 +395,14 @@ def test_beams_are_exact_where_state_on_the_module_is_not(architecture):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("architecture", REWINDING)
+@pytest.mark.parametrize("architecture", PROBED)
 @pytest.mark.parametrize("decoding", ["prompt_lookup", "assistant"])
 def test_drafts_are_exact_where_state_on_the_module_is_not(decoding, architecture, scope):
     it = case(architecture, scope, sticky=False)
     assert differs_first(it, decoding, state_on_module)
 
 
-@pytest.mark.parametrize("architecture", REWINDING)
+@pytest.mark.parametrize("architecture", PROBED)
 def test_drafts_are_exact_where_judging_a_draft_whole_is_not(architecture):
     it = case(architecture, "sequence", sticky=False)
     assert differs_first(it, "assistant", drafts_judged_whole)
