@@ -29,6 +29,7 @@ def fitted(tmp_path_factory):
         topic_texts("forget", 40),
         topic_texts("retain", 80),
         ratio_percentile=95.0,
+        clamp_scale=5.0,
         store_probe=True,
         progress=False,
     )
