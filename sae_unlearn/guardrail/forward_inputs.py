@@ -88,7 +88,7 @@ class BackboneHooks:
         backbone.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
         _refuse_packed(given)
         cache = find_cache(given.values())
         if cache is None:
