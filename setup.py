@@ -14,7 +14,7 @@ VERSION = next(
 
 CORE = [
     "torch>=2.8",
-    "transformers>=5.20,<6",
+    "transformers>=5.23,<6",
     "peft>=0.21,<0.23",
     "accelerate>=1.10",
     "safetensors>=0.8",

@@ -32,12 +32,13 @@ BASE = {
     "ratio_percentile": 99.0,
     "num_features": 20,
     "clamp_mode": "fired",
-    "clamp_scale": 15.0,
+    "clamp_scale": 12.0,
 }
 CHANGES = (
     {},
     {"clamp_scale": 5.0},
     {"clamp_scale": 10.0},
+    {"clamp_scale": 15.0},
     {"clamp_scale": 20.0},
     {"clamp_mode": "all", "clamp_scale": 3.0},
     {"clamp_mode": "all", "clamp_scale": 5.0},

@@ -27,7 +27,7 @@ REPORT, REPORT_DATA = "report.txt", "report.json"
 QUICK = {"heldout": 8, "facts": 16, "prompts": 1}
 """How much `quick` reports on, per side."""
 
-FULL = {"heldout": 24, "facts": 48, "prompts": 2}
+FULL = {"heldout": 40, "facts": 48, "prompts": 2}
 
 
 class Steps:

@@ -22,8 +22,8 @@ last position). In assisted decoding the drafted tokens are asked for one by one
 generated alone, and a rejected draft leaves no trace. Under `gate_scope="prefix"` the boundary is 0: every token is
 judged by the tokens up to it.
 
-What a row has fired before is remembered in its cache (see `history`). With `use_cache=False` every step is a pass over
-the whole row, judged afresh: under `"prefix"` it comes to the same, under `"sequence"` a row whose ratio falls back below
+That a row has fired is remembered in its cache (see `history`). With `use_cache=False` every step is a pass over the
+whole row, judged afresh: under `"prefix"` it comes to the same, under `"sequence"` a row whose ratio falls back below
 the threshold is let go.
 
 All counts are whole numbers held in float32, so the statistics do not depend on batch size, padding side or on how a

@@ -73,7 +73,10 @@ class StaticGateHistory(GateHistory, StaticLayer):
 
 def find_cache(values: Any) -> Cache | None:
     """The first transformers `Cache` among the arguments of a call."""
-    return next((value for value in values if isinstance(value, Cache)), None)
+    for value in values:  # not `next` of a generator, which older versions of torch.compile cannot read
+        if isinstance(value, Cache):
+            return value
+    return None
 
 
 def past_length(cache: Cache | None) -> int | Tensor:
@@ -102,7 +105,7 @@ def history_of(
     Raises:
         GuardrailNotReady: the cache holds tokens that this guardrail has not seen, so what they said is unknown.
     """
-    history = next((x for x in cache.layers if isinstance(x, GateHistory) and x.owner == owner), None)
+    history = _find_history(cache, owner)
     if history is None:
         if check and (recurrent or bool(past > 0)):
             raise GuardrailNotReady(_unseen(owner, past, 0))
@@ -112,6 +115,13 @@ def history_of(
     if isinstance(past, int) and (check or isinstance(seen, int)) and seen != past:
         raise GuardrailNotReady(_unseen(owner, past, int(seen)))
     return history
+
+
+def _find_history(cache: Cache, owner: Owner) -> GateHistory | None:
+    for layer in cache.layers:
+        if isinstance(layer, GateHistory) and layer.owner == owner:
+            return layer
+    return None
 
 
 def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int) -> GateHistory:

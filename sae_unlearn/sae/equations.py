@@ -17,7 +17,7 @@ import torch
 def without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
     """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
     kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind):
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind):  # older dynamo cannot trace the question
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
