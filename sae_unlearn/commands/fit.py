@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--features", type=_features, metavar="ID,ID,...", help="feature ids, instead of choosing them")
     add("--threshold", type=float, help="threshold of the gate, instead of measuring it")
     add("--clamp-unit", choices=("feature", "residual", "absolute"), help="unit of the dose" + _default("clamp_unit"))
-    add("--clamp-scale", type=float, help="dose in that unit (default 15 features)")
+    add("--clamp-scale", type=float, help="dose in that unit (default 12 features)")
     add("--clamp-value", type=float, help="the paper's absolute dose, such as -500")
     add("--statistic", choices=("ratio", "window", "cusum"), help="what the gate watches" + _default("statistic"))
     add("--gate-scope", choices=("sequence", "prefix"), help="what a decision holds for" + _default("gate_scope"))

@@ -48,7 +48,7 @@ from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_feat
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
-DEFAULT_CLAMP_SCALES = {"feature": 15.0, "residual": 0.4, "absolute": 500.0}
+DEFAULT_CLAMP_SCALES = {"feature": 12.0, "residual": 0.3, "absolute": 500.0}
 DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_MIN_TOKENS = 8
 PUBLISHED_CLAMP_VALUE = -500.0
@@ -109,7 +109,7 @@ def fit_guardrail(
         threshold_percentile: the threshold is this percentile of the statistic over retain rows put aside.
         features: feature ids, instead of selecting them (zero-shot).
         threshold: the threshold, instead of calibrating it.
-        clamp_scale: the dose in `clamp_unit`s; default 15.0 of "feature", chosen in `benchmarks/default_preset.py`, 0.4
+        clamp_scale: the dose in `clamp_unit`s; default 12.0 of "feature", chosen in `benchmarks/default_preset.py`, 0.3
             of "residual", which is about the same there, and the published 500.0 of "absolute".
         clamp_unit: "feature", "residual" or "absolute"; see `SAEGuardrailConfig`.
         clamp_value: the paper's absolute dose, e.g. -500.0; the same as clamp_unit="absolute", clamp_scale=500.
