@@ -41,7 +41,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "test": TEST,
-        "dev": [*TEST, *DEMO, "ruff>=0.12", "hypothesis>=6", "sae-lens>=6.54"],
+        "dev": [*TEST, *DEMO, "ruff>=0.17.6", "sae-lens>=6.54.12"],
         "eval": ["datasets>=4", "matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["sae-unlearn=sae_unlearn.cli:main"]},
