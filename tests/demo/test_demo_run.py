@@ -171,10 +171,10 @@ def test_demo_on_the_real_model(tmp_path):
     model, tokenizer = load_demo_model()
     whole = load_demo_texts()
     few = DemoTexts(whole.forget[::3], whole.retain[::4], whole.heldout, whole.facts, whole.prompts)
-    few = few.reduced(heldout=3, facts=6, prompts=1)
+    few = few.reduced(heldout=8, facts=6, prompts=1)
     report = run_demo(model, tokenizer, load_demo_sae(), tmp_path, few, progress=False)
     assert report.same
     change = {side: (report.after.losses[side] - report.before.losses[side]).mean() for side in SIDES}
     assert change["forget"] > 1.0
-    assert change["retain"] < 0.2
+    assert change["retain"] < change["forget"] / 5
     assert torch.isfinite(torch.cat([report.after.losses[side] for side in SIDES])).all()
