@@ -119,7 +119,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self._checked: dict[str, tuple] = {}
-        self._special_ids: dict[tuple[str, torch.device], Tensor] = {}
+        self._special_ids: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self.num_layers = text_config(model).num_hidden_layers
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
@@ -188,7 +188,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return everything, everything & ~first
         if config.special_token_ids and inputs.input_ids is not None:
             ids = inputs.input_ids.to(kept.device)
-            kept = kept & ~torch.isin(ids, self._special_token_ids(name, kept.device))
+            kept = kept & ~torch.isin(ids, self._special_tokens(tuple(config.special_token_ids), kept.device))
         return kept, kept
 
     def _decide(self, name: str, hot: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Decision:
@@ -212,11 +212,10 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             for recorder in Recorder.listening(self.recorders):
                 recorder.note(name, config, seen)
 
-    def _special_token_ids(self, name: str, device: torch.device) -> Tensor:
-        key = (name, device)
-        if key not in self._special_ids:
-            self._special_ids[key] = torch.tensor(self.guard_config[name].special_token_ids, device=device)
-        return self._special_ids[key]
+    def _special_tokens(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
+        if (ids, device) not in self._special_ids:
+            self._special_ids[ids, device] = torch.tensor(ids, device=device)
+        return self._special_ids[ids, device]
 
     def _check_ready(self, name: str) -> None:
         """Raise unless the weights arrived and are finite. Looks once per set of tensors, so it costs one device

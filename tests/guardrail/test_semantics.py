@@ -538,3 +538,14 @@ def test_compiled_static_cache_generation_is_the_same(architecture, scope):
     assert torch.equal(found, expected)
     assert not torch.equal(found, base_model(architecture).generate(**batch, **GREEDY))
     assert torch.equal(model.generate(**batch, **GREEDY), expected)
+
+
+def test_other_special_tokens_count_from_the_next_call_on():
+    model = guarded("llama")
+    ids = token_ids(1, 12)
+    with record_firings(model) as firings:
+        forward(model, input_ids=ids)
+        model.peft_config["default"].special_token_ids = sorted(set(ids[0, :6].tolist()))
+        forward(model, input_ids=ids)
+    special = int(torch.isin(ids, ids[0, :6]).sum())
+    assert [firing.tokens for firing in firings] == [12, 12 - special]
