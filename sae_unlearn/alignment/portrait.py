@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sae_unlearn.alignment.collapse import variance_ratio
 from sae_unlearn.alignment.references import States
-from sae_unlearn.alignment.separation import auc, knownness, mean_per_entity
+from sae_unlearn.alignment.separation import knownness, mean_per_entity
 from sae_unlearn.alignment.setting import AlignmentSetting
+from sae_unlearn.statistics import auc
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.statistics import auc
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,6 @@ class Separation:
                 "Training would move the targets nowhere in particular. Use an SAE of a middle layer, label the "
                 "entities with this very model, give more of them, or lower min_separation."
             )
-
-
-def auc(positive: Tensor, negative: Tensor) -> float:
-    """Probability that a positive scores above a negative, ties counting half: `[p]`, `[m]` -> float.
-
-    It is the Mann-Whitney statistic divided by p * m; NaN if either is empty.
-    """
-    if not len(positive) or not len(negative):
-        return float("nan")
-    above = (positive[:, None] > negative[None]).double() + 0.5 * (positive[:, None] == negative[None]).double()
-    return float(above.mean())
 
 
 def knownness(codes: Tensor, known: slice, unknown: slice) -> Tensor:

@@ -11,7 +11,7 @@ from sae_unlearn.demo.corpora import SIDES, DemoTexts
 from sae_unlearn.demo.measure import Snapshot
 from sae_unlearn.evaluation import bootstrap_interval
 from sae_unlearn.guardrail import SAEGuardrailConfig
-from sae_unlearn.guardrail.calibration import wilson_interval
+from sae_unlearn.statistics import wilson_interval
 
 
 _NAMES = {"forget": "the topic", "retain": "other things"}

@@ -15,7 +15,7 @@ from sae_unlearn.evaluation.evaluate import evaluate
 from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.evaluation.fire_rates import row_firings
 from sae_unlearn.evaluation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
-from sae_unlearn.evaluation.intervals import bootstrap_interval, wilson_interval
+from sae_unlearn.evaluation.intervals import bootstrap_interval
 from sae_unlearn.evaluation.kl import row_divergences
 from sae_unlearn.evaluation.loss import row_losses
 from sae_unlearn.evaluation.ranking import Ranks, candidate_log_probs, rank_answers
@@ -23,6 +23,7 @@ from sae_unlearn.evaluation.recall import Fact, Recall, complete, recall
 from sae_unlearn.evaluation.report import Report
 from sae_unlearn.evaluation.rouge import RougeL, rouge_l
 from sae_unlearn.evaluation.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
+from sae_unlearn.statistics import wilson_interval
 
 
 __all__ = [

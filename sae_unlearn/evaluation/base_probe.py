@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sae_unlearn.evaluation.classifiers import classifier
 from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.pair_auc import pair_auc, pair_wins
+from sae_unlearn.evaluation.pair_auc import pair_auc
+from sae_unlearn.statistics import pair_wins
 
 
 if TYPE_CHECKING:

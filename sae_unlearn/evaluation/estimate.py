@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_unlearn.evaluation.intervals import bootstrap_interval, wilson_interval
+from sae_unlearn.evaluation.intervals import bootstrap_interval
+from sae_unlearn.statistics import wilson_interval
 
 
 @dataclass(frozen=True)

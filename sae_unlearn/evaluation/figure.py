@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.intervals import ratio_draws, wilson_interval
+from sae_unlearn.evaluation.intervals import ratio_draws
+from sae_unlearn.statistics import wilson_interval
 
 
 Unit = Literal["share", "score", "nats", "perplexity", "ratio", "p"]

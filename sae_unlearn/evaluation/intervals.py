@@ -1,7 +1,4 @@
-"""Intervals of means and shares."""
-
-import math
-from statistics import NormalDist
+"""Bootstrap intervals of means and of ratios."""
 
 import torch
 from torch import Tensor
@@ -20,26 +17,6 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, s
     means = values.double().cpu()[index].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
-
-
-def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share of `successes` in `n` (E. B. Wilson, JASA 22, 1927).
-
-        (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n)
-
-    Unlike the bootstrap it is no point where all or none succeed: 0 of 10 gives 0 to 0.28.
-
-    Raises:
-        ValueError: no trials, or successes that are not between 0 and n.
-    """
-    if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"An interval of {successes} successes in {n}; pass 0 <= successes <= n, and n > 0.")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return max(0.0, low), min(1.0, high)
 
 
 def ratio_draws(totals: Tensor, weights: Tensor, draws: int = 2000, seed: int = 0) -> Tensor:

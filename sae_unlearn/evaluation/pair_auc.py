@@ -6,11 +6,6 @@ from torch import Tensor
 from sae_unlearn.evaluation.estimate import Estimate
 
 
-def pair_wins(first: Tensor, second: Tensor) -> Tensor:
-    """`[n, m]` float64: 1 where `first [n]` is above `second [m]`, 0.5 where they are equal."""
-    return (first[:, None] > second).double() + 0.5 * (first[:, None] == second).double()
-
-
 def pair_auc(
     wins: Tensor, counts: Tensor | None = None, same: bool = False, draws: int = 2000, seed: int = 0
 ) -> Estimate:

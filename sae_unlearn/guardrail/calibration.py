@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.statistics import auc, wilson_interval
 
 
 CURVE_PERCENTILES = (50.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 99.0, 100.0)
@@ -31,29 +32,11 @@ def conformal_threshold(retain: Tensor, alpha: float) -> float | None:
     return float(retain.sort().values[rank - 1]) if rank <= n else None
 
 
-def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a rate by Wilson's score method; (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, spread = hits / n, z * z / n
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def fire_rate(statistics: Tensor, threshold: float) -> dict[str, Any]:
     """`{"rate", "n", "low", "high"}`: share of rows above the threshold, with its 95 % interval."""
     hits, n = int((statistics > threshold).sum()), len(statistics)
-    low, high = wilson_interval(hits, n)
+    low, high = wilson_interval(hits, n) if n else (0.0, 1.0)
     return {"rate": round(hits / n, 4) if n else None, "n": n, "low": round(low, 4), "high": round(high, 4)}
-
-
-def auroc(forget: Tensor, retain: Tensor) -> float | None:
-    """Probability that a forget row's statistic exceeds a retain row's, ties counted half."""
-    if not len(forget) or not len(retain):
-        return None
-    above = (forget[:, None] > retain[None]).double() + 0.5 * (forget[:, None] == retain[None]).double()
-    return float(above.mean())
 
 
 def check_threshold(threshold: float, config: SAEGuardrailConfig, percentile: float | None) -> None:
@@ -92,7 +75,7 @@ def report(
         "threshold_percentile": percentile,
         "fire_rate_forget": fire_rate(forget, config.threshold),
         "fire_rate_retain": fire_rate(retain, config.threshold),
-        "auroc": _rounded(auroc(forget, retain)),
+        "auroc": _auroc(forget, retain),
         "statistic_forget": _kept(forget),
         "statistic_retain": _kept(retain),
         "statistic_threshold_rows": _kept(calibrated_on),
@@ -149,6 +132,10 @@ def _at_percentile(percentile: float, calibrated_on: Tensor, forget: Tensor, ret
         "forget_rate": fire_rate(forget, threshold)["rate"],
         "retain_rate": fire_rate(retain, threshold)["rate"],
     }
+
+
+def _auroc(forget: Tensor, retain: Tensor) -> float | None:
+    return _rounded(auc(forget, retain)) if len(forget) and len(retain) else None
 
 
 def _kept(values: Tensor) -> list[float]:
