@@ -19,3 +19,14 @@ transformers.logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A server on this machine in the Hub's place, which `huggingface_hub` asks; see `hub_stand_in`."""
+    from hub_stand_in import HubStandIn, point_at
+
+    hub = HubStandIn()
+    point_at(hub, monkeypatch, tmp_path / "hub-cache")
+    yield hub
+    hub.stop()

@@ -246,7 +246,11 @@ class SAEAlignmentTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        token, self.args.hub_token = self.args.hub_token, None  # `Trainer` would publish it, in training_args.bin
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
         self._write_card(output_dir or self.args.output_dir)  # in the place of PEFT's generic one
 
     def _write_card(self, folder: str) -> None:

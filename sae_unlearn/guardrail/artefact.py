@@ -9,13 +9,15 @@ is made, and values before any is used.
 """
 
 import json
+import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,7 +25,10 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.layer import CHILD
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.hub_errors import explain_download
 
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -99,11 +104,13 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
             f"{CONFIG_NAME} of {source} names no features, no hidden size or no threshold "
             f"({config.num_features}, {config.hidden_size}, {config.threshold}); it was not written by a fit."
         )
-    revision = hub.get("revision") if Path(source).is_dir() else _commit(config_path)
-    if not Path(source).is_dir():
+    revision = None
+    if not _local(source):
+        revision = _commit(config_path)
         hub = hub | {"revision": revision or hub.get("revision")}  # both files of one commit
     path = _file(source, WEIGHTS_NAME, hub)
-    return Artefact(config, _read_tensors(path, source, config), None if Path(source).is_dir() else revision)
+    config.origin = {"id": str(source), "subfolder": hub.get("subfolder"), "revision": revision}
+    return Artefact(config, _read_tensors(path, source, config), revision)
 
 
 def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
@@ -165,31 +172,40 @@ def _key(keys: list[str], suffix: str, source: Any) -> str:
 def _file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
     hub = dict(hub)
     subfolder = hub.pop("subfolder", None)
-    folder = Path(source).expanduser() / subfolder if subfolder else Path(source).expanduser()
-    if folder.is_dir():
-        path = folder / name
-        if not path.is_file():
+    if _local(source):
+        folder = Path(source).expanduser() / (subfolder or "")
+        if hub.get("revision") is not None:
+            raise GuardrailError(
+                f"revision={hub['revision']!r} was given, but {source} is a local folder; leave it out."
+            )
+        if not (folder / name).is_file():
             raise GuardrailError(f"{folder} has no {name}; is it a guardrail's folder?")
-        return path
+        return folder / name
+
+    def download(**options: Any) -> Path:
+        return Path(hf_hub_download(str(source), name, subfolder=subfolder, **hub | options))
+
     try:
-        return Path(hf_hub_download(str(source), name, subfolder=subfolder, **hub))
-    except HFValidationError as error:
-        raise GuardrailError(f"{source} is neither a folder here nor the name of a Hub repository.") from error
-    except LocalEntryNotFoundError as error:
-        raise GuardrailError(
-            f"{source} is no folder here, and {name} of a Hub repository of that name is not in the local cache while "
-            "the Hub cannot be reached."
-        ) from error
-    except EntryNotFoundError as error:
-        raise GuardrailError(f"The Hub repository {source} has no {name}; is it a guardrail?") from error
-    except HfHubHTTPError as error:
-        raise GuardrailError(f"{name} of {source} could not be had from the Hub: {error}") from error
+        return download()
+    except Exception as error:  # also what the HTTP client raises, whose classes depend on huggingface_hub's version
+        if not isinstance(error, (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)):
+            with suppress(LocalEntryNotFoundError):
+                found = download(local_files_only=True)
+                logger.warning("the Hub could not be asked about %s (%s); using the cached copy", source, error)
+                return found
+        raise GuardrailError(explain_download(error, str(source), name, hub.get("revision"))) from error
+
+
+def _local(source: str | os.PathLike[str]) -> bool:
+    return Path(source).expanduser().is_dir()
 
 
 def _commit(path: Path) -> str | None:
-    """The commit in a path of huggingface_hub's cache, `.../snapshots/<commit>/...`."""
-    parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    """The commit in a path of huggingface_hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
+    for repository, folder, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
+        if repository.startswith("models--") and folder == "snapshots":
+            return commit
+    return None
 
 
 def _refuse_constant(name: str) -> None:

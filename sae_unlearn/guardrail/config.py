@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 
@@ -31,9 +31,15 @@ class SAEGuardrailConfig(PeftConfig):
     The tensors of a guardrail (encoder columns, biases, thresholds, decoder rows and clamp values of its `N` features)
     are in `adapter_model.safetensors` beside it; see `sae_unlearn.guardrail.layer` for the equation.
 
+    Attributes:
+        origin: where it was loaded from: `id` (folder or Hub repository), `subfolder`, and `revision`, the commit, None
+            for a folder. None if it was not loaded. Not saved.
+
     Raises:
         GuardrailError: from `__post_init__`, naming the field, its value and what it may be.
     """
+
+    origin: ClassVar[dict[str, str | None] | None] = None  # a field would be saved
 
     layer: int = field(default=0, metadata={"help": "0-based decoder layer whose output (resid_post) is guarded."})
     num_features: int = field(default=0, metadata={"help": "Number N of guarded features. 0: taken from feature_ids."})

@@ -1,12 +1,14 @@
 """`GuardedModel`: the `PeftModel` that `fit_guardrail` and `attach_guardrail` return."""
 
 import os
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from peft import PeftModelForCausalLM
 
 from sae_unlearn.guardrail.card import write_card
+from sae_unlearn.guardrail.upload import upload_folder
 
 
 class GuardedModel(PeftModelForCausalLM):
@@ -35,19 +37,16 @@ class GuardedModel(PeftModelForCausalLM):
 
         Args:
             repo_id: `user/name`; made if it is not there.
-            private, token, revision, commit_message: as in `huggingface_hub`.
+            private, token, commit_message: as in `huggingface_hub`.
+            revision: the branch to commit to, made if it is not there; default "main".
             kwargs: for `save_pretrained`.
-        """
-        from tempfile import TemporaryDirectory
 
-        api = HfApi(token=token)
+        Returns:
+            What `huggingface_hub` says of the commit; its `oid` is the revision to pin.
+
+        Raises:
+            GuardrailError: the Hub refused it or could not be reached; nothing was committed.
+        """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=os.fspath(folder),
-                commit_message=commit_message,
-                revision=revision,
-                allow_patterns=["README.md", "*.json", "*.safetensors", "*.png"],
-            )
+            return upload_folder(folder, repo_id, private, token, commit_message, revision)

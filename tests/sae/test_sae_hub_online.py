@@ -1,102 +1,85 @@
-"""A small server on this machine stands in for the Hub: what is asked of it, and what is left when it is gone."""
+"""An SAE from the Hub, through the real `huggingface_hub` and a stand-in of the Hub's interface."""
 
-import http.server
-import json
-import threading
-
-import huggingface_hub
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
+import torch
+from hub_stand_in import OWNER, READER, STRANGER
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from sae_folders import write_gemma_scope_2
 
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 
 
-COMMIT = "d" * 40
+REPO = "me/sae"
 SUBFOLDER = "resid_post/layer_9_width_16k_l0_small"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Serves one repository, me/sae, and keeps the list of what was downloaded."""
-    root = tmp_path / "served"
-    write_gemma_scope_2(root / SUBFOLDER, config={"hf_hook_point_in": "model.layers.9.output"})
-    (root / "other").mkdir()
-    (root / "other/model.bin").write_bytes(b"not wanted")
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            path = self.path.split("?")[0]
-            if path.startswith("/api/models/me/sae"):
-                files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
-                info = {"id": "me/sae", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                body = json.dumps(info).encode()
-            elif path.startswith("/me/sae/resolve/"):
-                name = path.removeprefix("/me/sae/resolve/").split("/", 1)[1]
-                body = (root / name).read_bytes()
-                if self.command == "GET":
-                    server.downloads.append(name)
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.end_headers()
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{abs(hash(body)):x}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.downloads = []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    server.load = lambda repo_id="me/sae", subfolder=SUBFOLDER, **kwargs: SparseAutoencoder.from_pretrained(
-        repo_id, subfolder=subfolder, cache_dir=tmp_path / "cache", **kwargs
-    )
-    yield server
-    stop(server)
+def commit(stand_in, tmp_path):
+    """The commit of a repository with one SAE and another file."""
+    write_gemma_scope_2(tmp_path / "served" / SUBFOLDER, config={"hf_hook_point_in": "model.layers.9.output"})
+    (tmp_path / "served/other").mkdir()
+    (tmp_path / "served/other/model.bin").write_bytes(b"not wanted")
+    api = HfApi(token=OWNER)
+    api.create_repo(REPO)
+    oid = api.upload_folder(repo_id=REPO, folder_path=tmp_path / "served").oid
+    stand_in.requests.clear()
+    return oid
 
 
-def stop(server):
-    server.shutdown()
-    server.server_close()
+def load(repo_id=REPO, subfolder=SUBFOLDER, **kwargs):
+    return SparseAutoencoder.from_pretrained(repo_id, subfolder=subfolder, **kwargs)
 
 
-def test_only_the_files_of_the_sae_are_downloaded_and_the_commit_is_recorded(hub):
-    sae = hub.load()
-    assert sorted(hub.downloads) == [f"{SUBFOLDER}/config.json", f"{SUBFOLDER}/params.safetensors"]
-    assert (sae.source["id"], sae.source["revision"], sae.layer) == ("me/sae", COMMIT, 9)
+def test_only_the_files_of_the_sae_are_downloaded_and_the_commit_is_recorded(stand_in, commit):
+    sae = load()
+    wanted = {f"main/{SUBFOLDER}/config.json", f"main/{SUBFOLDER}/params.safetensors"}
+    asked = {path.split("/resolve/")[1] for _, path in stand_in.requests if "/resolve/" in path}
+    assert asked == wanted
+    assert (sae.source["id"], sae.source["revision"], sae.layer) == (REPO, commit, 9)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"revision": COMMIT}, {"local_files_only": True}])
-def test_what_was_loaded_once_is_there_without_the_hub(hub, kwargs):
-    hub.load()
-    stop(hub)
-    assert hub.load(**kwargs).source["revision"] == COMMIT
+@pytest.mark.parametrize("revision", ["main", "commit"])
+def test_what_was_loaded_once_is_there_without_the_hub(stand_in, commit, revision):
+    kwargs = {"revision": commit if revision == "commit" else "main"}
+    before = load(**kwargs)
+    stand_in.stop()
+    for again in (load(**kwargs), load(**kwargs, local_files_only=True)):
+        assert again.source["revision"] == commit
+        assert torch.equal(again.W_enc, before.W_enc)
 
 
-def test_nothing_is_downloaded_for_a_wrong_subfolder(hub):
+def test_a_pinned_commit_is_honoured_after_a_newer_push(stand_in, commit, tmp_path):
+    before = load()
+    newer = SparseAutoencoder(before.W_enc + 1, before.b_enc, before.W_dec, before.b_dec, architecture="standard")
+    newer.save_pretrained(tmp_path / "newer" / SUBFOLDER)
+    api = HfApi(token=OWNER)
+    api.upload_folder(repo_id=REPO, folder_path=tmp_path / "newer", delete_patterns="*")
+    assert torch.equal(load(revision=commit).W_enc, before.W_enc)
+    assert torch.equal(load().W_enc, before.W_enc + 1)
+
+
+def test_nothing_is_downloaded_for_a_wrong_subfolder(stand_in, commit):
     with pytest.raises(SAEFormatError, match=f"Did you mean subfolder='{SUBFOLDER}'"):
-        hub.load(subfolder="resid_post/layer_9_width_16k")
-    assert hub.downloads == []
+        load(subfolder="resid_post/layer_9_width_16k")
+    assert stand_in.downloads() == []
 
 
-def test_an_absent_repository_is_the_hub_s_own_error(hub):
+def test_absent_and_private_repositories_and_revisions_are_the_hub_s_own_errors(stand_in, commit):
     with pytest.raises(RepositoryNotFoundError):
-        hub.load("me/absent")
+        load("me/absent")
+    with pytest.raises(RevisionNotFoundError):
+        load(revision="absent")
+    stand_in.repositories[REPO].private = True
+    for token in (None, STRANGER):
+        with pytest.raises(RepositoryNotFoundError):
+            load(token=token)
+    assert load(token=READER).source["revision"] == commit
+
+
+def test_an_interrupted_download_can_be_repeated(stand_in, commit):
+    stand_in.break_at = "GET /storage/"
+    with pytest.raises(Exception, match=r"(?i)disconnected|connection|not in the cache"):
+        load()
+    stand_in.break_at = None
+    assert load().source["revision"] == commit

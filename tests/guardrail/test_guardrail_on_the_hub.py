@@ -1,0 +1,304 @@
+"""A guardrail's way to the Hub and back, through the real `huggingface_hub` and a stand-in of the Hub's interface."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hub_stand_in import OWNER, READER, STRANGER
+from huggingface_hub import HfApi, ModelCard
+from peft import PeftModel
+from zoo import base_model, plant, planted_config, token_ids
+
+from sae_unlearn import GuardrailError, attach_guardrail, record_firings
+from sae_unlearn.cli import main
+from sae_unlearn.guardrail import GuardedModel
+
+
+IDS = token_ids(8, 12)
+REPO = "me/forget"
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def guarded(seed=0, **fields):
+    model = GuardedModel(base_model("llama"), planted_config(**fields))
+    plant(model, seed=seed)
+    return model.eval()
+
+
+def attach(source=REPO, **kwargs):
+    return attach_guardrail(base_model("llama"), source, **kwargs)
+
+
+def origin(model):
+    return model.peft_config["default"].origin
+
+
+# -------------------------------------------------------------------------------------------------------------- pushing
+
+
+def test_pushed_and_attached_by_name_it_guards_bit_for_bit_and_knows_its_commit(stand_in):
+    model = guarded()
+    commit = model.push_to_hub(REPO, token=OWNER)
+    files = stand_in.repositories[REPO].at("main").files
+    assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert commit.oid == stand_in.repositories[REPO].at("main").oid
+    again = attach()
+    assert torch.equal(logits(again), logits(model))
+    assert origin(again) == {"id": REPO, "subfolder": None, "revision": commit.oid}
+    with record_firings(again) as firings:
+        logits(again)
+    assert any(f.fired for f in firings)
+
+
+def test_a_name_without_a_user_goes_to_one_s_own_repositories(stand_in):
+    guarded().push_to_hub("forget", token=OWNER)
+    assert list(stand_in.repositories) == [REPO]
+    assert not stand_in.repositories[REPO].private
+
+
+def test_the_card_that_lies_on_the_hub_is_ours(stand_in):
+    guarded().push_to_hub(REPO, token=OWNER)
+    card = ModelCard.load(REPO)
+    assert card.data.base_model == "tiny-llama"
+    assert "sae-guardrail" in card.data.tags
+    assert "does not protect" in card.text
+    assert ("POST", "/api/validate-yaml") in stand_in.requests
+
+
+def test_where_it_was_loaded_from_is_not_saved(stand_in, tmp_path):
+    guarded().push_to_hub(REPO, token=OWNER)
+    attach().save_pretrained(tmp_path)
+    assert "origin" not in json.loads((tmp_path / "adapter_config.json").read_text())
+    assert origin(attach(tmp_path)) == {"id": str(tmp_path), "subfolder": None, "revision": None}
+
+
+def test_peft_loads_it_from_the_hub_too(stand_in):
+    model = guarded()
+    commit = model.push_to_hub(REPO, token=OWNER)
+    found = PeftModel.from_pretrained(base_model("llama"), REPO, revision=commit.oid).eval()
+    assert torch.equal(logits(found), logits(model))
+
+
+def test_show_reads_it_from_the_hub_and_names_the_commit(stand_in, capsys):
+    commit = guarded().push_to_hub(REPO, token=OWNER)
+    assert main(["show", REPO]) == 0
+    assert commit.oid in capsys.readouterr().out
+
+
+def test_a_folder_of_a_repository_can_be_attached(stand_in, tmp_path):
+    guarded().save_pretrained(tmp_path / "biology")
+    api = HfApi(token=OWNER)
+    api.create_repo(REPO)
+    commit = api.upload_folder(repo_id=REPO, folder_path=tmp_path)
+    found = attach(subfolder="biology")
+    assert torch.equal(logits(found), logits(guarded()))
+    assert origin(found) == {"id": REPO, "subfolder": "biology", "revision": commit.oid}
+
+
+# ------------------------------------------------------------------------------------------------------------ revisions
+
+
+def test_a_pinned_commit_is_honoured_after_a_newer_push(stand_in):
+    first, second = guarded(), guarded(seed=1)
+    old = first.push_to_hub(REPO, token=OWNER).oid
+    new = second.push_to_hub(REPO, token=OWNER, commit_message="again").oid
+    assert old != new
+    assert torch.equal(logits(attach(revision=old)), logits(first))
+    assert origin(attach(revision=old))["revision"] == old
+    assert torch.equal(logits(attach()), logits(second))
+    assert origin(attach())["revision"] == new
+
+
+def test_branches_and_tags_are_revisions(stand_in):
+    first, second = guarded(), guarded(seed=1)
+    old = first.push_to_hub(REPO, token=OWNER).oid
+    HfApi(token=OWNER).create_tag(REPO, tag="v1")
+    branch = second.push_to_hub(REPO, token=OWNER, revision="trial").oid
+    assert stand_in.repositories[REPO].at("main").oid == old
+    for revision, commit in (("v1", old), ("trial", branch), ("main", old)):
+        assert origin(attach(revision=revision))["revision"] == commit
+    assert torch.equal(logits(attach(revision="trial")), logits(second))
+
+
+def test_a_push_between_two_downloads_does_not_mix_two_commits(stand_in, monkeypatch):
+    first, second = guarded(), guarded(seed=1, num_features=5)
+    old = first.push_to_hub(REPO, token=OWNER).oid
+    resolve, pushed = type(stand_in).resolve, []
+
+    def and_then_push(hub, call):
+        found = resolve(hub, call)
+        if hub.requests[-1][0] == "GET" and call.path == "adapter_config.json" and not pushed:
+            pushed.append(True)
+            second.push_to_hub(REPO, token=OWNER)
+        return found
+
+    monkeypatch.setattr(type(stand_in), "resolve", and_then_push)
+    found = attach()
+    assert pushed
+    assert origin(found)["revision"] == old
+    assert torch.equal(logits(found), logits(first))
+
+
+@pytest.mark.parametrize("revision", ["absent", "c" * 40])
+def test_a_revision_that_is_not_there_is_named(stand_in, revision):
+    guarded().push_to_hub(REPO, token=OWNER)
+    with pytest.raises(GuardrailError, match=f"has no revision '{revision}'"):
+        attach(revision=revision)
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path):
+    guarded().save_pretrained(tmp_path)
+    with pytest.raises(GuardrailError, match="is a local folder"):
+        attach(tmp_path, revision="main")
+
+
+# --------------------------------------------------------------------------------------------------------- who may read
+
+
+def test_a_private_repository_opens_with_its_owner_s_token_only(stand_in):
+    model = guarded()
+    model.push_to_hub(REPO, token=OWNER, private=True)
+    assert stand_in.repositories[REPO].private
+    for token in (None, STRANGER):
+        with pytest.raises(GuardrailError, match=r"no Hub repository me/forget that can be read .* pass `token=`"):
+            attach(token=token)
+    with pytest.raises(GuardrailError, match=r"could not be had .*401"):
+        attach(token="hf_expired")
+    for token in (OWNER, READER):
+        assert torch.equal(logits(attach(token=token)), logits(model))
+
+
+def test_an_absent_repository_is_named(stand_in):
+    with pytest.raises(GuardrailError, match="no Hub repository me/absent"):
+        attach("me/absent")
+
+
+def test_a_repository_without_a_guardrail_is_named(stand_in):
+    HfApi(token=OWNER).create_repo("me/empty")
+    with pytest.raises(GuardrailError, match=r"me/empty has no adapter_config\.json at revision 'main'"):
+        attach("me/empty")
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "message"),
+    [
+        (REPO, READER, "does not let this token write to me/forget"),
+        (REPO, None, "does not let this token write to me/forget"),
+        (REPO, STRANGER, "does not let this token write to me/forget"),
+        ("me/for get", OWNER, "cannot be the name of a Hub repository"),
+        ("me/forget/biology", OWNER, "cannot be the name of a Hub repository"),
+    ],
+)
+def test_a_push_that_is_not_allowed_is_refused_with_the_mend(stand_in, repo_id, token, message):
+    with pytest.raises(GuardrailError, match=message):
+        guarded().push_to_hub(repo_id, token=token)
+    assert stand_in.repositories == {}
+
+
+def test_a_stranger_cannot_push_to_a_repository_that_is_there(stand_in):
+    guarded().push_to_hub(REPO, token=OWNER)
+    before = stand_in.repositories[REPO].at("main")
+    with pytest.raises(GuardrailError, match="does not let this token write"):
+        guarded(seed=1).push_to_hub(REPO, token=STRANGER)
+    assert stand_in.repositories[REPO].at("main") is before
+
+
+def test_metadata_that_the_hub_does_not_take_stops_the_push_before_anything_is_sent(stand_in, monkeypatch):
+    monkeypatch.setattr("sae_unlearn.guardrail.card.MODEL_TAGS", [7])
+    with pytest.raises(GuardrailError, match=r'refuses the folder .* "tags" must be an array of strings'):
+        guarded().push_to_hub(REPO, token=OWNER)
+    assert stand_in.repositories[REPO].at("main").files == {}
+    assert stand_in.storage == {}
+
+
+# -------------------------------------------------------------------------------------------------------- broken lines
+
+
+@pytest.mark.parametrize("where", ["POST .*/preupload/", "POST .*objects/batch", "PUT /storage/", "POST .*/commit/"])
+def test_an_interrupted_upload_leaves_nothing_and_can_be_repeated(stand_in, where):
+    model = guarded()
+    stand_in.break_at = where
+    with pytest.raises(GuardrailError, match=r"nothing of it was committed; try again"):
+        model.push_to_hub(REPO, token=OWNER)
+    assert stand_in.repositories[REPO].at("main").files == {}
+    with pytest.raises(GuardrailError, match=r"me/forget has no adapter_config\.json"):
+        attach()
+    stand_in.break_at = None
+    commit = model.push_to_hub(REPO, token=OWNER)
+    found = attach()
+    assert origin(found)["revision"] == commit.oid
+    assert torch.equal(logits(found), logits(model))
+
+
+def test_an_interrupted_upload_leaves_the_guardrail_that_was_there(stand_in):
+    first = guarded()
+    old = first.push_to_hub(REPO, token=OWNER).oid
+    stand_in.break_at = "POST .*/commit/"
+    with pytest.raises(GuardrailError, match="try again"):
+        guarded(seed=1).push_to_hub(REPO, token=OWNER)
+    found = attach()
+    assert origin(found)["revision"] == old
+    assert torch.equal(logits(found), logits(first))
+
+
+def test_a_repeated_upload_does_not_send_again_what_arrived(stand_in):
+    stand_in.break_at = "POST .*/commit/"
+    with pytest.raises(GuardrailError):
+        guarded().push_to_hub(REPO, token=OWNER)
+    stand_in.break_at = None
+    stand_in.requests.clear()
+    guarded().push_to_hub(REPO, token=OWNER)
+    assert not [path for method, path in stand_in.requests if method == "PUT"]
+
+
+def test_an_interrupted_download_attaches_nothing_and_can_be_repeated(stand_in):
+    model = guarded()
+    model.push_to_hub(REPO, token=OWNER)
+    stand_in.break_at = "GET /storage/"
+    base = base_model("llama")
+    plain = logits(base)
+    with pytest.raises(GuardrailError, match=r"adapter_model\.safetensors of me/forget could not be had"):
+        attach_guardrail(base, REPO)
+    assert torch.equal(logits(base), plain)
+    assert not hasattr(base, "peft_config")
+    stand_in.break_at = None
+    assert torch.equal(logits(attach_guardrail(base, REPO)), logits(model))
+
+
+def test_what_was_attached_once_is_there_without_the_hub(stand_in):
+    model = guarded()
+    commit = model.push_to_hub(REPO, token=OWNER).oid
+    attach()
+    stand_in.stop()
+    for kwargs in ({}, {"revision": commit}, {"local_files_only": True}):
+        found = attach(**kwargs)
+        assert torch.equal(logits(found), logits(model))
+        assert origin(found)["revision"] == commit
+
+
+def test_a_hub_that_hangs_up_is_as_good_as_none(stand_in, caplog):
+    commit = guarded().push_to_hub(REPO, token=OWNER).oid
+    attach()
+    stand_in.break_at = "."
+    assert origin(attach())["revision"] == commit
+    assert "using the cached copy" in caplog.text
+
+
+def test_what_was_never_attached_is_not_there_without_the_hub(stand_in, tmp_path):
+    guarded().push_to_hub(REPO, token=OWNER)
+    with pytest.raises(GuardrailError, match="not in the local cache"):
+        attach(local_files_only=True)
+    stand_in.stop()
+    with pytest.raises(GuardrailError, match="not in the local cache"):
+        attach(cache_dir=tmp_path / "other")
+
+
+def test_a_cache_below_a_folder_named_snapshots_does_not_mislead(stand_in, tmp_path):
+    commit = guarded().push_to_hub(REPO, token=OWNER).oid
+    assert origin(attach(cache_dir=tmp_path / "snapshots" / "hub"))["revision"] == commit
+    shutil.rmtree(tmp_path / "snapshots")
