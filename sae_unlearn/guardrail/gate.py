@@ -88,10 +88,7 @@ def decide(
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
-    hits, tokens = _running_sum(hot), _running_sum(counted)
-    if previous is not None:
-        hits = hits + previous[:, None, HITS]
-        tokens = tokens + previous[:, None, TOKENS]
+    hits, tokens = _running_sums(hot, counted, previous)
     value, lowest = _value(hits, tokens, config, previous, past)
     peak = value
     if config.sticky and config.statistic != "ratio":
@@ -115,7 +112,7 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig) -> T
     It is what a threshold must be compared with, and so what it is calibrated on: the statistic at the row's end under
     `gate_scope="sequence"`, its largest value along the row under `"prefix"`.
     """
-    hits, tokens = _running_sum(hot), _running_sum(counted)
+    hits, tokens = _running_sums(hot, counted, None)
     value, _ = _value(hits, tokens, config, None, None)
     if config.gate_scope == "prefix" or (config.sticky and config.statistic != "ratio"):
         return value.amax(dim=1)
@@ -128,9 +125,13 @@ def _boundary(config: SAEGuardrailConfig, seq: int, boundary: int | None) -> int
     return seq - 1 if boundary is None else min(max(boundary, 0), seq - 1)
 
 
-def _running_sum(flags: Tensor) -> Tensor:
-    flags = flags.float()
-    return flags if flags.shape[1] == 1 else flags.cumsum(dim=1)
+def _running_sums(hot: Tensor, counted: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`H` and `N`, both `[batch, seq]` float32."""
+    sums = torch.stack([hot, counted], dim=-1)
+    if sums.shape[1] > 1:
+        sums = sums.cumsum(dim=1, dtype=torch.float32)
+    sums = sums.float() if previous is None else sums + previous[:, None, HITS : TOKENS + 1]
+    return sums.unbind(dim=-1)
 
 
 def _running_max(values: Tensor) -> Tensor:
@@ -141,14 +142,14 @@ def _value(
     hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, previous: Tensor | None, past: Series | None
 ) -> tuple[Tensor, Tensor]:
     """The current value of the statistic, and `min Y` for cusum (zeros otherwise); both `[batch, seq]`."""
+    floor = hits.new_zeros(hits.shape[0], 1) if previous is None else previous[:, None, LOWEST]
     if config.statistic == "ratio":
-        return hits / tokens.clamp(min=config.min_tokens), torch.zeros_like(hits)
+        return hits / tokens.clamp(min=config.min_tokens), floor.expand_as(hits)
     if config.statistic == "window":
         recent = hits - _hits_up_to(tokens - config.window, hits, tokens, past)
-        return recent / tokens.clamp(min=config.min_tokens, max=config.window), torch.zeros_like(hits)
+        return recent / tokens.clamp(min=config.min_tokens, max=config.window), floor.expand_as(hits)
     y = hits - config.drift * tokens
     lowest = -_running_max(-y)
-    floor = torch.zeros_like(lowest[:, :1]) if previous is None else previous[:, None, LOWEST]
     lowest = torch.minimum(lowest, floor)
     return y - lowest, lowest
 
@@ -168,7 +169,7 @@ def _last_not_above(target: Tensor, hits: Tensor, tokens: Tensor) -> Tensor:
 
 def _fired_at(crossed: Tensor, tokens: Tensor, boundary: int) -> Tensor:
     """Number of counted tokens when the row fired, as if the pass had ended at each position; 0 where it had not."""
-    fired_at = torch.where(crossed, tokens, torch.zeros_like(tokens))
+    fired_at = crossed * tokens
     if boundary >= crossed.shape[1] - 1:
         return fired_at
     tail, alone = crossed[:, boundary:], fired_at[:, boundary:]

@@ -81,7 +81,7 @@ class GuardrailEncoder(FullPrecision):
         """`[..., d_in]` -> activations `a [..., N]`, in the parameters' precision."""
         with without_autocast(hidden):
             pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        return torch.where(pre > self.threshold, pre, torch.zeros_like(pre))
+        return pre * (pre > self.threshold)
 
 
 class GuardrailDecoder(FullPrecision):
@@ -97,7 +97,7 @@ class GuardrailDecoder(FullPrecision):
 
     def forward(self, activations: Tensor, where: Tensor) -> Tensor:
         """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
-        change = torch.where(where, self.clamp - activations, torch.zeros_like(activations))
+        change = torch.where(where, self.clamp, activations) - activations
         with without_autocast(change):
             return change @ self.weight
 
@@ -119,7 +119,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self._checked: dict[str, tuple] = {}
-        self._special_ids: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self._content_tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self.num_layers = text_config(model).num_hidden_layers
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
@@ -159,7 +159,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         edits = [edit for edit in edits if edit is not None]
         if not edits:
             return None
-        edited = (hidden + sum(edits)).to(hidden.dtype)
+        edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     def _edit(
@@ -187,8 +187,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
             return everything, everything & ~first
         if config.special_token_ids and inputs.input_ids is not None:
-            ids = inputs.input_ids.to(kept.device)
-            kept = kept & ~torch.isin(ids, self._special_tokens(tuple(config.special_token_ids), kept.device))
+            table = self._content_table(tuple(config.special_token_ids), kept.device)
+            kept = kept & table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
         return kept, kept
 
     def _decide(self, name: str, hot: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Decision:
@@ -212,10 +212,16 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             for recorder in Recorder.listening(self.recorders):
                 recorder.note(name, config, seen)
 
-    def _special_tokens(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
-        if (ids, device) not in self._special_ids:
-            self._special_ids[ids, device] = torch.tensor(ids, device=device)
-        return self._special_ids[ids, device]
+    def _content_table(self, special: tuple[int, ...], device: torch.device) -> Tensor:
+        """`[max(special) + 2]` bool by token id: False at special ones. The last entry stands for all higher ids.
+
+        A look-up is one kernel, and `torch.isin` is several and waits for the device where there are many special ids.
+        """
+        if (special, device) not in self._content_tables:
+            table = torch.ones(max(special) + 2, dtype=torch.bool)
+            table[list(special)] = False
+            self._content_tables[special, device] = table.to(device)
+        return self._content_tables[special, device]
 
     def _check_ready(self, name: str) -> None:
         """Raise unless the weights arrived and are finite. Looks once per set of tensors, so it costs one device
