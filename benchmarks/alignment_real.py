@@ -34,9 +34,9 @@ from sae_unlearn.commands.loading import load_model, load_sae
 
 
 VALIDATION_SEED = 99
-BUDGET, EVERY, STEPS = 0.03, 10, 40
+BUDGET, EVERY, STEPS, RATE = 0.03, 10, 40, 1e-3
 BASELINE_EVERY, BASELINE_STEPS, BASELINE_BATCH = 3, 21, 6  # they reach the budget in a few steps
-LEAST_SCALE = 0.05  # a baseline that is over the budget at the first look is trained again at a quarter of its rate
+LEAST_SCALE = 0.05  # a method that is never within the budget is trained again at a quarter of its rate
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, raw states": {"sae": None},
@@ -102,7 +102,7 @@ def main() -> None:
         start = time.monotonic()
         scale = 1.0
         tuned, keeper, facts = train(parts, method, scale)
-        while not keeper.step and method in BASELINES and scale > LEAST_SCALE:  # over the budget at the first look
+        while not keeper.step and scale > LEAST_SCALE:  # never within the budget
             tuned.unload()
             scale /= 4
             tuned, keeper, facts = train(parts, method, scale)
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def train(parts: Parts, method: str, scale: float) -> tuple[PeftModel, DamageBudget, dict[str, Any]]:
-    """A tuned model within the budget; `scale` multiplies a baseline's learning rate."""
+    """A tuned model within the budget; `scale` multiplies the learning rate."""
     torch.manual_seed(parts.seed)
     model = with_adapter(parts.model, None, parts.sae.layer)  # the same LoRA for every method
     data = parts.data
@@ -130,7 +130,7 @@ def train(parts: Parts, method: str, scale: float) -> tuple[PeftModel, DamageBud
     keeper(0, model)
     facts: dict[str, Any] = {}
     if method in OURS:
-        facts = _align(parts, model, OURS[method], known, retain, keeper)
+        facts = _align(parts, model, {"learning_rate": RATE * scale, **OURS[method]}, known, retain, keeper)
     else:
         options = dict(BASELINES[method])
         name, rate = options.pop("method"), options.pop("learning_rate")
@@ -171,7 +171,6 @@ def _align(
             layer=parts.sae.layer,
             max_steps=STEPS,
             per_device_train_batch_size=10,
-            learning_rate=1e-3,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=10,
             retain_max_length=40,
