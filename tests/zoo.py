@@ -162,6 +162,7 @@ def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: 
         peaks = (residual @ directions.T).amax(dim=1).sort().values
         middle = len(peaks) // 2
         encoder.weight.copy_(directions)
+        encoder.bias.zero_()
         encoder.threshold.fill_(
             peaks[middle : middle + 2].mean().clamp(min=0)
         )  # between two, so that no token is on it

@@ -15,17 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.layer import CHILD
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.hub_errors import explain_download
+from sae_unlearn.paths import check_inside, clean_subfolder
 
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Artefact(NamedTuple):
     revision: str | None
 
 
+@as_guardrail_error()
 def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrailConfig, Path]:
     """The config of a guardrail in a local folder or a Hub repository, and the file it was read from.
 
@@ -73,7 +75,9 @@ def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrai
         raise GuardrailError(f"{CONFIG_NAME} of {source} has {path.stat().st_size} bytes, more than {_CONFIG_LIMIT}.")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except GuardrailError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or an integer of 4300 digits
         raise GuardrailError(f"{CONFIG_NAME} of {source} is not JSON: {error}") from error
     if not isinstance(stored, dict):
         raise GuardrailError(f"{CONFIG_NAME} of {source} holds a {type(stored).__name__} and not a mapping.")
@@ -92,6 +96,7 @@ def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrai
         raise GuardrailError(f"{CONFIG_NAME} of {source} has a field of the wrong type: {error}") from error
 
 
+@as_guardrail_error()
 def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
     """A guardrail from a local folder or a Hub repository; see `read_config`.
 
@@ -124,7 +129,7 @@ def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[s
         )
     try:
         with safe_open(path, framework="pt") as file:
-            keys = {name: _key(list(file.keys()), suffix, source) for name, suffix in PARTS.items()}
+            keys = {name: _key(list(file.keys()), config.layer, suffix, source) for name, suffix in PARTS.items()}
             if len(list(file.keys())) != len(PARTS):
                 extra = sorted(set(file.keys()) - set(keys.values()))
                 raise GuardrailError(f"{WEIGHTS_NAME} of {source} holds unknown tensors: {extra[:5]}.")
@@ -141,49 +146,32 @@ def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[s
     return tensors
 
 
-def check_tensors(tensors: dict[str, Tensor], source: str) -> None:
-    """Raise unless the values can be a guardrail's.
-
-    Raises:
-        GuardrailError: not finite, a negative threshold, a positive clamp, or a feature with no direction.
-    """
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise GuardrailError(f"{name} of {source} holds values that are not finite.")
-    if bool((tensors["encoder.threshold"] < 0).any()):
-        raise GuardrailError(f"encoder.threshold of {source} holds negative values; an SAE's thresholds are >= 0.")
-    if bool((tensors["decoder.clamp"] > 0).any()):
-        raise GuardrailError(f"decoder.clamp of {source} holds positive values, which would amplify the topic.")
-    for name in ("encoder.weight", "decoder.weight"):
-        empty = (tensors[name] == 0).all(dim=1).nonzero().flatten().tolist()
-        if empty:
-            raise GuardrailError(f"{name} of {source} is zero for features {empty[:5]}, which would never be guarded.")
-
-
-def _key(keys: list[str], suffix: str, source: Any) -> str:
-    found = [key for key in keys if key.endswith(f".{CHILD}.{suffix}")]
+def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:
+    found = [key for key in keys if key.endswith(f".{layer}.{CHILD}.{suffix}")]
     if len(found) != 1:
         raise GuardrailError(
-            f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{CHILD}.{suffix}, expected 1."
+            f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{layer}.{CHILD}.{suffix}, expected 1."
         )
     return found[0]
 
 
 def _file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
     hub = dict(hub)
-    subfolder = hub.pop("subfolder", None)
+    subfolder = clean_subfolder(hub.pop("subfolder", None))
     if _local(source):
-        folder = Path(source).expanduser() / (subfolder or "")
+        root = Path(source).expanduser()
+        folder = root / subfolder
         if hub.get("revision") is not None:
             raise GuardrailError(
                 f"revision={hub['revision']!r} was given, but {source} is a local folder; leave it out."
             )
         if not (folder / name).is_file():
             raise GuardrailError(f"{folder} has no {name}; is it a guardrail's folder?")
+        check_inside(folder / name, root)
         return folder / name
 
     def download(**options: Any) -> Path:
-        return Path(hf_hub_download(str(source), name, subfolder=subfolder, **hub | options))
+        return Path(hf_hub_download(str(source), name, subfolder=subfolder or None, **hub | options))
 
     try:
         return download()

@@ -8,15 +8,17 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
-from sae_unlearn.guardrail.artefact import Artefact, check_tensors, read_artefact
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.guardrail.artefact import Artefact, read_artefact
+from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.calibration import check_threshold
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.fingerprint import differences
 from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.model import MODEL_TAGS, SAEGuardrailModel, guard_layers, remove_call_hooks
+from sae_unlearn.guardrail.plain_text import check_plain_text
+from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
@@ -68,6 +70,7 @@ def attach_guardrail(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
+        check_plain_text(artefact.config)
     check_belongs(artefact.config, bare, check_base)
     return place_guardrail(model, artefact, name)
 
@@ -112,10 +115,24 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
 
 
 def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
-    """Put a checked guardrail on a model, make it active beside what is active already, and see that it arrived."""
+    """Put a checked guardrail on a model, make it active beside what is active already, and see that it arrived.
+
+    If any of that fails, the model is left as it was.
+    """
+    bare = bare_model(model)
+    had_configs = hasattr(bare, "peft_config")
+    active = {layer: list(layer.active_adapters) for layer in guard_layers(model)}
+    try:
+        return _place(model, artefact, name)
+    except BaseException:
+        _take_back(model, bare, name, active, had_configs)
+        raise
+
+
+def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
     config = artefact.config
     config.inference_mode = True
-    active = list(dict.fromkeys(n for layer in guard_layers(model) for n in layer.active_adapters))
+    active = _active_guards(model)
     if not isinstance(model, PeftModel):
         model = GuardedModel(model, config, adapter_name=name)
     elif isinstance(model.base_model, SAEGuardrailModel):
@@ -129,11 +146,38 @@ def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftMode
     for layer in guard_layers(model):  # PEFT makes the newest the only active one, where it does not know of the others
         layer.set_adapter([*active, name], inference_mode=True)
     bare = bare_model(model)
-    if hasattr(bare, "add_model_tags"):
-        bare.add_model_tags(MODEL_TAGS)
     layer = getattr(find_decoder_layers(bare).layers[config.layer], CHILD)
     _write(layer, name, artefact.tensors)
+    if hasattr(bare, "add_model_tags"):
+        bare.add_model_tags(MODEL_TAGS)
     return model
+
+
+def _take_back(
+    model: nn.Module, bare: nn.Module, name: str, active: dict[SAEGuardrailLayer, list[str]], had_configs: bool
+) -> None:
+    """Undo a `_place` that did not come to its end."""
+    for decoder_layer in find_decoder_layers(bare).layers:
+        layer = getattr(decoder_layer, CHILD, None)
+        if layer is not None and name in layer.guard_config:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                layer.delete_adapter(name)
+            if not layer.guard_config:
+                remove_guard(decoder_layer)
+    remove_call_hooks(bare)
+    for owner in (model, bare):
+        getattr(owner, "peft_config", {}).pop(name, None)
+    if not had_configs and hasattr(bare, "peft_config"):
+        del bare.peft_config
+    if isinstance(model, PeftModel) and isinstance(model.base_model, SAEGuardrailModel):
+        _activate(model, _active_guards(model))
+    for layer, names in active.items():
+        layer.set_adapter(names, inference_mode=True)
+
+
+def _active_guards(model: nn.Module) -> list[str]:
+    return list(dict.fromkeys(n for layer in guard_layers(model) for n in layer.active_adapters))
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -163,34 +207,6 @@ def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
         "decoder.clamp": clamp,
     }
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
-
-
-def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool = True) -> None:
-    """Raise unless the guardrail was made for this model.
-
-    Raises:
-        GuardrailError: naming what differs: hidden size, layers, or the weights.
-    """
-    width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
-    origin = config.base_model_name_or_path or "another model"
-    for what, recorded, found in (
-        ("hidden size", config.hidden_size, width),
-        ("number of layers", config.num_layers, depth),
-    ):
-        if recorded not in (None, found):
-            raise GuardrailError(
-                f"The guardrail is for {origin} with {what} {recorded}, but {type(model).__name__} has {found}; use it "
-                "on the model it was fitted on."
-            )
-    if config.layer >= depth:
-        raise GuardrailError(f"layer={config.layer}, but {type(model).__name__} has {depth} layers, 0 to {depth - 1}.")
-    difference = differences(config.base_fingerprint, model, config.layer) if config.base_fingerprint else None
-    if difference is None:
-        return
-    message = f"The guardrail was fitted on {origin}, and this model is not it: {difference}."
-    if check_base:
-        raise GuardrailError(f"{message} If it is a descendant of it, pass check_base=False, and measure again.")
-    warnings.warn(message, stacklevel=3)
 
 
 def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> Artefact:

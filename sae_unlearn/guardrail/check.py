@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.corpus import read_corpus
 from sae_unlearn.guardrail.artefact import Artefact, read_artefact
-from sae_unlearn.guardrail.attach import bare_model, check_belongs
+from sae_unlearn.guardrail.attach import bare_model
+from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.calibration import fire_rate
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.dose import EditMoments

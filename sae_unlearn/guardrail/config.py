@@ -2,6 +2,7 @@
 
 import math
 import re
+import struct
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -13,6 +14,10 @@ from sae_unlearn.version import __version__
 
 
 FORMAT_VERSION = 1
+
+# Counts are held in float32, which is exact up to here; token and feature ids stay far below.
+LARGEST_COUNT = 2**24
+LARGEST_ID = 2**31 - 1
 
 CHOICES = {
     "statistic": ("ratio", "window", "cusum"),
@@ -153,10 +158,10 @@ class SAEGuardrailConfig(PeftConfig):
     def _check_numbers(self) -> None:
         at_least = {"layer": 0, "num_features": 0, "window": 1, "min_tokens": 1}
         for name, low in at_least.items():
-            _check_integer(name, getattr(self, name), low)
+            _check_integer(name, getattr(self, name), low, LARGEST_COUNT)
         for name in ("hidden_size", "num_layers"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
+                _check_integer(name, getattr(self, name), 1, LARGEST_COUNT)
         if self.num_layers is not None and self.layer >= self.num_layers:
             raise GuardrailError(f"layer={self.layer} is not below num_layers={self.num_layers}; layers count from 0.")
         if self.window < self.min_tokens and self.statistic == "window":
@@ -164,7 +169,7 @@ class SAEGuardrailConfig(PeftConfig):
         if self.threshold is not None:
             low, high = self.threshold_bounds
             _check_real("threshold", self.threshold)
-            if not low <= self.threshold < high:
+            if not (low <= self.threshold and _float32(self.threshold) < high):  # the gate compares in float32
                 raise GuardrailError(
                     f"threshold={self.threshold} is outside [{low}, {high}), the range of statistic="
                     f"{self.statistic!r}: the gate would {'always' if self.threshold < low else 'never'} fire."
@@ -191,7 +196,7 @@ class SAEGuardrailConfig(PeftConfig):
         if self.feature_ids is not None:
             if not isinstance(self.feature_ids, (list, tuple)) or not self.feature_ids:
                 raise GuardrailError(f"feature_ids={self.feature_ids!r} must be a non-empty list of integers.")
-            self.feature_ids = [_check_integer("feature_ids", i, 0) for i in self.feature_ids]
+            self.feature_ids = [_check_integer("feature_ids", i, 0, LARGEST_ID) for i in self.feature_ids]
             if len(set(self.feature_ids)) != len(self.feature_ids):
                 repeated = sorted({i for i in self.feature_ids if self.feature_ids.count(i) > 1})
                 raise GuardrailError(f"feature_ids holds {repeated} more than once; name each feature once.")
@@ -200,10 +205,17 @@ class SAEGuardrailConfig(PeftConfig):
                     f"num_features={self.num_features} but feature_ids names {len(self.feature_ids)}; give one of them."
                 )
             self.num_features = len(self.feature_ids)
+            d_sae = (self.sae_source or {}).get("d_sae") if isinstance(self.sae_source, dict) else None
+            if isinstance(d_sae, int) and max(self.feature_ids) >= d_sae:
+                raise GuardrailError(
+                    f"feature_ids holds {max(self.feature_ids)}, but the SAE in `sae_source` has d_sae={d_sae} "
+                    f"features, 0 to {d_sae - 1}."
+                )
         if self.special_token_ids is not None:
             if not isinstance(self.special_token_ids, (list, tuple, set)):
                 raise GuardrailError(f"special_token_ids={self.special_token_ids!r} must be a list of token ids.")
-            self.special_token_ids = sorted({_check_integer("special_token_ids", i, 0) for i in self.special_token_ids})
+            ids = {_check_integer("special_token_ids", i, 0, LARGEST_ID) for i in self.special_token_ids}
+            self.special_token_ids = sorted(ids)
 
     def _check_strings(self) -> None:
         if isinstance(self.target_modules, str):
@@ -213,6 +225,10 @@ class SAEGuardrailConfig(PeftConfig):
             for name in self.target_modules:
                 if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
                     raise GuardrailError(f"target_modules holds {name!r}, which is no module name; leave it out.")
+        for name in ("base_model_name_or_path", "revision", "sae_unlearn_version"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise GuardrailError(f"{name}={value!r} must be a text or None.")
         for name in ("sae_source", "calibration", "base_fingerprint"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), dict):
                 raise GuardrailError(f"{name}={getattr(self, name)!r} must be a mapping.")
@@ -228,12 +244,22 @@ def _check_version(version: Any) -> None:
         )
 
 
-def _check_integer(name: str, value: Any, low: int) -> int:
+def _check_integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise GuardrailError(f"{name}: {value!r} must be an integer >= {low}.")
+    if value > high:
+        raise GuardrailError(f"{name} is beyond {high}; it must be an integer from {low} to {high}.")
     return value
 
 
 def _check_real(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(_float32(value)):
         raise GuardrailError(f"{name}={value!r} must be a finite number.")
+
+
+def _float32(value: float) -> float:
+    """`value` as the gate holds it; infinite where that cannot."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except (OverflowError, struct.error):  # the latter for integers that no float holds
+        return math.inf

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.corpus import read_corpus, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.sae_fit import check_sae
-from sae_unlearn.guardrail.artefact import Artefact, check_tensors
+from sae_unlearn.guardrail.artefact import Artefact
 from sae_unlearn.guardrail.attach import bare_model, free_name, place_guardrail, tensors_of
 from sae_unlearn.guardrail.calibration import (
     MIN_THRESHOLD_ROWS,
@@ -45,6 +45,7 @@ from sae_unlearn.guardrail.rows import (
 )
 from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_features
 from sae_unlearn.guardrail.unguarded import unguarded_residuals
+from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
@@ -213,12 +214,12 @@ def fit_guardrail(
     return place_guardrail(model, Artefact(config, tensors, None), name)
 
 
-def _provenance(sae: SparseAutoencoder) -> dict[str, Any] | None:
-    """The SAE's source, fit to be published: of a local folder only its name."""
+def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:
+    """The SAE's source, fit to be published: of a local folder only its name; and its number of features."""
     source = dict(sae.source)
     if source.get("id") and Path(source["id"]).exists():
         source["id"], source["local"] = Path(source["id"]).name, True
-    return source or None
+    return source | {"d_sae": sae.d_sae}
 
 
 def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any) -> None:

@@ -27,11 +27,12 @@ from transformers import Cache
 
 from sae_unlearn.backbone.decoder_layers import execution_device, text_config
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailNotReady
+from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
 from sae_unlearn.guardrail.gate import Decision, decide
 from sae_unlearn.guardrail.history import find_cache, history_of
+from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
 
@@ -53,6 +54,11 @@ class FullPrecision(nn.Module):
         return super()._apply(keep, recurse)
 
 
+def _empty(*shape: int) -> nn.Parameter:
+    """A frozen parameter of NaN: a weight that never arrives is found out, and cannot be taken for one that is 0."""
+    return nn.Parameter(torch.full(shape, torch.nan), requires_grad=False)
+
+
 class GuardrailEncoder(FullPrecision):
     """The guarded columns of an SAE's encoder.
 
@@ -61,9 +67,9 @@ class GuardrailEncoder(FullPrecision):
 
     def __init__(self, d_in: int, num_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_features, d_in), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
-        self.threshold = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+        self.weight = _empty(num_features, d_in)
+        self.bias = _empty(num_features)
+        self.threshold = _empty(num_features)
 
     @classmethod
     def of(cls, part: SAESlice) -> "GuardrailEncoder":
@@ -92,8 +98,8 @@ class GuardrailDecoder(FullPrecision):
 
     def __init__(self, d_in: int, num_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_features, d_in), requires_grad=False)
-        self.clamp = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+        self.weight = _empty(num_features, d_in)
+        self.clamp = _empty(num_features)
 
     def forward(self, activations: Tensor, where: Tensor) -> Tensor:
         """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
@@ -133,6 +139,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if not config.init_weights:
             for tensor in (encoder.weight, decoder.weight):
                 nn.init.normal_(tensor, std=d_in**-0.5)
+            nn.init.zeros_(encoder.bias), nn.init.zeros_(encoder.threshold)
             nn.init.constant_(decoder.clamp, -1.0)
         device = next((p.device for p in decoder_layer.parameters() if p.device.type != "meta"), None)
         device = execution_device(decoder_layer) if device is None else device
@@ -224,8 +231,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         return self._content_tables[special, device]
 
     def _check_ready(self, name: str) -> None:
-        """Raise unless the weights arrived and are finite. Looks once per set of tensors, so it costs one device
-        synchronisation at the first call and none after it.
+        """Raise unless the weights arrived and can be a guardrail's. Looks once per set of tensors, so it costs one
+        device synchronisation at the first call and none after it.
 
         Raises:
             GuardrailNotReady: naming what is missing.
@@ -241,13 +248,21 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return
         if self.guard_config[name].threshold is None:
             raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
-        if not (encoder.weight.any() and decoder.weight.any()):
+        named = {
+            f"{part}.{key}": tensor.detach().cpu()
+            for part, module in (("encoder", encoder), ("decoder", decoder))
+            for key, tensor in module.named_parameters()
+        }
+        empty = [key for key, tensor in named.items() if bool(tensor.isnan().all())]
+        if empty:
             raise GuardrailNotReady(
-                f"Guardrail {name!r} has no weights, so nothing would be guarded. Load them (`attach_guardrail(model, "
-                "folder)`), or give an SAE: `attach_guardrail(model, config, sae=sae)`."
+                f"Guardrail {name!r} has no weights ({', '.join(empty)}), so nothing would be guarded. Load them "
+                "(`attach_guardrail(model, folder)`), or give an SAE: `attach_guardrail(model, config, sae=sae)`."
             )
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            raise GuardrailNotReady(f"Guardrail {name!r} has weights that are not finite; fit or download it again.")
+        try:
+            check_tensors(named, f"guardrail {name!r}")
+        except GuardrailError as error:
+            raise GuardrailNotReady(str(error)) from error
         self._checked[name] = seen
 
     # ------------------------------------------------------------------------------------------------ PEFT's interface

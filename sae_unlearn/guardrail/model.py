@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.guardrail.belonging import check_reach
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import differences
@@ -68,8 +69,9 @@ class SAEGuardrailModel(BaseTuner):
                 f"The guardrail is for a model of {peft_config.num_layers} layers, but {type(self.model).__name__} has "
                 f"{depth}; use it on the model it was fitted on ({peft_config.base_model_name_or_path})."
             )
+        check_reach(peft_config, self.model)
         recorded = peft_config.base_fingerprint
-        difference = differences(recorded, self.model, peft_config.layer) if recorded else None
+        difference = None if recorded is None else differences(recorded, self.model, peft_config.layer)
         if difference is not None:  # `attach_guardrail` refuses; PEFT's own loaders have no way to say "nevertheless"
             origin = peft_config.base_model_name_or_path
             warnings.warn(f"The guardrail was fitted on {origin}, and this model is not it: {difference}.")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sae_unlearn.errors import UnlearnError
+
 from .equations import affine_encode, cast_input, jumprelu, topk_relu, without_autocast
 from .slice import SAESlice, check_feature_ids
 from .validate import check_architecture, check_dimensions, check_layer, check_parameters
@@ -182,7 +184,7 @@ class SparseAutoencoder(nn.Module):
             ValueError: no ids, an id twice or out of range, or a topk SAE, which cannot be sliced exactly.
         """
         if self.architecture == "topk":
-            raise ValueError(
+            raise UnlearnError(
                 f"a topk SAE (k={self.k}) cannot be sliced exactly: which features are active depends on the "
                 f"pre-activations of all {self.d_sae}. Use an SAE whose features decide on their own "
                 "(standard, jumprelu, gated, batchtopk), or keep the whole SAE"

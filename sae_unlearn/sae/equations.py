@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from sae_unlearn.errors import UnlearnError
+
 
 def without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
     """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
@@ -29,7 +31,7 @@ def cast_input(tensor: torch.Tensor, width: int, dtype: torch.dtype, name: str, 
     if not tensor.is_floating_point():
         raise TypeError(f"{name} has dtype {tensor.dtype}; pass floating-point activations")
     if tensor.ndim == 0 or tensor.shape[-1] != width:
-        raise ValueError(
+        raise UnlearnError(
             f"{name} has shape {list(tensor.shape)} but the SAE has {width_name}={width}; "
             f"pass a tensor of shape [..., {width}] (an SAE fits only the model and layer it was trained on)"
         )

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.paths import clean_subfolder
+
 from .errors import SAEFormatError
 from .folder import SAEFolder
 from .location import Location, locate
@@ -35,7 +38,7 @@ def load_pretrained(
 ) -> SparseAutoencoder:
     """Does the work of `SparseAutoencoder.from_pretrained`; arguments and errors are described there."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
+        raise UnlearnError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
     name = os.fspath(id_or_path)
     subfolder = clean_subfolder(subfolder)
     location = locate(name, revision, cache_dir, token, local_files_only)
@@ -82,16 +85,6 @@ def build(
         return cls(**placed, architecture=weights.architecture, k=weights.k, layer=weights.layer, source=source)
     except ValueError as error:
         raise SAEFormatError(f"{where}: {error}") from error
-
-
-def clean_subfolder(subfolder: str | None) -> str:
-    """`subfolder` with single "/" and none at the ends; raises where it leads out of the repository."""
-    if subfolder is None:
-        return ""
-    path = PurePosixPath(str(subfolder).replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"subfolder={subfolder!r}; expected a path inside the folder or repository, without '..'")
-    return "" if path == PurePosixPath(".") else path.as_posix()
 
 
 def subfolder_hint(location: Location, wanted: str) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.paths import check_inside
+
 from .errors import SAEFormatError
 
 
@@ -51,8 +54,13 @@ def locate(
     path = Path(id_or_path).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise ValueError(f"revision={revision!r} was given, but {id_or_path} is a local folder; leave it out")
-        return Location(list_files(path), None, lambda name: path / name)
+            raise UnlearnError(f"revision={revision!r} was given, but {id_or_path} is a local folder; leave it out")
+
+        def inside(name: str) -> Path:
+            check_inside(path / name, path)
+            return path / name
+
+        return Location(list_files(path), None, inside)
     if path.exists():
         raise SAEFormatError(f"{id_or_path} is a file; pass the folder that holds the SAE")
     if not REPO_ID.fullmatch(id_or_path):

@@ -91,7 +91,10 @@ def read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[np.
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise SAEFormatError(f"{info.filename} in {path} has .npy version {version}; expected (1, 0)")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
+    except MemoryError as error:  # from Python's parser, for headers that nest without end
+        raise SAEFormatError(f"{info.filename} in {path} has no valid header; download or save it again") from error
     if dtype.name not in DTYPES:
         raise SAEFormatError(f"{info.filename} in {path} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
     if len(shape) > 2 or any(size < 0 for size in shape):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_unlearn.errors import UnlearnError
+
 from .equations import affine_encode, jumprelu
 from .validate import check_dimensions, check_tensor
 
@@ -29,14 +31,14 @@ def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> l
         except (AttributeError, TypeError):
             raise TypeError(f"feature id {value!r} is not an integer; pass ids such as [3, 14, 15]") from None
     if not ids:
-        raise ValueError("feature_ids is empty; name at least one feature")
+        raise UnlearnError("feature_ids is empty; name at least one feature")
     upper = "" if d_sae is None else f" and below d_sae={d_sae}"
     wrong = [i for i in ids if i < 0 or (d_sae is not None and i >= d_sae)]
     if wrong:
-        raise ValueError(f"feature ids {wrong[:5]} are out of range; expected ids from 0 up{upper}")
+        raise UnlearnError(f"feature ids {wrong[:5]} are out of range; expected ids from 0 up{upper}")
     if len(set(ids)) != len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
-        raise ValueError(f"feature ids {twice[:5]} occur more than once; name each feature once")
+        raise UnlearnError(f"feature ids {twice[:5]} occur more than once; name each feature once")
     return ids
 
 
@@ -68,12 +70,12 @@ class SAESlice:
         object.__setattr__(self, "feature_ids", check_feature_ids(self.feature_ids))
         d_in, n = check_dimensions(self.W_enc)
         if n != len(self.feature_ids):
-            raise ValueError(f"W_enc has {n} columns for {len(self.feature_ids)} feature ids; expected as many")
+            raise UnlearnError(f"W_enc has {n} columns for {len(self.feature_ids)} feature ids; expected as many")
         check_tensor("W_enc", self.W_enc, (d_in, n))
         for name, shape in (("b_enc", (n,)), ("threshold", (n,)), ("W_dec", (n, d_in))):
             check_tensor(name, getattr(self, name), shape, self.W_enc.dtype)
         if bool((self.threshold < 0).any()):
-            raise ValueError("threshold holds negative values; expected thresholds >= 0 (clamp them at 0)")
+            raise UnlearnError("threshold holds negative values; expected thresholds >= 0 (clamp them at 0)")
 
     def encode(self, h: torch.Tensor) -> torch.Tensor:
         """Activations of the N features: [..., d_in] -> [..., N] >= 0, in the slice's dtype.

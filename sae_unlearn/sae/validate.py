@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from sae_unlearn.errors import UnlearnError
+
 
 ARCHITECTURES = ("standard", "jumprelu", "gated", "batchtopk", "topk")
 
@@ -18,14 +20,14 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: t
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
-        raise ValueError(f"{name} has dtype {tensor.dtype}; expected a floating dtype such as torch.float32")
+        raise UnlearnError(f"{name} has dtype {tensor.dtype}; expected a floating dtype such as torch.float32")
     if dtype is not None and tensor.dtype != dtype:
-        raise ValueError(f"{name} has dtype {tensor.dtype} but W_enc has {dtype}; cast both to one dtype")
+        raise UnlearnError(f"{name} has dtype {tensor.dtype} but W_enc has {dtype}; cast both to one dtype")
     if list(tensor.shape) != list(shape):
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
+        raise UnlearnError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
     if not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
-        raise ValueError(
+        raise UnlearnError(
             f"{name} holds {bad} NaN or infinite of {tensor.numel()} values in {tensor.dtype}; "
             "expected finite weights: check the file, or load in a wider dtype such as torch.float32"
         )
@@ -36,7 +38,7 @@ def check_dimensions(W_enc: torch.Tensor) -> tuple[int, int]:
     if not isinstance(W_enc, torch.Tensor):
         raise TypeError(f"W_enc must be a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}")
     if W_enc.ndim != 2 or W_enc.numel() == 0:
-        raise ValueError(f"W_enc has shape {list(W_enc.shape)}; expected a non-empty matrix [d_in, d_sae]")
+        raise UnlearnError(f"W_enc has shape {list(W_enc.shape)}; expected a non-empty matrix [d_in, d_sae]")
     return W_enc.shape[0], W_enc.shape[1]
 
 
@@ -52,22 +54,22 @@ def check_parameters(tensors: Mapping[str, torch.Tensor]) -> None:
 def check_architecture(architecture: str, threshold: torch.Tensor | None, k: int | None, d_sae: int) -> None:
     """Raises unless threshold and k are given exactly where `architecture` has them."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture={architecture!r} is not known; expected one of {', '.join(ARCHITECTURES)}")
+        raise UnlearnError(f"architecture={architecture!r} is not known; expected one of {', '.join(ARCHITECTURES)}")
     if architecture in THRESHOLD_ARCHITECTURES and threshold is None:
-        raise ValueError(
+        raise UnlearnError(
             f"architecture={architecture!r} needs threshold [d_sae={d_sae}]; pass it, "
             "or architecture='standard' for a ReLU SAE"
         )
     if architecture not in THRESHOLD_ARCHITECTURES and threshold is not None:
-        raise ValueError(f"architecture={architecture!r} has no threshold; leave it out, or use 'jumprelu'")
+        raise UnlearnError(f"architecture={architecture!r} has no threshold; leave it out, or use 'jumprelu'")
     if architecture == "topk":
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
-            raise ValueError(f"architecture='topk' needs an integer k with 1 <= k <= d_sae={d_sae}, got {k!r}")
+            raise UnlearnError(f"architecture='topk' needs an integer k with 1 <= k <= d_sae={d_sae}, got {k!r}")
     elif k is not None:
-        raise ValueError(f"k={k!r} belongs to architecture='topk' only; leave it out for {architecture!r}")
+        raise UnlearnError(f"k={k!r} belongs to architecture='topk' only; leave it out for {architecture!r}")
 
 
 def check_layer(layer: int | None) -> None:
     """Raises unless `layer` is None or an integer >= 0."""
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
-        raise ValueError(f"layer={layer!r}; expected the 0-based index of a decoder layer, or None")
+        raise UnlearnError(f"layer={layer!r}; expected the 0-based index of a decoder layer, or None")

@@ -269,7 +269,7 @@ LIES = {
     "imports a class": (config_edit(auto_mapping={"base_model_class": "X", "parent_library": "os"}), "auto_mapping"),
     "newer format": (config_edit(format_version=2), "format_version=2"),
     "layer a text": (config_edit(layer="1"), "layer: '1'"),
-    "layer too deep": (config_edit(layer=7, num_layers=None), "layer=7"),
+    "layer too deep": (config_edit(layer=7, num_layers=None), r"named \*\.7"),
     "no threshold": (config_edit(threshold=None), "no threshold"),
     "threshold never crossed": (config_edit(threshold=2.0), "would never fire"),
     "statistic unknown": (config_edit(statistic="none"), "statistic='none'"),

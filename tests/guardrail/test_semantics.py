@@ -220,7 +220,7 @@ def test_nan_at_padding_is_never_read(side, clamp_mode):
 
 def test_published_counting_counts_columns_and_never_touches_column_0():
     model = guarded("llama", counting="columns", threshold=0.1)
-    part(model)[0].threshold.data.fill_(-1e9)  # every token has an active feature
+    part(model)[0].bias.data.fill_(1e6)  # every token has an active feature
     batch = padded([token_ids(1, n, seed=n)[0] for n in (4, 8)])
     with LayerTap(model) as tap:
         firings = firings_of(model, lambda: model.generate(**batch, **GREEDY))

@@ -1,0 +1,65 @@
+"""Can these tensors be a guardrail's? Asked of every file before it is used, and of every guardrail before its first
+call, however its weights came onto the model."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.errors import GuardrailError
+
+
+# A row of an SAE's matrix has a norm near 1, up to the scale of its model's residual stream, which is folded in: no
+# published SAE comes near these bounds. Beyond them a feature is deaf, or its edit overflows.
+SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
+# The rows of one SAE resemble each other: none is further than this factor from their median norm.
+LARGEST_SPREAD = 1e4
+# Biases, thresholds and clamp values are activations, which are bounded by the norms above.
+LARGEST_ACTIVATION = 1e9
+
+
+def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise unless the values can be a guardrail's.
+
+    Args:
+        tensors: `encoder.weight [N, d_in]`, `encoder.bias [N]`, `encoder.threshold [N]`, `decoder.weight [N, d_in]`,
+            `decoder.clamp [N]`.
+        source: where they come from, for the message.
+
+    Raises:
+        GuardrailError: not finite, a negative threshold, a positive clamp, a feature with no direction, or values that
+            no SAE has.
+    """
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise GuardrailError(f"{name} of {source} holds values that are not finite.")
+    if bool((tensors["encoder.threshold"] < 0).any()):
+        raise GuardrailError(f"encoder.threshold of {source} holds negative values; an SAE's thresholds are >= 0.")
+    if bool((tensors["decoder.clamp"] > 0).any()):
+        raise GuardrailError(f"decoder.clamp of {source} holds positive values, which would amplify the topic.")
+    for name in ("encoder.weight", "decoder.weight"):
+        _check_rows(name, tensors[name], source)
+    for name in ("encoder.bias", "encoder.threshold", "decoder.clamp"):
+        largest = float(tensors[name].abs().amax())
+        if largest > LARGEST_ACTIVATION:
+            raise GuardrailError(
+                f"{name} of {source} holds {largest:.3g}, beyond {LARGEST_ACTIVATION:g}: no SAE's activations are so "
+                "large. Fit or download it again."
+            )
+
+
+def _check_rows(name: str, weight: Tensor, source: str) -> None:
+    norms = torch.linalg.vector_norm(weight.double(), dim=1)  # squares of denormals vanish in float32
+    empty = (norms == 0).nonzero().flatten().tolist()
+    if empty:
+        raise GuardrailError(f"{name} of {source} is zero for features {empty[:5]}, which would never be guarded.")
+    median = norms.median()
+    outside = (norms < SMALLEST_NORM) | (norms > LARGEST_NORM)
+    outside |= (norms < median / LARGEST_SPREAD) | (norms > median * LARGEST_SPREAD)
+    if bool(outside.any()):
+        worst = int(outside.nonzero()[0])
+        raise GuardrailError(
+            f"{name} of {source} has norm {float(norms[worst]):.3g} for feature {worst}, where the median is "
+            f"{float(median):.3g}; norms lie between {SMALLEST_NORM:g} and {LARGEST_NORM:g}, and within a factor "
+            f"{LARGEST_SPREAD:g} of their median. Fit or download it again."
+        )

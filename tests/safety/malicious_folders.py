@@ -1,0 +1,427 @@
+"""Folders that lie. Each entry is named after its lie, and changes a sound folder into it.
+
+`GUARDRAILS` change the folder of a fitted guardrail of 3 features and width 32; `SAES` are folders of an SAE, with 6
+inputs and 10 features where nothing else is said. Nothing in them is real: every payload is made here.
+"""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from sae_folders import D_IN, D_SAE, tensors, write_gemma_scope, write_saelens
+from safetensors.torch import load_file, save_file
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SCRIPT = "<script>fetch('//evil')</script>"
+
+
+class Payload:
+    """Unpickling this leaves a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.trace),))
+
+
+def trace_of(folder: Path) -> Path:
+    """What a payload would leave behind if it were run."""
+    return folder.parent / "a-payload-ran"
+
+
+# ---------------------------------------------------------------------------------------------- of a guardrail's config
+
+
+def config(**fields):
+    def lie(folder):
+        path = folder / CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return lie
+
+
+def nested(field, **values):
+    def lie(folder):
+        path = folder / CONFIG
+        stored = json.loads(path.read_text())
+        stored[field] = (stored[field] or {}) | values
+        path.write_text(json.dumps(stored))
+
+    return lie
+
+
+def raw(text):
+    """The text of one field's value, as it stands in the file: JSON says more than `json.dumps` writes."""
+
+    def lie(folder):
+        path = folder / CONFIG
+        path.write_text(path.read_text().rstrip().removesuffix("}") + f", {text}}}")
+
+    return lie
+
+
+def config_bytes(data):
+    return lambda folder: (folder / CONFIG).write_bytes(data)
+
+
+# --------------------------------------------------------------------------------------------- of a guardrail's tensors
+
+
+def weights(change):
+    def lie(folder):
+        stored = load_file(folder / WEIGHTS)
+        by_part = {key.split("sae_guardrail_")[1]: key for key in stored}
+        change(stored, by_part)
+        save_file({key: tensor.contiguous() for key, tensor in stored.items()}, folder / WEIGHTS)
+
+    return lie
+
+
+def fill(part, value, row=None):
+    def change(stored, by_part):
+        tensor = stored[by_part[part]]
+        (tensor if row is None else tensor[row]).fill_(value)
+
+    return weights(change)
+
+
+def scale(part, factor, row=slice(None)):
+    def change(stored, by_part):
+        stored[by_part[part]][row] *= factor
+
+    return weights(change)
+
+
+def header(change):
+    """Rewrite the JSON header of the safetensors file; the data stay."""
+
+    def lie(folder):
+        path = folder / WEIGHTS
+        data = path.read_bytes()
+        size = struct.unpack("<Q", data[:8])[0]
+        fields = json.loads(data[8 : 8 + size])
+        change(fields)
+        text = json.dumps(fields).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+
+    return lie
+
+
+def entry(fields, part):
+    return fields[next(key for key in fields if key.endswith(part))]
+
+
+def overlapping(fields):
+    entry(fields, "decoder.weight")["data_offsets"] = entry(fields, "encoder.weight")["data_offsets"]
+
+
+def huge(fields):
+    entry(fields, "encoder.weight")["shape"] = [2**40, 2**20]
+
+
+def negative(fields):
+    entry(fields, "encoder.weight")["data_offsets"] = [-(2**40), 0]
+
+
+def another_shape(fields):
+    found = entry(fields, "encoder.weight")
+    found["shape"] = found["shape"][::-1]
+
+
+def another_dtype(fields):
+    found = entry(fields, "encoder.weight")
+    found["dtype"], found["shape"] = "F16", [found["shape"][0], 2 * found["shape"][1]]
+
+
+def one_more(stored, by_part):
+    stored["base_model.model.lm_head.weight"] = torch.zeros(2)
+
+
+def one_renamed(stored, by_part):
+    key = by_part["decoder.clamp"]
+    stored[key.replace("clamp", "dose")] = stored.pop(key)
+
+
+def all_renamed_twice(stored, by_part):
+    stored["model.layers.0.guardrail.sae_guardrail_encoder.weight"] = stored[by_part["encoder.weight"]].clone()
+    del stored[by_part["encoder.bias"]]
+
+
+def no_features(folder):
+    config(num_features=0, feature_ids=None)(folder)
+    save_file({key: tensor[:0].contiguous() for key, tensor in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+
+
+def truncated(folder, keep=0.5):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: int(keep * len(data))])
+
+
+def header_too_large(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2**63) + data[8:])
+
+
+def header_padded(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    room = 2 * 2**20
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", size + room) + data[8 : 8 + size] + b" " * room + data[8 + size :])
+
+
+def pickle_only(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Payload(trace_of(folder))))
+
+
+def pickle_under_another_name(folder):
+    size = (folder / WEIGHTS).stat().st_size
+    (folder / WEIGHTS).write_bytes(pickle.dumps(Payload(trace_of(folder))).ljust(size, b"\0"))
+
+
+def pickle_as_config(folder):
+    (folder / CONFIG).write_bytes(pickle.dumps(Payload(trace_of(folder))))
+
+
+# ------------------------------------------------------------------------------------------------------------- of links
+
+
+def link_out(name):
+    """One file is a link to a sound one that lies elsewhere."""
+
+    def lie(folder):
+        secret = folder.parent / f"secret-{name}"
+        (folder / name).rename(secret)
+        (folder / name).symlink_to(secret)
+
+    return lie
+
+
+def link_to_itself(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / WEIGHTS)
+
+
+def endless(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("/dev/zero")
+
+
+def pipe(folder):
+    (folder / CONFIG).unlink()
+    os.mkfifo(folder / CONFIG)
+
+
+def folder_for_a_file(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+DENORMAL = 1e-40
+
+GUARDRAILS = {
+    "only a pickle": (pickle_only, "has no adapter_model.safetensors"),
+    "a pickle called safetensors": (pickle_under_another_name, "not a sound safetensors file"),
+    "a pickle called config": (pickle_as_config, "is not JSON"),
+    "a class to import": (config(auto_mapping={"base_model_class": "System", "parent_library": "os"}), "auto_mapping"),
+    "a module to import": (config(target_modules=["__import__('os')"]), "no module name"),
+    "code to trust": (config(trust_remote_code=True), r"\['trust_remote_code'\]"),
+    "a key of another method": (config(lora_alpha=16), r"\['lora_alpha'\]"),
+    "another method": (config(peft_type="LORA"), "holds a 'LORA' adapter"),
+    "a method that is no text": (config(peft_type=["SAE_GUARDRAIL"]), "and not a guardrail"),
+    "another task": (config(task_type="SEQ_CLS"), "CAUSAL_LM"),
+    "a newer format": (config(format_version=2), "format_version=2"),
+    "a format that is no number": (config(format_version="1"), "format_version='1'"),
+    "config without an end": (config_bytes(b'{"layer": 1'), "is not JSON"),
+    "config of no text": (config_bytes(b"\xff\xfe{}"), "is not JSON"),
+    "config too deep": (config_bytes(b'{"a":' * 100_000), "is not JSON"),
+    "config too large": (config_bytes(b" " * (4 * 2**20 + 1)), "more than 4194304"),
+    "config an empty file": (config_bytes(b""), "is not JSON"),
+    "a number too long to read": (raw('"layer": ' + "9" * 5000), "is not JSON"),
+    "NaN threshold": (raw('"threshold": NaN'), "holds NaN"),
+    "infinite threshold": (raw('"threshold": 1e999'), "must be a finite number"),
+    "threshold out of range": (config(threshold=1.5), "would never fire"),
+    "negative threshold": (config(threshold=-0.5), "would always fire"),
+    "threshold that rounds to never": (config(threshold=1 - 1e-12), "would never fire"),
+    "threshold that no text reaches": (config(statistic="cusum", threshold=1e6), "would never fire"),
+    "rows padded with quiet until it is silent": (config(min_tokens=10**6), "would never fire"),
+    "counts too large": (config(min_tokens=10**30), "min_tokens is beyond"),
+    "window without end": (config(statistic="window", window=2**60), "window is beyond"),
+    "every token special": (config(special_token_ids=list(range(97))), "would not look at"),
+    "special ids out of range": (config(special_token_ids=[2**70]), "special_token_ids is beyond"),
+    "feature twice": (config(feature_ids=[3, 3, 8]), "more than once"),
+    "feature out of range": (config(feature_ids=[3, 8, 120]), "d_sae=120"),
+    "feature negative": (config(feature_ids=[3, 8, -1]), "feature_ids: -1"),
+    "feature beyond all": (config(feature_ids=[3, 8, 2**40], sae_source=None), "feature_ids is beyond"),
+    "no features": (no_features, "names no features"),
+    "features that are not there": (config(num_features=9, feature_ids=list(range(9))), "9 features"),
+    "a billion features": (config(num_features=2**24, feature_ids=None), "16777216 features"),
+    "another layer": (config(layer=2), "named "),
+    "another layer, of any base": (config(layer=2, base_fingerprint=None), "named "),
+    "layer too deep": (config(layer=7, num_layers=None), r"named \*\.7"),
+    "layer no number": (config(layer="1"), "layer: '1'"),
+    "another width": (config(hidden_size=33), "expected F32"),
+    "width unknown": (config(hidden_size=None), "no hidden size"),
+    "another depth": (config(num_layers=5), "number of layers 5"),
+    "another base model": (nested("base_fingerprint", embedding=[0.5] * 32), "is not it"),
+    "another kind of base model": (nested("base_fingerprint", model_type="gpt2"), "not 'gpt2'"),
+    "no weights of the base": (nested("base_fingerprint", embedding=[], norms=[]), "of another number"),
+    "fingerprint emptied": (config(base_fingerprint={}), "is not it"),
+    "amplifying clamp": (fill("decoder.clamp", 5.0), "amplify"),
+    "amplifying clamp value": (config(clamp_value=500.0), "is positive"),
+    "amplifying scale": (config(clamp_scale=-16.0), "is negative"),
+    "NaN weights": (fill("encoder.weight", torch.nan), "not finite"),
+    "one NaN": (fill("decoder.weight", torch.nan, row=(1, 3)), "not finite"),
+    "infinite weights": (fill("decoder.weight", torch.inf), "not finite"),
+    "infinite clamp": (fill("decoder.clamp", -torch.inf), "not finite"),
+    "NaN SAE threshold": (fill("encoder.threshold", torch.nan), "not finite"),
+    "negative SAE threshold": (fill("encoder.threshold", -1.0), "negative"),
+    "SAE threshold out of reach": (fill("encoder.threshold", 1e30), "beyond"),
+    "bias that drowns all": (fill("encoder.bias", 1e30), "beyond"),
+    "dose that overflows": (fill("decoder.clamp", -1e30), "beyond"),
+    "denormal encoder": (fill("encoder.weight", DENORMAL), "has norm"),
+    "denormal decoder": (fill("decoder.weight", DENORMAL), "has norm"),
+    "deaf feature": (fill("encoder.weight", 0.0, row=1), "zero for features"),
+    "dumb feature": (fill("decoder.weight", 0.0, row=1), "zero for features"),
+    "encoder row far outside": (scale("encoder.weight", 1e5, row=2), "has norm"),
+    "decoder row far outside": (scale("decoder.weight", 1e5, row=2), "has norm"),
+    "encoder too faint": (scale("encoder.weight", 1e-9), "has norm"),
+    "decoder too loud": (scale("decoder.weight", 1e9), "has norm"),
+    "overlapping tensors": (header(overlapping), "not a sound safetensors file"),
+    "huge declared tensor": (header(huge), "not a sound safetensors file"),
+    "offsets below zero": (header(negative), "not a sound safetensors file"),
+    "transposed in the header": (header(another_shape), "expected F32"),
+    "half precision in the header": (header(another_dtype), "expected F32"),
+    "a tensor of the base model": (weights(one_more), "unknown tensors"),
+    "a tensor renamed": (weights(one_renamed), "0 tensors named"),
+    "a tensor of another layer": (weights(all_renamed_twice), "tensors named"),
+    "header too large": (header_too_large, "not a sound safetensors file"),
+    "header padded": (header_padded, "and a header"),
+    "truncated in the middle": (truncated, "bytes; 3 features"),
+    "truncated in the header": (lambda folder: truncated(folder, 0.05), "bytes; 3 features"),
+    "truncated by a byte": (lambda folder: truncated(folder, 0.9995), "not a sound safetensors file|bytes; 3"),
+    "weights an empty file": (lambda folder: truncated(folder, 0), "bytes; 3 features"),
+    "weights linked from elsewhere": (link_out(WEIGHTS), "is a link to"),
+    "config linked from elsewhere": (link_out(CONFIG), "is a link to"),
+    "link to itself": (link_to_itself, "has no adapter_model.safetensors"),
+    "weights without an end": (endless, "has no adapter_model.safetensors"),
+    "config a pipe": (pipe, "has no adapter_config.json"),
+    "weights a folder": (folder_for_a_file, "has no adapter_model.safetensors"),
+    "script in the base model's name": (config(base_model_name_or_path=SCRIPT), "markup"),
+    "script in the SAE's name": (nested("sae_source", id=SCRIPT), "markup"),
+    "script in a warning": (nested("calibration", warnings=["fine", SCRIPT]), "markup"),
+    "escape codes in a name": (config(base_model_name_or_path="\x1b[2Jgemma"), "control characters"),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- of SAEs
+
+
+def npy(array, **claims):
+    """The bytes of a `.npy` file, whose header may lie."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape} | claims
+    )
+    return file.getvalue() + array.tobytes()
+
+
+def npz(**members):
+    def write(folder):
+        arrays = {f"{name}.npy": npy(tensor.numpy()) for name, tensor in tensors().items()}
+        with zipfile.ZipFile(folder / "params.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in (arrays | {f"{name}.npy": data for name, data in members.items()}).items():
+                archive.writestr(name, data)
+
+    return write
+
+
+def npz_member(name, data):
+    def write(folder):
+        write_gemma_scope(folder)
+        with zipfile.ZipFile(folder / "params.npz", "a") as archive:
+            archive.writestr(name, data(folder))
+
+    return write
+
+
+def zip_bomb(folder):
+    npz(b_enc=npy(np.zeros(0, np.float32), shape=(16 << 20,)) + bytes(64 << 20))(folder)
+    assert (folder / "params.npz").stat().st_size < 100_000
+
+
+def npz_is_a_pickle(folder):
+    (folder / "params.npz").write_bytes(pickle.dumps(Payload(trace_of(folder))))
+
+
+def npz_of_objects(folder):
+    data = npy(np.zeros(0), descr="|O", shape=(D_SAE,)) + pickle.dumps(Payload(trace_of(folder)))
+    npz(b_enc=data)(folder)
+
+
+def torch_pickle(folder):
+    trainer = {"dict_class": "AutoEncoder", "activation_dim": D_IN, "dict_size": D_SAE, "layer": 9}
+    trainer |= {"lm_name": "EleutherAI/pythia-70m-deduped", "submodule_name": "resid_post_layer_9"}
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer}))
+    torch.save({"bias": Payload(trace_of(folder))}, folder / "ae.pt")
+
+
+def saelens(changed=None, **fields):
+    return lambda folder: write_saelens(folder, tensors() | (changed or {}), **fields)
+
+
+def saelens_bytes(name, data):
+    def write(folder):
+        write_saelens(folder, tensors())
+        (folder / name).write_bytes(data)
+
+    return write
+
+
+def saelens_link(folder):
+    write_saelens(folder, tensors())
+    secret = folder.parent / "secret.safetensors"
+    (folder / "sae_weights.safetensors").rename(secret)
+    (folder / "sae_weights.safetensors").symlink_to(secret)
+
+
+SAES = {
+    "SAE: zip bomb": (zip_bomb, "zip bomb"),
+    "SAE: npz that is a pickle": (npz_is_a_pickle, "not a valid"),
+    "SAE: npz of pickled objects": (npz_of_objects, "dtype object"),
+    "SAE: npz with a pickle beside": (
+        npz_member("evil.pkl", lambda folder: pickle.dumps(Payload(trace_of(folder)))),
+        "expected only",
+    ),
+    "SAE: npz with a path out of it": (npz_member("../../W_enc.npy", lambda folder: b""), "expected only"),
+    "SAE: array of 2**60 numbers": (npz(b_enc=npy(np.zeros(D_SAE, np.float32), shape=(1 << 60,))), "claims shape"),
+    "SAE: array header that is code": (
+        npz(b_enc=b"\x93NUMPY\x01\x00" + struct.pack("<H", 24) + b"__import__('os').abort()"),
+        "not a valid",
+    ),
+    "SAE: array header that nests": (
+        npz(b_enc=b"\x93NUMPY\x01\x00" + struct.pack("<H", 9001) + b"-" * 9000 + b"1"),
+        "no valid header",
+    ),
+    "SAE: torch file that runs": (torch_pickle, "only a dict of plain tensors"),
+    "SAE: NaN": (saelens({"W_enc": torch.full((D_IN, D_SAE), torch.nan)}), "NaN or infinite"),
+    "SAE: infinite threshold": (saelens({"threshold": torch.full((D_SAE,), torch.inf)}), "NaN or infinite"),
+    "SAE: shapes of another SAE": (saelens({"W_dec": torch.zeros(D_SAE, D_IN + 1)}), "has shape"),
+    "SAE: a width it has not": (saelens(d_in=2**40), "d_in"),
+    "SAE: of another place": (saelens(metadata={"hook_name": "__import__('os')"}), "hook_name|place|hook"),
+    "SAE: configuration too deep": (saelens_bytes("cfg.json", b"[" * 100_000), "cfg.json"),
+    "SAE: configuration too large": (saelens_bytes("cfg.json", b" " * (2 << 20)), "cfg.json"),
+    "SAE: weights that are a pickle": (
+        saelens_bytes("sae_weights.safetensors", pickle.dumps({"W_enc": 1})),
+        "not a valid safetensors",
+    ),
+    "SAE: weights linked from elsewhere": (saelens_link, "is a link to"),
+}

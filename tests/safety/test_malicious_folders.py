@@ -1,0 +1,290 @@
+"""A folder from anybody: whatever is wrong with it, there is a typed error, nothing of it is run, and nothing of it is
+left on the model; see `malicious_folders` for the lies."""
+
+import shutil
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+import pytest
+import torch
+from malicious_folders import CONFIG, GUARDRAILS, SAES, WEIGHTS, trace_of
+from peft import PeftModel
+from zoo import WIDTH, base_model, planted_config, token_ids
+
+from sae_unlearn import (
+    GuardrailError,
+    SAEFormatError,
+    SparseAutoencoder,
+    UnlearnError,
+    attach_guardrail,
+    fit_guardrail,
+    record_firings,
+)
+from sae_unlearn.guardrail import attach
+from sae_unlearn.guardrail.model import guard_layers
+
+
+IDS = token_ids(8, 10)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def tiny_sae():
+    W_enc = torch.nn.functional.normalize(torch.randn(WIDTH, 120, generator=torch.Generator().manual_seed(0)), dim=0)
+    zeros = torch.zeros
+    return SparseAutoencoder(
+        W_enc, zeros(120), W_enc.T.clone(), zeros(WIDTH), "jumprelu", threshold=torch.full((120,), 1.0), layer=1
+    )
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A sound folder, and the logits that it gives."""
+    model = fit_guardrail(base_model("llama"), None, tiny_sae(), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0)
+    folder = tmp_path_factory.mktemp("sound") / "guard"
+    model.save_pretrained(folder)
+    return folder, logits(model)
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    shutil.copytree(sound[0], tmp_path / "guard")
+    return tmp_path / "guard"
+
+
+# ---------------------------------------------------------------------------------------------- what loading may not do
+
+
+class Watch:
+    """What Python's audit hooks report while it is on: imports, sockets, processes, unpickled names, code."""
+
+    FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "pickle.find_class")
+    ALSO = ("exec", "import", "os.mkdir", "marshal.loads", "ctypes.dlopen", "urllib.Request")
+
+    def __init__(self):
+        self.thread = None
+        self.seen = []
+        sys.addaudithook(self.hook)  # cannot be taken off; it is quiet outside of `watching`
+
+    def hook(self, event, args):
+        if self.thread == threading.get_ident() and (event.startswith(self.FORBIDDEN) or event in self.ALSO):
+            self.seen.append((event, str(args)[:200]))
+
+
+WATCH = Watch()
+
+
+@contextmanager
+def watching():
+    WATCH.seen, WATCH.thread = [], threading.get_ident()
+    try:
+        yield WATCH.seen
+    finally:
+        WATCH.thread = None
+
+
+def test_the_watch_sees_what_it_is_there_to_see(tmp_path):
+    import pickle
+    import socket
+
+    from malicious_folders import Payload
+
+    with watching() as seen:
+        pickle.loads(pickle.dumps(Payload(tmp_path / "x")))
+        socket.socket().close()
+        exec("import wave")
+    assert {"pickle.find_class", "os.mkdir", "socket.__new__", "exec", "import"} <= {event for event, _ in seen}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _everything_is_imported(sound, tmp_path_factory):
+    """Modules that are loaded late, by us or by PEFT, are there before anybody watches."""
+    attach_guardrail(base_model("llama"), sound[0])
+    for write in (
+        lambda f: tiny_sae().save_pretrained(f),
+        SAES["SAE: zip bomb"][0],
+        SAES["SAE: torch file that runs"][0],
+    ):
+        folder = tmp_path_factory.mktemp("sae")
+        write(folder)
+        with suppress(SAEFormatError):
+            SparseAutoencoder.from_pretrained(folder)
+
+
+def test_loading_a_sound_guardrail_opens_no_socket_and_imports_and_unpickles_nothing(folder, sound):
+    model = base_model("llama")
+    with watching() as seen:
+        model = attach_guardrail(model, folder)
+    assert seen == []
+    assert torch.equal(logits(model), sound[1])
+
+
+def test_the_hub_client_is_the_only_one_that_is_asked(monkeypatch):
+    """What is no folder goes to `hf_hub_download`, and offline that opens no socket either."""
+    from sae_unlearn.guardrail import artefact
+
+    asked = []
+    original = artefact.hf_hub_download
+    monkeypatch.setattr(artefact, "hf_hub_download", lambda *a, **k: asked.append(a) or original(*a, **k))
+    model = base_model("llama")
+    with watching() as seen, pytest.raises(GuardrailError, match="not in the local cache"):
+        attach_guardrail(model, "nobody/nothing")
+    assert asked == [("nobody/nothing", CONFIG)]
+    assert not [event for event, _ in seen if event.startswith(("socket.", "subprocess."))]
+
+
+# ----------------------------------------------------------------------------------------------------------- guardrails
+
+
+def state_of(model):
+    """Modules, hooks and configs, by name: what a failed attachment may not change."""
+    modules = {
+        name: (type(module), len(module._forward_hooks), len(module._forward_pre_hooks), len(module._buffers))
+        for name, module in model.named_modules()
+    }
+    return modules, list(model.state_dict()), sorted(vars(model)), list(getattr(model, "model_tags", None) or [])
+
+
+@pytest.mark.parametrize(("lie", "message"), GUARDRAILS.values(), ids=GUARDRAILS)
+def test_a_guardrail_that_lies_is_refused_and_nothing_is_left_of_it(lie, message, folder):
+    lie(folder)
+    model = base_model("llama")
+    before, plain = state_of(model), logits(model)
+    with watching() as seen, pytest.raises(GuardrailError, match=message):
+        attach_guardrail(model, folder)
+    assert seen == []
+    assert not trace_of(folder).exists()
+    assert state_of(model) == before
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize(("lie", "message"), GUARDRAILS.values(), ids=GUARDRAILS)
+def test_a_guardrail_that_lies_does_not_disturb_one_that_works(lie, message, folder, sound):
+    model = attach_guardrail(base_model("llama"), sound[0])
+    before = state_of(model)
+    lie(folder)
+    with pytest.raises(GuardrailError, match=message):
+        attach_guardrail(model, folder, adapter_name="second")
+    assert state_of(model) == before
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model), sound[1])
+
+
+@pytest.mark.parametrize(("lie", "message"), GUARDRAILS.values(), ids=GUARDRAILS)
+def test_through_pefts_own_loader_it_raises_or_guards(lie, message, folder):
+    """PEFT reads folders by its own rules, warns where `attach_guardrail` refuses, and knows `.bin` files. Whatever it
+    makes of a lie, text does not pass unguarded: loading raises, or the first call does, or the gate judges each row.
+    """
+    lie(folder)
+    if (folder / CONFIG).is_fifo() or (folder / WEIGHTS).is_char_device():
+        pytest.skip("PEFT opens what is no file, and waits for ever")
+    model = base_model("llama")
+    try:
+        model = PeftModel.from_pretrained(model, folder)
+        with record_firings(model) as firings:
+            found = logits(model)
+    except Exception:
+        pass
+    else:
+        assert {firing.row for firing in firings} == set(range(len(IDS)))
+        assert any(firing.hot_tokens for firing in firings)
+        assert found.isfinite().all()
+    assert not trace_of(folder).exists()
+
+
+def test_a_subfolder_does_not_lead_out(folder):
+    for subfolder in ("../guard", "/etc", "a/../../guard", "..\\guard"):
+        with pytest.raises(GuardrailError, match=r"without '\.\.'"):
+            attach_guardrail(base_model("llama"), folder, subfolder=subfolder)
+
+
+def test_links_inside_of_the_hubs_cache_are_followed(folder, sound, tmp_path):
+    repo = tmp_path / "models--me--guard"
+    (repo / "blobs").mkdir(parents=True)
+    snapshot = repo / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(folder / name, repo / "blobs" / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert torch.equal(logits(attach_guardrail(base_model("llama"), snapshot)), sound[1])
+    (snapshot / CONFIG).unlink()
+    (snapshot / CONFIG).symlink_to(folder / CONFIG)
+    with pytest.raises(GuardrailError, match="is a link to"):
+        attach_guardrail(base_model("llama"), snapshot)
+
+
+def test_a_card_with_script_is_never_read_and_never_passed_on(folder, tmp_path):
+    (folder / "README.md").write_text("---\nlicense: !!python/object/apply:os.mkdir [x]\n---\n<script>evil()</script>")
+    with watching() as seen:
+        model = attach_guardrail(base_model("llama"), folder)
+    assert seen == []
+    model.save_pretrained(tmp_path / "again")
+    assert "<script>" not in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_a_card_is_written_of_any_config(tmp_path):
+    """PEFT's loaders do not refuse markup and values of a wrong type; the card shows them as text, or not at all."""
+    bad = "`<script>evil()</script>\n# x"
+    for calibration in (
+        {"warnings": [bad, 3], "fire_rate_forget": {"rate": bad, "low": None, "high": [], "n": "x"}, "auroc": bad},
+        {"warnings": bad, "fire_rate_forget": 3, "edit_to_residual": bad},
+        {"fire_rate_forget": {}},
+    ):
+        config = planted_config(
+            calibration=calibration, sae_source={"id": bad, "architecture": [bad]}, base_model_name_or_path=bad
+        )
+        from sae_unlearn.guardrail.card import write_card
+
+        write_card(tmp_path, config, base_model("llama"))
+        body = (tmp_path / "README.md").read_text().split("---", 2)[2]
+        assert "<script>" not in body
+        assert "\n# x" not in body
+
+
+def test_attaching_that_fails_half_way_is_taken_back(folder, sound, monkeypatch):
+    def broken(layer, name, tensors):
+        layer.sae_guardrail_encoder[name].weight.data.copy_(tensors["encoder.weight"])
+        raise MemoryError("no room")
+
+    model = base_model("llama")
+    before, plain = state_of(model), logits(model)
+    guarded = attach_guardrail(base_model("llama"), sound[0])
+    guarded_before = state_of(guarded)
+    monkeypatch.setattr(attach, "_write", broken)
+    with pytest.raises(MemoryError):
+        attach_guardrail(model, folder)
+    assert state_of(model) == before
+    assert not guard_layers(model)
+    assert torch.equal(logits(model), plain)
+    with pytest.raises(MemoryError):
+        attach_guardrail(guarded, folder, adapter_name="second")
+    assert state_of(guarded) == guarded_before
+    assert list(guarded.peft_config) == ["default"]
+    assert torch.equal(logits(guarded), sound[1])
+
+
+# ----------------------------------------------------------------------------------------------------------------- SAEs
+
+
+@pytest.mark.parametrize(("write", "message"), SAES.values(), ids=SAES)
+def test_an_sae_that_lies_is_refused_and_nothing_of_it_is_run(write, message, tmp_path):
+    folder = tmp_path / "sae"
+    folder.mkdir()
+    write(folder)
+    with watching() as seen, pytest.raises(UnlearnError, match=message):
+        SparseAutoencoder.from_pretrained(folder)
+    assert seen == []
+    assert not trace_of(folder).exists()
+
+
+def test_every_refusal_is_of_one_family():
+    assert issubclass(GuardrailError, UnlearnError)
+    assert issubclass(SAEFormatError, UnlearnError)
+
+
+def test_there_are_more_than_a_hundred_lies():
+    assert len(GUARDRAILS) + len(SAES) > 100
