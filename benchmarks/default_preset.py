@@ -4,9 +4,9 @@
     python benchmarks/default_preset.py report --data FOLDER --output report.json    # report topics, the defaults
 
 `--texts questions` (the default) takes the topics of `topics.py`, `--texts paragraphs` those of `paragraphs.py`, and
-`--texts fresh` (a report only) the ones there that were written down after the other reports had been seen. Model and
-SAE are the demo's. `tune` measures each setting's change of loss on held-out text with the residual stream below the
-guarded layer kept; `report` fits with `fit_guardrail` as a user would and runs the guarded model.
+`--texts fresh` and `--texts second` (reports only) the ones there that were written down after the other reports had
+been seen. Model and SAE are the demo's. `tune` measures each setting's change of loss on held-out text with the residual
+stream below the guarded layer kept; `report` fits with `fit_guardrail` as a user would and runs the guarded model.
 """
 
 import argparse
@@ -36,6 +36,7 @@ TEXTS = {
     "questions": (topics.VALIDATION_TOPICS, topics.REPORT_TOPICS, topics.load_topic),
     "paragraphs": (paragraphs.VALIDATION_TOPICS, paragraphs.REPORT_TOPICS, paragraphs.load_paragraph_topic),
     "fresh": ((), paragraphs.FRESH_TOPICS, paragraphs.load_paragraph_topic),
+    "second": ((), paragraphs.SECOND_TOPICS, paragraphs.load_paragraph_topic),
 }
 BASE = {
     "importance": "mean_squared",
