@@ -5,8 +5,8 @@
 
 `--texts questions` (the default) takes the topics of `topics.py`, `--texts paragraphs` those of `paragraphs.py`, and
 `--texts fresh` and `--texts second` (reports only) the ones there that were written down after the other reports had
-been seen. Model and SAE are the demo's. `tune` measures each setting's change of loss on held-out text with the residual
-stream below the guarded layer kept; `report` fits with `fit_guardrail` as a user would and runs the guarded model.
+been seen. Model and SAE are the demo's. `tune` measures each setting's change of loss on held-out text with the stream
+below the guarded layer kept; `report` fits with `fit_guardrail` as a user would and runs the guarded model.
 """
 
 import argparse
