@@ -176,7 +176,9 @@ def load_paragraph_topic(folder: Path, name: str, held_out: int = 40, seed: int 
     shuffle = random.Random(seed).shuffle
     articles = _articles(folder, name)
     fit_titles, held_titles = _titles(articles)
-    topic = {side: [piece for title in titles for piece in articles[title]] for side, titles in _of(name).items()}
+    topic = {
+        side: [piece for title in sorted(titles) for piece in articles[title]] for side, titles in _of(name).items()
+    }
     sides = {"fit": fit_titles, "held_out": held_titles}
     subject = _subject(name)
     left_out = {Manual: lambda: {subject.left_out}, Articles: lambda: subject.titles, Subject: tuple}[type(subject)]()
