@@ -18,15 +18,20 @@ LICENCES = {"apache-2.0", "mit", "gemma", "llama2", "llama3", "cc-by-4.0", "cc-b
 TEXTS = ("library_name", "license_name", "license_link", "pipeline_tag", "base_model_relation", "license")
 
 
+def metadata(card: str) -> Any:
+    """The metadata of a README.md, None if it has none."""
+    found = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", card, re.DOTALL)
+    return yaml.safe_load(found[1]) if found else None
+
+
 def metadata_errors(card: str) -> tuple[list[str], list[str]]:
     """`(errors, warnings)` of a README.md; with errors, a commit of it is refused."""
-    found = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", card, re.DOTALL)
-    if not found:
-        return [], ["empty or missing yaml metadata in repo card"]
     try:
-        data = yaml.safe_load(found[1])
+        data = metadata(card)
     except yaml.YAMLError as error:
         return [f"YAML: {error}"], []
+    if data is None:
+        return [], ["empty or missing yaml metadata in repo card"]
     if not isinstance(data, dict):
         return ["metadata must be a mapping"], []
     errors = [f'"{key}" must be a string' for key in TEXTS if key in data and not isinstance(data[key], str)]

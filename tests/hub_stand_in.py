@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
-from hub_metadata import metadata_errors
+from hub_metadata import metadata, metadata_errors
 from hub_repositories import NotFound, Repository, blob_id, is_large
 
 
@@ -117,7 +117,9 @@ class HubStandIn:
     def info(self, call: SimpleNamespace) -> dict[str, Any]:
         commit = call.repository.at(call.revision or "main")
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        return {"id": call.repo, "sha": commit.oid, "private": call.repository.private, "siblings": siblings}
+        found = {"id": call.repo, "sha": commit.oid, "private": call.repository.private, "siblings": siblings}
+        card = metadata(commit.files.get("README.md", b"").decode())
+        return found | ({"cardData": card} if card else {})
 
     def tree(self, call: SimpleNamespace) -> list[dict[str, Any]]:
         files = call.repository.at(call.revision).files

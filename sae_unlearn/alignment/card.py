@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from sae_unlearn.alignment.config import SAEAlignmentConfig
+from sae_unlearn.alignment.picture import PICTURE
 from sae_unlearn.alignment.setting import AlignmentSetting
+from sae_unlearn.model_card import SavedReport, picture_line, public_name, report_section, write_model_card
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ["alignment", "lora", "sae_unlearn", "sparse-autoencoder", "unlearning"]
+REPORTS = ("evaluation", "audit")
 _SOURCE = ("id", "revision", "subfolder", "architecture", "sha256")
 _METRICS = {
     "eval_known_auc": "a target looks more known than a held-out unknown entity (AUC; 0.5 is indistinguishable)",
@@ -26,22 +29,39 @@ _METRICS = {
 
 
 def write_card(
-    folder: str | os.PathLike[str], base_model: str | None, fields: Mapping[str, str], metrics: Mapping[str, float]
+    folder: str | os.PathLike[str],
+    base_model: str | None,
+    fields: Mapping[str, str],
+    metrics: Mapping[str, float],
+    reports: Mapping[str, SavedReport] | None = None,
 ) -> None:
-    """Write the card from the template.
+    """Write the card from the template. The picture is shown where it lies in the folder.
 
     Args:
         base_model: its name; a local path is left out of the metadata.
         fields: what the template asks for, but for the base model and the metrics.
         metrics: of the last evaluation; may be empty.
+        reports: "evaluation" and "audit", to be shown and saved beside the card.
     """
-    public = base_model if base_model and not os.path.isabs(base_model) and not os.path.exists(base_model) else None
-    data = ModelCardData(base_model=public, library_name="peft", tags=TAGS, pipeline_tag="text-generation")
-    text = TEMPLATE.read_text(encoding="utf-8")
-    shown = {**fields, "base_model": f"`{public}`" if public else "its base model", "metrics": _table(metrics)}
-    for key, value in shown.items():
-        text = text.replace("{{ " + key + " }}", value)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(folder) / "README.md")
+    public = public_name(base_model)
+    data = ModelCardData(
+        base_model=public,
+        base_model_relation="adapter" if public else None,
+        library_name="peft",
+        tags=TAGS,
+        pipeline_tag="text-generation",
+    )
+    parts = {name: report_section((reports or {}).get(name), folder, name) for name in REPORTS}
+    shown = {
+        **fields,
+        "base_model": f"`{public}`" if public else "its base model",
+        "base_id": public or "the base model",
+        "metrics": _table(metrics),
+        "picture": picture_line(folder, PICTURE, "Known, unknown and target entities, before and after"),
+        "evaluation": parts["evaluation"],
+        "audit": parts["audit"] or "None was saved with this adapter.",
+    }
+    write_model_card(folder, TEMPLATE, data, shown)
 
 
 def card_fields(

@@ -5,6 +5,8 @@ import os
 from sae_unlearn.alignment.portrait import Portrait
 
 
+PICTURE = "alignment.png"
+
 # Okabe and Ito's colours: told apart with every common kind of colour blindness; the marks differ in shape too.
 _KNOWN, _UNKNOWN, _TARGET, _INK = "#D55E00", "#0072B2", "#000000", "#333333"
 

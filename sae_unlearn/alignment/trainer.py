@@ -3,6 +3,8 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from sae_unlearn.alignment.away import away_part
-from sae_unlearn.alignment.card import card_fields, write_card
+from sae_unlearn.alignment.card import REPORTS, card_fields, write_card
 from sae_unlearn.alignment.collapse import COLLAPSED
 from sae_unlearn.alignment.config import PARTS, SAEAlignmentConfig
 from sae_unlearn.alignment.entities import EntitySet
@@ -19,6 +21,7 @@ from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.alignment.items import AlignmentItems, collate
 from sae_unlearn.alignment.latents import Latents
 from sae_unlearn.alignment.lora import adapter_on, no_gradient, require_gradients
+from sae_unlearn.alignment.picture import PICTURE, draw_portrait
 from sae_unlearn.alignment.plan import plan_entities
 from sae_unlearn.alignment.portrait import Portrait, judge, portrait_of
 from sae_unlearn.alignment.references import States, entity_states
@@ -31,6 +34,7 @@ from sae_unlearn.backbone.decoder_layers import text_config
 from sae_unlearn.backbone.logits import head_sees
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.backbone.truncation import truncated
+from sae_unlearn.model_card import SavedReport
 from sae_unlearn.sae import SparseAutoencoder
 
 
@@ -126,6 +130,7 @@ class SAEAlignmentTrainer(Trainer):
                 )
             self.label_names = ["entity", "group"]  # what makes evaluation compute a loss
             self._bare = bare
+            self._reports: dict[str, SavedReport] = {}
             self._sae_source = None if sae is None else dict(sae.source)
             training = model.training
             with model.disable_adapter():
@@ -187,7 +192,24 @@ class SAEAlignmentTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the alignment into the output folder; the arguments of `Trainer`'s are not used."""
         if self.is_world_process_zero():
+            if self.args.world_size == 1:  # a forward pass of one process alone would wait for the others for ever
+                with suppress(ImportError):  # without matplotlib the card has no picture
+                    draw_portrait(self.portrait(), Path(self.args.output_dir) / PICTURE)
             self._write_card(self.args.output_dir)
+
+    def add_to_card(self, **reports: SavedReport) -> None:
+        """Show reports in every card that is written from now on, and save them beside it.
+
+        Args:
+            reports: `evaluation=` and `audit=`, of `sae_unlearn.evaluation`.
+
+        Raises:
+            AlignmentError: another name.
+        """
+        unknown = sorted(set(reports) - set(REPORTS))
+        if unknown:
+            raise AlignmentError(f"The card has no place for {unknown}; give {' or '.join(REPORTS)}.")
+        self._reports |= reports
 
     def compute_loss(
         self,
@@ -256,7 +278,7 @@ class SAEAlignmentTrainer(Trainer):
     def _write_card(self, folder: str) -> None:
         last = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
         fields = card_fields(self.setting, self.args, self._sae_source, self.state.global_step)
-        write_card(folder, getattr(self._bare.config, "_name_or_path", None), fields, last)
+        write_card(folder, getattr(self._bare.config, "_name_or_path", None), fields, last, self._reports)
 
     def _items(self, entities: EntitySet) -> AlignmentItems:
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)

@@ -10,6 +10,8 @@ EXAMPLES = """examples:
   sae-unlearn demo --output my-demo --quick
 """
 
+LICENCE = "gemma"  # of the demo's model and its SAE, and so of what is fitted with them
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="sae-unlearn-demo", help="folder for what it writes (default %(default)s)")
@@ -27,7 +29,15 @@ def run(args: argparse.Namespace) -> int:
         model, tokenizer = load_demo_model()
         sae = load_demo_sae()
     report = run_demo(
-        model, tokenizer, sae, output, load_demo_texts(), quick=args.quick, progress=args.progress, steps=steps
+        model,
+        tokenizer,
+        sae,
+        output,
+        load_demo_texts(),
+        quick=args.quick,
+        progress=args.progress,
+        steps=steps,
+        license=LICENCE,
     )
     if not report.same:
         print("The adapter from disk does not answer as the one that was fitted; see above.")

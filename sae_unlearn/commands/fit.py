@@ -17,7 +17,6 @@ EXAMPLES = """examples:
 texts: a .txt file (paragraphs between blank lines), .json, .jsonl or .csv (see --text-column), or a dataset of the
 Hub or in a folder (needs the package `datasets`; see --forget-split)
 """
-PICTURE = "calibration.png"
 
 # What `fit_guardrail` has by default too; its tests hold the two together.
 DEFAULTS: dict[str, Any] = {
@@ -72,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.commands.show import describe
     from sae_unlearn.commands.texts import read_texts
     from sae_unlearn.guardrail import fit_guardrail
-    from sae_unlearn.guardrail.picture import draw_calibration
+    from sae_unlearn.guardrail.card import PICTURE
+    from sae_unlearn.guardrail.picture import NO_MATPLOTLIB
 
     output = output_folder(args.output)
     column = args.text_column or DEFAULTS["text_column"]
@@ -85,14 +85,10 @@ def run(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, progress=args.progress, **options)
     guarded.save_pretrained(output)
-    calibration = next(iter(guarded.peft_config.values())).calibration or {}
-    picture = "no picture: nothing was measured"
-    if calibration.get("statistic_forget") or calibration.get("statistic_retain"):
-        try:
-            draw_calibration(calibration, output / PICTURE)
-            picture = f"{output / PICTURE}"
-        except ImportError as error:
-            picture = f"no picture: {error}"
+    picture = str(output / PICTURE)
+    if not (output / PICTURE).is_file():
+        measured = (next(iter(guarded.peft_config.values())).calibration or {}).get("statistic_retain")
+        picture = f"no picture: {NO_MATPLOTLIB if measured else 'nothing was measured'}"
     print(describe(output))
     print(f"\nWritten to {output}: the adapter and its card (README.md); {picture}")
     return 0

@@ -21,7 +21,6 @@ EXAMPLES = """examples:
 entities: .json, .jsonl or .csv, with entity, entity_type, and their attributes. With --candidates the model itself is
 asked which of them it knows (needs attributes); with --known and --unknown you say it.
 """
-PICTURE = "alignment.png"
 
 # What `SAEAlignmentConfig` has by default too; its tests hold the two together.
 DEFAULTS: dict[str, Any] = {
@@ -100,9 +99,10 @@ def run(args: argparse.Namespace) -> int:
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume or None)
     after = trainer.evaluate()
+    picture = _picture(trainer, output)
     trainer.save_model(str(output))
     print("\n" + _report(before, after))
-    print(f"\nWritten to {output}: a PEFT LoRA and its card (README.md); {_picture(trainer, output / PICTURE)}")
+    print(f"\nWritten to {output}: a PEFT LoRA and its card (README.md); {picture}")
     return 0
 
 
@@ -160,11 +160,12 @@ def _report(before: dict[str, float], after: dict[str, float]) -> str:
     return table(rows)
 
 
-def _picture(trainer: "SAEAlignmentTrainer", path: "Path") -> str:
-    from sae_unlearn.alignment.picture import draw_portrait
+def _picture(trainer: "SAEAlignmentTrainer", output: "Path") -> str:
+    """Draws the picture, which the card shows if it is there when the card is written."""
+    from sae_unlearn.alignment.picture import PICTURE, draw_portrait
 
     try:
-        draw_portrait(trainer.portrait(), path)
+        draw_portrait(trainer.portrait(), output / PICTURE)
     except ImportError as error:
         return f"no picture: {error}"
-    return str(path)
+    return str(output / PICTURE)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -14,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.demo.corpora import DemoTexts
 from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
-from sae_unlearn.guardrail import GuardrailError, attach_guardrail, detach_guardrail, fit_guardrail
+from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
 from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME
-from sae_unlearn.guardrail.picture import draw_calibration
+from sae_unlearn.guardrail.card import PICTURE
+from sae_unlearn.guardrail.picture import NO_MATPLOTLIB
 from sae_unlearn.sae import SparseAutoencoder
 
 
 ADAPTER_FOLDER = "forget-biology"
-PICTURE = "calibration.png"
 REPORT, REPORT_DATA = "report.txt", "report.json"
 
 QUICK = {"heldout": 8, "facts": 16, "prompts": 1}
@@ -87,6 +86,7 @@ def run_demo(
     progress: bool = True,
     steps: Steps | None = None,
     say: Callable[[str], None] = print,
+    license: str | None = None,
 ) -> DemoReport:
     """Run the demo on a model, and leave the model with the guardrail that was attached from disk.
 
@@ -100,6 +100,7 @@ def run_demo(
         progress: show progress bars.
         steps: the clock, with what was done before.
         say: what prints a line.
+        license: the adapter's, as the Hub names licences, for its card.
 
     Returns:
         The report, which is also printed and written to `output`.
@@ -118,8 +119,10 @@ def run_demo(
         after = measure(guarded, tokenizer, texts, "after", progress)
     config = guarded.peft_config["default"]
     with steps("save", f"Saving to {adapter}"):
-        guarded.save_pretrained(adapter)
-        picture = _draw(config.calibration, adapter / PICTURE, say)
+        guarded.save_pretrained(adapter, license=license)
+        picture = adapter / PICTURE if (adapter / PICTURE).is_file() else None
+        if picture is None:
+            say(f"No picture: {NO_MATPLOTLIB}")
     with steps("attach again", "Taking it off, and attaching it again from disk"):
         bare = detach_guardrail(guarded)
         differences = _differences("without the guardrail", before.answers, answers(bare, tokenizer, texts))
@@ -144,15 +147,6 @@ def run_demo(
     total = sum(steps.seconds.values())
     say(f"{total:.0f} s in all: " + ", ".join(f"{name} {spent:.0f}" for name, spent in steps.seconds.items()))
     return DemoReport(lines, before, after, not differences, differences, adapter, size, picture, dict(steps.seconds))
-
-
-def _draw(calibration: dict[str, Any], path: Path, say: Callable[[str], None]) -> Path | None:
-    try:
-        draw_calibration(calibration, path)
-    except (ImportError, GuardrailError) as error:
-        say(f"No picture: {error}")
-        return None
-    return path
 
 
 def _differences(when: str, expected: dict[str, list[str]], found: dict[str, list[str]]) -> list[str]:

@@ -23,4 +23,6 @@ def load_demo_sae() -> SparseAutoencoder:
     from sae_unlearn.sae import SparseAutoencoder
 
     with as_file(files(__package__) / DEMO_SAE_NAME) as folder:
-        return SparseAutoencoder.from_pretrained(folder)
+        sae = SparseAutoencoder.from_pretrained(folder)
+    sae.source["license"] = "gemma"  # as its NOTICE says; whatever is made of it names it
+    return sae

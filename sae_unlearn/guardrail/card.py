@@ -1,49 +1,113 @@
 """The card of a guardrail, `README.md` in its folder."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from torch import nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.model import MODEL_TAGS
-from sae_unlearn.guardrail.plain_text import as_plain_text
+from sae_unlearn.guardrail.picture import draw_calibration
+from sae_unlearn.model_card import (
+    SavedReport,
+    as_plain_text,
+    licence_line,
+    picture_line,
+    public_name,
+    report_section,
+    write_model_card,
+)
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
+PICTURE = "calibration.png"
+_STATISTICS = ("statistic_forget", "statistic_retain")
+_COUNTS = ("documents", "tokens", "selection_rows", "threshold_rows", "report_rows")
 
 
-def write_card(folder: str | os.PathLike[str], config: SAEGuardrailConfig, model: nn.Module) -> None:
-    """Write the card of the guardrail in `folder` from the template; nothing but its config goes into it."""
-    name = config.base_model_name_or_path or getattr(model, "name_or_path", "") or None
+@dataclass(frozen=True)
+class CardDetails:
+    """What a card says beyond the guardrail's config.
+
+    Attributes:
+        repo_id: the repository that the card is for.
+        license: the adapter's own, as the Hub names licences, for the metadata.
+        licenses: of the base model and of the SAE, by their Hub ids.
+        evaluation, audit: reports to be shown, and saved beside the card.
+    """
+
+    repo_id: str | None = None
+    license: str | None = None
+    licenses: Mapping[str, str] = field(default_factory=dict)
+    evaluation: SavedReport | None = None
+    audit: SavedReport | None = None
+
+
+def write_card(
+    folder: str | os.PathLike[str],
+    config: SAEGuardrailConfig,
+    model: nn.Module,
+    details: CardDetails | None = None,
+) -> None:
+    """Write the card of the guardrail in `folder` from the template, with its picture. No text that it was fitted on
+    goes into it.
+
+    Without matplotlib there is no picture, and the card does without it.
+    """
+    details = details or CardDetails()
+    name = public_name(base_name(config, model))
     data = ModelCardData(
-        base_model=name if name and not os.path.isabs(name) else None,
+        base_model=name,
+        base_model_relation="adapter" if name else None,
         library_name="peft",
-        tags=sorted(MODEL_TAGS),
+        license=details.license,
+        tags=sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"}),
         pipeline_tag="text-generation",
     )
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for key, value in _fields(config, name).items():
-        text = text.replace("{{ " + key + " }}", value)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(folder) / "README.md")
+    _draw(config.calibration or {}, Path(folder) / PICTURE)
+    write_model_card(folder, TEMPLATE, data, _fields(config, name, Path(folder), details))
 
 
-def _fields(config: SAEGuardrailConfig, name: str | None) -> dict[str, str]:
+def base_name(config: SAEGuardrailConfig, model: nn.Module) -> str | None:
+    """What the base model calls itself: a Hub id or a path."""
+    return config.base_model_name_or_path or getattr(model, "name_or_path", "") or None
+
+
+def _fields(config: SAEGuardrailConfig, name: str | None, folder: Path, details: CardDetails) -> dict[str, str]:
     source = config.sae_source or {}
     calibration = config.calibration or {}
+    sae_licence = source.get("license") or details.licenses.get(str(source.get("id")))
     return {
         "base_model": f"`{as_plain_text(name)}`" if name else "its base model",
+        "base_id": name or "the base model",
+        "repo_id": details.repo_id or "this repository",
         "layer": str(config.layer),
         "num_features": str(config.num_features),
         "feature_ids": ", ".join(map(str, config.feature_ids or [])) or "not recorded",
         "sae": _sae(source),
         "gate": _gate(config),
+        "action": _action(config),
         "dose": _dose(config, calibration),
+        "fit": _fit(calibration),
+        "probe": "four rows that it was fitted on, as token ids" if calibration.get("probe") else "none",
         "calibration": _table(calibration),
+        "picture": picture_line(folder, PICTURE, "The statistic of held-out rows, and the threshold"),
+        "curve": _curve(calibration),
         "warnings": "\n".join(f"- {as_plain_text(w)}" for w in _list(calibration.get("warnings")))
         or "None from the calibration.",
+        "evaluation": report_section(details.evaluation, folder, "evaluation"),
+        "audit": report_section(details.audit, folder, "audit") or "None was saved with this guardrail.",
+        "licences": "\n".join(
+            (
+                licence_line("Base model", name, details.licenses.get(name or "")),
+                licence_line("Sparse autoencoder", source.get("id"), sae_licence),
+            )
+        ),
     }
 
 
@@ -65,6 +129,13 @@ def _gate(config: SAEGuardrailConfig) -> str:
     return f"fires{stays} when the statistic `{config.statistic}` exceeds {config.threshold}, {scope}"
 
 
+def _action(config: SAEGuardrailConfig) -> str:
+    return {
+        "clamp": "features of a sequence that fired are clamped",
+        "record": "none; what fired is only recorded, and the text passes as it is",
+    }[config.action]
+
+
 def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
     size = _shown(calibration.get("edit_to_residual") or None, ".3g")
     measured = f"; the edit's typical norm is {size} times the median residual norm" if size != "-" else ""
@@ -72,6 +143,24 @@ def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
         return f"features are set to {config.clamp_value}{measured}"
     unit = {"feature": "times their mean active value", "residual": "residual norms"}[config.clamp_unit]
     return f"features are set to minus {config.clamp_scale} {unit}{measured}"
+
+
+def _fit(calibration: dict[str, Any]) -> str:
+    parts = []
+    for role, counts in _mapping(calibration.get("corpora")).items():
+        n = {name: _shown(_mapping(counts).get(name), "d") for name in _COUNTS}
+        parts.append(
+            f"{n['documents']} documents of {as_plain_text(role)} text, {n['tokens']} tokens ({n['selection_rows']} "
+            f"rows chose the features, {n['threshold_rows']} the threshold, {n['report_rows']} were held out)"
+        )
+    if not parts:
+        return "features and threshold were given by hand"
+    settings = [
+        f"{key} {as_plain_text(calibration[key])}"
+        for key in ("importance", "ratio_percentile", "threshold_percentile", "max_length", "chat_template")
+        if calibration.get(key) is not None
+    ]
+    return "; ".join([*parts, ", ".join(settings)])
 
 
 def _table(calibration: dict[str, Any]) -> str:
@@ -89,6 +178,20 @@ def _table(calibration: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _curve(calibration: dict[str, Any]) -> str:
+    points = [point for point in _list(calibration.get("curve")) if isinstance(point, dict)]
+    if not points:
+        return ""
+    lines = [
+        "| percentile of retain rows | threshold | fires on forget text | fires on retain text |",
+        "|---|---|---|---|",
+    ]
+    forms = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
+    for point in points:
+        lines.append(f"| {' | '.join(_shown(point.get(name), form) for name, form in forms.items())} |")
+    return "\n".join(["What another threshold would have done, on the same held-out rows:", "", *lines])
+
+
 def _shown(value: Any, form: str) -> str:
     """A number as `form` writes it, "-" for anything else: the config may have been written by anybody."""
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -97,3 +200,15 @@ def _shown(value: Any, form: str) -> str:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _draw(calibration: dict[str, Any], path: Path) -> None:
+    if any(calibration.get(name) for name in _STATISTICS):
+        try:
+            draw_calibration(calibration, path)
+        except (ImportError, GuardrailError):
+            return

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _FORGET, _RETAIN, _INK = "#D55E00", "#0072B2", "#333333"
 _BINS = 24
 
+NO_MATPLOTLIB = 'matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[eval]"'
+
 
 def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the held-out rows' statistics back to back, forget rows upwards and retain rows downwards, as a PNG.
@@ -36,9 +38,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            'matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[eval]"'
-        ) from error
+        raise ImportError(NO_MATPLOTLIB) from error
 
     figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # no window, and none of pyplot's global state

@@ -1,8 +1,5 @@
 """Strings of a guardrail's config that are shown on its card, where markup would be carried out."""
 
-import html
-from typing import Any
-
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 
@@ -27,9 +24,3 @@ def check_plain_text(config: SAEGuardrailConfig) -> None:
             raise GuardrailError(
                 f"{name}={value[:80]!r} holds markup or control characters; this guardrail was not written by a fit."
             )
-
-
-def as_plain_text(value: Any) -> str:
-    """`value` for a Markdown page: one line, nothing of it carried out."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return html.escape(text, quote=False).replace("`", "'")

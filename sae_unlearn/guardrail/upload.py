@@ -9,7 +9,7 @@ from sae_unlearn.hub_errors import explain_upload
 
 
 # What a guardrail's folder, or a bundle of them, may hold; nothing else that lies there is published.
-PUBLISHED = ["README.md", "*.json", "*.safetensors", "*.png"]
+PUBLISHED = ["*.md", "*.json", "*.safetensors", "*.png"]
 
 
 def upload_folder(

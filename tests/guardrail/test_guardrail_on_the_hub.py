@@ -208,10 +208,9 @@ def test_a_stranger_cannot_push_to_a_repository_that_is_there(stand_in):
     assert stand_in.repositories[REPO].at("main") is before
 
 
-def test_metadata_that_the_hub_does_not_take_stops_the_push_before_anything_is_sent(stand_in, monkeypatch):
-    monkeypatch.setattr("sae_unlearn.guardrail.card.MODEL_TAGS", [7])
-    with pytest.raises(GuardrailError, match=r'refuses the folder .* "tags" must be an array of strings'):
-        guarded().push_to_hub(REPO, token=OWNER)
+def test_metadata_that_the_hub_does_not_take_stops_the_push_before_anything_is_sent(stand_in):
+    with pytest.raises(GuardrailError, match=r'refuses the folder .* "license" must be one of'):
+        guarded().push_to_hub(REPO, token=OWNER, license="proprietary")
     assert stand_in.repositories[REPO].at("main").files == {}
     assert stand_in.storage == {}
 
