@@ -92,7 +92,7 @@ def evaluate(
                     figures += choice_figures(*common, reference)
                 else:
                     figures += text_figures(*common, base)
-    about = _about(model) | {name: value for name, value in vars(settings).items() if name != "progress"}
+    about = about_model(model) | {name: value for name, value in vars(settings).items() if name != "progress"}
     if title is None:
         title = about["model"] if about["adapters"] == "none" else f"{about['model']} with {about['adapters']}"
     return Report(title, tuple(figures), about, tuple(notes))
@@ -133,7 +133,8 @@ def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:
     return found
 
 
-def _about(model: nn.Module) -> dict[str, Any]:
+def about_model(model: nn.Module) -> dict[str, Any]:
+    """What a report says of a model: its name, its adapters, and the version of this package."""
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", "") or type(model).__name__
     name = Path(name).name if Path(name).is_dir() else name  # a report may be published; a user's folders may not

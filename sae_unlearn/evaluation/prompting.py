@@ -1,5 +1,7 @@
 """How questions become prompts, for plain models and for those with a chat template."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 
@@ -17,14 +19,22 @@ def question_prompt(tokenizer: PreTrainedTokenizerBase, question: str, chat_temp
 def turn_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """`text` as the user's turn, and the beginning of the model's, as text to be tokenised in the ordinary way.
 
-    A BOS that the template writes is left out where the tokenizer writes one itself.
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    return conversation(tokenizer, [text])
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, said: Sequence[str]) -> str:
+    """What user and model said in turn, the user first and last, and the beginning of the model's next turn; as text to
+    be tokenised in the ordinary way. A BOS that the template writes is left out where the tokenizer writes one itself.
 
     Raises:
         ValueError: the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("chat_template=True, but this tokenizer has no chat template; leave it out.")
-    turns = [{"role": "user", "content": text}]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token
     if bos and rendered.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:

@@ -2,7 +2,10 @@
 
 If the adapter did no more than turn one direction of the residual stream, pushing it back brings the facts back.
 
-Budget: white box, no training; states of known and unknown entities in the base model, which are not the targets.
+Of a guardrail, or where there are no such entities, the direction is what the adapter took: `displacement`.
+
+Budget: white box, no training; states of known and unknown entities in the base model, which are not the targets, or
+states of the base model on prompts that are not measured.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +18,73 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.logits import wanted_logits
+from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
+from sae_unlearn.evaluation.without_adapters import without_adapters
 
 
 def known_direction(known: Tensor, unknown: Tensor) -> Tensor:
     """Mean known state minus mean unknown state of the base model: `[entities, templates, d_in]` twice -> `[d_in]`."""
     return known.mean(dim=(0, 1)) - unknown.mean(dim=(0, 1))
+
+
+@torch.no_grad()
+def displacement(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    layer: int,
+    base: nn.Module | None = None,
+    batch_size: int = 8,
+) -> Tensor:
+    """What adapters took from the residual stream at a layer, `[d_in]`: the direction to add for whoever can compare.
+
+        d = mean_t (h_base(t) - h(t))     over tokens t of the prompts at which the two differ
+
+    Args:
+        model: the tuned model.
+        prompts: texts of the forgotten topic; not those that are measured afterwards.
+        base: the model without the adapters; None takes `model` with its adapters out of force.
+
+    Raises:
+        ValueError: no prompts, no adapters and no `base`, or nothing differs at this layer.
+    """
+    if not prompts:
+        raise ValueError("No prompts; pass at least one.")
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    tuned = _states(model, rows, layer, batch_size)
+    if base is None:
+        with without_adapters(model):
+            plain = _states(model, rows, layer, batch_size)
+    else:
+        plain = _states(base, rows, layer, batch_size)
+    difference = plain - tuned
+    moved = difference.abs().amax(dim=1) > 0
+    if not moved.any():
+        raise ValueError(f"The adapters change nothing after layer {layer} on these prompts; name a later layer.")
+    return difference[moved].mean(dim=0)
+
+
+def _states(model: nn.Module, rows: Sequence[list[int]], layer: int, batch_size: int) -> Tensor:
+    """The residual stream after a layer and its guardrail at all tokens, `[tokens, d_in]` float32."""
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        found.append(hidden[kept.to(hidden.device)].float().cpu())
+
+    handle = find_decoder_layers(bare).layers[layer].register_forward_hook(note)
+    try:
+        for start in range(0, len(rows), batch_size):
+            ids, kept = right_padded(rows[start : start + batch_size])
+            first = torch.zeros_like(kept)
+            first[:, 0] = True  # the head has to be given something
+            wanted_logits(model, ids, kept, first)
+    finally:
+        handle.remove()
+    return torch.cat(found)
 
 
 def direction_attack(

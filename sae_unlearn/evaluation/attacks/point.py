@@ -1,10 +1,18 @@
 """What an attack measures at one strength of it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from torch import nn
+
+from sae_unlearn.evaluation.recall import Fact
+
 
 Measured = TypeVar("Measured")
+
+AskFacts = Callable[[nn.Module, Sequence[Fact]], Measured]
+"""What an attack on prompts does with the model and the rewritten facts, which are in the order of the given ones."""
 
 
 @dataclass(frozen=True)
@@ -12,9 +20,11 @@ class AttackPoint(Generic[Measured]):
     """One point of an attack's curve.
 
     Attributes:
-        strength: steps trained, bits kept, multiples of a direction: what the attack's own text says.
+        strength: steps trained, bits kept, words added, multiples of a direction: what the attack's own text says.
         found: what the caller's measure gave there.
+        variant: which way of the attack, where there are several.
     """
 
     strength: float
     found: Measured
+    variant: str = ""

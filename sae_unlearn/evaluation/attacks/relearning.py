@@ -4,7 +4,10 @@ What was only hidden returns with a few steps on other facts of the same kind; w
 unknown entities do. So the curve means something only beside its control: the same training of the *base* model on
 facts of unknown entities, measured on other unknown entities.
 
-Budget: white box, a LoRA of rank `rank` on every linear layer, `steps` steps of `batch_size` facts.
+Guardrails stay in force while it is trained, as at a service that lets its users fine-tune; whoever holds the weights
+takes them off instead.
+
+Budget: white box, a LoRA of rank `rank` on every linear layer or all weights, `steps` steps of `batch_size` facts.
 """
 
 import random
@@ -17,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.evaluation.attacks.merged import merged_copy
+from sae_unlearn.evaluation.attacks.merged import guarded_again, merged_parts
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
 from sae_unlearn.evaluation.recall import Fact
 
@@ -28,11 +31,12 @@ def relearning_attack(
     taught: Sequence[Fact],
     measure: Callable[[nn.Module], Measured],
     steps: Sequence[int] = (0, 5, 10, 20, 40, 80),
-    learning_rate: float = 2e-4,
+    learning_rate: float | None = None,
     rank: int = 8,
     batch_size: int = 4,
     seed: int = 0,
     progress: str | None = None,
+    full: bool = False,
 ) -> list[AttackPoint[Measured]]:
     """Fine-tune a merged copy on `taught` and measure on the way.
 
@@ -42,9 +46,11 @@ def relearning_attack(
         model: the tuned model, or the base model for the control; left as it is.
         taught: facts to teach; none of them, nor another fact of the same entities, may be in what is measured.
         measure: what to do with the model at each of `steps`; it is in evaluation mode then.
+        learning_rate: None takes 2e-4 for a LoRA and 2e-5 for all weights.
         steps: after how many optimiser steps to measure; the strengths of the points. 0 is before any.
         seed: of the LoRA's weights and the order of the facts.
         progress: title of a progress bar; None for no bar.
+        full: train all weights instead of a LoRA; `rank` says nothing then.
 
     Raises:
         ValueError: nothing to teach.
@@ -56,20 +62,32 @@ def relearning_attack(
     points = []
     with torch.random.fork_rng():  # the caller's generator is left alone
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        student = get_peft_model(merged_copy(model), config)
-        optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=learning_rate)
+        student = _student(model, None if full else rank)
+        rate = (2e-5 if full else 2e-4) if learning_rate is None else learning_rate
+        optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=rate)
         wanted = sorted(set(steps))
         for step in tqdm(range(wanted[-1] + 1), desc=progress, unit="step", disable=progress is None):
             if step:
                 student.train()
-                loss = _answer_loss(student, [rows[i] for i in next(order)])
-                optimizer.zero_grad()
-                loss.backward()
+                with torch.enable_grad():
+                    loss = _answer_loss(student, [rows[i] for i in next(order)])
+                    optimizer.zero_grad()
+                    loss.backward()
                 optimizer.step()
             if step in wanted:
                 points.append(AttackPoint(float(step), measure(student.eval())))
     return points
+
+
+def _student(model: nn.Module, rank: int | None) -> nn.Module:
+    """A merged copy to be trained: a new LoRA of that rank, or all weights. Its guardrails are put on it last."""
+    student, guards = merged_parts(model)
+    if rank is None:
+        student.requires_grad_(True)
+    else:
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        student = get_peft_model(student, config, adapter_name="relearning")
+    return guarded_again(student, guards)
 
 
 def split_subjects(facts: Sequence[Fact], share: float = 0.5, seed: int = 0) -> tuple[list[Fact], list[Fact]]:

@@ -1,0 +1,174 @@
+"""Attack: spread the question over several turns of one conversation.
+
+A server keeps the cache of a conversation, so what the first turn left there is not computed again. A gate that had no
+reason to fire in the first turns let their tokens through unedited, and one that forgets its state between calls would
+judge each turn alone.
+
+Budget: black box, one conversation per fact and number of turns.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.decoder_layers import input_device, text_config
+from sae_unlearn.backbone.residuals import evaluation_mode
+from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
+from sae_unlearn.evaluation.attacks.point import AttackPoint
+from sae_unlearn.evaluation.prompting import conversation
+from sae_unlearn.evaluation.recall import Fact, Recall, begins_with
+from sae_unlearn.guardrail import record_firings
+from sae_unlearn.guardrail.model import guard_layers
+
+
+class Conversations(NamedTuple):
+    """What came of one conversation for each fact.
+
+    Attributes:
+        found: the last turns' completions.
+        fired: by guardrail, whether it fired in any turn, `[n]` bool; empty without guardrails.
+    """
+
+    found: list[Recall]
+    fired: dict[str, Tensor]
+
+
+def splitting_attack(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    turns: Sequence[int] = (2, 3),
+    max_new_tokens: int = 8,
+    reply_tokens: int = 16,
+    chat_template: bool = False,
+    progress: str | None = None,
+) -> list[AttackPoint[Conversations]]:
+    """Ask each fact in so many turns, all on one cache. There is nothing random in it.
+
+    With a chat template every part is a user's turn and the model replies to each; without one the parts are given one
+    after the other, as a client does that keeps a cache, and their text is that of the whole prompt.
+
+    Control: the same conversations with the base model, and harmless facts divided likewise. An adapter of the weights
+    computes the same in one turn as in several without a template; a difference there is rounding.
+
+    Args:
+        turns: the strengths of the points; a fact with fewer words has as many turns as words.
+        reply_tokens: of the model's replies in between, where there is a chat template.
+        progress: title of a progress bar; None for no bar.
+
+    Raises:
+        ValueError: fewer than one turn, or no chat template.
+    """
+    points = []
+    with (
+        evaluation_mode(model),
+        tqdm(total=len(turns) * len(facts), desc=progress, unit="talk", disable=progress is None) as bar,
+    ):
+        for number in turns:
+            found, fired = [], {}
+            for fact in facts:
+                with record_firings(model) if guard_layers(model) else _Silent() as firings:
+                    parts = in_parts(fact.prompt, number)
+                    text = converse(model, tokenizer, parts, max_new_tokens, reply_tokens, chat_template)
+                    of_fact: dict[str, bool] = {}
+                    for firing in firings:
+                        of_fact[firing.adapter] = of_fact.get(firing.adapter, False) or firing.fired
+                for name, hit in of_fact.items():
+                    fired.setdefault(name, []).append(hit)
+                found.append(Recall(fact, text, begins_with(text, fact.answers)))
+                bar.update()
+            rates = {name: torch.tensor(hits, dtype=torch.bool) for name, hits in fired.items()}
+            points.append(AttackPoint(float(number), Conversations(found, rates)))
+    return points
+
+
+class _Silent:
+    """No firings of a model without guardrails."""
+
+    def __enter__(self) -> tuple[()]:
+        return ()
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def in_parts(prompt: str, turns: int) -> list[str]:
+    """A prompt cut between words into `turns` parts of like length, which joined are the prompt; every part but the
+    first begins with its blank. The cue ("Answer:") stays with the last."""
+    if turns < 1:
+        raise ValueError(f"turns={turns}; expected at least 1.")
+    stem, cue = split_cue(prompt)
+    words = stem.split(" ")
+    turns = min(turns, len(words))
+    ends = [round(i * len(words) / turns) for i in range(turns + 1)]
+    parts = [" ".join(words[a:b]) for a, b in pairwise(ends)]
+    return [parts[0], *(f" {part}" for part in parts[1:-1]), with_cue(f" {parts[-1]}", cue)] if turns > 1 else [prompt]
+
+
+@torch.no_grad()
+def converse(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[str],
+    max_new_tokens: int,
+    reply_tokens: int = 16,
+    chat_template: bool = False,
+) -> str:
+    """The greedy completion of the last turn, all turns on one cache.
+
+    Where a template or a tokenizer writes the beginning otherwise once more follows, the cache does not fit any longer,
+    and the conversation is read anew, as a server would.
+    """
+    cache, known, text = DynamicCache(config=text_config(model)), [], ""
+    said: list[str] = []
+    for number, turn in enumerate(turns, 1):
+        said.append(turn.strip() if chat_template else turn)
+        whole = conversation(tokenizer, said) if chat_template else "".join(said)
+        ids = _continued(tokenizer, known, text, whole)
+        if ids[: len(known)] != known:
+            cache = DynamicCache(config=text_config(model))
+        if number < len(turns) and not chat_template:
+            seen = cache.get_seq_length()
+            _read(model, ids, seen, cache)
+            known, text = ids, whole
+            continue
+        new = max_new_tokens if number == len(turns) else reply_tokens
+        row = torch.tensor([ids], device=input_device(model))
+        mask = torch.ones_like(row)
+        padding = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        out = model.generate(
+            input_ids=row,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=padding,
+        )
+        reply = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        known, text = out[0].tolist(), whole + tokenizer.decode(out[0, len(ids) :])
+        said.append(reply)
+    return reply
+
+
+def _read(model: nn.Module, ids: list[int], seen: int, cache: DynamicCache) -> None:
+    """Put the tokens from `seen` on into the cache."""
+    row = torch.tensor([ids], device=input_device(model))
+    model(
+        input_ids=row[:, seen:],
+        attention_mask=torch.ones_like(row),
+        past_key_values=cache,
+        use_cache=True,
+    )
+
+
+def _continued(tokenizer: PreTrainedTokenizerBase, known: list[int], text: str, whole: str) -> list[int]:
+    """The ids of `whole`; after `known`, the ids of its beginning `text`, where it goes on from there."""
+    ids = tokenizer(whole)["input_ids"]
+    if ids[: len(known)] == known or not whole.startswith(text):
+        return ids
+    return known + tokenizer(whole[len(text) :], add_special_tokens=False)["input_ids"]

@@ -1,0 +1,30 @@
+"""A model as it is without its adapters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+from torch import nn
+
+from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.unguarded import guards_off
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether there are adapters in force that `without_adapters` could put out of force."""
+    if isinstance(model, PeftModel):
+        return model.get_model_status().enabled is not False
+    return any(not layer.disable_adapters for layer in guard_layers(model))
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
+    """The same model with its adapters out of force inside the `with` block: the base model.
+
+    Raises:
+        ValueError: there are none in force.
+    """
+    if not has_adapters(model):
+        raise ValueError(f"This {type(model).__name__} has no adapters in force; pass the base model as base=.")
+    with model.disable_adapter() if isinstance(model, PeftModel) else guards_off(model):
+        yield model
