@@ -5,12 +5,20 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sae_unlearn.commands import check, demo, evaluate, fit, show, train
+from sae_unlearn.commands import audit, check, demo, evaluate, fit, show, train
 from sae_unlearn.console import printable
 from sae_unlearn.version import __version__
 
 
-COMMANDS = {"demo": demo, "fit": fit, "train": train, "evaluate": evaluate, "show": show, "check": check}
+COMMANDS = {
+    "demo": demo,
+    "fit": fit,
+    "train": train,
+    "evaluate": evaluate,
+    "audit": audit,
+    "show": show,
+    "check": check,
+}
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -21,6 +29,7 @@ _EXAMPLES = """examples:
   sae-unlearn fit --model MODEL --sae SAE --forget topic.txt --retain other.txt --output forget-topic
   sae-unlearn train --model MODEL --sae SAE --targets people.json --known ... --unknown ... --output forget-people
   sae-unlearn evaluate --model MODEL --adapter forget-topic --forget questions.json --retain other.txt --output report
+  sae-unlearn audit --model MODEL --adapter forget-topic --forget questions.json --retain others.json --output audit
   sae-unlearn show forget-topic
   sae-unlearn check MODEL forget-topic
 

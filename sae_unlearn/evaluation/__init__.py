@@ -2,6 +2,10 @@
 
 from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.answers import REFUSALS, AnswerCounts, ask, count_answers
+from sae_unlearn.evaluation.audit import audit
+from sae_unlearn.evaluation.audit_card import put_into_card
+from sae_unlearn.evaluation.audit_report import AuditReport
+from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.base_probe import BaseProbe, ProbeReading, fit_base_probe, read_base_probe
 from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.choice_accuracy import option_likelihoods, right_by_letter, right_by_likelihood
@@ -30,6 +34,8 @@ __all__ = [
     "REFUSALS",
     "AnswerCounts",
     "AnswerLikelihoods",
+    "AuditReport",
+    "AuditRow",
     "BaseProbe",
     "Change",
     "Choice",
@@ -48,6 +54,7 @@ __all__ = [
     "VarianceRatio",
     "answer_likelihoods",
     "ask",
+    "audit",
     "bootstrap_interval",
     "candidate_log_probs",
     "compare",
@@ -62,6 +69,7 @@ __all__ = [
     "held_out_latents",
     "log_truth_ratios",
     "option_likelihoods",
+    "put_into_card",
     "rank_answers",
     "read_base_probe",
     "recall",

@@ -116,9 +116,15 @@ def _change(before: Figure, after: Figure, seed: int) -> Change:
             f"{'/'.join(after.key)} was measured on other rows before ({len(before.values)}) than after "
             f"({len(after.values)}); evaluate both models on the same data, with the same settings."
         )
-    draws = [in_unit(ratio_draws(*group_sums(figure), seed=seed), figure.unit) for figure in (before, after)]
-    low, high = interval(draws[1] - draws[0])
-    change = Estimate(after.estimate.value - before.estimate.value, low, high, after.estimate.n)
+    change = paired_change(before, after, seed)
     return Change(
         after.side, after.data, after.metric, after.title, after.unit, before.estimate, after.estimate, change
     )
+
+
+def paired_change(before: Figure, after: Figure, seed: int = 0) -> Estimate:
+    """After minus before, drawn with the same subjects in every bootstrap draw. That the two are of the same rows is
+    for the caller to see to."""
+    draws = [in_unit(ratio_draws(*group_sums(figure), seed=seed), figure.unit) for figure in (before, after)]
+    low, high = interval(draws[1] - draws[0])
+    return Estimate(after.estimate.value - before.estimate.value, low, high, after.estimate.n)

@@ -1,19 +1,19 @@
 """The figures of a set of facts: recall, refusals, and where the gate fires."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.answers import verdict
 from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.fire_rates import fired_rows
 from sae_unlearn.evaluation.prompting import turn_prompt
-from sae_unlearn.evaluation.recall import Fact, begins_with, recall
+from sae_unlearn.evaluation.recall import Fact, Recall, begins_with, recall
 from sae_unlearn.evaluation.rouge import rouge_l
 from sae_unlearn.evaluation.settings import Settings
 from sae_unlearn.guardrail import record_firings
@@ -51,7 +51,20 @@ def fact_figures(
         found = recall(model, tokenizer, asked, tokens, settings.batch_size, settings.bar(side, data, "recall"))
         fired = fired_rows(firings, len(facts)) if firings is not None else {}
     rows = fingerprint([[astuple(fact) for fact in facts], tokens, settings.chat_template])
-    figure = partial(figure_of_rows, side, data, subjects=[fact.subject for fact in facts], rows=rows)
+    return recall_figures(found, fired, side, data, rows, notes)
+
+
+def recall_figures(
+    found: Sequence[Recall], fired: Mapping[str, Tensor], side: str, data: str, rows: str, notes: list[str]
+) -> list[Figure]:
+    """The figures of completions that are there.
+
+    Args:
+        fired: by guardrail, whether it fired on each of them, `[n]` bool; empty without guardrails.
+        rows: fingerprint of what was asked.
+        notes: is given a line where ROUGE-L is left out.
+    """
+    figure = partial(figure_of_rows, side, data, subjects=[one.fact.subject for one in found], rows=rows)
     exact = [begins_with(one.completion, one.fact.answers[:1]) for one in found]
     figures = [
         figure("exact_recall", "share", torch.tensor(exact)),

@@ -94,12 +94,20 @@ class Report:
         if not path.is_file():
             raise FileNotFoundError(f"There is no report at {source}; give a folder with {JSON_NAME}, or that file.")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
-            figures = tuple(Figure.from_dict(one) for one in figures)
-            return cls(str(title), figures, dict(about), tuple(map(str, notes)))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no report of an evaluation: {error}") from error
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Report":
+        """What `to_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
+        figures = tuple(Figure.from_dict(one) for one in figures)
+        return cls(str(title), figures, dict(about), tuple(map(str, notes)))
 
 
 def shown(value: float, unit: Unit, signed: bool = False) -> str:

@@ -1,0 +1,237 @@
+"""The attacks of an audit by name, each with its controls."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType, ModuleType
+
+import torch
+from torch import nn
+
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.evaluation.attacks import (
+    dilution,
+    direction,
+    entity_free,
+    relearning,
+    removal,
+    rephrasing,
+    rounding,
+    spelling,
+    splitting,
+    wrappers,
+)
+from sae_unlearn.evaluation.attacks.merged import base_copy
+from sae_unlearn.evaluation.attacks.point import AttackPoint
+from sae_unlearn.evaluation.audit_inquiry import Figures, Inquiry
+from sae_unlearn.evaluation.audit_row import AuditRow
+from sae_unlearn.evaluation.fact_figures import tokens_needed
+from sae_unlearn.evaluation.prompting import turn_prompt
+from sae_unlearn.evaluation.recall import Fact
+from sae_unlearn.evaluation.without_adapters import has_adapters
+from sae_unlearn.guardrail.model import guard_layers
+
+
+BLACK_BOX = ("dilution", "splitting", "rephrasing", "spelling", "wrappers")
+"""Attacks that need nothing but the questions, and that ask all of them each time."""
+
+FROM_ZERO = ("direction", "relearning")
+"""Attacks whose first point is the model as it is, on the rows that they measure."""
+
+
+def dilution_rows(it: Inquiry) -> list[AuditRow]:
+    limit = getattr(text_config(it.model), "max_position_embeddings", None)
+    facts = [fact for _, part in it.sides() for fact in part]
+    new = it.settings.max_new_tokens or tokens_needed(it.tokenizer, facts)
+    fitting = []
+    for words in it.lengths:
+        prompts = [dilution.diluted(f.prompt, words, "after", it.filler, it.seed, i) for i, f in enumerate(facts)]
+        if it.settings.chat_template:
+            prompts = [turn_prompt(it.tokenizer, prompt) for prompt in prompts]
+        longest = max(len(it.tokenizer(prompt)["input_ids"]) for prompt in prompts) + new
+        if limit is None or longest <= limit:
+            fitting.append(words)
+        else:
+            it.notes.append(f"dilution: {words} words make {longest} tokens, and the model reads {limit}; left out.")
+    return it.rows(
+        "dilution",
+        lambda model, facts, side: dilution.dilution_attack(
+            model, facts, lambda m, asked: it.ask(m, asked, side), fitting, filler=it.filler, seed=it.seed
+        ),
+    )
+
+
+def splitting_rows(it: Inquiry) -> list[AuditRow]:
+    def run(model: nn.Module, facts: Sequence[Fact], side: str) -> list[AttackPoint[Figures]]:
+        new = it.settings.max_new_tokens or tokens_needed(it.tokenizer, facts)
+        points = splitting.splitting_attack(
+            model, it.tokenizer, facts, max_new_tokens=new, chat_template=it.settings.chat_template
+        )
+        return [AttackPoint(point.strength, it.talked(point.found, side)) for point in points]
+
+    return it.rows("splitting", run)
+
+
+def rephrasing_rows(it: Inquiry) -> list[AuditRow]:
+    return it.rows(
+        "rephrasing",
+        lambda model, facts, side: rephrasing.rephrasing_attack(model, facts, lambda m, asked: it.ask(m, asked, side)),
+    )
+
+
+def spelling_rows(it: Inquiry) -> list[AuditRow]:
+    return it.rows(
+        "spelling",
+        lambda model, facts, side: spelling.spelling_attack(
+            model, facts, lambda m, asked: it.ask(m, asked, side), seed=it.seed
+        ),
+    )
+
+
+def wrapper_rows(it: Inquiry) -> list[AuditRow]:
+    return it.rows(
+        "wrappers",
+        lambda model, facts, side: wrappers.wrapper_attack(model, facts, lambda m, asked: it.ask(m, asked, side)),
+    )
+
+
+def unnamed_rows(it: Inquiry) -> list[AuditRow]:
+    if not it.unnamed:
+        it.notes.append("unnamed: left out; pass unnamed= (facts whose prompts name nothing of the topic) and names=.")
+        return []
+    named = entity_free.naming_prompts((fact.prompt for fact in it.unnamed), it.names)
+    if named or not it.names:
+        why = f"{named[0][0]!r} names {named[0][1]!r}" if named else "there are no names="
+        raise ValueError(f"unnamed= is for prompts that name nothing of the topic, but {why}.")
+    found = {}
+    for who, place in it.models():
+        with place as model:
+            found[who] = it.ask(model, it.unnamed, data="facts without names")
+    return [AuditRow("unnamed", "", 1.0, found["audited"], found.get("base", ()))]
+
+
+def removal_rows(it: Inquiry) -> list[AuditRow]:
+    if not has_adapters(it.model):
+        it.notes.append("removal: left out; there is no adapter to take off.")
+        return []
+    [point] = removal.removal_attack(
+        it.model, lambda model: tuple(f for side, facts in it.sides() for f in it.ask(model, facts, side))
+    )
+    return [AuditRow("removal", "adapters off", point.strength, point.found)]
+
+
+def direction_rows(it: Inquiry) -> list[AuditRow]:
+    if it.base is None and not has_adapters(it.model):
+        it.notes.append("direction: left out; it needs the base model to compare with (an adapter, or base=).")
+        return []
+    halves = _halves(it, "direction")
+    if halves is None:
+        return []
+    seen, measured = halves
+    prompts = [fact.prompt for fact in seen]
+    if it.settings.chat_template:
+        prompts = [turn_prompt(it.tokenizer, prompt) for prompt in prompts]
+    bare = it.model.get_base_model() if hasattr(it.model, "get_base_model") else it.model
+    guards = [i for i, layer in enumerate(find_decoder_layers(bare).layers) if guard_layers(layer)]
+    layer = it.layer if it.layer is not None else (guards or [text_config(bare).num_hidden_layers // 2])[-1]
+    found = it.direction
+    if found is None:
+        found = direction.displacement(it.model, it.tokenizer, prompts, layer, it.base, it.settings.batch_size)
+    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(it.seed))
+    noise *= found.float().norm().cpu() / noise.norm()
+    rows = []
+    for vector, control in ((found, False), (noise, True)):
+        points = direction.direction_attack(it.model, layer, vector, lambda model: it.ask(model, measured))
+        name = f"after layer {layer}" + (", random direction" if control else "")
+        rows += [AuditRow("direction", name, p.strength, p.found, control=control) for p in points]
+    return rows
+
+
+def relearning_rows(it: Inquiry) -> list[AuditRow]:
+    halves = _halves(it, "relearning")
+    if halves is None:
+        return []
+    taught, measured = halves
+    lessons = [("", it.model, taught, measured, False)]
+    if it.retain:
+        lessons.append((", taught other things", it.model, it.retain[: len(taught)], measured, True))
+    if it.unknown:
+        lesson, exam = relearning.split_subjects(numbered(it.unknown), seed=it.seed)
+        lessons.append((", base on unknown facts", it.base or base_copy(it.model), lesson, exam, True))
+    else:
+        it.notes.append("relearning: without the control of unknown facts; pass unknown= (facts that the base misses).")
+    rows = []
+    for full in (False, True):
+        for name, model, lesson, exam, control in lessons:
+            on_base, variant = name.startswith(", base"), ("full" if full else "LoRA") + name
+            points = relearning.relearning_attack(
+                model,
+                it.tokenizer,
+                _as_asked(it, lesson),
+                lambda student, exam=exam: it.ask(student, exam),
+                it.steps,
+                seed=it.seed,
+                progress=it.settings.bar("relearning", variant),
+                full=full,
+            )
+            for point in points:
+                both = ((), point.found) if on_base else (point.found, ())
+                rows.append(AuditRow("relearning", variant, point.strength, *both, control=control))
+    return rows
+
+
+def rounding_rows(it: Inquiry) -> list[AuditRow]:
+    def measure(model: nn.Module) -> Figures:
+        return tuple(f for side, facts in it.sides() for f in it.ask(model, facts, side))
+
+    points = rounding.rounding_attack(it.model, measure)
+    base: dict[float, Figures] = {}
+    if it.base is not None or has_adapters(it.model):
+        plain = it.base if it.base is not None else base_copy(it.model)
+        base = {point.strength: point.found for point in rounding.rounding_attack(plain, measure)}
+    return [AuditRow("rounding", "", p.strength, p.found, base.get(p.strength, ())) for p in points]
+
+
+ATTACKS: Mapping[str, tuple[ModuleType, Callable[[Inquiry], list[AuditRow]]]] = MappingProxyType(
+    {
+        "dilution": (dilution, dilution_rows),
+        "splitting": (splitting, splitting_rows),
+        "rephrasing": (rephrasing, rephrasing_rows),
+        "spelling": (spelling, spelling_rows),
+        "wrappers": (wrappers, wrapper_rows),
+        "unnamed": (entity_free, unnamed_rows),
+        "removal": (removal, removal_rows),
+        "direction": (direction, direction_rows),
+        "relearning": (relearning, relearning_rows),
+        "rounding": (rounding, rounding_rows),
+    }
+)
+"""By name: the module, whose text says the budget, and what gives the rows."""
+
+
+def budget(attack: str) -> str:
+    """What an attack may use, as its module says it."""
+    text = inspect.getdoc(ATTACKS[attack][0]) or ""
+    found = next((part for part in text.split("\n\n") if part.startswith("Budget:")), "Budget: not told.")
+    return " ".join(found.removeprefix("Budget:").split())
+
+
+def numbered(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts, those without a subject each with one of its own."""
+    return [fact if fact.subject else replace(fact, subject=f"fact {i}") for i, fact in enumerate(facts)]
+
+
+def _halves(it: Inquiry, attack: str) -> tuple[list[Fact], list[Fact]] | None:
+    """Facts to attack with and facts to measure, of other subjects; None where there is but one subject."""
+    facts = numbered(it.forget)
+    if len({fact.subject for fact in facts}) < 2:
+        it.notes.append(f"{attack}: left out; all facts are of one subject, and what is taught may not be measured.")
+        return None
+    return relearning.split_subjects(facts, seed=it.seed)
+
+
+def _as_asked(it: Inquiry, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts with the prompts that the model is given."""
+    if not it.settings.chat_template:
+        return list(facts)
+    return [replace(fact, prompt=turn_prompt(it.tokenizer, fact.prompt)) for fact in facts]
