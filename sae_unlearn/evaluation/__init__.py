@@ -26,6 +26,7 @@ from sae_unlearn.evaluation.ranking import Ranks, candidate_log_probs, rank_answ
 from sae_unlearn.evaluation.recall import Fact, Recall, complete, recall
 from sae_unlearn.evaluation.report import Report
 from sae_unlearn.evaluation.rouge import RougeL, rouge_l
+from sae_unlearn.evaluation.tofu_utility import ModelUtility, TofuSet, model_utility
 from sae_unlearn.evaluation.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.statistics import wilson_interval
 
@@ -46,11 +47,13 @@ __all__ = [
     "Figure",
     "ForgetQuality",
     "HeldOutFiring",
+    "ModelUtility",
     "ProbeReading",
     "Ranks",
     "Recall",
     "Report",
     "RougeL",
+    "TofuSet",
     "VarianceRatio",
     "answer_likelihoods",
     "ask",
@@ -68,6 +71,7 @@ __all__ = [
     "held_out_firing",
     "held_out_latents",
     "log_truth_ratios",
+    "model_utility",
     "option_likelihoods",
     "put_into_card",
     "rank_answers",

@@ -73,7 +73,28 @@ def answer_likelihoods(
             )
         rows.append(row[-max_length:])
         tokens.append(len(row) - common)
+    log_probs, _ = continuation_likelihoods(model, rows, tokens, batch_size, progress)
+    return AnswerLikelihoods(log_probs, torch.tensor(tokens))
+
+
+@torch.no_grad()
+def continuation_likelihoods(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    batch_size: int = 8,
+    progress: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How likely the last `tokens[i]` ids of each row are after those before them.
+
+    Rows are given to the model whole, their last token included, with a mask at the padding: a guardrail then judges
+    what it would judge of that text alone.
+
+    Returns:
+        The log-probabilities, `[n]` float64, and whether each of the ids is the likeliest at its place, `[n]` bool.
+    """
     found = torch.zeros(len(rows), dtype=torch.float64)
+    greedy = torch.zeros(len(rows), dtype=torch.bool)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     with tqdm(total=len(rows), desc=progress, unit="answer", disable=progress is None) as bar:
         for start in range(0, len(order), batch_size):
@@ -85,7 +106,9 @@ def answer_likelihoods(
             logits = wanted_logits(model, ids, kept, wanted)
             targets = ids[:, 1:][wanted[:, :-1]].to(logits.device)
             each = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
-            for i, row in zip(index, each.double().cpu().split([tokens[i] for i in index]), strict=True):
-                found[i] = row.sum()
+            likeliest = logits.argmax(dim=-1) == targets
+            sizes = [tokens[i] for i in index]
+            for i, row, hits in zip(index, each.double().cpu().split(sizes), likeliest.cpu().split(sizes), strict=True):
+                found[i], greedy[i] = row.sum(), hits.all()
             bar.update(len(index))
-    return AnswerLikelihoods(found, torch.tensor(tokens))
+    return found, greedy

@@ -33,6 +33,7 @@ TITLES = {
     "letter_accuracy_as_given": "accuracy by letter, options as given",
     "truth_ratio": "truth ratio R, geometric mean",
     "truth_score": "truth score, max(0, 1 - R)",
+    "probability": "probability of the true answer, per token",
     "ks_distance": "KS distance of R to the reference",
     "forget_quality": "forget quality (p of the KS test)",
     "perplexity": "perplexity",
