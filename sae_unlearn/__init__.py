@@ -8,10 +8,12 @@ from sae_unlearn.guardrail import (
     Firing,
     GuardrailError,
     GuardrailNotReady,
+    GuardrailStatus,
     SAEGuardrailConfig,
     attach_guardrail,
     detach_guardrail,
     fit_guardrail,
+    guardrail_status,
     record_firings,
 )
 from sae_unlearn.sae import SAEFormatError, SAESlice, SparseAutoencoder
@@ -36,6 +38,7 @@ __all__ = [
     "Firing",
     "GuardrailError",
     "GuardrailNotReady",
+    "GuardrailStatus",
     "LabelledEntities",
     "SAEAlignmentConfig",
     "SAEAlignmentTrainer",
@@ -48,6 +51,7 @@ __all__ = [
     "attach_guardrail",
     "detach_guardrail",
     "fit_guardrail",
+    "guardrail_status",
     "label_entities",
     "record_firings",
 ]

@@ -36,9 +36,12 @@ from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.backbone.truncation import truncated
 from sae_unlearn.model_card import SavedReport
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.staging import staged
 
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class SAEAlignmentTrainer(Trainer):
@@ -268,12 +271,18 @@ class SAEAlignmentTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Each file appears whole or not at all, the adapter's two after each other.
+
+        Raises:
+            UnlearnError: the folder could not be written; what was in it is as it was.
+        """
         token, self.args.hub_token = self.args.hub_token, None  # `Trainer` would publish it, in training_args.bin
         try:
-            super()._save(output_dir, state_dict)
+            with staged(Path(output_dir or self.args.output_dir), ADAPTER_FILES) as stage:
+                super()._save(str(stage), state_dict)
+                self._write_card(str(stage))  # in the place of PEFT's generic one
         finally:
             self.args.hub_token = token
-        self._write_card(output_dir or self.args.output_dir)  # in the place of PEFT's generic one
 
     def _write_card(self, folder: str) -> None:
         last = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})

@@ -16,6 +16,7 @@ from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import SAEGuardrailModel
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
+from sae_unlearn.guardrail.status import GuardrailState, GuardrailStatus, guardrail_status
 
 
 if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
@@ -26,11 +27,14 @@ __all__ = [
     "GuardedModel",
     "GuardrailError",
     "GuardrailNotReady",
+    "GuardrailState",
+    "GuardrailStatus",
     "SAEGuardrailConfig",
     "SAEGuardrailLayer",
     "SAEGuardrailModel",
     "attach_guardrail",
     "detach_guardrail",
     "fit_guardrail",
+    "guardrail_status",
     "record_firings",
 ]

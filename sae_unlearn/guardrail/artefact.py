@@ -24,15 +24,21 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.layer import CHILD
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.guardrail.saving import staged_weights
+from sae_unlearn.guardrail.seal import (
+    CONFIG_NAME,
+    CONFIG_SEAL,
+    WEIGHTS_NAME,
+    WEIGHTS_SEAL,
+    config_digest,
+    file_digest,
+)
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.hub_errors import explain_download
 from sae_unlearn.paths import check_inside, clean_subfolder
 
 
 logger = logging.getLogger(__name__)
-
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 
 _CONFIG_LIMIT = 4 * 2**20
 _HEADER_LIMIT = 2**20
@@ -53,11 +59,13 @@ class Artefact(NamedTuple):
         config: its configuration.
         tensors: by the names of `PARTS`.
         revision: commit of the Hub repository it came from, None for a local folder.
+        damage: what differs from the seal that was written with it, None if nothing does or there is no seal.
     """
 
     config: SAEGuardrailConfig
     tensors: dict[str, Tensor]
     revision: str | None
+    damage: str | None = None
 
 
 @as_guardrail_error()
@@ -71,6 +79,11 @@ def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrai
         GuardrailError: there is no guardrail, or its config is malformed.
     """
     path = _file(source, CONFIG_NAME, hub)
+    return _parse(_stored(path, source), source), path
+
+
+def _stored(path: Path, source: Any) -> dict[str, Any]:
+    """The config as it stands in its file."""
     if path.stat().st_size > _CONFIG_LIMIT:
         raise GuardrailError(f"{CONFIG_NAME} of {source} has {path.stat().st_size} bytes, more than {_CONFIG_LIMIT}.")
     try:
@@ -81,18 +94,21 @@ def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrai
         raise GuardrailError(f"{CONFIG_NAME} of {source} is not JSON: {error}") from error
     if not isinstance(stored, dict):
         raise GuardrailError(f"{CONFIG_NAME} of {source} holds a {type(stored).__name__} and not a mapping.")
+    return stored
+
+
+def _parse(stored: dict[str, Any], source: Any) -> SAEGuardrailConfig:
     if stored.get("peft_type") != PEFT_TYPE.value:
         raise GuardrailError(
             f"{source} holds a {stored.get('peft_type')!r} adapter and not a guardrail ({PEFT_TYPE.value!r}); load it "
             "with `peft.PeftModel.from_pretrained`."
         )
-    stored.pop("peft_type")
-    stored.pop("runtime_config", None)
+    fields = {key: value for key, value in stored.items() if key not in ("peft_type", "runtime_config")}
     try:
-        return SAEGuardrailConfig(**SAEGuardrailConfig.check_kwargs(**stored)), path
+        return SAEGuardrailConfig(**SAEGuardrailConfig.check_kwargs(**fields))
     except GuardrailError as error:
         raise GuardrailError(f"{CONFIG_NAME} of {source}: {error}") from error
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise GuardrailError(f"{CONFIG_NAME} of {source} has a field of the wrong type: {error}") from error
 
 
@@ -103,7 +119,9 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
     Raises:
         GuardrailError: it is missing or malformed, naming what and where.
     """
-    config, config_path = read_config(source, **hub)
+    config_path = _file(source, CONFIG_NAME, hub)
+    stored = _stored(config_path, source)
+    config = _parse(stored, source)
     if config.num_features < 1 or config.hidden_size is None or config.threshold is None:
         raise GuardrailError(
             f"{CONFIG_NAME} of {source} names no features, no hidden size or no threshold "
@@ -114,16 +132,27 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
         revision = _commit(config_path)
         hub = hub | {"revision": revision or hub.get("revision")}  # both files of one commit
     path = _file(source, WEIGHTS_NAME, hub)
+    sealed = stored.get(WEIGHTS_SEAL)
+    if _local(source) and isinstance(sealed, str) and path.stat().st_size <= _largest(config):
+        path = path if file_digest(path) == sealed else staged_weights(config_path, sealed) or path
     config.origin = {"id": str(source), "subfolder": hub.get("subfolder"), "revision": revision}
-    return Artefact(config, _read_tensors(path, source, config), revision)
+    tensors = _read_tensors(path, source, config)
+    return Artefact(config, tensors, revision, _damage(stored, path))
+
+
+def _damage(stored: dict[str, Any], weights: Path) -> str | None:
+    found = {(CONFIG_NAME, CONFIG_SEAL): config_digest(stored), (WEIGHTS_NAME, WEIGHTS_SEAL): file_digest(weights)}
+    for (name, key), digest in found.items():
+        if key in stored and stored[key] != digest:
+            return f"{name} is not as it was saved: its SHA-256 is {digest}, and {key} says {stored[key]!r}"
+    return None
 
 
 def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
     n, d_in = config.num_features, config.hidden_size
     shapes = {"weight": [n, d_in], "bias": [n], "threshold": [n], "clamp": [n]}
-    expected = 4 * (2 * n * d_in + 3 * n)
-    size = path.stat().st_size
-    if not expected < size <= expected + _HEADER_LIMIT:
+    expected, size = _bytes(config), path.stat().st_size
+    if not expected < size <= _largest(config):
         raise GuardrailError(
             f"{WEIGHTS_NAME} of {source} has {size} bytes; {n} features of width {d_in} take {expected} and a header."
         )
@@ -144,6 +173,14 @@ def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[s
         raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a sound safetensors file: {error}") from error
     check_tensors(tensors, str(source))
     return tensors
+
+
+def _bytes(config: SAEGuardrailConfig) -> int:
+    return 4 * (2 * config.num_features * config.hidden_size + 3 * config.num_features)
+
+
+def _largest(config: SAEGuardrailConfig) -> int:
+    return _bytes(config) + _HEADER_LIMIT
 
 
 def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:

@@ -18,6 +18,7 @@ from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.model import MODEL_TAGS, SAEGuardrailModel, guard_layers, remove_call_hooks
 from sae_unlearn.guardrail.plain_text import check_plain_text
+from sae_unlearn.guardrail.seal import SEALS
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
@@ -72,6 +73,11 @@ def attach_guardrail(
         )
         check_plain_text(artefact.config)
     check_belongs(artefact.config, bare, check_base)
+    if artefact.damage is not None:
+        raise GuardrailError(
+            f"{source}: {artefact.damage}. Download or fit it again; or, if you changed it yourself, take "
+            f"{' and '.join(map(repr, SEALS))} out of its config."
+        )
     return place_guardrail(model, artefact, name)
 
 

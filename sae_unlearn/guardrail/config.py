@@ -10,12 +10,13 @@ from peft import PeftConfig
 
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.guardrail.seal import SEALS
 from sae_unlearn.version import __version__
 
 
 FORMAT_VERSION = 1
 
-# Counts are held in float32, which is exact up to here; token and feature ids stay far below.
+# Counts are held in float32, which is exact up to here. Token ids stay far below: memory is asked for by the largest.
 LARGEST_COUNT = 2**24
 LARGEST_ID = 2**31 - 1
 
@@ -130,7 +131,9 @@ class SAEGuardrailConfig(PeftConfig):
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Refuse a stored config that this version cannot read in full, before anything is built from it."""
+        """Refuse a stored config that this version cannot read in full, before anything is built from it. Its seal is
+        left out: it is of a file, and not of what is made of it."""
+        kwargs = {key: value for key, value in kwargs.items() if key not in SEALS}
         _check_version(kwargs.get("format_version", FORMAT_VERSION))  # first: a newer version may well have new keys
         unknown = sorted(set(kwargs) - {f.name for f in fields(cls)})
         if unknown:
@@ -214,7 +217,7 @@ class SAEGuardrailConfig(PeftConfig):
         if self.special_token_ids is not None:
             if not isinstance(self.special_token_ids, (list, tuple, set)):
                 raise GuardrailError(f"special_token_ids={self.special_token_ids!r} must be a list of token ids.")
-            ids = {_check_integer("special_token_ids", i, 0, LARGEST_ID) for i in self.special_token_ids}
+            ids = {_check_integer("special_token_ids", i, 0, LARGEST_COUNT) for i in self.special_token_ids}
             self.special_token_ids = sorted(ids)
 
     def _check_strings(self) -> None:

@@ -1,5 +1,6 @@
 """What each row did: `record_firings`."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,15 @@ class Firing:
         adapter: name of the guardrail.
         call: number of the request within the recording; a `generate` is one request, and so is a plain forward pass.
         row: row of the batch (with beams or several return sequences: of the expanded batch).
-        statistic: value of the statistic at the end of the request (its peak for window and cusum).
+        statistic: value of the statistic at the end of the request (its peak for window and cusum); NaN if it is not
+            `finite`.
         threshold: what it is compared with.
         fired: whether the guardrail acted, or would have with `action="clamp"`.
         at_token: number of content tokens when it fired; None if it did not.
         hot_tokens: content tokens at which a guarded feature was active.
         tokens: content tokens seen.
+        finite: False if the residual stream was NaN or infinite at a content token. The row fires then, whatever else
+            it holds; `hot_tokens` is all of its tokens.
     """
 
     adapter: str
@@ -39,6 +43,7 @@ class Firing:
     at_token: int | None
     hot_tokens: int
     tokens: int
+    finite: bool = True
 
 
 class Recorder:
@@ -131,7 +136,7 @@ def _rows(state: Tensor) -> list[list[float]]:
 
 
 def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
-    fired_at = int(values[FIRED_AT])
+    fired_at, finite = int(values[FIRED_AT]), math.isfinite(values[HITS])
     return Firing(
         adapter=name,
         call=call,
@@ -140,6 +145,7 @@ def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: 
         threshold=config.threshold,
         fired=fired_at > 0,
         at_token=fired_at or None,
-        hot_tokens=int(values[HITS]),
+        hot_tokens=int(values[HITS] if finite else values[TOKENS]),
         tokens=int(values[TOKENS]),
+        finite=finite,
     )

@@ -8,7 +8,7 @@ The notes are kept in a context variable of transformers that is safe across thr
 """
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ from transformers.utils.output_capturing import CompileableContextVar
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
 from sae_unlearn.guardrail.history import find_cache, has_state, past_length
+
+
+Hooks = TypeVar("Hooks")
+
+
+class Guard(Protocol):
+    """A guardrail's layer, as far as the hooks on its backbone know it."""
+
+    def in_place(self, backbone_layer: nn.Module) -> bool: ...
 
 
 class ForwardInputs(NamedTuple):
@@ -80,14 +89,18 @@ class ModelHooks:
 class BackboneHooks:
     """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, list_name: str) -> None:
         self.names = list(inspect.signature(backbone.forward).parameters)
+        self.list_name = list_name
+        self.guards: dict[int, Guard] = {}
 
     def install(self, backbone: nn.Module) -> None:
         backbone.register_forward_pre_hook(self.before, with_kwargs=True)
         backbone.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self._check_places(backbone)
         given = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
         _refuse_packed(given)
         cache = find_cache(given.values())
@@ -110,6 +123,27 @@ class BackboneHooks:
     def after(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         _forget(_INPUTS)
 
+    def missing(self, backbone: nn.Module) -> list[int]:
+        """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
+        layers = getattr(backbone, self.list_name)
+        return [i for i, guard in self.guards.items() if i >= len(layers) or not guard.in_place(layers[i])]
+
+    def _check_places(self, backbone: nn.Module) -> None:
+        missing = self.missing(backbone)
+        if missing:
+            raise GuardrailNotReady(
+                f"Layer {missing[0]} was replaced, or its hooks were taken off, after a guardrail had been put on it: "
+                "text would pass unguarded. Attach the guardrail after such changes; `detach_guardrail` takes it off."
+            )
+
+
+def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
+    """The object of class `kind` whose methods are hooks of `module`, if there is one."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), kind):
+            return hook.__self__
+    return None
+
 
 def remove_hooks(module: nn.Module, kind: type) -> None:
     """Take off every hook of `module` that is a method of an object of class `kind`.
@@ -124,11 +158,6 @@ def remove_hooks(module: nn.Module, kind: type) -> None:
             del hooks[key]
             for extra in extras:
                 extra.pop(key, None)
-
-
-def has_hooks(module: nn.Module, kind: type) -> bool:
-    """Whether `module` carries a hook that is a method of an object of class `kind`."""
-    return any(isinstance(getattr(hook, "__self__", None), kind) for hook in module._forward_pre_hooks.values())
 
 
 def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:

@@ -26,6 +26,10 @@ That a row has fired is remembered in its cache (see `history`). With `use_cache
 whole row, judged afresh: under `"prefix"` it comes to the same, under `"sequence"` a row whose ratio falls back below
 the threshold is let go.
 
+**Not finite.** A token that the mask keeps, and whose activations are NaN or infinite, adds NaN to `H`, and NaN crosses
+every threshold: the row fires there and then and stays fired, and the edit at that token is NaN. A gate that cannot
+judge does not wave through. Nothing waits for the device to find that out.
+
 All counts are whole numbers held in float32, so the statistics do not depend on batch size, padding side or on how a
 sequence was cut into forward passes.
 
@@ -69,6 +73,17 @@ class Series(NamedTuple):
     tokens: Tensor
 
 
+def hits_of(activations: Tensor, eligible: Tensor) -> Tensor:
+    """`[batch, seq]` float32: 1 at hot tokens, 0 at the others, and NaN where the activations are not finite.
+
+    Args:
+        activations: `[batch, seq, N]`, 0 where a feature is not active; else positive, infinite or NaN.
+        eligible: `[batch, seq]` bool, the tokens that can be hot.
+    """
+    strength = activations.detach().sum(dim=-1).where(eligible, 0).float()
+    return (strength != 0) + (strength - strength)  # the second is 0, or NaN
+
+
 def decide(
     hot: Tensor,
     counted: Tensor,
@@ -80,7 +95,8 @@ def decide(
     """Judge the tokens of one forward pass.
 
     Args:
-        hot, counted: `[batch, seq]` bool.
+        hot: `[batch, seq]`, bool or as from `hits_of`.
+        counted: `[batch, seq]` bool.
         config: names the statistic, its constants and the threshold.
         previous: `[batch, STATE_SIZE]`, the state after the row's last earlier token; None at a row's beginning.
         past: needed by `statistic="window"` when there is a `previous`.
@@ -95,7 +111,7 @@ def decide(
         peak = _running_max(value)
         if previous is not None:
             peak = torch.maximum(peak, previous[:, None, PEAK])
-    crossed = peak > config.threshold
+    crossed = ~(peak <= config.threshold)  # NaN crosses
     fired_at = _fired_at(crossed, tokens, boundary if config.sticky else seq)
     if previous is not None and config.sticky:
         before = previous[:, None, FIRED_AT]

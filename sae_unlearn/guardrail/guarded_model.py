@@ -9,6 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModelForCausalLM
 
 from sae_unlearn.guardrail.card import CardDetails, base_name, write_card
+from sae_unlearn.guardrail.saving import saved_whole
 from sae_unlearn.guardrail.upload import upload_folder
 from sae_unlearn.model_card import SavedReport, licences_on_the_hub
 
@@ -35,14 +36,19 @@ class GuardedModel(PeftModelForCausalLM):
             evaluation, audit: reports (see `sae_unlearn.evaluation`) to be shown in the card and saved beside it.
             card: all that together, and more.
             kwargs: as for `PeftModel.save_pretrained`.
+
+        The folder holds the old guardrail or the new one at every moment, and is sealed against damage; see `saving`.
+
+        Raises:
+            GuardrailError: the folder could not be written; what was in it is as it was.
         """
-        super().save_pretrained(os.fspath(save_directory), **{"save_embedding_layers": False} | kwargs)
-        if not kwargs.get("is_main_process", True):
-            return
         card = card or CardDetails(license=license, evaluation=evaluation, audit=audit)
-        for name in kwargs.get("selected_adapters") or list(self.peft_config):
-            folder = Path(save_directory) / ("" if name == "default" else name)
-            write_card(folder, self.peft_config[name], self.get_base_model(), card)
+        with saved_whole(Path(save_directory)) as stage:
+            super().save_pretrained(os.fspath(stage), **{"save_embedding_layers": False} | kwargs)
+            if kwargs.get("is_main_process", True):
+                for name in kwargs.get("selected_adapters") or list(self.peft_config):
+                    folder = stage / ("" if name == "default" else name)
+                    write_card(folder, self.peft_config[name], self.get_base_model(), card)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Nothing: PEFT calls this from `save_pretrained`, which writes a card of our own for every guardrail."""

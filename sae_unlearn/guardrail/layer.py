@@ -12,6 +12,8 @@ the features to `v_j`, decoding, and adding the SAE's reconstruction error back:
 That is exact for SAEs in which a feature's activation depends on that feature alone (ReLU, JumpReLU, gated, BatchTopK
 with its fixed threshold).
 
+A token is hot, too, where its activations are not finite, and its row fires there and then (see `gate`).
+
 The layer is a *child* of the decoder layer, and the edit happens in a forward hook put before all others: names of base
 parameters, class checks, sharding and offloading plans stay as they are, and `output_hidden_states` shows the edit.
 
@@ -30,7 +32,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
-from sae_unlearn.guardrail.gate import Decision, decide
+from sae_unlearn.guardrail.gate import Decision, decide, hits_of
 from sae_unlearn.guardrail.history import find_cache, history_of
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -128,6 +130,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._content_tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self.num_layers = text_config(model).num_hidden_layers
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
+        self._home = (decoder_layer,)  # in a tuple, so that it does not become a child of its own child
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
         decoder_layer.register_forward_hook(self.guard, with_kwargs=True, prepend=True)
         self.update_layer(adapter_name, config, decoder_layer)
@@ -174,15 +177,17 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
     ) -> Tensor | None:
         """What guardrail `name` adds to the residual stream `[batch, seq, d_in]`; None if it only records."""
         config = self.guard_config[name]
-        self._check_ready(name)
+        self.check_ready(name)
         activations = self.sae_guardrail_encoder[name](hidden)
-        active = activations > 0
         counted, eligible = self._content(name, kept, inputs)
-        hot = active.any(dim=-1) & eligible
-        decision = self._decide(name, hot, counted, inputs, cache)
+        if config.counting == "columns":  # padding counts, but may hold anything
+            activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
+        hits = hits_of(activations, eligible)
+        decision = self._decide(name, hits, counted, inputs, cache)
         if config.action == "record":
             return None
-        where = (decision.fire & hot)[..., None]
+        active = activations != 0
+        where = (decision.fire & (hits != 0))[..., None]
         where = where & active if config.clamp_mode == "fired" else where.expand_as(active)
         return self.sae_guardrail_decoder[name](activations, where)
 
@@ -198,18 +203,18 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             kept = kept & table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
         return kept, kept
 
-    def _decide(self, name: str, hot: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Decision:
+    def _decide(self, name: str, hits: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Decision:
         config = self.guard_config[name]
-        seq = hot.shape[1]
+        seq = hits.shape[1]
         boundary = None if inputs.wanted is None else seq - inputs.wanted
         if cache is None:
-            decision = decide(hot, counted, config, boundary=boundary)
+            decision = decide(hits, counted, config, boundary=boundary)
             self._record(name, config, decision.state[:, -1])
             return decision
         eager, known = not torch.compiler.is_compiling(), (self.num_layers, self.max_positions)
         history = history_of(cache, (config.layer, name), inputs.past, inputs.recurrent, *known, eager)
         past = history.series() if config.statistic == "window" else None
-        decision = decide(hot, counted, config, history.last(), past, boundary)
+        decision = decide(hits, counted, config, history.last(), past, boundary)
         history.append(decision.state)
         self._record(name, config, history)
         return decision
@@ -230,7 +235,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             self._content_tables[special, device] = table.to(device)
         return self._content_tables[special, device]
 
-    def _check_ready(self, name: str) -> None:
+    def check_ready(self, name: str) -> None:
         """Raise unless the weights arrived and can be a guardrail's. Looks once per set of tensors, so it costs one
         device synchronisation at the first call and none after it.
 
@@ -241,8 +246,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return
         encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
         tensors = [*encoder.parameters(), *decoder.parameters()]
-        if any(tensor.is_meta for tensor in tensors):
-            return  # offloaded: the weights come in just before the encoder runs
+        if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors):
+            return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
         seen = tuple((id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors)
         if self._checked.get(name) == seen:
             return
@@ -264,6 +269,12 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         except GuardrailError as error:
             raise GuardrailNotReady(str(error)) from error
         self._checked[name] = seen
+
+    def in_place(self, backbone_layer: nn.Module) -> bool:
+        """Whether a call of `backbone_layer`, the decoder layer or what wraps it, comes through `guard`."""
+        home = self._home[0]
+        hooked = any(getattr(hook, "__self__", None) is self for hook in home._forward_hooks.values())
+        return hooked and (backbone_layer is home or any(module is home for module in backbone_layer.modules()))
 
     # ------------------------------------------------------------------------------------------------ PEFT's interface
 

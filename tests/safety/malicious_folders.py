@@ -227,6 +227,13 @@ def folder_for_a_file(folder):
 
 DENORMAL = 1e-40
 
+
+def bit_flipped(folder):
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-5] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+
+
 GUARDRAILS = {
     "only a pickle": (pickle_only, "has no adapter_model.safetensors"),
     "a pickle called safetensors": (pickle_under_another_name, "not a sound safetensors file"),
@@ -263,6 +270,9 @@ GUARDRAILS = {
     "feature beyond all": (config(feature_ids=[3, 8, 2**40], sae_source=None), "feature_ids is beyond"),
     "no features": (no_features, "names no features"),
     "features that are not there": (config(num_features=9, feature_ids=list(range(9))), "9 features"),
+    "a threshold that was moved": (config(threshold=0.9), "is not as it was saved"),
+    "a bit that was flipped": (bit_flipped, "is not as it was saved"),
+    "a seal of nothing": (config(weights_sha256=None), "is not as it was saved"),
     "a billion features": (config(num_features=2**24, feature_ids=None), "16777216 features"),
     "another layer": (config(layer=2), "named "),
     "another layer, of any base": (config(layer=2, base_fingerprint=None), "named "),

@@ -1,0 +1,38 @@
+"""Saving a guardrail so that a kill at any moment, or a full disk, leaves the old one or the new one.
+
+A guardrail is two files, and no file system replaces two files at once. So everything is written into a folder beside
+them, `.saving-...`, and sealed; then the config is replaced, then the weights. Once the config is there the guardrail
+is the new one: as long as the weights beside the config are not those that it is sealed with, `attach_guardrail` finds
+them in the folder of the unfinished save.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sae_unlearn.guardrail.errors import as_guardrail_error
+from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME, file_digest, seal
+from sae_unlearn.staging import STAGE, staged
+
+
+@contextmanager
+def saved_whole(folder: Path) -> Iterator[Path]:
+    """A folder to save into; what lies there at the end of the block is moved to `folder`, guardrails as a whole.
+
+    Raises:
+        GuardrailError: it could not be written; `folder` holds what it held before.
+    """
+    with as_guardrail_error(), staged(folder, first=(CONFIG_NAME, WEIGHTS_NAME)) as stage:
+        yield stage
+        for config in stage.rglob(CONFIG_NAME):
+            seal(config, config.with_name(WEIGHTS_NAME))
+
+
+def staged_weights(config: Path, digest: str) -> Path | None:
+    """The weights that `config` is sealed with, in what a save left behind that did not come to its end."""
+    for root in (config.parent, config.parent.parent):
+        for stage in sorted(root.glob(f"{STAGE}*")):
+            found = stage / config.parent.relative_to(root) / WEIGHTS_NAME
+            if found.is_file() and not found.is_symlink() and file_digest(found) == digest:
+                return found
+    return None

@@ -1,0 +1,57 @@
+"""Saving several files so that a kill or a full disk cannot leave half of one."""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sae_unlearn.errors import UnlearnError
+
+
+STAGE = ".saving-"
+_ABANDONED = 3600.0  # seconds after which the folder of a save that never ended is cleared away
+
+
+@contextmanager
+def staged(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder `.saving-...` in `folder`, to write into. After the block its files replace those of `folder`, one
+    by one, each as a whole: those called as in `first` in that order, then the others.
+
+    If the block fails, `folder` is left as it was. If the replacing is cut short, what was not moved yet stays in the
+    stage.
+
+    Raises:
+        UnlearnError: the disk is full, or `folder` cannot be written.
+    """
+    stage = folder / f"{STAGE}{secrets.token_hex(8)}"
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+    except BaseException as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise UnlearnError(
+                f"{folder} could not be written ({error}); what was there is as it was. Free some space, or save to "
+                "another folder."
+            ) from error
+        raise
+    _move(stage, folder, list(first))
+    shutil.rmtree(stage, ignore_errors=True)
+    for left in folder.glob(f"{STAGE}*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _move(stage: Path, folder: Path, first: list[str]) -> None:
+    def turn(path: Path) -> int:
+        return first.index(path.name) if path.name in first else len(first)
+
+    for path in sorted((path for path in stage.rglob("*") if path.is_file()), key=turn):
+        target = folder / path.relative_to(stage)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)

@@ -1,0 +1,212 @@
+"""Kills and full disks while a guardrail is saved: afterwards there is the old guardrail or the new one."""
+
+import errno
+import os
+import resource
+import shutil
+import sys
+import threading
+
+import pytest
+import torch
+from zoo import WIDTH, base_model
+
+from sae_unlearn import GuardrailError, SparseAutoencoder, attach_guardrail, fit_guardrail, staging
+from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
+
+
+def tiny_sae(seed=0):
+    W_enc = torch.nn.functional.normalize(torch.randn(WIDTH, 40, generator=torch.Generator().manual_seed(seed)), dim=0)
+    zeros = torch.zeros
+    return SparseAutoencoder(
+        W_enc, zeros(40), W_enc.T.clone(), zeros(WIDTH), "jumprelu", threshold=torch.full((40,), 1.0), layer=1
+    )
+
+
+def fit(features, threshold, seed=0):
+    model, sae = base_model("llama"), tiny_sae(seed)
+    return fit_guardrail(model, None, sae, features=features, threshold=threshold, clamp_value=-6.0)
+
+
+@pytest.fixture(scope="module")
+def old_and_new(tmp_path_factory):
+    """Two guardrails, of other features and another threshold, and the folders in which each was saved."""
+    models = {"old": fit([3, 8, 21], 0.15), "new": fit([5, 9], 0.3, seed=1)}
+    root = tmp_path_factory.mktemp("saved")
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+    return models, root
+
+
+def which(folder, root):
+    """ "old" or "new": the guardrail that `folder` holds, whole; "none" where there is no guardrail."""
+    try:
+        found = read_artefact(folder)
+    except GuardrailError as error:
+        if "has no adapter_" not in str(error):
+            raise  # a broken one
+        return "none"
+    assert found.damage is None
+    for name in ("old", "new"):
+        expected = read_artefact(root / name)
+        if found.config.to_dict() == expected.config.to_dict():
+            assert all(torch.equal(found.tensors[key], expected.tensors[key]) for key in expected.tensors)
+            return name
+    raise AssertionError("a mixture")
+
+
+class Moments:
+    """A copy of a folder before every change that this thread makes to its file system, as a kill would leave it."""
+
+    CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime", "shutil.")
+
+    def __init__(self):
+        self.folder = self.thread = None
+        self.copies = []
+        sys.addaudithook(self.hook)  # cannot be taken off; quiet unless a folder is watched
+
+    def hook(self, event, args):
+        if self.thread != threading.get_ident():
+            return
+        if event.startswith(self.CHANGES) or (event == "open" and args[1] not in ("r", "rb", None)):
+            self.thread = None  # copying is no event
+            copied = self.into / str(len(self.copies))
+            if self.folder.exists():
+                shutil.copytree(self.folder, copied)
+                self.copies.append(copied)
+            self.thread = threading.get_ident()
+
+    def watch(self, folder, into):
+        self.folder, self.into, self.copies, self.thread = folder, into, [], threading.get_ident()
+
+
+MOMENTS = Moments()
+
+
+@pytest.fixture
+def moments():
+    yield MOMENTS
+    MOMENTS.thread = None
+
+
+@pytest.mark.parametrize("before", ["old", "none"])
+def test_a_kill_at_any_moment_of_saving_leaves_the_old_one_or_the_new_one(before, old_and_new, tmp_path, moments):
+    models, root = old_and_new
+    folder, copies = tmp_path / "guard", tmp_path / "copies"
+    copies.mkdir()
+    if before == "old":
+        shutil.copytree(root / "old", folder)
+    moments.watch(folder, copies)
+    models["new"].save_pretrained(folder)
+    moments.thread = None
+    found = [which(copied, root) for copied in moments.copies] + [which(folder, root)]
+    assert len(found) > 5
+    assert set(found) == {before, "new"}
+    assert found == sorted(found, key=lambda name: name == "new")  # once it is the new one it stays so
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_between_the_two_files_the_new_one_is_attached_from_what_the_save_left(old_and_new, tmp_path, monkeypatch):
+    models, root = old_and_new
+    folder = tmp_path / "guard"
+    shutil.copytree(root / "old", folder)
+    original = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(WEIGHTS_NAME):
+            raise KeyboardInterrupt
+        original(source, target)
+
+    monkeypatch.setattr(staging.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        models["new"].save_pretrained(folder)
+    monkeypatch.undo()
+    assert (folder / WEIGHTS_NAME).read_bytes() == (root / "old" / WEIGHTS_NAME).read_bytes()
+    assert which(folder, root) == "new"
+    ids = torch.randint(2, 90, (4, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = attach_guardrail(base_model("llama"), folder)(input_ids=ids).logits
+        assert torch.equal(found, models["new"](input_ids=ids).logits)
+    models["old"].save_pretrained(folder)  # and saving again mends it
+    assert which(folder, root) == "old"
+
+
+def test_a_mixture_of_two_saves_is_refused(old_and_new, tmp_path):
+    _, root = old_and_new
+    other = fit([3, 8, 21], 0.15, seed=2)
+    other.save_pretrained(tmp_path / "guard")
+    shutil.copy(root / "old" / WEIGHTS_NAME, tmp_path / "guard")
+    with pytest.raises(GuardrailError, match="is not as it was saved"):
+        attach_guardrail(base_model("llama"), tmp_path / "guard")
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 1000 bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("before", ["old", "none"])
+def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there(before, old_and_new, tmp_path):
+    models, root = old_and_new
+    folder = tmp_path / "guard"
+    if before == "old":
+        folder.mkdir()
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            os.link(root / "old" / name, folder / name)
+    with pytest.raises(GuardrailError, match=r"could not be written.*as it was.*Free some space"):
+        models["new"].save_pretrained(folder)
+    assert which(folder, root) == before
+    assert not list(folder.glob(".saving-*"))
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(old_and_new, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GuardrailError, match="could not be written"):
+        old_and_new[0]["new"].save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize("which_file", ["sae_weights.safetensors", "cfg.json"])
+def test_an_sae_that_cannot_be_written_leaves_the_old_file(which_file, tmp_path, monkeypatch):
+    tiny_sae().save_pretrained(tmp_path)
+    before = (tmp_path / which_file).read_bytes()
+    original = os.replace
+
+    def full(source, target):
+        if str(target).endswith(which_file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny_sae(seed=1).save_pretrained(tmp_path)
+    assert (tmp_path / which_file).read_bytes() == before
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_saves_that_never_ended_are_cleared_away_in_time(old_and_new, tmp_path, monkeypatch):
+    stage = tmp_path / "guard" / ".saving-0123"
+    stage.mkdir(parents=True)
+    old_and_new[0]["new"].save_pretrained(tmp_path / "guard")
+    assert stage.exists()  # it may be another process's
+    monkeypatch.setattr(staging, "_ABANDONED", -1.0)
+    old_and_new[0]["new"].save_pretrained(tmp_path / "guard")
+    assert not stage.exists()
+
+
+def test_a_fit_that_is_killed_has_written_nothing_and_left_nothing_on_the_model(tmp_path, monkeypatch):
+    from sae_unlearn.guardrail import fit as fitting
+
+    model = base_model("llama")
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for step in ("place_guardrail", "fingerprint"):
+        with monkeypatch.context() as patch:
+            patch.setattr(fitting, step, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                fit_guardrail(model, None, tiny_sae(), features=[3], threshold=0.2, clamp_value=-6.0)
+        assert list(model.state_dict()) == list(plain)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -1,0 +1,383 @@
+"""Thousands of damaged and strange inputs: each gives a typed error or the result of the sound one, and none hangs,
+crashes, or leaves a model unguarded. What is drawn is drawn from fixed seeds, so that every run is the same.
+
+`CASES` is per kind; `SAE_UNLEARN_FUZZ=20` makes twenty times as many."""
+
+import json
+import os
+import random
+import shutil
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sae_folders import tensors, write_gemma_scope, write_gemma_scope_2, write_saelens
+from safetensors import safe_open
+from zoo import PAD, VOCAB, WIDTH, base_model, guarded
+
+from sae_unlearn import (
+    GuardrailError,
+    SAEGuardrailConfig,
+    SparseAutoencoder,
+    UnlearnError,
+    attach_guardrail,
+    fit_guardrail,
+    record_firings,
+)
+from sae_unlearn.backbone.corpus import read_corpus
+from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
+from sae_unlearn.guardrail.calibration import fire_rate, percentile_threshold
+from sae_unlearn.guardrail.config import CHOICES
+from sae_unlearn.guardrail.gate import decide, row_statistic
+
+
+CASES = 400 * int(os.environ.get("SAE_UNLEARN_FUZZ", "1"))
+QUICK = settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+FEW = settings(QUICK, max_examples=max(20, CASES // 20))
+
+
+def tiny_sae():
+    W_enc = torch.nn.functional.normalize(torch.randn(WIDTH, 40, generator=torch.Generator().manual_seed(0)), dim=0)
+    zeros = torch.zeros
+    return SparseAutoencoder(
+        W_enc, zeros(40), W_enc.T.clone(), zeros(WIDTH), "jumprelu", threshold=torch.full((40,), 1.0), layer=1
+    )
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "guard"
+    model = fit_guardrail(base_model("llama"), None, tiny_sae(), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+def flipped(data, draw):
+    """One to four bits are flipped; half of the time near the start, where the headers are."""
+    damaged = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        place = draw.randrange(min(len(damaged), 600) if draw.random() < 0.5 else len(damaged))
+        damaged[place] ^= 1 << draw.randrange(8)
+    return bytes(damaged)
+
+
+def cut(data, draw):
+    return data[: draw.randrange(len(data))]
+
+
+def grown(data, draw):
+    return data + bytes(draw.randrange(256) for _ in range(draw.randrange(1, 64)))
+
+
+def overwritten(data, draw):
+    """A run of bytes becomes zeros, ones or noise."""
+    start = draw.randrange(len(data))
+    run = data[start : start + draw.choice((1, 8, 64, 512))]
+    fill = draw.choice((b"\0" * len(run), b"\xff" * len(run), draw.randbytes(len(run))))
+    return data[:start] + fill + data[start + len(run) :]
+
+
+def swapped(data, draw):
+    a, b = sorted(draw.randrange(len(data)) for _ in range(2))
+    return data[b:] + data[a:b] + data[:a]
+
+
+DAMAGE = {"flipped": flipped, "cut": cut, "grown": grown, "overwritten": overwritten, "swapped": swapped}
+
+
+def same(first, second):
+    assert first.config.to_dict() == second.config.to_dict()
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_guardrail_is_refused_or_the_very_same(damage, name, sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "guard")
+    path, whole, draw = tmp_path / "guard" / name, (sound / name).read_bytes(), random.Random(damage.__name__ + name)
+    original = read_artefact(sound)
+    outcomes = {"refused": 0, "sealed": 0, "same": 0}
+    for _ in range(CASES):
+        path.write_bytes(damage(whole, draw))
+        try:
+            found = read_artefact(tmp_path / "guard")
+        except GuardrailError:
+            outcomes["refused"] += 1
+            continue
+        if found.damage is None:
+            same(found, original)
+            outcomes["same"] += 1
+        else:
+            outcomes["sealed"] += 1
+    assert sum(outcomes.values()) == CASES
+    assert outcomes["refused"] > 0
+
+
+def test_a_damaged_guardrail_on_a_model_guards_as_the_sound_one_or_is_not_there(sound, tmp_path):
+    """The same all the way: attached, and run."""
+    shutil.copytree(sound, tmp_path / "guard")
+    ids = torch.randint(2, 90, (4, 8), generator=torch.Generator().manual_seed(0))
+    model, draw = base_model("llama"), random.Random(0)
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        expected = attach_guardrail(base_model("llama"), sound)(input_ids=ids).logits
+    for i in range(CASES // 8):
+        name = (CONFIG_NAME, WEIGHTS_NAME)[i % 2]
+        damage = draw.choice(list(DAMAGE.values()))
+        for each in (CONFIG_NAME, WEIGHTS_NAME):
+            shutil.copy(sound / each, tmp_path / "guard" / each)
+        (tmp_path / "guard" / name).write_bytes(damage((sound / name).read_bytes(), draw))
+        try:
+            attached = attach_guardrail(base_model("llama"), tmp_path / "guard")
+        except GuardrailError:
+            continue
+        with torch.no_grad():
+            assert torch.equal(attached(input_ids=ids).logits, expected)
+    for _ in range(3):  # the model that a refused guardrail was offered to
+        (tmp_path / "guard" / WEIGHTS_NAME).write_bytes(cut((sound / WEIGHTS_NAME).read_bytes(), draw))
+        with pytest.raises(GuardrailError):
+            attach_guardrail(model, tmp_path / "guard")
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+def honest(path):
+    """What a safetensors file holds, read by nothing of ours; None if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception:
+        return None
+
+
+SAE_FILES = {
+    "npz": (write_gemma_scope, "params.npz"),
+    "safetensors": (write_gemma_scope_2, "params.safetensors"),
+    "SAELens' weights": (lambda folder: write_saelens(folder, tensors()), "sae_weights.safetensors"),
+    "SAELens' configuration": (lambda folder: write_saelens(folder, tensors()), "cfg.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize(("write", "name"), SAE_FILES.values(), ids=SAE_FILES)
+def test_a_damaged_sae_is_refused_or_what_its_file_says(write, name, damage, tmp_path):
+    """An `.npz` has checksums, and is the same or refused. The formats without any may hold another finite SAE of the
+    same form; what is read is then what the file holds."""
+    write(tmp_path)
+    path, draw = tmp_path / name, random.Random(damage.__name__ + name)
+    whole, sound = path.read_bytes(), SparseAutoencoder.from_pretrained(tmp_path)
+    refused = 0
+    for _ in range(CASES // 4):
+        path.write_bytes(damage(whole, draw))
+        try:
+            found = SparseAutoencoder.from_pretrained(tmp_path)
+        except UnlearnError:
+            refused += 1
+            continue
+        weights = [found.W_enc, found.b_enc, found.W_dec, found.b_dec, found.threshold]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
+        assert (found.d_in, found.d_sae) == (sound.d_in, sound.d_sae)
+        if name.endswith(".npz"):
+            assert all(torch.equal(a, b) for a, b in zip(weights, sound.parameters(), strict=True) if a.ndim == 2)
+        elif name.endswith(".safetensors"):
+            assert honest(path) is not None
+    assert refused > 0
+
+
+def test_a_header_of_any_length_is_refused_at_once(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "guard")
+    path = tmp_path / "guard" / WEIGHTS_NAME
+    whole = path.read_bytes()
+    for power in range(64):
+        path.write_bytes(struct.pack("<Q", 2**power - 1) + whole[8:])
+        with pytest.raises(GuardrailError):
+            read_artefact(tmp_path / "guard")
+
+
+# -------------------------------------------------------------------------------------------------------------- configs
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+NEAR = st.one_of(
+    JSON,
+    st.integers(-2, 40),
+    st.floats(-2, 2),
+    st.sampled_from([10**30, -(10**30), 1e308, 5e-324, 2**24, 2**24 + 1, 2**31, "1", "nan", [], {}, [1, 2], [3, 3]]),
+    st.sampled_from([value for values in CHOICES.values() for value in values]),
+)
+FIELDS = sorted(SAEGuardrailConfig.__dataclass_fields__)
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), NEAR, min_size=1, max_size=4))
+def test_a_stored_config_is_refused_or_means_what_it_says(sound, tmp_path_factory, fields):
+    folder = tmp_path_factory.getbasetemp() / "configs"
+    folder.mkdir(exist_ok=True)
+    stored = json.loads((sound / CONFIG_NAME).read_text())
+    sealed = {key: value for key, value in stored.items() if not key.endswith("_sha256")}
+    (folder / CONFIG_NAME).write_text(json.dumps(sealed | fields))
+    shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+    try:
+        artefact = read_artefact(folder)
+    except GuardrailError:
+        return
+    low, high = artefact.config.threshold_bounds
+    assert low <= artefact.config.threshold < high
+    assert artefact.config.clamp_value is None or artefact.config.clamp_value <= 0
+    assert artefact.tensors["encoder.weight"].shape == (artefact.config.num_features, artefact.config.hidden_size)
+    again = SAEGuardrailConfig(**{k: v for k, v in artefact.config.to_dict().items() if k != "peft_type"})
+    assert again.to_dict() == artefact.config.to_dict()
+
+
+@FEW
+@given(st.dictionaries(st.sampled_from(FIELDS), NEAR, min_size=1, max_size=2))
+def test_a_config_that_is_accepted_guards_every_row_or_stops_the_call(sound, tmp_path_factory, fields):
+    folder = tmp_path_factory.getbasetemp() / "attached"
+    folder.mkdir(exist_ok=True)
+    stored = json.loads((sound / CONFIG_NAME).read_text())
+    sealed = {key: value for key, value in stored.items() if not key.endswith("_sha256")}
+    (folder / CONFIG_NAME).write_text(json.dumps(sealed | fields))
+    shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+    try:
+        model = attach_guardrail(base_model("llama"), folder)
+    except GuardrailError:
+        return
+    ids = torch.randint(2, 90, (3, 7), generator=torch.Generator().manual_seed(1))
+    with record_firings(model) as firings, torch.no_grad():
+        model(input_ids=ids)
+    assert [firing.row for firing in firings] == [0, 1, 2]
+
+
+# -------------------------------------------------------------------------------------------- what calibration is given
+
+
+ROW = st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=9)
+ODD = st.one_of(
+    JSON,
+    st.binary(max_size=4),
+    st.fixed_dictionaries({"text": JSON}),
+    st.fixed_dictionaries({"input_ids": ROW | st.lists(ROW, max_size=3) | JSON}),
+    st.fixed_dictionaries({"input_ids": st.lists(ROW, max_size=3), "attention_mask": st.lists(ROW, max_size=3) | JSON}),
+)
+DTYPES = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.int16]
+
+
+@QUICK
+@given(st.lists(ODD, max_size=4) | ODD)
+def test_a_corpus_is_read_or_refused(corpus):
+    try:
+        documents = list(read_corpus(corpus, None, "forget", 16))
+    except UnlearnError:
+        return
+    for document in documents:
+        assert all(row and all(isinstance(token, int) for token in row) for row in document.rows)
+
+
+@QUICK
+@given(st.data(), st.integers(0, 4), st.integers(0, 9), st.sampled_from(DTYPES), st.sampled_from(DTYPES))
+def test_a_batch_gives_the_rows_that_its_mask_keeps(data, batch, seq, kind, mask_kind):
+    numbers = st.lists(st.lists(st.integers(0, 1), min_size=seq, max_size=seq), min_size=batch, max_size=batch)
+    ids = torch.tensor(data.draw(numbers)).reshape(batch, seq).to(kind)
+    mask = torch.tensor(data.draw(numbers)).reshape(batch, seq).to(mask_kind)
+    try:
+        rows = [
+            row for d in read_corpus([{"input_ids": ids, "attention_mask": mask}], None, "retain", 16) for row in d.rows
+        ]
+    except UnlearnError:
+        assert kind == torch.float32
+        return
+    assert rows == [ids[i][mask[i].bool()].tolist() for i in range(batch) if mask[i].any()]
+
+
+@QUICK
+@given(
+    st.lists(st.floats(0, 1, width=32), max_size=12),
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12),
+    st.floats(0, 100),
+)
+def test_a_threshold_is_one_of_its_range_whatever_the_statistics(forget, retain, percentile):
+    threshold = percentile_threshold(torch.tensor(retain), percentile)
+    assert min(retain) - 1e-6 <= threshold <= max(retain) + 1e-6
+    rate = fire_rate(torch.tensor(forget), threshold)
+    assert rate["n"] == len(forget)
+    assert 0 <= rate["low"] <= rate["high"] <= 1
+
+
+@QUICK
+@given(
+    st.data(),
+    st.integers(1, 12),
+    st.sampled_from(CHOICES["statistic"]),
+    st.sampled_from(CHOICES["gate_scope"]),
+    st.integers(1, 6),
+    st.floats(0, 0.9),
+)
+def test_a_row_is_judged_alike_whole_and_in_pieces(data, seq, statistic, scope, size, threshold):
+    """The gate over a row at once, and token by token from a carried state, whatever is padding and what is hot."""
+    flags = st.lists(st.booleans(), min_size=seq, max_size=seq)
+    counted = torch.tensor([data.draw(flags)])
+    hot = torch.tensor([data.draw(flags)]) & counted
+    config = SAEGuardrailConfig(
+        num_features=1,
+        statistic=statistic,
+        gate_scope=scope,
+        threshold=threshold,
+        min_tokens=min(size, 4),
+        window=size + 3,
+    )
+    value = float(row_statistic(hot, counted, config))
+    whole = decide(hot, counted, config)
+    assert bool(whole.fire[0, -1]) == (value > torch.tensor(threshold))
+    assert value == value
+    if statistic == "window":
+        return  # needs the series of earlier tokens, which the cache keeps
+    state, fired = None, []
+    for t in range(seq):
+        step = decide(hot[:, t : t + 1], counted[:, t : t + 1], config, state)
+        state = step.state[:, -1]
+        fired.append(bool(step.fire[0, 0]))
+    if scope == "prefix":
+        assert fired == whole.fire[0].tolist()
+
+
+@FEW
+@given(
+    st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8), min_size=1, max_size=4),
+    st.sampled_from(["left", "right"]),
+    st.sampled_from([torch.int64, torch.bool, torch.float32]),
+)
+def test_any_batch_is_guarded_row_by_row(rows, side, dtype):
+    """Lengths, masks of any dtype, rows of padding and special tokens alone: each row is judged, as it is alone."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), PAD)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = torch.tensor(row), 1
+    model = MODELS.setdefault("guarded", guarded("llama"))
+    with record_firings(model) as firings, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask.to(dtype))
+    alone = []
+    for row in rows:
+        with record_firings(model) as one, torch.no_grad():
+            model(input_ids=torch.tensor([row]))
+        alone += [(f.hot_tokens, f.tokens, f.fired) for f in one]
+    assert [(f.hot_tokens, f.tokens, f.fired) for f in firings] == alone
+
+
+MODELS: dict = {}
