@@ -95,11 +95,16 @@ def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int) ->
 
 
 def _rows_of_batch(batch: Mapping[str, Any], name: str) -> Iterator[list[int]]:
-    ids = torch.as_tensor(batch["input_ids"])
-    ids = ids[None] if ids.ndim == 1 else ids
-    mask = torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids))).bool()
-    mask = mask[None] if mask.ndim == 1 else mask
-    if ids.ndim != 2 or mask.shape != ids.shape or ids.is_floating_point():
+    try:
+        ids = torch.as_tensor(batch["input_ids"])
+        ids = ids[None] if ids.ndim == 1 else ids
+        mask = torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids))).bool()
+        mask = mask[None] if mask.ndim == 1 else mask
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # what torch raises for what is no tensor
+        raise UnlearnError(
+            f"The {name} corpus holds a batch whose input_ids or attention_mask is no tensor of whole numbers: {error}"
+        ) from error
+    if ids.ndim != 2 or mask.shape != ids.shape or ids.is_floating_point() or ids.is_complex():
         raise UnlearnError(
             f"The {name} corpus holds a batch with input_ids {tuple(ids.shape)} ({ids.dtype}) and attention_mask "
             f"{tuple(mask.shape)}; expected whole numbers [batch, seq] twice."

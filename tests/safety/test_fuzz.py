@@ -192,7 +192,7 @@ def test_a_damaged_sae_is_refused_or_what_its_file_says(write, name, damage, tmp
             assert all(torch.equal(a, b) for a, b in zip(weights, sound.parameters(), strict=True) if a.ndim == 2)
         elif name.endswith(".safetensors"):
             assert honest(path) is not None
-    assert refused > 0
+    assert refused > 0 or damage is grown  # a zip archive may be followed by something
 
 
 def test_a_header_of_any_length_is_refused_at_once(sound, tmp_path):
