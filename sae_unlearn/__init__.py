@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail import (
     Firing,
+    ForgetSet,
     GuardrailError,
     GuardrailNotReady,
     GuardrailStatus,
@@ -14,7 +15,10 @@ from sae_unlearn.guardrail import (
     detach_guardrail,
     fit_guardrail,
     guardrail_status,
+    list_guardrails,
     record_firings,
+    set_action,
+    use_guardrails,
 )
 from sae_unlearn.sae import SAEFormatError, SAESlice, SparseAutoencoder
 from sae_unlearn.version import __version__
@@ -36,6 +40,7 @@ __all__ = [
     "Entity",
     "EntitySet",
     "Firing",
+    "ForgetSet",
     "GuardrailError",
     "GuardrailNotReady",
     "GuardrailStatus",
@@ -53,7 +58,10 @@ __all__ = [
     "fit_guardrail",
     "guardrail_status",
     "label_entities",
+    "list_guardrails",
     "record_firings",
+    "set_action",
+    "use_guardrails",
 ]
 
 # Imported when they are first asked for: they bring in `Trainer`, which whoever runs a guarded model has no use for.

@@ -16,6 +16,7 @@ from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import SAEGuardrailModel
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
+from sae_unlearn.guardrail.sets import ForgetSet, list_guardrails, set_action, use_guardrails
 from sae_unlearn.guardrail.status import GuardrailState, GuardrailStatus, guardrail_status
 
 
@@ -24,6 +25,7 @@ if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
 
 __all__ = [
     "Firing",
+    "ForgetSet",
     "GuardedModel",
     "GuardrailError",
     "GuardrailNotReady",
@@ -36,5 +38,8 @@ __all__ = [
     "detach_guardrail",
     "fit_guardrail",
     "guardrail_status",
+    "list_guardrails",
     "record_firings",
+    "set_action",
+    "use_guardrails",
 ]

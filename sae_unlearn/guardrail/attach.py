@@ -98,6 +98,7 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
     if not layers:
         raise GuardrailError(f"There is no guardrail{f' {adapter_name!r}' if adapter_name else ''} on the model.")
     bare = bare_model(model)
+    active = _active_guards(model)
     configs = getattr(model, "peft_config", None) or getattr(bare, "peft_config", {})
     for decoder_layer in find_decoder_layers(bare).layers:
         layer = getattr(decoder_layer, CHILD, None)
@@ -113,7 +114,7 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
     remove_call_hooks(bare)
     if configs:
         if isinstance(model, PeftModel) and isinstance(model.base_model, SAEGuardrailModel):
-            _activate(model, list(configs))
+            _activate(model, [name for name in active if name in configs])
         return model
     if hasattr(bare, "peft_config"):
         del bare.peft_config
@@ -253,6 +254,8 @@ def free_name(model: nn.Module, wanted: str | None) -> str:
 
 def _activate(model: PeftModel, names: list[str]) -> None:
     model.base_model.set_adapter(names, inference_mode=True)
+    if model.active_adapter not in model.peft_config:  # PEFT reads the config of this one at every call
+        model.active_adapter = next(iter(model.peft_config))
 
 
 def _write(layer: SAEGuardrailLayer, name: str, tensors: dict[str, Any]) -> None:

@@ -133,6 +133,8 @@ def _action(config: SAEGuardrailConfig) -> str:
     return {
         "clamp": "features of a sequence that fired are clamped",
         "record": "none; what fired is only recorded, and the text passes as it is",
+        "refuse": f'a sequence that fired is answered with "{as_plain_text(config.refusal or "a message")}"; before '
+        "the head, and at positions that nobody generates at, its features are clamped",
     }[config.action]
 
 

@@ -19,13 +19,14 @@ FORMAT_VERSION = 1
 # Counts are held in float32, which is exact up to here. Token ids stay far below: memory is asked for by the largest.
 LARGEST_COUNT = 2**24
 LARGEST_ID = 2**31 - 1
+LONGEST_REFUSAL = 512
 
 CHOICES = {
     "statistic": ("ratio", "window", "cusum"),
     "gate_scope": ("sequence", "prefix"),
     "clamp_mode": ("fired", "all"),
     "clamp_unit": ("feature", "residual", "absolute"),
-    "action": ("clamp", "record"),
+    "action": ("clamp", "record", "refuse"),
     "counting": ("content", "columns"),
 }
 
@@ -88,7 +89,17 @@ class SAEGuardrailConfig(PeftConfig):
         },
     )
     clamp_scale: float | None = field(default=None, metadata={"help": "The dose in `clamp_unit`s (>= 0)."})
-    action: str = field(default="clamp", metadata={"help": "'clamp' edits fired sequences, 'record' only reports."})
+    action: str = field(
+        default="clamp",
+        metadata={
+            "help": "What happens to a sequence that fired. 'clamp' edits it, 'record' only reports, 'refuse' edits it "
+            "and answers with `refusal_ids`."
+        },
+    )
+    refusal: str | None = field(default=None, metadata={"help": "The message of action='refuse', for people."})
+    refusal_ids: list[int] | None = field(
+        default=None, metadata={"help": "Its token ids; the last one ends the sequence."}
+    )
     counting: str = field(
         default="content",
         metadata={
@@ -219,6 +230,18 @@ class SAEGuardrailConfig(PeftConfig):
                 raise GuardrailError(f"special_token_ids={self.special_token_ids!r} must be a list of token ids.")
             ids = {_check_integer("special_token_ids", i, 0, LARGEST_COUNT) for i in self.special_token_ids}
             self.special_token_ids = sorted(ids)
+        self.check_refusal()
+
+    def check_refusal(self) -> None:
+        """Raise unless the fields of action="refuse" fit together."""
+        if self.refusal_ids is not None:
+            if not isinstance(self.refusal_ids, (list, tuple)) or not 0 < len(self.refusal_ids) <= LONGEST_REFUSAL:
+                raise GuardrailError(f"refusal_ids must be a list of 1 to {LONGEST_REFUSAL} token ids.")
+            self.refusal_ids = [_check_integer("refusal_ids", i, 0, LARGEST_COUNT) for i in self.refusal_ids]
+        if self.action == "refuse" and not self.refusal_ids:
+            raise GuardrailError("action='refuse' needs `refusal_ids`, the message that is answered; see `set_action`.")
+        if self.action == "refuse" and not self.sticky:
+            raise GuardrailError("action='refuse' needs sticky=True; else a refusal may end in the middle.")
 
     def _check_strings(self) -> None:
         if isinstance(self.target_modules, str):
@@ -228,7 +251,7 @@ class SAEGuardrailConfig(PeftConfig):
             for name in self.target_modules:
                 if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
                     raise GuardrailError(f"target_modules holds {name!r}, which is no module name; leave it out.")
-        for name in ("base_model_name_or_path", "revision", "sae_unlearn_version"):
+        for name in ("base_model_name_or_path", "revision", "sae_unlearn_version", "refusal"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise GuardrailError(f"{name}={value!r} must be a text or None.")

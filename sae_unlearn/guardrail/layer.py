@@ -34,6 +34,7 @@ from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of
 from sae_unlearn.guardrail.history import find_cache, history_of
+from sae_unlearn.guardrail.refusal import note_refusal
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
@@ -186,6 +187,9 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         decision = self._decide(name, hits, counted, inputs, cache)
         if config.action == "record":
             return None
+        if config.action == "refuse":
+            known = (self.num_layers, self.max_positions, not torch.compiler.is_compiling())
+            note_refusal(name, config, decision, kept, inputs, cache, known)
         active = activations != 0
         where = (decision.fire & (hits != 0))[..., None]
         where = where & active if config.clamp_mode == "fired" else where.expand_as(active)

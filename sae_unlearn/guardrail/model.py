@@ -15,6 +15,7 @@ from sae_unlearn.guardrail.fingerprint import differences
 from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, hooks_of, remove_hooks
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.peft_type import METHOD
+from sae_unlearn.guardrail.refusal import RefusalHooks
 
 
 MODEL_TAGS = ["sae-guardrail", "unlearning"]
@@ -99,6 +100,7 @@ class SAEGuardrailModel(BaseTuner):
         place = find_decoder_layers(self.model)
         if hooks_of(self.model, ModelHooks) is None:
             ModelHooks().install(self.model)
+            RefusalHooks().install(self.model)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:
             hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2])
@@ -138,4 +140,5 @@ def remove_call_hooks(model: nn.Module) -> None:
         hooks.guards = {index: guard for index, guard in hooks.guards.items() if any(guard is g for g in left)}
     if not left:
         remove_hooks(model, ModelHooks)
+        remove_hooks(model, RefusalHooks)
         remove_hooks(backbone, BackboneHooks)

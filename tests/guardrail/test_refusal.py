@@ -1,0 +1,291 @@
+"""action="refuse": a row that fired is answered with the owner's message, whatever way it is generated."""
+
+import threading
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_topic import tiny_tokenizer
+from transformers import TextIteratorStreamer
+from zoo import EOS, base_model, guarded, padded, plant, planted_config, token_ids
+
+from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, record_firings, set_action
+from sae_unlearn.guardrail.model import guard_layers
+
+
+MESSAGE = [40, 41, 40, 42, EOS]
+IDS = token_ids(12, 10)
+
+
+def refusing(name="llama", message=MESSAGE, **fields):
+    settings = {"action": "refuse", "refusal": "w40 w41 w40 w42", "refusal_ids": message} | fields
+    model = guarded(name, **settings).eval()
+    if "threshold" not in fields:  # half of the rows fire, in every architecture
+        with record_firings(model) as firings, torch.no_grad():
+            model(input_ids=IDS)
+        model.peft_config["default"].threshold = sorted(f.statistic for f in firings)[len(IDS) // 2]
+    return model
+
+
+def fired_rows(model, ids=IDS, **inputs):
+    with record_firings(model) as firings, torch.no_grad():
+        model(input_ids=ids, **inputs)
+    return torch.tensor([f.fired for f in firings])
+
+
+def generate(model, ids=IDS, **settings):
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": EOS, "pad_token_id": 0} | settings
+    return model.generate(input_ids=ids, **settings)[:, ids.shape[1] :]
+
+
+def told(row):
+    row = row.tolist()
+    return row[: row.index(EOS) + 1] if EOS in row else row
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "falcon_h1", "mamba"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_row_that_fires_gets_the_message_and_then_the_end_and_others_go_on(name, use_cache):
+    model = refusing(name)
+    fired = fired_rows(model)
+    assert fired.any()
+    assert not fired.all()
+    plain = generate(base_model(name), use_cache=use_cache)
+    found = generate(model, use_cache=use_cache)
+    for row in range(len(IDS)):
+        if fired[row]:
+            assert told(found[row]) == MESSAGE
+            assert found[row, len(MESSAGE) :].eq(0).all()
+    late = torch.tensor([MESSAGE[0] in row.tolist() for row in found])
+    going_on = ~fired & ~late
+    assert going_on.any()
+    assert torch.equal(found[going_on], plain[going_on])
+
+
+def test_a_row_s_answer_does_not_depend_on_its_batch_or_its_padding():
+    model = refusing()
+    rows = [row[: 6 + i % 5] for i, row in enumerate(IDS)]
+    batch = padded(rows)
+    together = generate(model, batch["input_ids"], attention_mask=batch["attention_mask"])
+    for row, answer in zip(rows, together, strict=True):
+        assert told(generate(model, row[None])[0]) == told(answer)
+
+
+def test_a_row_that_fires_while_it_is_generated_gets_the_message_from_there():
+    model = refusing(threshold=0.55)
+    with record_firings(model) as firings:
+        found = generate(model, max_new_tokens=24)
+    late = [f for f in firings if f.fired and f.at_token > IDS.shape[1]]
+    assert late, "some row should fire late"
+    for firing in late:
+        row = told(found[firing.row])
+        assert row[-len(MESSAGE) :] == MESSAGE
+        assert len(row) == firing.at_token - IDS.shape[1] + len(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 1.5, "top_k": 5},
+        {"num_beams": 3},
+        {"num_beams": 2, "do_sample": True},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"repetition_penalty": 1.8},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"prefill_chunk_size": 4},
+    ],
+    ids=lambda s: "-".join(s),
+)
+def test_every_way_of_generating_tells_the_message(settings):
+    model = refusing()
+    fired = fired_rows(model)
+    repeats = settings.get("num_return_sequences", 1)
+    found = generate(model, **settings)
+    for row in fired.repeat_interleave(repeats).nonzero().flatten():
+        assert told(found[row]) == MESSAGE
+
+
+def test_drafts_of_an_assistant_do_not_get_past_it():
+    model = refusing()
+    fired = fired_rows(model)
+    for row in range(len(IDS)):
+        found = generate(model, IDS[row : row + 1], assistant_model=base_model("llama"))[0]
+        if fired[row]:
+            assert told(found) == MESSAGE
+        else:
+            assert told(found) == told(generate(model, IDS[row : row + 1])[0])
+
+
+def test_where_the_end_is_forbidden_the_message_begins_again():
+    model = refusing()
+    found = generate(model, min_new_tokens=8)
+    for row in fired_rows(model).nonzero().flatten():
+        assert found[row].tolist() == MESSAGE[:-1] * 2
+
+
+def test_a_second_turn_is_refused_anew():
+    model = refusing()
+    row = fired_rows(model).nonzero()[0]
+    first = model.generate(input_ids=IDS[row], max_new_tokens=8, eos_token_id=EOS, return_dict_in_generate=True)
+    again = torch.cat([first.sequences, token_ids(1, 5, seed=3)], dim=1)
+    second = model.generate(
+        input_ids=again, past_key_values=first.past_key_values, max_new_tokens=8, eos_token_id=EOS, pad_token_id=0
+    )
+    assert told(second[0, again.shape[1] :]) == MESSAGE
+
+
+def test_a_message_that_goes_on_from_the_prompt_is_still_ended():
+    model = refusing(message=[40, 40, 40, EOS])
+    for end in ([40], [40, 40], [40, 40, 40]):
+        ids = IDS.clone()
+        ids[:, -len(end) :] = torch.tensor(end)
+        fired, found = fired_rows(model, ids), generate(model, ids)
+        for row in fired.nonzero().flatten():
+            assert set(told(found[row])) <= {40, EOS}
+            assert EOS in found[row].tolist()
+
+
+def test_embeddings_in_place_of_tokens_are_refused_too():
+    model = refusing(special_token_ids=None)
+    embedded = model.get_input_embeddings()(IDS)
+    with record_firings(model) as firings:
+        found = model.generate(
+            inputs_embeds=embedded, max_new_tokens=8, do_sample=False, eos_token_id=EOS, pad_token_id=0
+        )
+    early = [f.row for f in firings if f.fired and f.at_token == IDS.shape[1]]
+    assert early
+    assert all(told(found[row]) == MESSAGE for row in early)
+
+
+# ------------------------------------------------------------------------------------------------ a plain forward pass
+
+
+def test_a_plain_forward_pass_gives_the_message_at_its_end_and_clamped_logits_before():
+    model, clamping = refusing(), refusing(action="clamp")
+    fired = fired_rows(model)
+    with torch.no_grad():
+        found, clamped, plain = (m(input_ids=IDS).logits for m in (model, clamping, base_model("llama")))
+    assert found[fired, -1].argmax(-1).eq(MESSAGE[0]).all()
+    assert found.isfinite().all()
+    assert torch.equal(found[:, :-1], clamped[:, :-1])
+    assert torch.equal(found[~fired], plain[~fired])
+
+
+def test_the_backbone_alone_and_a_tuple_are_clamped():
+    model, clamping, plain = refusing(), refusing(action="clamp"), base_model("llama")
+    with torch.no_grad():
+        states = [m.get_base_model().model(IDS)[0] for m in (model, clamping)]
+        assert torch.equal(*states)
+        assert not torch.equal(states[0], plain.model(IDS)[0])
+        tuples = [m(input_ids=IDS, return_dict=False)[0] for m in (model, clamping)]
+        assert torch.equal(*tuples)
+        again = model(input_ids=IDS).logits
+    assert again[fired_rows(model), -1].argmax(-1).eq(MESSAGE[0]).all()
+
+
+def test_a_message_beyond_the_vocabulary_stops_the_call():
+    model = refusing(message=[500, EOS], threshold=0.4)
+    with pytest.raises(GuardrailNotReady, match="token 500"):
+        generate(model)
+
+
+# ------------------------------------------------------------------------------------------------------------ streaming
+
+
+@pytest.mark.parametrize("action", ["refuse", "clamp"])
+def test_what_is_streamed_is_what_is_generated(action):
+    model, tokenizer = refusing(action=action), tiny_tokenizer()
+    fired = fired_rows(model)
+    for row in range(len(IDS)):
+        ids = IDS[row : row + 1]
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+        settings = {"input_ids": ids, "streamer": streamer, "max_new_tokens": 8, "do_sample": False}
+        settings |= {"eos_token_id": EOS, "pad_token_id": 0}
+        work = threading.Thread(target=model.generate, kwargs=settings)
+        work.start()
+        text = "".join(streamer)
+        work.join()
+        assert text == tokenizer.decode(generate(model, ids)[0], skip_special_tokens=True)
+        if action == "refuse" and fired[row]:
+            assert text == "w40 w41 w40 w42"
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_it_is_saved_and_attached_with_its_message(tmp_path):
+    model = refusing()
+    model.save_pretrained(tmp_path)
+    again = attach_guardrail(base_model("llama"), tmp_path)
+    assert again.peft_config["default"].refusal == "w40 w41 w40 w42"
+    assert torch.equal(generate(again), generate(model))
+
+
+def test_two_that_refuse_give_the_message_of_the_first_layer():
+    model = refusing(threshold=0.0)
+    model.add_adapter("second", planted_config(layer=2, threshold=0.0, action="refuse", refusal_ids=[95, EOS]))
+    plant(model, "second", seed=1)
+    for layer in guard_layers(model):
+        layer.set_adapter(["default", "second"])
+    assert {tuple(told(row)) for row in generate(model)} == {tuple(MESSAGE)}
+    model.set_adapter("second")
+    assert {tuple(told(row)) for row in generate(model)} == {(95, EOS)}
+
+
+def test_the_action_of_a_set_can_be_changed_by_name(tmp_path):
+    model, tokenizer = refusing(action="clamp", message=None), tiny_tokenizer()
+    clamped = generate(model)
+    fired = fired_rows(model)
+    set_action(model, "default", "refuse", message="w7 w8", tokenizer=tokenizer)
+    found = generate(model)
+    assert all(told(found[row]) == [7, 8, EOS] for row in fired.nonzero().flatten())
+    set_action(model, "default", "record")
+    assert torch.equal(generate(model), generate(base_model("llama")))
+    set_action(model, "default", "clamp")
+    assert torch.equal(generate(model), clamped)
+    set_action(model, "default", "refuse")
+    assert torch.equal(generate(model), found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("other", "clamp", {}), "no guardrail 'other'.*'default'"),
+        (("default", "forget", {}), "action='forget' is not one of 'clamp', 'record', 'refuse'"),
+        (("default", "refuse", {}), "needs `refusal_ids`"),
+        (("default", "refuse", {"message": "w7"}), "needs a tokenizer"),
+        (("default", "refuse", {"message": " ", "tokenizer": tiny_tokenizer()}), "has no tokens"),
+    ],
+)
+def test_an_action_that_cannot_be_set_is_refused_and_nothing_changes(arguments, message):
+    model = refusing(action="clamp", message=None)
+    before = generate(model)
+    name, action, options = arguments
+    with pytest.raises(GuardrailError, match=message):
+        set_action(model, name, action, **options)
+    assert model.peft_config["default"].action == "clamp"
+    assert torch.equal(generate(model), before)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"refusal_ids": None}, "needs `refusal_ids`"),
+        ({"refusal_ids": []}, "1 to 512 token ids"),
+        ({"refusal_ids": [1] * 600}, "1 to 512 token ids"),
+        ({"refusal_ids": ["w"]}, "refusal_ids"),
+        ({"refusal": 5, "refusal_ids": [5]}, "must be a text"),
+        ({"sticky": False, "refusal_ids": [5]}, "sticky=True"),
+    ],
+)
+def test_a_config_that_cannot_refuse_is_refused(fields, message):
+    with pytest.raises(GuardrailError, match=message):
+        planted_config(action="refuse", **fields)
+
+
+def test_taken_off_it_leaves_no_hook():
+    model = get_peft_model(base_model("llama"), planted_config(action="refuse", refusal_ids=MESSAGE))
+    plant(model)
+    base = model.unload()
+    assert not base._forward_hooks
+    assert not base._forward_pre_hooks
