@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "num_features": 20,
     "statistic": "ratio",
     "gate_scope": "sequence",
-    "clamp_unit": "feature",
+    "clamp_unit": "residual",
     "max_length": 512,
     "batch_size": 8,
     "text_column": "text",
@@ -46,11 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=int, help="0-based layer whose output is guarded (default: the SAE's)")
     add("--num-features", type=int, help="how many features are guarded" + _default("num_features"))
     add("--ratio-percentile", type=float, help="of forget/retain ratios, to be chosen (default 99, faithful 95)")
-    add("--threshold-percentile", type=float, help="of the retain rows (default 99, faithful 95)")
+    add("--threshold-percentile", type=float, help="of the retain rows (default 97.5, faithful 95)")
+    add("--margin", type=float, help="from there towards the forget rows' lower quartile (default 0.5, faithful 0)")
     add("--features", type=_features, metavar="ID,ID,...", help="feature ids, instead of choosing them")
     add("--threshold", type=float, help="threshold of the gate, instead of measuring it")
     add("--clamp-unit", choices=("feature", "residual", "absolute"), help="unit of the dose" + _default("clamp_unit"))
-    add("--clamp-scale", type=float, help="dose in that unit (default 16 features)")
+    add("--clamp-scale", type=float, help="dose in that unit (default 0.5 residual norms)")
     add("--clamp-value", type=float, help="the paper's absolute dose, such as -500")
     add("--statistic", choices=("ratio", "window", "cusum"), help="what the gate watches" + _default("statistic"))
     add("--gate-scope", choices=("sequence", "prefix"), help="what a decision holds for" + _default("gate_scope"))
@@ -80,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     retain = read_texts(args.retain, column, args.retain_split) if args.retain else None
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision)
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
-    names = (*DEFAULTS, "ratio_percentile", "threshold_percentile", "layer", "features", "threshold", "clamp_scale")
-    names += ("clamp_value", "preset", "chat_template", "store_probe")
+    names = (*DEFAULTS, "ratio_percentile", "threshold_percentile", "margin", "layer", "features", "threshold")
+    names += ("clamp_scale", "clamp_value", "preset", "chat_template", "store_probe")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, progress=args.progress, **options)
     guarded.save_pretrained(output)

@@ -112,10 +112,10 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
         "",
         f"  guardrail   {config.num_features} features after layer {config.layer}, chosen on "
         f"{corpora['forget']['selection_rows']} + {corpora['retain']['selection_rows']} paragraphs",
-        f"  gate        fires above {config.threshold:.3f}, {calibration['threshold_percentile']:g}th percentile of "
-        f"{corpora['retain']['threshold_rows']} other paragraphs",
-        f"  dose        {config.clamp_scale:g} times each feature's mean active value, the other way",
-        f"  edit        {calibration['edit_to_residual']:.3f} of the residual stream's norm, at tokens that are edited",
+        f"  gate        fires above {config.threshold:.3f}, between the {calibration['threshold_percentile']:g}th "
+        f"percentile of {corpora['retain']['threshold_rows']} other paragraphs and the lower quartile of "
+        f"{corpora['forget']['threshold_rows']} of the topic",
+        f"  dose        edits of {calibration['edit_to_residual']:.3f} of the residual stream's norm, where made",
     ]
     for warning in calibration.get("warnings", []):
         first, *rest = textwrap.wrap(printable(warning), 100)

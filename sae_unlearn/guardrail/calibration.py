@@ -17,8 +17,18 @@ _KEPT_VALUES = 512  # row statistics kept in the artefact, for its picture
 
 
 def percentile_threshold(retain: Tensor, percentile: float) -> float:
-    """`tau`: the percentile of the retain rows' statistics, linearly interpolated (as numpy's default)."""
+    """The percentile of the rows' statistics, linearly interpolated (as numpy's default); the paper's `tau`."""
     return float(torch.quantile(retain.double(), percentile / 100))
+
+
+def between(low: float, forget: Tensor, margin: float) -> float:
+    """The threshold moved from `low` towards the lower quartile of the forget rows' statistics, if that is higher:
+
+        tau = low + margin * max(0, quartile(forget) - low)
+
+    Where the topic stands well above other text, this keeps away from both; where it does not, `low` is kept.
+    """
+    return low + margin * max(0.0, percentile_threshold(forget, 25.0) - low) if len(forget) else low
 
 
 def conformal_threshold(retain: Tensor, alpha: float) -> float | None:
@@ -61,18 +71,24 @@ def check_threshold(threshold: float, config: SAEGuardrailConfig, percentile: fl
 
 
 def report(
-    config: SAEGuardrailConfig, calibrated_on: Tensor, forget: Tensor, retain: Tensor, percentile: float | None
+    config: SAEGuardrailConfig,
+    calibrated_on: Tensor,
+    forget: Tensor,
+    retain: Tensor,
+    percentile: float | None,
+    margin: float | None = None,
 ) -> dict[str, Any]:
     """What the gate does, as plain data for the artefact and its card.
 
     Args:
         calibrated_on: statistics of the retain rows that set the threshold, `[n]`.
         forget, retain: statistics of the rows held out from selection and threshold.
-        percentile: the percentile asked for; None if the threshold was given.
+        percentile, margin: those asked for; None if the threshold was given.
     """
     found: dict[str, Any] = {
         "threshold": config.threshold,
         "threshold_percentile": percentile,
+        "threshold_margin": margin,
         "fire_rate_forget": fire_rate(forget, config.threshold),
         "fire_rate_retain": fire_rate(retain, config.threshold),
         "auroc": _auroc(forget, retain),

@@ -143,8 +143,9 @@ def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
     measured = f"; the edit's typical norm is {size} times the median residual norm" if size != "-" else ""
     if config.clamp_unit == "absolute":
         return f"features are set to {config.clamp_value}{measured}"
-    unit = {"feature": "times their mean active value", "residual": "residual norms"}[config.clamp_unit]
-    return f"features are set to minus {config.clamp_scale} {unit}{measured}"
+    if config.clamp_unit == "residual":
+        return f"features are set so that the edit has {config.clamp_scale} of the residual norm{measured}"
+    return f"features are set to minus {config.clamp_scale} times their mean active value{measured}"
 
 
 def _fit(calibration: dict[str, Any]) -> str:

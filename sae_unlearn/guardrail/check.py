@@ -189,7 +189,7 @@ def _fires(statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
 def _stays_quiet(statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
     found = fire_rate(statistics, config.threshold)
     expected = _expected_false_rate(config)
-    sentence = f"The gate fires on {_rate(found)} of the other text; {expected:.0%} were asked for"
+    sentence = f"The gate fires on {_rate(found)} of the other text; {expected:.2%} at most were asked for"
     if found["low"] <= expected:
         return Finding("quiet", "ok", f"{sentence}.")
     status: Status = "problem" if found["rate"] >= MANY_FALSE_FIRES else "warning"

@@ -78,7 +78,12 @@ def clamp_values(
         return (-scale * mean_active).float()
     p, q, r = moments.coefficients(mean_active)
     target = (scale * residual_norm) ** 2
-    if p <= 0 or r > target:
+    if p <= 0:
+        raise GuardrailError(
+            "The chosen features are active on no token of the forget rows put aside, so an edit of "
+            f"{scale} residual norms cannot be measured; give more forget text, or an absolute dose: clamp_value."
+        )
+    if r > target:
         raise GuardrailError(
             f"clamp_scale={scale} residual norms is less than what setting the features to 0 takes away already "
             f"({max(r, 0.0) ** 0.5 / residual_norm:.3g}); raise it."

@@ -3,7 +3,7 @@
 Every row of the corpora is run through the model once, up to the guarded layer:
 
 1. selection rows: sums of activations, scores, the N features (see `selection`);
-2. retain rows put aside: their statistic under the gate, and the threshold (see `calibration`);
+2. rows put aside of both: their statistic under the gate, and the threshold (see `calibration`);
 3. report rows, seen by neither: what the gate does to text it was not fitted on.
 
 The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
@@ -25,6 +25,7 @@ from sae_unlearn.guardrail.artefact import Artefact
 from sae_unlearn.guardrail.attach import bare_model, free_name, place_guardrail, tensors_of
 from sae_unlearn.guardrail.calibration import (
     MIN_THRESHOLD_ROWS,
+    between,
     check_threshold,
     percentile_threshold,
     report,
@@ -49,9 +50,11 @@ from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
-DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.4, "absolute": 500.0}
+DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
+LEAST_ABLATIONS = 2.0  # the usual dose is at least so many times what setting the features to 0 takes away
 DEFAULT_RATIO_PERCENTILE = 99.0
-DEFAULT_THRESHOLD_PERCENTILE = 99.0
+DEFAULT_THRESHOLD_PERCENTILE = 97.5
+DEFAULT_MARGIN = 0.5
 DEFAULT_MIN_TOKENS = 8
 PUBLISHED_CLAMP_VALUE = -500.0
 PUBLISHED_RATIO_PERCENTILE = 95.0
@@ -70,10 +73,11 @@ def fit_guardrail(
     num_features: int = 20,
     ratio_percentile: float | None = None,
     threshold_percentile: float | None = None,
+    margin: float | None = None,
     features: list[int] | None = None,
     threshold: float | None = None,
     clamp_scale: float | None = None,
-    clamp_unit: str = "feature",
+    clamp_unit: str = "residual",
     clamp_value: float | None = None,
     clamp_mode: str = "fired",
     importance: str = "mean_squared",
@@ -110,16 +114,17 @@ def fit_guardrail(
         ratio_percentile: features below this percentile of the forget/retain ratio are left out; default 99.0 (95.0
             for the faithful preset, as published). Of a narrow SAE, 95 lets features pass that are active on most
             text, and the gate cannot tell the topic (measured in `benchmarks/default_preset.py`).
-        threshold_percentile: the threshold is this percentile of the statistic over retain rows put aside; default 99.0
-            (95.0 for the faithful preset, as published). A row of other text on which the gate fires by mistake loses
-            several nats, so 5 % of such rows cost other text over 0.1 nats on average; a larger dose buys back what
-            the higher threshold loses on the topic (measured in `benchmarks/default_preset.py`). With fewer than 400
-            retain documents it is close to the largest statistic, so that one odd row may spoil the gate: see the
-            warnings and the curve in `calibration`, and lower it where the gate misses the topic.
+        threshold_percentile: the threshold is at least this percentile of the statistic over retain rows put aside;
+            default 97.5 (95.0 for the faithful preset, as published). Higher ones lie close to the largest statistic of
+            a usual corpus, where one odd row may spoil the gate: see the warnings and the curve in `calibration`.
+        margin: how far the threshold is moved from there towards the lower quartile of forget rows put aside, where
+            that is higher; 0 <= margin < 1, default 0.5: half way (0.0 for the faithful preset). A topic that stands
+            well above other text needs no threshold that just clears the latter.
         features: feature ids, instead of selecting them (zero-shot).
         threshold: the threshold, instead of calibrating it.
-        clamp_scale: the dose in `clamp_unit`s; default 16.0 of "feature", chosen in `benchmarks/default_preset.py`, 0.4
-            of "residual", which is about the same there, and the published 500.0 of "absolute".
+        clamp_scale: the dose in `clamp_unit`s; default 0.5 of "residual": the edit is half of the residual
+            stream's norm, whatever the topic and the SAE, and at least twice what setting the features to 0 takes
+            away. 16.0 of "feature", and the published 500.0 of "absolute".
         clamp_unit: "feature", "residual" or "absolute"; see `SAEGuardrailConfig`.
         clamp_value: the paper's absolute dose, e.g. -500.0; the same as clamp_unit="absolute", clamp_scale=500.
         clamp_mode: "fired" or "all" features are clamped at a hot token.
@@ -131,7 +136,8 @@ def fit_guardrail(
         text_column: column of datasets and mappings that holds the text.
         max_length: longer documents are cut into rows of at most this many tokens.
         batch_size: rows per forward pass; the result does not depend on it, up to rounding.
-        max_held_out: documents at most that are put aside for the threshold, and for the report; bounds memory.
+        max_held_out: documents of each corpus at most that are put aside for the threshold, and for the report; bounds
+            memory.
         store_probe: keep the token ids of two forget and two retain rows in the artefact, for `sae-unlearn check`.
             Off by default, since it publishes that much of your text.
         progress: show progress bars.
@@ -154,12 +160,19 @@ def fit_guardrail(
         if clamp_scale is not None:
             raise GuardrailError(f"clamp_value={clamp_value} and clamp_scale={clamp_scale}: give one of the two.")
         clamp_unit, clamp_scale = "absolute", -clamp_value
+    usual_dose = clamp_scale is None
     if clamp_scale is None:
         clamp_scale = DEFAULT_CLAMP_SCALES.get(clamp_unit, 0.0)  # an unknown unit is refused by the config
     if ratio_percentile is None:
         ratio_percentile = PUBLISHED_RATIO_PERCENTILE if faithful else DEFAULT_RATIO_PERCENTILE
     if threshold_percentile is None:
         threshold_percentile = PUBLISHED_THRESHOLD_PERCENTILE if faithful else DEFAULT_THRESHOLD_PERCENTILE
+    if margin is None:
+        margin = 0.0 if faithful else DEFAULT_MARGIN
+    if not 0 <= margin < 1:
+        raise GuardrailError(
+            f"margin={margin} must be at least 0 and less than 1, where the gate would miss the topic."
+        )
     for name, value in (("ratio_percentile", ratio_percentile), ("threshold_percentile", threshold_percentile)):
         if not 0 <= value <= 100:
             raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
@@ -201,8 +214,8 @@ def fit_guardrail(
     fit.read("forget", forget, tokenizer, read, FORGET_CYCLE, max_held_out)
     fit.read("retain", retain, tokenizer, read, RETAIN_CYCLE, max_held_out)
     fit.choose(num_features, ratio_percentile, importance)
-    fit.calibrate(threshold_percentile)
-    tensors = fit.tensors()
+    fit.calibrate(threshold_percentile, margin)
+    tensors = fit.tensors(usual_dose)
     config.calibration = fit.calibration() | {
         "importance": importance,
         "ratio_percentile": ratio_percentile if features is None else None,
@@ -255,6 +268,7 @@ class _Fit:
         self.outliers = OutlierFilter(float("inf") if faithful else OUTLIER_FACTOR)
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
         self.percentile: float | None = None
+        self.margin: float | None = None
 
     def read(
         self,
@@ -294,8 +308,11 @@ class _Fit:
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
-    def calibrate(self, percentile: float) -> None:
+    def calibrate(self, percentile: float, margin: float) -> None:
         """Set the threshold, if it was not given, and measure the gate on the report rows."""
+        above = torch.zeros(0)
+        if "forget" in self.rows and not self.faithful:
+            above = self._statistics(self.rows["forget"].threshold, "forget: threshold", moments=True)
         if "retain" in self.rows:
             rows = self.rows["retain"].threshold
             if self.config.threshold is None and len(rows) < MIN_THRESHOLD_ROWS:
@@ -307,13 +324,14 @@ class _Fit:
             if self.config.threshold is None:
                 found = percentile_threshold(self.statistics["threshold"], percentile)
                 check_threshold(found, self.config, percentile)
-                self.config.threshold, self.percentile = found, percentile
+                self.config.threshold = between(found, above, margin)
+                self.percentile, self.margin = percentile, margin
             self.statistics["retain"] = self._held_out("retain")
         if "forget" in self.rows:
             self.statistics["forget"] = self._held_out("forget")
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The guardrail's tensors, checked."""
+    def tensors(self, usual_dose: bool) -> dict[str, Tensor]:
+        """The guardrail's tensors, checked. The usual dose is raised where the features are much of the residual."""
         mean_active = None
         if "forget" in self.sums:
             mean_active = self.sums["forget"].mean_active()[self.config.feature_ids]
@@ -323,6 +341,9 @@ class _Fit:
                     f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
                     f"{self.config.clamp_unit!r} is nothing; leave them out, or give clamp_value."
                 )
+        if usual_dose and self.config.clamp_unit == "residual" and self.outliers.median:
+            least = LEAST_ABLATIONS * self.moments.norm(torch.zeros(self.config.num_features)) / self.outliers.median
+            self.config.clamp_scale = max(self.config.clamp_scale, least)
         self.clamp = clamp_values(
             self.config.clamp_unit,
             self.config.clamp_scale,
@@ -363,12 +384,13 @@ class _Fit:
                 self.statistics["forget"],
                 self.statistics["retain"],
                 self.percentile,
+                self.margin,
             )
             found["warnings"] = warnings_of(found)
         return found
 
     def _held_out(self, role: str) -> Tensor:
-        return self._statistics(self.rows[role].report, f"{role}: report", moments=role == "forget")
+        return self._statistics(self.rows[role].report, f"{role}: report", moments=self.faithful and role == "forget")
 
     def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
         values = torch.zeros(len(rows))
@@ -376,7 +398,7 @@ class _Fit:
             reading = read_batch(batch, self.encoder, self.config)
             values[batch.index] = reading.statistics
             if moments:
-                self.moments.add(reading.hot_activations)
+                self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
         return values
 
     def _run(self, rows: Any, title: str, total: int | None):

@@ -30,6 +30,10 @@ class OutlierFilter:
             return []
         return self.flush()
 
+    def usual(self, norms: Tensor) -> Tensor:
+        """Which tokens are no outliers, of norms `[tokens]`: `[tokens]` bool. All, while no token has been seen."""
+        return norms <= (float("inf") if self.median is None else self.factor * self.median)
+
     def flush(self) -> list[tuple[FeatureSums, Tensor]]:
         """What was held back."""
         pending, self._pending = self._pending, []
@@ -38,8 +42,6 @@ class OutlierFilter:
         return [(owner, self._without_outliers(tokens)) for owner, tokens in pending]
 
     def _without_outliers(self, tokens: Tensor) -> Tensor:
-        if self.median is None:  # there was no content token at all
-            return tokens
-        fits = tokens.norm(dim=-1) <= self.factor * self.median
+        fits = self.usual(tokens.norm(dim=-1))
         self.dropped += int((~fits).sum())
         return tokens[fits]

@@ -18,10 +18,12 @@ class Reading(NamedTuple):
     Attributes:
         statistics: `[batch]`, the value that is compared with the threshold.
         hot_activations: `[hot tokens, N]`, activations of the guarded features where one of them is active.
+        hot_norms: `[hot tokens]`, norms of the residual stream there.
     """
 
     statistics: Tensor
     hot_activations: Tensor
+    hot_norms: Tensor
 
 
 def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
@@ -39,4 +41,6 @@ def read_batch(batch: ResidualBatch, encoder: GuardrailEncoder, config: SAEGuard
     else:
         counted = eligible = content_tokens(batch, config)
     hot = (activations > 0).any(dim=-1) & eligible
-    return Reading(row_statistic(hot, counted, config).cpu(), activations[hot])
+    return Reading(
+        row_statistic(hot, counted, config).cpu(), activations[hot], batch.residual[hot].float().norm(dim=-1)
+    )

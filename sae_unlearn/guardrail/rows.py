@@ -7,7 +7,7 @@ from sae_unlearn.backbone.corpus import Document
 
 # Which documents serve for what, by their number modulo the cycle's length. The report's documents are seen neither by
 # the selection of features nor by the threshold.
-FORGET_CYCLE = ("select", "select", "report", "select")
+FORGET_CYCLE = ("select", "threshold", "report", "select")
 RETAIN_CYCLE = ("select", "threshold", "select", "report")
 PUBLISHED_CYCLE = ("all",)
 

@@ -26,10 +26,12 @@ def fitted(tmp_path_factory):
         model,
         tokenizer,
         sae,
-        topic_texts("forget", 40),
+        topic_texts("forget", 60),
         topic_texts("retain", 80),
         ratio_percentile=95.0,
+        threshold_percentile=90.0,
         clamp_scale=5.0,
+        clamp_unit="feature",
         store_probe=True,
         progress=False,
     )

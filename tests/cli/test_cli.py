@@ -185,7 +185,7 @@ def test_show_tells_what_is_in_it(parts, capsys):
     size = sum(
         (parts / "fitted" / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors")
     )
-    for part in ("1 (its output)", "20: ", "jumprelu", "ratio above", "4 in unit feature", "holds rows", "AUROC"):
+    for part in ("1 (its output)", "20: ", "jumprelu", "ratio above", "4 in unit residual", "holds rows", "AUROC"):
         assert part in printed
     assert f"{size / 1e3:,.1f} kB" in printed
     assert "retain percentile" in printed
@@ -269,7 +269,7 @@ def test_check_with_forget_text(parts, capsys):
     main(arguments)
     printed = capsys.readouterr().out
     assert "of 8 rows of the forget text" in printed
-    assert "of 80 rows of the other text; 1% were asked for" in printed
+    assert "of 80 rows of the other text; 2.50% at most were asked for" in printed
     assert "measured here" in printed
 
 
@@ -317,6 +317,7 @@ def test_only_what_is_built_is_listed(capsys):
         "fit",
         "train",
         "evaluate",
+        "audit",
         "show",
         "check",
     ]

@@ -22,6 +22,7 @@ from sae_unlearn import (
 )
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.guardrail.calibration import between
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -276,8 +277,8 @@ def test_rows_put_aside_are_bounded_and_the_rest_goes_to_the_selection():
         "documents": 32,
         "rows": 32,
         "tokens": sum(map(len, token_rows(FORGET))),
-        "selection_rows": 24,
-        "threshold_rows": 0,
+        "selection_rows": 16,
+        "threshold_rows": 8,
         "report_rows": 8,
     }
 
@@ -348,7 +349,7 @@ def test_outlier_tokens_have_no_part_in_scores_and_dose():
     strewn = [{"input_ids": [*row["input_ids"], 95, 95, 95]} for row in as_token_rows(FORGET)]
     outliers = fit(copy.deepcopy(model), forget=strewn, sae=sae)
     assert config_of(plain).calibration["outlier_tokens_left_out"] == 0
-    assert config_of(outliers).calibration["outlier_tokens_left_out"] == 3 * 24
+    assert config_of(outliers).calibration["outlier_tokens_left_out"] == 3 * 16
     assert config_of(outliers).feature_ids == config_of(plain).feature_ids
     torch.testing.assert_close(tensors(outliers)["clamp"], tensors(plain)["clamp"])
 
@@ -403,7 +404,7 @@ def test_a_quantised_base(usual, tmp_path):
 @pytest.mark.parametrize("architecture", ["gemma3", "mixtral", "falcon_h1", "phi"])
 def test_other_architectures_are_fitted_and_fire_on_the_topic(architecture):
     model = base_model(architecture)
-    guarded = fit(model, sae=topic_sae(model), num_features=20, ratio_percentile=99.0)
+    guarded = fit(model, sae=topic_sae(model), num_features=20, ratio_percentile=99.0, threshold_percentile=75.0)
     rates = [config_of(guarded).calibration[f"fire_rate_{role}"]["rate"] for role in ("forget", "retain")]
     assert rates[0] > rates[1]
 
@@ -426,8 +427,8 @@ def edit_norms(model, texts):
 
 
 def test_dose_in_units_of_the_feature_is_a_multiple_of_its_mean_active_value():
-    model = fit(clamp_scale=3.0)
-    held_out = [row for i, row in enumerate(token_rows(FORGET)) if i % 4 != 2]
+    model = fit(clamp_scale=3.0, clamp_unit="feature")
+    held_out = [row for i, row in enumerate(token_rows(FORGET)) if i % 4 in (0, 3)]
     active = []
     with model.disable_adapter():
         for batch in residual_batches(model.get_base_model(), held_out, 1, 8):
@@ -439,10 +440,10 @@ def test_dose_in_units_of_the_feature_is_a_multiple_of_its_mean_active_value():
 
 
 @pytest.mark.parametrize("clamp_mode", ["fired", "all"])
-@pytest.mark.parametrize("scale", [0.8, 2.0])
+@pytest.mark.parametrize("scale", [1.2, 2.0])
 def test_dose_in_units_of_the_residual_gives_an_edit_of_that_norm(scale, clamp_mode):
     model = fit(clamp_scale=scale, clamp_unit="residual", clamp_mode=clamp_mode)
-    norms = edit_norms(model, [text for i, text in enumerate(FORGET) if i % 4 == 2])
+    norms = edit_norms(model, [text for i, text in enumerate(FORGET) if i % 4 == 1])
     median = config_of(model).calibration["residual_norm_median"]
     assert float(norms.square().mean().sqrt() / median) == pytest.approx(scale, rel=1e-3)
     assert config_of(model).calibration["edit_to_residual"] == pytest.approx(scale, rel=1e-3)
@@ -513,19 +514,39 @@ def test_the_reported_statistics_are_what_the_gate_then_finds(statistic, scope):
 
 def test_the_threshold_is_the_percentile_of_the_retain_rows_put_aside():
     for percentile in (25.0, 50.0, 90.0):
-        calibration = config_of(fit(threshold_percentile=percentile)).calibration
+        calibration = config_of(fit(threshold_percentile=percentile, margin=0.0)).calibration
         rows = torch.tensor(calibration["statistic_threshold_rows"], dtype=torch.float64)
         assert len(rows) == 12
         assert calibration["threshold"] == pytest.approx(float(rows.quantile(percentile / 100)), abs=1e-4)
 
 
-@pytest.mark.parametrize(("preset", "percentile"), [(None, 99.0), ("faithful", 95.0)])
-def test_the_default_percentile_of_the_threshold(preset, percentile):
+@pytest.mark.parametrize("margin", [0.25, 0.75])
+def test_the_margin_moves_the_threshold_towards_the_lower_quartile_of_the_forget_rows_put_aside(margin):
+    low, moved = (config_of(fit(threshold_percentile=50.0, margin=share)).threshold for share in (0.0, margin))
+    model = fit()
+    with record_firings(model) as firings, torch.no_grad():
+        for i, row in enumerate(token_rows(FORGET)):
+            if i % 4 == 1:
+                model(input_ids=torch.tensor([row]))
+    quartile = float(torch.tensor([f.statistic for f in firings], dtype=torch.float64).quantile(0.25))
+    assert low < quartile
+    assert moved == pytest.approx(low + margin * (quartile - low), abs=1e-6)
+
+
+def test_a_topic_below_other_text_leaves_the_threshold_where_it_was():
+    high = torch.tensor([0.1, 0.25, 0.3, 0.5, 0.9])
+    assert between(0.5, high, 0.5) == 0.5
+    assert between(0.2, high, 0.5) == pytest.approx(0.2 + 0.5 * (0.25 - 0.2))
+    assert between(0.2, torch.zeros(0), 0.5) == 0.2
+
+
+@pytest.mark.parametrize(("preset", "percentile", "margin"), [(None, 97.5, 0.5), ("faithful", 95.0, 0.0)])
+def test_the_default_percentile_and_margin_of_the_threshold(preset, percentile, margin):
     usual, said = (
-        config_of(fit(num_features=1, threshold_percentile=given, preset=preset)).calibration
-        for given in (None, percentile)
+        config_of(fit(num_features=1, preset=preset, **given)).calibration
+        for given in ({"threshold_percentile": None}, {"threshold_percentile": percentile, "margin": margin})
     )
-    assert usual["threshold_percentile"] == percentile
+    assert (usual["threshold_percentile"], usual["threshold_margin"]) == (percentile, margin)
     assert usual["threshold"] == said["threshold"]
 
 
@@ -631,6 +652,7 @@ BAD = {
     "silent feature": ({"features": [0], "sae": silent_sae(), "threshold": 0.5}, r"Features \[0\] are never active"),
     "percentile": ({"ratio_percentile": 101.0}, "ratio_percentile=101.0 must lie between 0 and 100"),
     "threshold percentile": ({"threshold_percentile": -1.0}, "threshold_percentile=-1.0"),
+    "margin": ({"margin": 1.0}, "margin=1.0 must be at least 0 and less than 1"),
     "no features asked": ({"num_features": 0}, "num_features=0 must be an integer >= 1"),
     "batch size": ({"batch_size": 2.5}, "batch_size=2.5"),
     "max length": ({"max_length": 0}, "max_length=0"),
