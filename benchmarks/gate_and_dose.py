@@ -4,7 +4,7 @@
     python benchmarks/gate_and_dose.py summary --results FOLDER
 
 For each topic of `paragraphs.py` but the second fresh ones: the statistic of every row under 20 features chosen on half
-of the fit's rows, and the change of loss on held-out text at some doses, the residual stream below the layer being kept.
+of the rows to fit on, and the change of loss on held-out text at some doses, the residual stream below being kept.
 A rule sets the threshold from a quarter of the rows of each side; a second quarter, and other text held out, say how
 often the gate then fires, and the other way round. What other text loses by a false alarm is the mean over the dozen
 rows on which the gate comes nearest to firing.
