@@ -160,21 +160,33 @@ def remove_hooks(module: nn.Module, kind: type) -> None:
                 extra.pop(key, None)
 
 
+def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
+    """`[batch, seq]`, the part of a 2-D attention mask that is about this pass, as given; None without such a mask.
+
+    Raises:
+        GuardrailNotReady: the mask does not cover the tokens.
+    """
+    mask, past = inputs.attention_mask, inputs.past
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    if isinstance(past, int):
+        chunk = mask if mask.shape[1] == seq else mask[:, past : past + seq]
+    else:  # counted from the start: a static cache may come with a mask padded to the full length on the right
+        chunk = mask.index_select(1, torch.arange(seq, device=mask.device) + past)
+    if chunk.shape != (batch, seq):
+        raise GuardrailNotReady(
+            f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
+            f"ones of a batch of {batch}; pass the mask of the whole sequence."
+        )
+    return chunk
+
+
 def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:
     """`[batch, seq]` bool: which tokens of this pass are not padding."""
-    mask, past = inputs.attention_mask, inputs.past
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        if isinstance(past, int):
-            chunk = mask if mask.shape[1] == seq else mask[:, past : past + seq]
-        else:  # counted from the start: a static cache may come with a mask padded to the full length on the right
-            chunk = mask.index_select(1, torch.arange(seq, device=mask.device) + past)
-        if chunk.shape != (batch, seq):
-            raise GuardrailNotReady(
-                f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
-                f"ones of a batch of {batch}; pass the mask of the whole sequence."
-            )
+    chunk = mask_of_pass(inputs, batch, seq)
+    if chunk is not None:
         return chunk.to(device).bool()
-    positions = inputs.position_ids
+    mask, positions = inputs.attention_mask, inputs.position_ids
     if mask is not None and positions is not None and positions.ndim == 2 and seq > 1:
         # a 4-D mask (static caches) hides the padding, but left-padded rows show it in their positions: those of real
         # tokens rise by one up to the last

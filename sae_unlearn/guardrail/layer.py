@@ -31,9 +31,10 @@ from sae_unlearn.backbone.decoder_layers import execution_device, text_config
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
-from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, remove_hooks
+from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
+from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of
-from sae_unlearn.guardrail.history import find_cache, history_of
+from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of
 from sae_unlearn.guardrail.refusal import note_refusal
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -165,13 +166,40 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         hidden = output[0] if isinstance(output, tuple) else output
         inputs = current_inputs()
         cache = find_cache((*args, *kwargs.values())) or inputs.cache
-        kept = kept_tokens(inputs, *hidden.shape[:2], hidden.device)
-        edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
-        edits = [edit for edit in edits if edit is not None]
-        if not edits:
-            return None
-        edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
+        edited = self._edited_step(active[0], hidden, inputs, cache) if len(active) == 1 else None
+        if edited is None:
+            kept = kept_tokens(inputs, *hidden.shape[:2], hidden.device)
+            edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
+            edits = [edit for edit in edits if edit is not None]
+            if not edits:
+                return None
+            edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    def _edited_step(self, name: str, hidden: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Tensor | None:
+        """The edited residual stream `[batch, 1, d_in]` of a decoding step by the fused kernels; None where they do not
+        serve, and the operators of `_edit` do."""
+        config, encoder, decoder = (
+            part[name] for part in (self.guard_config, self.sae_guardrail_encoder, self.sae_guardrail_decoder)
+        )
+        if cache is None or not serves(config, hidden, [*encoder.parameters(), *decoder.parameters()]):
+            return None
+        from sae_unlearn.guardrail.fused_step import fused_step, works  # late: needs Triton
+
+        self.check_ready(name)
+        history = self._history(name, inputs, cache)
+        if not isinstance(history, DynamicGateHistory) or not works(hidden.device, hidden.dtype):
+            return None
+        ids = content = None
+        if config.special_token_ids and inputs.input_ids is not None:
+            ids = inputs.input_ids.to(hidden.device)
+            content = self._content_table(tuple(config.special_token_ids), hidden.device)
+        mask = mask_of_pass(inputs, *hidden.shape[:2])
+        mask = None if mask is None else mask.to(hidden.device)
+        edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last())
+        history.append(state)
+        self._record(name, config, history)
+        return edited
 
     def _edit(
         self, name: str, hidden: Tensor, kept: Tensor, inputs: ForwardInputs, cache: Cache | None
@@ -215,13 +243,17 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             decision = decide(hits, counted, config, boundary=boundary)
             self._record(name, config, decision.state[:, -1])
             return decision
-        eager, known = not torch.compiler.is_compiling(), (self.num_layers, self.max_positions)
-        history = history_of(cache, (config.layer, name), inputs.past, inputs.recurrent, *known, eager)
+        history = self._history(name, inputs, cache)
         past = history.series() if config.statistic == "window" else None
         decision = decide(hits, counted, config, history.last(), past, boundary)
         history.append(decision.state)
         self._record(name, config, history)
         return decision
+
+    def _history(self, name: str, inputs: ForwardInputs, cache: Cache) -> GateHistory:
+        eager, known = not torch.compiler.is_compiling(), (self.num_layers, self.max_positions)
+        owner = (self.guard_config[name].layer, name)
+        return history_of(cache, owner, inputs.past, inputs.recurrent, *known, eager)
 
     def _record(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
         if self.recorders:

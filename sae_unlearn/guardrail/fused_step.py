@@ -1,0 +1,234 @@
+"""One decoded token per row in two kernels, on GPUs for which there is Triton.
+
+They compute what `SAEGuardrailLayer` does with torch operators for the `ratio` statistic, and the same counts: the
+first kernel the pre-activations, the second the gate, its next state and the edit. With the cache's own append of that
+state a guardrail adds three kernels to a decoding step, where the operators add some thirty.
+
+Each row is summed in an order of its own, so its result does not depend on the batch.
+"""
+
+import warnings
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, LOWEST, PEAK, STATE_SIZE, TOKENS, decide
+
+
+# Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.
+ENCODE_TILE = {"TILE_N": 4, "TILE_D": 512}
+EDIT_TILE = {"TILE_N": 16, "TILE_D": 256}
+FIELDS = {"STATE": STATE_SIZE, "HITS": HITS, "TOKENS": TOKENS, "LOWEST": LOWEST, "PEAK": PEAK, "FIRED_AT": FIRED_AT}
+
+
+@triton.jit
+def encode_kernel(hidden, weight, bias, pre, row_stride, d_in, n, TILE_N: tl.constexpr, TILE_D: tl.constexpr):
+    """`pre [batch, N] = h W_enc[:, S] + b_enc[S]`; one program per row and tile of features."""
+    row = tl.program_id(0)
+    j = tl.program_id(1) * TILE_N + tl.arange(0, TILE_N)
+    total = tl.zeros([TILE_N], tl.float32)
+    for start in range(0, d_in, TILE_D):
+        i = start + tl.arange(0, TILE_D)
+        h = tl.load(hidden + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
+        w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
+        total += tl.sum(w * h[None, :], axis=1)
+    tl.store(pre + row * n + j, total + tl.load(bias + j, mask=j < n, other=0.0), mask=j < n)
+
+
+@triton.jit
+def gate_kernel(
+    hidden,
+    pre,
+    threshold,
+    clamp,
+    weight,
+    ids,
+    content,
+    mask,
+    previous,
+    state,
+    edited,
+    row_stride,
+    ids_stride,
+    mask_stride,
+    previous_stride,
+    last_id,
+    d_in,
+    n,
+    min_tokens,
+    tau,
+    HAS_IDS: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_PREVIOUS: tl.constexpr,
+    STICKY: tl.constexpr,
+    CLAMP_ALL: tl.constexpr,
+    STATE: tl.constexpr,
+    HITS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    LOWEST: tl.constexpr,
+    PEAK: tl.constexpr,
+    FIRED_AT: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_D: tl.constexpr,
+):
+    """The gate of a row, and a tile of its edited residual stream. Every program of a row comes to the same decision,
+    and the first writes it down; a row that is not edited is copied, and its decoder rows are not read."""
+    row, tile = tl.program_id(0), tl.program_id(1)
+    counted = row >= 0
+    if HAS_IDS:
+        counted = counted & (tl.load(content + tl.minimum(tl.load(ids + row * ids_stride), last_id)) != 0)
+    if HAS_MASK:
+        counted = counted & (tl.load(mask + row * mask_stride) != 0)
+    active = 0
+    for start in range(0, n, TILE_N):
+        j = start + tl.arange(0, TILE_N)
+        a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
+        t = tl.load(threshold + j, mask=j < n, other=0.0)
+        active = tl.maximum(active, tl.max(((a > t) & (a > 0.0) & (j < n)).to(tl.int32), axis=0))
+    hot = counted & (active > 0)
+
+    hits = hot.to(tl.float32)
+    tokens = counted.to(tl.float32)
+    if HAS_PREVIOUS:
+        hits += tl.load(previous + row * previous_stride + HITS)
+        tokens += tl.load(previous + row * previous_stride + TOKENS)
+    value = tl.div_rn(hits, tl.maximum(tokens, min_tokens))
+    fired_at = tl.where(value > tau, tokens, 0.0)
+    if HAS_PREVIOUS and STICKY:
+        before = tl.load(previous + row * previous_stride + FIRED_AT)
+        fired_at = tl.where(before > 0.0, before, fired_at)
+    if tile == 0:
+        tl.store(state + row * STATE + HITS, hits)
+        tl.store(state + row * STATE + TOKENS, tokens)
+        tl.store(state + row * STATE + LOWEST, 0.0)
+        tl.store(state + row * STATE + PEAK, value)
+        tl.store(state + row * STATE + FIRED_AT, fired_at)
+
+    i = tile * TILE_D + tl.arange(0, TILE_D)
+    h = tl.load(hidden + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
+    edit = tl.zeros([TILE_D], tl.float32)
+    if hot & (fired_at > 0.0):
+        for start in range(0, n, TILE_N):
+            j = start + tl.arange(0, TILE_N)
+            a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
+            t = tl.load(threshold + j, mask=j < n, other=0.0)
+            v = tl.load(clamp + j, mask=j < n, other=0.0)
+            is_active = (a > t) & (a > 0.0)
+            a = tl.where(a > t, a, 0.0)
+            change = tl.where((is_active | CLAMP_ALL) & (j < n), v - a, 0.0)
+            w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
+            edit += tl.sum(change[:, None] * w, axis=0)
+    tl.store(edited + row * d_in + i, (h + edit).to(edited.dtype.element_ty), mask=i < d_in)
+
+
+def fused_step(
+    hidden: Tensor,
+    encoder: nn.Module,
+    decoder: nn.Module,
+    config: SAEGuardrailConfig,
+    ids: Tensor | None,
+    content: Tensor | None,
+    mask: Tensor | None,
+    previous: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One token of every row.
+
+    Args:
+        hidden: `[batch, 1, d_in]`, the residual stream.
+        encoder, decoder: the guardrail's, in float32.
+        config: of a guardrail with `statistic="ratio"`, `counting="content"` and `action="clamp"`.
+        ids, content: token ids `[batch, 1]`, and by token id whether it is content; None if all are.
+        mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
+        previous: `[batch, STATE_SIZE]`, the gate's state so far, in rows without gaps; None at a row's beginning.
+
+    Returns:
+        The edited residual stream, as `hidden`, and the gate's state `[batch, 1, STATE_SIZE]`.
+    """
+    (batch, _, d_in), n = hidden.shape, encoder.bias.shape[0]
+    pre = hidden.new_empty(batch, n, dtype=torch.float32)
+    state = hidden.new_empty(batch, 1, STATE_SIZE, dtype=torch.float32)
+    edited = hidden.new_empty(batch, 1, d_in)
+    with torch.cuda.device_of(hidden):
+        encode_kernel[batch, triton.cdiv(n, ENCODE_TILE["TILE_N"])](
+            hidden, encoder.weight, encoder.bias, pre, hidden.stride(0), d_in, n, **ENCODE_TILE
+        )
+        gate_kernel[batch, triton.cdiv(d_in, EDIT_TILE["TILE_D"])](
+            hidden,
+            pre,
+            encoder.threshold,
+            decoder.clamp,
+            decoder.weight,
+            ids,
+            content,
+            mask,
+            previous,
+            state,
+            edited,
+            hidden.stride(0),
+            0 if ids is None else ids.stride(0),
+            0 if mask is None else mask.stride(0),
+            0 if previous is None else previous.stride(0),
+            0 if content is None else len(content) - 1,
+            d_in,
+            n,
+            float(config.min_tokens),
+            float(config.threshold),
+            HAS_IDS=content is not None,
+            HAS_MASK=mask is not None,
+            HAS_PREVIOUS=previous is not None,
+            STICKY=config.sticky,
+            CLAMP_ALL=config.clamp_mode == "all",
+            **FIELDS,
+            **EDIT_TILE,
+        )
+    return edited, state
+
+
+@cache
+def works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels compile on this device and give there what the operators do; asked once, on a small example.
+
+    If not, it warns, and the guardrail goes on with the operators: the same guard, in more kernels.
+    """
+    try:
+        problem = _first_difference(device, dtype)
+    except Exception as error:  # a compiler can fail in as many ways as there are machines
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        warnings.warn(f"The fused kernels do not work on {device}, so decoding takes more kernels there. {problem}")
+    return problem is None
+
+
+def _first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with the kernels on two steps of a small random guardrail, against float64 on the CPU."""
+    generator, (batch, d_in, n) = torch.Generator().manual_seed(0), (8, 70, 21)
+    draw = {"weight": (n, d_in), "bias": (n,), "threshold": (n,), "clamp": (n,)}
+    guard = nn.ParameterDict({k: torch.randn(*shape, generator=generator) for k, shape in draw.items()})
+    guard["threshold"].data.abs_().mul_(8.0)
+    there = nn.ParameterDict({name: parameter.detach().clone() for name, parameter in guard.items()}).to(device)
+    config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1)
+    content = torch.tensor([True, False, True])
+    previous = before = None
+    for _ in range(2):
+        hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
+        ids = torch.randint(0, 9, (batch, 1), generator=generator)
+        mask = torch.randint(0, 5, (batch, 1), generator=generator)
+        pre = hidden[:, 0].double() @ guard["weight"].double().T + guard["bias"]
+        counted = (mask != 0) & content[ids.clamp(max=2)]
+        active = (pre > guard["threshold"])[:, None]
+        decision = decide(active.any(-1) & counted, counted, config, previous)
+        where = active & (decision.fire & counted)[..., None]
+        expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
+        given = [x.to(device) for x in (ids, content, mask)]
+        edited, state = fused_step(hidden.to(device), there, there, config, *given, before)
+        if not torch.equal(state.cpu(), decision.state):
+            return f"Their gate's state is {state.cpu().tolist()}, not {decision.state.tolist()}."
+        error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()
+        if not error < 4 * torch.finfo(dtype).eps:
+            return f"Their edit is off by {float(error):.1e} of the largest value."
+        previous, before = decision.state[:, -1], state[:, -1]
+    return None

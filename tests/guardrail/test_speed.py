@@ -1,0 +1,116 @@
+"""What a guardrail may cost, counted and not timed: operators per decoded token, waits for a device, graph breaks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import DynamicCache, StaticCache
+from zoo import base_model, guarded, plant, planted_config, token_ids
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from kernel_count import kernels, waits
+
+
+# Operators that one guardrail adds to a decoding step, those that compute nothing left out.
+BOUNDS = {("ratio", "dynamic"): 27, ("ratio", "static"): 37, ("cusum", "dynamic"): 32, ("window", "dynamic"): 47}
+THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4}
+
+
+class Decoding:
+    """A model that has read a prompt: each `step` decodes one token more."""
+
+    def __init__(self, model, kind: str = "dynamic", prompt: int = 8) -> None:
+        self.model, self.ids, self.length = model, token_ids(2, prompt), prompt
+        config = model.config
+        self.cache = DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=64)
+        self.run(self.ids, prompt)
+
+    def step(self) -> None:
+        self.length += 1
+        self.run(self.ids[:, -1:], self.length)
+
+    @torch.no_grad()
+    def run(self, ids, length):
+        mask = torch.ones(2, length, dtype=torch.long)
+        return self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, logits_to_keep=1)
+
+
+def added(count, kind: str, **fields):
+    """By name, what a guarded model does in a decoding step beyond its base."""
+    found = []
+    for model in (guarded("llama", **fields), base_model("llama")):
+        decoding = Decoding(model, kind)
+        decoding.step()
+        found.append(count(decoding.step))
+    found[0].subtract(found[1])
+    return {name: n for name, n in found[0].items() if n}
+
+
+@pytest.mark.parametrize(("statistic", "kind"), BOUNDS)
+def test_a_decoding_step_takes_few_operators(statistic, kind):
+    fields = {"statistic": statistic, "threshold": THRESHOLDS[statistic], "window": 8}
+    found = added(kernels, kind, **fields)
+    assert 10 < sum(found.values()) <= BOUNDS[statistic, kind], found
+
+
+def test_a_disabled_guardrail_adds_no_operator():
+    model = guarded("llama")
+    with model.disable_adapter():
+        off = Decoding(model)
+        assert kernels(off.step) == kernels(Decoding(base_model("llama")).step)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("statistic", THRESHOLDS)
+def test_a_decoding_step_waits_for_no_device(statistic, kind):
+    fields = {"statistic": statistic, "threshold": THRESHOLDS[statistic], "window": 8}
+    fields["special_token_ids"] = list(range(40))  # `torch.isin` waits where there are many
+    assert added(waits, kind, **fields) == {}
+
+
+def test_a_prompt_waits_for_no_device():
+    found = []
+    for model in (guarded("llama"), base_model("llama")):
+        Decoding(model)  # the first call looks whether the weights arrived
+        found.append(waits(lambda model=model: Decoding(model)))
+    assert found[0] == found[1]
+
+
+def test_a_wait_would_be_seen():
+    model = guarded("llama")
+    layer = model.get_base_model().model.layers[2]
+    handle = layer.register_forward_hook(lambda module, args, output: bool(output.isnan().any()) or None)
+    assert sum(waits(Decoding(model).step).values()) > sum(waits(Decoding(guarded("llama")).step).values())
+    handle.remove()
+
+
+def test_the_operators_do_not_grow_with_what_was_read():
+    short, long = Decoding(guarded("llama"), prompt=4), Decoding(guarded("llama"), prompt=60)
+    assert kernels(short.step) == kernels(long.step)
+
+
+@pytest.mark.parametrize("scope", ["sequence", "prefix"])
+def test_decoding_with_a_static_cache_is_one_graph_for_all_steps(scope):
+    """What a CUDA graph needs: nothing is compiled again from one step to the next, and no tensor moves."""
+    torch._dynamo.reset()
+    model = get_peft_model(base_model("llama"), planted_config(gate_scope=scope))
+    plant(model)
+    compiled, eager = Decoding(model, "static"), Decoding(model, "dynamic")
+    compiled.model = torch.compile(model.get_base_model(), backend="aot_eager", fullgraph=True, dynamic=False)
+    mask, graphs, places = torch.ones(2, 64, dtype=torch.long), [], set()
+    ids = compiled.ids[:, -1:]
+    for _ in range(5):
+        with torch.no_grad():
+            found = compiled.model(
+                input_ids=ids, attention_mask=mask, past_key_values=compiled.cache, logits_to_keep=1
+            ).logits
+        eager.length += 1
+        torch.testing.assert_close(found, eager.run(ids, eager.length).logits, atol=1e-5, rtol=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        places.add(tuple(layer.keys.data_ptr() for layer in compiled.cache.layers))
+    assert graphs[1:] == graphs[1:2] * 4
+    assert len(places) == 1
