@@ -1,0 +1,141 @@
+"""Models of the speed benchmarks: one set of weights, with different things around it."""
+
+import copy
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
+
+from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, attach_guardrail
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.guardrail.model import guard_layers
+
+
+GEMMA_3_270M = {
+    "vocab_size": 262144,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "sliding_window": 512,
+}
+SHAPES = {
+    "gemma-2-2b": lambda: Gemma2Config(),  # the defaults are those of the 2B model
+    "gemma-3-270m": lambda: Gemma3TextConfig(**GEMMA_3_270M),
+    "thin": lambda: Gemma3TextConfig(**GEMMA_3_270M | {"vocab_size": 256, "num_hidden_layers": 1}),
+}
+
+
+def load(name: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """`demo`: the real Gemma 3 270M. Others: random weights in that shape; `thin` is one layer of it with no head to
+    speak of, so that what a guardrail adds stands out of the noise."""
+    if name == "demo":
+        from sae_unlearn.demo.model import load_demo_model
+
+        return load_demo_model(dtype)[0].to(device)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=dtype)
+    return model.eval()
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second model with the same tensors, for other hooks and adapters."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def synthetic_sae(d_in: int, d_sae: int, device: str, threshold: float = 0.0) -> SparseAutoencoder:
+    """Random weights: what a matrix product costs does not depend on what is in it."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).mul_(d_in**-0.5)
+
+    zeros = {"b_enc": torch.zeros(d_sae, device=device), "b_dec": torch.zeros(d_in, device=device)}
+    thresholds = torch.full((d_sae,), threshold, device=device)
+    return SparseAutoencoder(
+        W_enc=draw(d_in, d_sae), W_dec=draw(d_sae, d_in), architecture="jumprelu", threshold=thresholds, **zeros
+    )
+
+
+def middle(model: nn.Module) -> int:
+    return text_config(model).num_hidden_layers // 2
+
+
+def guarded(model: nn.Module, num_features: int, fires: bool, guardrails: int = 1, **fields: Any) -> nn.Module:
+    """A twin with guardrails for which about half of random tokens are hot; they fire on every row, or on none."""
+    d_in, layer, device = text_config(model).hidden_size, middle(model), str(next(model.parameters()).device)
+    sae = synthetic_sae(d_in, num_features, device)
+    sae.threshold.fill_(_median_peak(model, layer, sae))
+    bare = twin(model)
+    for index in range(guardrails):
+        config = SAEGuardrailConfig(
+            layer=layer,
+            feature_ids=list(range(num_features)),
+            threshold=0.0 if fires else 0.999,
+            clamp_value=-1.0,
+            min_tokens=8,
+            special_token_ids=[0, 1, 2],
+            **fields,
+        )
+        bare = attach_guardrail(bare, config, adapter_name=f"topic{index}", sae=sae)
+    return bare.eval()
+
+
+def switched_off(model: nn.Module) -> nn.Module:
+    """A guarded model with its guardrails disabled: an empty wrapper."""
+    for layer in guard_layers(model):
+        layer.enable_adapters(False)
+    return model
+
+
+def with_whole_sae(model: nn.Module, sae: SparseAutoencoder, num_features: int) -> nn.Module:
+    """The published procedure in a hook: encode with the whole SAE, clamp, decode, keep the reconstruction error.
+
+    Written as cheaply as it can be while it uses the whole SAE: the error cancels, so one product with the decoder does
+    instead of two.
+    """
+    bare, ids = twin(model), torch.arange(num_features, device=sae.W_enc.device)
+
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        activations = sae.encode(hidden)
+        hot = (activations[..., ids] > 0).any(-1)
+        fires = hot.float().mean(dim=1) > 0.2
+        clamped = activations.clone()
+        clamped[..., ids] = torch.where((hot & fires[:, None])[..., None], -1.0, activations[..., ids])
+        edited = (hidden + (clamped - activations) @ sae.W_dec).to(hidden.dtype)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    find_decoder_layers(bare).layers[middle(bare)].register_forward_hook(hook)
+    return bare
+
+
+def with_lora(model: nn.Module, rank: int = 16) -> nn.Module:
+    """A twin with a LoRA on every linear layer, not merged."""
+    return get_peft_model(twin(model), LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+
+
+def _median_peak(model: nn.Module, layer: int, sae: SparseAutoencoder) -> float:
+    peaks: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        peaks.append(sae.pre_activations(hidden).amax(-1).flatten())
+
+    handle = find_decoder_layers(model).layers[layer].register_forward_hook(note)
+    with torch.no_grad():
+        model(input_ids=random_ids(model, 4, 32), use_cache=False, logits_to_keep=1)
+    handle.remove()
+    return float(torch.cat(peaks).median().clamp(min=0))
+
+
+def random_ids(model: nn.Module, batch: int, seq: int) -> Tensor:
+    """Random content tokens `[batch, seq]`."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, text_config(model).vocab_size, (batch, seq), generator=generator)
+    return ids.to(next(model.parameters()).device)
