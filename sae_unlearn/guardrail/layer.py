@@ -42,6 +42,7 @@ from sae_unlearn.sae.equations import without_autocast
 
 
 CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
+LARGEST_VOCABULARY = 2**24  # ids past it are no token's; a config that names some must not fill the memory
 
 
 class FullPrecision(nn.Module):
@@ -266,8 +267,9 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         A look-up is one kernel, and `torch.isin` is several and waits for the device where there are many special ids.
         """
         if (special, device) not in self._content_tables:
-            table = torch.ones(max(special) + 2, dtype=torch.bool)
-            table[list(special)] = False
+            within = [token for token in special if token < LARGEST_VOCABULARY]
+            table = torch.ones(max(within, default=-1) + 2, dtype=torch.bool)
+            table[within] = False
             self._content_tables[special, device] = table.to(device)
         return self._content_tables[special, device]
 

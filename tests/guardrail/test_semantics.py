@@ -549,3 +549,10 @@ def test_other_special_tokens_count_from_the_next_call_on():
         forward(model, input_ids=ids)
     special = int(torch.isin(ids, ids[0, :6]).sum())
     assert [firing.tokens for firing in firings] == [12, 12 - special]
+
+
+def test_special_ids_beyond_every_vocabulary_take_no_memory():
+    for beyond in ([2**31 - 1], [PAD, 2**31 - 1]):
+        model = guarded("llama", special_token_ids=beyond)
+        forward(model, input_ids=token_ids(1, 5))
+        assert all(len(table) <= 3 for layer in guard_layers(model) for table in layer._content_tables.values())
