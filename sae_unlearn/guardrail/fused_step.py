@@ -83,21 +83,22 @@ def gate_kernel(
         counted = counted & (tl.load(content + tl.minimum(tl.load(ids + row * ids_stride), last_id)) != 0)
     if HAS_MASK:
         counted = counted & (tl.load(mask + row * mask_stride) != 0)
-    active = 0
+    strength = 0.0
     for start in range(0, n, TILE_N):
         j = start + tl.arange(0, TILE_N)
         a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
         t = tl.load(threshold + j, mask=j < n, other=0.0)
-        active = tl.maximum(active, tl.max(((a > t) & (a > 0.0) & (j < n)).to(tl.int32), axis=0))
-    hot = counted & (active > 0)
+        strength += tl.sum(a * (a > t).to(tl.float32), axis=0)  # a product, so that NaN stays
+    strength = tl.where(counted, strength, 0.0)
+    hit = tl.where(tl.abs(strength) < float("inf"), (strength != 0.0).to(tl.float32), float("nan"))
 
-    hits = hot.to(tl.float32)
+    hits = hit
     tokens = counted.to(tl.float32)
     if HAS_PREVIOUS:
         hits += tl.load(previous + row * previous_stride + HITS)
         tokens += tl.load(previous + row * previous_stride + TOKENS)
     value = tl.div_rn(hits, tl.maximum(tokens, min_tokens))
-    fired_at = tl.where(value > tau, tokens, 0.0)
+    fired_at = tl.where(value <= tau, 0.0, tokens)  # NaN fires
     if HAS_PREVIOUS and STICKY:
         before = tl.load(previous + row * previous_stride + FIRED_AT)
         fired_at = tl.where(before > 0.0, before, fired_at)
@@ -111,15 +112,14 @@ def gate_kernel(
     i = tile * TILE_D + tl.arange(0, TILE_D)
     h = tl.load(hidden + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
     edit = tl.zeros([TILE_D], tl.float32)
-    if hot & (fired_at > 0.0):
+    if (hit != 0.0) & (fired_at > 0.0):
         for start in range(0, n, TILE_N):
             j = start + tl.arange(0, TILE_N)
             a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
             t = tl.load(threshold + j, mask=j < n, other=0.0)
             v = tl.load(clamp + j, mask=j < n, other=0.0)
-            is_active = (a > t) & (a > 0.0)
-            a = tl.where(a > t, a, 0.0)
-            change = tl.where((is_active | CLAMP_ALL) & (j < n), v - a, 0.0)
+            a = a * (a > t).to(tl.float32)
+            change = tl.where(((a != 0.0) | CLAMP_ALL) & (j < n), v - a, 0.0)
             w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
             edit += tl.sum(change[:, None] * w, axis=0)
     tl.store(edited + row * d_in + i, (h + edit).to(edited.dtype.element_ty), mask=i < d_in)

@@ -12,6 +12,7 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 pytest.importorskip("triton")
 
+from test_speed import Decoding, kernels
 from zoo import guarded, padded, planted_config, token_ids
 
 from sae_unlearn import record_firings
@@ -91,6 +92,26 @@ def test_generation_is_that_of_the_operators(fields, steps):
     assert any(firing.fired for firing in found[2]) is (fields.get("threshold") != 0.999)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_fires_as_with_the_operators(value, steps):
+    model = guarded("llama", threshold=0.999)  # quiet but for that
+    layer, found = model.get_base_model().model.layers[1], []
+    handle = layer.register_forward_hook(
+        lambda module, args, out: out.index_fill(0, torch.tensor([1]), value) if out.shape[1] == 1 else out,
+        prepend=True,
+    )
+    for on in (True, False):
+        fused_step_use.on_gpu = lambda hidden, on=on: on  # put back by the fixture
+        decoding = Decoding(model)
+        with record_firings(model) as firings:
+            decoding.step()
+        found.append((decoding.cache.layers[-1].keys[:, 0, -1], [firing.fired for firing in firings]))
+    handle.remove()
+    assert len(steps) == 1
+    assert found[0][1] == found[1][1] == [False, True]
+    torch.testing.assert_close(found[0][0], found[1][0], equal_nan=True)
+
+
 def test_beams_are_those_of_the_operators(steps):
     model = guarded("llama", min_tokens=8, threshold=0.5, gate_scope="prefix")
     found = generated(model, num_beams=3, num_return_sequences=3)
@@ -102,8 +123,6 @@ def test_beams_are_those_of_the_operators(steps):
 
 
 def test_a_step_is_two_kernels_and_the_caches_append(steps, monkeypatch):
-    from test_speed import Decoding, kernels
-
     decoding, launched = Decoding(guarded("llama")), []
 
     class Launcher:
