@@ -8,6 +8,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
+from sae_unlearn.guardrail.bundle import attach_bundle, push_bundle, save_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Firing, record_firings
@@ -34,12 +35,15 @@ __all__ = [
     "SAEGuardrailConfig",
     "SAEGuardrailLayer",
     "SAEGuardrailModel",
+    "attach_bundle",
     "attach_guardrail",
     "detach_guardrail",
     "fit_guardrail",
     "guardrail_status",
     "list_guardrails",
+    "push_bundle",
     "record_firings",
+    "save_bundle",
     "set_action",
     "use_guardrails",
 ]

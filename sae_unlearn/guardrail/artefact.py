@@ -78,7 +78,7 @@ def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrai
     Raises:
         GuardrailError: there is no guardrail, or its config is malformed.
     """
-    path = _file(source, CONFIG_NAME, hub)
+    path = fetch_file(source, CONFIG_NAME, hub)
     return _parse(_stored(path, source), source), path
 
 
@@ -119,7 +119,7 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
     Raises:
         GuardrailError: it is missing or malformed, naming what and where.
     """
-    config_path = _file(source, CONFIG_NAME, hub)
+    config_path = fetch_file(source, CONFIG_NAME, hub)
     stored = _stored(config_path, source)
     config = _parse(stored, source)
     if config.num_features < 1 or config.hidden_size is None or config.threshold is None:
@@ -128,12 +128,12 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
             f"({config.num_features}, {config.hidden_size}, {config.threshold}); it was not written by a fit."
         )
     revision = None
-    if not _local(source):
-        revision = _commit(config_path)
+    if not is_local(source):
+        revision = commit_of(config_path)
         hub = hub | {"revision": revision or hub.get("revision")}  # both files of one commit
-    path = _file(source, WEIGHTS_NAME, hub)
+    path = fetch_file(source, WEIGHTS_NAME, hub)
     sealed = stored.get(WEIGHTS_SEAL)
-    if _local(source) and isinstance(sealed, str) and path.stat().st_size <= _largest(config):
+    if is_local(source) and isinstance(sealed, str) and path.stat().st_size <= _largest(config):
         path = path if file_digest(path) == sealed else staged_weights(config_path, sealed) or path
     config.origin = {"id": str(source), "subfolder": hub.get("subfolder"), "revision": revision}
     tensors = _read_tensors(path, source, config)
@@ -192,10 +192,15 @@ def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:
     return found[0]
 
 
-def _file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
+def fetch_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
+    """A file of a local folder or a Hub repository, on this machine; `hub` as for `read_config`.
+
+    Raises:
+        GuardrailError: it cannot be had, naming the mend.
+    """
     hub = dict(hub)
     subfolder = clean_subfolder(hub.pop("subfolder", None))
-    if _local(source):
+    if is_local(source):
         root = Path(source).expanduser()
         folder = root / subfolder
         if hub.get("revision") is not None:
@@ -221,11 +226,12 @@ def _file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Pat
         raise GuardrailError(explain_download(error, str(source), name, hub.get("revision"))) from error
 
 
-def _local(source: str | os.PathLike[str]) -> bool:
+def is_local(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a folder here, and so no repository."""
     return Path(source).expanduser().is_dir()
 
 
-def _commit(path: Path) -> str | None:
+def commit_of(path: Path) -> str | None:
     """The commit in a path of huggingface_hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
     for repository, folder, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
         if repository.startswith("models--") and folder == "snapshots":

@@ -72,7 +72,8 @@ ACCEPTED = [
     {"special_token_ids": {5, 1}},
     {"layer": 3, "num_layers": 4},
     {"window": 4, "min_tokens": 5, "statistic": "ratio"},
-    *[{name: value} for name, values in CHOICES.items() for value in values],
+    *[{name: value} for name, values in CHOICES.items() for value in values if value != "refuse"],
+    {"action": "refuse", "refusal": "No.", "refusal_ids": [7, 1]},
 ]
 
 

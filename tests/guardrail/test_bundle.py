@@ -1,0 +1,226 @@
+"""A bundle: several guardrails, or guardrails and a LoRA, saved and attached as one, all of it or nothing."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hub_metadata import metadata_errors
+from hub_stand_in import OWNER
+from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from zoo import base_model, guarded, token_ids
+
+from sae_unlearn import (
+    GuardrailError,
+    attach_bundle,
+    attach_guardrail,
+    list_guardrails,
+    push_bundle,
+    record_firings,
+    save_bundle,
+)
+from sae_unlearn.guardrail.model import guard_layers
+
+
+IDS = token_ids(24, 12)
+REPO = "me/forget-several"
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def with_guards(model, root, names=("biology", "person")):
+    for layer, name in enumerate(names, 1):
+        guarded("llama", layer=layer).save_pretrained(root / f"alone-{name}")
+        model = attach_guardrail(model, root / f"alone-{name}", adapter_name=name)
+    return model
+
+
+def lora():
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(base_model("llama"), config, adapter_name="aligned").eval()
+
+
+@pytest.fixture(params=["guardrails", "a guardrail and a LoRA"])
+def model(request, tmp_path):
+    return with_guards(base_model("llama") if request.param == "guardrails" else lora(), tmp_path)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    save_bundle(model, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def assert_untouched(model, plain):
+    assert not guard_layers(model)
+    assert not hasattr(model, "peft_config")
+    assert not any("lora" in name for name in model.state_dict())
+    assert torch.equal(logits(model), plain)
+
+
+def test_what_is_attached_is_what_was_saved(model, folder):
+    again = attach_bundle(base_model("llama"), folder)
+    assert torch.equal(logits(again), logits(model))
+    assert {s.name for s in list_guardrails(again) if s.active} == {"biology", "person"}
+    assert {s.subfolder for s in list_guardrails(again)} == {"biology", "person"}
+    with record_firings(again) as firings:
+        logits(again)
+    assert {f.adapter for f in firings} == {"biology", "person"}
+
+
+def test_saved_again_it_is_the_same(folder, tmp_path):
+    save_bundle(attach_bundle(base_model("llama"), folder), tmp_path / "again")
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors"))
+    assert names == sorted(p.relative_to(tmp_path / "again").as_posix() for p in (tmp_path / "again").rglob("*.safet*"))
+    for name in (*names, "bundle.json", "README.md"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_each_member_can_be_attached_alone_and_has_its_card(folder):
+    one = attach_guardrail(base_model("llama"), folder, subfolder="person")
+    several = attach_bundle(base_model("llama"), folder, names=["person"])
+    assert torch.equal(logits(one), logits(several))
+    assert [s.name for s in list_guardrails(several)] == ["person"]
+    assert "does not protect" in (folder / "person" / "README.md").read_text()
+
+
+def test_its_card_lists_the_members_and_the_hub_accepts_its_metadata(model, folder):
+    card = ModelCard.load(folder / "README.md")
+    assert metadata_errors(card.content) == ([], [])
+    assert card.data.base_model == "tiny-llama"
+    assert "| [biology](biology/README.md) | guardrail | 1 | 6 | 0.4 | clamp |" in card.text
+    assert ("| aligned | LoRA |" in card.text) == ("aligned" in model.peft_config)
+    assert "{{" not in card.text
+
+
+def test_pushed_and_attached_by_name_all_of_it_is_of_one_commit(stand_in, model):
+    commit = push_bundle(model, REPO, token=OWNER)
+    files = stand_in.repositories[REPO].at("main").files
+    assert {"bundle.json", "README.md", "biology/adapter_model.safetensors", "person/README.md"} <= files.keys()
+    again = attach_bundle(base_model("llama"), REPO)
+    assert torch.equal(logits(again), logits(model))
+    assert {s.revision for s in list_guardrails(again)} == {commit.oid}
+    assert f'attach_bundle(model, "{REPO}"' in files["README.md"].decode()
+
+
+def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_path):
+    old = push_bundle(model, REPO, token=OWNER).oid
+    newer = with_guards(base_model("llama"), tmp_path, ["biology", "books"])
+    push_bundle(newer, REPO, token=OWNER)
+    assert torch.equal(logits(attach_bundle(base_model("llama"), REPO, revision=old)), logits(model))
+    assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(newer))
+
+
+def test_a_bundle_joins_guardrails_that_are_there(folder, tmp_path):
+    if (folder / "aligned").is_dir():
+        (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "guardrails": ["biology"], "lora": None}))
+    first = with_guards(base_model("llama"), tmp_path, ["books"])
+    found = attach_bundle(first, folder)
+    assert {"books", "biology"} <= {s.name for s in list_guardrails(found) if s.active}
+
+
+def stored(**changes):
+    def change(folder):
+        path = folder / "bundle.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def text(content):
+    return lambda folder: (folder / "bundle.json").write_text(content)
+
+
+LIES = {
+    "no list": (lambda f: (f / "bundle.json").unlink(), r"has no bundle\.json"),
+    "not json": (text("{"), "is not JSON"),
+    "a list": (text("[1]"), "format_version=None"),
+    "newer": (stored(format_version=2), "format_version=2"),
+    "too long": (text(" " * 70_000), "more than 65536"),
+    "no guardrail": (stored(guardrails=[]), "1 to 64 guardrails"),
+    "too many": (stored(guardrails=[f"a{i}" for i in range(65)]), "1 to 64 guardrails"),
+    "twice": (stored(guardrails=["biology", "biology"]), "is there twice"),
+    "as LoRA too": (stored(lora="biology"), "is there twice"),
+    "out of the folder": (stored(guardrails=["../alone-person"]), "no name of a member"),
+    "a number": (stored(guardrails=[7]), "no name of a member"),
+    "a member is missing": (lambda f: shutil.rmtree(f / "person"), r"has no adapter_config\.json"),
+    "a member is broken": (
+        lambda f: (f / "person" / "adapter_model.safetensors").write_bytes(b"x" * 2000),
+        "sound safetensors|as it was saved",
+    ),
+    "a LoRA that is none": (stored(lora="person", guardrails=["biology"]), "not that of a LoRA"),
+}
+
+
+@pytest.mark.parametrize(("lie", "message"), LIES.values(), ids=LIES)
+def test_a_malformed_bundle_is_refused_and_the_model_left_untouched(lie, message, tmp_path):
+    save_bundle(with_guards(base_model("llama"), tmp_path), tmp_path / "bundle")
+    lie(tmp_path / "bundle")
+    base = base_model("llama")
+    plain = logits(base)
+    with pytest.raises(GuardrailError, match=message):
+        attach_bundle(base, tmp_path / "bundle")
+    assert_untouched(base, plain)
+
+
+def test_a_member_for_another_model_takes_the_others_back(folder):
+    config = folder / "person" / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    fields = {key: value for key, value in fields.items() if not key.endswith("sha256")} | {"num_layers": 9}
+    config.write_text(json.dumps(fields))
+    base = base_model("llama")
+    plain = logits(base)
+    with pytest.raises(GuardrailError):
+        attach_bundle(base, folder)
+    assert_untouched(base, plain)
+
+
+def test_a_lora_that_imports_modules_is_refused(tmp_path):
+    save_bundle(with_guards(lora(), tmp_path), tmp_path / "bundle")
+    config = tmp_path / "bundle" / "aligned" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"megatron_config": {}, "megatron_core": "os"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"megatron_config": {"a": 1}}))
+    base = base_model("llama")
+    plain = logits(base)
+    with pytest.raises(GuardrailError, match="to import"):
+        attach_bundle(base, tmp_path / "bundle")
+    assert_untouched(base, plain)
+
+
+def test_a_lora_goes_on_a_model_without_adapters_only(tmp_path):
+    save_bundle(with_guards(lora(), tmp_path), tmp_path / "bundle")
+    first = with_guards(base_model("llama"), tmp_path, ["books"])
+    before = logits(first)
+    with pytest.raises(GuardrailError, match="only go on a model without adapters"):
+        attach_bundle(first, tmp_path / "bundle")
+    assert torch.equal(logits(first), before)
+    attach_bundle(first, tmp_path / "bundle", names=["biology", "person"])
+    assert {s.name for s in list_guardrails(first)} == {"books", "biology", "person"}
+
+
+def test_names_that_are_taken_or_not_there_are_refused(tmp_path):
+    save_bundle(with_guards(base_model("llama"), tmp_path), tmp_path / "bundle")
+    first = with_guards(base_model("llama"), tmp_path, ["person"])
+    before = logits(first)
+    with pytest.raises(GuardrailError, match="'person' on the model already"):
+        attach_bundle(first, tmp_path / "bundle")
+    assert [s.name for s in list_guardrails(first)] == ["person"]
+    assert torch.equal(logits(first), before)
+    for names in (["chemistry"], []):
+        with pytest.raises(GuardrailError, match=r"holds \['biology', 'person'\]"):
+            attach_bundle(base_model("llama"), tmp_path / "bundle", names=names)
+
+
+def test_what_a_bundle_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(GuardrailError, match="no guardrail on this LlamaForCausalLM"):
+        save_bundle(base_model("llama"), tmp_path / "bundle")
+    two = lora()
+    two.add_adapter("other", LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(GuardrailError, match=r"\['aligned', 'other'\] beside them"):
+        save_bundle(with_guards(two, tmp_path), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
