@@ -105,6 +105,7 @@ class RefusalHooks:
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         _forget()  # of a call to the backbone alone, which has no logits
+        _NEXT.set(None)  # compiled code cannot read what was never set
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         noted = _NEXT.get()
