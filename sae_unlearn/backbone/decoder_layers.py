@@ -1,6 +1,6 @@
 """Where a model keeps its decoder layers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     if getattr(config, "is_encoder_decoder", False):
         raise UnlearnError(f"{type(model).__name__} is an encoder-decoder; this works on decoder-only models.")
     num_layers = text_config(model).num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder: nn.Module = cast(Any, model).get_decoder() if hasattr(model, "get_decoder") else model
     start = next((name for name, module in model.named_modules() if module is decoder), "")
     found = [
         name
@@ -50,7 +50,8 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         )
     inner = min(found, key=lambda name: name.count("."))
     name = f"{start}.{inner}" if start else inner
-    return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, decoder.get_submodule(inner))
+    layers = cast(nn.ModuleList, decoder.get_submodule(inner))
+    return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, layers)
 
 
 def execution_device(module: nn.Module) -> torch.device | None:
@@ -64,12 +65,22 @@ def execution_device(module: nn.Module) -> torch.device | None:
 
 def input_device(model: nn.Module) -> torch.device:
     """Where a model takes its token ids; with offloaded embeddings, where accelerate runs them."""
-    embeddings = model.get_input_embeddings()
+    embeddings = input_embeddings(model)
     if not embeddings.weight.is_meta:
         return embeddings.weight.device
-    return execution_device(embeddings) or model.device
+    return execution_device(embeddings) or cast(torch.device, model.device)
 
 
-def text_config(model: nn.Module):
+def text_config(model: nn.Module) -> Any:
     """The config of the text decoder, which in multimodal models is a part of the whole."""
-    return model.config.get_text_config(decoder=True)
+    return cast(Any, model).config.get_text_config(decoder=True)
+
+
+def input_embeddings(model: nn.Module) -> nn.Embedding:
+    """The module that turns token ids into vectors."""
+    return cast(nn.Embedding, cast(Any, model).get_input_embeddings())
+
+
+def output_embeddings(model: nn.Module) -> nn.Linear | None:
+    """The head that turns vectors into logits; None for a model without one."""
+    return cast("nn.Linear | None", cast(Any, model).get_output_embeddings())

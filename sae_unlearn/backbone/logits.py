@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import input_device
+from sae_unlearn.backbone.decoder_layers import input_device, output_embeddings
 
 
 def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
@@ -26,12 +27,12 @@ def head_sees(model: nn.Module, wanted: Tensor) -> Iterator[list[bool]]:
     """Reduce what the output embeddings are given, `[batch, seq, d]`, to `[1, n, d]`. The list that comes with it is
     not empty once that happened; a model whose head is no module of its own is left alone."""
     picked: list[bool] = []
-    head = model.get_output_embeddings()
+    head = output_embeddings(model)
     if head is None:
         yield picked
         return
 
-    def pick(module: nn.Module, args: tuple) -> tuple | None:
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not args or args[0].shape[:-1] != wanted.shape:
             return None
         picked.append(True)

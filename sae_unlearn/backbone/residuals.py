@@ -26,7 +26,7 @@ class ResidualBatch(NamedTuple):
     residual: Tensor
     input_ids: Tensor
     kept: Tensor
-    index: list[int]
+    index: list[int]  # type: ignore[assignment]  # `tuple.index` is hidden, and nobody looks for it here
 
 
 def residual_batches(

@@ -19,14 +19,14 @@ def check_sae(sae: SparseAutoencoder, model: nn.Module, layer: int | None) -> in
         raise UnlearnError(
             f"The SAE has d_in={sae.d_in}, but {name} has hidden size {width}; pass an SAE trained on this model."
         )
-    if layer is None and sae.layer is None:
+    chosen = sae.layer if layer is None else layer
+    if chosen is None:
         raise UnlearnError("The SAE does not say which layer it reads; pass `layer=` (0-based, its output).")
     if layer is not None and sae.layer is not None and layer != sae.layer:
         raise UnlearnError(
             f"layer={layer}, but the SAE reads the output of layer {sae.layer}; leave `layer` out, or pass an SAE "
             f"trained on layer {layer}."
         )
-    chosen = sae.layer if layer is None else layer
     if not 0 <= chosen < depth:
         raise UnlearnError(f"layer={chosen}, but {name} has {depth} layers, 0 to {depth - 1}.")
     return chosen

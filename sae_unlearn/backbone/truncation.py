@@ -20,7 +20,7 @@ class LayerReached(Exception):
 def stop_after(decoder_layer: nn.Module) -> Iterator[None]:
     """Inside, a forward pass through `decoder_layer` ends there with `LayerReached`."""
 
-    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         raise LayerReached(output[0] if isinstance(output, tuple) else output)
 
     handle = decoder_layer.register_forward_hook(stop, prepend=True)  # before a guardrail's hook on the same layer

@@ -50,6 +50,12 @@ class SparseAutoencoder(nn.Module):
         ValueError: a shape, dtype, value, `k`, `threshold` or `layer` does not fit.
     """
 
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    threshold: nn.Parameter
+
     def __init__(
         self,
         W_enc: torch.Tensor,
@@ -157,7 +163,7 @@ class SparseAutoencoder(nn.Module):
         Raises: as `pre_activations`.
         """
         pre = self.pre_activations(h)
-        if self.architecture == "topk":
+        if self.k is not None:  # topk
             return topk_relu(pre, self.k)
         return jumprelu(pre, self.threshold)
 

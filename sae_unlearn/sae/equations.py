@@ -16,7 +16,7 @@ import torch
 from sae_unlearn.errors import UnlearnError
 
 
-def without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
+def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
     """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
     kind = tensor.device.type
     if torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind):  # older dynamo cannot trace the question

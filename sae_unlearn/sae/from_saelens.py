@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_unlearn.errors import UnlearnError
+
 from .errors import SAEFormatError
 from .load import build
 from .readers.saelens import TENSORS, fold_saelens
@@ -22,17 +24,16 @@ def convert_saelens(
 ) -> SparseAutoencoder:
     """Does the work of `SparseAutoencoder.from_saelens`; arguments and errors are described there."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
+        raise UnlearnError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
     where = f"the {type(sae).__name__} given"
-    if not callable(getattr(getattr(sae, "cfg", None), "to_dict", None)) or not callable(
-        getattr(sae, "state_dict", None)
-    ):
+    config: Any = getattr(sae, "cfg", None)
+    if not callable(getattr(config, "to_dict", None)) or not callable(getattr(sae, "state_dict", None)):
         raise TypeError(
             f"expected a sae_lens.SAE, with cfg.to_dict() and state_dict(), got {type(sae).__name__}; "
             "for a folder or a repository use SparseAutoencoder.from_pretrained"
         )
-    raw = dict(sae.cfg.to_dict())
-    metadata = raw.get("metadata")
+    raw = dict(config.to_dict())
+    metadata: Any = raw.get("metadata")
     if hasattr(metadata, "to_dict"):
         raw["metadata"] = metadata.to_dict()
     # Copies, so that the two never change each other; on the CPU, where float64 is always there.

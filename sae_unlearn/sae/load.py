@@ -79,10 +79,22 @@ def build(
     dtype: torch.dtype,
 ) -> SparseAutoencoder:
     """Rounds the folded weights to `dtype`, once, and checks them."""
-    tensors = {name: getattr(weights, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
-    placed = {name: None if t is None else t.to(dtype).to(device) for name, t in tensors.items()}
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype).to(device)
+
     try:
-        return cls(**placed, architecture=weights.architecture, k=weights.k, layer=weights.layer, source=source)
+        return cls(
+            placed(weights.W_enc),
+            placed(weights.b_enc),
+            placed(weights.W_dec),
+            placed(weights.b_dec),
+            architecture=weights.architecture,
+            threshold=None if weights.threshold is None else placed(weights.threshold),
+            k=weights.k,
+            layer=weights.layer,
+            source=source,
+        )
     except ValueError as error:
         raise SAEFormatError(f"{where}: {error}") from error
 

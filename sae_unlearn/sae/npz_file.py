@@ -10,7 +10,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ BROKEN = (
     OSError,
     SyntaxError,
 )
+
+Layout = tuple[np.dtype[Any], tuple[int, ...], bool]  # dtype, shape, Fortran order
 
 
 def read_arrays(path: Path, allowed: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -80,13 +82,15 @@ def check_members(infos: list[zipfile.ZipInfo], path: Path, allowed: tuple[str, 
     return members
 
 
-def read_layout(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> tuple[np.dtype, tuple[int, ...], bool]:
+def read_layout(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path
+) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
     """dtype, shape and Fortran order of one array, checked against its declared size."""
     with archive.open(info) as file:
         return read_header(file, info, path)
 
 
-def read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[np.dtype, tuple[int, ...], bool]:
+def read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> Layout:
     """Reads a `.npy` header (version 1.0, whose length is bounded by 64 kB) and leaves `file` at the data."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
@@ -109,16 +113,21 @@ def read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[np.
 
 
 def read_array(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: np.dtype, shape: tuple[int, ...], fortran: bool, path: Path
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    fortran: bool,
+    path: Path,
 ) -> torch.Tensor:
     """The data of one array; at most as many bytes as its shape needs are ever unpacked."""
     data = np.empty(math.prod(shape), dtype)
-    view = memoryview(data.view(np.uint8))
+    view = memoryview(data.view(np.uint8).data)
     with archive.open(info) as file:
         read_header(file, info, path)
         filled = 0
         while filled < len(view):
-            count = file.readinto(view[filled : filled + CHUNK])
+            count = cast(zipfile.ZipExtFile, file).readinto(view[filled : filled + CHUNK])
             if not count:
                 raise SAEFormatError(f"{info.filename} in {path} ends after {filled} of {len(view)} bytes")
             filled += count

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -121,7 +121,7 @@ def read_storage(
     unread = memoryview(buffer)
     with archive.open(info) as file:
         while unread:
-            count = file.readinto(unread[:CHUNK])
+            count = cast(zipfile.ZipExtFile, file).readinto(unread[:CHUNK])
             if not count:
                 raise SAEFormatError(f"data/{storage.key} in {path} ends {len(unread)} bytes early")
             unread = unread[count:]

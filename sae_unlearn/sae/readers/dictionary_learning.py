@@ -152,14 +152,15 @@ def read(folder: SAEFolder) -> SAEWeights:
     raw = read_json_object(folder.file(CONFIG))
     trainer = raw.get("trainer")
     name = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if not isinstance(name, str) or name not in CLASSES:
+    if not isinstance(trainer, dict) or not isinstance(name, str) or name not in CLASSES:
         raise SAEFormatError(
             f"trainer.dict_class in {where} is {name!r}, which is not supported; expected one of {', '.join(CLASSES)}"
         )
     kind, layer = CLASSES[name], layer_of(trainer, raw.get("buffer"), folder.label, where)
     tensors = read_weights(path, kind)
     counts = {key: tensors.pop(key) for key in kind.counts if key in tensors}
-    W_enc, W_dec, b_dec, threshold = (tensors.get(key) for key in ("W_enc", "W_dec", "b_dec", "threshold"))
+    W_enc, W_dec, b_dec = (tensors[key] for key in ("W_enc", "W_dec", "b_dec"))
+    threshold = tensors.get("threshold")
     if threshold is not None and threshold.ndim == 0:
         threshold = tensors["threshold"] = threshold.expand(W_enc.shape[-1:])
     sizes = check_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, path)

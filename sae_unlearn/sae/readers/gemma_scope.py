@@ -57,7 +57,10 @@ def read(folder: SAEFolder) -> SAEWeights:
     if missing:
         raise SAEFormatError(f"{path} lacks {', '.join(missing)}; expected {', '.join(TENSORS)}")
     check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
-    return SAEWeights(**tensors, weights_file=path, architecture="jumprelu", layer=layer)
+    W_enc, b_enc, W_dec, b_dec, threshold = (
+        tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    )
+    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "jumprelu", threshold, layer=layer)
 
 
 READER = Reader(name="gemma_scope", layout=PARAMS, find=needs(PARAMS), read=read)

@@ -84,7 +84,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     W_enc, b_enc, W_dec, b_dec, threshold = require(read_tensors(path, TENSORS), TENSORS, path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
     check_shapes({name: tuple(tensor.shape) for name, tensor in named.items()}, path)
-    return SAEWeights(**named, weights_file=path, architecture="jumprelu", layer=layer)
+    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "jumprelu", threshold, layer=layer)
 
 
 READER = Reader(

@@ -62,6 +62,9 @@ def read(folder: SAEFolder) -> SAEWeights:
         SAEFormatError: malformed, k unknown, or sizes other than the repository's name tells.
     """
     (name,) = folder.files
+    match = FILE.fullmatch(name)
+    if match is None:
+        raise SAEFormatError(f"{name} is not called layerL.sae.pt; expected Qwen-Scope's own name for it")
     d_sae, k = width_and_k(folder.label)
     path = folder.file(name)
     encoder, decoder, b_enc, b_dec = require(read_state_dict(path, TENSORS), TENSORS, path)
@@ -69,7 +72,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     sizes = check_shapes({key: tuple(tensor.shape) for key, tensor in named.items()}, path)
     check_stated_sizes(sizes, (None, d_sae), path, folder.label)
-    return SAEWeights(**named, weights_file=path, architecture="topk", k=k, layer=int(FILE.fullmatch(name)[1]))
+    return SAEWeights(**named, weights_file=path, architecture="topk", k=k, layer=int(match[1]))
 
 
 READER = Reader(name="qwen_scope", layout="layerL.sae.pt (one)", find=find, read=read)
