@@ -64,12 +64,14 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--card {args.card}: there is no {CARD_NAME}; give the folder of a saved adapter.")
     output = output_folder(args.output)
     sides = ("forget", "retain", "neighbours", "unnamed", "unknown")
-    sets = {side: read_sets(getattr(args, side), args.text_column, args.limit) or None for side in sides}
+    sets: dict[str, Any] = {
+        side: read_sets(getattr(args, side), args.text_column, args.limit) or None for side in sides
+    }
     names = (*DEFAULTS, "attacks", "layer", "max_new_tokens", "chat_template")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.filler:
-        found = read_texts(args.filler, args.text_column)
-        options["filler"] = [row[args.text_column] if isinstance(row, dict) else row for row in found]
+        filler = read_texts(args.filler, args.text_column)
+        options["filler"] = [row[args.text_column] if isinstance(row, dict) else row for row in filler]
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
     adapted = with_adapter(model, args.adapter, args.adapter_revision) if args.adapter else model
     report = audit(adapted, tokenizer, **sets, names=args.names, progress=args.progress, **options)

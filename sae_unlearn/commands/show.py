@@ -34,7 +34,8 @@ def describe(source: str | os.PathLike[str], **hub: Any) -> str:
         GuardrailError: there is no guardrail, or it is malformed.
     """
     from sae_unlearn.console import printable
-    from sae_unlearn.guardrail.artefact import WEIGHTS_NAME, read_artefact, read_config
+    from sae_unlearn.guardrail.artefact import read_artefact, read_config
+    from sae_unlearn.guardrail.seal import WEIGHTS_NAME
 
     artefact = read_artefact(source, **hub)
     config, config_path = read_config(source, **hub)

@@ -51,7 +51,7 @@ def _read(name: str) -> Any:
     return json.loads((files(__package__) / "texts" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _evenly(rows: list, number: int) -> list:
+def _evenly(rows: list[Any], number: int) -> list[Any]:
     if len(rows) <= number:
         return list(rows)
     return [rows[i * len(rows) // number] for i in range(number)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,9 @@ def measure(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTexts, title: str, progress: bool
 ) -> Snapshot:
     """Measure a model as it is, with the guardrails that are on it, if any."""
-    losses, recalls, fired_texts, fired_facts = {}, {}, {}, {}
+    losses, recalls = {}, {}
+    fired_texts: dict[str, Any] = {}
+    fired_facts: dict[str, Any] = {}
     for side in SIDES:
         with _counting(model, fired_texts, side):
             bar = f"{title}: loss, {side} text" if progress else None

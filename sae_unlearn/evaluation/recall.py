@@ -8,6 +8,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.decoder_layers import input_embeddings
+
 
 _LEADING = " \t\n\"'“‘*(["
 _ARTICLES = ("the ", "a ", "an ")
@@ -85,7 +87,7 @@ def complete(
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
-    device = model.get_input_embeddings().weight.device
+    device = input_embeddings(model).weight.device
     out = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),

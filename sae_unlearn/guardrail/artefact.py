@@ -135,7 +135,11 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
     sealed = stored.get(WEIGHTS_SEAL)
     if is_local(source) and isinstance(sealed, str) and path.stat().st_size <= _largest(config):
         path = path if file_digest(path) == sealed else staged_weights(config_path, sealed) or path
-    config.origin = {"id": str(source), "subfolder": hub.get("subfolder"), "revision": revision}
+    config.origin = {  # type: ignore[misc]  # a ClassVar only so that it is no field
+        "id": str(source),
+        "subfolder": hub.get("subfolder"),
+        "revision": revision,
+    }
     tensors = _read_tensors(path, source, config)
     return Artefact(config, tensors, revision, _damage(stored, path))
 
@@ -149,7 +153,7 @@ def _damage(stored: dict[str, Any], weights: Path) -> str | None:
 
 
 def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
-    n, d_in = config.num_features, config.hidden_size
+    n, d_in = config.num_features, config.width
     shapes = {"weight": [n, d_in], "bias": [n], "threshold": [n], "clamp": [n]}
     expected, size = _bytes(config), path.stat().st_size
     if not expected < size <= _largest(config):
@@ -176,7 +180,7 @@ def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[s
 
 
 def _bytes(config: SAEGuardrailConfig) -> int:
-    return 4 * (2 * config.num_features * config.hidden_size + 3 * config.num_features)
+    return 4 * (2 * config.num_features * config.width + 3 * config.num_features)
 
 
 def _largest(config: SAEGuardrailConfig) -> int:

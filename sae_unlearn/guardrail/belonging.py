@@ -18,13 +18,13 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
     """
     width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
     origin = config.base_model_name_or_path or "another model"
-    for what, recorded, found in (
+    for what, expected, found in (
         ("hidden size", config.hidden_size, width),
         ("number of layers", config.num_layers, depth),
     ):
-        if recorded not in (None, found):
+        if expected not in (None, found):
             raise GuardrailError(
-                f"The guardrail is for {origin} with {what} {recorded}, but {type(model).__name__} has {found}; use it "
+                f"The guardrail is for {origin} with {what} {expected}, but {type(model).__name__} has {found}; use it "
                 "on the model it was fitted on."
             )
     check_reach(config, model)

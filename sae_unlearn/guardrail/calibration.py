@@ -89,8 +89,8 @@ def report(
         "threshold": config.threshold,
         "threshold_percentile": percentile,
         "threshold_margin": margin,
-        "fire_rate_forget": fire_rate(forget, config.threshold),
-        "fire_rate_retain": fire_rate(retain, config.threshold),
+        "fire_rate_forget": fire_rate(forget, config.tau),
+        "fire_rate_retain": fire_rate(retain, config.tau),
         "auroc": _auroc(forget, retain),
         "statistic_forget": _kept(forget),
         "statistic_retain": _kept(retain),
@@ -155,7 +155,7 @@ def _auroc(forget: Tensor, retain: Tensor) -> float | None:
 
 
 def _kept(values: Tensor) -> list[float]:
-    return [_rounded(v) for v in values[:_KEPT_VALUES].tolist()]
+    return [round(float(v), 5) for v in values[:_KEPT_VALUES].tolist()]
 
 
 def _rounded(value: float | None) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.corpus import read_corpus
+from sae_unlearn.backbone.decoder_layers import input_embeddings
 from sae_unlearn.guardrail.artefact import Artefact, read_artefact
 from sae_unlearn.guardrail.attach import bare_model
 from sae_unlearn.guardrail.belonging import check_belongs
@@ -123,7 +124,7 @@ def check_guardrail(
     measured: dict[str, _Measured] = {}
     for role, corpus in (("forget", forget), ("retain", retain)):
         stored = corpus is None
-        rows = probe.get(role, []) if stored else _rows(corpus, tokenizer, role, config, text_column)
+        rows = probe.get(role, []) if corpus is None else _rows(corpus, tokenizer, role, config, text_column)
         if rows:
             measured[role] = _measure(artefact, bare, rows, batch_size)
         if stored and rows:
@@ -173,7 +174,7 @@ def _belonging(config: SAEGuardrailConfig, model: nn.Module) -> Finding:
 
 
 def _fires(statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
-    found = fire_rate(statistics, config.threshold)
+    found = fire_rate(statistics, config.tau)
     sentence = f"The gate fires on {_rate(found)} of the forget text"
     if found["rate"] >= ENOUGH_FIRES:
         return Finding("fires", "ok", f"{sentence}.")
@@ -187,7 +188,7 @@ def _fires(statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
 
 
 def _stays_quiet(statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
-    found = fire_rate(statistics, config.threshold)
+    found = fire_rate(statistics, config.tau)
     expected = _expected_false_rate(config)
     sentence = f"The gate fires on {_rate(found)} of the other text; {expected:.2%} at most were asked for"
     if found["low"] <= expected:
@@ -201,7 +202,7 @@ def _stays_quiet(statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
 def _same_as_recorded(role: str, statistics: Tensor, config: SAEGuardrailConfig) -> Finding:
     """The stored rows were measured when the guardrail was fitted; the gate must read them now as it did then."""
     subject = "fires" if role == "forget" else "quiet"
-    fired = int((statistics > config.threshold).sum())
+    fired = int((statistics > config.tau).sum())
     count = f"The gate fires on {fired} of the {len(statistics)} stored {role} rows"
     recorded = (config.calibration or {}).get(f"statistic_{role}")
     then = [_real(value) for value in recorded[: len(statistics)]] if isinstance(recorded, list) else []
@@ -294,7 +295,7 @@ def _dose(config: SAEGuardrailConfig, clamp: Tensor, measured: dict[str, _Measur
 
 def _measure(artefact: Artefact, model: nn.Module, rows: list[list[int]], batch_size: int) -> _Measured:
     config, tensors = artefact.config, artefact.tensors
-    encoder = GuardrailEncoder(config.hidden_size, config.num_features)
+    encoder = GuardrailEncoder(config.width, config.num_features)
     for name, parameter in encoder.named_parameters():
         parameter.data.copy_(tensors[f"encoder.{name}"])
     moments = EditMoments(tensors["decoder.weight"], config.clamp_mode)
@@ -331,7 +332,7 @@ def _probe(config: SAEGuardrailConfig, model: nn.Module) -> tuple[dict[str, list
     probe = (config.calibration or {}).get("probe")
     if probe is None:
         return {}, None
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = input_embeddings(model).weight.shape[0]
     sound = isinstance(probe, dict) and all(
         isinstance(rows, list) and len(rows) <= _PROBE_LIMIT and all(_sound_row(row, vocabulary) for row in rows)
         for rows in probe.values()

@@ -132,7 +132,7 @@ class SAEGuardrailConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        self.task_type = self.task_type or "CAUSAL_LM"
+        self.task_type: Any = self.task_type or "CAUSAL_LM"
         self.sae_unlearn_version = self.sae_unlearn_version or __version__
         _check_version(self.format_version)
         self._check_names()
@@ -152,6 +152,28 @@ class SAEGuardrailConfig(PeftConfig):
         if kwargs.get("auto_mapping") is not None:
             raise GuardrailError("`auto_mapping` names classes to import; a guardrail's config may not hold it.")
         return kwargs
+
+    @property
+    def tau(self) -> float:
+        """`threshold`, where there must be one.
+
+        Raises:
+            GuardrailError: it is None.
+        """
+        if self.threshold is None:
+            raise GuardrailError("The guardrail has no threshold; fit it, or give one.")
+        return self.threshold
+
+    @property
+    def width(self) -> int:
+        """`hidden_size`, where it must be known.
+
+        Raises:
+            GuardrailError: it is None.
+        """
+        if self.hidden_size is None:
+            raise GuardrailError("The guardrail has no hidden size; it is known once it is fitted or on a model.")
+        return self.hidden_size
 
     @property
     def threshold_bounds(self) -> tuple[float, float]:
@@ -181,12 +203,12 @@ class SAEGuardrailConfig(PeftConfig):
         if self.window < self.min_tokens and self.statistic == "window":
             raise GuardrailError(f"window={self.window} is below min_tokens={self.min_tokens}; widen the window.")
         if self.threshold is not None:
-            low, high = self.threshold_bounds
+            lowest, highest = self.threshold_bounds
             _check_real("threshold", self.threshold)
-            if not (low <= self.threshold and _float32(self.threshold) < high):  # the gate compares in float32
+            if not (lowest <= self.threshold and _float32(self.threshold) < highest):  # the gate compares in float32
                 raise GuardrailError(
-                    f"threshold={self.threshold} is outside [{low}, {high}), the range of statistic="
-                    f"{self.statistic!r}: the gate would {'always' if self.threshold < low else 'never'} fire."
+                    f"threshold={self.threshold} is outside [{lowest}, {highest}), the range of statistic="
+                    f"{self.statistic!r}: the gate would {'always' if self.threshold < lowest else 'never'} fire."
                 )
         _check_real("drift", self.drift)
         if not 0 < self.drift < 1:

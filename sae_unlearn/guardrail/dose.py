@@ -76,6 +76,8 @@ def clamp_values(
         )
     if unit == "feature":
         return (-scale * mean_active).float()
+    if moments is None or residual_norm is None:
+        raise GuardrailError(f"clamp_unit={unit!r} is measured on forget text, and no token of it was hot.")
     p, q, r = moments.coefficients(mean_active)
     target = (scale * residual_norm) ** 2
     if p <= 0:

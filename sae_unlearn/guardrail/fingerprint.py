@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_embeddings, text_config
 
 
 _SAMPLES = 32
@@ -28,7 +28,7 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
         rows: how many rows of the embedding, from the first on, are sampled. Default the first quarter: vocabularies
             are padded and extended at their end.
     """
-    embedding = model.get_input_embeddings().weight
+    embedding = input_embeddings(model).weight
     rows = max(embedding.shape[0] // 4, 1) if rows is None else rows
     place = find_decoder_layers(model)
     vectors = [
@@ -50,7 +50,7 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
 
 def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str | None:
     """What tells `model` from the one the fingerprint was taken of; None if nothing does, or it cannot be known."""
-    rows, available = recorded.get("rows"), model.get_input_embeddings().weight.shape[0]
+    rows, available = recorded.get("rows"), input_embeddings(model).weight.shape[0]
     if not isinstance(rows, int) or not 1 <= rows <= available:
         return f"its vocabulary of {available} tokens is not the recorded one ({rows!r} sampled)"
     found = fingerprint(model, layer, rows)
@@ -68,7 +68,7 @@ def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str |
     return None
 
 
-def _spread(items: list) -> list:
+def _spread(items: list[Any]) -> list[Any]:
     step = max(1, len(items) // _SAMPLES)
     return items[::step][:_SAMPLES]
 

@@ -118,7 +118,9 @@ def record_firings(model: nn.Module) -> Iterator[Firings]:
     Raises:
         GuardrailError: there is no guardrail on the model.
     """
-    layers = [module for module in model.modules() if hasattr(module, "recorders") and hasattr(module, "guard_config")]
+    layers: list[Any] = [
+        module for module in model.modules() if hasattr(module, "recorders") and hasattr(module, "guard_config")
+    ]
     if not layers:
         raise GuardrailError(f"There is no guardrail on this {type(model).__name__}; attach one first.")
     recorder = Recorder()
@@ -142,7 +144,7 @@ def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: 
         call=call,
         row=row,
         statistic=values[PEAK],
-        threshold=config.threshold,
+        threshold=config.tau,
         fired=fired_at > 0,
         at_token=fired_at or None,
         hot_tokens=int(values[HITS] if finite else values[TOKENS]),

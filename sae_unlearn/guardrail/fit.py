@@ -9,6 +9,7 @@ Every row of the corpora is run through the model once, up to the guarded layer:
 The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.corpus import read_corpus, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.guardrail.artefact import Artefact
 from sae_unlearn.guardrail.attach import bare_model, free_name, place_guardrail, tensors_of
@@ -335,7 +337,7 @@ class _Fit:
         mean_active = None
         if "forget" in self.sums:
             mean_active = self.sums["forget"].mean_active()[self.config.feature_ids]
-            silent = [i for i, m in zip(self.config.feature_ids, mean_active.tolist(), strict=True) if m == 0]
+            silent = [i for i, m in zip(self.part.feature_ids, mean_active.tolist(), strict=True) if m == 0]
             if silent and self.config.clamp_unit != "absolute":
                 raise GuardrailError(
                     f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
@@ -346,7 +348,7 @@ class _Fit:
             self.config.clamp_scale = max(self.config.clamp_scale, least)
         self.clamp = clamp_values(
             self.config.clamp_unit,
-            self.config.clamp_scale,
+            float(self.config.clamp_scale or 0.0),
             mean_active,
             self.moments,
             self.outliers.median,
@@ -401,7 +403,7 @@ class _Fit:
                 self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
         return values
 
-    def _run(self, rows: Any, title: str, total: int | None):
+    def _run(self, rows: Any, title: str, total: int | None) -> Iterator[ResidualBatch]:
         with tqdm(total=total, desc=title, unit="row", disable=not self.progress) as bar:
             for batch in unguarded_residuals(self.model, rows, self.config.layer, self.batch_size):
                 yield batch

@@ -78,11 +78,11 @@ class ModelHooks:
         model.register_forward_pre_hook(self.before, with_kwargs=True)
         model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
-    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         wanted = kwargs.get("logits_to_keep")
         _WANTED.set(wanted if isinstance(wanted, int) and wanted > 0 else None)
 
-    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         _forget(_WANTED)
 
 
@@ -98,7 +98,7 @@ class BackboneHooks:
         backbone.register_forward_pre_hook(self.before, with_kwargs=True)
         backbone.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
-    def before(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
             self._check_places(backbone)
         given = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
@@ -120,7 +120,7 @@ class BackboneHooks:
             )
         )
 
-    def after(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         _forget(_INPUTS)
 
     def missing(self, backbone: nn.Module) -> list[int]:
@@ -140,8 +140,9 @@ class BackboneHooks:
 def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
     """The object of class `kind` whose methods are hooks of `module`, if there is one."""
     for hook in module._forward_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), kind):
-            return hook.__self__
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, kind):
+            return owner
     return None
 
 

@@ -111,7 +111,7 @@ def decide(
         peak = _running_max(value)
         if previous is not None:
             peak = torch.maximum(peak, previous[:, None, PEAK])
-    crossed = ~(peak <= config.threshold)  # NaN crosses
+    crossed = ~(peak <= config.tau)  # NaN crosses
     fired_at = _fired_at(crossed, tokens, boundary if config.sticky else seq)
     if previous is not None and config.sticky:
         before = previous[:, None, FIRED_AT]
@@ -147,7 +147,8 @@ def _running_sums(hot: Tensor, counted: Tensor, previous: Tensor | None) -> tupl
     if sums.shape[1] > 1:
         sums = sums.cumsum(dim=1, dtype=torch.float32)
     sums = sums.float() if previous is None else sums + previous[:, None, HITS : TOKENS + 1]
-    return sums.unbind(dim=-1)
+    hits, tokens = sums.unbind(dim=-1)
+    return hits, tokens
 
 
 def _running_max(values: Tensor) -> Tensor:

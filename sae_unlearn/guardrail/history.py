@@ -4,6 +4,7 @@ There it is reordered with the beams, cropped with rejected drafts, repeated, se
 itself, and two requests can never mix. An entry costs `4 * STATE_SIZE` bytes per token and guardrail.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class GateHistory:
     """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty."""
 
     owner: Owner
+    update: Callable[..., Any]
+    get_seq_length: Callable[..., Any]
 
     def last(self) -> Tensor | None:
         """`[batch, STATE_SIZE]` after the last token, or None if there is none yet."""

@@ -20,6 +20,7 @@ parameters, class checks, sharding and offloading plans stay as they are, and `o
 Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.19278) for clamping what fired.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,14 +50,14 @@ class FullPrecision(nn.Module):
     """A module whose parameters are never lowered below float32: a threshold is a comparison, and casting the model to
     half precision must not move it."""
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if moved.is_floating_point() and moved.dtype.itemsize < 4 <= tensor.dtype.itemsize:
                 return tensor.to(moved.device)
             return moved
 
-        return super()._apply(keep, recurse)
+        return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
 
 
 def _empty(*shape: int) -> nn.Parameter:
@@ -119,6 +120,13 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("sae_guardrail_encoder", "sae_guardrail_decoder")
     other_param_names = ("guard_config",)
 
+    # of `BaseTunerLayer`, which has no types
+    active_adapters: list[str]
+    disable_adapters: bool
+    set_adapter: Callable[..., None]
+    enable_adapters: Callable[..., None]
+    delete_adapter: Callable[..., None]
+
     def __init__(self, decoder_layer: nn.Module, adapter_name: str, config: SAEGuardrailConfig, model: nn.Module):
         super().__init__()
         self.sae_guardrail_encoder = nn.ModuleDict()
@@ -129,7 +137,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self._checked: dict[str, tuple] = {}
+        self._checked: dict[str, tuple[Any, ...]] = {}
         self._content_tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self.num_layers = text_config(model).num_hidden_layers
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
@@ -140,7 +148,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SAEGuardrailConfig, decoder_layer: nn.Module) -> None:
         """Add a guardrail, with empty weights that are loaded or set afterwards."""
-        n, d_in = config.num_features, config.hidden_size
+        n, d_in = config.num_features, config.width
         encoder, decoder = GuardrailEncoder(d_in, n), GuardrailDecoder(d_in, n)
         if not config.init_weights:
             for tensor in (encoder.weight, decoder.weight):
@@ -159,7 +167,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
 
     # ------------------------------------------------------------------------------------------------ the forward pass
 
-    def guard(self, decoder_layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def guard(self, decoder_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the decoder layer: the edited output, or None to leave it as it is."""
         active = [name for name in self.active_adapters if name in self.sae_guardrail_encoder]
         if self.disable_adapters or not active:

@@ -82,7 +82,7 @@ class SAEGuardrailModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: SAEGuardrailConfig, key: str) -> bool:
-        return key in peft_config.target_modules  # the full name: a suffix would match vision towers too
+        return key in (peft_config.target_modules or ())  # the full name: a suffix would match vision towers too
 
     def _create_and_replace(
         self,

@@ -37,7 +37,7 @@ class OutlierFilter:
     def flush(self) -> list[tuple[FeatureSums, Tensor]]:
         """What was held back."""
         pending, self._pending = self._pending, []
-        if self.median is None and sum(len(t) for _, t in pending):
+        if self.median is None and any(len(t) for _, t in pending):
             self.median = float(torch.cat([t.norm(dim=-1).cpu() for _, t in pending]).median())
         return [(owner, self._without_outliers(tokens)) for owner, tokens in pending]
 

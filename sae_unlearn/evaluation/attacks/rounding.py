@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from sae_unlearn.backbone.decoder_layers import output_embeddings
 from sae_unlearn.evaluation.attacks.merged import merged_copy
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
 
@@ -50,7 +51,7 @@ def round_weights(model: nn.Module, bits: int) -> None:
     """
     if not 2 <= bits <= 16:
         raise ValueError(f"bits={bits}; expected 2 to 16.")
-    head = model.get_output_embeddings()
+    head = output_embeddings(model)
     for module in model.modules():
         if module is head:
             continue
