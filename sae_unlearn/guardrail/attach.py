@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -156,7 +156,7 @@ def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
     layer = getattr(find_decoder_layers(bare).layers[config.layer], CHILD)
     _write(layer, name, artefact.tensors)
     if hasattr(bare, "add_model_tags"):
-        bare.add_model_tags(MODEL_TAGS)
+        cast(Any, bare).add_model_tags(MODEL_TAGS)
     return model
 
 

@@ -22,6 +22,7 @@ class GateHistory:
     """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty."""
 
     owner: Owner
+    keys: Tensor
     update: Callable[..., Any]
     get_seq_length: Callable[..., Any]
 

@@ -177,9 +177,9 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         cache = find_cache((*args, *kwargs.values())) or inputs.cache
         edited = self._edited_step(active[0], hidden, inputs, cache) if len(active) == 1 else None
         if edited is None:
-            kept = kept_tokens(inputs, *hidden.shape[:2], hidden.device)
-            edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
-            edits = [edit for edit in edits if edit is not None]
+            kept = kept_tokens(inputs, hidden.shape[0], hidden.shape[1], hidden.device)
+            all_edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
+            edits = [edit for edit in all_edits if edit is not None]
             if not edits:
                 return None
             edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
@@ -203,7 +203,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if config.special_token_ids and inputs.input_ids is not None:
             ids = inputs.input_ids.to(hidden.device)
             content = self._content_table(tuple(config.special_token_ids), hidden.device)
-        mask = mask_of_pass(inputs, *hidden.shape[:2])
+        mask = mask_of_pass(inputs, hidden.shape[0], hidden.shape[1])
         mask = None if mask is None else mask.to(hidden.device)
         edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last())
         history.append(state)

@@ -73,7 +73,8 @@ def note_refusal(
         ids = torch.full(kept.shape, _UNKNOWN, device=kept.device)
     else:
         ids = inputs.input_ids.to(kept.device).masked_fill(~kept, _UNKNOWN)
-    n, seq = len(config.refusal_ids), ids.shape[1]
+    answer = config.refusal_ids or []  # the config refuses `action="refuse"` without
+    n, seq = len(answer), ids.shape[1]
     before = None
     if cache is not None:
         history = history_of(cache, (config.layer, f"{name}: tokens"), inputs.past, inputs.recurrent, *known)
@@ -81,12 +82,12 @@ def note_refusal(
         history.append(ids[..., None].float())  # exact up to 2**24
     if before is None:
         before = ids.new_full((ids.shape[0], n), _UNKNOWN)
-    told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), config.refusal_ids, seq)
+    told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), answer, seq)
     fired = decision.state[..., FIRED_AT] > 0
     # Without a cache a row is judged afresh with what was told already, which may have let it go.
     start = torch.arange(seq, device=ids.device) - told
     fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
-    message = torch.tensor([*config.refusal_ids, config.refusal_ids[-1]], device=ids.device)
+    message = torch.tensor([*answer, answer[-1]], device=ids.device)
     choices = torch.stack([message[told], message[:1].expand_as(told)], dim=-1)
     choices = choices.masked_fill(~fired[..., None], _UNKNOWN)
     earlier = _NEXT.get()
@@ -103,11 +104,11 @@ class RefusalHooks:
         model.register_forward_pre_hook(self.before, with_kwargs=True)
         model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
-    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _forget()  # of a call to the backbone alone, which has no logits
         _NEXT.set(None)  # compiled code cannot read what was never set
 
-    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         noted = _NEXT.get()
         _forget()
         wanted = kwargs.get("logits_to_keep")

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.guardrail.attach import bare_model
-from sae_unlearn.guardrail.config import CHOICES
+from sae_unlearn.guardrail.config import CHOICES, SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.refusal import message_ids
@@ -80,7 +81,7 @@ def use_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
         raise GuardrailError(f"There is no guardrail {absent[0]!r} on the model; there are {sorted(there)}.")
     for layer in guard_layers(model):
         layer.set_adapter(wanted, inference_mode=True)
-    tuner = getattr(model, "base_model", None)
+    tuner: Any = getattr(model, "base_model", None)
     if hasattr(tuner, "active_adapter") and set(getattr(model, "peft_config", {})) == set(there):
         tuner.active_adapter = wanted
 
@@ -122,5 +123,5 @@ def set_action(
         raise
 
 
-def _configs(model: nn.Module) -> dict:
+def _configs(model: nn.Module) -> dict[str, SAEGuardrailConfig]:
     return {name: config for layer in guard_layers(model) for name, config in layer.guard_config.items()}
