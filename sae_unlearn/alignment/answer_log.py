@@ -20,6 +20,9 @@ from sae_unlearn.alignment.errors import AlignmentError
 FORMAT = 1
 
 
+Question = tuple[Any, ...]
+
+
 @dataclass(frozen=True)
 class Asked:
     """One question about one entity, and what the model made of it.
@@ -41,7 +44,7 @@ class Asked:
     matches: int
 
     @property
-    def question(self) -> tuple:
+    def question(self) -> Question:
         """What makes it the same question again."""
         return (self.entity, self.entity_type, self.attribute, self.prompt, self.accepted)
 
@@ -77,19 +80,19 @@ class AnswerLog:
 
     def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
         self._path = None if path is None else Path(path)
-        self._answered: dict[tuple, Asked] = {}
+        self._answered: dict[Question, Asked] = {}
         if self._path is None:
             return
         header = {"format": FORMAT} | settings
-        if self._path.exists() and self._read(header):
+        if self._path.exists() and self._read(self._path, header):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def __contains__(self, question: tuple) -> bool:
+    def __contains__(self, question: Question) -> bool:
         return question in self._answered
 
-    def __getitem__(self, question: tuple) -> Asked:
+    def __getitem__(self, question: Question) -> Asked:
         return self._answered[question]
 
     def add(self, answers: Iterable[Asked]) -> None:
@@ -100,9 +103,9 @@ class AnswerLog:
             with open(self._path, "a", encoding="utf-8", newline="\n") as file:
                 file.write("".join(asked.to_line() for asked in answers))
 
-    def _read(self, header: dict[str, Any]) -> bool:
+    def _read(self, path: Path, header: dict[str, Any]) -> bool:
         """Read the file; False if not even its header was finished."""
-        data = self._path.read_bytes()
+        data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
             self._check_torn_header(data)
@@ -123,7 +126,7 @@ class AnswerLog:
                 ) from error
             self._answered[asked.question] = asked
         if len(whole) < len(data):
-            with open(self._path, "r+b") as file:
+            with open(path, "r+b") as file:
                 file.truncate(len(whole))
         return True
 

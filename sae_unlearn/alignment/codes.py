@@ -18,6 +18,9 @@ class LatentCodes(nn.Module):
         unknown: the columns of the unknown latents.
     """
 
+    W_enc: Tensor
+    b_enc: Tensor
+
     def __init__(self, sae: SparseAutoencoder, latents: Latents) -> None:
         super().__init__()
         ids = torch.tensor([*latents.known, *latents.unknown], device=sae.device)
@@ -44,6 +47,9 @@ class RawCodes(nn.Module):
         known, unknown: `[rows, d_in]`, base states of known and unknown entities.
         num_known: columns that count as known.
     """
+
+    order: Tensor
+    sign: Tensor
 
     def __init__(self, known: Tensor, unknown: Tensor, num_known: int) -> None:
         super().__init__()

@@ -137,7 +137,7 @@ class EntitySet(Sequence[Entity]):
     def __eq__(self, other: object) -> bool:
         return self._entities == other._entities if isinstance(other, EntitySet) else NotImplemented
 
-    __hash__ = None  # attributes are dictionaries
+    __hash__ = None  # type: ignore[assignment]  # attributes are dictionaries
 
     def __add__(self, other: EntitySet) -> EntitySet:
         return EntitySet([*self, *other])

@@ -90,7 +90,7 @@ def read_entity(row: Any, entity_type: str | None = None) -> Entity:
         )
     if attributes is None:
         attributes = others
-    return Entity(row["entity"], row.get("entity_type") or entity_type, attributes, row.get("aliases") or ())
+    return Entity(row["entity"], str(row.get("entity_type") or entity_type), attributes, row.get("aliases") or ())
 
 
 def key_of(name: str) -> str:

@@ -30,7 +30,7 @@ def draw_pairs(matched: Sequence[Sequence[int]], count: int, seed: int) -> list[
     return pairs
 
 
-class AlignmentItems(Dataset):
+class AlignmentItems(Dataset[dict[str, Any]]):
     """One item for each target, template and draw; every draw is fixed by the seed and the item's number, so that a
     resumed run, another batch size and several processes meet the same items.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.alignment.answer_log import Asked
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.errors import AlignmentError
 
 
@@ -52,7 +53,8 @@ class LabelledEntities:
         parts: dict[str, list[Entity]] = {name: [] for name in LABELS}
         for entity in candidates:
             parts[label(matches[entity.entity_type, entity.entity])].append(entity)
-        return cls(*(EntitySet(parts[name]) for name in LABELS), answers, settings)
+        known, unknown, dropped = (EntitySet(parts[name]) for name in LABELS)
+        return cls(known, unknown, dropped, answers, settings)
 
     def answers_about(self, entity: Entity) -> list[Asked]:
         """What was asked about one entity."""
@@ -106,7 +108,7 @@ class LabelledEntities:
         """
         folder = Path(folder)
         try:
-            sets = [EntitySet.from_json(folder / f"{name}.json") for name in LABELS]
+            known, unknown, dropped = (EntitySet.from_json(folder / f"{name}.json") for name in LABELS)
             lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
             answers = tuple(Asked.from_dict(json.loads(line)) for line in lines if line)
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -114,4 +116,4 @@ class LabelledEntities:
             raise
         except (OSError, ValueError, TypeError) as error:
             raise AlignmentError(f"{folder} holds no labelled entities ({error}); label them again.") from error
-        return cls(*sets, answers, settings)
+        return cls(known, unknown, dropped, answers, settings)

@@ -6,17 +6,20 @@ unknown if none is, and left out otherwise.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.answer_log import AnswerLog, Asked, model_key
+from sae_unlearn.alignment.answer_log import AnswerLog, Asked, Question, model_key
 from sae_unlearn.alignment.answers import MATCHES, AnswerMatcher
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.alignment.labelled import LabelledEntities
 from sae_unlearn.alignment.position import in_chat
@@ -174,9 +177,18 @@ class _Question:
     prompt: Prompt
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> Question:
         entity = self.entity
         return (entity.entity, entity.entity_type, self.attribute, self.prompt.text, entity.attributes[self.attribute])
+
+    def answered(self, texts: Iterable[str], matches: int) -> Asked:
+        accepted = self.entity.attributes[self.attribute]
+        kind = self.entity.entity_type
+        return Asked(self.entity.entity, kind, self.attribute, self.prompt.text, accepted, tuple(texts), matches)
+
+
+def _settled(matchers: Sequence[AnswerMatcher], number: int, text: str) -> bool:
+    return matchers[number].settled(text)
 
 
 def _ask(
@@ -184,7 +196,7 @@ def _ask(
     tokenizer: PreTrainedTokenizerBase,
     wanted: Sequence[_Question],
     log: AnswerLog,
-    asking: dict,
+    asking: dict[str, Any],
     batch_size: int,
     progress: bool,
 ) -> None:
@@ -214,10 +226,10 @@ def _ask(
                 asking["samples"],
                 asking["temperature"],
                 asking["max_new_tokens"],
-                lambda k, text, matchers=matchers: matchers[k].settled(text),
+                partial(_settled, matchers),
             )
             log.add(
-                Asked(*missing[i].key, tuple(texts), sum(map(matcher.matches, texts)))
+                missing[i].answered(texts, sum(map(matcher.matches, texts)))
                 for i, matcher, texts in zip(batch, matchers, continuations, strict=True)
             )
             bar.update(len(batch))

@@ -8,7 +8,8 @@ import random
 
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.errors import AlignmentError
 
 

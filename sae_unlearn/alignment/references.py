@@ -42,14 +42,14 @@ def entity_states(model: nn.Module, rows: Sequence[PromptRow], layer: int, batch
     Args:
         model: the bare transformers model; adapters that are on it stay as they are.
     """
-    states: list[Tensor | None] = [None] * len(rows)
+    states: dict[int, Tensor] = {}
     for batch in residual_batches(model, [row.input_ids for row in rows], layer, batch_size):
         last = batch.kept.sum(dim=1) - 1
-        for i, h in zip(batch.index, batch.residual[torch.arange(len(last)), last].float(), strict=True):
-            states[i] = h
-    device = states[0].device
+        states |= dict(zip(batch.index, batch.residual[torch.arange(len(last)), last].float(), strict=True))
+    h = torch.stack([states[i] for i in range(len(rows))])
+    device = h.device
     return States(
-        torch.stack(states),
+        h,
         torch.tensor([row.entity for row in rows], device=device),
         torch.tensor([row.group for row in rows], device=device),
     )

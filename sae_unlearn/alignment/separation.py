@@ -1,7 +1,7 @@
 """Whether the codes tell known from unknown entities that had no part in choosing them."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ def separation(
         k = mean_per_entity(knownness(known_codes, *columns), known_entity)
         u = mean_per_entity(knownness(unknown_codes, *columns), unknown_entity)
         found[name] = auc(k, u)
-    return Separation(**found, num_known=len(known_entity.unique()), num_unknown=len(unknown_entity.unique()))
+    numbers = len(known_entity.unique()), len(unknown_entity.unique())
+    return Separation(found["known"], found["unknown"], cast(float, found["both"]), *numbers)
 
 
 def _shown(value: float | None) -> str:

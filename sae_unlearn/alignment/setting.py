@@ -67,13 +67,12 @@ class AlignmentSetting:
         self.latents: Latents | None = None
         fit_h = {side: self.states.h[self.is_fit & (self.is_known == side)] for side in (True, False)}
         if sae is None:
-            self.code: nn.Module = RawCodes(fit_h[True], fit_h[False], args.num_known_latents)
+            self.code: LatentCodes | RawCodes = RawCodes(fit_h[True], fit_h[False], args.num_known_latents)
         else:
             generic = _generic_frequency(model, tokenizer, sae, layer, plan.text_rows, args.reference_batch_size)
-            frequencies = [self._frequencies(sae, side) for side in (True, False)]
-            self.latents = select_latents(
-                *frequencies, generic, args.num_known_latents, args.num_unknown_latents, args.max_generic_frequency
-            )
+            known, unknown = (self._frequencies(sae, side) for side in (True, False))
+            numbers = args.num_known_latents, args.num_unknown_latents
+            self.latents = select_latents(known, unknown, generic, *numbers, args.max_generic_frequency)
             self.code = LatentCodes(sae, self.latents)
         self.code.to(device)
         self.codes = self.code(self.states.h)
@@ -154,7 +153,7 @@ class AlignmentSetting:
         """Move every tensor."""
         self.states, self.code = self.states.to(device), self.code.to(device)
         self.statistics = Statistics(*(part.to(device) for part in self.statistics))
-        self._bank = {key: tuple(part.to(device) for part in value) for key, value in self._bank.items()}
+        self._bank = {key: (a.to(device), b.to(device)) for key, (a, b) in self._bank.items()}
         for name in ("codes", "spread", "is_known", "is_fit"):
             setattr(self, name, getattr(self, name).to(device))
         return self
@@ -171,11 +170,11 @@ class AlignmentSetting:
         )
 
     def _separation(self) -> Separation:
-        sides = []
-        for known in (True, False):
+        def side(known: bool) -> tuple[Tensor, Tensor]:
             rows = self.reference_rows(known, held_out=True)
-            sides += [self.standardised(self.codes[rows], self.states.group[rows]), self.states.entity[rows]]
-        return separation(*sides, self.code.known, self.code.unknown)
+            return self.standardised(self.codes[rows], self.states.group[rows]), self.states.entity[rows]
+
+        return separation(*side(True), *side(False), self.code.known, self.code.unknown)
 
 
 def _generic_frequency(

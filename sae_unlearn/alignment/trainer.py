@@ -144,7 +144,7 @@ class SAEAlignmentTrainer(Trainer):
             self.separation.require(args.min_separation)
             self.train_dataset = self.setting.items(train_dataset, processing_class, args, held_out=False)
             self.eval_dataset = self._items(train_dataset if eval_dataset is None else eval_dataset)
-            self._toward, self._away = TOWARD[args.toward], away_part(args.away, args.toward)
+            self._toward, self._away = TOWARD[str(args.toward)], away_part(str(args.away), str(args.toward))
             if args.retain_budget is not None:
                 self.add_callback(RetainBudgetCallback(args.retain_budget))
 
@@ -255,7 +255,7 @@ class SAEAlignmentTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         evaluated = next((key for key in logs if key.endswith("_loss")), None)
         mode = "train" if "loss" in logs or evaluated is None else "eval"
-        prefix = "" if mode == "train" else evaluated.removesuffix("loss")
+        prefix = "" if mode == "train" or evaluated is None else evaluated.removesuffix("loss")
         sums = self._sums[mode]
         for part in PARTS:
             if part in sums:
@@ -285,7 +285,7 @@ class SAEAlignmentTrainer(Trainer):
             self.args.hub_token = token
 
     def _write_card(self, folder: str) -> None:
-        last = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
+        last: dict[str, float] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
         fields = card_fields(self.setting, self.args, self._sae_source, self.state.global_step)
         write_card(folder, getattr(self._bare.config, "_name_or_path", None), fields, last, self._reports)
 
