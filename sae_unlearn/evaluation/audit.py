@@ -18,6 +18,7 @@ from sae_unlearn.evaluation.audit_report import AuditReport
 from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.comparison import paired_change
 from sae_unlearn.evaluation.evaluate import about_model
+from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.evaluation.settings import Settings
 
 
@@ -135,12 +136,12 @@ def audit(
 
 
 def _unattacked(it: Inquiry) -> list[AuditRow]:
-    found = {"audited": (), "base": ()}
+    found: dict[str, tuple[Figure, ...]] = {"audited": (), "base": ()}
     for side, facts in it.sides():
         for who, place in it.models():
             with place as model:
                 found[who] += it.ask(model, facts, side)
-    return [AuditRow("none", "", 0.0, **found)]
+    return [AuditRow("none", "", 0.0, found["audited"], found["base"])]
 
 
 def _with_changes(rows: Sequence[AuditRow]) -> list[AuditRow]:
@@ -151,8 +152,8 @@ def _with_changes(rows: Sequence[AuditRow]) -> list[AuditRow]:
         if row.attack in FROM_ZERO:
             start = next(r for r in rows if (r.attack, r.variant) == (row.attack, row.variant))
         before, after = start.find(), row.find()
-        comparable = row is not start and before is not None and after is not None and before.groups == after.groups
-        if comparable and row.attack != "unnamed":
+        compared = row is not start and row.attack != "unnamed"
+        if compared and before is not None and after is not None and before.groups == after.groups:
             row = replace(row, change=paired_change(before, after))
         found.append(row)
     return found

@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType, ModuleType
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -131,7 +133,7 @@ def direction_rows(it: Inquiry) -> list[AuditRow]:
     prompts = [fact.prompt for fact in seen]
     if it.settings.chat_template:
         prompts = [turn_prompt(it.tokenizer, prompt) for prompt in prompts]
-    bare = it.model.get_base_model() if hasattr(it.model, "get_base_model") else it.model
+    bare = cast(Any, it.model).get_base_model() if hasattr(it.model, "get_base_model") else it.model
     guards = [i for i, layer in enumerate(find_decoder_layers(bare).layers) if guard_layers(layer)]
     layer = it.layer if it.layer is not None else (guards or [text_config(bare).num_hidden_layers // 2])[-1]
     found = it.direction
@@ -145,6 +147,10 @@ def direction_rows(it: Inquiry) -> list[AuditRow]:
         name = f"after layer {layer}" + (", random direction" if control else "")
         rows += [AuditRow("direction", name, p.strength, p.found, control=control) for p in points]
     return rows
+
+
+def _examined(it: Inquiry, exam: Sequence[Fact], student: nn.Module) -> Figures:
+    return it.ask(student, exam)
 
 
 def relearning_rows(it: Inquiry) -> list[AuditRow]:
@@ -168,15 +174,15 @@ def relearning_rows(it: Inquiry) -> list[AuditRow]:
                 model,
                 it.tokenizer,
                 _as_asked(it, lesson),
-                lambda student, exam=exam: it.ask(student, exam),
+                partial(_examined, it, exam),
                 it.steps,
                 seed=it.seed,
                 progress=it.settings.bar("relearning", variant),
                 full=full,
             )
             for point in points:
-                both = ((), point.found) if on_base else (point.found, ())
-                rows.append(AuditRow("relearning", variant, point.strength, *both, control=control))
+                audited, base = ((), point.found) if on_base else (point.found, ())
+                rows.append(AuditRow("relearning", variant, point.strength, audited, base, control=control))
     return rows
 
 

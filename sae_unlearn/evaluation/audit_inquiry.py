@@ -90,7 +90,7 @@ class Inquiry:
                     for point in run(model, facts, side):
                         both = found.setdefault((point.variant, point.strength), {"audited": (), "base": ()})
                         both[who] += point.found
-        return [AuditRow(attack, variant, strength, **both) for (variant, strength), both in found.items()]
+        return [AuditRow(attack, *point, both["audited"], both["base"]) for point, both in found.items()]
 
     @property
     def quiet(self) -> Settings:

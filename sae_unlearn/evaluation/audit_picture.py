@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sae_unlearn.console import printable
@@ -12,7 +12,7 @@ from sae_unlearn.evaluation.figure import Figure
 
 
 # Okabe and Ito's vermillion and blue, as in the picture of an evaluation; grey is the control
-_LINES = (
+_LINES: tuple[tuple[str, str, str, str, Callable[[AuditRow], Figure | None]], ...] = (
     ("recall of forgotten facts", "#D55E00", "-", "o", lambda row: row.find()),
     ("recall of forgotten facts, base", "0.45", "-", "s", lambda row: row.find(base=True)),
     ("gate fires on forgotten facts", "#D55E00", ":", "^", lambda row: row.fires()),
@@ -60,7 +60,8 @@ def draw_audit(report: AuditReport, path: str | os.PathLike[str]) -> None:
 
 def _panels(report: AuditReport) -> list[tuple[str, str, list[AuditRow]]]:
     """A panel for each attack with ways and no strength, and for each way of an attack with strengths."""
-    start, found = report.rows[0], {}
+    start = report.rows[0]
+    found: dict[tuple[str, str], list[AuditRow]] = {}
     for row in report.rows[1:]:
         key = (row.attack, row.variant) if row.attack in _AXES else (row.attack, "")
         found.setdefault(key, []).append(row)

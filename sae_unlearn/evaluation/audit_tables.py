@@ -82,6 +82,8 @@ def best(rows: list[AuditRow], side: str = "forget", base: bool = False) -> Figu
 
 def neighbour_table(report: AuditReport) -> list[str]:
     """What became of harmless rows: of those near the topic, and of others to compare them with."""
+    if report.neighbours is None:
+        return []
     if report.neighbours_base is None:
         return report.neighbours.to_markdown().splitlines()[2:]
     lines = compare(report.neighbours_base, report.neighbours).to_markdown().splitlines()

@@ -71,11 +71,11 @@ def variance_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: in
     a, b = _variance(targets), _variance(unknown)
     values = [(a / b).mean(), a.sum() / b.sum()]
     ends = torch.quantile(torch.cat(found), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    mean, pooled = (
+    by_mean, pooled = (
         Estimate(float(value), float(low), float(high), len(targets))
         for value, low, high in zip(values, *ends, strict=True)
     )
-    return VarianceRatio(mean, pooled, int(varies.sum()))
+    return VarianceRatio(by_mean, pooled, int(varies.sum()))
 
 
 def _variance(codes: Tensor) -> Tensor:

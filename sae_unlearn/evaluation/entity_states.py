@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -58,10 +59,10 @@ def entity_states(
             rows.append(tokens.input_ids)
             places.append(tokens.position)
     wrapped = isinstance(model, PeftModel)
-    found: list[Tensor | None] = [None] * len(rows)
-    with model.disable_adapter() if wrapped and not adapters else nullcontext():
-        bare = model.get_base_model() if wrapped else model
+    found: dict[int, Tensor] = {}
+    with cast(Any, model).disable_adapter() if wrapped and not adapters else nullcontext():
+        bare = cast(Any, model).get_base_model() if wrapped else model
         for batch in residual_batches(bare, rows, layer, batch_size):
             for row, index in zip(batch.residual, batch.index, strict=True):
                 found[index] = row[places[index]].float().cpu()
-    return torch.stack(found).unflatten(0, (len(entities), -1))
+    return torch.stack([found[i] for i in range(len(rows))]).unflatten(0, (len(entities), -1))

@@ -63,8 +63,8 @@ class Estimate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] (n={self.n})"
 
 
-def _by_subject(values: Iterable, subjects: Iterable[Hashable]) -> dict[Hashable, list]:
-    found: dict[Hashable, list] = {}
+def _by_subject(values: Iterable[Any], subjects: Iterable[Hashable]) -> dict[Hashable, list[Any]]:
+    found: dict[Hashable, list[Any]] = {}
     for value, subject in zip(values, subjects, strict=True):
         found.setdefault(subject, []).append(value)
     return found

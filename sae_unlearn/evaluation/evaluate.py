@@ -103,7 +103,7 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        found = {}
+        found: dict[str, list[Any]] = {}
         for name, rows in given.items():
             kinds = _by_kind(rows, f"{side}[{name!r}]", text_column)
             found |= {str(name) if len(kinds) == 1 else f"{name} {kind}": part for kind, part in kinds.items()}

@@ -94,7 +94,8 @@ class Figure:
             ValueError: a field that is missing, unknown or of the wrong kind.
         """
         try:
-            estimate = Estimate(**{name: _number(value) for name, value in stored["estimate"].items()})
+            numbers: dict[str, Any] = {name: _number(value) for name, value in stored["estimate"].items()}
+            estimate = Estimate(**numbers)
             sequences = {
                 "values": tuple(_number(value) for value in stored["values"]),
                 "weights": tuple(_number(value) for value in stored["weights"]),

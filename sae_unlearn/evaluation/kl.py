@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -48,7 +49,7 @@ def row_divergences(
     with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
         for batch in predicted_tokens(tokenizer, texts, batch_size, max_length):
             tokens = (batch.input_ids, batch.kept, batch.wanted)
-            with model.disable_adapter() if base is None else nullcontext():
+            with cast(Any, model).disable_adapter() if base is None else nullcontext():
                 before = wanted_logits(model if base is None else base, *tokens)
             after = wanted_logits(model, *tokens)
             each = torch.cat(

@@ -25,7 +25,7 @@ class PredictedTokens(NamedTuple):
     kept: Tensor
     wanted: Tensor
     counts: list[int]
-    index: list[int]
+    index: list[int]  # type: ignore[assignment]  # `tuple.index` is hidden, and nobody looks for it here
 
 
 def predicted_tokens(

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from sae_unlearn.console import printable
 from sae_unlearn.evaluation.figure import Figure
@@ -68,7 +69,7 @@ def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> Non
     canvas.savefig(os.fspath(path), format="png")
 
 
-def _point(axes: "object", figure: Figure, height: float, mark: str) -> None:
+def _point(axes: Any, figure: Figure, height: float, mark: str) -> None:
     value, low, high = figure.estimate.value, figure.estimate.low, figure.estimate.high
     if not all(map(math.isfinite, (value, low, high))):
         return

@@ -95,13 +95,13 @@ def model_utility(
         if name == "retain":
             prompts, answers = zip(*((fact.prompt, fact.answers[0]) for fact in questions.facts), strict=True)
             title = bar and bar % "answers"
-            probability = answer_likelihoods(model, tokenizer, prompts, answers, batch_size, progress=title)
-            probability = probability.per_token.exp()
+            likelihoods = answer_likelihoods(model, tokenizer, prompts, answers, batch_size, progress=title)
+            probability = likelihoods.per_token.exp()
         else:
             probability = _shares(questions.choices, options)
         tokens = max_new_tokens or tokens_needed(tokenizer, questions.facts)
         said = recall(model, tokenizer, questions.facts, tokens, batch_size, bar and bar % "recall")
-        measures = {
+        measures: dict[str, Tensor] = {
             "probability": probability,
             "rouge_l_recall": rouge_l(said).recall,
             "truth_score": truth_scores(log_truth_ratios(questions.choices, options)),

@@ -71,7 +71,7 @@ def _states(model: nn.Module, rows: Sequence[list[int]], layer: int, batch_size:
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     found: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple, output: Any) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         found.append(hidden[kept.to(hidden.device)].float().cpu())
 
@@ -131,11 +131,11 @@ def adding(
     place = find_decoder_layers(bare)
     where: list[Tensor] = []
 
-    def note_ids(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def note_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         where[:] = [] if ids is None or patterns is None else [_pattern_ends(ids, patterns)]
 
-    def add(module: nn.Module, args: tuple, output: Any) -> Any:
+    def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
         change = vector.to(hidden).expand_as(hidden)
         if patterns is not None:

@@ -1,6 +1,7 @@
 """A copy of a model to be attacked, with its adapters merged into the weights as someone would publish it."""
 
 import copy
+from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
@@ -27,7 +28,7 @@ def merged_copy(model: nn.Module) -> nn.Module:
 
 def merged_parts(model: nn.Module) -> tuple[nn.Module, Guards]:
     """The same copy without its guardrails, and the guardrails that are active, for `guarded_again`."""
-    twin = copy.deepcopy(model).eval()
+    twin: Any = copy.deepcopy(model).eval()
     guards = _active_guards(twin)
     if guard_layers(twin):
         twin = detach_guardrail(twin)
@@ -36,7 +37,7 @@ def merged_parts(model: nn.Module) -> tuple[nn.Module, Guards]:
     try:
         return twin.merge_and_unload(), guards
     except (AttributeError, NotImplementedError) as error:
-        kinds = sorted({str(config.peft_type) for config in model.peft_config.values()})
+        kinds = sorted({str(config.peft_type) for config in cast(Any, model).peft_config.values()})
         raise ValueError(
             f"Adapters of type {kinds} cannot be merged ({error}); this attack is on merged weights."
         ) from error
@@ -52,7 +53,7 @@ def guarded_again(model: nn.Module, guards: Guards) -> nn.Module:
 
 def base_copy(model: nn.Module) -> nn.Module:
     """A copy of the model below all adapters."""
-    twin = copy.deepcopy(model).eval()
+    twin: Any = copy.deepcopy(model).eval()
     if guard_layers(twin):
         twin = detach_guardrail(twin)
     return twin.unload() if isinstance(twin, PeftModel) else twin

@@ -115,7 +115,8 @@ def _row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> tuple[list[int], int
 
 def _batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
     """Indices of batches without end; every row comes once before any comes again."""
-    draw, pending = random.Random(seed), []
+    draw = random.Random(seed)
+    pending: list[int] = []
     while True:
         while len(pending) < batch_size:
             pending += draw.sample(range(rows), rows)

@@ -70,7 +70,7 @@ def respelt(prompt: str, share: float, kind: Kind, seed: int = 0, index: int = 0
         raise ValueError(f"share={share} of words by {kind!r}; expected 0 to 1, and {', '.join(get_args(Kind))}.")
     draw = random.Random(f"{seed} {index}")
 
-    def change(match: re.Match) -> str:
+    def change(match: re.Match[str]) -> str:
         word, chosen, place = match[0], draw.random() < share, draw.randrange(1, len(match[0]) - 2)
         if not chosen:
             return word

@@ -9,7 +9,7 @@ Budget: black box, one conversation per fact and number of turns.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,8 @@ def splitting_attack(
         tqdm(total=len(turns) * len(facts), desc=progress, unit="talk", disable=progress is None) as bar,
     ):
         for number in turns:
-            found, fired = [], {}
+            found: list[Any] = []
+            fired: dict[str, Any] = {}
             for fact in facts:
                 with record_firings(model) if guard_layers(model) else _Silent() as firings:
                     parts = in_parts(fact.prompt, number)
@@ -124,7 +125,8 @@ def converse(
     Where a template or a tokenizer writes the beginning otherwise once more follows, the cache does not fit any longer,
     and the conversation is read anew, as a server would.
     """
-    cache, known, text = DynamicCache(config=text_config(model)), [], ""
+    known: list[int] = []
+    cache, text = DynamicCache(config=text_config(model)), ""
     said: list[str] = []
     for number, turn in enumerate(turns, 1):
         said.append(turn.strip() if chat_template else turn)
@@ -141,7 +143,7 @@ def converse(
         row = torch.tensor([ids], device=input_device(model))
         mask = torch.ones_like(row)
         padding = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        out = model.generate(
+        out = cast(Any, model).generate(
             input_ids=row,
             attention_mask=mask,
             past_key_values=cache,

@@ -59,7 +59,7 @@ def exam_choices(rows: Iterable[Mapping[str, Any]], source: str, subject_column:
             raise ValueError(f"{question[:60]!r} of {source} has answer {answer!r}; expected 0 to {len(options) - 1}.")
         options = tuple(str(option).strip() for option in options)
         if all(options) and len(set(options)) == len(options):
-            found.append(Choice(question.strip(), options, place, str(row.get(subject_column) or "")))
+            found.append(Choice(question.strip(), options, place, str(row.get(str(subject_column)) or "")))
     if not found:
         raise ValueError(f"{source} holds no questions.")
     return found
