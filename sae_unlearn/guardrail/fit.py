@@ -345,7 +345,7 @@ class _Fit:
                 )
         if usual_dose and self.config.clamp_unit == "residual" and self.outliers.median:
             least = LEAST_ABLATIONS * self.moments.norm(torch.zeros(self.config.num_features)) / self.outliers.median
-            self.config.clamp_scale = max(self.config.clamp_scale, least)
+            self.config.clamp_scale = max(self.config.clamp_scale or 0.0, least)
         self.clamp = clamp_values(
             self.config.clamp_unit,
             float(self.config.clamp_scale or 0.0),
