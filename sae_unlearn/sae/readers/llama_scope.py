@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -77,7 +77,7 @@ def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
     if place != output:
         raise SAEFormatError(f"{where} maps {place!r} to {output!r} (a transcoder); use an 'LXR' repository")
     try:
-        layer = layer_of_hook(str(place))
+        layer = layer_of_hook(cast(Any, place))  # what is no text is refused there
     except SAEFormatError as error:
         raise SAEFormatError(f"{where}: {error}; use an 'LXR' repository") from None
     if raw.get("use_glu_encoder"):

@@ -1,0 +1,190 @@
+"""Bad input to every public function: an error that names it, of the kinds that are documented, and never another one.
+
+A row is a call and words of the message that it has to raise. `UnlearnError` is a `ValueError`; a value of a wrong
+type may raise `TypeError`; a file that is not there, an `OSError`.
+"""
+
+import inspect
+
+import pytest
+import torch
+from sae_folders import D_IN, D_SAE, tensors, tiny
+from tiny_topic import tiny_tokenizer
+from torch import nn
+from zoo import base_model, guarded, planted_config
+
+import sae_unlearn
+from sae_unlearn import (
+    Entity,
+    EntitySet,
+    SAEAlignmentConfig,
+    SAEAlignmentTrainer,
+    SAEGuardrailConfig,
+    SAESlice,
+    SparseAutoencoder,
+    UnlearnError,
+    attach_guardrail,
+    detach_guardrail,
+    evaluation,
+    fit_guardrail,
+    guardrail_status,
+    label_entities,
+    list_guardrails,
+    record_firings,
+    set_action,
+    use_guardrails,
+)
+
+
+@pytest.fixture(scope="module")
+def it():
+    """A bare model, one with a guardrail, a tokenizer, an SAE of that model, and entities."""
+
+    class Parts:
+        model = base_model("llama")
+        guarded = guarded("llama")
+        tokenizer = tiny_tokenizer()
+        sae = SparseAutoencoder(
+            torch.eye(32), torch.zeros(32), torch.eye(32), torch.zeros(32), threshold=torch.ones(32), layer=1
+        )
+        entities = EntitySet([Entity("w2", "thing", {"colour": "w3"})])
+
+    return Parts
+
+
+def no_entries(found):
+    with found:
+        pass
+
+
+ZERO = torch.zeros
+BAD = [
+    # function, call, words of the message
+    (attach_guardrail, lambda it: attach_guardrail("a model", planted_config()), "config|model"),
+    (
+        attach_guardrail,
+        lambda it: attach_guardrail(nn.Linear(2, 2), planted_config(), sae=it.sae),
+        "config|feature_ids",
+    ),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, "no/such/folder"), "neither a folder"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, 7), "7"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, None), "None"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, planted_config(), sae=it.sae), "feature_ids"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, ".", adapter_name="a.b"), "adapter_name"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, ".", adapter_name=3), "adapter_name"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, ".", subfolder="../x"), "subfolder"),
+    (attach_guardrail, lambda it: attach_guardrail(it.model, ".", revision="main"), "revision"),
+    (detach_guardrail, lambda it: detach_guardrail(it.model), "no guardrail"),
+    (detach_guardrail, lambda it: detach_guardrail(it.guarded, "other"), "other"),
+    (detach_guardrail, lambda it: detach_guardrail("a model"), "model"),
+    (fit_guardrail, lambda it: fit_guardrail("a model", None, it.sae), "config|model"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, None, "an SAE"), "SparseAutoencoder"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, None, tiny(layer=1)), "d_in"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, None, it.sae), "forget"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, None, it.sae, ["a"], ["b"]), "tokenizer"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, it.tokenizer, it.sae, "w2 w3", ["w4"]), "forget"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, it.tokenizer, it.sae, [3], ["w4"]), "int"),
+    (fit_guardrail, lambda it: fit_guardrail(it.model, it.tokenizer, it.sae, [], []), "empty"),
+    (fit_guardrail, lambda it: zero_shot(it, features=[]), "non-empty"),
+    (fit_guardrail, lambda it: zero_shot(it, features=[99]), "99"),
+    (fit_guardrail, lambda it: zero_shot(it, features=["a"]), "feature_ids"),
+    (fit_guardrail, lambda it: zero_shot(it, features=3), "features|feature_ids"),
+    (fit_guardrail, lambda it: zero_shot(it, threshold=2.0), "threshold=2.0"),
+    (fit_guardrail, lambda it: zero_shot(it, threshold="high"), "threshold"),
+    (fit_guardrail, lambda it: zero_shot(it, clamp_value=5.0), "positive|clamp"),
+    (fit_guardrail, lambda it: zero_shot(it, clamp_value="much"), "clamp_value"),
+    (fit_guardrail, lambda it: zero_shot(it, layer=9), "layer"),
+    (fit_guardrail, lambda it: zero_shot(it, layer="1"), "layer"),
+    (fit_guardrail, lambda it: zero_shot(it, preset="other"), "preset"),
+    (fit_guardrail, lambda it: zero_shot(it, statistic="mean"), "statistic"),
+    (fit_guardrail, lambda it: zero_shot(it, batch_size=0), "batch_size"),
+    (fit_guardrail, lambda it: zero_shot(it, max_length=True), "max_length"),
+    (fit_guardrail, lambda it: zero_shot(it, num_features=1.5), "num_features"),
+    (fit_guardrail, lambda it: zero_shot(it, ratio_percentile=101), "ratio_percentile"),
+    (fit_guardrail, lambda it: zero_shot(it, ratio_percentile="99"), "ratio_percentile"),
+    (fit_guardrail, lambda it: zero_shot(it, importance="x"), "importance"),
+    (fit_guardrail, lambda it: zero_shot(it, adapter_name=""), "adapter_name|default"),
+    (record_firings, lambda it: no_entries(record_firings(it.model)), "no guardrail"),
+    (record_firings, lambda it: no_entries(record_firings("a model")), "str"),
+    (guardrail_status, lambda it: guardrail_status("a model"), "str"),
+    (list_guardrails, lambda it: list_guardrails("a model"), "str"),
+    (use_guardrails, lambda it: use_guardrails(it.guarded, "other"), "other"),
+    (use_guardrails, lambda it: use_guardrails(it.model, ["default"]), "default"),
+    (set_action, lambda it: set_action(it.guarded, "other", "clamp"), "other"),
+    (set_action, lambda it: set_action(it.guarded, "default", "explode"), "explode"),
+    (set_action, lambda it: set_action(it.guarded, "default", "refuse"), "refus"),
+    (set_action, lambda it: set_action(it.guarded, "default", "refuse", message="no"), "tokenizer"),
+    (SAEGuardrailConfig, lambda it: SAEGuardrailConfig(layer=-1), "layer"),
+    (SAEGuardrailConfig, lambda it: SAEGuardrailConfig(threshold=float("nan")), "threshold"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder(*four(W_enc=None)), "W_enc"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder(*four(b_enc=ZERO(3))), "b_enc"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder(*four(W_dec=ZERO(D_SAE, D_IN).int())), "W_dec"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder(*four(), architecture="other"), "other"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder(*four(), architecture="topk"), "k"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder(*four()), "threshold"),
+    (SparseAutoencoder, lambda it: tiny(layer=-2), "layer"),
+    (SparseAutoencoder, lambda it: tiny().encode(ZERO(2, D_IN + 1)), "d_in"),
+    (SparseAutoencoder, lambda it: tiny().encode(ZERO(2, D_IN).int()), "int32"),
+    (SparseAutoencoder, lambda it: tiny().encode([1.0] * D_IN), "Tensor"),
+    (SparseAutoencoder, lambda it: tiny().decode(ZERO(2, D_IN)), "d_sae"),
+    (SparseAutoencoder, lambda it: tiny().slice([]), "empty"),
+    (SparseAutoencoder, lambda it: tiny().slice([D_SAE]), "out of range"),
+    (SparseAutoencoder, lambda it: tiny().slice([1, 1]), "more than once"),
+    (SparseAutoencoder, lambda it: tiny().slice([True]), "bool"),
+    (SparseAutoencoder, lambda it: tiny().slice("12"), "feature_ids"),
+    (SparseAutoencoder, lambda it: tiny("topk").slice([1]), "topk"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder.from_pretrained("no/such/place"), "no/such/place"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder.from_pretrained(3), "int|str"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder.from_pretrained(".", dtype=torch.int8), "dtype"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder.from_pretrained(".", subfolder=".."), "subfolder"),
+    (SparseAutoencoder, lambda it: SparseAutoencoder.from_saelens(3), "sae_lens"),
+    (SAESlice, lambda it: SAESlice([1], ZERO(2, 2), ZERO(2), ZERO(2), ZERO(2, 2)), "feature ids|columns"),
+    (SAESlice, lambda it: SAESlice([0], ZERO(2, 1), ZERO(1), ZERO(1) - 1, ZERO(1, 2)), "negative"),
+    (Entity, lambda it: Entity("", "thing", {}), "entity|name|empty"),
+    (Entity, lambda it: Entity(3, "thing", {}), "3|int"),
+    (EntitySet, lambda it: EntitySet([3]), "int"),
+    (EntitySet, lambda it: EntitySet.from_json("no-such-file.json"), "no-such-file"),
+    (label_entities, lambda it: label_entities(it.model, it.tokenizer, EntitySet([])), "candidates|entit"),
+    (label_entities, lambda it: label_entities(it.model, it.tokenizer, it.entities, samples=0), "samples"),
+    (SAEAlignmentConfig, lambda it: SAEAlignmentConfig(output_dir="x", toward="other"), "toward"),
+    (SAEAlignmentConfig, lambda it: SAEAlignmentConfig(output_dir="x", away_weight=-1.0), "away_weight"),
+    (SAEAlignmentTrainer, lambda it: SAEAlignmentTrainer(model="a model", args=None), "model|args"),
+    (evaluation.wilson_interval, lambda it: evaluation.wilson_interval(3, 2), "3"),
+    (evaluation.bootstrap_interval, lambda it: evaluation.bootstrap_interval(ZERO(0)), "value|empty|0"),
+    (evaluation.evaluate, lambda it: evaluation.evaluate(it.model, it.tokenizer), "forget|retain|measure"),
+    (evaluation.evaluate, lambda it: evaluation.evaluate(it.model, it.tokenizer, forget=[3]), "int|forget"),
+    (evaluation.row_losses, lambda it: evaluation.row_losses(it.model, it.tokenizer, [""]), "token"),
+    (evaluation.row_divergences, lambda it: evaluation.row_divergences(it.model, it.tokenizer, ["w2"]), "base"),
+]
+
+
+def zero_shot(it, **changed):
+    given = {"features": [3], "threshold": 0.2, "clamp_value": -5.0} | changed
+    return fit_guardrail(it.model, it.tokenizer, it.sae, progress=False, **given)
+
+
+def four(**changed):
+    given = tensors() | changed
+    return [given[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"), [row[1:] for row in BAD], ids=[f"{i}-{r[0].__name__}" for i, r in enumerate(BAD)]
+)
+def test_bad_input_is_refused_by_name(call, words, it):
+    with pytest.raises((UnlearnError, ValueError, TypeError, OSError), match=rf"(?i){words}") as caught:
+        call(it)
+    assert type(caught.value) is not UnicodeDecodeError
+    assert len(str(caught.value)) > 10
+    assert guardrail_status(it.model).guardrails == ()
+    assert guardrail_status(it.guarded).verdict == "guarded"
+
+
+def test_every_public_function_has_a_row():
+    tested = {row[0] for row in BAD}
+    results = {"Firing", "ForgetSet", "GuardrailStatus", "LabelledEntities"}  # what functions return
+    for name in sae_unlearn.__all__:
+        found = getattr(sae_unlearn, name)
+        error = inspect.isclass(found) and issubclass(found, Exception)
+        if callable(found) and not error and name not in results:
+            assert found in tested, name
