@@ -54,6 +54,16 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, layers)
 
 
+def check_module(model: nn.Module) -> None:
+    """Raise unless `model` is a module.
+
+    Raises:
+        UnlearnError: naming what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnlearnError(f"model={model!r:.60} is a {type(model).__name__}; pass a transformers model.")
+
+
 def execution_device(module: nn.Module) -> torch.device | None:
     """Where accelerate runs a module whose weights it has offloaded (they are on `meta`); None if it does not."""
     for part in module.modules():

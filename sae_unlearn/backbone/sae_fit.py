@@ -13,6 +13,8 @@ def check_sae(sae: SparseAutoencoder, model: nn.Module, layer: int | None) -> in
     Raises:
         UnlearnError: the SAE has another width, is of another layer, or its layer is not known.
     """
+    if not isinstance(sae, SparseAutoencoder):
+        raise UnlearnError(f"The SAE is a {type(sae).__name__}; pass a SparseAutoencoder.")
     width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
     name = type(model).__name__
     if sae.d_in != width:

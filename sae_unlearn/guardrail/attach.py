@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.decoder_layers import check_module, find_decoder_layers
 from sae_unlearn.guardrail.artefact import Artefact, read_artefact
 from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.calibration import check_threshold
@@ -193,6 +193,7 @@ def bare_model(model: nn.Module) -> nn.Module:
     Raises:
         GuardrailError: a `PeftModel` of a kind that a guardrail cannot join.
     """
+    check_module(model)
     if not isinstance(model, PeftModel):
         return model
     inner = model.get_base_model()

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sae_unlearn.backbone.decoder_layers import check_module
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, TOKENS
 from sae_unlearn.guardrail.history import GateHistory
 
@@ -118,6 +119,8 @@ def record_firings(model: nn.Module) -> Iterator[Firings]:
     Raises:
         GuardrailError: there is no guardrail on the model.
     """
+    with as_guardrail_error():
+        check_module(model)
     layers: list[Any] = [
         module for module in model.modules() if hasattr(module, "recorders") and hasattr(module, "guard_config")
     ]

@@ -7,10 +7,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.decoder_layers import check_module, find_decoder_layers, text_config
 from sae_unlearn.guardrail.belonging import check_reach
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fingerprint import differences
 from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, hooks_of, remove_hooks
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
@@ -127,7 +127,13 @@ class SAEGuardrailModel(BaseTuner):
 
 
 def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
-    """All guarded layers of a model (bare, or in a `PeftModel`), in order."""
+    """All guarded layers of a model (bare, or in a `PeftModel`), in order.
+
+    Raises:
+        GuardrailError: `model` is no module.
+    """
+    with as_guardrail_error():
+        check_module(model)
     return [module for module in model.modules() if isinstance(module, SAEGuardrailLayer)]
 
 

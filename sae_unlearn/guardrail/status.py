@@ -70,6 +70,9 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     Args:
         model: any model, with or without guardrails.
 
+    Raises:
+        GuardrailError: `model` is no module.
+
     Example:
 
     ```python
@@ -77,19 +80,20 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     assert status.verdict == "guarded", str(status)
     ```
     """
+    layers = guard_layers(model)
     backbones = [(module, hooks_of(module, BackboneHooks)) for module in model.modules()]
     known: dict[int, str] = {}
     for backbone, hooks in backbones:
         if hooks is not None:
             missing = hooks.missing(backbone)
             known |= {id(guard): "misplaced" if index in missing else "placed" for index, guard in hooks.guards.items()}
-    found = [_state(layer, name, known.get(id(layer))) for layer in guard_layers(model) for name in layer.guard_config]
+    found = [_state(layer, name, known.get(id(layer))) for layer in layers for name in layer.guard_config]
     lost = [
         _state(guard, name, "misplaced")
         for _, hooks in backbones
         if hooks is not None
         for guard in hooks.guards.values()
-        if isinstance(guard, SAEGuardrailLayer) and not any(guard is layer for layer in guard_layers(model))
+        if isinstance(guard, SAEGuardrailLayer) and not any(guard is layer for layer in layers)
         for name in guard.guard_config
     ]
     names = {guard.adapter for guard in (*found, *lost)}

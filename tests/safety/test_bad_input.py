@@ -36,7 +36,7 @@ from sae_unlearn import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def it():
     """A bare model, one with a guardrail, a tokenizer, an SAE of that model, and entities."""
 
