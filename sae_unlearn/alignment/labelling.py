@@ -49,8 +49,8 @@ class LabellingRule:
     max_unknown: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise AlignmentError(f"samples={self.samples}; expected at least 1.")
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise AlignmentError(f"samples={self.samples!r}; expected an integer of at least 1.")
         if not 1 <= self.min_matches <= self.samples:
             raise AlignmentError(
                 f"min_matches={self.min_matches} of samples={self.samples} answers; expected 1 to {self.samples} "

@@ -62,6 +62,8 @@ def attach_guardrail(
     name = free_name(model, adapter_name)
     if isinstance(source, SAEGuardrailConfig):
         artefact = _from_config(source, sae)
+    elif not isinstance(source, (str, os.PathLike)):
+        raise GuardrailError(f"source={source!r:.60} is no folder, Hub id or SAEGuardrailConfig.")
     else:
         artefact = read_artefact(
             source,
@@ -243,6 +245,8 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
 def free_name(model: nn.Module, wanted: str | None) -> str:
     taken = {name for layer in guard_layers(model) for name in layer.guard_config}
     taken |= set(getattr(model, "peft_config", None) or {})
+    if wanted is not None and not isinstance(wanted, str):
+        raise GuardrailError(f"adapter_name={wanted!r} is a {type(wanted).__name__}; give a text.")
     name = wanted or ("guardrail" if taken else "default")
     if name in taken:
         raise GuardrailError(f"There is an adapter {name!r} on the model already; choose another `adapter_name`.")

@@ -204,24 +204,24 @@ class SAEGuardrailConfig(PeftConfig):
             raise GuardrailError(f"window={self.window} is below min_tokens={self.min_tokens}; widen the window.")
         if self.threshold is not None:
             lowest, highest = self.threshold_bounds
-            _check_real("threshold", self.threshold)
+            check_real("threshold", self.threshold)
             if not (lowest <= self.threshold and _float32(self.threshold) < highest):  # the gate compares in float32
                 raise GuardrailError(
                     f"threshold={self.threshold} is outside [{lowest}, {highest}), the range of statistic="
                     f"{self.statistic!r}: the gate would {'always' if self.threshold < lowest else 'never'} fire."
                 )
-        _check_real("drift", self.drift)
+        check_real("drift", self.drift)
         if not 0 < self.drift < 1:
             raise GuardrailError(f"drift={self.drift} must lie between 0 and 1, between a quiet and a hot text's rate.")
         if self.clamp_value is not None:
-            _check_real("clamp_value", self.clamp_value)
+            check_real("clamp_value", self.clamp_value)
             if self.clamp_value > 0:
                 raise GuardrailError(
                     f"clamp_value={self.clamp_value} is positive and would amplify the topic; the dose is -c, for "
                     f"example {-self.clamp_value}."
                 )
         if self.clamp_scale is not None:
-            _check_real("clamp_scale", self.clamp_scale)
+            check_real("clamp_scale", self.clamp_scale)
             if self.clamp_scale < 0:
                 raise GuardrailError(
                     f"clamp_scale={self.clamp_scale} is negative and would amplify the topic; features are clamped to "
@@ -300,7 +300,8 @@ def _check_integer(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def _check_real(name: str, value: Any) -> None:
+def check_real(name: str, value: Any) -> None:
+    """Raise GuardrailError unless `value` is a number that float32 can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(_float32(value)):
         raise GuardrailError(f"{name}={value!r} must be a finite number.")
 

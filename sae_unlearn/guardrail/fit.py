@@ -9,7 +9,7 @@ Every row of the corpora is run through the model once, up to the guarded layer:
 The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from sae_unlearn.guardrail.calibration import (
     report,
     warnings_of,
 )
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config import SAEGuardrailConfig, check_real
 from sae_unlearn.guardrail.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fingerprint import fingerprint
@@ -153,6 +153,15 @@ def fit_guardrail(
     """
     if preset not in (None, "faithful"):
         raise GuardrailError(f"preset={preset!r} is not None or 'faithful'.")
+    for name, number in (
+        ("clamp_value", clamp_value),
+        ("clamp_scale", clamp_scale),
+        ("ratio_percentile", ratio_percentile),
+        ("threshold_percentile", threshold_percentile),
+        ("margin", margin),
+    ):
+        if number is not None:
+            check_real(name, number)
     faithful = preset == "faithful"
     if faithful:
         importance, clamp_mode, min_tokens = "squared_mean", "all", 1
@@ -189,7 +198,7 @@ def fit_guardrail(
     config = SAEGuardrailConfig(
         layer=layer,
         num_features=0 if features is not None else num_features,
-        feature_ids=None if features is None else list(features),
+        feature_ids=list(features) if isinstance(features, Iterable) else features,
         statistic=statistic,
         gate_scope=gate_scope,
         sticky=sticky,

@@ -9,6 +9,7 @@ Each row is summed in an order of its own, so its result does not depend on the 
 
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -127,8 +128,8 @@ def gate_kernel(
 
 def fused_step(
     hidden: Tensor,
-    encoder: nn.Module,
-    decoder: nn.Module,
+    encoder: Any,
+    decoder: Any,
     config: SAEGuardrailConfig,
     ids: Tensor | None,
     content: Tensor | None,
@@ -176,7 +177,7 @@ def fused_step(
             d_in,
             n,
             float(config.min_tokens),
-            float(config.threshold),
+            float(config.tau),
             HAS_IDS=content is not None,
             HAS_MASK=mask is not None,
             HAS_PREVIOUS=previous is not None,
@@ -224,7 +225,7 @@ def _first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
         where = active & (decision.fire & counted)[..., None]
         expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
         given = [x.to(device) for x in (ids, content, mask)]
-        edited, state = fused_step(hidden.to(device), there, there, config, *given, before)
+        edited, state = fused_step(hidden.to(device), there, there, config, given[0], given[1], given[2], before)
         if not torch.equal(state.cpu(), decision.state):
             return f"Their gate's state is {state.cpu().tolist()}, not {decision.state.tolist()}."
         error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()

@@ -188,9 +188,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
     def _edited_step(self, name: str, hidden: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Tensor | None:
         """The edited residual stream `[batch, 1, d_in]` of a decoding step by the fused kernels; None where they do not
         serve, and the operators of `_edit` do."""
-        config, encoder, decoder = (
-            part[name] for part in (self.guard_config, self.sae_guardrail_encoder, self.sae_guardrail_decoder)
-        )
+        config = self.guard_config[name]
+        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
         if cache is None or not serves(config, hidden, [*encoder.parameters(), *decoder.parameters()]):
             return None
         from sae_unlearn.guardrail.fused_step import fused_step, works  # late: needs Triton
