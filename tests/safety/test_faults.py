@@ -12,6 +12,7 @@ import torch
 from zoo import WIDTH, base_model
 
 from sae_unlearn import GuardrailError, SparseAutoencoder, attach_guardrail, fit_guardrail, staging
+from sae_unlearn.alignment.trainer import ADAPTER_FILES
 from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 
 
@@ -210,3 +211,42 @@ def test_a_fit_that_is_killed_has_written_nothing_and_left_nothing_on_the_model(
                 fit_guardrail(model, None, tiny_sae(), features=[3], threshold=0.2, clamp_value=-6.0)
         assert list(model.state_dict()) == list(plain)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_kill_while_an_alignment_adapter_is_saved_leaves_whole_files(tmp_path, moments):
+    """As `SAEAlignmentTrainer` saves: at every moment each file is the old one or the new one, from its first byte to
+    its last, and the config is the new one before the weights are."""
+    folder, copies = tmp_path / "adapter", tmp_path / "copies"
+    folder.mkdir()
+    copies.mkdir()
+    names = ("README.md", *ADAPTER_FILES)
+    for name in names:
+        (folder / name).write_text("old" * 1000)
+    moments.watch(folder, copies)
+    with staging.staged(folder, ADAPTER_FILES) as stage:
+        for name in names:
+            (stage / name).write_text("new" * 1000)
+    moments.thread = None
+    seen = []
+    for copied in [*moments.copies, folder]:
+        texts = [(copied / name).read_text() for name in names]
+        assert {text[:3] * 1000 for text in texts} == set(texts)
+        seen.append([text[:3] for text in texts])
+    assert seen[0] == ["old", "old", "old"]
+    assert seen[-1] == ["new", "new", "new"]
+    assert ["old", "old", "new"] not in seen
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_files(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def half() -> None:
+        with staging.staged(tmp_path) as stage:
+            (stage / "a").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
