@@ -12,19 +12,19 @@ import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub import CommitInfo
 from peft import PeftModel
 from torch import nn
 
-from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, commit_of, fetch_file, is_local, read_artefact
+from sae_unlearn.guardrail.artefact import commit_of, fetch_file, is_local, read_artefact
 from sae_unlearn.guardrail.attach import attach_guardrail, bare_model, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundle_card import write_bundle_card
 from sae_unlearn.guardrail.card import CardDetails, write_card
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.seal import seal
+from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME, seal
 from sae_unlearn.guardrail.upload import upload_folder
 from sae_unlearn.model_card import SavedReport
 from sae_unlearn.staging import staged
@@ -73,19 +73,21 @@ def save_bundle(
         GuardrailError: there is no guardrail, more than one other adapter, or the folder cannot be written.
     """
     members = members_of(model)
-    bare = bare_model(model)
-    with staged(Path(folder)) as stage:
+    bare, configs = bare_model(model), cast(PeftModel, model).peft_config
+    with staged(Path(folder), first=(CONFIG_NAME, WEIGHTS_NAME)) as stage:
         for name in [*members.guardrails, *([members.lora] if members.lora else [])]:
             # PEFT puts "default" into the folder itself, and others into one of their name
             place = stage / name if name == "default" else stage
             PeftModel.save_pretrained(model, os.fspath(place), selected_adapters=[name], save_embedding_layers=False)
             if name in members.guardrails:
-                write_card(stage / name, model.peft_config[name], bare, CardDetails(repo_id, license))
+                write_card(stage / name, configs[name], bare, CardDetails(repo_id, license))
                 seal(stage / name / CONFIG_NAME, stage / name / WEIGHTS_NAME)
         stored = {"format_version": BUNDLE_VERSION, "guardrails": members.guardrails, "lora": members.lora}
         (stage / BUNDLE_NAME).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-        configs = {name: model.peft_config[name] for name in members.guardrails}
-        write_bundle_card(stage, configs, members.lora, bare, CardDetails(repo_id, license, {}, evaluation, audit))
+        of_guardrails = {name: configs[name] for name in members.guardrails}
+        write_bundle_card(
+            stage, of_guardrails, members.lora, bare, CardDetails(repo_id, license, {}, evaluation, audit)
+        )
 
 
 def push_bundle(
@@ -135,7 +137,12 @@ def attach_bundle(
         GuardrailError: a member is missing or malformed, or does not belong to this model, or its name is taken. The
             model is then as it was.
     """
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {
+        "revision": revision,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
     bundle = read_bundle(source, **hub)
     hub["revision"] = bundle.revision or revision
     guardrails, lora = _chosen(bundle, names, source)
