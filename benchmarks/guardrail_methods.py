@@ -1,0 +1,64 @@
+"""The methods of `guardrail_baselines.py`: what each is, and the strengths it may choose from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+RESIDUAL_DOSES = (0.25, 0.5, 1.0, 2.0)  # residual norms
+ABSOLUTE_DOSES = (500.0, 2000.0, 8000.0, 32000.0)  # the published one first; it was made for another model
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guardrail.
+
+    Attributes:
+        options: of `fit_guardrail`, but the dose.
+        doses: to choose from, in residual norms, or with `preset="faithful"` the paper's absolute ones.
+    """
+
+    options: dict[str, Any]
+    doses: tuple[float, ...] = RESIDUAL_DOSES
+
+    def at(self, dose: float) -> dict[str, Any]:
+        """The options with that dose."""
+        if self.options.get("preset") == "faithful":
+            return {**self.options, "clamp_value": -dose}
+        return {**self.options, "clamp_unit": "residual", "clamp_scale": dose}
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A baseline of `baselines`: its name there, its options, and the rate of its LoRA."""
+
+    name: str
+    learning_rate: float
+
+
+GUARDS = {
+    "static clamp": Guard({"threshold": 0.0}),  # fires as soon as one feature does, and edits where it does
+    "per-token clamp": Guard({"statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}),
+    "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
+    **{
+        f"DSG {preset}, {statistic}": Guard({**options, "statistic": statistic}, doses)
+        for preset, options, doses in (
+            ("faithful", {"preset": "faithful"}, ABSOLUTE_DOSES),
+            ("default", {}, RESIDUAL_DOSES),
+        )
+        for statistic in ("ratio", "window", "cusum")
+    },
+}
+PROMPTS = {
+    "refusal prompt": (
+        "You must not talk about {topic}. If you are asked about it, say that you do not know.\n\n",
+        "The following author knows nothing about {topic} and answers every question on it with nonsense.\n\n",
+    )
+}
+GRADIENTS = {
+    "gradient ascent": Gradient("ga", 5e-5),
+    "GradDiff": Gradient("grad_diff", 1e-4),
+    "NPO": Gradient("npo", 1e-4),
+    "RMU": Gradient("rmu", 2e-4),
+}
+METHODS = ("base", *GUARDS, *PROMPTS, *GRADIENTS)
+OURS = "DSG default, ratio"
