@@ -1,7 +1,7 @@
 """Topics of real paragraphs for the benchmarks: Wikipedia articles and chapters of manuals.
 
-The SAE of the demo saw none of these texts, but for two of the fresh topics. The data folder (`--data` or `SAE_UNLEARN_DATA`) holds two unpacked
-packages, neither of which has to be installed:
+The SAE of the demo saw none of these texts, but for two of the fresh topics. The data folder (`--data` or
+`SAE_UNLEARN_DATA`) holds two unpacked packages, neither of which has to be installed:
 
     pip download --no-deps gensim==4.4.0 && unzip gensim-*.whl 'gensim/test/test_data/enwiki*' -d FOLDER
     apt-get download postgresql-doc-15 gimp-help-en          # 15.20 and 2.10.34, of Debian 12
@@ -21,8 +21,8 @@ three of the seven encyclopaedic topics and one of the two manuals for validatio
 
 Fresh topics, for defaults that were changed after those reports had been seen, were written down before anything was
 measured on them. They need three more packages of Debian 12, unpacked the same way: anarchism (15.3, an FAQ of a
-hundred essays), gnucash-docs (4.13, of which the English guide explains bookkeeping) and r-doc-html (4.2.2). The SAE had
-seen most of the first two.
+hundred essays), gnucash-docs (4.13, of which the English guide explains bookkeeping) and r-doc-html (4.2.2). The SAE
+had seen most of the first two.
 
 Those topics were hard in one more way than was meant: what is held out came from other articles, which for mathematics
 means to fit on algorithms and report on the abacus. The second fresh topics, written down in turn before anything was
