@@ -13,6 +13,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Firing, record_firings
 from sae_unlearn.guardrail.fit import fit_guardrail
+from sae_unlearn.guardrail.fit_several import fit_guardrails
 from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import SAEGuardrailModel
@@ -39,6 +40,7 @@ __all__ = [
     "attach_guardrail",
     "detach_guardrail",
     "fit_guardrail",
+    "fit_guardrails",
     "guardrail_status",
     "list_guardrails",
     "push_bundle",

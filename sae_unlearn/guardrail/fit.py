@@ -11,7 +11,7 @@ The published procedure uses all rows for all of it; `preset="faithful"` does th
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -40,6 +40,7 @@ from sae_unlearn.guardrail.fingerprint import fingerprint
 from sae_unlearn.guardrail.layer import GuardrailEncoder
 from sae_unlearn.guardrail.outliers import OUTLIER_FACTOR, OutlierFilter
 from sae_unlearn.guardrail.reading import content_tokens, read_batch
+from sae_unlearn.guardrail.refusal import message_ids
 from sae_unlearn.guardrail.rows import (
     FORGET_CYCLE,
     PUBLISHED_CYCLE,
@@ -88,6 +89,7 @@ def fit_guardrail(
     gate_scope: str = "sequence",
     sticky: bool = True,
     action: str = "clamp",
+    refusal: str | None = None,
     window: int = 64,
     drift: float = 0.5,
     min_tokens: int = DEFAULT_MIN_TOKENS,
@@ -133,6 +135,7 @@ def fit_guardrail(
         importance: "mean_squared" or "squared_mean"; see `selection`.
         preset: "faithful" for the authors' scores, counting, clamp (-500, all features) and use of rows.
         statistic, gate_scope, sticky, action, window, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
+        refusal: the message of action="refuse", which is answered where the gate fires; see `refusal`.
         adapter_name: the guardrail's name on the model.
         chat_template: put texts as a user's turn into the tokenizer's chat template. Do it if the model is deployed so.
         text_column: column of datasets and mappings that holds the text.
@@ -150,6 +153,84 @@ def fit_guardrail(
     Raises:
         GuardrailError: naming the value that does not fit and the mend, before or after the passes; the model is left
             as it was.
+    """
+    plan = plan_fit(**locals())
+    fit = Fit(plan)
+    fit.read("forget", forget)
+    fit.read("retain", retain)
+    fit.choose()
+    fit.calibrate()
+    return place_guardrail(model, fit.artefact(), plan.name)
+
+
+class FitPlan(NamedTuple):
+    """What a fit was asked for, checked. The fields that are not described are `fit_guardrail`'s."""
+
+    model: nn.Module
+    """The bare model."""
+    tokenizer: PreTrainedTokenizerBase | None
+    sae: SparseAutoencoder
+    config: SAEGuardrailConfig
+    """What is known of it before anything is read."""
+    name: str
+    faithful: bool
+    given_features: bool
+    num_features: int
+    ratio_percentile: float
+    threshold_percentile: float
+    margin: float
+    importance: str
+    usual_dose: bool
+    """Whether the dose is the default one."""
+    read: dict[str, Any]
+    """How a corpus is read."""
+    max_held_out: int
+    batch_size: int
+    store_probe: bool
+    progress: bool
+
+
+def plan_fit(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sae: SparseAutoencoder,
+    forget: Any,
+    retain: Any,
+    *,
+    layer: int | None,
+    num_features: int,
+    ratio_percentile: float | None,
+    threshold_percentile: float | None,
+    margin: float | None,
+    features: list[int] | None,
+    threshold: float | None,
+    clamp_scale: float | None,
+    clamp_unit: str,
+    clamp_value: float | None,
+    clamp_mode: str,
+    importance: str,
+    preset: str | None,
+    statistic: str,
+    gate_scope: str,
+    sticky: bool,
+    action: str,
+    refusal: str | None,
+    window: int,
+    drift: float,
+    min_tokens: int,
+    adapter_name: str | None,
+    chat_template: bool,
+    text_column: str,
+    max_length: int,
+    batch_size: int,
+    max_held_out: int,
+    store_probe: bool,
+    progress: bool,
+) -> FitPlan:
+    """The arguments of `fit_guardrail`, checked and made whole; nothing is read yet.
+
+    Raises:
+        GuardrailError: naming the value that does not fit and the mend.
     """
     if preset not in (None, "faithful"):
         raise GuardrailError(f"preset={preset!r} is not None or 'faithful'.")
@@ -195,6 +276,9 @@ def fit_guardrail(
     bare = bare_model(model)
     layer = check_sae(sae, bare, layer)
     name = free_name(model, adapter_name)
+    refusal_ids = None
+    if refusal is not None:
+        refusal_ids = message_ids(refusal, tokenizer, getattr(bare, "generation_config", None))
     config = SAEGuardrailConfig(
         layer=layer,
         num_features=0 if features is not None else num_features,
@@ -211,6 +295,8 @@ def fit_guardrail(
         clamp_unit=clamp_unit,
         clamp_scale=float(clamp_scale),
         action=action,
+        refusal=refusal,
+        refusal_ids=refusal_ids,
         counting="columns" if faithful else "content",
         special_token_ids=special_token_ids(tokenizer, bare.config, chat_template),
         hidden_size=sae.d_in,
@@ -220,22 +306,26 @@ def fit_guardrail(
         sae_source=_provenance(sae),
     )
     _check_corpora(config, forget, retain)
-    fit = _Fit(bare, config, sae, batch_size, progress, faithful)
-    read = {"max_length": max_length, "chat_template": chat_template, "text_column": text_column}
-    fit.read("forget", forget, tokenizer, read, FORGET_CYCLE, max_held_out)
-    fit.read("retain", retain, tokenizer, read, RETAIN_CYCLE, max_held_out)
-    fit.choose(num_features, ratio_percentile, importance)
-    fit.calibrate(threshold_percentile, margin)
-    tensors = fit.tensors(usual_dose)
-    config.calibration = fit.calibration() | {
-        "importance": importance,
-        "ratio_percentile": ratio_percentile if features is None else None,
-        "max_length": max_length,
-        "chat_template": chat_template,
-    }
-    if store_probe:
-        config.calibration["probe"] = {role: rows.report[:2] for role, rows in fit.rows.items()}
-    return place_guardrail(model, Artefact(config, tensors, None), name)
+    return FitPlan(
+        model=bare,
+        tokenizer=tokenizer,
+        sae=sae,
+        config=config,
+        name=name,
+        faithful=faithful,
+        given_features=features is not None,
+        num_features=num_features,
+        ratio_percentile=ratio_percentile,
+        threshold_percentile=threshold_percentile,
+        margin=margin,
+        importance=importance,
+        usual_dose=usual_dose,
+        read={"max_length": max_length, "chat_template": chat_template, "text_column": text_column},
+        max_held_out=max_held_out,
+        batch_size=batch_size,
+        store_probe=store_probe,
+        progress=progress,
+    )
 
 
 def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -260,67 +350,75 @@ def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any) -> None
         )
 
 
-class _Fit:
-    """The state of one fit, in the order of its steps: `read` both corpora, `choose`, `calibrate`, then the results."""
+def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
+    """The rows of a corpus, sorted by what they serve for."""
+    cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
+    return Rows(read_corpus(corpus, plan.tokenizer, role, **plan.read), cycle, plan.max_held_out)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: SAEGuardrailConfig,
-        sae: SparseAutoencoder,
-        batch_size: int,
-        progress: bool,
-        faithful: bool,
-    ) -> None:
-        self.model, self.config, self.sae = model, config, sae
-        self.batch_size, self.progress, self.faithful = batch_size, progress, faithful
+
+class Fit:
+    """The state of one fit, in the order of its steps: `read` both corpora, `choose`, `calibrate`, then `artefact`."""
+
+    def __init__(self, plan: FitPlan) -> None:
+        self.plan = plan
+        self.model, self.config, self.sae, self.faithful = plan.model, plan.config, plan.sae, plan.faithful
         self.rows: dict[str, Rows] = {}
         self.sums: dict[str, FeatureSums] = {}
-        self.outliers = OutlierFilter(float("inf") if faithful else OUTLIER_FACTOR)
+        self.outliers = OutlierFilter(float("inf") if plan.faithful else OUTLIER_FACTOR)
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
         self.percentile: float | None = None
         self.margin: float | None = None
 
-    def read(
-        self,
-        role: str,
-        corpus: Any,
-        tokenizer: PreTrainedTokenizerBase | None,
-        options: dict[str, Any],
-        cycle: tuple[str, ...],
-        limit: int,
-    ) -> None:
+    def read(self, role: str, corpus: Any) -> None:
         """Run the selection rows of a corpus and sum their activations."""
         if corpus is None:
             return
-        documents = read_corpus(corpus, tokenizer, role, **options)
-        rows = self.rows[role] = Rows(documents, PUBLISHED_CYCLE if self.faithful else cycle, limit)
-        sums = self.sums[role] = FeatureSums(self.sae)
+        rows = rows_of(self.plan, role, corpus)
         total = len(corpus) if hasattr(corpus, "__len__") else None
-        for batch in self._run(rows, f"{role}: features", total):
-            content = batch.residual[content_tokens(batch, self.config)].float()
-            for owner, tokens in self.outliers.filter(sums, content):
-                owner.add(tokens)
+        self.begin(role, rows)
+        for batch in self.run(rows, f"{role}: features", total):
+            self.add(role, batch)
+        self.end(role)
+
+    def begin(self, role: str, rows: Rows) -> None:
+        """The rows of a corpus are about to be run."""
+        self.rows[role], self.sums[role] = rows, FeatureSums(self.sae)
+
+    def add(self, role: str, batch: ResidualBatch) -> None:
+        """Sum the activations of a batch of selection rows."""
+        content = batch.residual[content_tokens(batch, self.config)].float()
+        for owner, tokens in self.outliers.filter(self.sums[role], content):
+            owner.add(tokens)
+
+    def end(self, role: str) -> None:
+        """All selection rows of a corpus were run.
+
+        Raises:
+            GuardrailError: there was nothing in it.
+        """
         for owner, tokens in self.outliers.flush():
             owner.add(tokens)
+        rows = self.rows[role]
         if not rows.documents:
             raise GuardrailError(f"The {role} corpus is empty; pass at least {8 if role == 'forget' else 32} texts.")
-        if not sums.tokens:
+        if not self.sums[role].tokens:
             raise GuardrailError(f"The {role} corpus has {rows.rows} rows but no content tokens in its selection part.")
 
-    def choose(self, num_features: int, ratio_percentile: float, importance: str) -> None:
+    def choose(self) -> None:
         """Select the features, if they were not given, and take their rows of the SAE."""
         if self.config.feature_ids is None:
+            plan = self.plan
             chosen = select_features(
-                self.sums["forget"], self.sums["retain"], num_features, ratio_percentile, importance
+                self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
         self.part: SAESlice = self.sae.slice(self.config.feature_ids)
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
-    def calibrate(self, percentile: float, margin: float) -> None:
+    def calibrate(self) -> None:
         """Set the threshold, if it was not given, and measure the gate on the report rows."""
+        percentile, margin = self.plan.threshold_percentile, self.plan.margin
         above = torch.zeros(0)
         if "forget" in self.rows and not self.faithful:
             above = self._statistics(self.rows["forget"].threshold, "forget: threshold", moments=True)
@@ -341,7 +439,20 @@ class _Fit:
         if "forget" in self.rows:
             self.statistics["forget"] = self._held_out("forget")
 
-    def tensors(self, usual_dose: bool) -> dict[str, Tensor]:
+    def artefact(self) -> Artefact:
+        """The guardrail."""
+        tensors, plan = self.tensors(), self.plan
+        self.config.calibration = self.calibration() | {
+            "importance": plan.importance,
+            "ratio_percentile": None if plan.given_features else plan.ratio_percentile,
+            "max_length": plan.read["max_length"],
+            "chat_template": plan.read["chat_template"],
+        }
+        if plan.store_probe:
+            self.config.calibration["probe"] = {role: rows.report[:2] for role, rows in self.rows.items()}
+        return Artefact(self.config, tensors, None)
+
+    def tensors(self) -> dict[str, Tensor]:
         """The guardrail's tensors, checked. The usual dose is raised where the features are much of the residual."""
         mean_active = None
         if "forget" in self.sums:
@@ -352,7 +463,7 @@ class _Fit:
                     f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
                     f"{self.config.clamp_unit!r} is nothing; leave them out, or give clamp_value."
                 )
-        if usual_dose and self.config.clamp_unit == "residual" and self.outliers.median:
+        if self.plan.usual_dose and self.config.clamp_unit == "residual" and self.outliers.median:
             least = LEAST_ABLATIONS * self.moments.norm(torch.zeros(self.config.num_features)) / self.outliers.median
             self.config.clamp_scale = max(self.config.clamp_scale or 0.0, least)
         self.clamp = clamp_values(
@@ -405,15 +516,16 @@ class _Fit:
 
     def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
         values = torch.zeros(len(rows))
-        for batch in self._run(rows, title, len(rows)):
+        for batch in self.run(rows, title, len(rows)):
             reading = read_batch(batch, self.encoder, self.config)
             values[batch.index] = reading.statistics
             if moments:
                 self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
         return values
 
-    def _run(self, rows: Any, title: str, total: int | None) -> Iterator[ResidualBatch]:
-        with tqdm(total=total, desc=title, unit="row", disable=not self.progress) as bar:
-            for batch in unguarded_residuals(self.model, rows, self.config.layer, self.batch_size):
+    def run(self, rows: Iterable[list[int]], title: str, total: int | None) -> Iterator[ResidualBatch]:
+        """Rows through the model, up to the guarded layer."""
+        with tqdm(total=total, desc=title, unit="row", disable=not self.plan.progress) as bar:
+            for batch in unguarded_residuals(self.model, rows, self.config.layer, self.plan.batch_size):
                 yield batch
                 bar.update(len(batch.index))

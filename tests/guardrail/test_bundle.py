@@ -32,9 +32,9 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-def with_guards(model, root, names=("biology", "person")):
+def with_guards(model, root, names=("biology", "person"), **fields):
     for layer, name in enumerate(names, 1):
-        guarded("llama", layer=layer).save_pretrained(root / f"alone-{name}")
+        guarded("llama", layer=layer, **fields).save_pretrained(root / f"alone-{name}")
         model = attach_guardrail(model, root / f"alone-{name}", adapter_name=name)
     return model
 
@@ -110,7 +110,7 @@ def test_pushed_and_attached_by_name_all_of_it_is_of_one_commit(stand_in, model)
 
 def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_path):
     old = push_bundle(model, REPO, token=OWNER).oid
-    newer = with_guards(base_model("llama"), tmp_path, ["biology", "books"])
+    newer = with_guards(base_model("llama"), tmp_path, ["biology", "books"], threshold=0.1)
     push_bundle(newer, REPO, token=OWNER)
     assert torch.equal(logits(attach_bundle(base_model("llama"), REPO, revision=old)), logits(model))
     assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(newer))
