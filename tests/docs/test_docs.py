@@ -1,0 +1,156 @@
+"""What the documentation says is there, is there: code, commands, options, fields, pages and links."""
+
+import argparse
+import ast
+import importlib
+import inspect
+import json
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import yaml
+from pages import DOCS, PAGES, ROOT, Block, blocks, commands, prose
+from peft import PeftConfig
+
+import sae_unlearn
+from sae_unlearn import SAEGuardrailConfig
+from sae_unlearn.cli import build_parser
+
+
+NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+PYTHON = blocks("python")
+COMMANDS = [
+    pytest.param(call, id=f"{block} {number}")
+    for block in blocks("bash")
+    for number, call in enumerate(commands(block), 1)
+]
+_LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_compiles_and_imports_what_there_is(block: Block) -> None:
+    tree = ast.parse(block.text, str(block))
+    for name, value in imported(tree).items():
+        assert value is not None, name
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_calls_with_arguments_that_there_are(block: Block) -> None:
+    """Calls of this package's functions and classes, on the names that the page imports anywhere."""
+    known: dict[str, Any] = {}
+    for other in PYTHON:
+        if other.page == block.page:
+            known |= imported(ast.parse(other.text))
+    for call in [node for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Call)]:
+        called = resolve(call.func, known)
+        starred = any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
+        if called is None or starred:
+            continue
+        signature = inspect.signature(called)
+        try:
+            signature.bind(*call.args, **{keyword.arg: None for keyword in call.keywords})
+        except TypeError as error:
+            pytest.fail(f"{block}: {ast.unparse(call)}: {error}; it is {signature}")
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=str)
+def test_json_is_json(block: Block) -> None:
+    json.loads(block.text)
+
+
+@pytest.mark.parametrize("call", COMMANDS)
+def test_commands_parse(call: list[str], capsys: pytest.CaptureFixture) -> None:
+    try:
+        build_parser().parse_args(call)
+    except SystemExit:
+        pytest.fail(f"sae-unlearn {' '.join(call)}: {capsys.readouterr().err}")
+
+
+def test_every_option_is_on_the_page_of_the_command_line() -> None:
+    sections = dict(
+        re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "api/command-line.md").read_text(), re.MULTILINE | re.DOTALL)
+    )
+    everywhere = sections.pop("Of all commands")
+    parser = build_parser()
+    found = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert set(sections) == set(found)
+    for name, command in found.items():
+        told = set(re.findall(r"`(--[a-z-]+)`", sections[name] + everywhere))
+        there = {o for a in command._actions for o in a.option_strings if o.startswith("--")} - {"--help"}
+        assert told == there, name
+
+
+def test_every_field_of_the_config_is_on_the_page_of_guardrails() -> None:
+    told = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "api/guardrail.md").read_text(), re.MULTILINE))
+    assert told == {field.name for field in fields(SAEGuardrailConfig)} - {field.name for field in fields(PeftConfig)}
+
+
+def test_the_reference_names_what_there_is_and_all_that_is_public() -> None:
+    named = [name for page in (DOCS / "api").glob("*.md") for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)]
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), attribute, None) or importlib.import_module(name)
+        except ImportError:
+            found = None
+        assert found is not None, name
+    assert {name.rpartition(".")[2] for name in named} >= set(sae_unlearn.__all__) - {"__version__"}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    assert sorted(pages_of(NAV)) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page) -> None:
+    text = prose(page)
+    links = [link for link in _LINK.findall(text) if not re.match(r"[a-z]+:", link)]
+    for link in links:
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), link
+        assert page.name in ("README.md", "SECURITY.md") or path.is_relative_to(DOCS), f"{link} leads out of the site"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_are_there(page) -> None:
+    named = re.findall(r"`((?:sae_unlearn|benchmarks|examples|tests|model_cards)/[\w./-]+)`", prose(page))
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def imported(tree: ast.AST) -> dict[str, Any]:
+    """What a block imports from this package, by name; None where it is not there."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sae_unlearn":
+            module = importlib.import_module(node.module)
+            found |= {alias.asname or alias.name: getattr(module, alias.name, None) for alias in node.names}
+    return found
+
+
+def resolve(node: ast.expr, known: dict[str, Any]) -> Any:
+    """The function that is called: `name` or `name.attribute` of what was imported; None for anything else."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
+        return getattr(known[node.value.id], node.attr)
+    return None
+
+
+def pages_of(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    values = nav.values() if isinstance(nav, dict) else nav
+    return [page for value in values for page in pages_of(value)]
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as Python-Markdown makes it."""
+    kept = re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()
+    return re.sub(r"[-\s]+", "-", kept)
