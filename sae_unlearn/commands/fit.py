@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--statistic", choices=("ratio", "window", "cusum"), help="what the gate watches" + _default("statistic"))
     add("--gate-scope", choices=("sequence", "prefix"), help="what a decision holds for" + _default("gate_scope"))
     add("--preset", choices=("faithful",), help="the published procedure: scores, counting, clamp, use of rows")
+    add("--topk", choices=("threshold",), help="approximate the features of a topk SAE, and measure how well")
     add("--chat-template", action="store_true", default=None, help="put texts into the tokenizer's chat template")
     add("--max-length", type=int, help="longer texts are cut into rows of so many tokens" + _default("max_length"))
     add("--batch-size", type=int, help="rows per forward pass" + _default("batch_size"))
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision)
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
     names = (*DEFAULTS, "ratio_percentile", "threshold_percentile", "margin", "layer", "features", "threshold")
-    names += ("clamp_scale", "clamp_value", "preset", "chat_template", "store_probe")
+    names += ("clamp_scale", "clamp_value", "preset", "topk", "chat_template", "store_probe")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, progress=args.progress, **options)
     guarded.save_pretrained(output)

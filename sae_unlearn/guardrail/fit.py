@@ -9,6 +9,7 @@ Every row of the corpora is run through the model once, up to the guarded layer:
 The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ from sae_unlearn.guardrail.rows import (
     Rows,
 )
 from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_features
+from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds, approximation_warning, check_topk
 from sae_unlearn.guardrail.unguarded import unguarded_residuals
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
@@ -85,6 +87,7 @@ def fit_guardrail(
     clamp_mode: str = "fired",
     importance: str = "mean_squared",
     preset: str | None = None,
+    topk: str | None = None,
     statistic: str = "ratio",
     gate_scope: str = "sequence",
     sticky: bool = True,
@@ -134,6 +137,9 @@ def fit_guardrail(
         clamp_mode: "fired" or "all" features are clamped at a hot token.
         importance: "mean_squared" or "squared_mean"; see `selection`.
         preset: "faithful" for the authors' scores, counting, clamp (-500, all features) and use of rows.
+        topk: of a topk SAE has to be "threshold": its features, which depend on each other, are approximated by a
+            threshold for each. How often that is wrong is measured, warned about, and kept in
+            `calibration["topk"]`; see `topk`.
         statistic, gate_scope, sticky, action, window, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
         refusal: the message of action="refuse", which is answered where the gate fires; see `refusal`.
         adapter_name: the guardrail's name on the model.
@@ -210,6 +216,7 @@ def plan_fit(
     clamp_mode: str,
     importance: str,
     preset: str | None,
+    topk: str | None,
     statistic: str,
     gate_scope: str,
     sticky: bool,
@@ -275,6 +282,7 @@ def plan_fit(
         raise GuardrailError(f"importance={importance!r} is not one of {', '.join(map(repr, IMPORTANCE))}.")
     bare = bare_model(model)
     layer = check_sae(sae, bare, layer)
+    check_topk(sae, topk)
     name = free_name(model, adapter_name)
     refusal_ids = None
     if refusal is not None:
@@ -305,7 +313,7 @@ def plan_fit(
         base_fingerprint=fingerprint(bare, layer),
         sae_source=_provenance(sae),
     )
-    _check_corpora(config, forget, retain)
+    _check_corpora(config, forget, retain, topk)
     return FitPlan(
         model=bare,
         tokenizer=tokenizer,
@@ -336,7 +344,7 @@ def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:
     return source | {"d_sae": sae.d_sae}
 
 
-def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any) -> None:
+def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any, topk: str | None) -> None:
     missing = [name for name, corpus in (("forget", forget), ("retain", retain)) if corpus is None]
     if config.feature_ids is None and missing:
         raise GuardrailError(
@@ -348,12 +356,15 @@ def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any) -> None
         raise GuardrailError(
             f"clamp_unit={config.clamp_unit!r} is measured on `forget` text; pass it, or give clamp_value, e.g. -500.0."
         )
+    if topk is not None and forget is None and retain is None:
+        raise GuardrailError(f"topk={topk!r} is measured on text; pass `forget` and `retain`.")
 
 
 def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
     """The rows of a corpus, sorted by what they serve for."""
     cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
-    return Rows(read_corpus(corpus, plan.tokenizer, role, **plan.read), cycle, plan.max_held_out)
+    keep = plan.max_held_out if plan.sae.architecture == "topk" else 0
+    return Rows(read_corpus(corpus, plan.tokenizer, role, **plan.read), cycle, plan.max_held_out, keep)
 
 
 class Fit:
@@ -368,6 +379,8 @@ class Fit:
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
         self.percentile: float | None = None
         self.margin: float | None = None
+        self.topk: TopKThresholds | None = None
+        self.disagreement: dict[str, Disagreement] = {}
 
     def read(self, role: str, corpus: Any) -> None:
         """Run the selection rows of a corpus and sum their activations."""
@@ -412,7 +425,7 @@ class Fit:
                 self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
-        self.part: SAESlice = self.sae.slice(self.config.feature_ids)
+        self.part: SAESlice = self.sae.slice(self.config.feature_ids, self._topk_thresholds())
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
@@ -448,6 +461,8 @@ class Fit:
             "max_length": plan.read["max_length"],
             "chat_template": plan.read["chat_template"],
         }
+        if self.topk is not None:
+            warnings.warn(approximation_warning(self.config.calibration["topk"]), stacklevel=4)
         if plan.store_probe:
             self.config.calibration["probe"] = {role: rows.report[:2] for role, rows in self.rows.items()}
         return Artefact(self.config, tensors, None)
@@ -509,10 +524,39 @@ class Fit:
                 self.margin,
             )
             found["warnings"] = warnings_of(found)
+        if self.topk is not None:
+            compared = {role: counts.rates() for role, counts in self.disagreement.items()}
+            found["topk"] = {"rule": "threshold", "k": self.sae.k, "tokens": self.topk.tokens} | compared
+            found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
         return found
 
     def _held_out(self, role: str) -> Tensor:
-        return self._statistics(self.rows[role].report, f"{role}: report", moments=self.faithful and role == "forget")
+        rows = self.rows[role].report
+        found = self._statistics(rows, f"{role}: report", moments=self.faithful and role == "forget")
+        if self.topk is not None:
+            self.disagreement[role] = self._disagreement(self.topk, rows, f"{role}: disagreement")
+        return found
+
+    def _topk_thresholds(self) -> Tensor | None:
+        """Thresholds that stand for the features of a topk SAE `[N]`; None for other SAEs, which have their own."""
+        if self.sae.architecture != "topk":
+            return None
+        self.topk = TopKThresholds(self.sae, self.config.feature_ids or [])
+        for role, rows in self.rows.items():
+            for batch in self.run(rows.again, f"{role}: thresholds of features", len(rows.again)):
+                self.topk.add(batch.residual[content_tokens(batch, self.config)])
+        return self.topk.thresholds()
+
+    def _disagreement(self, topk: TopKThresholds, rows: list[list[int]], title: str) -> Disagreement:
+        """Where the thresholds of a topk SAE and the SAE itself differ."""
+        found, threshold = Disagreement.none(self.config.num_features), torch.tensor(self.config.threshold)
+        for batch in self.run(rows, title, len(rows)):
+            tokens = batch.residual[content_tokens(batch, self.config)]
+            fires = [
+                read_batch(batch, encoder, self.config).statistics > threshold for encoder in (topk.true, self.encoder)
+            ]
+            found = found.plus(Disagreement.of(topk.true(tokens) > 0, self.encoder(tokens) > 0, *fires))
+        return found
 
     def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
         values = torch.zeros(len(rows))

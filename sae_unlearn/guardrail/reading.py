@@ -4,12 +4,11 @@ residual streams of `residual_batches`."""
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate import row_statistic
-from sae_unlearn.guardrail.layer import GuardrailEncoder
 
 
 class Reading(NamedTuple):
@@ -32,8 +31,12 @@ def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
     return batch.kept & ~torch.isin(batch.input_ids, special)
 
 
-def read_batch(batch: ResidualBatch, encoder: GuardrailEncoder, config: SAEGuardrailConfig) -> Reading:
-    """The gate's statistic for each row, each judged as if it were alone."""
+def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailConfig) -> Reading:
+    """The gate's statistic for each row, each judged as if it were alone.
+
+    Args:
+        encoder: gives the guarded features' activations `[..., N]`, 0 where they are not active.
+    """
     activations = encoder.to(batch.residual.device)(batch.residual)
     if config.counting == "columns":  # a row's own columns: here there is no batch whose padding could be counted
         counted = batch.kept

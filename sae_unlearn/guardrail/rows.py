@@ -17,16 +17,22 @@ class Rows:
 
     Iterating gives the rows for the selection of features, as they come; the others are put aside, at most `limit`
     documents of each use. Once those are full, all later documents go to the selection.
+
+    Attributes:
+        threshold, report: rows put aside.
+        again: rows of the first `keep` documents of the selection, for those who need them a second time.
     """
 
-    def __init__(self, documents: Iterable[Document], cycle: tuple[str, ...], limit: int) -> None:
+    def __init__(self, documents: Iterable[Document], cycle: tuple[str, ...], limit: int, keep: int = 0) -> None:
         self._documents = documents
         self._cycle = cycle
         self._limit = limit
+        self._keep = keep
         self.threshold: list[list[int]] = []
         self.report: list[list[int]] = []
+        self.again: list[list[int]] = []
         self.documents = self.rows = self.tokens = self.selection_rows = 0
-        self._kept = {"threshold": 0, "report": 0}
+        self._kept = {"threshold": 0, "report": 0, "again": 0}
 
     def __iter__(self) -> Iterator[list[int]]:
         for document in self._documents:
@@ -42,6 +48,9 @@ class Rows:
                 use = "select"
             if use == "select":
                 self.selection_rows += len(document.rows)
+                if self._kept["again"] < self._keep:
+                    self._kept["again"] += 1
+                    self.again += document.rows
                 yield from document.rows
             else:
                 self._kept[use] += 1

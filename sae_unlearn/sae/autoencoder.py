@@ -182,26 +182,37 @@ class SparseAutoencoder(nn.Module):
         """The reconstruction `decode(encode(h))`: [..., d_in] -> [..., d_in]."""
         return self.decode(self.encode(h))
 
-    def slice(self, feature_ids: Iterable[int]) -> SAESlice:
+    def slice(self, feature_ids: Iterable[int], threshold: torch.Tensor | None = None) -> SAESlice:
         """A copy of the rows that `feature_ids` need, in that order.
+
+        Args:
+            feature_ids: ids of the N features.
+            threshold: for a topk SAE only, `[N]`: from which pre-activation each feature is taken to be active, in
+                place of its being one of the k largest. Such a slice is approximate.
 
         Raises:
             TypeError: an id is not an integer.
-            ValueError: no ids, an id twice or out of range, or a topk SAE, which cannot be sliced exactly.
+            ValueError: no ids, an id twice or out of range, a topk SAE without `threshold`, since it cannot be sliced
+                exactly, or another one with it.
         """
-        if self.architecture == "topk":
+        if self.architecture == "topk" and threshold is None:
             raise UnlearnError(
                 f"a topk SAE (k={self.k}) cannot be sliced exactly: which features are active depends on the "
                 f"pre-activations of all {self.d_sae}. Use an SAE whose features decide on their own "
-                "(standard, jumprelu, gated, batchtopk), or keep the whole SAE"
+                "(standard, jumprelu, gated, batchtopk), keep the whole SAE, or pass threshold= [N] for an "
+                "approximate slice"
             )
+        if self.architecture != "topk" and threshold is not None:
+            raise UnlearnError(f"architecture={self.architecture!r} is sliced exactly; leave threshold out")
         ids = check_feature_ids(feature_ids, self.d_sae)
         index = torch.tensor(ids, device=self.device)
+        if threshold is None:
+            threshold = self.threshold.detach().index_select(0, index)
         return SAESlice(
             feature_ids=ids,
             W_enc=self.W_enc.detach().index_select(1, index),
             b_enc=self.b_enc.detach().index_select(0, index),
-            threshold=self.threshold.detach().index_select(0, index),
+            threshold=threshold.to(self.device, self.dtype),
             W_dec=self.W_dec.detach().index_select(0, index),
         )
 

@@ -47,7 +47,8 @@ class SAESlice:
     """The part of an SAE that computes N chosen features, and their decoder directions.
 
     For architectures where every feature is decided on its own (ReLU, JumpReLU, gated, BatchTopK at inference) this is
-    exact: `slice.encode(h)` equals `sae.encode(h)[..., feature_ids]` up to the rounding of the matmul.
+    exact: `slice.encode(h)` equals `sae.encode(h)[..., feature_ids]` up to the rounding of the matmul. Of a topk SAE it
+    is an approximation, with thresholds that whoever asked for it chose.
 
     Attributes:
         feature_ids: the N features' indices in the SAE, in the order of the columns.

@@ -43,6 +43,16 @@ def test_a_topk_sae_says_why_it_cannot_be_sliced():
         tiny("topk").slice([1])
 
 
+def test_a_topk_sae_is_sliced_with_thresholds_of_the_callers_and_no_other_sae_is():
+    sae, h = tiny("topk"), torch.randn(6, tiny().d_in)
+    theta = torch.tensor([0.2, 0.0])
+    part = sae.slice([3, 1], threshold=theta)
+    pre = sae.pre_activations(h)[:, [3, 1]]
+    assert torch.equal(part.encode(h), torch.relu(pre) * (pre > theta))
+    with pytest.raises(ValueError, match="sliced exactly; leave threshold out"):
+        tiny().slice([1], threshold=theta[:1])
+
+
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
