@@ -19,6 +19,7 @@ from sae_unlearn.evaluation.evaluate import evaluate
 from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.evaluation.fire_rates import row_firings
 from sae_unlearn.evaluation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
+from sae_unlearn.evaluation.interference import interference
 from sae_unlearn.evaluation.intervals import bootstrap_interval
 from sae_unlearn.evaluation.kl import row_divergences
 from sae_unlearn.evaluation.loss import row_losses
@@ -70,6 +71,7 @@ __all__ = [
     "forget_quality",
     "held_out_firing",
     "held_out_latents",
+    "interference",
     "log_truth_ratios",
     "model_utility",
     "option_likelihoods",

@@ -38,6 +38,7 @@ TITLES = {
     "forget_quality": "forget quality (p of the KS test)",
     "perplexity": "perplexity",
     "kl": "KL to the base, nats per token",
+    "interference": "change of loss by the other guardrails, nats per token",
 }
 
 
@@ -77,6 +78,8 @@ class Figure:
         """The metric in words."""
         if self.metric.startswith("fires:"):
             return f"gate fires ({self.metric.removeprefix('fires:')})"
+        if self.metric.startswith("loss:"):
+            return f"change of loss, nats per token ({self.metric.removeprefix('loss:')})"
         return TITLES.get(self.metric, self.metric)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,39 +11,9 @@ from torch import Tensor, nn
 from sae_unlearn.backbone.decoder_layers import check_module
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.guardrail.firing_sinks import Firing, FiringSink, send_firings
 from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, TOKENS
 from sae_unlearn.guardrail.history import GateHistory
-
-
-@dataclass(frozen=True)
-class Firing:
-    """What one guardrail said of one row of one request. Holds no text and no token.
-
-    Attributes:
-        adapter: name of the guardrail.
-        call: number of the request within the recording; a `generate` is one request, and so is a plain forward pass.
-        row: row of the batch (with beams or several return sequences: of the expanded batch).
-        statistic: value of the statistic at the end of the request (its peak for window and cusum); NaN if it is not
-            `finite`.
-        threshold: what it is compared with.
-        fired: whether the guardrail acted, or would have with `action="clamp"`.
-        at_token: number of content tokens when it fired; None if it did not.
-        hot_tokens: content tokens at which a guarded feature was active.
-        tokens: content tokens seen.
-        finite: False if the residual stream was NaN or infinite at a content token. The row fires then, whatever else
-            it holds; `hot_tokens` is all of its tokens.
-    """
-
-    adapter: str
-    call: int
-    row: int
-    statistic: float
-    threshold: float
-    fired: bool
-    at_token: int | None
-    hot_tokens: int
-    tokens: int
-    finite: bool = True
 
 
 class Recorder:
@@ -101,11 +70,16 @@ class Firings:
 
 
 @contextmanager
-def record_firings(model: nn.Module) -> Iterator[Firings]:
+def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[Firings]:
     """Report what every guardrail on `model` does with every row inside the `with` block.
 
     Rows are described by their statistic only; no text or token is kept. Calls made by other threads are recorded too,
     except those of a thread that has a recording of its own.
+
+    Args:
+        model: a model with guardrails.
+        to: where all of it goes at the end of the block, even if an error ends it: a `logging.Logger`, a callable that
+            is given each `Firing`, or a file to which each is added as a line of JSON.
 
     Example:
 
@@ -134,6 +108,8 @@ def record_firings(model: nn.Module) -> Iterator[Firings]:
     finally:
         for layer in layers:
             layer.recorders.remove(recorder)
+        if to is not None:
+            send_firings(recorder.firings(), to)
 
 
 def _rows(state: Tensor) -> list[list[float]]:

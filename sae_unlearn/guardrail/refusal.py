@@ -126,8 +126,9 @@ def refuse(output: Any, noted: Tensor, wanted: int | None) -> Any:
         GuardrailNotReady: the message holds tokens beyond the vocabulary.
     """
     logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):  # a tuple, or an output without a head: clamped, and not refused
-        return output
+    batch, seq = noted.shape[:2]
+    if not isinstance(logits, Tensor) or logits.shape[:-1] not in ((batch, seq), (batch, wanted)):
+        return output  # a tuple, no head, or a head that was shown picked positions: clamped, and not refused
     count = min(wanted or 1, logits.shape[1], noted.shape[1])
     noted = noted[:, -count:].to(logits.device)
     if not torch.compiler.is_compiling() and int(noted.max()) >= logits.shape[-1]:
