@@ -69,6 +69,13 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few texts, to see that it runs; the figures say little")
 
 
+def setting_arguments(args: argparse.Namespace) -> list[str]:
+    """The same on a command line, but for the topics."""
+    given = {"data": args.data, "model": args.model, "sae": args.sae, "sae-subfolder": args.sae_subfolder}
+    found = [word for name, value in given.items() if value for word in (f"--{name}", value)]
+    return [*found, "--seed", str(args.seed), *(["--quick"] if args.quick else [])]
+
+
 def settings(args: argparse.Namespace) -> Iterator[Setting]:
     """One setting per topic, all with the same model."""
     model, tokenizer = load_model(args.model)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 RESIDUAL_DOSES = (0.25, 0.5, 1.0, 2.0)  # residual norms
-ABSOLUTE_DOSES = (500.0, 2000.0, 8000.0, 32000.0)  # the published one first; it was made for another model
+ABSOLUTE_DOSES = (500.0, 250.0, 1000.0, 2000.0)  # the published one first; it was made for another model
 
 
 @dataclass(frozen=True)

@@ -3,47 +3,24 @@ budget alone, and the tables say what the cells hold."""
 
 import csv
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-import torch
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import guardrail_fitting
 import guardrail_table
+import pytest
+import torch
 from cached_front import Front, cached_front
 from guardrail_baselines import cell_path, run_topic
 from guardrail_choice import Candidate, choose, pareto
 from guardrail_fitting import fitted, train
 from guardrail_measures import gate_fires, guarded_losses, text_losses
 from guardrail_methods import GUARDS, METHODS, OURS
-from guardrail_setting import Setting, Size, Texts, load_texts
+from guardrail_setting import Size, load_texts
+from tiny_setting import SIZE, setting_of
 from tiny_topic import tiny_parts, topic_texts
 
-from sae_unlearn.evaluation import Choice, row_losses
+from sae_unlearn.evaluation import row_losses
 from sae_unlearn.evaluation.fire_rates import row_firings
-
-
-SIZE = Size(max_length=32)
-
-
-def setting_of(model, tokenizer, sae):
-    choices = [Choice("w3 w4", ("w5", "w40", "w41", "w42"), 0), Choice("w50 w51", ("w5", "w40", "w41", "w42"), 1)]
-    parts = {
-        "fit": ("forget", 40, 0),
-        "other_fit": ("retain", 64, 0),
-        "validation": ("forget", 6, 1),
-        "other_validation": ("retain", 6, 1),
-        "test": ("forget", 6, 2),
-        "other_test": ("retain", 8, 2),
-    }
-    texts = {part: topic_texts(side, n, seed) for part, (side, n, seed) in parts.items()}
-    return Setting(model, tokenizer, sae, Texts("tiny", **texts, choices=choices, other_choices=choices), SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,171 @@
+"""The gate's statistics against dilution at one false-positive rate, and what the split-conformal threshold promises.
+
+    python benchmarks/gate_statistics.py run --data FOLDER --results FOLDER       # goes on where it was cut
+    python benchmarks/gate_statistics.py summary --results FOLDER
+
+Texts of the topic, and other texts, are read as they are and with so many words of yet other texts around them. The
+threshold of every statistic is set on one half of the other texts, of all lengths alike, at the same percentile; the
+other half says how often the gate then fires on them, and the topic's texts how often it still fires on the topic. Only
+truncated passes are run; features are those of the default settings.
+
+A split-conformal threshold of level alpha is exceeded by a fresh text with probability at most alpha, if texts are
+exchangeable. It is set on random halves of the other texts as they are, and compared with what the other halves do.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cached_front import Front, cached_front
+from guardrail_baselines import add_setting_arguments, settings, write
+from guardrail_fitting import fitted
+from guardrail_setting import Setting
+from guardrail_table import RESULTS
+from torch import Tensor
+
+from sae_unlearn import SAEGuardrailConfig
+from sae_unlearn.backbone.corpus import special_token_ids
+from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.console import table
+from sae_unlearn.evaluation import Estimate
+from sae_unlearn.evaluation.attacks.dilution import diluted
+from sae_unlearn.guardrail.calibration import conformal_threshold, percentile_threshold
+from sae_unlearn.guardrail.fit import DEFAULT_MIN_TOKENS
+from sae_unlearn.guardrail.gate import row_statistic
+
+
+STATISTICS: dict[str, dict[str, Any]] = {
+    "ratio": {"statistic": "ratio"},
+    **{f"window of {w}": {"statistic": "window", "window": w} for w in (16, 32, 64)},
+    **{f"cusum, drift {k:g}": {"statistic": "cusum", "drift": k} for k in (0.25, 0.5)},
+}
+DEFAULT = "ratio"
+WORDS = (0, 64, 256)
+PERCENTILE = 97.5
+ALPHAS = (0.05, 0.1, 0.2)
+SPLITS = 500
+OTHER_ROWS = 60
+
+
+@torch.no_grad()
+def measure(setting: Setting, words: Sequence[int] = WORDS) -> dict[str, Any]:
+    """Every statistic of every row: `{side: {words: {statistic: [n]}}}`."""
+    texts = setting.texts
+    others = [*texts.other_test, *texts.other_validation]
+    rows = {"topic": texts.test, "other": others[: min(OTHER_ROWS, len(others) // 2)]}
+    filler = others[len(rows["other"]) :] or others
+    with cached_front(setting.model, setting.layer, Front()), fitted(setting, {}) as guarded:
+        ids = guarded.peft_config["default"].feature_ids
+    found: dict[str, Any] = {"features": ids}
+    for seed, (side, some) in enumerate(rows.items()):
+        found[side] = {}
+        for number in words:
+            given = [diluted(text, number, "both", filler, seed, i) for i, text in enumerate(some)]
+            found[side][str(number)] = statistics_of(setting, ids, given)
+    return found
+
+
+def statistics_of(setting: Setting, ids: list[int], texts: Sequence[str]) -> dict[str, list[float]]:
+    """Each statistic of each text, under the features `ids`."""
+    part = setting.sae.slice(ids)
+    special = torch.tensor(special_token_ids(setting.tokenizer, setting.model.config))
+    configs = {
+        name: SAEGuardrailConfig(layer=setting.layer, feature_ids=ids, min_tokens=DEFAULT_MIN_TOKENS, **options)
+        for name, options in STATISTICS.items()
+    }
+    found = {name: [0.0] * len(texts) for name in STATISTICS}
+    for batch in residual_batches(setting.model, setting.tokenizer(list(texts))["input_ids"], setting.layer, 4):
+        content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
+        hot = (part.encode(batch.residual) > 0).any(dim=-1) & content
+        for name, config in configs.items():
+            for i, value in zip(batch.index, row_statistic(hot, content, config).tolist(), strict=True):
+                found[name][i] = round(value, 5)
+    return found
+
+
+def caught(topic: dict[str, Any], statistic: str, percentile: float = PERCENTILE) -> tuple[list[bool], dict[str, list]]:
+    """Whether the gate fires on other texts that had no part in the threshold, of all lengths, and on the topic's, by
+    words around them."""
+    other = {words: values[statistic] for words, values in topic["other"].items()}
+    threshold = percentile_threshold(_tensor([v for values in other.values() for v in values[::2]]), percentile)
+    false = [v > threshold for values in other.values() for v in values[1::2]]
+    return false, {words: [v > threshold for v in values[statistic]] for words, values in topic["topic"].items()}
+
+
+def conformal(values: Sequence[float], alpha: float, splits: int = SPLITS, seed: int = 0) -> tuple[float, float] | None:
+    """Mean rate at which fresh values exceed the split-conformal threshold of random halves, and the share of halves
+    in which they do so more often than `alpha`; None if a half is too small for `alpha`."""
+    generator, pool, rates = torch.Generator().manual_seed(seed), _tensor(values), []
+    for _ in range(splits):
+        order = torch.randperm(len(pool), generator=generator)
+        half = len(pool) // 2
+        threshold = conformal_threshold(pool[order[:half]], alpha)
+        if threshold is None:
+            return None
+        rates.append(float((pool[order[half:]] > threshold).double().mean()))
+    return sum(rates) / splits, sum(rate > alpha for rate in rates) / splits
+
+
+def summarise(folder: Path, keep: bool = False) -> str:
+    """Print both tables and what they come to, and with `keep` write them with all figures."""
+    topics = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    lengths = list(topics[0]["topic"])
+    rows = [["statistic", "fires on other", *(f"topic, {w} words around" for w in lengths), f"gain over {DEFAULT}"]]
+    helps = []
+    for name in STATISTICS:
+        mine, usual = ([caught(topic, one) for topic in topics] for one in (name, DEFAULT))
+        false = Estimate.share([v for some, _ in mine for v in some])
+        shares = [Estimate.share([v for _, hits in mine for v in hits[w]]) for w in lengths]
+        pairs = zip(_joined(mine, lengths[-1]), _joined(usual, lengths[-1]), strict=True)
+        gain = Estimate.mean(_tensor([float(a) - float(b) for a, b in pairs]))
+        if gain.low > 0 and false.low <= 1 - PERCENTILE / 100:
+            helps.append(name)
+        rows.append([name, *map(str, (false, *shares, gain))])
+    verdict = f"Better than {DEFAULT} at {lengths[-1]} words and one false-positive rate: {', '.join(helps) or 'none'}."
+    stated = [["statistic", "stated", "measured", "halves above"]]
+    for name in STATISTICS:
+        for alpha in ALPHAS:
+            found = [conformal(topic["other"]["0"][name], alpha) for topic in topics]
+            if None not in found:
+                mean, above = (sum(column) / len(found) for column in zip(*found, strict=True))
+                stated.append([name, f"{alpha:g}", f"{mean:.3f}", f"{above:.2f}"])
+    head = f"Thresholds at the {PERCENTILE:g}th percentile of other texts of all lengths; {len(topics)} topics."
+    text = f"{head}\n\n{table(rows)}\n\n{verdict}\n\nSplit-conformal thresholds, {SPLITS} halves\n\n{table(stated)}"
+    print(text)
+    if keep:
+        (RESULTS / "gate_statistics.txt").write_text(text + "\n")
+        (RESULTS / "gate_statistics.json").write_text(json.dumps(topics))
+    return text
+
+
+def _joined(found: Sequence[tuple[Any, dict[str, list]]], words: str) -> list[bool]:
+    return [hit for _, hits in found for hit in hits[words]]
+
+
+def _tensor(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run, summary = commands.add_parser("run"), commands.add_parser("summary")
+    add_setting_arguments(run)
+    for command in (run, summary):
+        command.add_argument("--results", type=Path, required=True, help="folder of one file per topic")
+    summary.add_argument("--write", action="store_true", help="also to benchmarks/results")
+    args = parser.parse_args()
+    if args.command == "summary":
+        summarise(args.results, args.write)
+        return
+    for setting in settings(args):
+        path = args.results / f"{setting.texts.name}-{setting.seed}.json"
+        if not path.exists():
+            write(path, {"topic_name": setting.texts.name, "seed": setting.seed, **measure(setting)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The statistics of the gate: what is measured, one false-positive rate for all, and what split-conformal promises."""
+
+import json
+import random
+
+import gate_statistics
+import pytest
+import torch
+from gate_statistics import STATISTICS, caught, conformal, measure, summarise
+from tiny_setting import setting_of
+from tiny_topic import tiny_parts
+
+from sae_unlearn import fit_guardrail, record_firings
+from sae_unlearn.guardrail import detach_guardrail
+
+
+@pytest.fixture(scope="module")
+def setting():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield setting_of(*tiny_parts())
+    torch.set_num_threads(threads)
+
+
+def test_statistics_are_those_of_the_gate(setting):
+    texts = setting.texts.test
+    ids = list(range(20))
+    found = gate_statistics.statistics_of(setting, ids, texts)
+    for name, options in STATISTICS.items():
+        guarded = fit_guardrail(
+            setting.model,
+            setting.tokenizer,
+            setting.sae,
+            features=ids,
+            threshold=0.5,
+            clamp_value=-1.0,
+            progress=False,
+            **options,
+        )
+        with record_firings(guarded) as firings, torch.no_grad():
+            for text in texts:
+                guarded(**setting.tokenizer(text, return_tensors="pt"))
+        assert [f.statistic for f in firings] == pytest.approx(found[name], abs=1e-4), name
+        detach_guardrail(guarded)
+
+
+def test_a_topic_is_measured_and_summed_up(setting, tmp_path, monkeypatch):
+    found = measure(setting, words=(0, 20))
+    (tmp_path / "tiny-0.json").write_text(json.dumps(found))
+    text = summarise(tmp_path)
+    assert all(name in text for name in STATISTICS)
+    assert "topic, 20 words around" in text
+    assert len(found["topic"]["20"]["ratio"]) == len(setting.texts.test)
+    mean = {w: sum(found["topic"][w]["ratio"]) for w in ("0", "20")}
+    assert mean["20"] < mean["0"], "the ratio is diluted"
+
+
+def test_the_threshold_is_set_on_one_half_of_the_other_texts_and_tried_on_the_other():
+    values = [0.0, 1.0] * 50  # the half that sets it is always 0, the other always 1
+    topic = {"other": {"0": {"ratio": values}}, "topic": {"0": {"ratio": [0.5, -1.0]}}}
+    false, hits = caught(topic, "ratio")
+    assert false == [True] * 50
+    assert hits == {"0": [True, False]}
+
+
+def test_split_conformal_thresholds_keep_their_promise_on_exchangeable_values_and_are_none_on_too_few():
+    draw = random.Random(0)
+    mean, above = conformal([draw.random() for _ in range(200)], 0.1)
+    assert 0.06 < mean < 0.11
+    assert 0 < above < 0.6
+    assert conformal([draw.random() for _ in range(10)], 0.05) is None
+
+
+def test_a_statistic_that_is_better_is_named(tmp_path):
+    n = 40
+    low, high = [i / 1000 for i in range(n)], [1.0] * n
+
+    def side(ratio, others):
+        return {w: {name: (ratio if name == "ratio" else others) for name in STATISTICS} for w in ("0", "64")}
+
+    found = {"other": side(low, low), "topic": side(low, high)}
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    assert "window of 16, window of 32" in summarise(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps(found | {"topic": side(high, low)}))
+    assert "false-positive rate: none." in summarise(tmp_path)
