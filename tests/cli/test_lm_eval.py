@@ -1,0 +1,82 @@
+"""The LM evaluation harness on a guarded model, by name: its score is the one of our own evaluation."""
+
+import json
+import sys
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from tiny_topic import save_parts, tiny_parts, topic_texts
+from transformers import AutoModelForCausalLM
+
+from sae_unlearn import attach_guardrail, fit_guardrail
+from sae_unlearn.commands import lm_eval as command
+from sae_unlearn.evaluation import Choice, option_likelihoods, right_by_likelihood
+
+
+TASK = """task: local_words
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {folder}/words.json
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: right
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder with `model`, a guardrail, a LoRA, and a task of the harness."""
+    folder = tmp_path_factory.mktemp("parts")
+    save_parts(folder)
+    model, tokenizer, sae = tiny_parts()
+    fit_guardrail(
+        model, tokenizer, sae, topic_texts("forget", 40), topic_texts("retain", 80), progress=False
+    ).save_pretrained(folder / "guardrail")
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), lora).save_pretrained(folder / "lora")
+    rows = [
+        {"question": text, "options": [f"w{20 + i}", f"w{30 + i} w31 w{40 + i}", f"w{50 + i} w3"], "right": i % 3}
+        for i, text in enumerate([*topic_texts("forget", 12, words=4), *topic_texts("retain", 12, words=4)])
+    ]
+    (folder / "words.json").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "local_words.yaml").write_text(TASK.format(folder=folder))
+    return folder
+
+
+@pytest.mark.parametrize("adapter", [None, "guardrail", "lora"])
+def test_the_harness_gives_our_own_score(parts, tmp_path, monkeypatch, adapter):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    named = f"pretrained={parts / 'model'}" + (f",adapter={parts / adapter}" if adapter else "")
+    line = ["--model", "sae-unlearn", "--model_args", named, "--tasks", "local_words", "--include_path", str(parts)]
+    line += ["--batch_size", "5", "--device", "cpu", "--output_path", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["sae-unlearn-lm-eval", *line])
+    assert command.main() == 0
+    [written] = (tmp_path / "out").rglob("results*.json")
+    found = json.loads(written.read_text())["results"]["local_words"]
+
+    model, tokenizer, _ = tiny_parts()
+    if adapter == "guardrail":
+        model = attach_guardrail(model, parts / adapter)
+    elif adapter == "lora":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, parts / adapter).eval()
+    rows = [json.loads(line) for line in (parts / "words.json").read_text().splitlines()]
+    choices = [Choice(row["question"], tuple(row["options"]), row["right"]) for row in rows]
+    likelihoods = option_likelihoods(model, tokenizer, choices)
+    for metric, per_character in (("acc,none", False), ("acc_norm,none", True)):
+        expected = right_by_likelihood(choices, likelihoods, per_character).double().mean()
+        assert found[metric] == pytest.approx(float(expected))
+
+
+def test_a_harness_that_is_missing_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    assert command.main() == 2
+    assert 'pip install "sae-unlearn[harness]"' in capsys.readouterr().err
