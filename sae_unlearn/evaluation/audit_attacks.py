@@ -67,9 +67,15 @@ def splitting_rows(it: Inquiry) -> list[AuditRow]:
     def run(model: nn.Module, facts: Sequence[Fact], side: str) -> list[AttackPoint[Figures]]:
         new = it.settings.max_new_tokens or tokens_needed(it.tokenizer, facts)
         points = splitting.splitting_attack(
-            model, it.tokenizer, facts, max_new_tokens=new, chat_template=it.settings.chat_template
+            model,
+            it.tokenizer,
+            facts,
+            filler=it.filler,
+            max_new_tokens=new,
+            chat_template=it.settings.chat_template,
+            seed=it.seed,
         )
-        return [AttackPoint(point.strength, it.talked(point.found, side)) for point in points]
+        return [AttackPoint(point.strength, it.talked(point.found, side), point.variant) for point in points]
 
     return it.rows("splitting", run)
 

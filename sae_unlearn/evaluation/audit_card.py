@@ -1,11 +1,10 @@
-"""The results of an audit in the card of an adapter, whichever way they came out."""
+"""The results of an audit in the card of an adapter that is saved already, whichever way they came out."""
 
 import os
 from pathlib import Path
 
 from sae_unlearn.evaluation.audit_report import AuditReport
-from sae_unlearn.evaluation.audit_tables import BEST, attack_table, best_table, neighbour_table
-from sae_unlearn.evaluation.report import cell
+from sae_unlearn.model_card import report_section
 
 
 CARD_NAME = "README.md"
@@ -14,9 +13,10 @@ _BEFORE = "## What it does not protect against"
 
 
 def put_into_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
-    """Write the section "Audit" into the card of a guardrail or of a LoRA, in the place of one that is there.
+    """Write the section "Audit" of the card of a guardrail or of a LoRA, in the place of one that is there, and the
+    report's files into `audit` beside it. The rest of the card stays as it is.
 
-    The rest of the card stays as it is. Saving the adapter anew writes a card without the section.
+    Saving the adapter anew writes the card anew: pass `audit=report` to `save_pretrained` of a guardrail then.
 
     Returns:
         The card.
@@ -28,34 +28,17 @@ def put_into_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"There is no card {CARD_NAME} in {folder}; give the folder of a saved adapter.")
     lines = path.read_text(encoding="utf-8").splitlines()
-    start, end = _section(lines, SECTION)
-    if start is None:
-        start = end = next((i for i, line in enumerate(lines) if line == _BEFORE), len(lines))
-    before, after = "\n".join(lines[:start]).rstrip(), "\n".join(lines[end:]).lstrip("\n")
-    text = f"{before}\n\n{card_section(report)}" + (f"\n{after}\n" if after else "")
-    path.write_text(text, encoding="utf-8")
+    start, end = _section(lines)
+    before, after = "\n".join(lines[:start]).rstrip(), "\n".join(lines[end:]).strip("\n")
+    parts = [before, SECTION, report_section(report, folder, "audit").rstrip(), after]
+    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
 
 
-def card_section(report: AuditReport) -> str:
-    """The section as Markdown; no question and no answer is in it."""
-    lines = [SECTION, ""]
-    lines += ["Attacks that were tried on this adapter (`sae_unlearn.evaluation.audit`), with 95 % intervals:", ""]
-    lines += [*attack_table(report), "", f"With the best of all tries. {BEST}", "", *best_table(report)]
-    if report.neighbours is not None:
-        lines += ["", "Harmless rows near the topic, and others:", "", *_tables_only(neighbour_table(report))]
-    if report.notes:
-        lines += ["", *(f"- {cell(note)}" for note in report.notes)]
-    return "\n".join(lines) + "\n"
-
-
-def _section(lines: list[str], title: str) -> tuple[int | None, int]:
-    """Where a section begins and where the next one does."""
-    start = next((i for i, line in enumerate(lines) if line == title), None)
+def _section(lines: list[str]) -> tuple[int, int]:
+    """Where the section begins and where the next one does; where it should be, if there is none."""
+    start = next((i for i, line in enumerate(lines) if line == SECTION), None)
     if start is None:
-        return None, len(lines)
+        place = next((i for i, line in enumerate(lines) if line == _BEFORE), len(lines))
+        return place, place
     return start, next((i for i in range(start + 1, len(lines)) if lines[i].startswith(("# ", "## "))), len(lines))
-
-
-def _tables_only(lines: list[str]) -> list[str]:
-    return [line for line in lines if line.startswith("|")]

@@ -35,8 +35,15 @@ def audit_markdown(report: AuditReport) -> str:
         lines += ["", "## Harmless rows near the topic", "", *neighbour_table(report)]
     if report.notes:
         lines += ["", "## Notes", "", *(f"- {cell(note)}" for note in report.notes)]
-    lines += ["", "## Budgets", "", *markdown_table(["attack", "budget"], [list(x) for x in report.budgets.items()])]
-    lines += ["", *markdown_table(["setting", "value"], [[k, str(v)] for k, v in report.about.items()])]
+    if report.budgets:
+        lines += [
+            "",
+            "## Budgets",
+            "",
+            *markdown_table(["attack", "budget"], [[*each] for each in report.budgets.items()]),
+        ]
+    if report.about:
+        lines += ["", *markdown_table(["setting", "value"], [[k, str(v)] for k, v in report.about.items()])]
     return "\n".join(lines) + "\n"
 
 

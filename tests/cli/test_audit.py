@@ -51,7 +51,7 @@ def test_it_writes_a_report_and_the_card(parts, tmp_path, capsys, adapter):
     assert {path.name for path in tmp_path.iterdir()} == {"audit.json", "audit.md", "audit.png"}
     assert str(parts) not in (tmp_path / "audit.json").read_text()
     card = (folder / "README.md").read_text()
-    assert card.count("## Audit") == 1
+    assert card.count("\n## Audit\n") == 1
     assert "| dilution | after, 8 words |" in card
     fires = {row.fires() is not None for row in AuditReport.load(tmp_path).rows if row.attack == "dilution"}
     assert fires == {adapter == "guardrail"}

@@ -7,7 +7,7 @@ from sae_unlearn.evaluation import AuditReport, AuditRow, put_into_card
 from sae_unlearn.evaluation.audit_row import RECALL
 from sae_unlearn.evaluation.figure import figure_of_rows
 from sae_unlearn.guardrail import SAEGuardrailConfig
-from sae_unlearn.guardrail.card import write_card
+from sae_unlearn.guardrail.card import CardDetails, write_card
 
 
 def report(recalled):
@@ -22,13 +22,26 @@ def test_the_card_takes_results_whichever_way_they_come_out(tmp_path, recalled):
     write_card(tmp_path, config, torch.nn.Linear(1, 1))
     card = tmp_path / "README.md"
     before = card.read_text()
+    assert "None was saved with this guardrail." in before
     assert put_into_card(report(recalled), tmp_path) == card
     after = card.read_text()
-    start, end = after.index("## Audit"), after.index("## What it does not protect against")
-    assert start < end
+    start, end = after.index("## Audit"), after.index("## Licences")
     assert f"| wrappers | play | {10 * recalled}.0 % (" in after[start:end]
-    rest = (after[:start].rstrip() + "\n\n" + after[end:]).splitlines()
-    assert [line for line in rest if line] == [line for line in before.splitlines() if line]
+    assert "![audit](audit/audit.png)" in after[start:end]
+    assert {path.name for path in (tmp_path / "audit").iterdir()} == {"audit.json", "audit.md", "audit.png"}
+    assert AuditReport.load(tmp_path / "audit") == report(recalled)
+    rest = after[:start] + before[before.index("## Audit") : before.index("## Licences")] + after[end:]
+    assert rest == before
+
+
+def test_it_is_what_saving_with_the_audit_writes(tmp_path):
+    config = SAEGuardrailConfig(layer=1, num_features=2, feature_ids=[3, 4], threshold=0.5, clamp_value=-1.0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    write_card(tmp_path / "a", config, torch.nn.Linear(1, 1), CardDetails(audit=report(3)))
+    write_card(tmp_path / "b", config, torch.nn.Linear(1, 1))
+    put_into_card(report(3), tmp_path / "b")
+    assert (tmp_path / "a" / "README.md").read_text() == (tmp_path / "b" / "README.md").read_text()
 
 
 def test_a_second_audit_takes_the_place_of_the_first(tmp_path):
@@ -39,7 +52,7 @@ def test_a_second_audit_takes_the_place_of_the_first(tmp_path):
     put_into_card(report(3), tmp_path)
     assert card.read_text() == once
     assert "Old" not in once
-    assert once.count("## Audit") == 1
+    assert once.count("\n## Audit\n") == 1
     assert once.startswith("# A LoRA\n\nText.\n\n## Audit\n")
     assert once.endswith("\n\n## Licence\n\nFree.\n")
 
@@ -48,8 +61,8 @@ def test_a_card_without_sections_gets_one_at_its_end(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# A LoRA\n")
     put_into_card(report(3), tmp_path)
-    assert card.read_text().startswith("# A LoRA\n\n## Audit\n")
-    assert card.read_text().endswith("|\n")
+    assert card.read_text().startswith("# A LoRA\n\n## Audit\n\n### ")
+    assert card.read_text().count("\n## Audit\n") == 1
 
 
 def test_no_card_is_said(tmp_path):

@@ -118,7 +118,7 @@ def test_every_attack_on_a_lora(tmp_path):
     text = report.to_markdown()
     assert "| near: chemistry | perplexity |" in text
     assert "| far | recall, any accepted answer |" in text
-    assert "| all of these | 27 |" in text
+    assert "| all of these | 29 |" in text
     written = report.save(tmp_path / "out")
     assert {path.name for path in written} == {"audit.json", "audit.md", "audit.png"}
     assert (tmp_path / "out" / "audit.png").read_bytes().startswith(b"\x89PNG")
@@ -132,7 +132,7 @@ def test_another_base_is_the_control():
     report = audit(model, tokenizer, FORGET, base=other, attacks=["splitting"], **QUICK)
     assert report.rows[0].base == evaluate(other, tokenizer, {"facts": FORGET}, **QUICK).figures
     expected = recall(other, tokenizer, FORGET, 2)
-    assert report.find("splitting", strength=2).find(base=True).values == tuple(float(x.right) for x in expected)
+    assert report.find("splitting", "in parts", 2).find(base=True).values == tuple(float(x.right) for x in expected)
 
 
 def row(hits, attack="spelling", base=None, subjects=None):

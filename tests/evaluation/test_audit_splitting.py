@@ -1,5 +1,7 @@
 """Splitting over turns: the cache is kept, and what it holds is what one turn would have given."""
 
+import random
+
 import pytest
 import torch
 from lettered_words import lettered_tokenizer
@@ -10,7 +12,7 @@ from zoo import base_model
 from sae_unlearn import fit_guardrail, record_firings
 from sae_unlearn.evaluation import Fact, complete, recall
 from sae_unlearn.evaluation.attacks import splitting_attack
-from sae_unlearn.evaluation.attacks.splitting import converse, in_parts
+from sae_unlearn.evaluation.attacks.splitting import converse, harmless_first, in_parts
 
 
 FACTS = [Fact(text, ("w3",), f"s{i}") for i, text in enumerate(topic_texts("forget", 4, words=7))]
@@ -40,7 +42,7 @@ def test_parts_joined_are_the_prompt():
 def test_without_a_template_the_turns_are_one_text_to_a_bare_model(name):
     model, tokenizer = base_model(name), tiny_tokenizer()
     plain = recall(model, tokenizer, FACTS, 4)
-    for point in splitting_attack(model, tokenizer, FACTS, (1, 2, 3), max_new_tokens=4):
+    for point in splitting_attack(model, tokenizer, FACTS, (1, 2, 3), ["in parts"], max_new_tokens=4):
         assert [one.completion for one in point.found.found] == [one.completion for one in plain]
         assert [one.fact for one in point.found.found] == FACTS
         assert point.found.fired == {}
@@ -49,7 +51,7 @@ def test_without_a_template_the_turns_are_one_text_to_a_bare_model(name):
 def test_a_lora_is_the_same_in_several_turns():
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     model, tokenizer = get_peft_model(base_model("llama"), lora).eval(), tiny_tokenizer()
-    [point] = splitting_attack(model, tokenizer, FACTS, (3,), max_new_tokens=4)
+    [point] = splitting_attack(model, tokenizer, FACTS, (3,), ["in parts"], max_new_tokens=4)
     assert [one.completion for one in point.found.found] == [
         one.completion for one in recall(model, tokenizer, FACTS, 4)
     ]
@@ -77,8 +79,22 @@ def test_the_gate_remembers_earlier_turns(guarded):
         with record_firings(guarded) as split:
             converse(guarded, tokenizer, in_parts(fact.prompt, 3), 1)
         assert (split[-1].tokens, split[-1].hot_tokens) == (whole[-1].tokens, whole[-1].hot_tokens)
-    [point] = splitting_attack(guarded, tokenizer, FACTS, (2,), max_new_tokens=2)
+    [point] = splitting_attack(guarded, tokenizer, FACTS, (2,), ["in parts"], max_new_tokens=2)
     assert point.found.fired["default"].shape == (len(FACTS),)
+
+
+def test_harmless_turns_come_before_the_question():
+    model, tokenizer, filler = base_model("llama"), tiny_tokenizer(), topic_texts("retain", 3)
+    for turns in (1, 2):
+        [point] = splitting_attack(model, tokenizer, FACTS, (turns,), ["harmless first"], filler, 4, seed=3)
+        talks = [harmless_first(f.prompt, turns, filler, random.Random(f"3 {i}")) for i, f in enumerate(FACTS)]
+        assert all(len(talk) == turns and talk[-1] == fact.prompt for talk, fact in zip(talks, FACTS, strict=True))
+        assert all(len(part.split()) == 40 for talk in talks for part in talk[:-1])
+        expected = complete(model, tokenizer, ["".join(talk) for talk in talks], 4)
+        assert [one.completion for one in point.found.found] == expected
+        assert point.variant == "harmless first"
+    with pytest.raises(ValueError, match="'by post' is no way of splitting"):
+        splitting_attack(model, tokenizer, FACTS, ways=["by post"])
 
 
 def test_with_a_template_every_part_is_a_turn_with_its_reply():

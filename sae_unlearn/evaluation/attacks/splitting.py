@@ -1,15 +1,16 @@
-"""Attack: spread the question over several turns of one conversation.
+"""Attack: spread the question over several turns of one conversation, or begin with harmless ones.
 
 A server keeps the cache of a conversation, so what the first turn left there is not computed again. A gate that had no
 reason to fire in the first turns let their tokens through unedited, and one that forgets its state between calls would
 judge each turn alone.
 
-Budget: black box, one conversation per fact and number of turns.
+Budget: black box, one conversation per fact, way and number of turns.
 """
 
+import random
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,17 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from sae_unlearn.backbone.decoder_layers import input_device, text_config
 from sae_unlearn.backbone.residuals import evaluation_mode
 from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
+from sae_unlearn.evaluation.attacks.dilution import FILLER, filler_words
 from sae_unlearn.evaluation.attacks.point import AttackPoint
 from sae_unlearn.evaluation.prompting import conversation
 from sae_unlearn.evaluation.recall import Fact, Recall, begins_with
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.model import guard_layers
+
+
+Way = Literal["in parts", "harmless first"]
+
+_WORDS = 40  # of a harmless turn
 
 
 class Conversations(NamedTuple):
@@ -43,12 +50,15 @@ def splitting_attack(
     tokenizer: PreTrainedTokenizerBase,
     facts: Sequence[Fact],
     turns: Sequence[int] = (2, 3),
+    ways: Sequence[Way] = get_args(Way),
+    filler: Sequence[str] = FILLER,
     max_new_tokens: int = 8,
     reply_tokens: int = 16,
     chat_template: bool = False,
+    seed: int = 0,
     progress: str | None = None,
 ) -> list[AttackPoint[Conversations]]:
-    """Ask each fact in so many turns, all on one cache. There is nothing random in it.
+    """Ask each fact in so many turns, all on one cache.
 
     With a chat template every part is a user's turn and the model replies to each; without one the parts are given one
     after the other, as a client does that keeps a cache, and their text is that of the whole prompt.
@@ -58,23 +68,32 @@ def splitting_attack(
 
     Args:
         turns: the strengths of the points; a fact with fewer words has as many turns as words.
+        ways: "in parts", the question cut between words; "harmless first", the whole question in the last turn, and 40
+            words of filler in each before it. The variants of the points.
+        filler: harmless paragraphs.
+        seed: of the filler drawn; the parts have nothing random in them.
         reply_tokens: of the model's replies in between, where there is a chat template.
         progress: title of a progress bar; None for no bar.
 
     Raises:
-        ValueError: fewer than one turn, or no chat template.
+        ValueError: fewer than one turn, an unknown way, or no chat template.
     """
+    unknown = next((way for way in ways if way not in get_args(Way)), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown!r} is no way of splitting; choose from {', '.join(get_args(Way))}.")
     points = []
     with (
         evaluation_mode(model),
-        tqdm(total=len(turns) * len(facts), desc=progress, unit="talk", disable=progress is None) as bar,
+        tqdm(total=len(ways) * len(turns) * len(facts), desc=progress, unit="talk", disable=progress is None) as bar,
     ):
-        for number in turns:
+        for way, number in [(way, number) for way in ways for number in turns]:
             found: list[Any] = []
             fired: dict[str, Any] = {}
-            for fact in facts:
+            for index, fact in enumerate(facts):
+                parts = in_parts(fact.prompt, number)
+                if way == "harmless first":
+                    parts = harmless_first(fact.prompt, number, filler, random.Random(f"{seed} {index}"))
                 with record_firings(model) if guard_layers(model) else _Silent() as firings:
-                    parts = in_parts(fact.prompt, number)
                     text = converse(model, tokenizer, parts, max_new_tokens, reply_tokens, chat_template)
                     of_fact: dict[str, bool] = {}
                     for firing in firings:
@@ -84,7 +103,7 @@ def splitting_attack(
                 found.append(Recall(fact, text, begins_with(text, fact.answers)))
                 bar.update()
             rates = {name: torch.tensor(hits, dtype=torch.bool) for name, hits in fired.items()}
-            points.append(AttackPoint(float(number), Conversations(found, rates)))
+            points.append(AttackPoint(float(number), Conversations(found, rates), way))
     return points
 
 
@@ -109,6 +128,12 @@ def in_parts(prompt: str, turns: int) -> list[str]:
     ends = [round(i * len(words) / turns) for i in range(turns + 1)]
     parts = [" ".join(words[a:b]) for a, b in pairwise(ends)]
     return [parts[0], *(f" {part}" for part in parts[1:-1]), with_cue(f" {parts[-1]}", cue)] if turns > 1 else [prompt]
+
+
+def harmless_first(prompt: str, turns: int, filler: Sequence[str], draw: random.Random) -> list[str]:
+    """`turns` - 1 turns of filler, each a paragraph, and the prompt."""
+    words = filler_words(_WORDS * (turns - 1), filler, draw)
+    return [*(" ".join(words[i : i + _WORDS]) + "\n\n" for i in range(0, len(words), _WORDS)), prompt]
 
 
 @torch.no_grad()
