@@ -55,7 +55,7 @@ def test_the_harness_gives_our_own_score(parts, tmp_path, monkeypatch, adapter):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     named = f"pretrained={parts / 'model'}" + (f",adapter={parts / adapter}" if adapter else "")
     line = ["--model", "sae-unlearn", "--model_args", named, "--tasks", "local_words", "--include_path", str(parts)]
-    line += ["--batch_size", "5", "--device", "cpu", "--output_path", str(tmp_path / "out")]
+    line += ["--batch_size", "5", "--device", "cpu", "--output_path", str(tmp_path / "out"), "--log_samples"]
     monkeypatch.setattr(sys, "argv", ["sae-unlearn-lm-eval", *line])
     assert command.main() == 0
     [written] = (tmp_path / "out").rglob("results*.json")
@@ -71,6 +71,11 @@ def test_the_harness_gives_our_own_score(parts, tmp_path, monkeypatch, adapter):
     rows = [json.loads(line) for line in (parts / "words.json").read_text().splitlines()]
     choices = [Choice(row["question"], tuple(row["options"]), row["right"]) for row in rows]
     likelihoods = option_likelihoods(model, tokenizer, choices)
+    [samples] = (tmp_path / "out").rglob("samples*.jsonl")
+    samples = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    for sample, likelihood in zip(samples, likelihoods, strict=True):
+        scored = [float(option[0][0]) for option in sample["resps"]]
+        assert scored == pytest.approx(likelihood.log_probs.tolist(), abs=1e-4)
     for metric, per_character in (("acc,none", False), ("acc_norm,none", True)):
         expected = right_by_likelihood(choices, likelihoods, per_character).double().mean()
         assert found[metric] == pytest.approx(float(expected))

@@ -118,7 +118,7 @@ def test_every_attack_on_a_lora(tmp_path):
     text = report.to_markdown()
     assert "| near: chemistry | perplexity |" in text
     assert "| far | recall, any accepted answer |" in text
-    assert "| all of these | 29 |" in text
+    assert "| all of these | 30 |" in text
     written = report.save(tmp_path / "out")
     assert {path.name for path in written} == {"audit.json", "audit.md", "audit.png"}
     assert (tmp_path / "out" / "audit.png").read_bytes().startswith(b"\x89PNG")

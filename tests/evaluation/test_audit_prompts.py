@@ -88,7 +88,7 @@ def test_templates_hold_the_whole_question_and_end_where_the_answer_begins(templ
             assert stem in found
             assert found != fact.prompt
             assert "{" not in found
-            assert found.endswith((fact.prompt, cue or END_OF_SENTENCE))
+            assert found.removesuffix(" Certainly, the answer is").endswith((fact.prompt, cue or END_OF_SENTENCE))
 
 
 def test_braces_of_a_prompt_are_text():
