@@ -169,7 +169,8 @@ def relearning_rows(it: Inquiry) -> list[AuditRow]:
         lessons.append((", taught other things", it.model, it.retain[: len(taught)], measured, True))
     if it.unknown:
         lesson, exam = relearning.split_subjects(numbered(it.unknown), seed=it.seed)
-        lessons.append((", base on unknown facts", it.base or base_copy(it.model), lesson, exam, True))
+        plain = base_copy(it.model) if it.base is None else it.base
+        lessons.append((", base on unknown facts", plain, lesson, exam, True))
     else:
         it.notes.append("relearning: without the control of unknown facts; pass unknown= (facts that the base misses).")
     rows = []
@@ -199,7 +200,7 @@ def rounding_rows(it: Inquiry) -> list[AuditRow]:
     points = rounding.rounding_attack(it.model, measure)
     base: dict[float, Figures] = {}
     if it.base is not None or has_adapters(it.model):
-        plain = it.base if it.base is not None else base_copy(it.model)
+        plain = base_copy(it.model) if it.base is None else it.base
         base = {point.strength: point.found for point in rounding.rounding_attack(plain, measure)}
     return [AuditRow("rounding", "", p.strength, p.found, base.get(p.strength, ())) for p in points]
 

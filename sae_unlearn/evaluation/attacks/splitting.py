@@ -9,6 +9,7 @@ Budget: black box, one conversation per fact, way and number of turns.
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -93,7 +94,7 @@ def splitting_attack(
                 parts = in_parts(fact.prompt, number)
                 if way == "harmless first":
                     parts = harmless_first(fact.prompt, number, filler, random.Random(f"{seed} {index}"))
-                with record_firings(model) if guard_layers(model) else _Silent() as firings:
+                with record_firings(model) if guard_layers(model) else nullcontext(()) as firings:
                     text = converse(model, tokenizer, parts, max_new_tokens, reply_tokens, chat_template)
                     of_fact: dict[str, bool] = {}
                     for firing in firings:
@@ -105,16 +106,6 @@ def splitting_attack(
             rates = {name: torch.tensor(hits, dtype=torch.bool) for name, hits in fired.items()}
             points.append(AttackPoint(float(number), Conversations(found, rates), way))
     return points
-
-
-class _Silent:
-    """No firings of a model without guardrails."""
-
-    def __enter__(self) -> tuple[()]:
-        return ()
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def in_parts(prompt: str, turns: int) -> list[str]:
