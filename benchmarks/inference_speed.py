@@ -147,9 +147,16 @@ def table(data: dict[str, Any]) -> str:
                 )
         for name, found in cell.items():
             if " over " in name:
-                interval = f"({found['low']:.1f} to {found['high']:.1f})"
-                lines.append(f"  {name}: adds {found['times_less']:.1f} times as much {interval}")
+                lines.append(f"  {name}: {_times(found)}")
     return "\n".join(lines).lstrip("\n")
+
+
+def _times(found: dict[str, float]) -> str:
+    if found["low"] <= 0:
+        return "not told apart by this much noise"
+    if found["high"] == float("inf"):
+        return f"adds at least {found['low']:.1f} times as much"
+    return f"adds {found['times_less']:.1f} times as much ({found['low']:.1f} to {found['high']:.1f})"
 
 
 def _between(arm: dict[str, Any], name: str, digits: int) -> str:
