@@ -16,7 +16,7 @@ from sae_unlearn.version import __version__
 
 FORMAT_VERSION = 1
 
-# Counts are held in float32, which is exact up to here. Token ids stay far below: memory is asked for by the largest.
+# Counts are held in float32, which is exact up to here; ids stay far below theirs.
 LARGEST_COUNT = 2**24
 LARGEST_ID = 2**31 - 1
 LONGEST_REFUSAL = 512
@@ -250,7 +250,7 @@ class SAEGuardrailConfig(PeftConfig):
         if self.special_token_ids is not None:
             if not isinstance(self.special_token_ids, (list, tuple, set)):
                 raise GuardrailError(f"special_token_ids={self.special_token_ids!r} must be a list of token ids.")
-            ids = {_check_integer("special_token_ids", i, 0, LARGEST_COUNT) for i in self.special_token_ids}
+            ids = {_check_integer("special_token_ids", i, 0, LARGEST_ID) for i in self.special_token_ids}
             self.special_token_ids = sorted(ids)
         self.check_refusal()
 
