@@ -11,7 +11,8 @@ from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundle import attach_bundle, push_bundle, save_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
-from sae_unlearn.guardrail.firings import Firing, record_firings
+from sae_unlearn.guardrail.firing_sinks import Firing
+from sae_unlearn.guardrail.firings import record_firings
 from sae_unlearn.guardrail.fit import fit_guardrail
 from sae_unlearn.guardrail.fit_several import fit_guardrails
 from sae_unlearn.guardrail.guarded_model import GuardedModel

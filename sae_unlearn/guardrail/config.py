@@ -16,7 +16,7 @@ from sae_unlearn.version import __version__
 
 FORMAT_VERSION = 1
 
-# Counts are held in float32, which is exact up to here; ids stay far below theirs.
+# Counts are held in float32, which is exact up to here.
 LARGEST_COUNT = 2**24
 LARGEST_ID = 2**31 - 1
 LONGEST_REFUSAL = 512
