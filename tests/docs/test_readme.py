@@ -1,0 +1,93 @@
+"""Every block of Python of the README, run as it stands: on a tiny model, with a stand-in for the Hub.
+
+What is exchanged: models, tokenizers and SAEs by name are tiny ones, `<commit>` is a commit of the stand-in's, and
+which entities a random model knows is said rather than asked.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_stand_in import OWNER
+from pages import ROOT, blocks_of
+from tiny_topic import tiny_parts, topic_texts
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_unlearn import SparseAutoencoder, attach_guardrail, fit_guardrail
+from sae_unlearn.alignment import EntitySet, LabelledEntities, SAEAlignmentConfig
+from sae_unlearn.evaluation import Fact
+
+
+sys.path.append(str(Path(__file__).parents[1] / "alignment"))
+
+from tiny_entities import entities
+
+
+BLOCKS = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]
+REPO = "me/forget-biology"
+
+
+def parts() -> tuple[Any, Any, SparseAutoencoder]:
+    model, tokenizer, sae = tiny_parts()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return model.eval(), tokenizer, sae
+
+
+def facts(side: str) -> list[Fact]:
+    return [Fact(text, ("w5", "w6")) for text in topic_texts(side, 4, seed=2, words=9)]
+
+
+@pytest.fixture
+def readers_world(stand_in, tmp_path, monkeypatch):
+    """The names that a block may use, in a folder with the files that it may read; and the commit to pin."""
+    model, tokenizer, sae = parts()
+    fitted, tokens, _ = parts()
+    quick = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 64), "progress": False}
+    fitted = fit_guardrail(fitted, tokens, sae, **quick)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    commit = fitted.push_to_hub(REPO)
+    fitted.save_pretrained("forget-biology")
+
+    known, unknown = (entities(side, 30, kind="person") for side in ("known", "unknown"))
+    targets = known.sample(4, seed=1)
+    targets.save("people.json")
+    rows = [f"{entity.entity},person,w68" for entity in (*known, *unknown)]
+    Path("candidates.csv").write_text("\n".join(["entity,entity_type,colour", *rows]) + "\n")
+
+    def label(model, tokenizer, candidates):
+        assert not {entity.entity for entity in candidates} & {entity.entity for entity in targets}
+        return LabelledEntities(known.without(targets), unknown, EntitySet(), (), {})
+
+    quickly = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "max_steps": 4, "max_generic_frequency": 1.0}
+    monkeypatch.setattr("sae_unlearn.alignment.label_entities", label)
+    monkeypatch.setattr("sae_unlearn.alignment.SAEAlignmentConfig", partial(SAEAlignmentConfig, **quickly))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: parts()[0])
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: parts()[1])
+    monkeypatch.setattr(SparseAutoencoder, "from_pretrained", lambda name, subfolder, revision: parts()[2])
+    names = {"model": model, "tokenizer": tokenizer, "sae": sae, "attach_guardrail": attach_guardrail}
+    names |= {"forget_texts": quick["forget"], "retain_texts": quick["retain"], "texts": topic_texts("retain", 16)}
+    names |= {"facts": facts("forget"), "others": facts("retain")}
+    names["inputs"] = tokenizer(topic_texts("forget", 2), return_tensors="pt", padding=True)
+    return names, commit.oid
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_it_runs(block, readers_world, capsys):
+    names, commit = readers_world
+    if "record_firings" in block.text:
+        names["model"] = attach_guardrail(names["model"], "forget-biology")
+    source = block.text.replace("<commit>", commit)
+    exec(compile(source, str(block), "exec"), names)
+    if "print(" in source:
+        assert capsys.readouterr().out.strip()
+    if "push_to_hub" in source:
+        assert Path("forget-biology/adapter_config.json").is_file()
+    if "save_model" in source:
+        assert Path("forget-people/adapter_model.safetensors").is_file()
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) >= 5
