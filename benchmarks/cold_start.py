@@ -77,9 +77,10 @@ def main() -> None:
             found[name].append(import_seconds(before, args.clock))
     model = load(args.model, "cpu", torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        guarded(model, 20, fires=True).save_pretrained(folder)
-        attach_seconds(model, Path(folder), args.clock)
-        pairs = [attach_seconds(model, Path(folder), args.clock) for _ in range(args.runs)]
+        guarded(model, 20, fires=True).save_pretrained(folder)  # into a folder named after the adapter
+        artefact = Path(folder) / "topic0"
+        attach_seconds(model, artefact, args.clock)
+        pairs = [attach_seconds(model, artefact, args.clock) for _ in range(args.runs)]
     found["reading the folder"] = [reading for reading, _ in pairs]
     found["attaching beyond reading"] = [attaching - reading for reading, attaching in pairs]
     cell = {name: summary(values) for name, values in found.items()} | {"machine": machine(), "at": time.strftime("%F")}
