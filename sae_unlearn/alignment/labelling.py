@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.answer_log import AnswerLog, Asked, Question, model_key
+from sae_unlearn.alignment.answer_log import AnswerLog, Asked, Question
 from sae_unlearn.alignment.answers import MATCHES, AnswerMatcher
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
@@ -26,6 +26,7 @@ from sae_unlearn.alignment.position import in_chat
 from sae_unlearn.alignment.sampling import sample_continuations
 from sae_unlearn.alignment.templates import Prompt, Questions, render
 from sae_unlearn.alignment.templates import questions as questions_for
+from sae_unlearn.backbone.model_key import model_key
 from sae_unlearn.backbone.residuals import evaluation_mode
 
 

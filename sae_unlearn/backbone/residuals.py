@@ -1,6 +1,6 @@
 """Truncated forward passes: the residual stream after one layer, and nothing computed past it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,16 +21,23 @@ class ResidualBatch(NamedTuple):
         input_ids: `[batch, seq]`, right-padded.
         kept: `[batch, seq]` bool, False at padding.
         index: position of each row in its corpus.
+        number: of the batch among all batches, run or not.
     """
 
     residual: Tensor
     input_ids: Tensor
     kept: Tensor
     index: list[int]  # type: ignore[assignment]  # `tuple.index` is hidden, and nobody looks for it here
+    number: int = 0
 
 
 def residual_batches(
-    model: nn.Module, rows: Iterable[list[int]], layer: int, batch_size: int, bucket: int = 32
+    model: nn.Module,
+    rows: Iterable[list[int]],
+    layer: int,
+    batch_size: int,
+    bucket: int = 32,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[ResidualBatch]:
     """Run rows of token ids through the model up to and including `layer`, batch by batch.
 
@@ -44,6 +51,7 @@ def residual_batches(
         layer: 0-based decoder layer whose output is wanted.
         batch_size: rows per forward pass.
         bucket: batches per bucket.
+        wanted: of a batch's number, whether it is to be run; asked when its turn has come. None runs all.
 
     Raises:
         UnlearnError: a row's residual stream is not finite.
@@ -51,7 +59,9 @@ def residual_batches(
     place = find_decoder_layers(model)
     device = input_device(model)
     with evaluation_mode(model), stop_after(place.layers[layer]):
-        for batch in _batches(rows, batch_size, bucket):
+        for number, batch in enumerate(_batches(rows, batch_size, bucket)):
+            if wanted is not None and not wanted(number):
+                continue
             index = [i for i, _ in batch]
             ids, kept = right_padded([row for _, row in batch])
             try:
@@ -68,7 +78,7 @@ def residual_batches(
                     f"model's weights and dtype ({residual.dtype}; float16 overflows in some models, bfloat16 does "
                     "not)."
                 )
-            yield ResidualBatch(residual, ids.to(residual.device), kept, index)
+            yield ResidualBatch(residual, ids.to(residual.device), kept, index, number)
 
 
 def _batches(rows: Iterable[list[int]], batch_size: int, bucket: int) -> Iterator[list[tuple[int, list[int]]]]:

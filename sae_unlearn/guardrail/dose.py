@@ -12,6 +12,8 @@ only N x N sums, with `G = W_dec W_dec^T`, `w = where`:
     E |e|^2 = v^T (G * E[w w^T]) v - 2 v^T (G * E[w (w a)^T]) 1 + 1^T (G * E[(w a)(w a)^T]) 1
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,16 @@ class EditMoments:
         self._ww += w.T @ w
         self._wa += w.T @ (w * a)
         self._aa += (w * a).T @ (w * a)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, which may be added to those of other tokens."""
+        tokens = torch.tensor(self.tokens, dtype=torch.long)
+        return {"tokens": tokens, "ww": self._ww, "wa": self._wa, "aa": self._aa}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over sums of `state`."""
+        self.tokens = int(state["tokens"])
+        self._ww, self._wa, self._aa = (state[name].clone() for name in ("ww", "wa", "aa"))
 
     def coefficients(self, direction: Tensor) -> tuple[float, float, float]:
         """`(p, q, r)` with `E |e|^2 = p k^2 + q k + r` for `v = -k * direction`."""

@@ -10,7 +10,7 @@ The published procedure uses all rows for all of it; `preset="faithful"` does th
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.corpus import read_corpus, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.model_key import model_key
+from sae_unlearn.backbone.processes import gathered, is_mine, process_index, summed
 from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.guardrail.artefact import Artefact
@@ -38,6 +40,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig, check_real
 from sae_unlearn.guardrail.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fingerprint import fingerprint
+from sae_unlearn.guardrail.fit_checkpoint import EVERY, FitCheckpoint, Standing, Stateful
 from sae_unlearn.guardrail.layer import GuardrailEncoder
 from sae_unlearn.guardrail.outliers import OUTLIER_FACTOR, OutlierFilter
 from sae_unlearn.guardrail.reading import content_tokens, read_batch
@@ -49,7 +52,7 @@ from sae_unlearn.guardrail.rows import (
     Rows,
 )
 from sae_unlearn.guardrail.selection import IMPORTANCE, FeatureSums, select_features
-from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds, approximation_warning, check_topk
+from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds, approximation_warning, check_topk, joined
 from sae_unlearn.guardrail.unguarded import unguarded_residuals
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
@@ -103,6 +106,7 @@ def fit_guardrail(
     batch_size: int = 8,
     max_held_out: int = 1024,
     store_probe: bool = False,
+    checkpoint_dir: str | Path | None = None,
     progress: bool = True,
 ) -> PeftModel:
     """Fit a guardrail for the topic of `forget` on a model, with forward passes only, and put it on the model.
@@ -151,7 +155,12 @@ def fit_guardrail(
             memory.
         store_probe: keep the token ids of two forget and two retain rows in the artefact, for `sae-unlearn check`.
             Off by default, since it publishes that much of your text.
+        checkpoint_dir: a folder in which the fit writes down every 50 batches where it stands. The same call, once it
+            was killed, goes on from there and ends with the same numbers; what it wrote goes when it is done.
         progress: show progress bars.
+
+    Under `accelerate launch` every process is given the same arguments, runs its share of the batches, and ends with
+    the same guardrail; a process group has to be up (`accelerate.PartialState()`, or the command line).
 
     Returns:
         A `PeftModel`, ready to use; `peft_config[name].calibration` holds what was measured.
@@ -166,7 +175,10 @@ def fit_guardrail(
     fit.read("retain", retain)
     fit.choose()
     fit.calibrate()
-    return place_guardrail(model, fit.artefact(), plan.name)
+    guarded = place_guardrail(model, fit.artefact(), plan.name)
+    if fit.checkpoint is not None:
+        fit.checkpoint.remove()
+    return guarded
 
 
 class FitPlan(NamedTuple):
@@ -193,6 +205,7 @@ class FitPlan(NamedTuple):
     max_held_out: int
     batch_size: int
     store_probe: bool
+    checkpoint_dir: str | Path | None
     progress: bool
 
 
@@ -232,6 +245,7 @@ def plan_fit(
     batch_size: int,
     max_held_out: int,
     store_probe: bool,
+    checkpoint_dir: str | Path | None,
     progress: bool,
 ) -> FitPlan:
     """The arguments of `fit_guardrail`, checked and made whole; nothing is read yet.
@@ -332,6 +346,7 @@ def plan_fit(
         max_held_out=max_held_out,
         batch_size=batch_size,
         store_probe=store_probe,
+        checkpoint_dir=checkpoint_dir,
         progress=progress,
     )
 
@@ -360,6 +375,13 @@ def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any, topk: s
         raise GuardrailError(f"topk={topk!r} is measured on text; pass `forget` and `retain`.")
 
 
+def _settings(plan: FitPlan) -> dict[str, Any]:
+    """What a fit hangs on, as JSON values."""
+    apart = ("model", "tokenizer", "sae", "config", "name", "store_probe", "checkpoint_dir", "progress")
+    keys = {"model": model_key(plan.model), "sae": model_key(plan.sae)}
+    return plan.config.to_dict() | keys | {name: value for name, value in plan._asdict().items() if name not in apart}
+
+
 def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
     """The rows of a corpus, sorted by what they serve for."""
     cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
@@ -381,6 +403,7 @@ class Fit:
         self.margin: float | None = None
         self.topk: TopKThresholds | None = None
         self.disagreement: dict[str, Disagreement] = {}
+        self.checkpoint = None if plan.checkpoint_dir is None else FitCheckpoint(plan.checkpoint_dir, _settings(plan))
 
     def read(self, role: str, corpus: Any) -> None:
         """Run the selection rows of a corpus and sum their activations."""
@@ -389,7 +412,7 @@ class Fit:
         rows = rows_of(self.plan, role, corpus)
         total = len(corpus) if hasattr(corpus, "__len__") else None
         self.begin(role, rows)
-        for batch in self.run(rows, f"{role}: features", total):
+        for batch in self.run(rows, f"{role}: features", total, {"sums": self.sums[role]}):
             self.add(role, batch)
         self.end(role)
 
@@ -400,7 +423,8 @@ class Fit:
     def add(self, role: str, batch: ResidualBatch) -> None:
         """Sum the activations of a batch of selection rows."""
         content = batch.residual[content_tokens(batch, self.config)].float()
-        for owner, tokens in self.outliers.filter(self.sums[role], content):
+        sums = self.sums[role] if is_mine(batch.number) else None
+        for owner, tokens in self.outliers.filter(sums, content):
             owner.add(tokens)
 
     def end(self, role: str) -> None:
@@ -412,6 +436,12 @@ class Fit:
         for owner, tokens in self.outliers.flush():
             owner.add(tokens)
         rows = self.rows[role]
+        if len({*gathered(rows.digest.hexdigest())}) > 1:
+            raise GuardrailError(
+                f"The processes were given different {role} corpora; give all of them the same one, which is shared "
+                "out among them."
+            )
+        self.sums[role].restore(summed(self.sums[role].state()))
         if not rows.documents:
             raise GuardrailError(f"The {role} corpus is empty; pass at least {8 if role == 'forget' else 32} texts.")
         if not self.sums[role].tokens:
@@ -510,7 +540,7 @@ class Fit:
                 for role, rows in self.rows.items()
             },
             "residual_norm_median": median,
-            "outlier_tokens_left_out": self.outliers.dropped,
+            "outlier_tokens_left_out": sum(gathered(self.outliers.dropped)),
             "edit_norm": edit,
             "edit_to_residual": edit / median if edit is not None and median else None,
         }
@@ -543,8 +573,10 @@ class Fit:
             return None
         self.topk = TopKThresholds(self.sae, self.config.feature_ids or [])
         for role, rows in self.rows.items():
-            for batch in self.run(rows.again, f"{role}: thresholds of features", len(rows.again)):
+            title = f"{role}: thresholds of features"
+            for batch in self.run(rows.again, title, len(rows.again), {"topk": self.topk}):
                 self.topk.add(batch.residual[content_tokens(batch, self.config)])
+        self.topk.restore(joined(gathered(self.topk.state())))
         return self.topk.thresholds()
 
     def _disagreement(self, topk: TopKThresholds, rows: list[list[int]], title: str) -> Disagreement:
@@ -556,20 +588,59 @@ class Fit:
                 read_batch(batch, encoder, self.config).statistics > threshold for encoder in (topk.true, self.encoder)
             ]
             found = found.plus(Disagreement.of(topk.true(tokens) > 0, self.encoder(tokens) > 0, *fires))
-        return found
+        return Disagreement(**summed(found._asdict()))
 
     def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
         values = torch.zeros(len(rows))
-        for batch in self.run(rows, title, len(rows)):
+        parts: dict[str, Tensor | Stateful] = {"values": values} | ({"moments": self.moments} if moments else {})
+        for batch in self.run(rows, title, len(rows), parts):
             reading = read_batch(batch, self.encoder, self.config)
             values[batch.index] = reading.statistics
             if moments:
                 self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
-        return values
+        if moments:
+            self.moments.restore(summed(self.moments.state()))
+        return summed({"values": values})["values"]
 
-    def run(self, rows: Iterable[list[int]], title: str, total: int | None) -> Iterator[ResidualBatch]:
-        """Rows through the model, up to the guarded layer."""
-        with tqdm(total=total, desc=title, unit="row", disable=not self.plan.progress) as bar:
-            for batch in unguarded_residuals(self.model, rows, self.config.layer, self.plan.batch_size):
+    def run(
+        self,
+        rows: Iterable[list[int]],
+        title: str,
+        total: int | None,
+        parts: Mapping[str, Tensor | Stateful] | None = None,
+    ) -> Iterator[ResidualBatch]:
+        """Rows through the model, up to the guarded layer: the batches that are this process's. Until the median norm
+        is known, every process runs all of them, so that it is the same for all.
+
+        Args:
+            parts: what is summed over the batches; with them and a `checkpoint_dir` the pass is saved as it goes on.
+        """
+        checkpoint = None if parts is None else self.checkpoint
+        parts = {"outliers": self.outliers, **(parts or {})}
+        start = Standing() if checkpoint is None else checkpoint.restore(title, parts)
+        met = not start.done
+
+        def digest() -> str | None:
+            return rows.digest.hexdigest() if isinstance(rows, Rows) else None
+
+        def wanted(number: int) -> bool:
+            nonlocal met
+            if number == start.done - 1 and not start.finished:
+                start.check(digest())
+                met = True
+            return number >= start.done and (is_mine(number) or self.outliers.median is None)
+
+        hidden, done, unsaved = not self.plan.progress or process_index() > 0, start.done, 0
+        size = self.plan.batch_size
+        with tqdm(total=total, desc=title, unit="row", disable=hidden) as bar:
+            for batch in unguarded_residuals(self.model, rows, self.config.layer, size, wanted):
                 yield batch
-                bar.update(len(batch.index))
+                done, unsaved = batch.number + 1, unsaved + 1
+                bar.update(max(0, batch.number * size + len(batch.index) - bar.n))
+                if checkpoint is not None and unsaved >= EVERY and self.outliers.median is not None:
+                    checkpoint.save(title, Standing(done, False, digest()), parts)
+                    unsaved = 0
+        if start.finished or not met:
+            start.check(digest() if start.finished else "")
+        elif checkpoint is not None and self.outliers.median is not None:
+            checkpoint.save(title, Standing(done, True, digest()), parts)

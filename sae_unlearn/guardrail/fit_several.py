@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.processes import summed
 from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fit import Fit, fit_guardrail, plan_fit, rows_of
@@ -56,6 +57,8 @@ def fit_guardrails(
     """
     if not isinstance(forget, Mapping) or not forget:
         raise GuardrailError("forget must be a mapping from the names of topics to their texts, with one at least.")
+    if options.get("checkpoint_dir") is not None:
+        raise GuardrailError("checkpoint_dir is for one topic; fit those that take long one by one.")
     if "adapter_name" in options:
         raise GuardrailError("adapter_name cannot be given: each guardrail is named after its topic.")
     defaults = {
@@ -129,6 +132,8 @@ def _share_statistics(fits: list[_TopicFit]) -> None:
         for batch in fits[0].run(rows, title, len(rows)):
             for fit in fits:
                 fit.shared[title][batch.index] = read_batch(batch, fit.encoder, fit.config).statistics
+        for fit in fits:
+            fit.shared |= summed({title: fit.shared[title]})
 
 
 class _named:

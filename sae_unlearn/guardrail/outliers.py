@@ -1,5 +1,7 @@
 """Tokens whose residual stream is many times larger than the others', which no mean may contain."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,20 @@ class OutlierFilter:
         self.factor = factor
         self.median: float | None = None
         self.dropped = 0
-        self._pending: list[tuple[FeatureSums, Tensor]] = []
+        self._pending: list[tuple[FeatureSums | None, Tensor]] = []
 
-    def filter(self, owner: FeatureSums, tokens: Tensor) -> list[tuple[FeatureSums, Tensor]]:
-        """What can be added now, for tokens `[tokens, d_in]` of a corpus."""
+    def state(self) -> dict[str, Tensor]:
+        """The median, once it is known, and what was left out."""
+        median = torch.tensor(torch.nan if self.median is None else self.median, dtype=torch.float64)
+        return {"median": median, "dropped": torch.tensor(self.dropped)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the median and count of `state`, which was taken once the median was known."""
+        self.median, self.dropped = float(state["median"]), int(state["dropped"])
+
+    def filter(self, owner: FeatureSums | None, tokens: Tensor) -> list[tuple[FeatureSums, Tensor]]:
+        """What can be added now, for tokens `[tokens, d_in]` of a corpus. Those of no owner, which other processes
+        add, count for the median only."""
         self._pending.append((owner, tokens))
         if self.median is None and sum(len(t) for _, t in self._pending) < _WARM_UP_TOKENS:
             return []
@@ -39,7 +51,7 @@ class OutlierFilter:
         pending, self._pending = self._pending, []
         if self.median is None and any(len(t) for _, t in pending):
             self.median = float(torch.cat([t.norm(dim=-1).cpu() for _, t in pending]).median())
-        return [(owner, self._without_outliers(tokens)) for owner, tokens in pending]
+        return [(owner, self._without_outliers(tokens)) for owner, tokens in pending if owner is not None]
 
     def _without_outliers(self, tokens: Tensor) -> Tensor:
         fits = self.usual(tokens.norm(dim=-1))

@@ -1,5 +1,7 @@
 """Which documents of a corpus serve for what in a fit."""
 
+import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 
 from sae_unlearn.backbone.corpus import Document
@@ -20,6 +22,7 @@ class Rows:
 
     Attributes:
         threshold, report: rows put aside.
+        digest: SHA-256 of all rows read so far.
         again: rows of the first `keep` documents of the selection, for those who need them a second time.
     """
 
@@ -32,6 +35,7 @@ class Rows:
         self.report: list[list[int]] = []
         self.again: list[list[int]] = []
         self.documents = self.rows = self.tokens = self.selection_rows = 0
+        self.digest = hashlib.sha256()
         self._kept = {"threshold": 0, "report": 0, "again": 0}
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -40,6 +44,8 @@ class Rows:
             self.documents += 1
             self.rows += len(document.rows)
             self.tokens += sum(len(row) for row in document.rows)
+            for row in document.rows:
+                self.digest.update(array("q", [len(row), *row]).tobytes())
             if use == "all":
                 self.threshold += document.rows
                 self.report += document.rows

@@ -12,6 +12,8 @@ Features whose ratio is at or above the `ratio_percentile`-th percentile of all 
 the first N are taken.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,16 @@ class FeatureSums:
             self.total += a.sum(dim=0).double().cpu()
             self.squares += a.square().sum(dim=0).double().cpu()
             self.active += (a > 0).sum(dim=0).double().cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, which may be added to those of other tokens."""
+        tokens = torch.tensor(self.tokens, dtype=torch.long)
+        return {"tokens": tokens, "total": self.total, "squares": self.squares, "active": self.active}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over sums of `state`."""
+        self.tokens = int(state["tokens"])
+        self.total, self.squares, self.active = (state[name].clone() for name in ("total", "squares", "active"))
 
     def score(self, importance: str) -> Tensor:
         """`[d_sae]` float64, by the equation of `importance`."""

@@ -15,6 +15,7 @@ How far the two disagree is measured on the report rows, of which neither the fe
 (in the faithful preset, which puts no rows aside, they are all rows).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,6 +84,16 @@ class TopKThresholds:
         self._pre.append(residual.float().cpu() @ self._W_enc + self._b_enc)
         self._active.append((self.true(residual) > 0).cpu())
 
+    def state(self) -> dict[str, Tensor]:
+        """What was added."""
+        n = len(self._ids)
+        pre, active = torch.cat([torch.zeros(0, n), *self._pre]), torch.cat([torch.zeros(0, n).bool(), *self._active])
+        return {"pre": pre, "active": active}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what was added to others, whose order plays no part."""
+        self._pre, self._active = [state["pre"]], [state["active"]]
+
     @property
     def tokens(self) -> int:
         """Number of tokens added."""
@@ -106,6 +117,11 @@ class TopKThresholds:
         following = ordered.gather(0, active.clamp(max=len(pre) - 1)[None])[0]
         middle = torch.where(active < len(pre), (last + following) / 2, torch.zeros_like(last))
         return middle.clamp(min=0)
+
+
+def joined(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The states of several `TopKThresholds` as one."""
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
 class Disagreement(NamedTuple):

@@ -1,6 +1,6 @@
 """The residual stream as it is without guardrails."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -23,8 +23,12 @@ def guards_off(model: nn.Module) -> Iterator[None]:
 
 
 def unguarded_residuals(
-    model: nn.Module, rows: Iterable[list[int]], layer: int, batch_size: int
+    model: nn.Module,
+    rows: Iterable[list[int]],
+    layer: int,
+    batch_size: int,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[ResidualBatch]:
     """`residual_batches` with the model's guardrails out of force. Arguments and errors are the same."""
     with guards_off(model):
-        yield from residual_batches(model, rows, layer, batch_size)
+        yield from residual_batches(model, rows, layer, batch_size, wanted=wanted)

@@ -1,0 +1,117 @@
+"""A fit that was killed goes on where it stopped, and ends as if it had not been."""
+
+import pytest
+import torch
+from fitted_in_processes import texts
+from test_fit import config_of, fit, random_sae, same_fit
+from zoo import base_model
+
+from sae_unlearn import GuardrailError, fit_guardrails
+from sae_unlearn.guardrail import fit as fit_module
+
+
+FORGET, RETAIN = texts("forget", 70), texts("retain", 90)
+
+
+class Killed(Exception):
+    pass
+
+
+def counted(kill_after=None):
+    """A model that counts its forward passes, and is killed in one of them."""
+    model, calls = base_model("llama"), []
+
+    def count(*_):
+        calls.append(1)
+        if len(calls) == kill_after:
+            raise Killed
+
+    model.model.layers[0].register_forward_pre_hook(count)
+    return model, calls
+
+
+def run(model=None, **kwargs):
+    return fit(model, batch_size=2, **{"forget": FORGET, "retain": RETAIN} | kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    monkeypatch.setattr(fit_module, "EVERY", 4)
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    model, calls = counted()
+    return run(model), len(calls)
+
+
+def same(a, b):
+    same_fit(a, b)
+    assert config_of(a).calibration == config_of(b).calibration
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.35, 0.6, 0.75, 0.95])
+def test_a_resumed_fit_is_the_unbroken_one_exactly(unbroken, tmp_path, share):
+    whole, passes = unbroken
+    model, calls = counted(kill_after=max(2, int(share * passes)))
+    with pytest.raises(Killed):
+        run(model, checkpoint_dir=tmp_path)
+    resumed, again = counted()
+    same(whole, run(resumed, checkpoint_dir=tmp_path))
+    assert len(calls) + len(again) >= passes
+    if share >= 0.35:  # before, the median of the norms is not known, and nothing is written
+        assert len(again) <= passes - len(calls) + 5  # no more than what had not been written down yet
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_that_is_killed_again_and_again_comes_to_its_end(unbroken, tmp_path):
+    for _ in range(60):
+        model, _ = counted(kill_after=9 if list(tmp_path.iterdir()) else 30)
+        try:
+            done = run(model, checkpoint_dir=tmp_path)
+        except Killed:
+            continue
+        same(unbroken[0], done)
+        return
+    pytest.fail("it never ended")
+
+
+def killed(folder, **kwargs):
+    model, _ = counted(kill_after=30)
+    with pytest.raises(Killed):
+        run(model, checkpoint_dir=folder, **kwargs)
+
+
+def test_another_corpus_or_another_fit_is_refused(tmp_path):
+    killed(tmp_path)
+    for other in ({"forget": ["w50 w51", *FORGET]}, {"forget": FORGET[:20]}, {"retain": RETAIN[::-1]}):
+        with pytest.raises(GuardrailError, match="not the one that the fit in `checkpoint_dir` was reading"):
+            run(checkpoint_dir=tmp_path, **other)
+    with pytest.raises(GuardrailError, match=r"is another one: num_features differ \(num_features was 5 and is 4\)"):
+        run(checkpoint_dir=tmp_path, num_features=4)
+    changed = base_model("llama")
+    with torch.no_grad():
+        changed.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    with pytest.raises(GuardrailError, match="model differ"):
+        run(changed, checkpoint_dir=tmp_path)
+    with pytest.raises(GuardrailError, match=r"another one: .*sae"):
+        run(checkpoint_dir=tmp_path, sae=random_sae(d_sae=200))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of torch", b"PK\x03\x04" + 60 * b"\0"])
+def test_a_file_that_is_not_sound_is_refused(tmp_path, content):
+    (tmp_path / "fit-0-of-1.pt").write_bytes(content)
+    with pytest.raises(GuardrailError, match=r"fit-0-of-1\.pt is not a fit that was saved; remove it"):
+        run(checkpoint_dir=tmp_path)
+
+
+def test_no_text_is_in_the_file(tmp_path):
+    killed(tmp_path)
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert len(written) > 1000
+    assert not any(text.encode() in written for text in (*FORGET, *RETAIN))
+
+
+def test_several_topics_take_no_checkpoint(tmp_path):
+    with pytest.raises(GuardrailError, match="checkpoint_dir is for one topic"):
+        fit_guardrails(base_model("llama"), None, random_sae(), {"a": FORGET}, RETAIN, checkpoint_dir=tmp_path)

@@ -1,0 +1,62 @@
+"""Two processes fit what one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fitted_in_processes import fitted
+
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two processes found."""
+    out = tmp_path_factory.mktemp("two")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+    ]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
+    command += [str(HERE / "fitted_in_processes.py"), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["usual", "short", "topk"])
+def test_two_processes_choose_the_features_the_threshold_and_the_table_of_one(two, kind):
+    one = fitted(kind)
+    assert [found["processes"] for found in two] == [2, 2]
+    for found in two:
+        assert found[kind]["features"] == one["features"]
+        assert found[kind]["threshold"] == one["threshold"]
+        assert nearly(found[kind]["calibration"], one["calibration"])
+        for name, tensor in one["tensors"].items():
+            torch.testing.assert_close(found[kind]["tensors"][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def nearly(found, expected):
+    """Whether nested data is the same up to the rounding of sums."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(nearly(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(nearly, found, expected))
+    return found == pytest.approx(expected, rel=1e-6) if isinstance(expected, float) else found == expected
+
+
+def test_both_processes_end_with_the_same_guardrail_to_the_last_bit(two):
+    for kind in ("usual", "short", "topk"):
+        first, second = (found[kind] for found in two)
+        assert first["calibration"] == second["calibration"]
+        assert all(torch.equal(tensor, second["tensors"][name]) for name, tensor in first["tensors"].items())
