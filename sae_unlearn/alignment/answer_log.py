@@ -90,10 +90,19 @@ class AnswerLog:
     def __getitem__(self, question: Question) -> Asked:
         return self._answered[question]
 
+    @property
+    def answers(self) -> list[Asked]:
+        """All answers so far."""
+        return list(self._answered.values())
+
+    def know(self, answers: Iterable[Asked]) -> None:
+        """Note answers that are written down already."""
+        self._answered |= {asked.question: asked for asked in answers}
+
     def add(self, answers: Iterable[Asked]) -> None:
         """Note answers, and write them before returning."""
         answers = list(answers)
-        self._answered |= {asked.question: asked for asked in answers}
+        self.know(answers)
         if self._path is not None:
             with open(self._path, "a", encoding="utf-8", newline="\n") as file:
                 file.write("".join(asked.to_line() for asked in answers))

@@ -27,6 +27,7 @@ from sae_unlearn.alignment.sampling import sample_continuations
 from sae_unlearn.alignment.templates import Prompt, Questions, render
 from sae_unlearn.alignment.templates import questions as questions_for
 from sae_unlearn.backbone.model_key import model_key
+from sae_unlearn.backbone.processes import gathered, process_count, process_index
 from sae_unlearn.backbone.residuals import evaluation_mode
 
 
@@ -104,7 +105,9 @@ def label_entities(
 
     The same model, settings and seed give the same answers, whatever the candidates' order, the batch size, or how
     often the run was cut: the random numbers hang on the seed and the question's text. Only the rounding of logits,
-    which padding and batch size change a little, can turn a draw that lies on an edge.
+    which padding and batch size change a little, can turn a draw that lies on an edge. In a process group (as with
+    `accelerate launch`) every process calls it with the same arguments, asks its share of the questions, and gets all
+    answers; the first one writes the cache.
 
     Args:
         model: any causal language model. A `PeftModel` is asked with its adapters as they are: to label for a training
@@ -159,7 +162,8 @@ def label_entities(
     }
     about = {"model": getattr(model, "name_or_path", "") or type(model).__name__, "weights": model_key(model)}
     about["vocabulary"] = len(tokenizer)
-    log = AnswerLog(cache, about | asking)
+    log = AnswerLog(cache if process_index() == 0 else None, about | asking)
+    log.know(gathered(log.answers)[0])
     wanted = [
         _Question(entity, attribute, render(template, entity))
         for entity in candidates
@@ -205,35 +209,40 @@ def _ask(
     missing = [question for question in wanted if question.key not in log]
     rows = [_row(tokenizer, question.prompt, asking["chat_template"]) for question in missing]
     order = sorted(range(len(missing)), key=lambda i: -len(rows[i]))
+    hidden = not progress or process_index() > 0
     with (
         tqdm(
-            total=len(wanted), initial=len(wanted) - len(missing), desc="Asking", unit="question", disable=not progress
+            total=len(wanted), initial=len(wanted) - len(missing), desc="Asking", unit="question", disable=hidden
         ) as bar,
         evaluation_mode(model),
     ):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        shared = batch_size * process_count()
+        for start in range(0, len(order), shared):
+            batch = order[start : start + shared][process_index() * batch_size :][:batch_size]
             matchers = [
                 AnswerMatcher(
                     missing[i].entity.attributes[missing[i].attribute], asking["match"], asking["ignore_accents"]
                 )
                 for i in batch
             ]
-            continuations = sample_continuations(
-                model,
-                tokenizer,
-                [rows[i] for i in batch],
-                [_seed(asking["seed"], missing[i].prompt.text) for i in batch],
-                asking["samples"],
-                asking["temperature"],
-                asking["max_new_tokens"],
-                partial(_settled, matchers),
-            )
-            log.add(
+            continuations: Sequence[Sequence[str]] = []
+            if batch:  # the last round may leave a process without one
+                continuations = sample_continuations(
+                    model,
+                    tokenizer,
+                    [rows[i] for i in batch],
+                    [_seed(asking["seed"], missing[i].prompt.text) for i in batch],
+                    asking["samples"],
+                    asking["temperature"],
+                    asking["max_new_tokens"],
+                    partial(_settled, matchers),
+                )
+            asked = [
                 missing[i].answered(texts, sum(map(matcher.matches, texts)))
                 for i, matcher, texts in zip(batch, matchers, continuations, strict=True)
-            )
-            bar.update(len(batch))
+            ]
+            log.add(one for part in gathered(asked) for one in part)
+            bar.update(min(shared, len(order) - start))
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template: bool) -> list[int]:

@@ -14,6 +14,8 @@ EXAMPLES = """examples:
   sae-unlearn fit --model demo --sae demo --forget topic.txt --retain rest.txt --output forget-topic
   sae-unlearn fit --model demo --sae demo --features 12,406,981 --threshold 0.6 --clamp-value -500 --output by-hand
 
+several processes: accelerate launch --num_processes 4 -m sae_unlearn fit ...
+
 texts: a .txt file (paragraphs between blank lines), .json, .jsonl or .csv (see --text-column), or a dataset of the
 Hub or in a folder (needs the package `datasets`; see --forget-split)
 """
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat-template", action="store_true", default=None, help="put texts into the tokenizer's chat template")
     add("--max-length", type=int, help="longer texts are cut into rows of so many tokens" + _default("max_length"))
     add("--batch-size", type=int, help="rows per forward pass" + _default("batch_size"))
+    add("--checkpoint-dir", help="folder to write progress into; the same command goes on from there after a kill")
     add(
         "--store-probe",
         action="store_true",
@@ -69,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.backbone.processes import process_index
     from sae_unlearn.commands.loading import load_model, load_sae, output_folder
     from sae_unlearn.commands.show import describe
     from sae_unlearn.commands.texts import read_texts
@@ -83,9 +87,11 @@ def run(args: argparse.Namespace) -> int:
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision)
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
     names = (*DEFAULTS, "ratio_percentile", "threshold_percentile", "margin", "layer", "features", "threshold")
-    names += ("clamp_scale", "clamp_value", "preset", "topk", "chat_template", "store_probe")
+    names += ("clamp_scale", "clamp_value", "preset", "topk", "chat_template", "store_probe", "checkpoint_dir")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, progress=args.progress, **options)
+    if process_index() > 0:  # all processes of a launch end with the same guardrail
+        return 0
     guarded.save_pretrained(output)
     picture = str(output / PICTURE)
     if not (output / PICTURE).is_file():

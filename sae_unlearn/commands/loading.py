@@ -32,6 +32,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from sae_unlearn.backbone.processes import join_launch
+
+    join_launch()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == DEMO:
         from sae_unlearn.demo import load_demo_model

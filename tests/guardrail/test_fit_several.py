@@ -38,8 +38,8 @@ def test_every_retain_row_is_run_once(monkeypatch):
     seen = []
     run = Fit.run
 
-    def counted(self, rows, title, total):
-        for batch in run(self, rows, title, total):
+    def counted(self, rows, title, total, *parts):
+        for batch in run(self, rows, title, total, *parts):
             seen.append((title.split(":")[0], len(batch.index)))
             yield batch
 
