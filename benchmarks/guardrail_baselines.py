@@ -79,7 +79,7 @@ def setting_arguments(args: argparse.Namespace) -> list[str]:
 def settings(args: argparse.Namespace) -> Iterator[Setting]:
     """One setting per topic, all with the same model."""
     model, tokenizer = load_model(args.model)
-    sae = load_sae(args.sae, args.sae_subfolder)
+    sae = load_sae(args.sae, args.sae_subfolder).to(model.device)
     size = QUICK if args.quick else Size()
     for name in SETS.get(args.topics) or args.topics.split(","):
         texts = load_texts(data_folder(args.data), name, size, args.seed)

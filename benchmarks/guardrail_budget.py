@@ -4,11 +4,12 @@ import time
 from collections.abc import Sequence
 
 import torch
-from baselines import Batch, DamageBudget
-from baselines.rows import log_likelihood
+from baselines import Batch, DamageBudget, encode
+from baselines.rows import TextRow, log_likelihood
 from guardrail_choice import Candidate
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 
 class LossBudget(DamageBudget):
@@ -60,11 +61,20 @@ class LossBudget(DamageBudget):
         return [row_means(model, [batch]) for batch in self.batches]
 
 
+def content_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TextRow], max_length: int) -> Batch:
+    """`encode`, but special tokens in the text (WikiText's `<unk>` is one to some tokenizers) are not scored, as
+    `row_losses` does not score them."""
+    batch = encode(tokenizer, rows, max_length)
+    following = torch.zeros_like(batch.predicts)
+    following[:, :-1] = ~torch.isin(batch.ids[:, 1:], torch.tensor(tokenizer.all_special_ids))
+    return batch._replace(predicts=batch.predicts & following)
+
+
 @torch.no_grad()
 def row_means(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """Mean loss of each row, nats per scored token, `[rows]`."""
     training = model.training
     model.eval()
-    found = [-log_likelihood(model, batch) / batch.predicts.sum(dim=1) for batch in batches]
+    found = [-log_likelihood(model, batch).cpu() / batch.predicts.sum(dim=1) for batch in batches]
     model.train(training)
     return torch.cat(found).double()

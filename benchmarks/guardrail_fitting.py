@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from baselines import encode, get_method, train_baseline
+from baselines import get_method, train_baseline
 from cached_front import Front
-from guardrail_budget import LossBudget
+from guardrail_budget import LossBudget, content_rows
 from guardrail_choice import BUDGET, Candidate, choose
 from guardrail_measures import (
     SIDES,
@@ -230,6 +230,6 @@ def _choices(setting: Setting, base: dict[str, Any], right: Callable[[Any], list
 def _encoded(setting: Setting, texts: list[str]) -> list[Any]:
     rows = [PlainText(text) for text in texts]
     return [
-        encode(setting.tokenizer, rows[i : i + FORGET_BATCH], setting.size.max_length)
+        content_rows(setting.tokenizer, rows[i : i + FORGET_BATCH], setting.size.max_length)
         for i in range(0, len(rows), FORGET_BATCH)
     ]

@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from baselines import encode
-from guardrail_budget import row_means
+from guardrail_budget import content_rows, row_means
 from guardrail_setting import PlainText, Setting
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ def text_losses(setting: Setting, model: nn.Module, texts: Sequence[str], prompt
     """Mean loss of each text, nats per token, `[n]` float64; with a prompt, of the text's own tokens after it."""
     if prompt:
         room = len(setting.tokenizer(prompt)["input_ids"]) + setting.size.max_length
-        rows = [encode(setting.tokenizer, [PlainText(prompt.rstrip(), text)], room) for text in texts]
+        rows = [content_rows(setting.tokenizer, [PlainText(prompt.rstrip(), text)], room) for text in texts]
         return row_means(model, rows)
     return row_losses(model, setting.tokenizer, texts, 8, setting.size.max_length)
 

@@ -36,7 +36,8 @@ class Gradient:
 
 
 GUARDS = {
-    "static clamp": Guard({"threshold": 0.0}),  # fires as soon as one feature does, and edits where it does
+    # fires as soon as one feature does, and edits where it does; only small doses can be within the budget
+    "static clamp": Guard({"threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
     "per-token clamp": Guard({"statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}),
     "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
     **{

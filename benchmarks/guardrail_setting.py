@@ -99,8 +99,11 @@ def load_texts(folder: Path, name: str, size: Size, seed: int = 0) -> Texts:
     subject = folder / "mmlu/test" / f"{name}_test.csv"
     load = topics.load_topic if subject.is_file() else paragraphs.load_paragraph_topic
     topic = load(folder, name, held_out=size.test, seed=seed)
-    found: dict[str, Any] = {"test": topic.held_out[: size.test], "other_test": topic.other_held_out[: size.other_test]}
-    for side, texts in (("", topic.fit), ("other_", topic.other_fit)):
+    other_fit, other_test = topic.other_fit, topic.other_held_out
+    for texts in (other_fit, other_test):  # questions stand before paragraphs in them, and every part needs both
+        random.Random(seed).shuffle(texts)
+    found: dict[str, Any] = {"test": topic.held_out[: size.test], "other_test": other_test[: size.other_test]}
+    for side, texts in (("", topic.fit), ("other_", other_fit)):
         aside = getattr(size, f"{side}validation")
         found[f"{side}validation"] = texts[-aside:]
         found[f"{side}fit"] = texts[:-aside][: getattr(size, f"{side}fit")]

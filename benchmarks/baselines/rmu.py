@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from baselines.method import Method, Reference, register
 from baselines.rows import Batch
+from sae_unlearn.backbone.decoder_layers import input_device
 from sae_unlearn.backbone.truncation import truncated
 
 
@@ -23,8 +24,10 @@ def rmu(layer: int, steering: float = 2.0, alpha: float = 10.0, seed: int = 0) -
     def states(model: nn.Module, batch: Batch) -> Tensor:
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
         with truncated(bare, layer):
-            residual = model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
-        kept = batch.mask.clone()
+            device = input_device(bare)
+            mask = batch.mask.long().to(device)
+            residual = model(input_ids=batch.ids.to(device), attention_mask=mask, use_cache=False)
+        kept = batch.mask.clone().to(residual.device)
         kept[:, 0] = False  # the first token's state is many times longer than any other's in most models
         return residual[kept].float()
 

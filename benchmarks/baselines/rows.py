@@ -70,10 +70,13 @@ def scored_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """`-1/n sum_t log p(x_t | x_<t)` over the batch's scored tokens, in nats: a scalar."""
-    return nn.functional.cross_entropy(scored_logits(model, batch), batch.targets)
+    logits = scored_logits(model, batch)
+    return nn.functional.cross_entropy(logits, batch.targets.to(logits.device))
 
 
 def log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
     """`log p(y | x)`, the sum over each row's scored tokens: `[rows]`."""
-    losses = nn.functional.cross_entropy(scored_logits(model, batch), batch.targets, reduction="none")
-    return -torch.zeros(len(batch.ids), dtype=losses.dtype, device=losses.device).index_add(0, batch.row, losses)
+    logits = scored_logits(model, batch)
+    losses = nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
+    zeros = torch.zeros(len(batch.ids), dtype=losses.dtype, device=losses.device)
+    return -zeros.index_add(0, batch.row.to(losses.device), losses)

@@ -38,8 +38,9 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
         part = setting.sae.slice([*ids, *drawn])
         peak, place = torch.zeros(len(rows), len(part.W_dec)), torch.zeros(len(rows), len(part.W_dec), dtype=torch.long)
         for batch in residual_batches(setting.model, rows, setting.layer, 8):
-            content = batch.kept & ~torch.isin(batch.input_ids, special)
-            peak[batch.index], place[batch.index] = part.encode(batch.residual).where(content[..., None], 0).max(dim=1)
+            content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
+            highest = part.encode(batch.residual).where(content[..., None], 0).max(dim=1)
+            peak[batch.index], place[batch.index] = highest.values.float().cpu(), highest.indices.cpu()
     features = [_feature(setting, rows, n, f, peak[:, i], place[:, i]) for i, f in enumerate([*ids, *drawn])]
     return {"selected": features[: len(ids)], "random": features[len(ids) :], "texts": len(some)}
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from cached_front import Front, cached_front
 from guardrail_baselines import cell_path, run_topic
+from guardrail_budget import content_rows, row_means
 from guardrail_choice import Candidate, choose, pareto
 from guardrail_fitting import fitted, train
 from guardrail_measures import gate_fires, guarded_losses, text_losses
 from guardrail_methods import GUARDS, METHODS, OURS
-from guardrail_setting import Size, load_texts
+from guardrail_setting import PlainText, Size, load_texts
 from tiny_setting import SIZE, setting_of
 from tiny_topic import tiny_parts, topic_texts
 
@@ -139,16 +140,20 @@ def test_cells_go_on_where_they_were_cut_and_the_tables_hold_every_method(settin
     assert pooled.split()[-1] == str(2 * len(ours["other_test"]["changes"]))
 
 
-def test_no_text_that_is_reported_or_asked_has_a_part_in_the_fit_or_in_the_choice(tmp_path):
+def write_data(tmp_path):
     (tmp_path / "mmlu/test").mkdir(parents=True)
     (tmp_path / "wikitext2").mkdir()
-    for subject in ("nutrition", "marketing", "virology", "astronomy"):
+    for subject in ("nutrition", "marketing", "virology", "astronomy", "geography", "history"):
         with open(tmp_path / f"mmlu/test/{subject}_test.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["question", *(f"choice{i}" for i in range(4)), "answer"])
             writer.writerows([f"{subject} {i}?", *"abcd", i % 4] for i in range(200))
     lines = [f"{i} " + "word " * 80 for i in range(800)]
     (tmp_path / "wikitext2/valid.txt").write_text("\n".join(lines))
+
+
+def test_no_text_that_is_reported_or_asked_has_a_part_in_the_fit_or_in_the_choice(tmp_path):
+    write_data(tmp_path)
     texts = load_texts(tmp_path, "nutrition", Size(choices=12))
     used = {*texts.fit, *texts.other_fit, *texts.validation, *texts.other_validation}
     assert len(used) == sum(map(len, (texts.fit, texts.other_fit, texts.validation, texts.other_validation)))
@@ -158,6 +163,22 @@ def test_no_text_that_is_reported_or_asked_has_a_part_in_the_fit_or_in_the_choic
     assert not used & set(asked)
     assert {c.subject for c in texts.choices} == {"nutrition"}
     assert "nutrition" not in {c.subject for c in texts.other_choices}
+
+
+def test_other_texts_of_both_kinds_are_in_every_part(tmp_path):
+    write_data(tmp_path)
+    texts = load_texts(tmp_path, "nutrition", Size(choices=12))
+    for part in (texts.other_fit, texts.other_validation, texts.other_test):
+        questions = sum(text.startswith("Question") for text in part)
+        assert 0 < questions < len(part)
+
+
+def test_special_tokens_in_a_text_are_scored_by_no_measure_and_an_empty_prompt_changes_nothing(setting):
+    texts = ["w5 <unk> w6 w7", "w8 w9 w10"]
+    found = text_losses(setting, setting.model, texts)
+    batch = content_rows(setting.tokenizer, [PlainText(text) for text in texts], 32)
+    torch.testing.assert_close(row_means(setting.model, [batch]), found, atol=1e-5, rtol=0)
+    torch.testing.assert_close(text_losses(setting, setting.model, texts, " "), found, atol=1e-5, rtol=0)
 
 
 def test_a_front_may_be_used_again_for_the_same_model(setting):
