@@ -36,4 +36,4 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return max(0.0, low), min(1.0, high)
+    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # where rounding would miss them

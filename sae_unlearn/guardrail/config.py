@@ -3,7 +3,7 @@
 import math
 import re
 import struct
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, ClassVar
 
 from peft import PeftConfig
@@ -128,8 +128,11 @@ class SAEGuardrailConfig(PeftConfig):
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the artefact's format."})
     sae_unlearn_version: str | None = field(default=None, metadata={"help": "Version that wrote the artefact."})
+    # The seal of a file that PEFT reads by itself: taken, so that it does not warn, and not kept. See `seal`.
+    weights_sha256: InitVar[str | None] = None
+    config_sha256: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, weights_sha256: str | None, config_sha256: str | None) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
         self.task_type: Any = self.task_type or "CAUSAL_LM"

@@ -36,7 +36,7 @@ from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, 
 from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of
-from sae_unlearn.guardrail.refusal import note_refusal
+from sae_unlearn.guardrail.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
@@ -140,6 +140,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._checked: dict[str, tuple[Any, ...]] = {}
         self._content_tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self.num_layers = text_config(model).num_hidden_layers
+        self.vocabulary = text_config(model).vocab_size
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
         self._home = (decoder_layer,)  # in a tuple, so that it does not become a child of its own child
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
@@ -225,6 +226,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return None
         if config.action == "refuse":
             known = (self.num_layers, self.max_positions, not torch.compiler.is_compiling())
+            check_message(config, self.vocabulary)
             note_refusal(name, config, decision, kept, inputs, cache, known)
         active = activations != 0
         where = (decision.fire & (hits != 0))[..., None]

@@ -53,6 +53,20 @@ def message_ids(message: str, tokenizer: PreTrainedTokenizerBase | None, generat
     return [*ids, int(end[0] if isinstance(end, (list, tuple)) else end)]
 
 
+def check_message(config: SAEGuardrailConfig, vocabulary: int) -> None:
+    """Raise if the message cannot be said by a model with so many tokens.
+
+    Raises:
+        GuardrailNotReady: naming the token.
+    """
+    highest = max(config.refusal_ids or [0])
+    if highest >= vocabulary:
+        raise GuardrailNotReady(
+            f"The refusal holds token {highest}, but the model's vocabulary ends at {vocabulary - 1}; set it again "
+            "with this model's tokenizer."
+        )
+
+
 def note_refusal(
     name: str,
     config: SAEGuardrailConfig,
@@ -121,9 +135,6 @@ def refuse(output: Any, noted: Tensor, wanted: int | None) -> Any:
     Args:
         noted: `[batch, seq, 2]`, the token that has to come after each, and the one if that is forbidden.
         wanted: number of last positions whose logits were asked for; None or 0 if all were.
-
-    Raises:
-        GuardrailNotReady: the message holds tokens beyond the vocabulary.
     """
     logits = getattr(output, "logits", None)
     batch, seq = noted.shape[:2]
@@ -131,11 +142,6 @@ def refuse(output: Any, noted: Tensor, wanted: int | None) -> Any:
         return output  # a tuple, no head, or a head that was shown picked positions: clamped, and not refused
     count = min(wanted or 1, logits.shape[1], noted.shape[1])
     noted = noted[:, -count:].to(logits.device)
-    if not torch.compiler.is_compiling() and int(noted.max()) >= logits.shape[-1]:
-        raise GuardrailNotReady(
-            f"The refusal holds token {int(noted.max())}, but the model's vocabulary ends at {logits.shape[-1] - 1}; "
-            "set it again with this model's tokenizer."
-        )
     lowest = torch.finfo(logits.dtype).min
     told = torch.full_like(logits[:, -count:], lowest)
     told = told.scatter(-1, noted[..., 1:].clamp(min=0), lowest / 2).scatter(-1, noted[..., :1].clamp(min=0), 0.0)

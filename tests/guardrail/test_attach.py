@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from zoo import WIDTH, base_model, planted_config, token_ids
@@ -159,6 +159,15 @@ def test_the_model_is_known_again_in_another_precision(dtype, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         attach_guardrail(base_model("llama").to(dtype), folder)
+
+
+def test_peft_reads_a_sealed_config_without_a_warning_and_saves_it_without_the_seal(folder, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config = PeftConfig.from_pretrained(folder)
+    config.save_pretrained(tmp_path)
+    assert "weights_sha256" in json.loads((folder / "adapter_config.json").read_text())
+    assert "sha256" not in (tmp_path / "adapter_config.json").read_text().replace('"sha256"', "")
 
 
 def test_the_model_is_known_again_with_a_longer_vocabulary_and_a_lora(fitted, folder):
