@@ -160,7 +160,14 @@ def _fit(calibration: dict[str, Any]) -> str:
         return "features and threshold were given by hand"
     settings = [
         f"{key} {as_plain_text(calibration[key])}"
-        for key in ("importance", "ratio_percentile", "threshold_percentile", "max_length", "chat_template")
+        for key in (
+            "importance",
+            "ratio_percentile",
+            "threshold_percentile",
+            "threshold_margin",
+            "max_length",
+            "chat_template",
+        )
         if calibration.get(key) is not None
     ]
     return "; ".join([*parts, ", ".join(settings)])
