@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.commands.loading import load_model, output_folder
     from sae_unlearn.evaluation import Report, compare, evaluate
-    from sae_unlearn.evaluation.report import PICTURE_NAME
     from sae_unlearn.evaluation.report_picture import draw_reports
 
     if not args.forget and not args.retain:
@@ -77,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if before is not None:
         comparison = compare(before, report)
         written += comparison.save(output)
-        if any(path.suffix == ".png" for path in written):
-            draw_reports([before, report], output / PICTURE_NAME)
+        for picture in (path for path in written if path.suffix == ".png"):
+            draw_reports([before, report], picture)
         shown = comparison.to_markdown()
     print(shown)
     print(f"Written to {output}: {', '.join(path.name for path in written)}")

@@ -1,6 +1,5 @@
 """What an audit found, as tables, curves and JSON."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,9 +8,10 @@ from typing import Any
 
 from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.report import Report
+from sae_unlearn.evaluation.report_files import read_report, write_report
 
 
-JSON_NAME, MARKDOWN_NAME, PICTURE_NAME = "audit.json", "audit.md", "audit.png"
+NAME = "audit"
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,7 @@ class AuditReport:
         """Write `audit.json`, `audit.md`, and with matplotlib `audit.png`; returns what was written."""
         from sae_unlearn.evaluation.audit_picture import draw_audit
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / JSON_NAME, folder / MARKDOWN_NAME]
-        written[0].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written[1].write_text(self.to_markdown(), encoding="utf-8")
-        try:
-            draw_audit(self, folder / PICTURE_NAME)
-        except ImportError:  # a report without its picture is still a report
-            return written
-        return [*written, folder / PICTURE_NAME]
+        return write_report(folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_audit(self, path))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "AuditReport":
@@ -96,23 +87,24 @@ class AuditReport:
             FileNotFoundError: there is none.
             ValueError: it is not one.
         """
-        path = Path(source)
-        path = path / JSON_NAME if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no audit at {source}; give a folder with {JSON_NAME}, or that file.")
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            reports = {
-                name: None if stored[name] is None else Report.from_dict(stored[name])
-                for name in ("neighbours", "neighbours_base")
-            }
-            return cls(
-                title=str(stored["title"]),
-                rows=tuple(AuditRow.from_dict(row) for row in stored["rows"]),
-                budgets={str(name): str(text) for name, text in stored["budgets"].items()},
-                about=dict(stored["about"]),
-                notes=tuple(map(str, stored["notes"])),
-                **reports,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is no report of an audit: {error}") from error
+        return read_report(source, NAME, "an audit", cls.from_dict)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "AuditReport":
+        """What `to_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is something else.
+        """
+        reports = {
+            name: None if stored[name] is None else Report.from_dict(stored[name])
+            for name in ("neighbours", "neighbours_base")
+        }
+        return cls(
+            title=str(stored["title"]),
+            rows=tuple(AuditRow.from_dict(row) for row in stored["rows"]),
+            budgets={str(name): str(text) for name, text in stored["budgets"].items()},
+            about=dict(stored["about"]),
+            notes=tuple(map(str, stored["notes"])),
+            **reports,
+        )

@@ -1,6 +1,5 @@
 """Two reports on the same rows, and what changed between them."""
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure, Unit, group_sums, in_unit, interval, plain_estimate
 from sae_unlearn.evaluation.intervals import ratio_draws
 from sae_unlearn.evaluation.report import Report, cell, markdown_table, shown, shown_interval
+from sae_unlearn.evaluation.report_files import write_report
 
 
-JSON_NAME, MARKDOWN_NAME = "comparison.json", "comparison.md"
+NAME = "comparison"
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,7 @@ class Comparison:
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `comparison.json` and `comparison.md`; returns what was written."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / JSON_NAME, folder / MARKDOWN_NAME]
-        written[0].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written[1].write_text(self.to_markdown(), encoding="utf-8")
-        return written
+        return write_report(folder, NAME, self.to_dict(), self.to_markdown())
 
 
 def compare(before: Report, after: Report, seed: int = 0) -> Comparison:

@@ -1,6 +1,5 @@
 """What an evaluation found, as tables, a picture and JSON."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ from typing import Any
 from sae_unlearn.console import printable
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure, Unit
+from sae_unlearn.evaluation.report_files import read_report, write_report
 
 
-JSON_NAME, MARKDOWN_NAME, PICTURE_NAME = "report.json", "report.md", "report.png"
+NAME = "report"
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,9 @@ class Report:
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `report.json`, `report.md`, and with matplotlib `report.png`; returns what was written."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / JSON_NAME, folder / MARKDOWN_NAME]
-        written[0].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written[1].write_text(self.to_markdown(), encoding="utf-8")
         from sae_unlearn.evaluation.report_picture import draw_reports
 
-        try:
-            draw_reports([self], folder / PICTURE_NAME)
-        except ImportError:  # a report without its picture is still a report
-            return written
-        return [*written, folder / PICTURE_NAME]
+        return write_report(folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_reports([self], path))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "Report":
@@ -89,14 +80,7 @@ class Report:
             FileNotFoundError: there is none.
             ValueError: it is not one.
         """
-        path = Path(source)
-        path = path / JSON_NAME if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no report at {source}; give a folder with {JSON_NAME}, or that file.")
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no report of an evaluation: {error}") from error
+        return read_report(source, NAME, "an evaluation", cls.from_dict)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Report":
