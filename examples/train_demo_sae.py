@@ -2,10 +2,14 @@
 
     export SAE_UNLEARN_DATA=FOLDER            # mmlu/ and wikitext2/, see demo_sae_texts.py
     python train_demo_sae.py --packages FOLDER --work FOLDER --output FOLDER
+    python train_demo_sae.py --packages FOLDER --work FOLDER --output FOLDER --model FOLDER_OR_ID --layer 15
 
-1. Texts: eleven sources (demo_sae_texts.py), cut into sequences of BOS and 127 tokens, in one shuffled order.
+The second line does the same for another model.
+
+1. Texts: eleven sources (demo_sae_texts.py), cut into sequences of 128 tokens in one shuffled order, each of them
+   beginning with BOS if the model's tokenizer puts one there.
 2. Harvest: the outputs of decoder layer 9 (0-based; the forward pass stops there) go to disk as float32.
-3. Training: without BOS and without outlier tokens (norm above twice the median), every dimension standardised
+3. Training: without first tokens and without outlier tokens (norm above twice the median), every dimension standardised
    (one of the 640 carries two thirds of the variance and would rule the loss), by SAELens' BatchTopK trainer.
 4. Folding: the threshold is set to the wanted L0 on training tokens; the standardisation goes into the weights,
    decoder rows get unit norm, and W_enc and W_dec are rounded to float16. The result is an ordinary JumpReLU SAE
@@ -35,10 +39,9 @@ from demo_sae_texts import SOURCES, held_out_texts, train_texts
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sae_unlearn.demo.model import DEMO_MODEL_NAME, load_demo_model
+from sae_unlearn.commands.loading import load_model
 
 
-LAYER = 9
 SEQUENCE_LENGTH = 128
 OUTLIER_FACTOR = 2.0
 """Tokens whose residual norm exceeds this multiple of the median are left out of training and measurement."""
@@ -51,7 +54,8 @@ class _Stop(Exception):
 
 
 def sequences(tokenizer, documents: list[str], tokens: int | None = None) -> torch.Tensor:
-    """Documents end to end, at most `tokens` of them, as rows of BOS and 127 tokens: `[n, 128]`."""
+    """Documents end to end, at most `tokens` of them, as rows of 128 tokens, or of BOS and 127: `[n, 128]`."""
+    begin = tokenizer("a").input_ids[:-1]
     ids: list[int] = []
     wanted = tokens or float("inf")
     for start in range(0, len(documents), 64):
@@ -59,21 +63,21 @@ def sequences(tokenizer, documents: list[str], tokens: int | None = None) -> tor
             ids += encoded + tokenizer.encode("\n\n", add_special_tokens=False)
         if len(ids) >= wanted:
             break
-    width = SEQUENCE_LENGTH - 1
+    width = SEQUENCE_LENGTH - len(begin)
     count = min(len(ids), tokens or len(ids)) // width
     rows = torch.tensor(ids[: count * width]).view(count, width)
-    return torch.cat([torch.full((count, 1), tokenizer.bos_token_id), rows], dim=1)
+    return torch.cat([torch.tensor(begin, dtype=rows.dtype).expand(count, -1), rows], dim=1)
 
 
-def layer_outputs(model, input_ids: torch.Tensor) -> torch.Tensor:
-    """Outputs of decoder layer `LAYER`, `[batch, seq, d_in]`, without running the layers above."""
+def layer_outputs(model, layer: int, input_ids: torch.Tensor) -> torch.Tensor:
+    """Outputs of decoder layer `layer`, `[batch, seq, d_in]`, without running the layers above."""
     caught = []
 
     def catch(module, args, output):
         caught.append(output[0] if isinstance(output, tuple) else output)
         raise _Stop
 
-    handle = model.model.layers[LAYER].register_forward_hook(catch)
+    handle = model.model.layers[layer].register_forward_hook(catch)
     try:
         with torch.no_grad():
             model.model(input_ids, use_cache=False)
@@ -106,7 +110,7 @@ def prepare_tokens(tokenizer, args: argparse.Namespace) -> tuple[np.ndarray, lis
 
 
 def harvest(model, tokens: np.ndarray, args: argparse.Namespace) -> np.ndarray:
-    """Layer outputs without BOS, `[n, 127, d_in]` float32, memory-mapped; at most `--harvest-minutes` long."""
+    """Layer outputs without first tokens, `[n, 127, d_in]` float32, memory-mapped; at most `--harvest-minutes` long."""
     path, progress_path = args.work / "activations.npy", args.work / "harvested.txt"
     done = int(progress_path.read_text()) if progress_path.exists() else 0
     shape = (len(tokens), SEQUENCE_LENGTH - 1, model.config.hidden_size)
@@ -119,7 +123,7 @@ def harvest(model, tokens: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     progress = tqdm(total=len(tokens), initial=done, unit="seq", mininterval=30)
     while done < len(tokens) and time.monotonic() < deadline:
         ids = torch.from_numpy(tokens[done : done + batch].astype(np.int64))
-        activations[done : done + len(ids)] = layer_outputs(model, ids)[:, 1:].numpy()
+        activations[done : done + len(ids)] = layer_outputs(model, args.layer, ids)[:, 1:].numpy()
         done += len(ids)
         progress.update(len(ids))
         if done % (32 * batch) == 0 or done == len(tokens):
@@ -213,11 +217,11 @@ def train(activations: np.ndarray, args: argparse.Namespace) -> None:
         sae.b_dec.data = mean + scale * sae.b_dec
         sae.fold_W_dec_norm()
     metadata = sae.cfg.metadata
-    metadata.model_name = DEMO_MODEL_NAME
-    metadata.hook_name = f"blocks.{LAYER}.hook_resid_post"
-    metadata.hf_hook_name = f"model.layers.{LAYER}.output"
+    metadata.model_name = args.model_name
+    metadata.hook_name = f"blocks.{args.layer}.hook_resid_post"
+    metadata.hf_hook_name = f"model.layers.{args.layer}.output"
     metadata.context_size = SEQUENCE_LENGTH
-    metadata.prepend_bos = True
+    metadata.prepend_bos = args.prepend_bos
     save(sae, args.output, torch.float16)
     for dtype in (torch.float32, torch.bfloat16):  # to compare with
         save(sae, args.work / str(dtype).removeprefix("torch."), dtype)
@@ -273,8 +277,8 @@ def save(sae, folder: Path, dtype: torch.dtype) -> None:
 # --- 5: measuring ----------------------------------------------------------------------------------------------
 
 
-def spliced_losses(model, input_ids: torch.Tensor, replace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropies at every sixth position, with layer 9's non-BOS outputs replaced by `replace(outputs)`.
+def spliced_losses(model, layer: int, input_ids: torch.Tensor, replace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropies at every sixth position, with the layer's outputs but the first replaced by `replace(outputs)`.
 
     Returns:
         The losses `[batch, positions]` in nats and the outputs `[batch, seq, d_in]` as they were.
@@ -290,7 +294,7 @@ def spliced_losses(model, input_ids: torch.Tensor, replace) -> tuple[torch.Tenso
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     positions = torch.arange(1, input_ids.shape[1] - 1, 6)
-    handle = model.model.layers[LAYER].register_forward_hook(splice)
+    handle = model.model.layers[layer].register_forward_hook(splice)
     try:
         with torch.no_grad():
             last = model.model(input_ids, use_cache=False).last_hidden_state[:, positions]
@@ -310,11 +314,11 @@ def held_out_sequences(tokenizer, args: argparse.Namespace) -> dict[str, torch.T
     return rows
 
 
-def held_out_activations(model, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sequences' layer outputs `[tokens, d_in]` without BOS and without outliers, by domain."""
+def held_out_activations(model, layer: int, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sequences' layer outputs `[tokens, d_in]` without first tokens and outliers, by domain."""
     flat = {}
     for name, ids in tqdm(rows.items(), desc="held-out activations"):
-        flat[name] = torch.cat([layer_outputs(model, part)[:, 1:] for part in ids.split(16)]).flatten(0, 1)
+        flat[name] = torch.cat([layer_outputs(model, layer, part)[:, 1:] for part in ids.split(16)]).flatten(0, 1)
     median = torch.cat([x.norm(dim=-1) for x in flat.values()]).median()
     return {name: x[x.norm(dim=-1) <= OUTLIER_FACTOR * median] for name, x in flat.items()}
 
@@ -323,8 +327,8 @@ def measure(model, rows: dict, clean: dict, saes: dict, args: argparse.Namespace
     """Quality of each SAE on held-out text, by domain: `{sae name: {domain: {figure: value}}}`.
 
     Explained variance is `1 - |x - x'|^2 / |x - mean|^2`; standardised, every dimension is divided by its standard
-    deviation first. Loss recovered is `(mean-ablated - spliced) / (mean-ablated - loss)`; where layer 9's output is
-    replaced, it is replaced on all tokens but BOS, outliers included.
+    deviation first. Loss recovered is `(mean-ablated - spliced) / (mean-ablated - loss)`; where the layer's output is
+    replaced, it is replaced on all tokens but the first, outliers included.
     """
     everything = torch.cat(list(clean.values()))
     mean, scale = everything.mean(0), everything.std(0)
@@ -346,10 +350,10 @@ def measure(model, rows: dict, clean: dict, saes: dict, args: argparse.Namespace
     for domain, ids in tqdm(rows.items(), desc="held-out losses"):
         losses = {key: [] for key in ("base", "mean", *saes)}
         for part in ids[: args.loss_sequences].split(8):
-            losses["base"].append(spliced_losses(model, part, None)[0])
-            losses["mean"].append(spliced_losses(model, part, mean.expand_as)[0])
+            losses["base"].append(spliced_losses(model, args.layer, part, None)[0])
+            losses["mean"].append(spliced_losses(model, args.layer, part, mean.expand_as)[0])
             for name, sae in saes.items():
-                losses[name].append(spliced_losses(model, part, sae)[0])
+                losses[name].append(spliced_losses(model, args.layer, part, sae)[0])
         ce = {key: float(torch.cat(parts).mean()) for key, parts in losses.items()}
         for name, sae in saes.items():
             results[name][domain] = figures(sae, clean[domain]) | {
@@ -401,6 +405,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate results (3 GB)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the finished SAE")
     parser.add_argument("--compare", type=Path, help="measure this SAE folder on the same held-out text too")
+    parser.add_argument("--model", default="demo", help="another model: a folder or a Hub id")
+    parser.add_argument("--layer", type=int, default=9, help="decoder layer, 0-based")
     parser.add_argument("--d-sae", type=int, default=4096)
     parser.add_argument("--k", type=float, default=40)
     parser.add_argument("--epochs", type=float, default=2.0)
@@ -423,7 +429,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
 
-    model, tokenizer = load_demo_model()
+    model, tokenizer = load_model(args.model)
+    args.model_name, args.prepend_bos = model.name_or_path, len(tokenizer("a").input_ids) > 1
     if not (args.work / "training.json").exists():
         tokens, _ = prepare_tokens(tokenizer, args)
         train(harvest(model, tokens[: args.sequences], args), args)
@@ -434,12 +441,12 @@ def main() -> None:
     if args.compare:
         saes["compared"] = SparseAutoencoder.from_pretrained(args.compare)
     rows = held_out_sequences(tokenizer, args)
-    clean = held_out_activations(model, rows)
+    clean = held_out_activations(model, args.layer, rows)
     results = measure(model, rows, clean, saes, args)
     stored = {name: SparseAutoencoder.from_pretrained(args.work / name) for name in ("float32", "bfloat16")}
     metrics = {
-        "model": DEMO_MODEL_NAME,
-        "layer": LAYER,
+        "model": args.model_name,
+        "layer": args.layer,
         "training": json.loads((args.work / "training.json").read_text()),
         "held_out": results["trained"],
         "storage": rounding(stored | {"float16": saes["trained"]}, torch.cat(list(clean.values()))),
