@@ -33,7 +33,7 @@ from sae_unlearn.console import table
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.evaluation.attacks.dilution import diluted
 from sae_unlearn.guardrail.calibration import conformal_threshold, percentile_threshold
-from sae_unlearn.guardrail.fit import DEFAULT_MIN_TOKENS
+from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
 from sae_unlearn.guardrail.gate import row_statistic
 
 

@@ -16,7 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.processes import summed
 from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.fit import Fit, fit_guardrail, plan_fit, rows_of
+from sae_unlearn.guardrail.fit import fit_guardrail
+from sae_unlearn.guardrail.fit_passes import rows_of
+from sae_unlearn.guardrail.fit_plan import plan_fit
+from sae_unlearn.guardrail.fit_steps import Fit
 from sae_unlearn.guardrail.reading import read_batch
 from sae_unlearn.guardrail.rows import Rows
 from sae_unlearn.sae import SparseAutoencoder
@@ -117,7 +120,7 @@ def _read_retain(fits: list[_TopicFit], retain: Any) -> None:
     total = len(retain) if hasattr(retain, "__len__") else None
     for fit in fits:
         fit.begin("retain", rows)
-    for batch in fits[0].run(rows, "retain: features", total):
+    for batch in fits[0].passes.run(rows, "retain: features", total):
         for fit in fits:
             fit.add("retain", batch)
     for fit in fits:
@@ -129,7 +132,7 @@ def _share_statistics(fits: list[_TopicFit]) -> None:
         rows = getattr(fits[0].rows["retain"], use)
         for fit in fits:
             fit.shared[title] = torch.zeros(len(rows))
-        for batch in fits[0].run(rows, title, len(rows)):
+        for batch in fits[0].passes.run(rows, title, len(rows)):
             for fit in fits:
                 fit.shared[title][batch.index] = read_batch(batch, fit.encoder, fit.config).statistics
         for fit in fits:

@@ -7,7 +7,7 @@ from test_fit import config_of, fit, random_sae, same_fit
 from zoo import base_model
 
 from sae_unlearn import GuardrailError, fit_guardrails
-from sae_unlearn.guardrail import fit as fit_module
+from sae_unlearn.guardrail import fit_passes
 
 
 FORGET, RETAIN = texts("forget", 70), texts("retain", 90)
@@ -36,7 +36,7 @@ def run(model=None, **kwargs):
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch):
-    monkeypatch.setattr(fit_module, "EVERY", 4)
+    monkeypatch.setattr(fit_passes, "EVERY", 4)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from tiny_topic import tiny_parts, topic_texts
 from zoo import token_ids
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
-from sae_unlearn.guardrail.fit import Fit
+from sae_unlearn.guardrail.fit_passes import FitPasses
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -36,14 +36,14 @@ def test_each_topic_gets_the_guardrail_that_it_would_get_alone(options):
 
 def test_every_retain_row_is_run_once(monkeypatch):
     seen = []
-    run = Fit.run
+    run = FitPasses.run
 
     def counted(self, rows, title, total, *parts):
         for batch in run(self, rows, title, total, *parts):
             seen.append((title.split(":")[0], len(batch.index)))
             yield batch
 
-    monkeypatch.setattr(Fit, "run", counted)
+    monkeypatch.setattr(FitPasses, "run", counted)
     fit_guardrails(*tiny_parts(), TOPICS, RETAIN, progress=False)
     assert sum(n for role, n in seen if role == "retain") == len(RETAIN)
     assert sum(n for role, n in seen if role == "forget") == sum(map(len, TOPICS.values()))

@@ -203,13 +203,11 @@ def test_saves_that_never_ended_are_cleared_away_in_time(old_and_new, tmp_path, 
 
 
 def test_a_fit_that_is_killed_has_written_nothing_and_left_nothing_on_the_model(tmp_path, monkeypatch):
-    from sae_unlearn.guardrail import fit as fitting
-
     model = base_model("llama")
     plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for step in ("place_guardrail", "fingerprint"):
+    for step in ("fit.place_guardrail", "fit_plan.fingerprint"):
         with monkeypatch.context() as patch:
-            patch.setattr(fitting, step, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(f"sae_unlearn.guardrail.{step}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 fit_guardrail(model, None, tiny_sae(), features=[3], threshold=0.2, clamp_value=-6.0)
         assert list(model.state_dict()) == list(plain)
