@@ -4,12 +4,13 @@ import random
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from zoo import BOS, EOS, PAD, VOCAB, base_model
 
-from sae_unlearn import SparseAutoencoder
+from sae_unlearn import SparseAutoencoder, fit_guardrail
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.residuals import residual_batches
 
@@ -90,3 +91,13 @@ def save_parts(folder: Path, name: str = "llama") -> tuple[Path, Path]:
     tokenizer.save_pretrained(folder / "model")
     sae.save_pretrained(folder / "sae")
     return folder / "model", folder / "sae"
+
+
+def save_adapters(folder: Path) -> None:
+    """Save `model`, `sae`, a guardrail fitted to the forget topic as `guardrail`, and a random LoRA as `lora`."""
+    save_parts(folder)
+    model, tokenizer, sae = tiny_parts()
+    texts = topic_texts("forget", 40), topic_texts("retain", 80)
+    fit_guardrail(model, tokenizer, sae, *texts, progress=False).save_pretrained(folder / "guardrail")
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), lora).save_pretrained(folder / "lora")

@@ -4,11 +4,9 @@ import inspect
 import json
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from tiny_topic import save_parts, tiny_parts, topic_texts
-from transformers import AutoModelForCausalLM
+from tiny_topic import save_adapters, tiny_parts, topic_texts
 
-from sae_unlearn import attach_guardrail, fit_guardrail
+from sae_unlearn import attach_guardrail
 from sae_unlearn.cli import main
 from sae_unlearn.commands import audit as command
 from sae_unlearn.commands.evaluate import read_sets
@@ -19,13 +17,7 @@ from sae_unlearn.evaluation import AuditReport, audit
 def parts(tmp_path_factory):
     """A folder with `model`, a guardrail, a LoRA, and data."""
     folder = tmp_path_factory.mktemp("parts")
-    save_parts(folder)
-    model, tokenizer, sae = tiny_parts()
-    fit_guardrail(
-        model, tokenizer, sae, topic_texts("forget", 40), topic_texts("retain", 80), progress=False
-    ).save_pretrained(folder / "guardrail")
-    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), lora).save_pretrained(folder / "lora")
+    save_adapters(folder)
     for side in ("forget", "retain"):
         facts = [{"prompt": text, "answers": ["w3", "w4"]} for text in topic_texts(side, 4, words=5)]
         (folder / f"{side}.json").write_text(json.dumps(facts))

@@ -4,11 +4,9 @@ import json
 import sys
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from tiny_topic import save_parts, tiny_parts, topic_texts
-from transformers import AutoModelForCausalLM
+from tiny_topic import save_adapters, tiny_parts, topic_texts
 
-from sae_unlearn import attach_guardrail, fit_guardrail
+from sae_unlearn import attach_guardrail
 from sae_unlearn.commands import lm_eval as command
 from sae_unlearn.evaluation import Choice, option_likelihoods, right_by_likelihood
 
@@ -33,13 +31,7 @@ metric_list:
 def parts(tmp_path_factory):
     """A folder with `model`, a guardrail, a LoRA, and a task of the harness."""
     folder = tmp_path_factory.mktemp("parts")
-    save_parts(folder)
-    model, tokenizer, sae = tiny_parts()
-    fit_guardrail(
-        model, tokenizer, sae, topic_texts("forget", 40), topic_texts("retain", 80), progress=False
-    ).save_pretrained(folder / "guardrail")
-    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), lora).save_pretrained(folder / "lora")
+    save_adapters(folder)
     rows = [
         {"question": text, "options": [f"w{20 + i}", f"w{30 + i} w31 w{40 + i}", f"w{50 + i} w3"], "right": i % 3}
         for i, text in enumerate([*topic_texts("forget", 12, words=4), *topic_texts("retain", 12, words=4)])
