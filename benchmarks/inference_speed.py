@@ -38,8 +38,8 @@ WIDTHS = {"4k": 4096, "16k": 16384, "65k": 65536, "131k": 131072}
 class Decoding:
     """A model in the middle of a generation."""
 
-    def __init__(self, model: nn.Module, batch: int) -> None:
-        self.model, self.ids = model, random_ids(model, batch, PROMPT[batch])
+    def __init__(self, model: nn.Module, batch: int, tokens: int | None = None) -> None:
+        self.model, self.ids = model, random_ids(model, batch, tokens or PROMPT[batch])
         self.cache = self.prefill()
 
     def prefill(self) -> DynamicCache:
