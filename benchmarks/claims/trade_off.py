@@ -13,6 +13,7 @@ from guardrail_methods import GRADIENTS, OURS, RESIDUAL_DOSES, Guard
 from guardrail_setting import Setting
 
 from claims.claim import NOT_MEASURED, Claim, Verdict, Work, holds
+from sae_unlearn.canvas import new_canvas
 from sae_unlearn.evaluation import Estimate
 
 
@@ -65,14 +66,10 @@ def judge(found: Sequence[dict[str, Any]]) -> Verdict:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """The picture of a topic: damage against forgetting on validation texts, with the front of each kind."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     kinds = {"guardrails": [Candidate(**c) for some in found["sweep"].values() for c in some]}
     kinds |= {m: [Candidate(**c) for c in cell["candidates"]] for m, cell in found["cells"].items() if m != OURS}
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure = new_canvas(6, 4, dpi=100)
+    axes = figure.add_subplot()
     for name, candidates in kinds.items():
         front = pareto(candidates)
         (line,) = axes.plot([c.damage for c in front], [c.forgotten for c in front], marker="o", label=name)
@@ -82,9 +79,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("other text: change of loss, nats per token")
     axes.set_ylabel("topic: change of loss, nats per token")
     axes.legend()
-    figure.tight_layout()
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def _changes(cells: Sequence[dict[str, Any]], part: str) -> torch.Tensor:

@@ -3,12 +3,13 @@
 import os
 
 from sae_unlearn.alignment.portrait import Portrait
+from sae_unlearn.canvas import BLUE, VERMILLION, new_canvas
 
 
 PICTURE = "alignment.png"
 
-# Okabe and Ito's colours: told apart with every common kind of colour blindness; the marks differ in shape too.
-_KNOWN, _UNKNOWN, _TARGET, _INK = "#D55E00", "#0072B2", "#000000", "#333333"
+# The marks differ in shape, too.
+_KNOWN, _UNKNOWN, _TARGET, _INK = VERMILLION, BLUE, "#000000", "#333333"
 
 
 def draw_portrait(portrait: Portrait, path: str | os.PathLike[str]) -> None:
@@ -21,15 +22,7 @@ def draw_portrait(portrait: Portrait, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: matplotlib is not installed; names the extra.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[eval]"'
-        ) from error
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # no window, and none of pyplot's global state
+    figure = new_canvas(8, 5)
     axes = figure.add_subplot()
     for points, colour, mark, label in (
         (portrait.known, _KNOWN, "o", "known"),

@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from sae_unlearn.canvas import NO_MATPLOTLIB
     from sae_unlearn.commands.evaluate import read_sets, with_adapter
     from sae_unlearn.commands.loading import load_model, output_folder
     from sae_unlearn.commands.texts import read_texts
@@ -83,5 +84,5 @@ def run(args: argparse.Namespace) -> int:
     if args.card:
         print(f"The card {written[-1]} has the results.")
     if not any(path.suffix == ".png" for path in written):
-        print('(no picture: matplotlib is not installed; run: pip install "sae-unlearn[eval]")')
+        print(f"(no picture: {NO_MATPLOTLIB})")
     return 0

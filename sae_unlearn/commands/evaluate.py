@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.canvas import NO_MATPLOTLIB
     from sae_unlearn.commands.loading import load_model, output_folder
     from sae_unlearn.evaluation import Report, compare, evaluate
     from sae_unlearn.evaluation.report_picture import draw_reports
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     print(shown)
     print(f"Written to {output}: {', '.join(path.name for path in written)}")
     if not any(path.suffix == ".png" for path in written):
-        print('(no picture: matplotlib is not installed; run: pip install "sae-unlearn[eval]")')
+        print(f"(no picture: {NO_MATPLOTLIB})")
     return 0
 
 

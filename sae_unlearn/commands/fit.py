@@ -73,12 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.processes import process_index
+    from sae_unlearn.canvas import NO_MATPLOTLIB
     from sae_unlearn.commands.loading import load_model, load_sae, output_folder
     from sae_unlearn.commands.show import describe
     from sae_unlearn.commands.texts import read_texts
     from sae_unlearn.guardrail import fit_guardrail
     from sae_unlearn.guardrail.card import PICTURE
-    from sae_unlearn.guardrail.picture import NO_MATPLOTLIB
 
     output = output_folder(args.output)
     column = args.text_column or DEFAULTS["text_column"]

@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.canvas import NO_MATPLOTLIB
 from sae_unlearn.demo.corpora import DemoTexts
 from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
 from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
 from sae_unlearn.guardrail.card import PICTURE
-from sae_unlearn.guardrail.picture import NO_MATPLOTLIB
 from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.sae import SparseAutoencoder
 

@@ -5,19 +5,20 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sae_unlearn.canvas import BLUE, VERMILLION, new_canvas
 from sae_unlearn.console import printable
 from sae_unlearn.evaluation.audit_report import AuditReport
 from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.figure import Figure
 
 
-# Okabe and Ito's vermillion and blue, as in the picture of an evaluation; grey is the control
+# The colours are those of the picture of an evaluation; grey is the control
 _LINES: tuple[tuple[str, str, str, str, Callable[[AuditRow], Figure | None]], ...] = (
-    ("recall of forgotten facts", "#D55E00", "-", "o", lambda row: row.find()),
+    ("recall of forgotten facts", VERMILLION, "-", "o", lambda row: row.find()),
     ("recall of forgotten facts, base", "0.45", "-", "s", lambda row: row.find(base=True)),
-    ("gate fires on forgotten facts", "#D55E00", ":", "^", lambda row: row.fires()),
-    ("recall of other facts", "#0072B2", "-", "D", lambda row: row.find(side="retain")),
-    ("gate fires on other facts", "#0072B2", ":", "v", lambda row: row.fires("retain")),
+    ("gate fires on forgotten facts", VERMILLION, ":", "^", lambda row: row.fires()),
+    ("recall of other facts", BLUE, "-", "D", lambda row: row.find(side="retain")),
+    ("gate fires on other facts", BLUE, ":", "v", lambda row: row.fires("retain")),
 )
 _AXES = {
     "dilution": "words of filler",
@@ -37,16 +38,10 @@ def draw_audit(report: AuditReport, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: matplotlib is not installed; names the extra.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise ImportError('matplotlib draws the picture; run: pip install "sae-unlearn[eval]"') from error
     panels = _panels(report)
     columns = min(3, len(panels))
     height = math.ceil(len(panels) / columns)
-    canvas = Canvas(figsize=(4.3 * columns, 3.1 * height + 0.9), dpi=130, layout="constrained")
-    FigureCanvasAgg(canvas)  # no window, and none of pyplot's global state
+    canvas = new_canvas(4.3 * columns, 3.1 * height + 0.9, dpi=130)
     grid = canvas.subplots(height, columns, squeeze=False).flatten()
     drawn: dict[str, Any] = {}
     for axes, (attack, variant, rows) in zip(grid, panels, strict=False):

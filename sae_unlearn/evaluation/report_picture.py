@@ -5,13 +5,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sae_unlearn.canvas import BLUE, VERMILLION, new_canvas
 from sae_unlearn.console import printable
 from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.evaluation.report import Report
 
 
-# Okabe and Ito's vermillion and blue: told apart with every common kind of colour blindness
-_COLOURS = {"forget": "#D55E00", "retain": "#0072B2"}
+_COLOURS = {"forget": VERMILLION, "retain": BLUE}
 _MARKS = "os^Dv"
 _PANELS = (("share", "score"), ("p",), ("nats",), ("perplexity",), ("ratio",))
 _LABELS = ("share, or score", "p", "nats per token", "perplexity", "ratio (logarithmic)")
@@ -24,11 +24,6 @@ def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> Non
         ImportError: matplotlib is not installed; names the extra.
         ValueError: the reports hold no figures.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise ImportError('matplotlib draws the picture; run: pip install "sae-unlearn[eval]"') from error
     keys = sorted(dict.fromkeys(figure.key for report in reports for figure in report.figures), key=lambda key: key[0])
     known = [{figure.key: figure for figure in report.figures} for report in reports]
     first = {key: next(figures[key] for figures in known if key in figures) for key in keys}
@@ -40,8 +35,7 @@ def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> Non
     if not panels:
         raise ValueError("The reports hold no figures to draw.")
     heights = [len(lines) + 1.4 for _, lines in panels]
-    canvas = Canvas(figsize=(9, 0.9 + 0.3 * sum(heights) + 0.4 * len(panels)), dpi=150, layout="constrained")
-    FigureCanvasAgg(canvas)  # no window, and none of pyplot's global state
+    canvas = new_canvas(9, 0.9 + 0.3 * sum(heights) + 0.4 * len(panels))
     all_axes = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (label, lines) in zip(all_axes, panels, strict=True):
         for number, figures in enumerate(known):

@@ -6,17 +6,15 @@ from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.canvas import BLUE, VERMILLION, new_canvas
 from sae_unlearn.guardrail.errors import GuardrailError
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's blue and vermillion: told apart with every common kind of colour blindness, and of unlike lightness.
-_FORGET, _RETAIN, _INK = "#D55E00", "#0072B2", "#333333"
+_FORGET, _RETAIN, _INK = VERMILLION, BLUE, "#333333"
 _BINS = 24
-
-NO_MATPLOTLIB = 'matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[eval]"'
 
 
 def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -34,14 +32,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
     threshold = calibration.get("threshold")
     if not any(statistics.values()) or not isinstance(threshold, (int, float)):
         raise GuardrailError("There is nothing to draw: this guardrail's calibration holds no statistics of rows.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(NO_MATPLOTLIB) from error
-
-    figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # no window, and none of pyplot's global state
+    figure = new_canvas(8, 4.6)
     axes = figure.add_subplot()
     values = [value for rows in statistics.values() for value in rows] + [threshold]
     high = max(1.0, math.ceil(max(values) * 10) / 10)
