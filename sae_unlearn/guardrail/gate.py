@@ -28,7 +28,8 @@ the threshold is let go.
 
 **Not finite.** A token that the mask keeps, and whose activations are NaN or infinite, adds NaN to `H`, and NaN crosses
 every threshold: the row fires there and then and stays fired, and the edit at that token is NaN. A gate that cannot
-judge does not wave through. Nothing waits for the device to find that out.
+judge does not wave through. Nothing waits for the device to find that out. Tokens that a static cache holds and the
+guardrail has not seen are told to the gate in this way (see `history`).
 
 All counts are whole numbers held in float32, so the statistics do not depend on batch size, padding side or on how a
 sequence was cut into forward passes.

@@ -2,6 +2,11 @@
 
 There it is reordered with the beams, cropped with rejected drafts, repeated, selected, copied and reset by transformers
 itself, and two requests can never mix. An entry costs `4 * STATE_SIZE` bytes per token and guardrail.
+
+Tokens that went by without the guardrail are found by comparing two counts: what the cache holds, and what the history
+has seen. Where both are known on the host the call raises. A static cache counts on the device: there the counts are
+read at the cache's first use and with every pass of several tokens; a decoding step and compiled code wait for nothing,
+and what `unseen` finds makes the activations NaN (see "not finite" in `gate`).
 """
 
 from collections.abc import Callable
@@ -34,6 +39,10 @@ class GateHistory:
         """The sums of all tokens so far."""
         raise NotImplementedError
 
+    def seen(self) -> int | Tensor:
+        """Tokens that went by: an int, or a 0-d tensor where only the device knows."""
+        return self.get_seq_length()
+
     def append(self, state: Tensor) -> None:
         """Add the states of a forward pass, `[batch, seq, STATE_SIZE]`."""
         keys = state[:, None]
@@ -55,11 +64,29 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
 
 
 class StaticGateHistory(GateHistory, StaticLayer):
-    """History of fixed size, for caches whose shape must not change (`torch.compile`, CUDA graphs)."""
+    """History of fixed size, for caches whose shape must not change (`torch.compile`, CUDA graphs).
 
-    def __init__(self, owner: Owner, max_cache_len: int) -> None:
+    Args:
+        sliding: the cache's length is that of a sliding layer, which counts on the host; so the history does, too.
+    """
+
+    def __init__(self, owner: Owner, max_cache_len: int, sliding: bool = False) -> None:
         super().__init__(max_cache_len=max_cache_len)
         self.owner = owner
+        self.counted = 0 if sliding else None
+
+    def seen(self) -> int | Tensor:
+        return super().seen() if self.counted is None else self.counted
+
+    def append(self, state: Tensor) -> None:
+        super().append(state)
+        if self.counted is not None:
+            self.counted += state.shape[1]
+
+    def reset(self) -> None:
+        super().reset()
+        if self.counted is not None:
+            self.counted = 0
 
     def last(self) -> Tensor | None:
         if not self.is_initialized:
@@ -99,26 +126,35 @@ def has_state(cache: Cache | None) -> bool:
 
 
 def history_of(
-    cache: Cache, owner: Owner, past: int | Tensor, recurrent: bool, num_layers: int, max_positions: int, check: bool
+    cache: Cache, owner: Owner, past: int | Tensor, recurrent: bool, num_layers: int, max_positions: int, seq: int
 ) -> GateHistory:
     """The history of `owner` in this cache, added at the cache's first use.
 
     Args:
         past, recurrent: what the cache held before this forward pass, see `past_length` and `has_state`.
+        seq: tokens of this pass.
 
     Raises:
         GuardrailNotReady: the cache holds tokens that this guardrail has not seen, so what they said is unknown.
     """
     history = _find_history(cache, owner)
-    if history is None:
-        if check and (recurrent or bool(past > 0)):
-            raise GuardrailNotReady(_unseen(owner, past, 0))
-        return _add_history(cache, owner, num_layers, max_positions)
-    seen = history.get_seq_length()
-    # a sliding static layer counts in an int and the history in a tensor, which compiled code cannot compare
-    if isinstance(past, int) and (check or isinstance(seen, int)) and seen != past:
-        raise GuardrailNotReady(_unseen(owner, past, int(seen)))
-    return history
+    seen = 0 if history is None else history.seen()
+    look = (isinstance(past, int) and isinstance(seen, int)) or (
+        not torch.compiler.is_compiling() and (history is None or seq > 1)
+    )
+    if (recurrent and history is None) or (look and bool(past != seen)):
+        raise GuardrailNotReady(_unseen(owner, past, seen))
+    return _add_history(cache, owner, num_layers, max_positions) if history is None else history
+
+
+def unseen(history: GateHistory, past: int | Tensor, device: torch.device) -> Tensor | None:
+    """0-d bool on `device`: whether the cache holds tokens that the history lacks. None if the host knows that it does
+    not. To be asked before the pass is added to the history."""
+    seen = history.seen()
+    if isinstance(past, int) and isinstance(seen, int):
+        return None
+    past, seen = (count.to(device) if isinstance(count, Tensor) else count for count in (past, seen))
+    return past != seen  # type: ignore[return-value]  # one of them is a tensor
 
 
 def _find_history(cache: Cache, owner: Owner) -> GateHistory | None:
@@ -135,16 +171,19 @@ def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int
     static = [layer for layer in cache.layers if isinstance(layer, StaticLayer)]
     if static:
         lengths = [layer.max_cache_len for layer in static if not layer.is_sliding]
-        history: GateHistory = StaticGateHistory(owner, max(lengths, default=max_positions))
+        first = next(layer for layer in cache.layers if isinstance(layer, CacheLayerMixin))  # whose length is asked for
+        history: GateHistory = StaticGateHistory(
+            owner, max(lengths, default=max_positions), getattr(first, "is_sliding", False)
+        )
     else:
         history = DynamicGateHistory(owner)
     cache.layers.append(history)
     return history
 
 
-def _unseen(owner: Owner, past: int | Tensor, seen: int) -> str:
+def _unseen(owner: Owner, past: int | Tensor, seen: int | Tensor) -> str:
     return (
-        f"The cache holds {int(past)} tokens, of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {seen}: it "
-        "was filled without it, or while it was disabled. Run the prompt again with the guardrail active and a new "
+        f"The cache holds {int(past)} tokens, of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {int(seen)}: "
+        "it was filled without it, or while it was disabled. Run the prompt again with the guardrail active and a new "
         "cache."
     )

@@ -35,7 +35,7 @@ from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of
-from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of
+from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -196,7 +196,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         from sae_unlearn.guardrail.fused_step import fused_step, works  # late: needs Triton
 
         self.check_ready(name)
-        history = self._history(name, inputs, cache)
+        history = self._history(name, inputs, cache, seq=1)
         if not isinstance(history, DynamicGateHistory) or not works(hidden.device, hidden.dtype):
             return None
         ids = content = None
@@ -216,16 +216,20 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         """What guardrail `name` adds to the residual stream `[batch, seq, d_in]`; None if it only records."""
         config = self.guard_config[name]
         self.check_ready(name)
+        history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
         activations = self.sae_guardrail_encoder[name](hidden)
         counted, eligible = self._content(name, kept, inputs)
         if config.counting == "columns":  # padding counts, but may hold anything
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
+        lost = None if history is None else unseen(history, inputs.past, activations.device)
+        if lost is not None:
+            activations = activations.masked_fill(lost, torch.nan)
         hits = hits_of(activations, eligible)
-        decision = self._decide(name, hits, counted, inputs, cache)
+        decision = self._decide(name, hits, counted, inputs, history)
         if config.action == "record":
             return None
         if config.action == "refuse":
-            known = (self.num_layers, self.max_positions, not torch.compiler.is_compiling())
+            known = (self.num_layers, self.max_positions)
             check_message(config, self.vocabulary)
             note_refusal(name, config, decision, kept, inputs, cache, known)
         active = activations != 0
@@ -245,25 +249,25 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             kept = kept & table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
         return kept, kept
 
-    def _decide(self, name: str, hits: Tensor, counted: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Decision:
+    def _decide(
+        self, name: str, hits: Tensor, counted: Tensor, inputs: ForwardInputs, history: GateHistory | None
+    ) -> Decision:
         config = self.guard_config[name]
         seq = hits.shape[1]
         boundary = None if inputs.wanted is None else seq - inputs.wanted
-        if cache is None:
+        if history is None:
             decision = decide(hits, counted, config, boundary=boundary)
             self._record(name, config, decision.state[:, -1])
             return decision
-        history = self._history(name, inputs, cache)
         past = history.series() if config.statistic == "window" else None
         decision = decide(hits, counted, config, history.last(), past, boundary)
         history.append(decision.state)
         self._record(name, config, history)
         return decision
 
-    def _history(self, name: str, inputs: ForwardInputs, cache: Cache) -> GateHistory:
-        eager, known = not torch.compiler.is_compiling(), (self.num_layers, self.max_positions)
+    def _history(self, name: str, inputs: ForwardInputs, cache: Cache, seq: int) -> GateHistory:
         owner = (self.guard_config[name].layer, name)
-        return history_of(cache, owner, inputs.past, inputs.recurrent, *known, eager)
+        return history_of(cache, owner, inputs.past, inputs.recurrent, self.num_layers, self.max_positions, seq)
 
     def _record(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
         if self.recorders:

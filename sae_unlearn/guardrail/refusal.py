@@ -74,14 +74,14 @@ def note_refusal(
     kept: Tensor,
     inputs: ForwardInputs,
     cache: Cache | None,
-    known: tuple[int, int, bool],
+    known: tuple[int, int],
 ) -> None:
     """Note what the next token of each row has to be, for `refuse` to write it into the logits.
 
     Args:
         decision: the gate's, of this pass.
         kept: `[batch, seq]` bool.
-        known: number of layers, largest number of positions, whether to check the cache.
+        known: number of layers, largest number of positions.
     """
     if inputs.input_ids is None:
         ids = torch.full(kept.shape, _UNKNOWN, device=kept.device)
@@ -91,7 +91,7 @@ def note_refusal(
     n, seq = len(answer), ids.shape[1]
     before = None
     if cache is not None:
-        history = history_of(cache, (config.layer, f"{name}: tokens"), inputs.past, inputs.recurrent, *known)
+        history = history_of(cache, (config.layer, f"{name}: tokens"), inputs.past, inputs.recurrent, *known, seq)
         before = _last(history, n)
         history.append(ids[..., None].float())  # exact up to 2**24
     if before is None:
