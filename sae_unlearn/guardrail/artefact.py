@@ -4,10 +4,11 @@
     adapter_model.safetensors    five float32 tensors: encoder weight [N, d_in], bias [N], threshold [N];
                                  decoder weight [N, d_in], clamp [N]
 
-Nothing else in the folder is read. Names, shapes, dtypes and sizes are checked in the files' headers before any tensor
-is made, and values before any is used.
+Nothing else in the folder is read. Sizes are checked before the weights are read as such, names, shapes and dtypes in
+their header before any tensor is made, and values before any is used.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import load
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -31,7 +33,6 @@ from sae_unlearn.guardrail.seal import (
     WEIGHTS_NAME,
     WEIGHTS_SEAL,
     config_digest,
-    file_digest,
 )
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.hub_errors import explain_download
@@ -132,59 +133,67 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
         revision = commit_of(config_path)
         hub = hub | {"revision": revision or hub.get("revision")}  # both files of one commit
     path = fetch_file(source, WEIGHTS_NAME, hub)
+    data, digest = _read_weights(path, config)
     sealed = stored.get(WEIGHTS_SEAL)
-    if is_local(source) and isinstance(sealed, str) and path.stat().st_size <= _largest(config):
-        path = path if file_digest(path) == sealed else staged_weights(config_path, sealed) or path
+    if is_local(source) and isinstance(sealed, str) and digest != sealed:
+        unfinished = staged_weights(config_path, sealed)
+        if unfinished is not None:
+            data, digest = _read_weights(unfinished, config)
     config.origin = {  # type: ignore[misc]  # a ClassVar only so that it is no field
         "id": str(source),
         "subfolder": hub.get("subfolder"),
         "revision": revision,
     }
-    tensors = _read_tensors(path, source, config)
-    return Artefact(config, tensors, revision, _damage(stored, path))
+    tensors = _parse_tensors(data, source, config)
+    return Artefact(config, tensors, revision, _damage(stored, digest))
 
 
-def _damage(stored: dict[str, Any], weights: Path) -> str | None:
-    found = {(CONFIG_NAME, CONFIG_SEAL): config_digest(stored), (WEIGHTS_NAME, WEIGHTS_SEAL): file_digest(weights)}
+def _damage(stored: dict[str, Any], weights_digest: str) -> str | None:
+    found = {(CONFIG_NAME, CONFIG_SEAL): config_digest(stored), (WEIGHTS_NAME, WEIGHTS_SEAL): weights_digest}
     for (name, key), digest in found.items():
         if key in stored and stored[key] != digest:
             return f"{name} is not as it was saved: its SHA-256 is {digest}, and {key} says {stored[key]!r}"
     return None
 
 
-def _read_tensors(path: Path, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
+def _read_weights(path: Path, config: SAEGuardrailConfig) -> tuple[bytes, str]:
+    """A file's bytes and their digest, of one reading: both are of the same file even while another process saves. Of
+    one that is too large no more is read than shows it."""
+    most = min(path.stat().st_size, _tensor_bytes(config) + _HEADER_LIMIT)
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _parse_tensors(data: bytes, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
     n, d_in = config.num_features, config.width
     shapes = {"weight": [n, d_in], "bias": [n], "threshold": [n], "clamp": [n]}
-    expected, size = _bytes(config), path.stat().st_size
-    if not expected < size <= _largest(config):
+    expected, size = _tensor_bytes(config), len(data)
+    if not expected < size <= expected + _HEADER_LIMIT:
         raise GuardrailError(
-            f"{WEIGHTS_NAME} of {source} has {size} bytes; {n} features of width {d_in} take {expected} and a header."
+            f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}; {n} features of "
+            f"width {d_in} take {expected} and a header."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            keys = {name: _key(list(file.keys()), config.layer, suffix, source) for name, suffix in PARTS.items()}
-            if len(list(file.keys())) != len(PARTS):
-                extra = sorted(set(file.keys()) - set(keys.values()))
-                raise GuardrailError(f"{WEIGHTS_NAME} of {source} holds unknown tensors: {extra[:5]}.")
-            for name, key in keys.items():
-                found, shape = file.get_slice(key), shapes[name.split(".")[1]]
-                if found.get_shape() != shape or found.get_dtype() != "F32":
-                    raise GuardrailError(
-                        f"{key} of {source} is {found.get_dtype()} {found.get_shape()}; expected F32 {shape}."
-                    )
-            tensors = {name: file.get_tensor(key) for name, key in keys.items()}
+        stored = dict(deserialize(data))  # type: ignore[no-untyped-call]
+        keys = {name: _key(list(stored), config.layer, suffix, source) for name, suffix in PARTS.items()}
+        if len(stored) != len(PARTS):
+            extra = sorted(set(stored) - set(keys.values()))
+            raise GuardrailError(f"{WEIGHTS_NAME} of {source} holds unknown tensors: {extra[:5]}.")
+        for name, key in keys.items():
+            found, shape = stored[key], shapes[name.split(".")[1]]
+            if found["shape"] != shape or found["dtype"] != "F32":
+                raise GuardrailError(f"{key} of {source} is {found['dtype']} {found['shape']}; expected F32 {shape}.")
+        loaded = load(data)
     except SafetensorError as error:
         raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a sound safetensors file: {error}") from error
+    tensors = {name: loaded[key] for name, key in keys.items()}
     check_tensors(tensors, str(source))
     return tensors
 
 
-def _bytes(config: SAEGuardrailConfig) -> int:
+def _tensor_bytes(config: SAEGuardrailConfig) -> int:
     return 4 * (2 * config.num_features * config.width + 3 * config.num_features)
-
-
-def _largest(config: SAEGuardrailConfig) -> int:
-    return _bytes(config) + _HEADER_LIMIT
 
 
 def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:

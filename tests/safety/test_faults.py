@@ -7,9 +7,11 @@ import shutil
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from zoo import WIDTH, base_model
 
 from sae_unlearn import GuardrailError, SparseAutoencoder, attach_guardrail, fit_guardrail, staging
@@ -200,6 +202,32 @@ def test_saves_that_never_ended_are_cleared_away_in_time(old_and_new, tmp_path, 
     monkeypatch.setattr(staging, "_ABANDONED", -1.0)
     old_and_new[0]["new"].save_pretrained(tmp_path / "guard")
     assert not stage.exists()
+
+
+def test_a_kill_between_the_files_is_mended_however_large_the_old_weights_were(old_and_new, tmp_path):
+    root, folder = old_and_new[1], tmp_path / "guard"
+    shutil.copytree(root / "new", folder)
+    (folder / ".saving-0123").mkdir()
+    (folder / WEIGHTS_NAME).rename(folder / ".saving-0123" / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).write_bytes(bytes(3 * 2**20))
+    assert which(folder, root) == "new"
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_those_that_were_checked(old_and_new, tmp_path, monkeypatch):
+    root, folder, opened = old_and_new[1], tmp_path / "guard", Path.open
+    shutil.copytree(root / "old", folder)
+    other = load_file(folder / WEIGHTS_NAME)
+    save_file({name: 2 * tensor for name, tensor in other.items()}, tmp_path / "other")
+
+    def replaced(path, *args, **kwargs):
+        file = opened(path, *args, **kwargs)
+        if path == folder / WEIGHTS_NAME and (tmp_path / "other").exists():
+            os.replace(tmp_path / "other", path)
+        return file
+
+    monkeypatch.setattr(Path, "open", replaced)
+    assert which(folder, root) == "old"
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_fit_that_is_killed_has_written_nothing_and_left_nothing_on_the_model(tmp_path, monkeypatch):
