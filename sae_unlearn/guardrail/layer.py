@@ -36,6 +36,7 @@ from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, 
 from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
+from sae_unlearn.guardrail.id_tables import IdTables
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -43,7 +44,6 @@ from sae_unlearn.sae.equations import without_autocast
 
 
 CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
-LARGEST_VOCABULARY = 2**24  # ids past it are no token's; a config that names some must not fill the memory
 
 
 class FullPrecision(nn.Module):
@@ -138,7 +138,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self._checked: dict[str, tuple[Any, ...]] = {}
-        self._content_tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self.id_tables = IdTables()
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
@@ -202,7 +202,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         ids = content = None
         if config.special_token_ids and inputs.input_ids is not None:
             ids = inputs.input_ids.to(hidden.device)
-            content = self._content_table(tuple(config.special_token_ids), hidden.device)
+            content = self.id_tables.content(tuple(config.special_token_ids), hidden.device)
         mask = mask_of_pass(inputs, hidden.shape[0], hidden.shape[1])
         mask = None if mask is None else mask.to(hidden.device)
         edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last())
@@ -231,7 +231,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if config.action == "refuse":
             known = (self.num_layers, self.max_positions)
             check_message(config, self.vocabulary)
-            note_refusal(name, config, decision, kept, inputs, cache, known)
+            message = self.id_tables.message(tuple(config.refusal_ids or ()), kept.device)
+            note_refusal(name, config, message, decision, kept, inputs, cache, known)
         active = activations != 0
         where = (decision.fire & (hits != 0))[..., None]
         where = where & active if config.clamp_mode == "fired" else where.expand_as(active)
@@ -245,7 +246,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
             return everything, everything & ~first
         if config.special_token_ids and inputs.input_ids is not None:
-            table = self._content_table(tuple(config.special_token_ids), kept.device)
+            table = self.id_tables.content(tuple(config.special_token_ids), kept.device)
             kept = kept & table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
         return kept, kept
 
@@ -273,18 +274,6 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if self.recorders:
             for recorder in Recorder.listening(self.recorders):
                 recorder.note(name, config, seen)
-
-    def _content_table(self, special: tuple[int, ...], device: torch.device) -> Tensor:
-        """`[max(special) + 2]` bool by token id: False at special ones. The last entry stands for all higher ids.
-
-        A look-up is one kernel, and `torch.isin` is several and waits for the device where there are many special ids.
-        """
-        if (special, device) not in self._content_tables:
-            within = [token for token in special if token < LARGEST_VOCABULARY]
-            table = torch.ones(max(within, default=-1) + 2, dtype=torch.bool)
-            table[within] = False
-            self._content_tables[special, device] = table.to(device)
-        return self._content_tables[special, device]
 
     def check_ready(self, name: str) -> None:
         """Raise unless the weights arrived and can be a guardrail's. Looks once per set of tensors, so it costs one

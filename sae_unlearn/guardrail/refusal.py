@@ -70,6 +70,7 @@ def check_message(config: SAEGuardrailConfig, vocabulary: int) -> None:
 def note_refusal(
     name: str,
     config: SAEGuardrailConfig,
+    message: Tensor,
     decision: Decision,
     kept: Tensor,
     inputs: ForwardInputs,
@@ -79,6 +80,7 @@ def note_refusal(
     """Note what the next token of each row has to be, for `refuse` to write it into the logits.
 
     Args:
+        message: of the config, see `IdTables.message`.
         decision: the gate's, of this pass.
         kept: `[batch, seq]` bool.
         known: number of layers, largest number of positions.
@@ -101,7 +103,6 @@ def note_refusal(
     # Without a cache a row is judged afresh with what was told already, which may have let it go.
     start = torch.arange(seq, device=ids.device) - told
     fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
-    message = torch.tensor([*answer, answer[-1]], device=ids.device)
     choices = torch.stack([message[told], message[:1].expand_as(told)], dim=-1)
     choices = choices.masked_fill(~fired[..., None], _UNKNOWN)
     earlier = _NEXT.get()

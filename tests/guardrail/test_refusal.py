@@ -289,3 +289,13 @@ def test_taken_off_it_leaves_no_hook():
     base = model.unload()
     assert not base._forward_hooks
     assert not base._forward_pre_hooks
+
+
+def test_the_message_goes_to_the_device_once():
+    model = refusing()
+    made = guard_layers(model)[0].id_tables.made
+    generate(model)
+    [first] = [table for key, table in made.items() if key[0] == "message"]
+    generate(model)
+    assert [table is first for key, table in made.items() if key[0] == "message"] == [True]
+    assert first.tolist() == [*MESSAGE, EOS]

@@ -1,0 +1,40 @@
+"""Token ids as tensors on a device, made once for each, since making one waits for the device."""
+
+import torch
+from torch import Tensor
+
+
+LARGEST_VOCABULARY = 2**24  # ids past it are no token's; a config that names some must not fill the memory
+
+
+class IdTables:
+    """The tables of the guardrails at one layer.
+
+    Attributes:
+        made: by what they are for, the ids, and the device.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[str, tuple[int, ...], torch.device], Tensor] = {}
+
+    def content(self, special: tuple[int, ...], device: torch.device) -> Tensor:
+        """`[max(special) + 2]` bool by token id: False at special ones. The last entry stands for all higher ids.
+
+        A look-up is one kernel, and `torch.isin` is several and waits for the device where there are many special ids.
+        """
+        key = ("content", special, device)
+        if key not in self.made:
+            within = [token for token in special if token < LARGEST_VOCABULARY]
+            table = torch.ones(max(within, default=-1) + 2, dtype=torch.bool)
+            table[within] = False
+            self.made[key] = table.to(device)
+        return self.made[key]
+
+    def message(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
+        """`[n + 1]`: the message `m_1 ... m_n`, then `m_n` again, which follows itself."""
+        if torch.compiler.is_compiling():  # compiled code holds the ids as a constant
+            return torch.tensor([*ids, ids[-1]], device=device)
+        key = ("message", ids, device)
+        if key not in self.made:
+            self.made[key] = torch.tensor([*ids, ids[-1]], device=device)
+        return self.made[key]
