@@ -82,4 +82,14 @@ def test_a_statistic_that_is_better_is_named(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(found))
     assert "window of 16, window of 32" in summarise(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(found | {"topic": side(high, low)}))
-    assert "false-positive rate: none." in summarise(tmp_path)
+    assert "one rate: none; of these worse at 0: none." in summarise(tmp_path)
+
+
+def test_at_one_rate_the_threshold_is_the_lowest_that_so_many_other_texts_exceed():
+    topic = {
+        "other": {"0": {"ratio": [float(i) for i in range(60)]}, "9": {"ratio": [float(i) for i in range(60, 100)]}}
+    }
+    topic["topic"] = {"0": {"ratio": [94.0, 94.5]}}
+    other, fires = gate_statistics.at_rate(topic, "ratio", rate=0.05)
+    assert sum(other) == 5
+    assert fires == {"0": [False, True]}
