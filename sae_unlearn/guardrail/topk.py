@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.slice import not_sliceable
 
 
 RULES = ("threshold",)
@@ -38,12 +39,8 @@ def check_topk(sae: SparseAutoencoder, rule: str | None) -> None:
     if rule is not None and rule not in RULES:
         raise GuardrailError(f"topk={rule!r} is not None or {', '.join(map(repr, RULES))}.")
     if sae.architecture == "topk" and rule is None:
-        raise GuardrailError(
-            f"This is a topk SAE (k={sae.k}), of which a guardrail cannot keep a few features exactly: which are "
-            f"active depends on all {sae.d_sae}. Pass topk='threshold' to approximate each by a threshold (the fit "
-            "measures how often that is wrong), or an SAE whose features decide on their own (standard, jumprelu, "
-            "gated, batchtopk)."
-        )
+        mend = "pass topk='threshold' to approximate each by a threshold; the fit measures how often that is wrong"
+        raise GuardrailError(f"This SAE does not fit: {not_sliceable(sae.k, sae.d_sae, mend)}.")
     if sae.architecture != "topk" and rule is not None:
         raise GuardrailError(
             f"topk={rule!r}, but the SAE's architecture is {sae.architecture!r}, of which features are kept exactly; "

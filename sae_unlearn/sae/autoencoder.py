@@ -12,7 +12,7 @@ from torch import nn
 from sae_unlearn.errors import UnlearnError
 
 from .equations import affine_encode, cast_input, jumprelu, topk_relu, without_autocast
-from .slice import SAESlice, check_feature_ids
+from .slice import SAESlice, check_feature_ids, not_sliceable
 from .validate import check_architecture, check_dimensions, check_layer, check_parameters
 
 
@@ -196,12 +196,8 @@ class SparseAutoencoder(nn.Module):
                 exactly, or another one with it.
         """
         if self.architecture == "topk" and threshold is None:
-            raise UnlearnError(
-                f"a topk SAE (k={self.k}) cannot be sliced exactly: which features are active depends on the "
-                f"pre-activations of all {self.d_sae}. Use an SAE whose features decide on their own "
-                "(standard, jumprelu, gated, batchtopk), keep the whole SAE, or pass threshold= [N] for an "
-                "approximate slice"
-            )
+            mend = "keep the whole SAE, or pass threshold= [N] for an approximate slice"
+            raise UnlearnError(not_sliceable(self.k, self.d_sae, mend))
         if self.architecture != "topk" and threshold is not None:
             raise UnlearnError(f"architecture={self.architecture!r} is sliced exactly; leave threshold out")
         ids = check_feature_ids(feature_ids, self.d_sae)

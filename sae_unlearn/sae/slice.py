@@ -42,6 +42,18 @@ def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> l
     return ids
 
 
+def not_sliceable(k: int | None, d_sae: int, mend: str) -> str:
+    """Why a topk SAE cannot be sliced exactly, and what can be done.
+
+    Args:
+        mend: what the caller offers beside another SAE.
+    """
+    return (
+        f"a topk SAE (k={k}) cannot be sliced exactly: which features are active depends on the pre-activations of all "
+        f"{d_sae}. Use an SAE whose features decide on their own (standard, jumprelu, gated, batchtopk), or {mend}"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class SAESlice:
     """The part of an SAE that computes N chosen features, and their decoder directions.

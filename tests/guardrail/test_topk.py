@@ -34,7 +34,7 @@ def content(texts, uses, cycle=4):
 
 
 def test_it_has_to_be_asked_for_and_the_error_says_how():
-    with pytest.raises(GuardrailError, match=r"topk SAE \(k=12\).*Pass topk='threshold'.*jumprelu"):
+    with pytest.raises(GuardrailError, match=r"topk SAE \(k=12\).*jumprelu.*pass topk='threshold'"):
         fit(sae=SAE)
     with pytest.raises(GuardrailError, match="'jumprelu', of which features are kept exactly; leave `topk` out"):
         fit(topk="threshold")
