@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sae_unlearn import SAEGuardrailConfig
+from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.guardrail.model import guard_layers
 
@@ -131,6 +131,29 @@ def base_model(name: str) -> nn.Module:
 def token_ids(batch: int, seq: int, seed: int = 0) -> torch.Tensor:
     """Random content tokens (no special ones)."""
     return torch.randint(2, EOS - 1, (batch, seq), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """`[batch, seq, vocabulary]`."""
+    return model(input_ids=input_ids).logits
+
+
+def random_sae(
+    d_sae: int,
+    seed: int = 0,
+    layer: int | None = 1,
+    width: int = WIDTH,
+    threshold: float = 1.0,
+    architecture: str = "jumprelu",
+    **fields,
+) -> SparseAutoencoder:
+    """Unit directions, the decoder the encoder's transpose; `threshold` is that of all features, of a jumprelu SAE."""
+    W_enc = nn.functional.normalize(torch.randn(width, d_sae, generator=torch.Generator().manual_seed(seed)), dim=0)
+    if architecture == "jumprelu":
+        fields["threshold"] = torch.full((d_sae,), threshold)
+    weights = W_enc, torch.zeros(d_sae), W_enc.T.clone(), torch.zeros(width)
+    return SparseAutoencoder(*weights, architecture, layer=layer, **fields)
 
 
 def planted_config(layer: int = 1, num_features: int = 6, **fields) -> SAEGuardrailConfig:

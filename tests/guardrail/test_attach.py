@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from zoo import WIDTH, base_model, planted_config, token_ids
+from zoo import base_model, logits_of, planted_config, random_sae, token_ids
 
 from sae_unlearn import (
     GuardrailError,
@@ -24,22 +25,9 @@ from sae_unlearn.guardrail.model import guard_layers
 
 
 IDS = token_ids(24, 12)
+logits = partial(logits_of, input_ids=IDS)
+tiny_sae = partial(random_sae, 120)
 COMMIT, OTHER = "a" * 40, "b" * 40
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
-
-
-def tiny_sae(seed=0, layer=1, width=WIDTH):
-    generator = torch.Generator().manual_seed(seed)
-    W_enc = torch.nn.functional.normalize(torch.randn(width, 120, generator=generator), dim=0)
-    threshold = torch.full((120,), 1.0)
-    zeros = torch.zeros
-    return SparseAutoencoder(
-        W_enc, zeros(120), W_enc.T.clone(), zeros(width), architecture="jumprelu", threshold=threshold, layer=layer
-    )
 
 
 def by_hand(**fields):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hub_metadata import metadata_errors
 from hub_stand_in import OWNER
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from zoo import base_model, guarded, token_ids
+from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import (
     GuardrailError,
@@ -24,12 +25,8 @@ from sae_unlearn.guardrail.model import guard_layers
 
 
 IDS = token_ids(24, 12)
+logits = partial(logits_of, input_ids=IDS)
 REPO = "me/forget-several"
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 def with_guards(model, root, names=("biology", "person"), **fields):

@@ -2,19 +2,19 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
+import zoo
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_tokenizer, topic_sae, topic_texts
-from torch import nn
 from transformers import AutoModelForCausalLM
-from zoo import BOS, EOS, PAD, WIDTH, base_model, padded, plant, planted_config
+from zoo import BOS, EOS, PAD, base_model, padded, plant, planted_config
 
 from sae_unlearn import (
     GuardrailError,
-    SparseAutoencoder,
     attach_guardrail,
     detach_guardrail,
     fit_guardrail,
@@ -29,15 +29,7 @@ from sae_unlearn.guardrail.model import guard_layers
 TOKENIZER = tiny_tokenizer()
 FORGET, RETAIN = topic_texts("forget", 32, seed=1), topic_texts("retain", 48, seed=2)
 
-
-def random_sae(d_sae=240, layer=1, width=WIDTH, architecture="jumprelu", **kwargs):
-    generator = torch.Generator().manual_seed(4)
-    W_enc = nn.functional.normalize(torch.randn(width, d_sae, generator=generator), dim=0)
-    threshold = torch.full((d_sae,), 2.5) if architecture == "jumprelu" else None
-    weights = W_enc, torch.zeros(d_sae), W_enc.T.clone(), torch.zeros(width)
-    return SparseAutoencoder(*weights, architecture=architecture, threshold=threshold, layer=layer, **kwargs)
-
-
+random_sae = partial(zoo.random_sae, d_sae=240, seed=4, threshold=2.5)
 SAE = random_sae()
 
 

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from hub_stand_in import OWNER, READER, STRANGER
 from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
-from zoo import base_model, plant, planted_config, token_ids
+from zoo import base_model, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_guardrail, record_firings
 from sae_unlearn.cli import main
@@ -16,12 +17,8 @@ from sae_unlearn.guardrail import GuardedModel
 
 
 IDS = token_ids(8, 12)
+logits = partial(logits_of, input_ids=IDS)
 REPO = "me/forget"
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 def guarded(seed=0, **fields):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from zoo import WIDTH, base_model, guarded, plant, planted_config, token_ids
+from zoo import WIDTH, base_model, guarded, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import (
     GuardrailError,
@@ -35,12 +36,8 @@ from sae_unlearn.guardrail.peft_type import ensure_peft_type
 
 
 IDS = token_ids(32, 12)
+logits = partial(logits_of, input_ids=IDS)
 TARGETS = ["q_proj", "down_proj"]
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """Several forget sets on one model: listed, switched, stacked and taken off by name."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from zoo import base_model, guarded, token_ids
+from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import (
     GuardrailError,
@@ -16,11 +18,7 @@ from sae_unlearn import (
 
 
 IDS = token_ids(24, 12)
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
+logits = partial(logits_of, input_ids=IDS)
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from zoo import WIDTH, base_model
+from zoo import base_model, random_sae
 
-from sae_unlearn import GuardrailError, SparseAutoencoder, attach_guardrail, fit_guardrail, staging
+from sae_unlearn import GuardrailError, attach_guardrail, fit_guardrail, staging
 from sae_unlearn.alignment.trainer import ADAPTER_FILES
 from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 
 
-def tiny_sae(seed=0):
-    W_enc = torch.nn.functional.normalize(torch.randn(WIDTH, 40, generator=torch.Generator().manual_seed(seed)), dim=0)
-    zeros = torch.zeros
-    return SparseAutoencoder(
-        W_enc, zeros(40), W_enc.T.clone(), zeros(WIDTH), "jumprelu", threshold=torch.full((40,), 1.0), layer=1
-    )
-
-
 def fit(features, threshold, seed=0):
-    model, sae = base_model("llama"), tiny_sae(seed)
+    model, sae = base_model("llama"), random_sae(40, seed)
     return fit_guardrail(model, None, sae, features=features, threshold=threshold, clamp_value=-6.0)
 
 
@@ -178,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(old_and_new, tmp_path)
 
 @pytest.mark.parametrize("which_file", ["sae_weights.safetensors", "cfg.json"])
 def test_an_sae_that_cannot_be_written_leaves_the_old_file(which_file, tmp_path, monkeypatch):
-    tiny_sae().save_pretrained(tmp_path)
+    random_sae(40).save_pretrained(tmp_path)
     before = (tmp_path / which_file).read_bytes()
     original = os.replace
 
@@ -189,7 +181,7 @@ def test_an_sae_that_cannot_be_written_leaves_the_old_file(which_file, tmp_path,
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        tiny_sae(seed=1).save_pretrained(tmp_path)
+        random_sae(40, seed=1).save_pretrained(tmp_path)
     assert (tmp_path / which_file).read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
 
@@ -237,7 +229,7 @@ def test_a_fit_that_is_killed_has_written_nothing_and_left_nothing_on_the_model(
         with monkeypatch.context() as patch:
             patch.setattr(f"sae_unlearn.guardrail.{step}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                fit_guardrail(model, None, tiny_sae(), features=[3], threshold=0.2, clamp_value=-6.0)
+                fit_guardrail(model, None, random_sae(40), features=[3], threshold=0.2, clamp_value=-6.0)
         assert list(model.state_dict()) == list(plain)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sae_folders import tensors, write_gemma_scope, write_gemma_scope_2, write_saelens
 from safetensors import safe_open
-from zoo import PAD, VOCAB, WIDTH, base_model, guarded
+from zoo import PAD, VOCAB, base_model, guarded, random_sae
 
 from sae_unlearn import (
     GuardrailError,
@@ -44,18 +44,12 @@ QUICK = settings(
 FEW = settings(QUICK, max_examples=max(20, CASES // 20))
 
 
-def tiny_sae():
-    W_enc = torch.nn.functional.normalize(torch.randn(WIDTH, 40, generator=torch.Generator().manual_seed(0)), dim=0)
-    zeros = torch.zeros
-    return SparseAutoencoder(
-        W_enc, zeros(40), W_enc.T.clone(), zeros(WIDTH), "jumprelu", threshold=torch.full((40,), 1.0), layer=1
-    )
-
-
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound") / "guard"
-    model = fit_guardrail(base_model("llama"), None, tiny_sae(), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0)
+    model = fit_guardrail(
+        base_model("llama"), None, random_sae(40), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -223,15 +217,20 @@ NEAR = st.one_of(
 FIELDS = sorted(SAEGuardrailConfig.__dataclass_fields__)
 
 
+def with_fields(sound, folder, fields):
+    """The sound guardrail with other fields in its config, and no seal."""
+    folder.mkdir(exist_ok=True)
+    stored = json.loads((sound / CONFIG_NAME).read_text())
+    unsealed = {key: value for key, value in stored.items() if not key.endswith("_sha256")}
+    (folder / CONFIG_NAME).write_text(json.dumps(unsealed | fields))
+    shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+
+
 @QUICK
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), NEAR, min_size=1, max_size=4))
 def test_a_stored_config_is_refused_or_means_what_it_says(sound, tmp_path_factory, fields):
     folder = tmp_path_factory.getbasetemp() / "configs"
-    folder.mkdir(exist_ok=True)
-    stored = json.loads((sound / CONFIG_NAME).read_text())
-    sealed = {key: value for key, value in stored.items() if not key.endswith("_sha256")}
-    (folder / CONFIG_NAME).write_text(json.dumps(sealed | fields))
-    shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+    with_fields(sound, folder, fields)
     try:
         artefact = read_artefact(folder)
     except GuardrailError:
@@ -248,11 +247,7 @@ def test_a_stored_config_is_refused_or_means_what_it_says(sound, tmp_path_factor
 @given(st.dictionaries(st.sampled_from(FIELDS), NEAR, min_size=1, max_size=2))
 def test_a_config_that_is_accepted_guards_every_row_or_stops_the_call(sound, tmp_path_factory, fields):
     folder = tmp_path_factory.getbasetemp() / "attached"
-    folder.mkdir(exist_ok=True)
-    stored = json.loads((sound / CONFIG_NAME).read_text())
-    sealed = {key: value for key, value in stored.items() if not key.endswith("_sha256")}
-    (folder / CONFIG_NAME).write_text(json.dumps(sealed | fields))
-    shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+    with_fields(sound, folder, fields)
     try:
         model = attach_guardrail(base_model("llama"), folder)
     except GuardrailError:

@@ -5,12 +5,13 @@ import shutil
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pytest
 import torch
 from malicious_folders import CONFIG, GUARDRAILS, SAES, WEIGHTS, trace_of
 from peft import PeftModel
-from zoo import WIDTH, base_model, planted_config, token_ids
+from zoo import base_model, logits_of, planted_config, random_sae, token_ids
 
 from sae_unlearn import (
     GuardrailError,
@@ -26,25 +27,15 @@ from sae_unlearn.guardrail.model import guard_layers
 
 
 IDS = token_ids(8, 10)
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
-
-
-def tiny_sae():
-    W_enc = torch.nn.functional.normalize(torch.randn(WIDTH, 120, generator=torch.Generator().manual_seed(0)), dim=0)
-    zeros = torch.zeros
-    return SparseAutoencoder(
-        W_enc, zeros(120), W_enc.T.clone(), zeros(WIDTH), "jumprelu", threshold=torch.full((120,), 1.0), layer=1
-    )
+logits = partial(logits_of, input_ids=IDS)
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A sound folder, and the logits that it gives."""
-    model = fit_guardrail(base_model("llama"), None, tiny_sae(), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0)
+    model = fit_guardrail(
+        base_model("llama"), None, random_sae(120), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0
+    )
     folder = tmp_path_factory.mktemp("sound") / "guard"
     model.save_pretrained(folder)
     return folder, logits(model)
@@ -105,7 +96,7 @@ def _everything_is_imported(sound, tmp_path_factory):
     """Modules that are loaded late, by us or by PEFT, are there before anybody watches."""
     attach_guardrail(base_model("llama"), sound[0])
     for write in (
-        lambda f: tiny_sae().save_pretrained(f),
+        lambda f: random_sae(120).save_pretrained(f),
         SAES["SAE: zip bomb"][0],
         SAES["SAE: torch file that runs"][0],
     ):
