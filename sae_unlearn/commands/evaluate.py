@@ -93,10 +93,9 @@ def read_sets(names: list[str], text_column: str = "text", limit: int | None = N
     Raises:
         FileNotFoundError, ValueError: a set that is not there, or cannot be read.
     """
-    import random
     from pathlib import Path
 
-    from sae_unlearn.commands.texts import read_texts
+    from sae_unlearn.commands.texts import drawn, read_texts
     from sae_unlearn.evaluation.datasets import read_questions
     from sae_unlearn.evaluation.datasets.named import is_named, read_named
 
@@ -108,9 +107,7 @@ def read_sets(names: list[str], text_column: str = "text", limit: int | None = N
         else:
             rows = (read_questions(path) if path.is_file() else None) or list(read_texts(name, text_column))
             label = path.name if path.exists() else name
-        if limit is not None and len(rows) > limit:
-            kept = sorted(random.Random(0).sample(range(len(rows)), limit))
-            rows = [rows[i] for i in kept]
+        rows = drawn(rows, limit)
         if label in found:
             raise ValueError(f"Two sets are called {label!r}; rename one of the files, or give it once.")
         found[label] = [row[text_column] if isinstance(row, dict) else row for row in rows]

@@ -14,9 +14,9 @@ DEMO = "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, revision: str = "--revision") -> None:
     """The options of `load_model` besides the model's name."""
-    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument(revision, help="branch, tag or commit of the model")
     parser.add_argument("--device", help="such as cpu, cuda:0, or auto to spread it (default: cuda if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
 

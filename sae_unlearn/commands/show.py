@@ -2,25 +2,101 @@
 
 import argparse
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_unlearn.commands.loading import add_model_arguments
 
 
-HELP = "what is in a guardrail's folder; needs no model"
+if TYPE_CHECKING:
+    from sae_unlearn.evaluation import GuardrailPicture
+
+HELP = "what is in a guardrail's folder, in words and as a page; needs no model"
 EXAMPLES = """examples:
   sae-unlearn show forget-biology
   sae-unlearn show somebody/forget-biology --revision 0123abc
+  sae-unlearn show forget-biology --html page.html
+  sae-unlearn show forget-biology --html page.html --model google/gemma-2-2b-it \\
+      --forget biology.txt --retain other.jsonl --sweep sweep.json
+
+the page: one HTML file that fetches nothing. With a model and texts it has the features' top contexts, which are pieces
+of your texts, and the loss at other doses and thresholds
 """
+
+# What `picture_guardrail` has by default too; its tests hold the two together.
+DEFAULTS = {"contexts": 5, "around": 16, "batch_size": 8}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="FOLDER", help="folder or Hub id of a guardrail")
-    parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument("--subfolder", help="folder inside the repository")
+    add = parser.add_argument
+    add("source", metavar="FOLDER", help="folder or Hub id of a guardrail")
+    add("--revision", help="branch, tag or commit of the guardrail")
+    add("--subfolder", help="folder inside the repository")
+    add("--html", metavar="FILE", help="write a page with pictures")
+    add("--model", help="Hub id or folder of the model, or demo: for a page with the features on texts")
+    add_model_arguments(parser, revision="--model-revision")
+    add("--forget", help="text of the topic, for the page")
+    add("--retain", help="other text, for the page")
+    add("--text-column", default="text", help="column or key that holds the text (default %(default)s)")
+    add("--limit", type=int, help="at most so many texts of each, drawn with a fixed seed")
+    add("--contexts", type=int, help=f"of each feature (default {DEFAULTS['contexts']})")
+    add("--around", type=int, help=f"tokens shown before and after a peak (default {DEFAULTS['around']})")
+    add("--batch-size", type=int, help=f"rows per forward pass (default {DEFAULTS['batch_size']})")
+    add("--sweep", metavar="FILE", help="keep the sweeps there, and take them from there if they are")
+    add("--no-sweep", action="store_true", help="measure no other doses and thresholds")
 
 
 def run(args: argparse.Namespace) -> int:
-    print(describe(args.source, revision=args.revision, subfolder=args.subfolder))
+    given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]
+    if given and not args.html:
+        raise ValueError(f"{given[0]} is for a page; give --html FILE too.")
+    hub = {"revision": args.revision, "subfolder": args.subfolder}
+    print(describe(args.source, **hub))
+    if args.html:
+        path = _target(args.html)
+        _picture(args, hub).save(path)
+        print(f"\nPage: {path}")
     return 0
+
+
+def _target(name: str) -> Path:
+    """The file of the page, looked at before anything long is begun."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"--html {name} is a folder; give a file.")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--html {name}: there is no folder {path.parent}.")
+    return path
+
+
+def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture":
+    from sae_unlearn.commands.loading import load_model
+    from sae_unlearn.commands.texts import drawn, read_texts
+    from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
+    from sae_unlearn.guardrail import attach_guardrail
+
+    kept = Sweep.load(args.sweep) if args.sweep and Path(args.sweep).is_file() else None
+    sources = {role: getattr(args, role) for role in ("forget", "retain") if getattr(args, role)}
+    if not args.model:
+        if sources:
+            raise ValueError(f"--{next(iter(sources))}: texts are read by the model; give --model.")
+        if args.sweep and kept is None:
+            raise FileNotFoundError(f"--sweep {args.sweep}: there is no such file, and no --model to measure one.")
+        return stored_picture(args.source, sweep=kept, **hub)
+    if not sources:
+        raise ValueError("--model reads texts; give --forget, --retain, or both.")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit}; expected at least 1.")
+    texts = {role: drawn(list(read_texts(source, args.text_column)), args.limit) for role, source in sources.items()}
+    options = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
+    options |= {"text_column": args.text_column, "progress": args.progress}
+    model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
+    guarded = attach_guardrail(model, args.source, **hub)
+    sweep: Sweep | bool = not args.no_sweep if kept is None else kept
+    picture = picture_guardrail(guarded, tokenizer, **texts, sweep=sweep, **options)
+    if args.sweep and kept is None and picture.sweep is not None:
+        picture.sweep.save(args.sweep)
+    return picture
 
 
 def describe(source: str | os.PathLike[str], **hub: Any) -> str:
@@ -35,31 +111,14 @@ def describe(source: str | os.PathLike[str], **hub: Any) -> str:
     """
     from sae_unlearn.console import printable
     from sae_unlearn.guardrail.artefact import read_artefact, read_config
+    from sae_unlearn.guardrail.facts import guardrail_facts
     from sae_unlearn.guardrail.seal import WEIGHTS_NAME
 
     artefact = read_artefact(source, **hub)
     config, config_path = read_config(source, **hub)
     calibration = config.calibration or {}
-    clamp = artefact.tensors["decoder.clamp"]
     size = config_path.stat().st_size + (config_path.parent / WEIGHTS_NAME).stat().st_size
-    ids = ", ".join(map(str, config.feature_ids)) if config.feature_ids else "ids not recorded"
-    sae = config.sae_source or {}
-    named = [f"{key} {sae[key]}" for key in ("id", "subfolder", "revision", "architecture", "sha256") if sae.get(key)]
-    edit = _real(calibration.get("edit_to_residual"))
-    fields = {
-        "base model": f"{config.base_model_name_or_path or 'not recorded'}"
-        f" ({config.num_layers or '?'} layers, width {config.hidden_size})"
-        + ("" if config.base_fingerprint else ", no fingerprint"),
-        "layer": f"{config.layer} (its output)",
-        "features": f"{config.num_features}: {ids}",
-        "SAE": ", ".join(named) or "not recorded",
-        "gate": f"statistic {config.statistic} above {config.threshold:.4g}, scope {config.gate_scope}, "
-        + ("stays fired" if config.sticky else "may fall quiet again")
-        + f", at least {config.min_tokens} tokens",
-        "action": config.action,
-        "dose": f"clamp {config.clamp_mode} features at {float(clamp.min()):.4g} to {float(clamp.max()):.4g}"
-        + (f" ({config.clamp_scale:g} in unit {config.clamp_unit})" if config.clamp_scale is not None else ""),
-        "edit": "not measured" if edit is None else f"{edit:.3g} of the residual stream's norm",
+    fields = guardrail_facts(config, artefact.tensors["decoder.clamp"].tolist()) | {
         "probe": "holds rows of the texts it was fitted on" if calibration.get("probe") else "none",
         "size": f"{size / 1e3:,.1f} kB",
         "written by": f"sae_unlearn {config.sae_unlearn_version}, format {config.format_version}",
@@ -74,6 +133,7 @@ def describe(source: str | os.PathLike[str], **hub: Any) -> str:
 
 def _calibration(calibration: dict[str, Any]) -> str:
     from sae_unlearn.console import table
+    from sae_unlearn.guardrail.facts import real
 
     rows = [["on rows held out from fitting", "rate", "95 % interval", "n"]]
     for title, key in (("fires on forget text", "fire_rate_forget"), ("fires on retain text", "fire_rate_retain")):
@@ -84,7 +144,7 @@ def _calibration(calibration: dict[str, Any]) -> str:
     if len(rows) == 1:
         return "Nothing was measured: features and threshold were given by hand, or the artefact does not say."
     lines = ["Calibration", "", table(rows)]
-    auroc = _real(calibration.get("auroc"))
+    auroc = real(calibration.get("auroc"))
     if auroc is not None:
         lines += ["", f"  AUROC of the statistic, forget against retain rows: {auroc:.3f}"]
     curve = calibration.get("curve")
@@ -111,19 +171,20 @@ def _warnings(calibration: dict[str, Any]) -> list[str]:
     return ["Warnings", "", *(f"  - {printable(text)}" for text in found[:20])] if found else ["No warnings."]
 
 
-def _real(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e100:
-        return None
-    return float(value)
-
-
 def _number(value: Any) -> str:
-    return "-" if _real(value) is None else f"{_real(value):.4g}"
+    return _shown(value, ".4g")
 
 
 def _percent(value: Any) -> str:
-    return "-" if _real(value) is None else f"{_real(value):.1%}"
+    return _shown(value, ".1%")
 
 
 def _count(value: Any) -> str:
-    return "-" if _real(value) is None else f"{_real(value):.0f}"
+    return _shown(value, ".0f")
+
+
+def _shown(value: Any, form: str) -> str:
+    from sae_unlearn.guardrail.facts import real
+
+    number = real(value)
+    return "-" if number is None else f"{number:{form}}"

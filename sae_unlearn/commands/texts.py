@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         raise FileNotFoundError(f"There is no file {source}.")
     return _read_dataset(source, column, split)
+
+
+def drawn(rows: list[Any], limit: int | None) -> list[Any]:
+    """At most `limit` of the rows, in their order, always the same ones."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), limit))]
 
 
 def _read_file(path: Path, column: str) -> list[str]:

@@ -16,8 +16,10 @@ from sae_unlearn.evaluation.entity_facts import entity_facts
 from sae_unlearn.evaluation.entity_states import entity_states
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.evaluate import evaluate
+from sae_unlearn.evaluation.feature_contexts import Context, FeatureContexts, GuardedFeature, feature_contexts
 from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.evaluation.fire_rates import row_firings
+from sae_unlearn.evaluation.guardrail_picture import GuardrailPicture, picture_guardrail, stored_picture
 from sae_unlearn.evaluation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
 from sae_unlearn.evaluation.interference import interference
 from sae_unlearn.evaluation.intervals import bootstrap_interval
@@ -27,6 +29,7 @@ from sae_unlearn.evaluation.ranking import Ranks, candidate_log_probs, rank_answ
 from sae_unlearn.evaluation.recall import Fact, Recall, complete, recall
 from sae_unlearn.evaluation.report import Report
 from sae_unlearn.evaluation.rouge import RougeL, rouge_l
+from sae_unlearn.evaluation.sweep import Sweep, SweepPoint, sweep_guardrail
 from sae_unlearn.evaluation.tofu_utility import ModelUtility, TofuSet, model_utility
 from sae_unlearn.evaluation.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.statistics import wilson_interval
@@ -42,11 +45,15 @@ __all__ = [
     "Change",
     "Choice",
     "Comparison",
+    "Context",
     "Discrimination",
     "Estimate",
     "Fact",
+    "FeatureContexts",
     "Figure",
     "ForgetQuality",
+    "GuardedFeature",
+    "GuardrailPicture",
     "HeldOutFiring",
     "ModelUtility",
     "ProbeReading",
@@ -54,6 +61,8 @@ __all__ = [
     "Recall",
     "Report",
     "RougeL",
+    "Sweep",
+    "SweepPoint",
     "TofuSet",
     "VarianceRatio",
     "answer_likelihoods",
@@ -67,6 +76,7 @@ __all__ = [
     "entity_facts",
     "entity_states",
     "evaluate",
+    "feature_contexts",
     "fit_base_probe",
     "forget_quality",
     "held_out_firing",
@@ -75,6 +85,7 @@ __all__ = [
     "log_truth_ratios",
     "model_utility",
     "option_likelihoods",
+    "picture_guardrail",
     "put_into_card",
     "rank_answers",
     "read_base_probe",
@@ -86,6 +97,8 @@ __all__ = [
     "row_divergences",
     "row_firings",
     "row_losses",
+    "stored_picture",
+    "sweep_guardrail",
     "truth_scores",
     "variance_ratio",
     "wilson_interval",

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.evaluation.predicted_tokens import predicted_tokens
+from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, predicted_tokens
 
 
 @torch.no_grad()
@@ -37,10 +37,16 @@ def row_losses(
     losses = torch.zeros(len(texts), dtype=torch.float64)
     with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
         for batch in predicted_tokens(tokenizer, texts, batch_size, max_length):
-            logits = wanted_logits(model, batch.input_ids, batch.kept, batch.wanted)
-            targets = batch.input_ids[:, 1:][batch.wanted[:, :-1]].to(logits.device)
-            found = logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0]
-            for i, row in zip(batch.index, found.double().cpu().split(batch.counts), strict=True):
-                losses[i] = row.mean()
+            losses[batch.index] = batch_losses(model, batch)
             bar.update(len(batch.index))
     return losses
+
+
+@torch.no_grad()
+def batch_losses(model: nn.Module, batch: PredictedTokens) -> Tensor:
+    """Mean cross-entropy per predicted token of each row of a batch, `[batch]` float64, in nats; NaN where there is
+    none."""
+    logits = wanted_logits(model, batch.input_ids, batch.kept, batch.wanted)
+    targets = batch.input_ids[:, 1:][batch.wanted[:, :-1]].to(logits.device)
+    found = logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0]
+    return torch.stack([row.mean() for row in found.double().cpu().split(batch.counts)])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.corpus import read_corpus
 from sae_unlearn.backbone.decoder_layers import input_embeddings
 from sae_unlearn.guardrail.artefact import Artefact, read_artefact
 from sae_unlearn.guardrail.attach import bare_model
@@ -22,7 +21,7 @@ from sae_unlearn.guardrail.dose import EditMoments
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fingerprint import fingerprint
 from sae_unlearn.guardrail.layer import GuardrailEncoder
-from sae_unlearn.guardrail.reading import content_tokens, read_batch
+from sae_unlearn.guardrail.reading import ROW_LIMIT, content_tokens, read_batch, rows_as_fitted
 from sae_unlearn.guardrail.unguarded import unguarded_residuals
 
 
@@ -41,7 +40,6 @@ MANY_FALSE_FIRES = 0.25
 
 _STATISTIC_TOLERANCE = 0.05  # half precision moves a token in twenty across an SAE's thresholds
 _PROBE_LIMIT = 16  # rows; and tokens below
-_ROW_LIMIT = 8192
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -124,7 +122,7 @@ def check_guardrail(
     measured: dict[str, _Measured] = {}
     for role, corpus in (("forget", forget), ("retain", retain)):
         stored = corpus is None
-        rows = probe.get(role, []) if corpus is None else _rows(corpus, tokenizer, role, config, text_column)
+        rows = probe.get(role, []) if corpus is None else rows_as_fitted(corpus, tokenizer, role, config, text_column)
         if rows:
             measured[role] = _measure(artefact, bare, rows, batch_size)
         if stored and rows:
@@ -308,25 +306,6 @@ def _measure(artefact: Artefact, model: nn.Module, rows: list[list[int]], batch_
     return _Measured(statistics, torch.cat(norms), moments)
 
 
-def _rows(
-    corpus: Iterable[Any],
-    tokenizer: PreTrainedTokenizerBase | None,
-    role: str,
-    config: SAEGuardrailConfig,
-    text_column: str,
-) -> list[list[int]]:
-    """The corpus as the fit would have read it: same length, same template."""
-    calibration = config.calibration or {}
-    length = calibration.get("max_length")
-    length = length if isinstance(length, int) and 1 < length <= _ROW_LIMIT else 512
-    template = calibration.get("chat_template") is True
-    documents = read_corpus(corpus, tokenizer, role, length, template, text_column)
-    rows = [row for document in documents for row in document.rows]
-    if not rows:
-        raise GuardrailError(f"The {role} corpus is empty; give at least one text.")
-    return rows
-
-
 def _probe(config: SAEGuardrailConfig, model: nn.Module) -> tuple[dict[str, list[list[int]]], str | None]:
     """The stored rows by role, and what is wrong with them: they come from a file that anybody may have written."""
     probe = (config.calibration or {}).get("probe")
@@ -348,7 +327,7 @@ def _probe(config: SAEGuardrailConfig, model: nn.Module) -> tuple[dict[str, list
 def _sound_row(row: Any, vocabulary: int) -> bool:
     return (
         isinstance(row, list)
-        and 1 <= len(row) <= _ROW_LIMIT
+        and 1 <= len(row) <= ROW_LIMIT
         and all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocabulary for token in row)
     )
 

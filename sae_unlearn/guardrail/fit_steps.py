@@ -26,7 +26,7 @@ from sae_unlearn.guardrail.fit_plan import FitPlan
 from sae_unlearn.guardrail.layer import GuardrailEncoder
 from sae_unlearn.guardrail.reading import content_tokens, read_batch
 from sae_unlearn.guardrail.rows import Rows
-from sae_unlearn.guardrail.selection import FeatureSums, select_features
+from sae_unlearn.guardrail.selection import FeatureSums, feature_figures, select_features
 from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds, approximation_warning, joined
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -200,6 +200,7 @@ class Fit:
                 self.margin,
             )
             found["warnings"] = warnings_of(found)
+            found["features"] = feature_figures(self.config.feature_ids or [], self.sums, self.plan.importance)
         if self.topk is not None:
             compared = {role: counts.rates() for role, counts in self.disagreement.items()}
             found["topk"] = {"rule": "threshold", "k": self.sae.k, "tokens": self.topk.tokens} | compared

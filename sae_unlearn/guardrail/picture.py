@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.canvas import BLUE, VERMILLION, new_canvas
 from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.facts import reals
 
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
         GuardrailError: nothing was measured (features and threshold were given by hand).
         ImportError: matplotlib is not installed; names the extra.
     """
-    statistics = {role: _finite(calibration.get(f"statistic_{role}")) for role in ("forget", "retain")}
+    statistics = {role: reals(calibration.get(f"statistic_{role}")) for role in ("forget", "retain")}
     threshold = calibration.get("threshold")
     if not any(statistics.values()) or not isinstance(threshold, (int, float)):
         raise GuardrailError("There is nothing to draw: this guardrail's calibration holds no statistics of rows.")
@@ -36,7 +37,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
     axes = figure.add_subplot()
     values = [value for rows in statistics.values() for value in rows] + [threshold]
     high = max(1.0, math.ceil(max(values) * 10) / 10)
-    edges = _edges(threshold, high)
+    edges = bin_edges(threshold, high)
     highest = max(
         _bars(axes, statistics["forget"], edges, 1, _FORGET, ""),
         _bars(axes, statistics["retain"], edges, -1, _RETAIN, "///"),
@@ -81,7 +82,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
     figure.savefig(os.fspath(path), format="png")
 
 
-def _edges(threshold: float, high: float) -> list[float]:
+def bin_edges(threshold: float, high: float) -> list[float]:
     """Borders of bins from 0 to `high`, the threshold among them, so that no bar straddles it."""
     if not 0 < threshold < high:
         return [i * high / _BINS for i in range(_BINS + 1)]
@@ -92,14 +93,19 @@ def _edges(threshold: float, high: float) -> list[float]:
     ]
 
 
+def bin_counts(rows: list[float], edges: list[float]) -> list[int]:
+    """How many of `rows` lie in each bin; a bin holds its upper border, as the gate fires strictly above it."""
+    counts = [0] * (len(edges) - 1)
+    for value in rows:
+        counts[min(max(bisect_left(edges, value) - 1, 0), len(counts) - 1)] += 1
+    return counts
+
+
 def _bars(axes: "Axes", rows: list[float], edges: list[float], sign: int, colour: str, hatch: str) -> float:
     """Draw one histogram of shares, and return its highest bar."""
     if not rows:
         return 0.05
-    counts = [0] * (len(edges) - 1)
-    for value in rows:
-        counts[min(max(bisect_left(edges, value) - 1, 0), len(counts) - 1)] += 1  # a bin holds its upper border
-    shares = [sign * count / len(rows) for count in counts]
+    shares = [sign * count / len(rows) for count in bin_counts(rows, edges)]
     axes.bar(
         edges[:-1],
         shares,
@@ -112,8 +118,3 @@ def _bars(axes: "Axes", rows: list[float], edges: list[float], sign: int, colour
         hatch=hatch,
     )
     return max(map(abs, shares))
-
-
-def _finite(rows: Any) -> list[float]:
-    rows = rows if isinstance(rows, list) else []
-    return [float(v) for v in rows if isinstance(v, (int, float)) and math.isfinite(v)]

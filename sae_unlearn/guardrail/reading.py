@@ -1,14 +1,21 @@
 """What a guardrail makes of rows outside of a model's call, for fitting and checking: the gate's own functions, on the
 residual streams of `residual_batches`."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.corpus import Document, read_corpus
 from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.gate import row_statistic
+
+
+ROW_LIMIT = 8192  # tokens of a row, whatever the config says
 
 
 class Reading(NamedTuple):
@@ -25,10 +32,52 @@ class Reading(NamedTuple):
     hot_norms: Tensor
 
 
+def documents_as_fitted(
+    corpus: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    role: str,
+    config: SAEGuardrailConfig,
+    text_column: str = "text",
+) -> list[Document]:
+    """A corpus as the fit would have read it: same length, same template; see `read_corpus`.
+
+    Raises:
+        GuardrailError: it is empty.
+    """
+    calibration = config.calibration or {}
+    length = calibration.get("max_length")
+    length = length if isinstance(length, int) and 1 < length <= ROW_LIMIT else 512
+    template = calibration.get("chat_template") is True
+    documents = list(read_corpus(corpus, tokenizer, role, length, template, text_column))
+    if not documents:
+        raise GuardrailError(f"The {role} corpus is empty; give at least one text.")
+    return documents
+
+
+def rows_as_fitted(
+    corpus: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    role: str,
+    config: SAEGuardrailConfig,
+    text_column: str = "text",
+) -> list[list[int]]:
+    """The rows of `documents_as_fitted`."""
+    documents = documents_as_fitted(corpus, tokenizer, role, config, text_column)
+    return [row for document in documents for row in document.rows]
+
+
 def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
     """`[batch, seq]` bool: neither padding nor special."""
     special = torch.tensor(config.special_token_ids or [], dtype=torch.long, device=batch.input_ids.device)
     return batch.kept & ~torch.isin(batch.input_ids, special)
+
+
+def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Tensor, Tensor]:
+    """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
+    if config.counting == "columns":  # a row's own columns: here there is no batch whose padding could be counted
+        return batch.kept, batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
+    content = content_tokens(batch, config)
+    return content, content
 
 
 def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailConfig) -> Reading:
@@ -38,11 +87,7 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
         encoder: gives the guarded features' activations `[..., N]`, 0 where they are not active.
     """
     activations = encoder.to(batch.residual.device)(batch.residual)
-    if config.counting == "columns":  # a row's own columns: here there is no batch whose padding could be counted
-        counted = batch.kept
-        eligible = batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
-    else:
-        counted = eligible = content_tokens(batch, config)
+    counted, eligible = judged_tokens(batch, config)
     hot = (activations > 0).any(dim=-1) & eligible
     return Reading(
         row_statistic(hot, counted, config).cpu(), activations[hot], batch.residual[hot].float().norm(dim=-1)

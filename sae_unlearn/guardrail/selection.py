@@ -13,6 +13,7 @@ the first N are taken.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,3 +92,25 @@ def select_features(
         )
     order = torch.where(passing, forget_score, -torch.ones_like(forget_score)).argsort(descending=True, stable=True)
     return order[: min(num_features, int(passing.sum()))].tolist()
+
+
+def feature_figures(ids: list[int], sums: Mapping[str, FeatureSums], importance: str) -> dict[str, Any]:
+    """What the selection rows told of the features `ids`, as plain data for the artefact.
+
+    Args:
+        sums: by role, "forget" and "retain", or one of the two.
+
+    Returns:
+        For each role lists in the order of `ids`: `score_<role>` by the equation of `importance`, `density_<role>` (the
+        share of content tokens at which the feature is active) and `mean_active_<role>`.
+    """
+    found: dict[str, Any] = {}
+    for role, one in sums.items():
+        found[f"score_{role}"] = _significant(one.score(importance)[ids])
+        found[f"density_{role}"] = _significant(one.active[ids] / max(one.tokens, 1))
+        found[f"mean_active_{role}"] = _significant(one.mean_active()[ids])
+    return found
+
+
+def _significant(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]

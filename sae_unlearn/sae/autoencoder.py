@@ -43,7 +43,8 @@ class SparseAutoencoder(nn.Module):
         k: features kept per token, for topk.
         layer: 0-based decoder layer whose output the SAE reads, or None if not known. It is
             `hidden_states[layer + 1]`, but for the last layer, whose entry transformers gives after the final norm.
-        source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file.
+        source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file; and
+            neuronpedia_id, where the files name the SAE's page.
 
     Raises:
         TypeError: something that has to be a tensor is not.

@@ -83,6 +83,8 @@ def build(
     def placed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype).to(device)
 
+    if weights.neuronpedia_id is not None:
+        source = source | {"neuronpedia_id": weights.neuronpedia_id}
     try:
         return cls(
             placed(weights.W_enc),

@@ -41,6 +41,8 @@ def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
     metadata: dict[str, Any] = {"sae_lens_version": SAELENS_LAYOUT, "training_architecture": sae.architecture}
     if sae.layer is not None:
         metadata["hook_name"] = f"blocks.{sae.layer}.hook_resid_post"
+    if sae.source.get("neuronpedia_id"):
+        metadata["neuronpedia_id"] = sae.source["neuronpedia_id"]
     config: dict[str, Any] = {
         "architecture": architecture,
         "d_in": sae.d_in,

@@ -15,6 +15,7 @@ class SAEWeights:
     Attributes:
         W_enc, b_enc, W_dec, b_dec, threshold, architecture, k, layer: as in `SparseAutoencoder`.
         weights_file: the file the tensors came from; its sha256 identifies the SAE.
+        neuronpedia_id: of its page at neuronpedia.org, "<model>/<layer and set>", where the file names one.
     """
 
     W_enc: torch.Tensor
@@ -26,3 +27,4 @@ class SAEWeights:
     threshold: torch.Tensor | None = None
     k: int | None = None
     layer: int | None = None
+    neuronpedia_id: str | None = None

@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM
 from sae_unlearn import __version__, attach_guardrail, fit_guardrail
 from sae_unlearn.cli import COMMANDS, main
 from sae_unlearn.commands import fit as fit_command
-from sae_unlearn.commands.texts import read_texts
+from sae_unlearn.commands import loading
+from sae_unlearn.commands import show as show_command
+from sae_unlearn.commands.texts import drawn, read_texts
 from sae_unlearn.console import printable, side_by_side, table
+from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +232,62 @@ def test_show_survives_values_of_any_type(parts, tmp_path, capsys, value):
     rate = {"rate": value, "low": value, "high": value, "n": value}
     nested = {"fire_rate_forget": rate, "curve": [value, dict.fromkeys(("percentile", "threshold"), value)]}
     assert main(["show", hostile(parts, tmp_path, calibration=nested)]) == 0
+
+
+def test_show_writes_a_page_without_a_model(parts, tmp_path, capsys):
+    assert main(["show", str(parts / "fitted"), "--html", str(tmp_path / "page.html")]) == 0
+    assert f"Page: {tmp_path / 'page.html'}" in capsys.readouterr().out
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html == stored_picture(parts / "fitted").to_html()
+
+
+def test_show_writes_a_page_with_the_features_on_texts_and_keeps_the_sweep(parts, tmp_path, monkeypatch):
+    html, sweep = tmp_path / "page.html", tmp_path / "sweep.json"
+    page = ["show", parts / "fitted", f"--html={html}", f"--model={parts / 'model'}", f"--sweep={sweep}"]
+    page += ["--forget", parts / "more.jsonl", "--retain", parts / "retain.json", "--limit=6", "--contexts=2"]
+    page = [str(x) for x in [*page, "--no-progress"]]
+    assert main(page) == 0
+    first = html.read_text(encoding="utf-8")
+    assert "From 6 forget texts" in first
+    assert "What another dose or threshold would do" in first
+    model, tokenizer = loading.load_model(str(parts / "model"), device="cpu")
+    texts = {
+        role: drawn(list(read_texts(str(parts / name))), 6)
+        for role, name in (("forget", "more.jsonl"), ("retain", "retain.json"))
+    }
+    guarded = attach_guardrail(model, parts / "fitted")
+    picture = picture_guardrail(guarded, tokenizer, **texts, contexts=2, progress=False)
+    assert picture.to_html() == first
+    assert Sweep.load(sweep) == picture.sweep
+    monkeypatch.setattr("sae_unlearn.evaluation.guardrail_picture.sweep_guardrail", None)  # not measured again
+    assert main(page) == 0
+    assert html.read_text(encoding="utf-8") == first
+    assert main([*page[:3], page[4]]) == 0
+    assert "What another dose or threshold would do" in html.read_text(encoding="utf-8")
+    sweep.unlink()
+    assert main([*page, "--no-sweep"]) == 0
+    assert not sweep.exists()
+    assert "What another dose or threshold would do" not in html.read_text(encoding="utf-8")
+
+
+def test_show_refuses_a_page_that_cannot_be_made(parts, tmp_path, capsys):
+    page, model, retain = tmp_path / "page.html", f"--model={parts / 'model'}", f"--retain={parts / 'retain.json'}"
+    for options, said in (
+        ([model], "--model is for a page; give --html FILE"),
+        ([f"--html={page}", retain], "--retain: texts are read by the model; give --model"),
+        ([f"--html={page}", model], "--model reads texts"),
+        ([f"--html={page}", model, retain, "--limit=0"], "--limit 0"),
+        ([f"--html={page}", f"--sweep={tmp_path / 'none.json'}"], "there is no such file, and no --model"),
+        ([f"--html={tmp_path}"], "is a folder; give a file"),
+        ([f"--html={tmp_path / 'none' / 'page.html'}"], "there is no folder"),
+    ):
+        fails(capsys, ["show", parts / "fitted", *options], said)
+    assert not page.exists()
+
+
+def test_show_has_the_defaults_of_the_library():
+    known = inspect.signature(picture_guardrail).parameters
+    assert {name: known[name].default for name in show_command.DEFAULTS} == show_command.DEFAULTS
 
 
 def test_show_refuses_what_is_no_guardrail(parts, tmp_path, capsys):

@@ -287,6 +287,21 @@ def test_report_rows_have_no_part_in_features_or_threshold(usual):
     assert before["fire_rate_retain"]["rate"] < after["fire_rate_retain"]["rate"]
 
 
+def test_the_selection_rows_figures_of_the_features_are_recorded(usual):
+    config = config_of(usual)
+    found = config.calibration["features"]
+    for role, texts, uses in (("forget", FORGET, (0, 3)), ("retain", RETAIN, (0, 2))):
+        rows = [row for i, row in enumerate(token_rows(texts)) if i % 4 in uses]
+        batches = residual_batches(base_model("llama"), rows, 1, 8)
+        tokens = torch.cat([batch.residual[batch.kept & (batch.input_ids != BOS)] for batch in batches])
+        a = SAE.encode(tokens)[:, config.feature_ids].double()
+        density = (a > 0).double().mean(dim=0)
+        assert found[f"score_{role}"] == pytest.approx(a.square().mean(dim=0).tolist(), rel=1e-4)
+        assert found[f"density_{role}"] == pytest.approx(density.tolist(), rel=1e-4)
+        assert found[f"mean_active_{role}"] == pytest.approx((a.mean(dim=0) / density).nan_to_num().tolist(), rel=1e-4)
+    assert found["score_forget"] == sorted(found["score_forget"], reverse=True)
+
+
 def test_threshold_rows_have_no_part_in_the_features(usual):
     retain = [FORGET[i % 32] if i % 4 == 1 else text for i, text in enumerate(RETAIN)]
     poisoned = fit(retain=retain, threshold_percentile=50.0)

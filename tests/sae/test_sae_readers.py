@@ -135,6 +135,20 @@ def test_the_spellings_of_older_saelens_are_read(tmp_path):
     torch.testing.assert_close(sae.encode(H), torch.relu((H - w["b_dec"]) @ w["W_enc"] + w["b_enc"]), rtol=0, atol=1e-9)
 
 
+def test_the_id_of_the_saes_page_is_kept_and_saved(tmp_path):
+    page = "gemma-2-2b/3-gemmascope-res-16k"
+    new = {"metadata": {"hook_name": "blocks.9.hook_resid_post", "neuronpedia_id": page}}
+    sae = load(write_saelens(tmp_path / "new", tensors(), **new))
+    assert sae.source["neuronpedia_id"] == page
+    old = load(write_saelens(tmp_path / "old", without("threshold"), **OLD, neuronpedia_id=page))
+    assert old.source["neuronpedia_id"] == page
+    sae.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").source["neuronpedia_id"] == page
+    for number, bad in enumerate((None, 3, ["a/b"], "", "no-slash", "a/b/c", "a/b?c", "<a>/b", "ä/b")):
+        source = load(write_saelens(tmp_path / str(number), tensors(), neuronpedia_id=bad)).source
+        assert "neuronpedia_id" not in source
+
+
 def test_the_older_topk_is_read(tmp_path):
     topk = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "normalize_activations": None}
     sae = load(write_saelens(tmp_path, without("threshold"), **(OLD | topk)))

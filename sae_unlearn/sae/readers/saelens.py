@@ -82,7 +82,8 @@ def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: 
         W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
         if threshold is not None:  # it is in units of pre * |W_dec[j]|, and the input scale has just divided W_dec
             threshold = threshold / config.input_scale
-    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, config.architecture, threshold, config.k, config.layer)
+    settings = (config.architecture, threshold, config.k, config.layer, config.neuronpedia_id)
+    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, *settings)
 
 
 def refuse_contradiction(names: set[str], has_topk_threshold: bool, architecture: str, path: Path) -> None:

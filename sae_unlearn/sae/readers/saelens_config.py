@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..layer import layer_of_hook
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+NEURONPEDIA_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 SCALER = "activation_scaler.json"  # written beside training checkpoints, whose input scale is not folded yet
 
 ARCHITECTURES = {
@@ -40,6 +42,7 @@ class SAELensConfig:
         rescale_acts_by_decoder_norm: whether pre-activations are multiplied by the decoder rows' norms.
         finetuning_scaling_factor: whether a gain on the activations applies.
         input_scale: factor on the input, whose inverse applies to the output.
+        neuronpedia_id: of its page at neuronpedia.org, or None where the file does not say.
     """
 
     architecture: str
@@ -51,6 +54,7 @@ class SAELensConfig:
     rescale_acts_by_decoder_norm: bool
     finetuning_scaling_factor: bool
     input_scale: float
+    neuronpedia_id: str | None = None
 
 
 def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> SAELensConfig:
@@ -84,7 +88,14 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
         rescale_acts_by_decoder_norm=selects_by_norm and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
         finetuning_scaling_factor=bool(cfg.get("finetuning_scaling_factor", False)),
         input_scale=input_scale_of(cfg, scaler, where),
+        neuronpedia_id=neuronpedia_id_of(cfg),
     )
+
+
+def neuronpedia_id_of(cfg: dict[str, Any]) -> str | None:
+    """The id of the SAE's page, such as "gemma-2-2b/3-gemmascope-res-16k"; None for anything else that stands there."""
+    found = cfg.get("neuronpedia_id")
+    return found if isinstance(found, str) and NEURONPEDIA_ID.fullmatch(found) else None
 
 
 def architecture_of(cfg: dict[str, Any], where: str) -> str:
