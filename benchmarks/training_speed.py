@@ -18,6 +18,7 @@ import torch
 from timing import Results, compare, interleaved, machine
 
 from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig, SAEAlignmentTrainer
+from sae_unlearn.alignment.passes import retain_logits
 from sae_unlearn.demo.corpora import load_demo_texts
 from sae_unlearn.demo.model import load_demo_model
 from sae_unlearn.demo.sae import load_demo_sae
@@ -76,13 +77,8 @@ class Arms:
 
     @torch.no_grad()
     def reference(self) -> None:
-        rows = {
-            "input_ids": self.inputs["retain_ids"],
-            "attention_mask": self.inputs["retain_mask"],
-            "use_cache": False,
-        }
         with self.model.disable_adapter():
-            self.it._logits(self.model, rows, self.inputs["retain_at"])
+            retain_logits(self.model, self.model.get_base_model(), self.inputs)
 
 
 def table(cell: dict[str, Any]) -> str:

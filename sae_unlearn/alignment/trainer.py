@@ -12,15 +12,18 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from sae_unlearn.alignment.aligned_layer import aligned_layer
 from sae_unlearn.alignment.away import away_part
 from sae_unlearn.alignment.card import REPORTS, card_fields, write_card
 from sae_unlearn.alignment.collapse import COLLAPSED
-from sae_unlearn.alignment.config import PARTS, SAEAlignmentConfig
+from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.alignment.items import AlignmentItems, collate
 from sae_unlearn.alignment.latents import Latents
 from sae_unlearn.alignment.lora import adapter_on, no_gradient, require_gradients
+from sae_unlearn.alignment.part_sums import PartSums, count_of, counts_of
+from sae_unlearn.alignment.passes import last_states, retain_logits
 from sae_unlearn.alignment.picture import PICTURE, draw_portrait
 from sae_unlearn.alignment.plan import plan_entities
 from sae_unlearn.alignment.portrait import Portrait, judge, portrait_of
@@ -30,10 +33,6 @@ from sae_unlearn.alignment.retain_budget import RetainBudgetCallback
 from sae_unlearn.alignment.separation import Separation
 from sae_unlearn.alignment.setting import AlignmentSetting
 from sae_unlearn.alignment.toward import TOWARD
-from sae_unlearn.backbone.decoder_layers import text_config
-from sae_unlearn.backbone.logits import head_sees
-from sae_unlearn.backbone.sae_fit import check_sae
-from sae_unlearn.backbone.truncation import truncated
 from sae_unlearn.model_card import SavedReport
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.staging import staged
@@ -108,13 +107,13 @@ class SAEAlignmentTrainer(Trainer):
         if not isinstance(args, SAEAlignmentConfig):
             raise AlignmentError(f"args is a {type(args).__name__}; pass a SAEAlignmentConfig.")
         bare = model.get_base_model() if isinstance(model, PeftModel) else model
-        layer = _layer(bare, sae, args)
+        layer = aligned_layer(bare, sae, args)
         plan = plan_entities(train_dataset, known, unknown, retain_dataset, processing_class, args)
         with adapter_on(model, peft_config, layer) as model:
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()  # or reentrant checkpoints of frozen blocks pass no gradient on
             self._user_metrics = compute_metrics
-            self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+            self._sums = PartSums()
             self._gradients_seen = False
             super().__init__(
                 model=model,
@@ -224,7 +223,7 @@ class SAEAlignmentTrainer(Trainer):
         weights = self.args.weights
         mode = "train" if model.training else "eval"
         sums: dict[str, Tensor] = {}
-        h, still = self._states(model, inputs, with_still=weights["mse"] > 0)
+        h, still = last_states(model, self._bare, self.setting.layer, inputs, with_still=weights["mse"] > 0)
         z = self.setting.code(h)
         at = self.setting.standing(z, inputs["group"], inputs["pair"], inputs["contrast"], held_out=mode == "eval")
         sums["toward"], sums["away"] = self._toward(at).sum(), self._away(at).sum()
@@ -233,16 +232,14 @@ class SAEAlignmentTrainer(Trainer):
             sums["mse"] = hidden_mse(still, base, self.setting.spread).sum()
         if weights["kl"] > 0:
             sums["kl"] = self._kl(model, inputs)
-        own = self._counts(inputs)
+        own = counts_of(inputs)
         counts = own if num_items_in_batch is None else num_items_in_batch
-        loss = sum(weights[part] * value / counts[part_index(part)].clamp(min=1) for part, value in sums.items())
+        loss = sum(weights[part] * value / count_of(part, counts).clamp(min=1) for part, value in sums.items())
         if mode == "train" and not loss.requires_grad:
             raise no_gradient()
         if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
             loss = loss * self.accelerator.num_processes
-        for part, value in sums.items():
-            held = self._sums[mode].setdefault(part, torch.zeros(2, device=value.device, dtype=torch.float32))
-            held += torch.stack([value.detach().float(), own[part_index(part)]])
+        self._sums.add(mode, sums, own)
         return (loss, {"loss": loss, "h": h.float()}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -256,18 +253,13 @@ class SAEAlignmentTrainer(Trainer):
         evaluated = next((key for key in logs if key.endswith("_loss")), None)
         mode = "train" if "loss" in logs or evaluated is None else "eval"
         prefix = "" if mode == "train" or evaluated is None else evaluated.removesuffix("loss")
-        sums = self._sums[mode]
-        for part in PARTS:
-            if part in sums:
-                total, count = self.accelerator.reduce(sums[part], "sum").tolist()
-                logs[prefix + part] = total / max(count, 1)
-        if mode == "eval" and sums:
-            weights = self.args.weights
-            logs[prefix + "loss"] = sum(weights[part] * logs[prefix + part] for part in sums)
+        means = self._sums.take_means(mode, lambda sums: self.accelerator.reduce(sums, "sum"))
+        logs.update({prefix + part: mean for part, mean in means.items()})
+        if mode == "eval" and means:
+            logs[prefix + "loss"] = sum(self.args.weights[part] * mean for part, mean in means.items())
             if self.args.retain_budget is not None:
                 over = logs.get(prefix + "kl", 0.0) > self.args.retain_budget
                 logs[prefix + "budget_loss"] = math.inf if over else logs[prefix + "loss"]
-        sums.clear()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -292,45 +284,15 @@ class SAEAlignmentTrainer(Trainer):
     def _items(self, entities: EntitySet) -> AlignmentItems:
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)
 
-    def _states(self, model: nn.Module, inputs: dict[str, Any], with_still: bool) -> tuple[Tensor, Tensor | None]:
-        """Residual stream at the last tokens of targets and of entities that are to stay: `[rows, d_in]` each."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if with_still:
-            width = max(ids.shape[1], inputs["still_ids"].shape[1])
-            both = zip((ids, mask), (inputs["still_ids"], inputs["still_mask"]), strict=True)
-            ids, mask = (
-                torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in pair]) for pair in both
-            )
-        with truncated(self._bare, self.setting.layer):
-            residual = model(input_ids=ids, attention_mask=mask, use_cache=False)
-        last = residual[torch.arange(len(ids), device=residual.device), mask.sum(dim=1).to(residual.device) - 1]
-        if not with_still:
-            return last, None
-        h, still = last.split([len(inputs["input_ids"]), len(inputs["still_ids"])])
-        return h, still
-
     def _kl(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        rows = {"input_ids": inputs["retain_ids"], "attention_mask": inputs["retain_mask"], "use_cache": False}
         with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
-            base = self._logits(model, rows, inputs["retain_at"])
-        return kl_to_base(base, self._logits(model, rows, inputs["retain_at"]))
-
-    def _logits(self, model: nn.Module, rows: dict[str, Any], wanted: Tensor) -> Tensor:
-        """`[tokens, vocabulary]` at the places `wanted [rows, seq]`."""
-        with head_sees(self._bare, wanted) as picked:
-            logits = model(**rows).logits
-        return logits[0] if picked else logits[wanted]
-
-    def _counts(self, inputs: dict[str, Any]) -> Tensor:
-        """What each of `PARTS` is a mean over: `[4]`."""
-        rows = len(inputs["input_ids"])
-        tokens = inputs["retain_at"].sum()
-        return torch.stack([tokens.new_tensor(rows)] * 3 + [tokens]).float()
+            base = retain_logits(model, self._bare, inputs)
+        return kl_to_base(base, retain_logits(model, self._bare, inputs))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         if not batch_samples:
             return None
-        counts = torch.stack([self._counts(batch) for batch in batch_samples]).sum(dim=0).to(device)
+        counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(dim=0).to(device)
         return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -344,19 +306,3 @@ class SAEAlignmentTrainer(Trainer):
                 found["variance_ratio"],
             )
         return found | (self._user_metrics(prediction) if self._user_metrics else {})
-
-
-def part_index(part: str) -> int:
-    """Place of a part of the loss in the counts."""
-    return PARTS.index(part)
-
-
-def _layer(model: nn.Module, sae: SparseAutoencoder | None, args: SAEAlignmentConfig) -> int:
-    if sae is not None:
-        return check_sae(sae, model, args.layer)
-    depth = text_config(model).num_hidden_layers
-    if args.layer is None:
-        raise AlignmentError("Without an SAE it has to be said which layer is aligned; set layer= in the config.")
-    if args.layer >= depth:
-        raise AlignmentError(f"layer={args.layer}, but {type(model).__name__} has layers 0 to {depth - 1}.")
-    return args.layer
