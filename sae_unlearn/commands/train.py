@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "min_separation": 0.8,
     "seed": 42,
 }
+MIN_KNOWN = 2  # as `label_entities` has it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--known", help="file of entities of the same types that the model knows and is to keep")
     add("--unknown", help="file of entities of the same types that it does not know")
     add("--candidates", help="file of entities to ask the model about, instead of --known and --unknown")
-    add("--min-known", type=int, default=1, help="attributes that a known candidate has right (default 1)")
+    add("--min-known", type=int, help=f"attributes that a known candidate has right (default {MIN_KNOWN})")
     add("--entity-type", help="type of entities whose file does not say it")
     add("--retain", help="ordinary text to keep predictions on: .txt, .json, .jsonl, .csv, or a dataset")
     add("--output", required=True, help="folder for the LoRA, its card and its picture")
@@ -86,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
             model,
             tokenizer,
             sets["candidates"].without(sets["targets"]),
-            min_known=args.min_known,
+            min_known=MIN_KNOWN if args.min_known is None else args.min_known,
             chat_template=bool(args.chat_template),
             cache=output / "answers.jsonl",
             progress=args.progress,
         )
-        print(labelled.summary())
+        print(_labels(labelled.summary()))
         sets = {"known": labelled.known, "unknown": labelled.unknown} | sets
     trainer = _trainer(args, output, sets, retain, sae, model, tokenizer)
     trainer.remove_callback(PrinterCallback)  # which prints raw logs where there is no progress bar
@@ -143,6 +144,21 @@ def _trainer(
         unknown=sets["unknown"].without(sets["targets"]),
         retain_dataset=retain,
     )
+
+
+def _labels(summary: dict[str, Any]) -> str:
+    """How many candidates the model knows, and how often its answers about them match."""
+    from sae_unlearn.console import printable, table
+
+    labels = ("known", "unknown", "dropped")
+    rows = [["candidates", *labels]]
+    for entity_type, found in summary.items():
+        rows.append([printable(entity_type), *(str(found[label]) for label in labels)])
+        for attribute, asked in found["attributes"].items():
+            rates = [asked["match_rate"].get(label) for label in labels]
+            shown = ["" if rate is None else f"{rate:.0%}" for rate in rates]
+            rows.append([f"  {printable(attribute)}: answers that match", *shown])
+    return table(rows)
 
 
 def _report(before: dict[str, float], after: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """`sae-unlearn train` on a tiny model."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from peft import PeftModel
 from tiny_topic import save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
-from sae_unlearn.alignment import SAEAlignmentConfig
+from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig, label_entities
+from sae_unlearn.alignment.answer_log import Asked
+from sae_unlearn.alignment.labelled import LabelledEntities
 from sae_unlearn.cli import main
 from sae_unlearn.commands import train as train_command
 
@@ -80,7 +83,34 @@ def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
     assert "--candidates" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("more", "min_known"), [([], 2), (["--min-known=1"], 1)])
+def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
+    parts, tmp_path, capsys, monkeypatch, more, min_known
+):
+    known, unknown = (EntitySet.read(parts / f"{name}.json") for name in ("known", "unknown"))
+    EntitySet([*known, *unknown]).save(tmp_path / "candidates.json")
+    seen = {}
+
+    def label(model, tokenizer, candidates, **options):
+        seen.update(options)
+        answers = [
+            Asked(entity.entity, "city", "country", "?", ("w3",), ("w3", "w4"), int(entity.entity in known.names))
+            for entity in candidates
+        ]
+        return LabelledEntities(candidates.without(unknown), unknown, candidates[:0], tuple(answers), {})
+
+    monkeypatch.setattr("sae_unlearn.alignment.label_entities", label)
+    given = [a for a in arguments(parts, tmp_path) if not a.startswith(("--known", "--unknown"))]
+    assert main([*given, f"--candidates={tmp_path / 'candidates.json'}", "--min-separation=0", *more]) == 0
+    assert seen["min_known"] == min_known
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["candidates", "known", "unknown", "dropped"] in lines
+    assert ["city", "32", "24", "0"] in lines
+    assert ["country:", "answers", "that", "match", "50%", "0%"] in lines
+
+
 def test_defaults_that_are_shown_are_those_of_the_settings():
     fields = SAEAlignmentConfig.__dataclass_fields__
     for name, value in train_command.DEFAULTS.items():
         assert fields[name].default == value, name
+    assert inspect.signature(label_entities).parameters["min_known"].default == train_command.MIN_KNOWN
