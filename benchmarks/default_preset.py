@@ -85,7 +85,7 @@ def tune(texts, folder, model, tokenizer, sae) -> list[dict[str, Any]]:
         kept["fit"] = [b for i, b in enumerate(kept["fit"]) if FORGET_CYCLE[i % 4] == "select"]
         kept["other_features"] = [b for i, b in enumerate(kept["other_fit"]) if RETAIN_CYCLE[i % 4] == "select"]
         kept["other_threshold"] = [b for i, b in enumerate(kept["other_fit"]) if RETAIN_CYCLE[i % 4] == "threshold"]
-        sums = {part: _sums(sae, kept[part], special) for part in ("fit", "other_features")}
+        sums = {part: feature_sums(sae, kept[part], special) for part in ("fit", "other_features")}
         for change in CHANGES:
             setting = BASE | change
             row = {"topic": name} | setting | _one(model, sae, setting, kept, base, sums, special)
@@ -94,16 +94,18 @@ def tune(texts, folder, model, tokenizer, sae) -> list[dict[str, Any]]:
     return found
 
 
-def _sums(sae, batches: list[Kept], special: list[int]) -> FeatureSums:
+def feature_sums(sae, batches: list[Kept], special: list[int]) -> FeatureSums:
+    """The SAE's activations at content tokens, but for those of more than twice the median norm."""
     sums = FeatureSums(sae)
-    norms = torch.cat([b.residual[_content(b, special)].norm(dim=-1) for b in batches])
+    norms = torch.cat([b.residual[content_of(b, special)].norm(dim=-1) for b in batches])
     for b in batches:
-        tokens = b.residual[_content(b, special)]
+        tokens = b.residual[content_of(b, special)]
         sums.add(tokens[tokens.norm(dim=-1) <= 2 * norms.median()])
     return sums
 
 
-def _content(batch: Kept, special: list[int]) -> torch.Tensor:
+def content_of(batch: Kept, special: list[int]) -> torch.Tensor:
+    """`[rows, seq]` bool: neither padding nor special."""
     return batch.kept & ~torch.isin(batch.input_ids, torch.tensor(special))
 
 
@@ -119,10 +121,10 @@ def _one(model, sae, setting, kept, base, sums, special) -> dict[str, Any]:
     config = SAEGuardrailConfig(layer=sae.layer, feature_ids=ids, min_tokens=8)
 
     def hot(batch: Kept) -> torch.Tensor:
-        return (part.encode(batch.residual) > 0).any(dim=-1) & _content(batch, special)
+        return (part.encode(batch.residual) > 0).any(dim=-1) & content_of(batch, special)
 
     def statistics(batches: list[Kept]) -> torch.Tensor:
-        return torch.cat([row_statistic(hot(b), _content(b, special), config) for b in batches])
+        return torch.cat([row_statistic(hot(b), content_of(b, special), config) for b in batches])
 
     def edit(batch: Kept) -> torch.Tensor:
         a = part.encode(batch.residual)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from default_preset import _content, _sums
+from default_preset import content_of, feature_sums
 from paragraphs import FRESH_TOPICS, REPORT_TOPICS, VALIDATION_TOPICS, load_paragraph_topic
 from tail import Kept, keep_residuals, tail_losses
 from topics import data_folder
@@ -60,21 +60,21 @@ def measure(model, tokenizer, sae, topic) -> dict[str, Any]:
     kept = {
         part: [keep_residuals(model, tokenizer, [text], sae.layer)[0] for text in some] for part, some in texts.items()
     }
-    forget = _sums(sae, [b for i, b in enumerate(kept["fit"]) if i % 4 in (0, 3)], special)
-    other = _sums(sae, [b for i, b in enumerate(kept["other_fit"]) if i % 4 in (0, 2)], special)
+    forget = feature_sums(sae, [b for i, b in enumerate(kept["fit"]) if i % 4 in (0, 3)], special)
+    other = feature_sums(sae, [b for i, b in enumerate(kept["other_fit"]) if i % 4 in (0, 2)], special)
     ids = select_features(forget, other, 20, 99.0, "mean_squared")
     part, mean_active = sae.slice(ids), forget.mean_active()[ids].float()
     config = SAEGuardrailConfig(layer=sae.layer, feature_ids=ids, min_tokens=8)
 
     def statistic(batch: Kept) -> float:
-        content = _content(batch, special)
+        content = content_of(batch, special)
         return float(row_statistic((part.encode(batch.residual) > 0).any(dim=-1) & content, content, config))
 
     found: dict[str, Any] = {"topic": topic.name}
     found["statistic"] = {name: [round(statistic(b), 4) for b in some] for name, some in kept.items()}
     moments, norms = EditMoments(part.W_dec, "fired"), []
     for batch in kept["fit"][2::4]:
-        tokens = batch.residual[_content(batch, special)]
+        tokens = batch.residual[content_of(batch, special)]
         norms.append(tokens.norm(dim=-1))
         active = part.encode(tokens)
         moments.add(active[(active > 0).any(dim=-1)])
@@ -88,7 +88,7 @@ def measure(model, tokenizer, sae, topic) -> dict[str, Any]:
 
             def edit(batch: Kept, clamp: Tensor = clamp) -> Tensor:
                 a = part.encode(batch.residual)
-                where = (a > 0) & _content(batch, special)[..., None]
+                where = (a > 0) & content_of(batch, special)[..., None]
                 return batch.residual + torch.where(where, clamp - a, torch.zeros_like(a)) @ part.W_dec
 
             change = _losses(model, sae, some, edit, special) - base
