@@ -47,6 +47,9 @@ class Batch(NamedTuple):
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TextRow], max_length: int = 256) -> Batch:
     """Rows as `prompt answer`, special tokens included, cut at `max_length` tokens.
 
+    A special token in the text itself, as WikiText's `<unk>` is one to some tokenizers, is scored like others;
+    `row_losses` leaves such tokens out, so the two may differ on the same text (see `content_rows`).
+
     Raises:
         ValueError: nothing is left to score in a row.
     """
