@@ -1,6 +1,7 @@
 """The command line, `sae-unlearn`. Each command is a module of `sae_unlearn.commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,6 +20,8 @@ COMMANDS = {
     "show": show,
     "check": check,
 }
+
+SHARED = ("fit", "train", "evaluate")  # what several processes of a launch do together
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -77,15 +80,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _quieten(args.progress)
     try:
-        return COMMANDS[args.command].run(args)
+        return _run(args)
     except KeyboardInterrupt:
         print("sae-unlearn: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if args.debug:
             raise
-        print(f"sae-unlearn {args.command}: {_one_line(error)}", file=sys.stderr)
+        who = f" (process {os.environ.get('RANK', '?')})" if _is_launched() else ""
+        print(f"sae-unlearn {args.command}{who}: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not _is_launched():
+        return COMMANDS[args.command].run(args)
+    if args.command not in SHARED:
+        raise ValueError(f"{args.command} runs in one process; start it without accelerate launch or torchrun.")
+    from sae_unlearn.backbone.processes import leaving_launch
+
+    with leaving_launch():
+        return COMMANDS[args.command].run(args)
+
+
+def _is_launched() -> bool:
+    """Whether this is one of several processes; told without importing torch."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _one_line(error: Exception) -> str:

@@ -17,6 +17,8 @@ EXAMPLES = """examples:
   sae-unlearn evaluate --model demo --adapter sae-unlearn-demo/forget-biology --compare \\
       --forget questions.json --retain traffic.txt --output report
 
+several processes: accelerate launch --num_processes 4 -m sae_unlearn evaluate ...
+
 data: a name such as tofu:forget10, tofu-choices:forget10, muse:forget_qa, muse-passages:forget, muse-texts:forget,
 wmdp:bio, mmlu:anatomy, rwku:forget_level2, relation:country_capital_city, each with @FOLDER_OR_HUB_ID behind it to say
 where from (relation needs it); or a file: facts (.json, .jsonl: prompt, answers), choices (question, choices, answer),
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.backbone.processes import process_index
     from sae_unlearn.canvas import NO_MATPLOTLIB
     from sae_unlearn.commands.loading import load_model, output_folder
     from sae_unlearn.evaluation import Report, compare, evaluate
@@ -69,9 +72,12 @@ def run(args: argparse.Namespace) -> int:
     before = None
     if args.compare:
         before = evaluate(model, tokenizer, reference=reference, **options)
-        before.save(output / "before")
+        if process_index() == 0:
+            before.save(output / "before")
     adapted = with_adapter(model, args.adapter, args.adapter_revision) if args.adapter else model
     report = evaluate(adapted, tokenizer, reference=reference, **options)
+    if process_index() > 0:  # all processes of a launch end with the same report
+        return 0
     written = report.save(output)
     shown = report.to_markdown()
     if before is not None:

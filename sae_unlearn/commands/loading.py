@@ -34,8 +34,8 @@ def load_model(
 
     from sae_unlearn.backbone.processes import join_launch
 
-    join_launch()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    join_launch(cpu=device == "cpu")
     if name == DEMO:
         from sae_unlearn.demo import load_demo_model
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sae_unlearn.alignment import EntitySet, SAEAlignmentTrainer
+    from sae_unlearn.alignment.portrait import Portrait
 
 HELP = "train a LoRA that makes entities look unknown to a model"
 EXAMPLES = """examples:
@@ -20,6 +21,8 @@ EXAMPLES = """examples:
 
 entities: .json, .jsonl or .csv, with entity, entity_type, and their attributes. With --candidates the model itself is
 asked which of them it knows (needs attributes); with --known and --unknown you say it.
+
+several processes: accelerate launch --num_processes 4 -m sae_unlearn train ...
 """
 
 # What `SAEAlignmentConfig` has by default too; its tests hold the two together.
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.trainer_callback import PrinterCallback
 
     from sae_unlearn.alignment import EntitySet
+    from sae_unlearn.backbone.processes import process_index
     from sae_unlearn.commands.loading import load_model, load_sae, output_folder
     from sae_unlearn.commands.texts import read_texts
 
@@ -92,16 +96,22 @@ def run(args: argparse.Namespace) -> int:
             cache=output / "answers.jsonl",
             progress=args.progress,
         )
-        print(_labels(labelled.summary()))
+        if process_index() == 0:
+            print(_labels(labelled.summary()))
         sets = {"known": labelled.known, "unknown": labelled.unknown} | sets
     trainer = _trainer(args, output, sets, retain, sae, model, tokenizer)
     trainer.remove_callback(PrinterCallback)  # which prints raw logs where there is no progress bar
-    print(f"Separation on held-out entities (AUC): {trainer.separation.both:.3f}")
+    first = trainer.is_world_process_zero()
+    if first:
+        print(f"Separation on held-out entities (AUC): {trainer.separation.both:.3f}")
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume or None)
     after = trainer.evaluate()
-    picture = _picture(trainer, output)
+    portrait = trainer.portrait()  # by all processes: under FSDP a forward pass of one alone would wait for the others
+    picture = _picture(portrait, output) if first else ""
     trainer.save_model(str(output))
+    if not first:
+        return 0
     print("\n" + _report(before, after))
     print(f"\nWritten to {output}: a PEFT LoRA and its card (README.md); {picture}")
     return 0
@@ -176,12 +186,12 @@ def _report(before: dict[str, float], after: dict[str, float]) -> str:
     return table(rows)
 
 
-def _picture(trainer: "SAEAlignmentTrainer", output: "Path") -> str:
+def _picture(portrait: "Portrait", output: "Path") -> str:
     """Draws the picture, which the card shows if it is there when the card is written."""
     from sae_unlearn.alignment.picture import PICTURE, draw_portrait
 
     try:
-        draw_portrait(trainer.portrait(), output / PICTURE)
+        draw_portrait(portrait, output / PICTURE)
     except ImportError as error:
         return f"no picture: {error}"
     return str(output / PICTURE)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.processes import filled, is_mine
 
 
 class AnswerLikelihoods(NamedTuple):
@@ -38,6 +39,7 @@ def answer_likelihoods(
     batch_size: int = 8,
     max_length: int = 2048,
     progress: str | None = None,
+    shared: bool = False,
 ) -> AnswerLikelihoods:
     """How likely each answer is after its prompt, with a blank between the two.
 
@@ -53,6 +55,8 @@ def answer_likelihoods(
         batch_size: rows per forward pass; the result does not depend on it, up to rounding.
         max_length: longer rows lose their first tokens.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
 
     Raises:
         ValueError: an answer that adds no token to its prompt, or has more than `max_length`.
@@ -73,7 +77,7 @@ def answer_likelihoods(
             )
         rows.append(row[-max_length:])
         tokens.append(len(row) - common)
-    log_probs, _ = continuation_likelihoods(model, rows, tokens, batch_size, progress)
+    log_probs, _ = continuation_likelihoods(model, rows, tokens, batch_size, progress, shared)
     return AnswerLikelihoods(log_probs, torch.tensor(tokens))
 
 
@@ -84,31 +88,40 @@ def continuation_likelihoods(
     tokens: Sequence[int],
     batch_size: int = 8,
     progress: str | None = None,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """How likely the last `tokens[i]` ids of each row are after those before them.
 
     Rows are given to the model whole, their last token included, with a mask at the padding: a guardrail then judges
     what it would judge of that text alone.
 
+    Args:
+        shared: as for `answer_likelihoods`.
+
     Returns:
         The log-probabilities, `[n]` float64, and whether each of the ids is the likeliest at its place, `[n]` bool.
     """
     found = torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.zeros(len(rows), dtype=torch.bool)
+    mine: list[int] = []
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     with tqdm(total=len(rows), desc=progress, unit="answer", disable=progress is None) as bar:
-        for start in range(0, len(order), batch_size):
+        for number, start in enumerate(range(0, len(order), batch_size)):
             index = order[start : start + batch_size]
-            ids, kept = right_padded([rows[i] for i in index])
-            wanted = torch.zeros_like(kept)
-            for place, i in enumerate(index):
-                wanted[place, len(rows[i]) - tokens[i] - 1 : len(rows[i]) - 1] = True
-            logits = wanted_logits(model, ids, kept, wanted)
-            targets = ids[:, 1:][wanted[:, :-1]].to(logits.device)
-            each = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
-            likeliest = logits.argmax(dim=-1) == targets
-            sizes = [tokens[i] for i in index]
-            for i, row, hits in zip(index, each.double().cpu().split(sizes), likeliest.cpu().split(sizes), strict=True):
-                found[i], greedy[i] = row.sum(), hits.all()
+            if is_mine(number) or not shared:
+                ids, kept = right_padded([rows[i] for i in index])
+                wanted = torch.zeros_like(kept)
+                for place, i in enumerate(index):
+                    wanted[place, len(rows[i]) - tokens[i] - 1 : len(rows[i]) - 1] = True
+                logits = wanted_logits(model, ids, kept, wanted)
+                targets = ids[:, 1:][wanted[:, :-1]].to(logits.device)
+                each = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
+                likeliest = logits.argmax(dim=-1) == targets
+                sizes = [tokens[i] for i in index]
+                for i, row, hits in zip(
+                    index, each.double().cpu().split(sizes), likeliest.cpu().split(sizes), strict=True
+                ):
+                    found[i], greedy[i] = row.sum(), hits.all()
+                mine += index
             bar.update(len(index))
-    return found, greedy
+    return (filled(found, mine), filled(greedy, mine)) if shared else (found, greedy)

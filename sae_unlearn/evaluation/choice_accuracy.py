@@ -20,6 +20,7 @@ def option_likelihoods(
     batch_size: int = 8,
     chat_template: bool = False,
     progress: str | None = None,
+    shared: bool = False,
 ) -> list[AnswerLikelihoods]:
     """How likely each option is as the answer to its question, which is asked without options; one for each choice.
 
@@ -31,10 +32,12 @@ def option_likelihoods(
         batch_size: options per forward pass; the result does not depend on it, up to rounding.
         chat_template: put questions into the tokenizer's chat template.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
     """
     prompts = [question_prompt(tokenizer, c.question, chat_template) for c in choices for _ in c.options]
     options = [option for c in choices for option in c.options]
-    found = answer_likelihoods(model, tokenizer, prompts, options, batch_size, progress=progress)
+    found = answer_likelihoods(model, tokenizer, prompts, options, batch_size, progress=progress, shared=shared)
     sizes = [len(c.options) for c in choices]
     parts = zip(found.log_probs.split(sizes), found.tokens.split(sizes), strict=True)
     return [AnswerLikelihoods(*part) for part in parts]
@@ -67,6 +70,7 @@ def right_by_letter(
     batch_size: int = 8,
     chat_template: bool = False,
     progress: str | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """In which orders of the options the right one's letter is the likeliest, `[n, orders]` float64, of 0 and 1.
 
@@ -79,6 +83,8 @@ def right_by_letter(
         batch_size: prompts per forward pass; the result does not depend on it, up to rounding.
         chat_template: put questions into the tokenizer's chat template.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
 
     Raises:
         ValueError: fewer than one order, or no questions.
@@ -99,7 +105,7 @@ def right_by_letter(
         scores = torch.empty(len(prompts), size, dtype=torch.float64)
         letters = list(ascii_uppercase[:size])
         sorted_prompts = [prompts[i] for i in order]
-        scores[order] = candidate_log_probs(model, tokenizer, sorted_prompts, letters, batch_size, progress)
+        scores[order] = candidate_log_probs(model, tokenizer, sorted_prompts, letters, batch_size, progress, shared)
         hits = torch.tensor([_alone_highest(s, c.right) for s, c in zip(scores, asked, strict=True)]).double()
         repeated = [by % size for by in range(orders)]
         found[index] = hits.view(len(index), turns)[:, repeated]

@@ -46,7 +46,13 @@ def choice_figures(
     rows = fingerprint([[astuple(choice) for choice in choices], settings.chat_template])
     figure = partial(figure_of_rows, side, data, subjects=[choice.subject for choice in choices], rows=rows)
     likelihoods = option_likelihoods(
-        model, tokenizer, choices, settings.batch_size, settings.chat_template, settings.bar(side, data, "options")
+        model,
+        tokenizer,
+        choices,
+        settings.batch_size,
+        settings.chat_template,
+        settings.bar(side, data, "options"),
+        shared=True,
     )
     figures = [
         figure("likelihood_accuracy", "share", right_by_likelihood(choices, likelihoods)),
@@ -61,6 +67,7 @@ def choice_figures(
             settings.batch_size,
             settings.chat_template,
             settings.bar(side, data, "letters"),
+            shared=True,
         )
         in_orders = fingerprint([rows, hits.shape[1]])
         figures.append(figure("letter_accuracy", "share", hits.mean(dim=1), rows=in_orders))
@@ -78,7 +85,7 @@ def choice_figures(
             for choice in choices
         ]
         bar = settings.bar(side, data, "gate")
-        fired = row_firings(model, tokenizer, prompts, settings.batch_size, _UNCUT, bar)
+        fired = row_firings(model, tokenizer, prompts, settings.batch_size, _UNCUT, bar, shared=True)
         figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
     return figures
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.processes import gathered, process_index
 from sae_unlearn.backbone.residuals import evaluation_mode
 from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.choice_figures import choice_figures
 from sae_unlearn.evaluation.fact_figures import fact_figures
-from sae_unlearn.evaluation.figure import Figure
+from sae_unlearn.evaluation.figure import Figure, fingerprint
 from sae_unlearn.evaluation.recall import Fact
 from sae_unlearn.evaluation.report import Report
 from sae_unlearn.evaluation.settings import Settings
@@ -49,6 +50,9 @@ def evaluate(
     by TOFU's truth ratio. Texts give perplexity, and KL to the base where there is one. Where guardrails are attached,
     their fire rates are told on all of them. Every figure comes with its n and 95 % interval.
 
+    Under `accelerate launch` or `torchrun` the batches are shared out among the processes, each of which has to call
+    with the same rows and ends with the same report.
+
     Example:
 
     ```python
@@ -74,12 +78,16 @@ def evaluate(
         progress: show progress bars.
 
     Raises:
-        ValueError: nothing to measure, an empty set, or rows that are none of the three kinds.
+        ValueError: nothing to measure, an empty set, rows that are none of the three kinds, or processes of a launch
+            that were given different rows.
     """
-    settings = Settings(batch_size, max_length, max_new_tokens, orders, chat_template, progress)
+    settings = Settings(
+        batch_size, max_length, max_new_tokens, orders, chat_template, progress and process_index() == 0
+    )
     sides = {"forget": _sets(forget, "forget", text_column), "retain": _sets(retain, "retain", text_column)}
     if not any(sides.values()):
         raise ValueError("Nothing to measure; pass facts, choices or texts as forget= or retain=.")
+    _check_alike(sides)
     figures: list[Figure] = []
     notes: list[str] = []
     with evaluation_mode(model), nullcontext() if base is None else evaluation_mode(base):
@@ -109,6 +117,12 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
             found |= {str(name) if len(kinds) == 1 else f"{name} {kind}": part for kind, part in kinds.items()}
         return found
     return _by_kind(given, side, text_column)
+
+
+def _check_alike(sides: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    named = [[side, data, repr(row)] for side, sets in sides.items() for data, rows in sets.items() for row in rows]
+    if len({*gathered(fingerprint(named))}) > 1:
+        raise ValueError("The processes were given different rows; give all of them the same, in the same order.")
 
 
 def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.processes import is_mine
 from sae_unlearn.evaluation.answers import verdict
 from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.fire_rates import fired_rows
@@ -48,8 +49,11 @@ def fact_figures(
         asked = [replace(fact, prompt=turn_prompt(tokenizer, fact.prompt)) for fact in facts]
     tokens = settings.max_new_tokens or tokens_needed(tokenizer, facts)
     with record_firings(model) if guard_layers(model) else nullcontext() as firings:
-        found = recall(model, tokenizer, asked, tokens, settings.batch_size, settings.bar(side, data, "recall"))
-        fired = fired_rows(firings, len(facts)) if firings is not None else {}
+        found = recall(
+            model, tokenizer, asked, tokens, settings.batch_size, settings.bar(side, data, "recall"), shared=True
+        )
+        mine = [i for i in range(len(facts)) if is_mine(i // settings.batch_size)]
+        fired = fired_rows(firings, mine, shared=True) if firings is not None else {}
     rows = fingerprint([[astuple(fact) for fact in facts], tokens, settings.chat_template])
     return recall_figures(found, fired, side, data, rows, notes)
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
+from sae_unlearn.backbone.processes import filled, is_mine
 from sae_unlearn.evaluation.predicted_tokens import predicted_tokens
 
 
@@ -26,6 +27,7 @@ def row_divergences(
     batch_size: int = 4,
     max_length: int = 256,
     progress: str | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """Mean divergence of the tuned model from its base per predicted token of each text, `[n]` float64, in nats.
 
@@ -37,6 +39,8 @@ def row_divergences(
         batch_size: texts per forward pass; the result does not depend on it, up to rounding.
         max_length: tokens of a text at most; what is longer is cut.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
 
     Raises:
         ValueError: no `base`, and `model` is no PeftModel; or a text has no token to predict.
@@ -46,19 +50,22 @@ def row_divergences(
             f"{type(model).__name__} has no adapters that could be disabled; pass the base model as base=."
         )
     found = torch.zeros(len(texts), dtype=torch.float64)
+    mine: list[int] = []
     with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
-        for batch in predicted_tokens(tokenizer, texts, batch_size, max_length):
-            tokens = (batch.input_ids, batch.kept, batch.wanted)
-            with cast(Any, model).disable_adapter() if base is None else nullcontext():
-                before = wanted_logits(model if base is None else base, *tokens)
-            after = wanted_logits(model, *tokens)
-            each = torch.cat(
-                [_divergence(b, a) for b, a in zip(before.split(_CHUNK), after.split(_CHUNK), strict=True)]
-            )
-            for i, row in zip(batch.index, each.double().cpu().split(batch.counts), strict=True):
-                found[i] = row.mean()
+        for number, batch in enumerate(predicted_tokens(tokenizer, texts, batch_size, max_length)):
+            if is_mine(number) or not shared:
+                tokens = (batch.input_ids, batch.kept, batch.wanted)
+                with cast(Any, model).disable_adapter() if base is None else nullcontext():
+                    before = wanted_logits(model if base is None else base, *tokens)
+                after = wanted_logits(model, *tokens)
+                each = torch.cat(
+                    [_divergence(b, a) for b, a in zip(before.split(_CHUNK), after.split(_CHUNK), strict=True)]
+                )
+                for i, row in zip(batch.index, each.double().cpu().split(batch.counts), strict=True):
+                    found[i] = row.mean()
+                mine += batch.index
             bar.update(len(batch.index))
-    return found
+    return filled(found, mine) if shared else found
 
 
 def _divergence(base: Tensor, tuned: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
+from sae_unlearn.backbone.processes import filled, is_mine
 from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, predicted_tokens
 
 
@@ -19,6 +20,7 @@ def row_losses(
     batch_size: int = 4,
     max_length: int = 512,
     progress: str | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """Mean cross-entropy per token of each text, `[n]` float64, in nats.
 
@@ -30,16 +32,21 @@ def row_losses(
         batch_size: texts per forward pass; the result does not depend on it, up to rounding.
         max_length: tokens of a text at most; what is longer is cut.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
 
     Raises:
         ValueError: a text has no token to predict.
     """
     losses = torch.zeros(len(texts), dtype=torch.float64)
+    mine: list[int] = []
     with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
-        for batch in predicted_tokens(tokenizer, texts, batch_size, max_length):
-            losses[batch.index] = batch_losses(model, batch)
+        for number, batch in enumerate(predicted_tokens(tokenizer, texts, batch_size, max_length)):
+            if is_mine(number) or not shared:
+                losses[batch.index] = batch_losses(model, batch)
+                mine += batch.index
             bar.update(len(batch.index))
-    return losses
+    return filled(losses, mine) if shared else losses
 
 
 @torch.no_grad()

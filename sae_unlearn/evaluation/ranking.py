@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.processes import filled, is_mine
 from sae_unlearn.evaluation.estimate import Estimate
 
 
@@ -60,6 +61,7 @@ def candidate_log_probs(
     candidates: Sequence[str],
     batch_size: int = 32,
     progress: str | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """Log-probability of each candidate after each prompt, `[prompts, candidates]` float64.
 
@@ -69,6 +71,8 @@ def candidate_log_probs(
     Args:
         prompts: texts that end where the answer's leading blank begins.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
 
     Raises:
         ValueError: a prompt that ends with a blank, candidates twice, or a candidate that begins with another one.
@@ -88,13 +92,16 @@ def candidate_log_probs(
                 if len(beginning) > len(prefix) and beginning[: len(prefix)] == prefix
             ]
             columns, tokens = (list(part) for part in zip(*following, strict=True))
-            for start in range(0, len(rows), batch_size):
-                ids, kept = right_padded([row + list(prefix) for row in rows[start : start + batch_size]])
-                last = kept & (kept.long().cumsum(dim=1) == kept.sum(dim=1, keepdim=True))
-                logits = wanted_logits(model, ids, kept, last).log_softmax(dim=-1)[:, tokens]
-                found[start : start + batch_size, columns] += logits.double().cpu()
-                bar.update(len(ids))
-    return found
+            for number, start in enumerate(range(0, len(rows), batch_size)):
+                if is_mine(number) or not shared:
+                    ids, kept = right_padded([row + list(prefix) for row in rows[start : start + batch_size]])
+                    last = kept & (kept.long().cumsum(dim=1) == kept.sum(dim=1, keepdim=True))
+                    logits = wanted_logits(model, ids, kept, last).log_softmax(dim=-1)[:, tokens]
+                    found[start : start + batch_size, columns] += logits.double().cpu()
+                bar.update(len(rows[start : start + batch_size]))
+    if not shared:
+        return found
+    return filled(found, [i for i in range(len(rows)) if is_mine(i // batch_size)])
 
 
 def _continuations(tokenizer: PreTrainedTokenizerBase, prompt: str, candidates: Sequence[str]) -> list[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.decoder_layers import input_embeddings
+from sae_unlearn.backbone.processes import gathered, is_mine
 
 
 _LEADING = " \t\n\"'“‘*(["
@@ -54,24 +55,27 @@ def recall(
     max_new_tokens: int = 8,
     batch_size: int = 16,
     progress: str | None = None,
+    shared: bool = False,
 ) -> list[Recall]:
     """Complete each fact's prompt greedily, and see whether the completion begins with an answer.
 
     Args:
         model: any causal language model, with or without adapters.
         progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
     """
-    found: list[Recall] = []
+    said: dict[int, list[str]] = {}  # completions by the batch's number
     with tqdm(total=len(facts), desc=progress, unit="fact", disable=progress is None) as bar:
-        for start in range(0, len(facts), batch_size):
-            chosen = facts[start : start + batch_size]
-            completions = complete(model, tokenizer, [fact.prompt for fact in chosen], max_new_tokens)
-            found += [
-                Recall(fact, text, begins_with(text, fact.answers))
-                for fact, text in zip(chosen, completions, strict=True)
-            ]
-            bar.update(len(chosen))
-    return found
+        for number, start in enumerate(range(0, len(facts), batch_size)):
+            prompts = [fact.prompt for fact in facts[start : start + batch_size]]
+            if is_mine(number) or not shared:
+                said[number] = complete(model, tokenizer, prompts, max_new_tokens)
+            bar.update(len(prompts))
+    if shared:
+        said = {number: texts for part in gathered(said) for number, texts in part.items()}
+    completions = [text for number in sorted(said) for text in said[number]]
+    return [Recall(fact, text, begins_with(text, fact.answers)) for fact, text in zip(facts, completions, strict=True)]
 
 
 @torch.no_grad()

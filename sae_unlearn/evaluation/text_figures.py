@@ -36,15 +36,17 @@ def text_figures(
     rows = fingerprint([list(texts), settings.max_length])
     figure = partial(figure_of_rows, side, data, subjects=[""] * len(texts), rows=rows)
     sizes = (settings.batch_size, settings.max_length)
-    losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"))
+    losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"), shared=True)
     counts = predicted_counts(tokenizer, texts, settings.max_length)
     figures = [figure("perplexity", "perplexity", losses, weights=counts)]
     # inside `disable_adapter()` there is nothing to compare, and leaving a second one would switch the adapters on
     if base is not None or (isinstance(model, PeftModel) and model.get_model_status().enabled is not False):
-        divergences = row_divergences(model, tokenizer, texts, base, *sizes, settings.bar(side, data, "KL"))
+        divergences = row_divergences(
+            model, tokenizer, texts, base, *sizes, settings.bar(side, data, "KL"), shared=True
+        )
         figures.append(figure("kl", "nats", divergences))
     if guard_layers(model):
-        fired = row_firings(model, tokenizer, texts, *sizes, settings.bar(side, data, "gate"))
+        fired = row_firings(model, tokenizer, texts, *sizes, settings.bar(side, data, "gate"), shared=True)
         figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
     return figures
 

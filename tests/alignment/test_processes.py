@@ -1,39 +1,21 @@
 """Two processes label and train what one does."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from aligned_in_processes import align
 from labelled_in_processes import labelled
+from launched import launch
 
 
 SCRIPT = Path(__file__).with_name("aligned_in_processes.py")
 COMPARED = {"loss", "grad_norm", "toward", "away", "mse", "kl", "eval_loss", "eval_toward", "eval_kl", "eval_known_auc"}
 
 
-def launch_two(script, *arguments):
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", str(script), *arguments]
-    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])  # the package that this test is of
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_processes_label_as_one_does_and_write_one_cache(tmp_path):
-    launch_two(SCRIPT.with_name("labelled_in_processes.py"), str(tmp_path))
+    launch(SCRIPT.with_name("labelled_in_processes.py"), str(tmp_path))
     one = labelled()
     assert one["known"]
     assert one["dropped"] or one["unknown"]
@@ -46,7 +28,7 @@ def test_two_processes_label_as_one_does_and_write_one_cache(tmp_path):
 
 def test_two_processes_give_the_weights_and_the_logs_of_one(tmp_path):
     out = tmp_path / "two.pt"
-    launch_two(SCRIPT, str(out), "2")
+    launch(SCRIPT, str(out), "2")
     one, two = align(tmp_path / "one.pt", 4), torch.load(out)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["weights"].keys() == two["weights"].keys()

@@ -1,13 +1,11 @@
 """Two processes fit what one does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fitted_in_processes import fitted
+from launched import launch
 
 
 HERE = Path(__file__).parent
@@ -17,20 +15,7 @@ HERE = Path(__file__).parent
 def two(tmp_path_factory):
     """What each of two processes found."""
     out = tmp_path_factory.mktemp("two")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
-    command += [str(HERE / "fitted_in_processes.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(HERE / "fitted_in_processes.py", out)
     return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
 
 
