@@ -145,7 +145,10 @@ def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
     if not isinstance(model, PeftModel):
         model = GuardedModel(model, config, adapter_name=name)
     elif isinstance(model.base_model, SAEGuardrailModel):
-        model.add_adapter(name, config)
+        with warnings.catch_warnings():
+            # PEFT warns of names that are part of its prefix, for fear of weights that get lost; ours do not
+            warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
+            model.add_adapter(name, config)
         _activate(model, [*active, name])
     else:
         with warnings.catch_warnings():

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 
 from sae_unlearn.backbone.decoder_layers import check_module, find_decoder_layers, text_config
+from sae_unlearn.guardrail.artefact import PARTS
 from sae_unlearn.guardrail.belonging import check_reach
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
@@ -112,6 +113,28 @@ class SAEGuardrailModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         remove_guard(parent)  # reached from `unload()` only
         remove_call_hooks(self.model)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: SAEGuardrailConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """The tensors of one guardrail, to be saved.
+
+        PEFT has taken out of `state_dict` whatever has the name of another adapter between its dots: where that one is
+        called "guardrail", or as something else on the way to the tensors, ours too. The model has them still.
+        """
+        places = [f".{part}.{adapter_name}." for part in SAEGuardrailLayer.adapter_layer_names]
+
+        def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {key: tensor for key, tensor in tensors.items() if any(place in key for place in places)}
+
+        found = own(state_dict)
+        return own(model.state_dict()) if state_dict and len(found) < len(PARTS) else found
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Nothing: a guardrail's weights are frozen already, and other weights are not ours to freeze."""

@@ -414,6 +414,21 @@ def test_a_guardrail_joins_one_that_was_loaded_by_transformers(folder):
     assert {f.adapter for f in firings} == {"default", "second"}
 
 
+@pytest.mark.parametrize("name", [None, "guardrail", "layers", "clamp", "weight", "1", "sae"])
+def test_guardrails_are_saved_whole_whatever_the_others_are_called(name, folder, tmp_path, recwarn):
+    """PEFT leaves out of one adapter's file whatever has another's name between its dots."""
+    model = attach_guardrail(base_model("llama"), folder)
+    model = attach_guardrail(model, by_hand(layer=1), sae=tiny_sae(1), adapter_name=name)
+    assert not [warning for warning in recwarn if "Adapter name" in str(warning.message)]
+    _, second = model.peft_config
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "both")
+    again = attach_guardrail(base_model("llama"), tmp_path / "both")
+    again = attach_guardrail(again, tmp_path / "both" / second, adapter_name=second)
+    assert torch.equal(logits(again), expected)
+    assert torch.equal(logits(detach_guardrail(again, second)), logits(detach_guardrail(model, second)))
+
+
 def test_a_second_guardrail_beside_a_lora_leaves_the_first_active(folder):
     lora = get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).eval()
     plain = logits(lora)
