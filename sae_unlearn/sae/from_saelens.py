@@ -9,10 +9,10 @@ import torch
 
 from sae_unlearn.errors import UnlearnError
 
-from .errors import SAEFormatError
 from .load import build
 from .readers.saelens import TENSORS, fold_saelens
 from .readers.saelens_config import parse_config
+from .shapes import check_names
 
 
 if TYPE_CHECKING:
@@ -38,12 +38,8 @@ def convert_saelens(
         raw["metadata"] = metadata.to_dict()
     # Copies, so that the two never change each other; on the CPU, where float64 is always there.
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in sae.state_dict().items()}
-    unknown = sorted(name for name in tensors if name not in TENSORS or not tensors[name].is_floating_point())
-    if unknown:
-        raise SAEFormatError(
-            f"{where} holds {', '.join(unknown[:8])}; expected only floating {', '.join(TENSORS)}: "
-            "this is another kind of SAE, or a transcoder, which cannot be read exactly"
-        )
+    named = [name if t.is_floating_point() else f"{name} of {t.dtype}" for name, t in tensors.items()]
+    check_names(named, TENSORS, where)
     weights = fold_saelens(tensors, parse_config(raw, None, f"the cfg of {where}"), Path(where), f"the cfg of {where}")
     source = {"id": None, "architecture": weights.architecture, "format": "saelens"}
     return build(cls, weights, source, where, device, dtype)

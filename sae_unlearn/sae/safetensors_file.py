@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .errors import SAEFormatError
+from .shapes import check_names
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -31,12 +32,7 @@ def read_tensors(path: Path, allowed: tuple[str, ...], others: tuple[str, ...] =
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
-            unknown = sorted(set(names) - {*allowed, *others})
-            if unknown:
-                raise SAEFormatError(
-                    f"{path} holds {', '.join(unknown[:8])}; expected only {', '.join((*allowed, *others))}: "
-                    "this is another kind of SAE, or a transcoder, which cannot be read exactly"
-                )
+            check_names(names, (*allowed, *others), path)
             for name in names:
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in FLOATS and name not in others:

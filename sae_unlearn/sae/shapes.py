@@ -1,8 +1,8 @@
-"""Do the raw tensors of a file fit together? Asked before any arithmetic is done with them."""
+"""Are the raw tensors of a file those of an SAE, and do they fit together? Asked before any arithmetic is done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,16 @@ from .errors import SAEFormatError
 
 # Raw per-feature vectors of the published formats, beside the matrices.
 SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+
+
+def check_names(found: Iterable[str], expected: Sequence[str], where: str | Path) -> None:
+    """Raises SAEFormatError where names were found that are not expected: what they stand for may change the result."""
+    unknown = sorted(set(found) - set(expected))
+    if unknown:
+        raise SAEFormatError(
+            f"{where} holds {', '.join(unknown[:8])}; expected only {', '.join(expected)}: "
+            "this is another kind of SAE, or a transcoder, which cannot be read exactly"
+        )
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[int, int]:

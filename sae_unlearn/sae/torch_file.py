@@ -16,6 +16,7 @@ import torch
 
 from .errors import SAEFormatError
 from .npz_file import BROKEN
+from .shapes import check_names
 from .torch_pickle import Storage, StoredTensor, parse_pickle
 
 
@@ -42,7 +43,7 @@ def read_state_dict(path: Path, floats: tuple[str, ...], others: tuple[str, ...]
             root = root_of(members, path)
             with archive.open(members[f"{root}/data.pkl"]) as file:
                 state = parse_pickle(file.read(MAX_DESCRIPTION), str(path))
-            check_names(state, floats, others, path)
+            check_state(state, floats, others, path)
             storages: dict[str, torch.Tensor] = {}
             for value in state.values():
                 if isinstance(value, StoredTensor) and value.storage.key not in storages:
@@ -85,16 +86,11 @@ def root_of(members: dict[str, zipfile.ZipInfo], path: Path) -> str:
     return roots[0]
 
 
-def check_names(state: Any, floats: tuple[str, ...], others: tuple[str, ...], path: Path) -> None:
+def check_state(state: Any, floats: tuple[str, ...], others: tuple[str, ...], path: Path) -> None:
     """Raises unless `state` is a dict with only the expected names, and floating tensors where those have to be."""
     if not isinstance(state, dict):
         raise SAEFormatError(f"{path} holds a {type(state).__name__}; expected a state dict of tensors")
-    unknown = sorted(set(state) - {*floats, *others})
-    if unknown:
-        raise SAEFormatError(
-            f"{path} holds {', '.join(unknown[:8])}; expected only {', '.join((*floats, *others))}: "
-            "this is another kind of SAE, which cannot be read exactly"
-        )
+    check_names(state, (*floats, *others), path)
     for name in floats:
         value = state.get(name)
         if name in state and not (isinstance(value, StoredTensor) and value.storage.dtype.is_floating_point):
