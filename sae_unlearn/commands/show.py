@@ -88,12 +88,12 @@ def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}; expected at least 1.")
     texts = {role: drawn(list(read_texts(source, args.text_column)), args.limit) for role, source in sources.items()}
-    options = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    options |= {"text_column": args.text_column, "progress": args.progress}
+    options: dict[str, Any] = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
+    options |= {"text_column": args.text_column, "progress": args.progress} | texts
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = attach_guardrail(model, args.source, **hub)
     sweep: Sweep | bool = not args.no_sweep if kept is None else kept
-    picture = picture_guardrail(guarded, tokenizer, **texts, sweep=sweep, **options)
+    picture = picture_guardrail(guarded, tokenizer, sweep=sweep, **options)
     if args.sweep and kept is None and picture.sweep is not None:
         picture.sweep.save(args.sweep)
     return picture

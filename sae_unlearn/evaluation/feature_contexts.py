@@ -35,6 +35,7 @@ class Context:
         tokens: the text, token by token.
         activations: the feature's activation at each, 0 where it is not active or the token is no content.
         peak: place of the largest one.
+        cut: whether the row goes on before these tokens, and after them.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Context:
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
     peak: int
+    cut: tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def feature_contexts(
         statistics[role] = _read(model, layer, name, found, role, best, sums, batch_size, progress)
         documents[role], tokens[role] = len(found), sums.tokens
         density[role], squares[role] = ((total / max(sums.tokens, 1)).tolist() for total in (sums.active, sums.squares))
-    ids = config.feature_ids or [None] * config.num_features
+    ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
     features = tuple(
         GuardedFeature(
             feature=feature,
@@ -171,11 +173,13 @@ class _Best:
         lowest = torch.tensor([heap[0][0] if len(heap) == self._number else 0.0 for heap in self._heaps])
         for i, feature in ((peaks >= lowest) & (peaks > 0)).nonzero().tolist():
             place, row = int(places[i, feature]), batch.index[i]
-            window = slice(max(0, place - self._around), min(place + self._around + 1, int(batch.kept[i].sum())))
+            length = int(batch.kept[i].sum())
+            window = slice(max(0, place - self._around), min(place + self._around + 1, length))
+            cut = (window.start > 0, window.stop < length)
             ids, values = batch.input_ids[i, window].tolist(), activations[i, window, feature].float().tolist()
             # forget rows come first: of equal peaks theirs is kept
             key = (float(peaks[i, feature]), 0 if role == "forget" else -1, -row)
-            entry = (*key, (role, documents[row], ids, values, place - window.start))
+            entry = (*key, (role, documents[row], ids, values, place - window.start, cut))
             if len(self._heaps[feature]) < self._number:
                 heapq.heappush(self._heaps[feature], entry)
             else:
@@ -185,8 +189,8 @@ class _Best:
         """Those of a feature, highest peak first."""
         kept = [entry[-1] for entry in sorted(self._heaps[feature], reverse=True)]
         return tuple(
-            Context(role, document, tuple(token_pieces(tokenizer, ids)), tuple(values), peak)
-            for role, document, ids, values, peak in kept
+            Context(role, document, tuple(token_pieces(tokenizer, ids)), tuple(values), *places)
+            for role, document, ids, values, *places in kept
         )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.feature_contexts import FeatureContexts, feature_contexts
 from sae_unlearn.evaluation.sweep import Sweep, sweep_guardrail
-from sae_unlearn.evaluation.the_guardrail import the_guardrail
+from sae_unlearn.evaluation.the_guardrail import clamp_of, the_guardrail
 from sae_unlearn.guardrail.artefact import read_artefact
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
@@ -117,8 +117,9 @@ def picture_guardrail(
     if sweep is True:
         sweep = sweep_guardrail(model, tokenizer, *corpora, **shared)
     origin = config.origin or {}
-    title = title or (_name(origin["id"], origin.get("subfolder")) if origin.get("id") else name)
-    clamp = layer.sae_guardrail_decoder[name].clamp.detach().float().cpu().tolist()
+    source = origin.get("id")
+    title = title or (_name(source, origin.get("subfolder")) if source else name)
+    clamp = clamp_of(layer, name).detach().float().cpu().tolist()
     return GuardrailPicture(title, config, tuple(clamp), found, sweep or None)
 
 

@@ -26,7 +26,7 @@ from sae_unlearn.backbone.residuals import evaluation_mode
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.loss import batch_losses
 from sae_unlearn.evaluation.predicted_tokens import predicted_rows
-from sae_unlearn.evaluation.the_guardrail import alone_and_clamping, the_guardrail
+from sae_unlearn.evaluation.the_guardrail import alone_and_clamping, clamp_of, the_guardrail
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.attach import bare_model
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -235,7 +235,7 @@ class _Side:
     @contextmanager
     def _set(self, dose: float, tau: float) -> Iterator[None]:
         """Another dose and threshold, until the end of the block."""
-        clamp, own = self._layer.sae_guardrail_decoder[self._name].clamp, self._config.threshold
+        clamp, own = clamp_of(self._layer, self._name), self._config.threshold
         before = clamp.detach().clone()
         try:
             with torch.no_grad():

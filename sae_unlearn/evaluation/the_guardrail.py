@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from sae_unlearn.guardrail import GuardrailError, list_guardrails, use_guardrails
-from sae_unlearn.guardrail.layer import SAEGuardrailLayer
+from sae_unlearn.guardrail.layer import GuardrailDecoder, SAEGuardrailLayer
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -29,6 +30,11 @@ def the_guardrail(model: nn.Module, adapter_name: str | None = None) -> tuple[st
     return name, layer
 
 
+def clamp_of(layer: SAEGuardrailLayer, name: str) -> Tensor:
+    """The values that a guardrail clamps its features to, `[N]`; the tensor itself."""
+    return cast(GuardrailDecoder, layer.sae_guardrail_decoder[name]).clamp
+
+
 @contextmanager
 def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
     """Of the guardrails only this one is in force, and it clamps, whatever its action; afterwards all is as before,
@@ -36,7 +42,7 @@ def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
     _, layer = the_guardrail(model, name)
     if any(each.disable_adapters for each in guard_layers(model)):
         raise GuardrailError("The model's adapters are disabled; look at the guardrail outside of `disable_adapter()`.")
-    config, clamp = layer.guard_config[name], layer.sae_guardrail_decoder[name].clamp
+    config, clamp = layer.guard_config[name], clamp_of(layer, name)
     active = [one.name for one in list_guardrails(model) if one.active]
     action, threshold, dose = config.action, config.threshold, clamp.detach().clone()
     try:

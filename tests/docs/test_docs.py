@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -97,6 +98,21 @@ def test_the_reference_names_what_there_is_and_all_that_is_public() -> None:
             found = None
         assert found is not None, name
     assert {name.rpartition(".")[2] for name in named} >= set(sae_unlearn.__all__) - {"__version__"}
+
+
+def test_names_that_share_a_description_each_have_it_on_the_site() -> None:
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location("joint_parameters", DOCS / "joint_parameters.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (
+        "What.\n\n    a, b: no section\n\nArgs:\n    a, **b: one,\n        two.\n    c: three\n\nReturns:\n    a, b: no"
+    )
+    found = module.apart(text)
+    assert found.split("Args:\n")[1] == (
+        "    a: one,\n        two.\n    **b: one,\n        two.\n    c: three\n\nReturns:\n    a, b: no"
+    )
+    assert found.startswith("What.\n\n    a, b: no section\n")
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -64,6 +64,7 @@ def test_a_context_is_the_text_around_its_peak_token_by_token(found, everything)
             assert [token.strip() for token in context.tokens] == words[start:end]
             assert context.activations == pytest.approx(row[start:end].tolist(), abs=1e-4)
             assert context.peak == peak - start
+            assert context.cut == (start > 0, end < len(words))
 
 
 def test_densities_and_scores_are_over_all_content_tokens(parts, found, everything):

@@ -52,7 +52,7 @@ def warnings(calibration: dict[str, Any]) -> list[str]:
 def feature_rows(picture: "GuardrailPicture") -> list[dict[str, Any]]:
     """The features: id, page, clamp value, what the fit recorded, and what the texts showed."""
     config, identity = picture.config, neuronpedia_id(picture.config.sae_source)
-    ids = config.feature_ids or [None] * config.num_features
+    ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
     recorded = _recorded(picture)
     seen = picture.contexts.features if picture.contexts else [None] * len(ids)
     return [
@@ -139,6 +139,7 @@ def _context(context: Context, feature: GuardedFeature) -> dict[str, Any]:
     return {
         "role": context.role,
         "document": context.document + 1,
+        "cut": context.cut,
         "highest": f"{context.activations[context.peak]:.4g}",
         "pieces": pieces,
     }

@@ -72,7 +72,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     sizes = check_shapes({key: tuple(tensor.shape) for key, tensor in named.items()}, path)
     check_stated_sizes(sizes, (None, d_sae), path, folder.label)
-    return SAEWeights(**named, weights_file=path, architecture="topk", k=k, layer=int(match[1]))
+    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "topk", k=k, layer=int(match[1]))
 
 
 READER = Reader(name="qwen_scope", layout="layerL.sae.pt (one)", find=find, read=read)
