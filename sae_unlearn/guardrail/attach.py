@@ -262,7 +262,21 @@ def free_name(model: nn.Module, wanted: str | None) -> str:
         raise GuardrailError(
             f"adapter_name={name!r} must not be empty, hold a dot, or hold {SAEGuardrailModel.prefix}."
         )
+    hidden = _hidden_by(name, model)
+    if hidden is not None:
+        raise GuardrailError(
+            f"adapter_name={name!r} stands in the path of a tensor of adapter {hidden!r}, and PEFT would leave that tensor "
+            "out when it saves; choose another `adapter_name`."
+        )
     return name
+
+
+def _hidden_by(name: str, model: nn.Module) -> str | None:
+    """The adapter beside ours of which PEFT would not save all: it drops tensors whose path holds another's name."""
+    configs = getattr(model, "peft_config", None) or {}
+    others = [other for other, config in configs.items() if not isinstance(config, SAEGuardrailConfig)]
+    paths = [f".{key}." for key, _ in model.named_parameters()] if others else []
+    return next((other for other in others for path in paths if f".{name}." in path and f".{other}." in path), None)
 
 
 def _activate(model: PeftModel, names: list[str]) -> None:

@@ -440,6 +440,17 @@ def test_a_second_guardrail_beside_a_lora_leaves_the_first_active(folder):
     assert torch.equal(logits(detach_guardrail(model)), plain)
 
 
+@pytest.mark.parametrize("name", ["layers", "q_proj", "1", "lora_A"])
+def test_a_name_for_which_peft_would_lose_the_lora_beside_it_is_refused(folder, name, tmp_path):
+    lora = get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).eval()
+    with pytest.raises(GuardrailError, match=f"adapter_name='{name}' stands in the path"):
+        attach_guardrail(lora, folder, adapter_name=name)
+    model = attach_guardrail(lora, folder, adapter_name="topic")
+    before = {key for key, _ in lora.named_parameters() if "lora_" in key}
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    assert len(load_file(tmp_path / "adapter_model.safetensors")) == len(before)
+
+
 def test_a_guardrail_on_a_lora_leaves_the_lora_active_and_is_found_by_name(folder):
     lora = get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).eval()
     plain = logits(lora)
