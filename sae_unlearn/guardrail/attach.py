@@ -265,8 +265,8 @@ def free_name(model: nn.Module, wanted: str | None) -> str:
     hidden = _hidden_by(name, model)
     if hidden is not None:
         raise GuardrailError(
-            f"adapter_name={name!r} stands in the path of a tensor of adapter {hidden!r}, and PEFT would leave that tensor "
-            "out when it saves; choose another `adapter_name`."
+            f"adapter_name={name!r} stands in the path of a tensor of adapter {hidden!r}, and PEFT would leave that "
+            "tensor out when it saves; choose another `adapter_name`."
         )
     return name
 
