@@ -32,6 +32,7 @@ from sae_unlearn.alignment.retain import hidden_mse, kl_to_base
 from sae_unlearn.alignment.retain_budget import RetainBudgetCallback
 from sae_unlearn.alignment.separation import Separation
 from sae_unlearn.alignment.setting import AlignmentSetting
+from sae_unlearn.alignment.sharding import check_sharding
 from sae_unlearn.alignment.toward import TOWARD
 from sae_unlearn.model_card import SavedReport
 from sae_unlearn.sae import SparseAutoencoder
@@ -130,6 +131,7 @@ class SAEAlignmentTrainer(Trainer):
                     f"One process sees {args.n_gpu} GPUs; start one process for each with `accelerate launch`, or let "
                     "it see one with CUDA_VISIBLE_DEVICES=0."
                 )
+            check_sharding(self.accelerator.state)
             self.label_names = ["entity", "group"]  # what makes evaluation compute a loss
             self._bare = bare
             self._reports: dict[str, SavedReport] = {}
@@ -179,7 +181,12 @@ class SAEAlignmentTrainer(Trainer):
         """Where held-out known and unknown entities stand, and targets (or `entities`) before and after training.
 
         Two truncated forward passes over the targets, in templates that training never used.
+
+        Raises:
+            AlignmentError: the model is sharded with FSDP, whose layers run only as parts of the whole.
         """
+        if self.is_fsdp_enabled:
+            raise AlignmentError("A portrait cannot be taken of a model sharded with FSDP; save it, and load it whole.")
         rows = (self.eval_dataset if entities is None else self._items(entities)).targets
 
         def states() -> States:

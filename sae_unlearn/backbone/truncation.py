@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
@@ -23,11 +24,21 @@ def stop_after(decoder_layer: nn.Module) -> Iterator[None]:
     def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         raise LayerReached(output[0] if isinstance(output, tuple) else output)
 
-    handle = decoder_layer.register_forward_hook(stop, prepend=True)  # before a guardrail's hook on the same layer
+    # before a guardrail's hook on the same layer, but after FSDP's, which must see the layer end
+    handle = decoder_layer.register_forward_hook(stop, prepend=not _is_sharded(decoder_layer))
     try:
         yield
     finally:
         handle.remove()
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP (`fully_shard`) has put its hooks on a module."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sae_unlearn.alignment import EntitySet, SAEAlignmentTrainer
-    from sae_unlearn.alignment.portrait import Portrait
 
 HELP = "train a LoRA that makes entities look unknown to a model"
 EXAMPLES = """examples:
@@ -107,8 +106,9 @@ def run(args: argparse.Namespace) -> int:
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=args.resume or None)
     after = trainer.evaluate()
-    portrait = trainer.portrait()  # by all processes: under FSDP a forward pass of one alone would wait for the others
-    picture = _picture(portrait, output) if first else ""
+    picture = "no picture: the model is sharded"
+    if first and not trainer.is_fsdp_enabled:
+        picture = _picture(trainer, output)
     trainer.save_model(str(output))
     if not first:
         return 0
@@ -186,12 +186,12 @@ def _report(before: dict[str, float], after: dict[str, float]) -> str:
     return table(rows)
 
 
-def _picture(portrait: "Portrait", output: "Path") -> str:
+def _picture(trainer: "SAEAlignmentTrainer", output: "Path") -> str:
     """Draws the picture, which the card shows if it is there when the card is written."""
     from sae_unlearn.alignment.picture import PICTURE, draw_portrait
 
     try:
-        draw_portrait(portrait, output / PICTURE)
+        draw_portrait(trainer.portrait(), output / PICTURE)
     except ImportError as error:
         return f"no picture: {error}"
     return str(output / PICTURE)

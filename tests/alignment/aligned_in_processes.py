@@ -1,23 +1,43 @@
-"""A few steps of the tiny alignment, whose weights the first process writes down; also run by `accelerate launch`."""
+"""A few steps of the tiny alignment, whose weights the first process writes down; also run by launchers."""
 
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from tiny_entities import parts, settings
+from torch.distributed import init_process_group
+from torch.distributed.tensor import DTensor
 
 from sae_unlearn.alignment import SAEAlignmentTrainer
 
 
-def align(out: Path, batch: int) -> dict:
-    """Train with `batch` targets on every process; weights, logs and the number of processes go to `out`."""
-    options = {"per_device_train_batch_size": batch, "optim": "sgd", "learning_rate": 0.1, "eval_strategy": "steps"}
+SHARDED = {
+    "fsdp": True,
+    "fsdp_config": {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+        "state_dict_type": "FULL_STATE_DICT",
+        "cpu_ram_efficient_loading": False,
+    },
+}
+
+
+def align(out: Path, batch: int, **options) -> dict:
+    """Train with `batch` targets on every process; weights, logs and the number of processes go to `out`, and the
+    adapter to a folder of that name without the suffix."""
+    options |= {"per_device_train_batch_size": batch, "optim": "sgd", "learning_rate": 0.1, "eval_strategy": "steps"}
     args = settings(out.with_suffix(""), eval_steps=2, ddp_find_unused_parameters=False, **options)
     torch.manual_seed(0)
     trainer = SAEAlignmentTrainer(args=args, **parts())
     trainer.train()
+    trainer.save_model(args.output_dir)
+    weights = {n: p.detach() for n, p in trainer.model.named_parameters() if "lora_" in n}
     found = {
-        "weights": {n: p.detach() for n, p in trainer.model.named_parameters() if "lora_" in n},
+        "weights": {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in weights.items()},
+        "sharded": any(isinstance(p, DTensor) for p in weights.values()),
         "logs": trainer.state.log_history,
         "processes": args.world_size,
     }
@@ -26,5 +46,15 @@ def align(out: Path, batch: int) -> dict:
     return found
 
 
+def shard_on_the_cpu() -> None:
+    """accelerate takes FSDP for GPUs alone, and ignores it on the CPU; torch's own does not."""
+    init_process_group("gloo")
+    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+
+
 if __name__ == "__main__":
-    align(Path(sys.argv[1]), int(sys.argv[2]))
+    sharded = sys.argv[3:] == ["sharded"]
+    if sharded:
+        shard_on_the_cpu()
+    align(Path(sys.argv[1]), int(sys.argv[2]), **(SHARDED if sharded else {}))

@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from aligned_in_processes import align
 from labelled_in_processes import labelled
-from launched import launch
+from launched import ACCELERATE, TORCHRUN, launch
+from peft import PeftModel
+from tiny_topic import tiny_parts
+
+from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.alignment.sharding import check_sharding
 
 
 SCRIPT = Path(__file__).with_name("aligned_in_processes.py")
@@ -26,11 +32,21 @@ def test_two_processes_label_as_one_does_and_write_one_cache(tmp_path):
     assert sorted(lines[1:]) == sorted(line.rstrip("\n") for line in one["answers"])
 
 
-def test_two_processes_give_the_weights_and_the_logs_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process trains."""
+    return align(tmp_path_factory.mktemp("one") / "one.pt", 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "launcher"), [((), ACCELERATE), (("sharded",), TORCHRUN)], ids=["data_parallel", "fully_sharded"]
+)
+def test_two_processes_give_the_weights_the_logs_and_the_adapter_of_one(tmp_path, one, kind, launcher):
     out = tmp_path / "two.pt"
-    launch(SCRIPT, str(out), "2")
-    one, two = align(tmp_path / "one.pt", 4), torch.load(out)
+    launch(SCRIPT, out, 2, *kind, launcher=launcher)
+    two = torch.load(out)
     assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["sharded"] == bool(kind)
     assert one["weights"].keys() == two["weights"].keys()
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, atol=1e-6, rtol=0)
@@ -39,3 +55,23 @@ def test_two_processes_give_the_weights_and_the_logs_of_one(tmp_path):
     for a, b in pairs:
         shared = a.keys() & COMPARED
         assert {k: b[k] for k in shared} == pytest.approx({k: a[k] for k in shared}, rel=1e-3, abs=1e-5)
+    plain = PeftModel.from_pretrained(tiny_parts()[0], out.with_suffix(""))
+    loaded = {name: weight for name, weight in plain.named_parameters() if "lora_" in name}
+    assert loaded.keys() == one["weights"].keys()
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(loaded[name].detach(), weight, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "fsdp_version: 2"),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "ZeRO stage 3"),
+    ],
+)
+def test_sharding_that_the_passes_do_not_go_with_is_refused(state, said):
+    with pytest.raises(AlignmentError, match=said):
+        check_sharding(SimpleNamespace(**state))
+    for fits in ({}, {"fsdp_plugin": None}, {"fsdp_plugin": SimpleNamespace(fsdp_version=2)}):
+        check_sharding(SimpleNamespace(**fits))
+    check_sharding(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2)))
