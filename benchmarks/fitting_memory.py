@@ -9,7 +9,6 @@ those of retain text from all of it. What a fit puts aside for its threshold and
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import warnings
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import forget_peak, peak_bytes
 from speed_models import load, middle, synthetic_sae
 from timing import machine
 
@@ -37,7 +37,7 @@ def corpus(vocabulary: int, rows: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def fit(model_name: str, rows: int, max_held_out: int, d_sae: int) -> int:
-    """Fit over `rows` forget and as many retain rows in this process; its peak memory in bytes."""
+    """Fit over `rows` forget and as many retain rows in this process; its peak memory in bytes, the model included."""
     model = load(model_name, "cpu", torch.float32)
     size, width = text_config(model).vocab_size, text_config(model).hidden_size
     if model_name == "demo":
@@ -48,10 +48,11 @@ def fit(model_name: str, rows: int, max_held_out: int, d_sae: int) -> int:
         sae = synthetic_sae(width, d_sae, "cpu", threshold=2.0)
     layer = middle(model) if sae.layer is None else sae.layer
     sides = {"forget": corpus(size // 2, rows, 1), "retain": corpus(size, rows, 2)}
+    forget_peak()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit_guardrail(model, None, sae, **sides, layer=layer, max_held_out=max_held_out, progress=False)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes(next(model.parameters()).device)
 
 
 def measured(args: argparse.Namespace, rows: int) -> int:

@@ -151,13 +151,19 @@ def run_gradient(setting: Setting, name: str, base: dict[str, Any], steps: int =
 
 
 def train(
-    setting: Setting, name: str, steps: int = STEPS, scale: float = 1.0, model: PeftModel | None = None
+    setting: Setting,
+    name: str,
+    steps: int = STEPS,
+    scale: float = 1.0,
+    model: PeftModel | None = None,
+    looks: bool = True,
 ) -> tuple[PeftModel, LossBudget, dict[str, float]]:
     """A LoRA of rank 8 on every linear module, trained; its looks; and the seconds of the training without them.
 
     Args:
         scale: multiplies the learning rate.
         model: goes on with the LoRA that is on it.
+        looks: measure validation texts now and then, which takes more memory than a step; without, there are none.
     """
     gradient, texts = GRADIENTS[name], setting.texts
     torch.manual_seed(setting.seed)
@@ -171,7 +177,8 @@ def train(
         BUDGET,
         min(EVERY, steps),
     )
-    keeper(0, model)
+    if looks:
+        keeper(0, model)
     keeper.seconds = keeper.cpu_seconds = 0.0
     options = {"layer": setting.layer} if gradient.name == "rmu" else {}
     start, cpu = time.monotonic(), time.process_time()
@@ -187,7 +194,7 @@ def train(
             seed=setting.seed,
             batch_size=BATCH,
             max_length=MAX_LENGTH,
-            on_step=lambda step, model: step > 0 and keeper(step, model),
+            on_step=lambda step, model: looks and step > 0 and keeper(step, model),
         )
     except FloatingPointError:  # what came before is kept
         keeper.candidates.append(Candidate(steps, float("nan"), float("inf")))

@@ -5,7 +5,6 @@ steps and extrapolated to one epoch, by tokens; the guardrail's fit is timed who
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -13,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from guardrail_fitting import BATCH, MAX_LENGTH, fitted, train
 from guardrail_methods import GRADIENTS
 from guardrail_setting import Setting
+from peak_memory import forget_peak, peak_bytes
 
 from claims.claim import Claim, Verdict, Work, holds
 
@@ -42,14 +41,17 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
 def in_this_process(setting: Setting, method: str) -> dict[str, Any]:
     """Seconds, tokens a second and the peak of memory of one method, after one forward pass of the bare model."""
     texts = setting.texts
+    forget_peak()
     setting.model(**setting.tokenizer(texts.fit[0], return_tensors="pt").to(setting.model.device))
-    before, start, cpu = peak(setting), time.monotonic(), time.process_time()
+    before = peak_bytes(setting.model.device)
+    forget_peak()
+    start, cpu = time.monotonic(), time.process_time()
     if method == GUARDRAIL:
         with fitted(setting, {}):
             spent = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
         tokens = done = _tokens(setting, [*texts.fit, *texts.other_fit], setting.size.max_length)
     else:
-        tuned, _, spent = train(setting, method, TIMED_STEPS)
+        tuned, _, spent = train(setting, method, TIMED_STEPS, looks=False)
         tuned.unload()
         mean = _tokens(setting, texts.fit, MAX_LENGTH) / len(texts.fit)
         mean += _tokens(setting, texts.other_fit, MAX_LENGTH) / len(texts.other_fit)
@@ -60,16 +62,9 @@ def in_this_process(setting: Setting, method: str) -> dict[str, Any]:
         "seconds": spent["seconds"] * tokens / done,
         "cpu_seconds": spent["cpu_seconds"] * tokens / done,
         "tokens": tokens,
-        "peak_bytes": peak(setting),
+        "peak_bytes": peak_bytes(setting.model.device),
         "peak_bytes_of_a_forward_pass": before,
     }
-
-
-def peak(setting: Setting) -> int:
-    """The largest memory so far, of the device where there is one and else of the process."""
-    if setting.model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(setting.model.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _tokens(setting: Setting, texts: Sequence[str], max_length: int) -> int:
