@@ -2,14 +2,16 @@
 
     python benchmarks/demo_on_model.py --model FOLDER_OR_ID --sae FOLDER_OR_ID --output FOLDER [--chat-template]
 
-With `--chat-template` the facts are asked once more in the tokenizer's chat template, as a request to complete the
-sentence: the guardrail has been fitted on plain text, and the template is around every question that it gets in use.
+With `--chat-template` the facts are asked in the tokenizer's chat template as well, as a request to complete the
+sentence: of the model, of the guardrail that was fitted on plain text, and of one that is fitted in the template.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from sae_unlearn import detach_guardrail, fit_guardrail
 from sae_unlearn.commands.loading import load_model, load_sae
 from sae_unlearn.demo import load_demo_texts, run_demo
 from sae_unlearn.evaluation import Report, compare, evaluate
@@ -18,29 +20,46 @@ from sae_unlearn.evaluation import Report, compare, evaluate
 REQUEST = "Complete this sentence. Answer with the missing words alone.\n\n{} ..."
 
 
+class Chat:
+    """The demo's facts, asked in the chat template."""
+
+    def __init__(self, model: Any, tokenizer: Any, facts: dict[str, Any], output: Path) -> None:
+        self.model, self.tokenizer, self.output = model, tokenizer, output
+        self.facts = [
+            [replace(fact, prompt=REQUEST.format(fact.prompt)) for fact in facts[side]] for side in ("forget", "retain")
+        ]
+        self.before = self.ask("bare")
+
+    def ask(self, title: str) -> Report:
+        """What the model answers as it is now."""
+        return evaluate(
+            self.model, self.tokenizer, *self.facts, chat_template=True, max_new_tokens=24, batch_size=16, title=title
+        )
+
+    def tell(self, title: str) -> None:
+        """Print and write what has changed."""
+        found = compare(self.before, self.ask(title))
+        print(found.to_markdown())
+        found.save(self.output / title.replace(" ", "-"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--sae", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the adapter and the reports")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the adapters and the reports")
     parser.add_argument("--chat-template", action="store_true")
     parser.add_argument("--quick", action="store_true", help="report on a third of the texts")
     args = parser.parse_args()
-    (model, tokenizer), texts = load_model(args.model), load_demo_texts()
-    facts = [
-        [replace(fact, prompt=REQUEST.format(fact.prompt)) for fact in texts.facts[side]]
-        for side in ("forget", "retain")
-    ]
-
-    def asked() -> Report:
-        return evaluate(model, tokenizer, *facts, chat_template=True, max_new_tokens=12)
-
-    before = asked() if args.chat_template else None
-    run_demo(model, tokenizer, load_sae(args.sae), args.output, texts, quick=args.quick)
-    if before is not None:
-        found = compare(before, asked())  # the demo leaves the guardrail on the model
-        print(found.to_markdown())
-        found.save(args.output / "chat")
+    (model, tokenizer), sae, texts = load_model(args.model), load_sae(args.sae), load_demo_texts()
+    chat = Chat(model, tokenizer, texts.facts, args.output) if args.chat_template else None
+    run_demo(model, tokenizer, sae, args.output, texts, quick=args.quick)
+    if chat is not None:  # the demo leaves its guardrail on the model
+        chat.tell("fitted on plain text")
+        bare = detach_guardrail(model)
+        fitted = fit_guardrail(bare, tokenizer, sae, texts.forget, texts.retain, chat_template=True)
+        fitted.save_pretrained(args.output / "fitted-in-the-template")
+        chat.tell("fitted in the template")
 
 
 if __name__ == "__main__":

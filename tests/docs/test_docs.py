@@ -170,3 +170,11 @@ def slug(heading: str) -> str:
     """The anchor of a heading, as Python-Markdown makes it."""
     kept = re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()
     return re.sub(r"[-\s]+", "-", kept)
+
+
+def test_tables_of_results_are_those_in_the_files() -> None:
+    named = re.compile(r"^From `(benchmarks/results/[\w.]+)`:\n\n```\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+    found = [match for page in PAGES for match in named.findall(page.read_text(encoding="utf-8"))]
+    assert len(found) >= 3
+    for name, text in found:
+        assert text == (ROOT / name).read_text(encoding="utf-8").rstrip(), name
