@@ -107,6 +107,13 @@ def report(
     return found
 
 
+PLAIN_TEXT = (
+    "Fitted on plain text, and the tokenizer has a chat template: in the template this gate may never fire. If the model "
+    "is used in it, fit with chat_template=True."
+)
+"""Of a model that is likely to be used in chats. Measured: `docs/evidence.md`, "A second model"."""
+
+
 def warnings_of(calibration: dict[str, Any]) -> list[str]:
     """What a user should know before trusting this gate, in sentences; empty if nothing stands out."""
     found = []

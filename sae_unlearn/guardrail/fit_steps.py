@@ -12,6 +12,7 @@ from sae_unlearn.guardrail.artefact import Artefact
 from sae_unlearn.guardrail.attach import tensors_of
 from sae_unlearn.guardrail.calibration import (
     MIN_THRESHOLD_ROWS,
+    PLAIN_TEXT,
     between,
     check_threshold,
     percentile_threshold,
@@ -205,6 +206,8 @@ class Fit:
             compared = {role: counts.rates() for role, counts in self.disagreement.items()}
             found["topk"] = {"rule": "threshold", "k": self.sae.k, "tokens": self.topk.tokens} | compared
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
+        if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
+            found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
         return found
 
     def _held_out(self, role: str) -> Tensor:

@@ -580,6 +580,13 @@ def test_the_chat_template_is_used_when_asked(usual):
     assert tokenizer.unk_token_id not in config_of(usual).special_token_ids
 
 
+def test_a_fit_on_plain_text_warns_where_there_is_a_chat_template(usual):
+    tokenizer = chat_tokenizer()
+    assert any("chat_template=True" in text for text in config_of(fit(tokenizer=tokenizer)).calibration["warnings"])
+    for model in (usual, fit(tokenizer=tokenizer, chat_template=True)):
+        assert not any("chat_template" in text for text in config_of(model).calibration["warnings"])
+
+
 def test_a_chat_template_that_is_not_there_is_refused():
     with pytest.raises(GuardrailError, match="no chat template"):
         fit(chat_template=True)
