@@ -108,8 +108,8 @@ def report(
 
 
 PLAIN_TEXT = (
-    "Fitted on plain text, and the tokenizer has a chat template: in the template this gate may never fire. If the model "
-    "is used in it, fit with chat_template=True."
+    "Fitted on plain text, and the tokenizer has a chat template: in the template this gate may never fire. If the "
+    "model is used in it, fit with chat_template=True."
 )
 """Of a model that is likely to be used in chats. Measured: `docs/evidence.md`, "A second model"."""
 
