@@ -173,8 +173,15 @@ def slug(heading: str) -> str:
 
 
 def test_tables_of_results_are_those_in_the_files() -> None:
-    named = re.compile(r"^From `(benchmarks/results/[\w.]+)`:\n\n```\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+    named = re.compile(r"^From `(benchmarks/results/[\w./]+)`:\n\n(.*?)(?=^From `|^## |\Z)", re.MULTILINE | re.DOTALL)
     found = [match for page in PAGES for match in named.findall(page.read_text(encoding="utf-8"))]
-    assert len(found) >= 3
+    assert found
     for name, text in found:
-        assert text == (ROOT / name).read_text(encoding="utf-8").rstrip(), name
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        fence = re.match(r"```\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
+        if fence:
+            assert fence[1].splitlines() == lines, name
+        else:
+            shown = [line for line in text.splitlines() if line.startswith("|")]
+            assert shown, name
+            assert set(shown) <= set(lines), name
