@@ -10,14 +10,13 @@ is one report in a folder of its own; the summary is one report of all.
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from demo_audit_sets import TOPIC_NAMES, UNKNOWN, UNNAMED
 from guardrail_table import RESULTS
-from topics import data_folder
+from topics import data_folder, questions
 
 from sae_unlearn import attach_guardrail
 from sae_unlearn.commands.loading import load_model
@@ -31,24 +30,13 @@ NEAR_SUBJECTS = ("high_school_chemistry", "high_school_psychology")
 TITLE = "Audit of the demo's guardrail"
 
 
-def near_texts(folder: Path, rows: int) -> dict[str, list[str]]:
-    """The first questions of subjects near the topic, with their answers."""
-    found = {}
-    for subject in NEAR_SUBJECTS:
-        with open(folder / "mmlu/test" / f"{subject}_test.csv", encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))[:rows]
-        found[subject.replace("_", " ")] = [
-            f"Question: {line['question'].strip()}\nAnswer: {line['choice' + line['answer']].strip()}" for line in lines
-        ]
-    return found
-
-
 def run(args: argparse.Namespace) -> None:
     """The attacks that are not there yet."""
     model, tokenizer = load_model("demo")
     guarded = attach_guardrail(model, args.adapter)
     facts = load_demo_texts().reduced(0, args.facts, 0).facts
-    near = near_texts(data_folder(args.data), args.facts)
+    folder = data_folder(args.data)
+    near = {subject.replace("_", " "): questions(folder, subject)[: args.facts] for subject in NEAR_SUBJECTS}
     for name in (NEIGHBOURS, *ATTACKS) if args.attacks is None else args.attacks:
         if not (args.results / name).is_dir():
             given = {"neighbours": near} if name == NEIGHBOURS else {}

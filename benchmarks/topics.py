@@ -39,11 +39,11 @@ def data_folder(given: str | None) -> Path:
 def load_topic(folder: Path, name: str, held_out: int = 40, seed: int = 0) -> Topic:
     """One topic with 130 paragraphs to fit on, and as much other text."""
     shuffle = random.Random(seed).shuffle
-    topic = _questions(folder, name)
+    topic = questions(folder, name)
     shuffle(topic)
     related = {"nutrition", "human_aging", "clinical_knowledge", "anatomy"} if name == "nutrition" else {name}
     subjects = sorted(p.stem.removesuffix("_test") for p in (folder / "mmlu/test").glob("*.csv"))
-    others = [text for subject in subjects if subject not in related for text in _questions(folder, subject)[:60]]
+    others = [text for subject in subjects if subject not in related for text in questions(folder, subject)[:60]]
     shuffle(others)
     paragraphs = _paragraphs(folder)
     shuffle(paragraphs)
@@ -56,7 +56,8 @@ def load_topic(folder: Path, name: str, held_out: int = 40, seed: int = 0) -> To
     )
 
 
-def _questions(folder: Path, subject: str) -> list[str]:
+def questions(folder: Path, subject: str) -> list[str]:
+    """The questions of an MMLU subject with their right answers, in the file's order."""
     with open(folder / "mmlu/test" / f"{subject}_test.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [f"Question: {r['question'].strip()}\nAnswer: {r['choice' + r['answer']].strip()}" for r in rows]
