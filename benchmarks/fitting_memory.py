@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peak_memory import forget_peak, peak_bytes
-from speed_models import load, middle, synthetic_sae
+from speed_models import load_with_sae
 from timing import machine
 
 from sae_unlearn import fit_guardrail
@@ -38,15 +38,8 @@ def corpus(vocabulary: int, rows: int, seed: int) -> Iterator[dict[str, Any]]:
 
 def fit(model_name: str, rows: int, max_held_out: int, d_sae: int) -> int:
     """Fit over `rows` forget and as many retain rows in this process; its peak memory in bytes, the model included."""
-    model = load(model_name, "cpu", torch.float32)
-    size, width = text_config(model).vocab_size, text_config(model).hidden_size
-    if model_name == "demo":
-        from sae_unlearn.demo.sae import load_demo_sae
-
-        sae = load_demo_sae()
-    else:
-        sae = synthetic_sae(width, d_sae, "cpu", threshold=2.0)
-    layer = middle(model) if sae.layer is None else sae.layer
+    model, sae, layer = load_with_sae(model_name, d_sae, threshold=2.0)
+    size = text_config(model).vocab_size
     sides = {"forget": corpus(size // 2, rows, 1), "retain": corpus(size, rows, 2)}
     forget_peak()
     with warnings.catch_warnings():

@@ -11,14 +11,14 @@ Memory: peak of a fresh process that sums a corpus once, and ten times it (`--co
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from speed_models import load, middle, synthetic_sae
+from peak_memory import peak_bytes
+from speed_models import load_with_sae
 from timing import Results, compare, interleaved, machine
 from torch import nn
 
@@ -85,16 +85,6 @@ def peak_memory(model: str, number: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def parts(name: str) -> tuple[nn.Module, SparseAutoencoder, int]:
-    model = load(name, "cpu", torch.float32)
-    if name == "demo":
-        from sae_unlearn.demo.sae import load_demo_sae
-
-        sae = load_demo_sae()
-        return model, sae, sae.layer
-    return model, synthetic_sae(text_config(model).hidden_size, 4096, "cpu"), middle(model)
-
-
 def table(cell: dict[str, Any]) -> str:
     lines = [
         f"{cell['rows']} rows, {cell['tokens']} tokens, layer {cell['layer']} of {cell['layers']}, "
@@ -131,10 +121,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, sae, layer = parts(args.model)
+    model, sae, layer = load_with_sae(args.model)
     if args.corpus:
         Arms(model, sae, layer, corpus(model, args.corpus), args.batch_size).fit()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_bytes(next(model.parameters()).device))
         return
     arms = Arms(model, sae, layer, corpus(model, args.rows), args.batch_size)
     calls = {name: getattr(arms, name) for name in ("truncated", "residuals", "fit", "full", "published")}

@@ -42,6 +42,17 @@ def load(name: str, device: str, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
+def load_with_sae(name: str, d_sae: int = 4096, threshold: float = 0.0) -> tuple[nn.Module, SparseAutoencoder, int]:
+    """The model on the CPU in float32, an SAE, and the layer it reads: the demo's own, or one with random weights."""
+    model = load(name, "cpu", torch.float32)
+    if name == "demo":
+        from sae_unlearn.demo.sae import load_demo_sae
+
+        sae = load_demo_sae()
+        return model, sae, sae.layer
+    return model, synthetic_sae(text_config(model).hidden_size, d_sae, "cpu", threshold), middle(model)
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A second model with the same tensors, for other hooks and adapters."""
     tensors = [*model.parameters(), *model.buffers()]
