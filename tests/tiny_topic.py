@@ -1,5 +1,6 @@
 """A tiny random model, a tokenizer of 97 words, and an SAE with features that tell two topics' words apart."""
 
+import json
 import random
 from pathlib import Path
 
@@ -91,6 +92,12 @@ def save_parts(folder: Path, name: str = "llama") -> tuple[Path, Path]:
     tokenizer.save_pretrained(folder / "model")
     sae.save_pretrained(folder / "sae")
     return folder / "model", folder / "sae"
+
+
+def save_corpora(folder: Path) -> None:
+    """Write `forget.txt` and `retain.json`, texts of either side."""
+    (folder / "forget.txt").write_text("\n\n".join(topic_texts("forget", 40)))
+    (folder / "retain.json").write_text(json.dumps(topic_texts("retain", 80)))
 
 
 def save_adapters(folder: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from tiny_topic import save_parts, topic_texts
+from tiny_topic import save_corpora, save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import __version__, attach_guardrail, fit_guardrail
@@ -25,8 +25,7 @@ def parts(tmp_path_factory):
     """A folder with `model`, `sae`, texts, and the fitted guardrail `fitted`."""
     folder = tmp_path_factory.mktemp("parts")
     save_parts(folder)
-    (folder / "forget.txt").write_text("\n\n".join(topic_texts("forget", 40)))
-    (folder / "retain.json").write_text(json.dumps(topic_texts("retain", 80)))
+    save_corpora(folder)
     (folder / "more.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in topic_texts("forget", 8, seed=4)))
     (folder / "other.csv").write_text(
         "id,body\n" + "\n".join(f"{i},{t}" for i, t in enumerate(topic_texts("retain", 20, seed=4)))

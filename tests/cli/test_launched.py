@@ -8,7 +8,7 @@ import pytest
 from launched import TORCHRUN, launch
 from safetensors.torch import load_file
 from test_cli import fit_arguments
-from tiny_topic import save_adapters, topic_texts
+from tiny_topic import save_adapters, save_corpora, topic_texts
 from torch.distributed import destroy_process_group, init_process_group, is_initialized
 
 from sae_unlearn.backbone import processes
@@ -23,8 +23,7 @@ def parts(tmp_path_factory):
     """A folder with `model`, `sae`, a guardrail, texts and facts."""
     folder = tmp_path_factory.mktemp("parts")
     save_adapters(folder)
-    (folder / "forget.txt").write_text("\n\n".join(topic_texts("forget", 40)))
-    (folder / "retain.json").write_text(json.dumps(topic_texts("retain", 80)))
+    save_corpora(folder)
     facts = [{"prompt": text, "answers": ["w3", "w4"]} for text in topic_texts("forget", 11, words=5)]
     (folder / "facts.json").write_text(json.dumps(facts))
     return folder
