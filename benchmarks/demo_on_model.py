@@ -2,8 +2,9 @@
 
     python benchmarks/demo_on_model.py --model FOLDER_OR_ID --sae FOLDER_OR_ID --output FOLDER [--chat-template]
 
-With `--chat-template` the facts are asked in the tokenizer's chat template as well, as a request to complete the
-sentence: of the model, of the guardrail that was fitted on plain text, and of one that is fitted in the template.
+With `--chat-template` the facts are asked in the tokenizer's chat template as well, the sentence alone and with a
+request to complete it: of the model, of the guardrail that was fitted on plain text, and of one that is fitted in the
+template.
 """
 
 import argparse
@@ -17,30 +18,35 @@ from sae_unlearn.demo import load_demo_texts, run_demo
 from sae_unlearn.evaluation import Report, compare, evaluate
 
 
-REQUEST = "Complete this sentence. Answer with the missing words alone.\n\n{} ..."
+SIDES = ("forget", "retain")
+REQUESTS = {
+    "alone": "{}",
+    "with-a-request": "Complete this sentence. Answer with the missing words alone.\n\n{} ...",
+}
 
 
 class Chat:
-    """The demo's facts, asked in the chat template."""
+    """The demo's facts, asked in the chat template: the sentence alone, and a request to complete it."""
 
     def __init__(self, model: Any, tokenizer: Any, facts: dict[str, Any], output: Path) -> None:
         self.model, self.tokenizer, self.output = model, tokenizer, output
-        self.facts = [
-            [replace(fact, prompt=REQUEST.format(fact.prompt)) for fact in facts[side]] for side in ("forget", "retain")
-        ]
-        self.before = self.ask("bare")
+        self.facts = {
+            form: [[replace(fact, prompt=request.format(fact.prompt)) for fact in facts[side]] for side in SIDES]
+            for form, request in REQUESTS.items()
+        }
+        self.before = {form: self.ask(form, "bare") for form in REQUESTS}
 
-    def ask(self, title: str) -> Report:
+    def ask(self, form: str, title: str) -> Report:
         """What the model answers as it is now."""
-        return evaluate(
-            self.model, self.tokenizer, *self.facts, chat_template=True, max_new_tokens=24, batch_size=16, title=title
-        )
+        settings: dict[str, Any] = {"chat_template": True, "max_new_tokens": 24, "batch_size": 16}
+        return evaluate(self.model, self.tokenizer, *self.facts[form], title=title, **settings)
 
     def tell(self, title: str) -> None:
         """Print and write what has changed."""
-        found = compare(self.before, self.ask(title))
-        print(found.to_markdown())
-        found.save(self.output / title.replace(" ", "-"))
+        for form, before in self.before.items():
+            found = compare(before, self.ask(form, title))
+            print(found.to_markdown())
+            found.save(self.output / f"{title.replace(' ', '-')}-{form}")
 
 
 def main() -> None:

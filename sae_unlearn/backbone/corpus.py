@@ -69,8 +69,18 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase | None, config: Any, ch
             value = getattr(owner, name, None)
             found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
     if chat_template and tokenizer is not None:
-        found.update(tokenizer.all_special_ids)
+        found.update(tokenizer.all_special_ids, message_boundary_ids(tokenizer))
     return sorted(int(i) for i in found if i >= 0)
+
+
+def message_boundary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the chat template puts around a user's turn, a BOS at its beginning left out. Empty where
+    the template marks turns by ordinary words."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    row = _tokens("", tokenizer, chat_template=True)
+    if row and row[0] == tokenizer.bos_token_id:
+        row = row[1:]
+    return sorted(special & {*row})
 
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[int]:

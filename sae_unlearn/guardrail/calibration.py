@@ -113,6 +113,11 @@ PLAIN_TEXT = (
 )
 """Of a model that is likely to be used in chats. Measured: `docs/evidence.md`, "A second model"."""
 
+NO_BOUNDARIES = (
+    "The chat template marks its messages by no special token, so the gate judges a conversation as one text: a long "
+    "system prompt or an earlier message can dilute a short question. Measure it on conversations as you serve them."
+)
+
 
 def warnings_of(calibration: dict[str, Any]) -> list[str]:
     """What a user should know before trusting this gate, in sentences; empty if nothing stands out."""

@@ -110,6 +110,13 @@ class SAEGuardrailConfig(PeftConfig):
     special_token_ids: list[int] | None = field(
         default=None, metadata={"help": "Tokens that are neither hot nor counted nor clamped (BOS, EOS, PAD, ...)."}
     )
+    message_boundary_ids: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that a chat template puts between messages. 'ratio' is then taken of each message, too, "
+            "and its largest value counts."
+        },
+    )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
     base_fingerprint: dict[str, Any] | None = field(
@@ -250,12 +257,21 @@ class SAEGuardrailConfig(PeftConfig):
                     f"feature_ids holds {max(self.feature_ids)}, but the SAE in `sae_source` has d_sae={d_sae} "
                     f"features, 0 to {d_sae - 1}."
                 )
-        if self.special_token_ids is not None:
-            if not isinstance(self.special_token_ids, (list, tuple, set)):
-                raise GuardrailError(f"special_token_ids={self.special_token_ids!r} must be a list of token ids.")
-            ids = {_check_integer("special_token_ids", i, 0, LARGEST_ID) for i in self.special_token_ids}
-            self.special_token_ids = sorted(ids)
+        self.special_token_ids = _token_ids("special_token_ids", self.special_token_ids)
+        self.message_boundary_ids = _token_ids("message_boundary_ids", self.message_boundary_ids)
+        self._check_messages()
         self.check_refusal()
+
+    def _check_messages(self) -> None:
+        if not self.message_boundary_ids:
+            return
+        needed = {"statistic": "ratio", "counting": "content", "sticky": True}
+        wrong = [f"{name}={getattr(self, name)!r}" for name, value in needed.items() if getattr(self, name) != value]
+        if wrong:
+            raise GuardrailError(
+                f"message_boundary_ids goes with statistic='ratio', counting='content' and sticky=True, and not with "
+                f"{', '.join(wrong)}; set message_boundary_ids=None."
+            )
 
     def check_refusal(self) -> None:
         """Raise unless the fields of action="refuse" fit together."""
@@ -293,6 +309,15 @@ def _check_version(version: Any) -> None:
             f"format_version={version!r}: this sae_unlearn ({__version__}) reads versions 1 to {FORMAT_VERSION}; "
             "install a newer sae_unlearn."
         )
+
+
+def _token_ids(name: str, ids: Any) -> list[int] | None:
+    """Token ids, each once and in order."""
+    if ids is None:
+        return None
+    if not isinstance(ids, (list, tuple, set)):
+        raise GuardrailError(f"{name}={ids!r} must be a list of token ids.")
+    return sorted({_check_integer(name, i, 0, LARGEST_ID) for i in ids})
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> int:

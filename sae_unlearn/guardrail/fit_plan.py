@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.corpus import special_token_ids
+from sae_unlearn.backbone.corpus import message_boundary_ids, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.guardrail.attach import bare_model, free_name
@@ -170,6 +170,11 @@ def plan_fit(
         refusal_ids=refusal_ids,
         counting="columns" if faithful else "content",
         special_token_ids=special_token_ids(tokenizer, bare.config, chat_template),
+        message_boundary_ids=(
+            message_boundary_ids(tokenizer) or None
+            if chat_template and tokenizer is not None and statistic == "ratio" and sticky and not faithful
+            else None
+        ),
         hidden_size=sae.d_in,
         num_layers=len(find_decoder_layers(bare).layers),
         base_model_name_or_path=getattr(bare, "name_or_path", None) or None,

@@ -12,6 +12,7 @@ from sae_unlearn.guardrail.artefact import Artefact
 from sae_unlearn.guardrail.attach import tensors_of
 from sae_unlearn.guardrail.calibration import (
     MIN_THRESHOLD_ROWS,
+    NO_BOUNDARIES,
     PLAIN_TEXT,
     between,
     check_threshold,
@@ -208,6 +209,14 @@ class Fit:
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
+        if (
+            self.rows
+            and self.plan.read["chat_template"]
+            and not self.config.message_boundary_ids
+            and self.config.statistic == "ratio"
+            and not self.faithful
+        ):
+            found["warnings"] = [NO_BOUNDARIES, *found["warnings"]]
         return found
 
     def _held_out(self, role: str) -> Tensor:

@@ -22,6 +22,7 @@ def serves(config: SAEGuardrailConfig, hidden: Tensor, weights: list[Tensor]) ->
         and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and hidden.requires_grad)
         and (config.statistic, config.counting, config.action) == ("ratio", "content", "clamp")
+        and not config.message_boundary_ids
         and config.threshold is not None
         and all(w.device == hidden.device and w.dtype == torch.float32 and w.is_contiguous() for w in weights)
     )

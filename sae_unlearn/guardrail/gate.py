@@ -11,7 +11,8 @@ and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
     window   S_t = max_{s<=t} (H_s - H_{s-W}) / min(max(N_s, m), W)      H_{s-W}: W counted tokens earlier
     cusum    S_t = max_{s<=t} (Y_s - min_{r<=s} Y_r),  Y_s = H_s - k N_s,  Y_0 = 0
 
-(without `sticky`, window and cusum use their current value and not the largest so far). The row fires iff
+(without `sticky`, window and cusum use their current value and not the largest so far). Where the config names the
+tokens between a conversation's messages, `ratio` is taken of each message too, see `messages`. The row fires iff
 `S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if
 quiet tokens filled it up, so that one hot token out of one does not make a rate of 1.
 
@@ -43,9 +44,10 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.messages import by_message
 
 
-# The fields of a state, in the last dimension of [batch, tokens, STATE_SIZE].
+# The fields of a state, in the last dimension of [batch, tokens, STATE_SIZE]. With messages, theirs come after these.
 HITS, TOKENS, LOWEST, PEAK, FIRED_AT = range(5)
 STATE_SIZE = 5
 
@@ -55,7 +57,8 @@ class Decision(NamedTuple):
 
     Attributes:
         fire: `[batch, seq]` bool, whether the guard acts at that token's position.
-        state: `[batch, seq, STATE_SIZE]` float32; entry `t` is the state as if the pass had ended at `t`.
+        state: `[batch, seq, STATE_SIZE]` float32, with messages `MESSAGES_SIZE` more; entry `t` is the state as if the
+            pass had ended at `t`.
     """
 
     fire: Tensor
@@ -92,6 +95,7 @@ def decide(
     previous: Tensor | None = None,
     past: Series | None = None,
     boundary: int | None = None,
+    ends: Tensor | None = None,
 ) -> Decision:
     """Judge the tokens of one forward pass.
 
@@ -99,14 +103,20 @@ def decide(
         hot: `[batch, seq]`, bool or as from `hits_of`.
         counted: `[batch, seq]` bool.
         config: names the statistic, its constants and the threshold.
-        previous: `[batch, STATE_SIZE]`, the state after the row's last earlier token; None at a row's beginning.
+        previous: `[batch, ...]`, the state after the row's last earlier token; None at a row's beginning.
         past: needed by `statistic="window"` when there is a `previous`.
         boundary: position from which tokens are judged one by one; None means the last position.
+        ends: `[batch, seq]` bool, the tokens that end a message; None if the config names none.
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
     hits, tokens = _running_sums(hot, counted, previous)
     value, lowest = _value(hits, tokens, config, previous, past)
+    more = []
+    if ends is not None:
+        earlier = None if previous is None else previous[:, STATE_SIZE:]
+        value, messages = by_message(hits, tokens, ends, config.min_tokens, earlier)
+        more = [messages]
     peak = value
     if config.sticky and config.statistic != "ratio":
         peak = _running_max(value)
@@ -120,10 +130,10 @@ def decide(
     fired = fired_at > 0
     if boundary > 0:
         fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
-    return Decision(fired, torch.stack([hits, tokens, lowest, peak, fired_at], dim=-1))
+    return Decision(fired, torch.cat([torch.stack([hits, tokens, lowest, peak, fired_at], dim=-1), *more], dim=-1))
 
 
-def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig) -> Tensor:
+def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends: Tensor | None = None) -> Tensor:
     """`[batch]`: the value that decides whether a row, given to the gate in one pass, fires anywhere.
 
     It is what a threshold must be compared with, and so what it is calibrated on: the statistic at the row's end under
@@ -131,6 +141,8 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig) -> T
     """
     hits, tokens = _running_sums(hot, counted, None)
     value, _ = _value(hits, tokens, config, None, None)
+    if ends is not None:
+        value, _ = by_message(hits, tokens, ends, config.min_tokens, None)
     if config.gate_scope == "prefix" or (config.sticky and config.statistic != "ratio"):
         return value.amax(dim=1)
     return value[:, -1]

@@ -225,7 +225,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if lost is not None:
             activations = activations.masked_fill(lost, torch.nan)
         hits = hits_of(activations, eligible)
-        decision = self._decide(name, hits, counted, inputs, history)
+        decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history)
         if config.action == "record":
             return None
         if config.action == "refuse":
@@ -250,18 +250,34 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             kept = kept & table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
         return kept, kept
 
+    def _ends(self, name: str, kept: Tensor, inputs: ForwardInputs) -> Tensor | None:
+        """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
+        boundaries = self.guard_config[name].message_boundary_ids
+        if not boundaries:
+            return None
+        if inputs.input_ids is None:
+            return torch.zeros_like(kept)
+        table = self.id_tables.content(tuple(boundaries), kept.device)
+        return kept & ~table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
+
     def _decide(
-        self, name: str, hits: Tensor, counted: Tensor, inputs: ForwardInputs, history: GateHistory | None
+        self,
+        name: str,
+        hits: Tensor,
+        counted: Tensor,
+        ends: Tensor | None,
+        inputs: ForwardInputs,
+        history: GateHistory | None,
     ) -> Decision:
         config = self.guard_config[name]
         seq = hits.shape[1]
         boundary = None if inputs.wanted is None else seq - inputs.wanted
         if history is None:
-            decision = decide(hits, counted, config, boundary=boundary)
+            decision = decide(hits, counted, config, boundary=boundary, ends=ends)
             self._record(name, config, decision.state[:, -1])
             return decision
         past = history.series() if config.statistic == "window" else None
-        decision = decide(hits, counted, config, history.last(), past, boundary)
+        decision = decide(hits, counted, config, history.last(), past, boundary, ends)
         history.append(decision.state)
         self._record(name, config, history)
         return decision

@@ -72,6 +72,14 @@ def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
     return batch.kept & ~torch.isin(batch.input_ids, special)
 
 
+def message_ends(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor | None:
+    """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
+    if not config.message_boundary_ids:
+        return None
+    boundaries = torch.tensor(config.message_boundary_ids, dtype=torch.long, device=batch.input_ids.device)
+    return batch.kept & torch.isin(batch.input_ids, boundaries)
+
+
 def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Tensor, Tensor]:
     """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
     if config.counting == "columns":  # a row's own columns: here there is no batch whose padding could be counted
@@ -90,5 +98,7 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     counted, eligible = judged_tokens(batch, config)
     hot = (activations > 0).any(dim=-1) & eligible
     return Reading(
-        row_statistic(hot, counted, config).cpu(), activations[hot], batch.residual[hot].float().norm(dim=-1)
+        row_statistic(hot, counted, config, message_ends(batch, config)).cpu(),
+        activations[hot],
+        batch.residual[hot].float().norm(dim=-1),
     )

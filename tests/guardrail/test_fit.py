@@ -587,6 +587,25 @@ def test_a_fit_on_plain_text_warns_where_there_is_a_chat_template(usual):
         assert not any("chat_template" in text for text in config_of(model).calibration["warnings"])
 
 
+def test_a_fit_in_the_chat_template_judges_message_by_message():
+    tokenizer = chat_tokenizer()
+    boundary = [tokenizer.unk_token_id]  # the BOS at the beginning is none
+    for given, expected in (
+        ({"chat_template": True}, boundary),
+        ({"chat_template": True, "statistic": "window", "threshold": 0.5}, None),
+        ({"chat_template": True, "sticky": False}, None),
+        ({"chat_template": True, "preset": "faithful"}, None),
+        ({}, None),
+    ):
+        assert config_of(fit(tokenizer=tokenizer, **given)).message_boundary_ids == expected
+    words = tiny_tokenizer()
+    words.chat_template = "w5 {% for m in messages %}{{ m.content }}{% endfor %} w6"
+    for tokens, warned in ((words, True), (tokenizer, False)):
+        found = config_of(fit(tokenizer=tokens, chat_template=True))
+        assert any("marks its messages by no special token" in text for text in found.calibration["warnings"]) is warned
+        assert (found.message_boundary_ids is None) is warned
+
+
 def test_a_chat_template_that_is_not_there_is_refused():
     with pytest.raises(GuardrailError, match="no chat template"):
         fit(chat_template=True)
