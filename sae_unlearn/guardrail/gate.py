@@ -112,11 +112,10 @@ def decide(
     boundary = _boundary(config, seq, boundary)
     hits, tokens = _running_sums(hot, counted, previous)
     value, lowest = _value(hits, tokens, config, previous, past)
-    more = []
+    messages = None
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
         value, messages = by_message(hits, tokens, ends, config.min_tokens, earlier)
-        more = [messages]
     peak = value
     if config.sticky and config.statistic != "ratio":
         peak = _running_max(value)
@@ -130,7 +129,8 @@ def decide(
     fired = fired_at > 0
     if boundary > 0:
         fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
-    return Decision(fired, torch.cat([torch.stack([hits, tokens, lowest, peak, fired_at], dim=-1), *more], dim=-1))
+    state = torch.stack([hits, tokens, lowest, peak, fired_at], dim=-1)
+    return Decision(fired, state if messages is None else torch.cat([state, messages], dim=-1))
 
 
 def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends: Tensor | None = None) -> Tensor:
