@@ -126,7 +126,8 @@ def _gate(config: SAEGuardrailConfig) -> str:
         "prefix": "judged token by token",
     }[config.gate_scope]
     stays = " and stays fired" if config.sticky else ""
-    return f"fires{stays} when the statistic `{config.statistic}` exceeds {config.threshold}, {scope}"
+    messages = ", and message by message of a conversation" if config.message_boundary_ids else ""
+    return f"fires{stays} when the statistic `{config.statistic}` exceeds {config.threshold}, {scope}{messages}"
 
 
 def _action(config: SAEGuardrailConfig) -> str:

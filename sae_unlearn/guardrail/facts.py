@@ -26,7 +26,8 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         "SAE": ", ".join(named) or "not recorded",
         "gate": f"statistic {config.statistic} above {config.tau:.4g}, scope {config.gate_scope}, "
         + ("stays fired" if config.sticky else "may fall quiet again")
-        + f", at least {config.min_tokens} tokens",
+        + f", at least {config.min_tokens} tokens"
+        + (", each message by itself too" if config.message_boundary_ids else ""),
         "action": config.action,
         "dose": f"clamp {config.clamp_mode} features at {min(clamp):.4g} to {max(clamp):.4g}"
         + (f" ({config.clamp_scale:g} in unit {config.clamp_unit})" if config.clamp_scale is not None else ""),

@@ -10,6 +10,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, base_model, guarded, padded, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_guardrail
+from sae_unlearn.guardrail.facts import guardrail_facts
 from sae_unlearn.guardrail.gate import PEAK, decide, row_statistic
 
 
@@ -149,6 +150,9 @@ def test_boundaries_that_cannot_work_are_refused(fields, match):
 def test_boundaries_are_saved_and_loaded(tmp_path):
     model = guarded("llama", threshold=0.6, min_tokens=4, **MESSAGES)
     model.save_pretrained(tmp_path)
+    assert "each message by itself" in guardrail_facts(model.peft_config["default"], [-1.0])["gate"]
     loaded = attach_guardrail(base_model("llama"), tmp_path)
     batch = padded(conversations())
+    loaded.save_pretrained(tmp_path / "again")
+    assert "message by message" in (tmp_path / "again" / "README.md").read_text()
     assert firings_of(loaded, lambda: loaded(**batch)) == firings_of(model, lambda: model(**batch))

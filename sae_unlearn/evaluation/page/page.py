@@ -29,7 +29,8 @@ def render_page(picture: "GuardrailPicture") -> str:
         "version": __version__,
         "facts": guardrail_facts(config, picture.clamp),
         "threshold": f"{config.tau:.4g}",
-        "statistic": charts.STATISTICS[config.statistic],
+        "statistic": charts.STATISTICS[config.statistic]
+        + (" (the largest of its messages')" if config.message_boundary_ids else ""),
         "fire_rows": contents.fire_rows(calibration),
         "auroc": contents.shown(calibration.get("auroc"), ".3f"),
         "edit": contents.shown(calibration.get("edit_to_residual"), ".3g"),
