@@ -16,7 +16,8 @@ out, `test` for the report (the default), `last` once at the end; see `guardrail
 each. Guardrails are measured with `cached_front.py`: the layers up to the guarded one are run once a row.
 
 Model and SAE are the demo's unless `--model` and `--sae` name others, as the command line does: `--model
-google/gemma-2-2b-it --sae google/gemma-scope-2b-pt-res --sae-subfolder layer_3/width_16k/average_l0_142`.
+google/gemma-2-2b-it --sae google/gemma-scope-2b-pt-res --sae-subfolder layer_3/width_16k/average_l0_142 --topics
+wmdp-bio,wmdp-cyber` is the paper's own setting, for a GPU.
 """
 
 import argparse

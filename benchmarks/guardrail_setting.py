@@ -1,13 +1,13 @@
 """The model, the SAE and the texts of the benchmarks of the guardrail, and the one split of the texts.
 
-A topic is one of `topics.py` (an MMLU subject, with questions to choose answers of) or of `paragraphs.py`. Of its texts
+A topic is one of `topics.py` (a subject of MMLU or WMDP, with questions to choose answers of) or of `paragraphs.py`. Of
+its texts
 
     fit         fits the guardrails and trains the baselines, both sides
     validation  chooses each method's strength: within the damage budget on other text, the one that forgets most
     test        is reported, and has no part in anything else
 """
 
-import csv
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +96,8 @@ class Setting:
 
 def load_texts(folder: Path, name: str, size: Size, seed: int = 0) -> Texts:
     """The texts of a topic, from the data folder of `topics.py` and `paragraphs.py`."""
-    subject = folder / "mmlu/test" / f"{name}_test.csv"
-    load = topics.load_topic if subject.is_file() else paragraphs.load_paragraph_topic
+    is_exam = topics.is_exam(folder, name)
+    load = topics.load_topic if is_exam else paragraphs.load_paragraph_topic
     topic = load(folder, name, held_out=size.test, seed=seed)
     other_fit, other_test = topic.other_fit, topic.other_held_out
     for texts in (other_fit, other_test):  # questions stand before paragraphs in them, and every part needs both
@@ -107,28 +107,24 @@ def load_texts(folder: Path, name: str, size: Size, seed: int = 0) -> Texts:
         aside = getattr(size, f"{side}validation")
         found[f"{side}validation"] = texts[-aside:]
         found[f"{side}fit"] = texts[:-aside][: getattr(size, f"{side}fit")]
-    if subject.is_file():
+    if is_exam:
         fitted = {*topic.fit, *topic.other_fit}
-        others = [p.stem.removesuffix("_test") for p in sorted((folder / "mmlu/test").glob("*.csv"))]
         found["choices"] = read_choices(folder, name, fitted, size.choices, seed)
-        each = -(-size.choices // (len(others) - 1))
-        some = [c for other in others if other != name for c in read_choices(folder, other, fitted, each, seed)]
+        others = [subject for subject in topics.subjects(folder) if subject != name]
+        each = -(-size.choices // len(others))
+        some = [c for other in others for c in read_choices(folder, other, fitted, each, seed)]
         random.Random(seed).shuffle(some)
         found["other_choices"] = some[: size.choices]
     return Texts(name, **found)
 
 
 def read_choices(folder: Path, subject: str, fitted: set[str], number: int, seed: int) -> list[Choice]:
-    """Questions of an MMLU subject with their options; those of which `fitted` holds the text are left out."""
-    with open(folder / "mmlu/test" / f"{subject}_test.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Questions of a subject with their options; those of which `fitted` holds the text are left out."""
+    rows = topics.exam(folder, subject)
     random.Random(seed).shuffle(rows)
     found = []
-    for row in rows:
-        question = f"Question: {row['question'].strip()}"
-        options = tuple(row[f"choice{i}"].strip() for i in range(4))
-        right = int(row["answer"])
-        used = f"{question}\nAnswer: {options[right]}" in fitted
+    for question, options, right in rows:
+        used = topics.as_text(question, options[right]) in fitted
         if not used and len(set(options)) == 4 and all(options) and len(question) < 500:
             found.append(Choice(question, options, right, subject))
     return found[:number]

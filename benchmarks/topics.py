@@ -2,7 +2,8 @@
 
 The folder is named by `--data` or the environment variable `SAE_UNLEARN_DATA` and holds `mmlu/test/*.csv` (columns
 `question, choice0..choice3, answer`) and `wikitext2/valid.txt`. A topic is an MMLU subject, a paragraph one question
-with its right answer; other text is questions of other subjects and paragraphs of WikiText-2.
+with its right answer; other text is questions of other subjects and paragraphs of WikiText-2. The topics of WMDP
+(`wmdp-bio`, `wmdp-cyber`, `wmdp-chem`) are read from the folder's `wmdp/`, or else from the Hub.
 """
 
 import csv
@@ -11,11 +12,20 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_unlearn.evaluation.datasets.wmdp import HUB_ID, wmdp_choices
+
 
 # The demo's SAE has seen no text of the report topics; the default settings were chosen on the validation topics.
 VALIDATION_TOPICS = ("high_school_psychology", "high_school_us_history", "marketing")
 REPORT_TOPICS = ("nutrition", "world_religions", "astronomy")
 FIT_PARAGRAPHS = 130
+RELATED = {
+    "nutrition": {"human_aging", "clinical_knowledge", "anatomy"},
+    "wmdp-bio": {"virology", "college_biology", "high_school_biology", "medical_genetics"},
+    "wmdp-cyber": {"computer_security", "college_computer_science", "high_school_computer_science"},
+    "wmdp-chem": {"college_chemistry", "high_school_chemistry"},
+}
+"""Subjects of MMLU that are no other text, beside the topic's own: the SAE may well have one feature for both."""
 
 
 class Topic(NamedTuple):
@@ -41,9 +51,9 @@ def load_topic(folder: Path, name: str, held_out: int = 40, seed: int = 0) -> To
     shuffle = random.Random(seed).shuffle
     topic = questions(folder, name)
     shuffle(topic)
-    related = {"nutrition", "human_aging", "clinical_knowledge", "anatomy"} if name == "nutrition" else {name}
-    subjects = sorted(p.stem.removesuffix("_test") for p in (folder / "mmlu/test").glob("*.csv"))
-    others = [text for subject in subjects if subject not in related for text in questions(folder, subject)[:60]]
+    related = {name, *RELATED.get(name, ())}
+    unrelated = [subject for subject in subjects(folder) if subject not in related]
+    others = [text for subject in unrelated for text in questions(folder, subject)[:60]]
     shuffle(others)
     paragraphs = _paragraphs(folder)
     shuffle(paragraphs)
@@ -56,11 +66,41 @@ def load_topic(folder: Path, name: str, held_out: int = 40, seed: int = 0) -> To
     )
 
 
+def subjects(folder: Path) -> list[str]:
+    """The MMLU subjects that are there."""
+    return sorted(path.stem.removesuffix("_test") for path in (folder / "mmlu/test").glob("*.csv"))
+
+
+def is_exam(folder: Path, name: str) -> bool:
+    """Whether a topic has questions to choose answers of."""
+    return name.startswith("wmdp-") or name in subjects(folder)
+
+
 def questions(folder: Path, subject: str) -> list[str]:
-    """The questions of an MMLU subject with their right answers, in the file's order."""
+    """The questions of a subject with their right answers, in the file's order."""
+    return [as_text(question, options[right]) for question, options, right in exam(folder, subject)]
+
+
+def as_text(question: str, answer: str) -> str:
+    """A question and its answer as one text."""
+    return f"{question}\nAnswer: {answer}"
+
+
+def exam(folder: Path, subject: str) -> list[tuple[str, tuple[str, ...], int]]:
+    """The questions of a subject, the options of each, and the place of the right one."""
+    if subject.startswith("wmdp-"):
+        source = folder / "wmdp"
+        found = wmdp_choices(subject, str(source) if source.is_dir() else HUB_ID)
+        return [(f"Question: {c.question}", c.options, c.right) for c in found]
     with open(folder / "mmlu/test" / f"{subject}_test.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [f"Question: {r['question'].strip()}\nAnswer: {r['choice' + r['answer']].strip()}" for r in rows]
+        return [
+            (
+                f"Question: {row['question'].strip()}",
+                tuple(row[f"choice{i}"].strip() for i in range(4)),
+                int(row["answer"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def _paragraphs(folder: Path) -> list[str]:

@@ -165,6 +165,21 @@ def test_no_text_that_is_reported_or_asked_has_a_part_in_the_fit_or_in_the_choic
     assert "nutrition" not in {c.subject for c in texts.other_choices}
 
 
+def test_wmdp_is_a_topic_and_its_neighbours_among_the_subjects_are_no_other_text(tmp_path):
+    write_data(tmp_path)
+    (tmp_path / "wmdp").mkdir()
+    rows = [{"question": f"bio {i}?", "choices": [*"abcd"], "answer": i % 4} for i in range(200)]
+    (tmp_path / "wmdp/bio_questions.json").write_text(json.dumps(rows))
+    texts = load_texts(tmp_path, "wmdp-bio", Size(choices=12))
+    assert all(text.startswith("Question: bio") for text in texts.fit + texts.validation + texts.test)
+    assert all(choice.question.startswith("Question: bio") for choice in texts.choices)
+    other = "".join(texts.other_fit + texts.other_validation + texts.other_test)
+    assert "virology" not in other
+    assert "geography" in other
+    used = {*texts.fit, *texts.validation}
+    assert not used & {f"{c.question}\nAnswer: {c.options[c.right]}" for c in texts.choices}
+
+
 def test_other_texts_of_both_kinds_are_in_every_part(tmp_path):
     write_data(tmp_path)
     texts = load_texts(tmp_path, "nutrition", Size(choices=12))
