@@ -121,18 +121,21 @@ def read_sets(names: list[str], text_column: str = "text", limit: int | None = N
 
 
 def with_adapter(model: "PreTrainedModel", source: str, revision: str | None = None) -> "nn.Module":
-    """A guardrail or any other PEFT adapter put on a model.
+    """A guardrail, any other PEFT adapter, or a bundle put on a model.
 
     Raises:
         OSError, ValueError: there is none, or it does not belong to the model.
     """
     from peft import PeftConfig, PeftModel
 
-    from sae_unlearn.guardrail import SAEGuardrailConfig, attach_guardrail
+    from sae_unlearn.guardrail import SAEGuardrailConfig, attach_bundle, attach_guardrail
+    from sae_unlearn.guardrail.bundle_list import find_bundle
 
     try:
         kind = PeftConfig.from_pretrained(source, revision=revision)
     except ValueError as error:
+        if find_bundle(source, revision=revision) is not None:
+            return attach_bundle(model, source, revision=revision)
         raise FileNotFoundError(
             f"--adapter {source} is neither a folder with an adapter nor one on the Hub."
         ) from error

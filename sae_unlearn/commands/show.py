@@ -10,10 +10,12 @@ from sae_unlearn.commands.loading import add_model_arguments
 
 if TYPE_CHECKING:
     from sae_unlearn.evaluation import GuardrailPicture
+    from sae_unlearn.guardrail.bundle_list import Bundle
 
-HELP = "what is in a guardrail's folder, in words and as a page; needs no model"
+HELP = "what is in a guardrail's folder or in a bundle, in words and as a page; needs no model"
 EXAMPLES = """examples:
   sae-unlearn show forget-biology
+  sae-unlearn show forget-all --subfolder biology
   sae-unlearn show somebody/forget-biology --revision 0123abc
   sae-unlearn show forget-biology --html page.html
   sae-unlearn show forget-biology --html page.html --model google/gemma-2-2b-it \\
@@ -29,9 +31,9 @@ DEFAULTS = {"contexts": 5, "around": 16, "batch_size": 8}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="FOLDER", help="folder or Hub id of a guardrail")
+    add("source", metavar="FOLDER", help="folder or Hub id of a guardrail, or of a bundle")
     add("--revision", help="branch, tag or commit of the guardrail")
-    add("--subfolder", help="folder inside the repository")
+    add("--subfolder", help="folder inside it: a member of a bundle")
     add("--html", metavar="FILE", help="write a page with pictures")
     add("--model", help="Hub id or folder of the model, or demo: for a page with the features on texts")
     add_model_arguments(parser, revision="--model-revision")
@@ -47,11 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.guardrail.bundle_list import BundleGiven
+
     given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]
     if given and not args.html:
         raise ValueError(f"{given[0]} is for a page; give --html FILE too.")
     hub = {"revision": args.revision, "subfolder": args.subfolder}
-    print(describe(args.source, **hub))
+    try:
+        print(describe(args.source, **hub))
+    except BundleGiven as found:
+        if args.html:
+            raise ValueError(f"--html is for one guardrail; give --subfolder too. {found}") from found
+        print(describe_bundle(args.source, found.bundle, **hub))
     if args.html:
         path = _target(args.html)
         _picture(args, hub).save(path)
@@ -126,9 +135,31 @@ def describe(source: str | os.PathLike[str], **hub: Any) -> str:
     if artefact.revision:
         fields["commit"] = artefact.revision
     width = max(map(len, fields))
-    lines = [f"Guardrail {printable(source)}", ""]
+    inside = f", folder {printable(hub['subfolder'])}" if hub.get("subfolder") else ""
+    lines = [f"Guardrail {printable(source)}{inside}", ""]
     lines += [f"  {name:<{width}}   {printable(value)}" for name, value in fields.items()]
     return "\n".join([*lines, "", _calibration(calibration), "", *_warnings(calibration)])
+
+
+def describe_bundle(source: str | os.PathLike[str], bundle: "Bundle", **hub: Any) -> str:
+    """A bundle in words: its members, then each guardrail as `describe` tells it, all of one commit.
+
+    Raises:
+        GuardrailError: a member is missing or malformed.
+    """
+    from sae_unlearn.console import printable
+    from sae_unlearn.guardrail.seal import CONFIG_NAME
+    from sae_unlearn.guardrail.source import fetch_file
+
+    hub |= {"revision": bundle.revision or hub.get("revision")}
+    lines = [f"Bundle {printable(source)}", "", *(f"  guardrail   {name}" for name in bundle.guardrails)]
+    if bundle.lora:
+        fetch_file(source, CONFIG_NAME, hub | {"subfolder": bundle.lora})
+        lines.append(f"  LoRA        {bundle.lora}, which PEFT reads by itself")
+    if bundle.revision:
+        lines.append(f"  commit      {bundle.revision}")
+    shown = [describe(source, **hub | {"subfolder": name}) for name in bundle.guardrails]
+    return "\n\n".join(["\n".join(lines), *shown])
 
 
 def _calibration(calibration: dict[str, Any]) -> str:

@@ -10,18 +10,15 @@ their header before any tensor is made, and values before any is used.
 
 import hashlib
 import json
-import logging
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import load
 from torch import Tensor
 
+from sae_unlearn.guardrail.bundle_list import refuse_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.layer import CHILD
@@ -34,12 +31,9 @@ from sae_unlearn.guardrail.seal import (
     WEIGHTS_SEAL,
     config_digest,
 )
+from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
 from sae_unlearn.guardrail.values import check_tensors
-from sae_unlearn.hub_errors import explain_download
-from sae_unlearn.paths import check_inside, clean_subfolder
 
-
-logger = logging.getLogger(__name__)
 
 _CONFIG_LIMIT = 4 * 2**20
 _HEADER_LIMIT = 2**20
@@ -79,8 +73,16 @@ def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrai
     Raises:
         GuardrailError: there is no guardrail, or its config is malformed.
     """
-    path = fetch_file(source, CONFIG_NAME, hub)
+    path = _fetch_config(source, hub)
     return _parse(_stored(path, source), source), path
+
+
+def _fetch_config(source: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
+    try:
+        return fetch_file(source, CONFIG_NAME, hub)
+    except GuardrailError as error:
+        refuse_bundle(source, error, hub)
+        raise
 
 
 def _stored(path: Path, source: Any) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
     Raises:
         GuardrailError: it is missing or malformed, naming what and where.
     """
-    config_path = fetch_file(source, CONFIG_NAME, hub)
+    config_path = _fetch_config(source, hub)
     stored = _stored(config_path, source)
     config = _parse(stored, source)
     if config.num_features < 1 or config.hidden_size is None or config.threshold is None:
@@ -203,53 +205,6 @@ def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:
             f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{layer}.{CHILD}.{suffix}, expected 1."
         )
     return found[0]
-
-
-def fetch_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
-    """A file of a local folder or a Hub repository, on this machine; `hub` as for `read_config`.
-
-    Raises:
-        GuardrailError: it cannot be had, naming the mend.
-    """
-    hub = dict(hub)
-    subfolder = clean_subfolder(hub.pop("subfolder", None))
-    if is_local(source):
-        root = Path(source).expanduser()
-        folder = root / subfolder
-        if hub.get("revision") is not None:
-            raise GuardrailError(
-                f"revision={hub['revision']!r} was given, but {source} is a local folder; leave it out."
-            )
-        if not (folder / name).is_file():
-            raise GuardrailError(f"{folder} has no {name}; is it a guardrail's folder?")
-        check_inside(folder / name, root)
-        return folder / name
-
-    def download(**options: Any) -> Path:
-        return Path(hf_hub_download(str(source), name, subfolder=subfolder or None, **hub | options))
-
-    try:
-        return download()
-    except Exception as error:  # also what the HTTP client raises, whose classes depend on huggingface_hub's version
-        if not isinstance(error, (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)):
-            with suppress(LocalEntryNotFoundError):
-                found = download(local_files_only=True)
-                logger.warning("the Hub could not be asked about %s (%s); using the cached copy", source, error)
-                return found
-        raise GuardrailError(explain_download(error, str(source), name, hub.get("revision"))) from error
-
-
-def is_local(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a folder here, and so no repository."""
-    return Path(source).expanduser().is_dir()
-
-
-def commit_of(path: Path) -> str | None:
-    """The commit in a path of huggingface_hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
-    for repository, folder, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
-        if repository.startswith("models--") and folder == "snapshots":
-            return commit
-    return None
 
 
 def _refuse_constant(name: str) -> None:

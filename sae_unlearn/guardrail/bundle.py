@@ -12,42 +12,24 @@ import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo
 from peft import PeftModel
 from torch import nn
 
-from sae_unlearn.guardrail.artefact import commit_of, fetch_file, is_local, read_artefact
+from sae_unlearn.guardrail.artefact import read_artefact
 from sae_unlearn.guardrail.attach import attach_guardrail, bare_model, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundle_card import write_bundle_card
+from sae_unlearn.guardrail.bundle_list import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
 from sae_unlearn.guardrail.card import CardDetails, write_card
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME, seal
+from sae_unlearn.guardrail.source import fetch_file
 from sae_unlearn.guardrail.upload import upload_folder
 from sae_unlearn.model_card import SavedReport
 from sae_unlearn.staging import staged
-
-
-BUNDLE_NAME = "bundle.json"
-BUNDLE_VERSION = 1
-LARGEST_BUNDLE = 64
-_SIZE_LIMIT = 2**16
-
-
-class Bundle(NamedTuple):
-    """What a bundle says that it holds.
-
-    Attributes:
-        guardrails: their names, which are their folders.
-        lora: name and folder of a LoRA, if there is one.
-        revision: commit of the Hub repository, None for a local folder.
-    """
-
-    guardrails: list[str]
-    lora: str | None
-    revision: str | None
 
 
 @as_guardrail_error()
@@ -167,33 +149,6 @@ def attach_bundle(
                 del model.peft_config
         raise
     return guarded
-
-
-def read_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle:
-    """What a bundle holds.
-
-    Raises:
-        GuardrailError: there is no `bundle.json`, or it is malformed.
-    """
-    path = fetch_file(source, BUNDLE_NAME, hub)
-    where = f"{BUNDLE_NAME} of {source}"
-    if path.stat().st_size > _SIZE_LIMIT:
-        raise GuardrailError(f"{where} has {path.stat().st_size} bytes, more than {_SIZE_LIMIT}.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise GuardrailError(f"{where} is not JSON: {error}") from error
-    version = stored.get("format_version") if isinstance(stored, dict) else None
-    if version != BUNDLE_VERSION:
-        raise GuardrailError(f"{where} has format_version={version!r}; this sae_unlearn reads {BUNDLE_VERSION}.")
-    guardrails, lora = stored.get("guardrails"), stored.get("lora")
-    if not isinstance(guardrails, list) or not 1 <= len(guardrails) <= LARGEST_BUNDLE:
-        raise GuardrailError(f"{where} must list 1 to {LARGEST_BUNDLE} guardrails.")
-    members = [*guardrails, *([] if lora is None else [lora])]
-    for name in members:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or members.count(name) > 1:
-            raise GuardrailError(f"{where} lists {name!r}, which is no name of a member, or is there twice.")
-    return Bundle(guardrails, lora, None if is_local(source) else commit_of(path))
 
 
 def members_of(model: nn.Module) -> Bundle:

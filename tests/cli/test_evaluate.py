@@ -5,8 +5,9 @@ import json
 
 import pytest
 from tiny_topic import save_adapters, tiny_parts, topic_texts
+from transformers import AutoModelForCausalLM
 
-from sae_unlearn import attach_guardrail
+from sae_unlearn import attach_guardrail, save_bundle
 from sae_unlearn.cli import main
 from sae_unlearn.commands import evaluate as command
 from sae_unlearn.evaluation import Report, compare, evaluate
@@ -54,6 +55,13 @@ def test_with_and_without_an_adapter(parts, tmp_path, capsys, adapter):
     only = {one["metric"] for one in stored["only_after"]}
     assert only == ({"kl", "fires:default"} if adapter == "guardrail" else {"kl"})
     assert after.find("kl", "retain").estimate.value >= 0
+
+
+def test_a_bundle_is_put_on_as_a_whole(parts, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(parts / "model")
+    save_bundle(attach_guardrail(model, parts / "guardrail", adapter_name="topic"), tmp_path / "bundle")
+    assert main(arguments(parts, tmp_path / "out", f"--adapter={tmp_path / 'bundle'}", "--limit=4")) == 0
+    assert "fires:topic" in {figure.metric for figure in Report.load(tmp_path / "out").figures}
 
 
 def test_it_says_what_the_library_says(parts, tmp_path):

@@ -352,9 +352,9 @@ def test_from_the_hub_at_a_pinned_revision(hub, fitted):
 
 def test_both_files_are_of_one_commit(hub, fitted, monkeypatch):
     """A branch that moves between the two reads does not mix a config with another commit's weights."""
-    from sae_unlearn.guardrail import artefact
+    from sae_unlearn.guardrail import source
 
-    original = artefact.hf_hub_download
+    original = source.hf_hub_download
     (hub / "models--me--guard" / "refs" / "main").write_text(COMMIT)
 
     def moving(repo, name, **kwargs):
@@ -362,7 +362,7 @@ def test_both_files_are_of_one_commit(hub, fitted, monkeypatch):
         (hub / "models--me--guard" / "refs" / "main").write_text(OTHER)
         return path
 
-    monkeypatch.setattr(artefact, "hf_hub_download", moving)
+    monkeypatch.setattr(source, "hf_hub_download", moving)
     model = attach_guardrail(base_model("llama"), "me/guard", cache_dir=hub)
     assert torch.equal(logits(model), fitted[1])
 

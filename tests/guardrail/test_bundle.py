@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from hub_metadata import metadata_errors
-from hub_stand_in import OWNER
+from hub_stand_in import OWNER, READER, STRANGER
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from zoo import base_model, guarded, logits_of, token_ids
@@ -113,12 +113,54 @@ def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_pat
     assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(newer))
 
 
+def test_a_private_bundle_opens_for_its_owner_and_is_there_without_the_hub(stand_in, model):
+    push_bundle(model, REPO, token=OWNER, private=True)
+    for token in (None, STRANGER):
+        with pytest.raises(GuardrailError, match=r"no Hub repository me/forget-several that can be read"):
+            attach_bundle(base_model("llama"), REPO, token=token)
+    attach_bundle(base_model("llama"), REPO, token=READER)
+    stand_in.stop()
+    assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(model))
+
+
+@pytest.mark.parametrize("where", ["PUT /storage/", "POST .*/commit/"])
+def test_an_interrupted_push_leaves_nothing_and_can_be_repeated(stand_in, model, where):
+    stand_in.break_at = where
+    with pytest.raises(GuardrailError, match="nothing of it was committed; try again"):
+        push_bundle(model, REPO, token=OWNER)
+    assert stand_in.repositories[REPO].at("main").files == {}
+    with pytest.raises(GuardrailError, match=r"me/forget-several has no bundle\.json"):
+        attach_bundle(base_model("llama"), REPO)
+    stand_in.break_at = None
+    push_bundle(model, REPO, token=OWNER)
+    assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(model))
+
+
 def test_a_bundle_joins_guardrails_that_are_there(folder, tmp_path):
     if (folder / "aligned").is_dir():
         (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "guardrails": ["biology"], "lora": None}))
     first = with_guards(base_model("llama"), tmp_path, ["books"])
     found = attach_bundle(first, folder)
     assert {"books", "biology"} <= {s.name for s in list_guardrails(found) if s.active}
+
+
+def test_where_one_guardrail_is_asked_for_a_bundle_is_named_with_its_members(stand_in, model, folder):
+    push_bundle(model, REPO, token=OWNER)
+    for source in (folder, REPO):
+        with pytest.raises(GuardrailError, match=r"is a bundle, of the guardrails biology, person: .*`attach_"):
+            attach_guardrail(base_model("llama"), source)
+    with pytest.raises(GuardrailError, match=r"person/absent has no adapter_config\.json"):
+        attach_guardrail(base_model("llama"), folder, subfolder="person/absent")
+    attach_bundle(base_model("llama"), REPO)
+    stand_in.stop()
+    with pytest.raises(GuardrailError, match="is a bundle"):
+        attach_guardrail(base_model("llama"), REPO)
+
+
+def test_a_folder_of_guardrails_without_a_list_says_which_it_holds(folder):
+    (folder / "bundle.json").unlink()
+    with pytest.raises(GuardrailError, match=r"give one as subfolder: \[.*'biology', 'person'\]"):
+        attach_guardrail(base_model("llama"), folder)
 
 
 def stored(**changes):

@@ -116,15 +116,15 @@ def test_loading_a_sound_guardrail_opens_no_socket_and_imports_and_unpickles_not
 
 def test_the_hub_client_is_the_only_one_that_is_asked(monkeypatch):
     """What is no folder goes to `hf_hub_download`, and offline that opens no socket either."""
-    from sae_unlearn.guardrail import artefact
+    from sae_unlearn.guardrail import source
 
     asked = []
-    original = artefact.hf_hub_download
-    monkeypatch.setattr(artefact, "hf_hub_download", lambda *a, **k: asked.append(a) or original(*a, **k))
+    original = source.hf_hub_download
+    monkeypatch.setattr(source, "hf_hub_download", lambda *a, **k: asked.append(a) or original(*a, **k))
     model = base_model("llama")
     with watching() as seen, pytest.raises(GuardrailError, match="not in the local cache"):
         attach_guardrail(model, "nobody/nothing")
-    assert asked == [("nobody/nothing", CONFIG)]
+    assert asked == [("nobody/nothing", CONFIG), ("nobody/nothing", "bundle.json")]
     assert not [event for event, _ in seen if event.startswith(("socket.", "subprocess."))]
 
 

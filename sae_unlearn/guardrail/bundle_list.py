@@ -1,0 +1,110 @@
+"""`bundle.json`, the list of what a bundle holds."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
+
+
+BUNDLE_NAME = "bundle.json"
+BUNDLE_VERSION = 1
+LARGEST_BUNDLE = 64
+_SIZE_LIMIT = 2**16
+
+
+class Bundle(NamedTuple):
+    """What a bundle says that it holds.
+
+    Attributes:
+        guardrails: their names, which are their folders.
+        lora: name and folder of a LoRA, if there is one.
+        revision: commit of the Hub repository, None for a local folder.
+    """
+
+    guardrails: list[str]
+    lora: str | None
+    revision: str | None
+
+
+class BundleGiven(GuardrailError):
+    """A bundle where one guardrail was asked for.
+
+    Attributes:
+        bundle: what it holds.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], bundle: Bundle) -> None:
+        names = ", ".join(bundle.guardrails)
+        super().__init__(
+            f"{source} is a bundle, of the guardrails {names}: put all of them on a model with `attach_bundle`, or "
+            "name one of them as `subfolder`."
+        )
+        self.bundle = bundle
+
+
+def find_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle | None:
+    """What `read_bundle` reads, None where there is no `bundle.json`.
+
+    Raises:
+        GuardrailError: it is malformed.
+    """
+    if is_local(source):
+        if not (Path(source).expanduser() / BUNDLE_NAME).is_file():
+            return None
+    else:
+        try:
+            fetch_file(source, BUNDLE_NAME, hub)
+        except GuardrailError:
+            return None
+    return read_bundle(source, **hub)
+
+
+def refuse_bundle(source: str | os.PathLike[str], missing: GuardrailError, hub: dict[str, Any]) -> None:
+    """To be asked where there is no guardrail, as `missing` says: is there a bundle?
+
+    Raises:
+        BundleGiven: there is.
+        GuardrailError: there is, and it is malformed.
+    """
+    cause = missing.__cause__
+    if hub.get("subfolder") or not (is_local(source) or isinstance(cause, EntryNotFoundError)):
+        return  # the repository itself is not there
+    hub = {key: value for key, value in hub.items() if key != "subfolder"}
+    if isinstance(cause, LocalEntryNotFoundError):  # nor is the Hub
+        hub["local_files_only"] = True
+    bundle = find_bundle(source, **hub)
+    if bundle is not None:
+        raise BundleGiven(source, bundle) from missing
+
+
+def read_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle:
+    """What a bundle holds.
+
+    Raises:
+        GuardrailError: there is no `bundle.json`, or it is malformed.
+    """
+    path = fetch_file(source, BUNDLE_NAME, hub)
+    where = f"{BUNDLE_NAME} of {source}"
+    if path.stat().st_size > _SIZE_LIMIT:
+        raise GuardrailError(f"{where} has {path.stat().st_size} bytes, more than {_SIZE_LIMIT}.")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise GuardrailError(f"{where} is not JSON: {error}") from error
+    version = stored.get("format_version") if isinstance(stored, dict) else None
+    if version != BUNDLE_VERSION:
+        raise GuardrailError(f"{where} has format_version={version!r}; this sae_unlearn reads {BUNDLE_VERSION}.")
+    guardrails, lora = stored.get("guardrails"), stored.get("lora")
+    if not isinstance(guardrails, list) or not 1 <= len(guardrails) <= LARGEST_BUNDLE:
+        raise GuardrailError(f"{where} must list 1 to {LARGEST_BUNDLE} guardrails.")
+    members = [*guardrails, *([] if lora is None else [lora])]
+    for name in members:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or members.count(name) > 1:
+            raise GuardrailError(f"{where} lists {name!r}, which is no name of a member, or is there twice.")
+    return Bundle(guardrails, lora, None if is_local(source) else commit_of(path))
