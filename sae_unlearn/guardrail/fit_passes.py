@@ -48,6 +48,7 @@ class FitPasses:
         is known, every process runs all of them, so that it is the same for all.
 
         Args:
+            total: how many rows there will be, as far as that is known; for the bar.
             parts: what is summed over the batches; with them and a `checkpoint_dir` the pass is saved as it goes on.
         """
         checkpoint = None if parts is None else self.checkpoint
@@ -65,16 +66,26 @@ class FitPasses:
                 met = True
             return number >= start.done and (is_mine(number) or self.outliers.median is None)
 
+        given = 0
+
+        def counted() -> Iterator[list[int]]:
+            nonlocal given
+            for row in rows:
+                given += 1
+                yield row
+
         hidden, done, unsaved = not self.plan.progress or process_index() > 0, start.done, 0
         size = self.plan.batch_size
         with tqdm(total=total, desc=title, unit="row", disable=hidden) as bar:
-            for batch in unguarded_residuals(self.plan.model, rows, self.plan.config.layer, size, wanted):
+            for batch in unguarded_residuals(self.plan.model, counted(), self.plan.config.layer, size, wanted):
                 yield batch
                 done, unsaved = batch.number + 1, unsaved + 1
                 bar.update(max(0, batch.number * size + len(batch.index) - bar.n))
                 if checkpoint is not None and unsaved >= EVERY and self.outliers.median is not None:
                     checkpoint.save(title, Standing(done, False, digest()), parts)
                     unsaved = 0
+            bar.total = given  # until here it was a guess, and the last batches may be another process's
+            bar.update(given - bar.n)
         if start.finished or not met:
             start.check(digest() if start.finished else "")
         elif checkpoint is not None and self.outliers.median is not None:

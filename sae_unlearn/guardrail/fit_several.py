@@ -117,7 +117,7 @@ class _TopicFit(Fit):
 
 def _read_retain(fits: list[_TopicFit], retain: Any) -> None:
     rows: Rows = rows_of(fits[0].plan, "retain", retain)
-    total = len(retain) if hasattr(retain, "__len__") else None
+    total = rows.selected_of(len(retain)) if hasattr(retain, "__len__") else None
     for fit in fits:
         fit.begin("retain", rows)
     for batch in fits[0].passes.run(rows, "retain: features", total):

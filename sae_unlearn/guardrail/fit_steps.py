@@ -58,7 +58,7 @@ class Fit:
         if corpus is None:
             return
         rows = rows_of(self.plan, role, corpus)
-        total = len(corpus) if hasattr(corpus, "__len__") else None
+        total = rows.selected_of(len(corpus)) if hasattr(corpus, "__len__") else None
         self.begin(role, rows)
         for batch in self.passes.run(rows, f"{role}: features", total, {"sums": self.sums[role]}):
             self.add(role, batch)

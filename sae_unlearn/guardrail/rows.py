@@ -38,6 +38,11 @@ class Rows:
         self.digest = hashlib.sha256()
         self._kept = {"threshold": 0, "report": 0, "again": 0}
 
+    def selected_of(self, documents: int) -> int:
+        """About how many of so many documents serve for the selection of features."""
+        aside = [documents * self._cycle.count(use) // len(self._cycle) for use in ("threshold", "report")]
+        return documents - sum(min(number, self._limit) for number in aside)
+
     def __iter__(self) -> Iterator[list[int]]:
         for document in self._documents:
             use = self._cycle[self.documents % len(self._cycle)]

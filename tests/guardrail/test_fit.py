@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from functools import partial
 
 import pytest
@@ -323,6 +324,23 @@ def test_long_documents_are_cut_into_rows_with_bos_each(usual):
 def test_progress_is_shown_or_not(shown, capsys):
     fit(progress=shown)
     assert ("features" in capsys.readouterr().err) is shown
+
+
+@pytest.mark.parametrize("given", [list, iter], ids=["lists", "streams"])
+def test_every_bar_ends_at_its_last_row(given, capsys):
+    """Also where documents are cut into several rows, and where nobody knows how many there are."""
+    corpora = config_of(
+        fit(forget=given(FORGET), retain=given(RETAIN), max_length=12, batch_size=5, progress=True)
+    ).calibration["corpora"]
+    uses = {"features": "selection_rows", "threshold": "threshold_rows", "report": "report_rows"}
+    wanted = {f"{role}: {use}": rows[name] for role, rows in corpora.items() for use, name in uses.items()}
+    assert ends_of_bars(capsys.readouterr().err) == {title: f"100% {n}/{n}" for title, n in wanted.items()}
+
+
+def ends_of_bars(said):
+    """The last that each progress bar showed."""
+    shown = re.findall(r"(\w+: \w+): +(\d+%)\|[^|]*\| (\d+/\d+)", said)
+    return {title: f"{share} {rows}" for title, share, rows in shown}
 
 
 # ------------------------------------------------------------------------------------------- special and outlier tokens
