@@ -139,6 +139,10 @@ class SAEAlignmentConfig(TrainingArguments):
                 'eval_strategy="no"; set eval_strategy="steps" and eval_steps.'
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the Hub's token: `Trainer` pickles its settings beside every adapter, and uploads them."""
+        return self.__dict__ | {"hub_token": None}
+
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each part of the loss."""

@@ -275,13 +275,14 @@ class SAEAlignmentTrainer(Trainer):
         Raises:
             UnlearnError: the folder could not be written; what was in it is as it was.
         """
-        token, self.args.hub_token = self.args.hub_token, None  # `Trainer` would publish it, in training_args.bin
-        try:
-            with staged(Path(output_dir or self.args.output_dir), ADAPTER_FILES) as stage:
-                super()._save(str(stage), state_dict)
-                self._write_card(str(stage))  # in the place of PEFT's generic one
-        finally:
-            self.args.hub_token = token
+        with staged(Path(output_dir or self.args.output_dir), ADAPTER_FILES) as stage:
+            super()._save(str(stage), state_dict)
+            self._write_card(str(stage))  # in the place of PEFT's generic one
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self._write_card(self.args.output_dir)  # which `Trainer` uploads, with all of the checkpoint but its card
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _write_card(self, folder: str) -> None:
         last: dict[str, float] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})

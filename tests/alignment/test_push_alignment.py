@@ -66,6 +66,21 @@ def test_what_is_pushed_names_no_target_and_holds_no_token(stand_in, trainer):
         assert path.startswith("tokenizer") or not any(name.encode() in data for name in names), path
 
 
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_what_is_pushed_while_it_trains_has_our_card_and_holds_no_token(stand_in, tmp_path, strategy):
+    names = {"hub_model_id": "forget-thing", "hub_token": OWNER, "hub_always_push": True, "hub_strategy": strategy}
+    args = settings(tmp_path, push_to_hub=True, save_strategy="steps", save_steps=2, max_steps=4, **names)
+    SAEAlignmentTrainer(args=args, **parts()).train()
+    commits = [commit for commit in stand_in.repositories[REPO].commits.values() if commit.files]
+    assert {"Training in progress, step 2", "Training in progress, step 4"} <= {commit.message for commit in commits}
+    for commit in commits:
+        assert not [path for path, data in commit.files.items() if OWNER.encode() in data]
+        cards = {path: data for path, data in commit.files.items() if path.endswith("README.md")}
+        assert ("README.md" in cards) == ("adapter_config.json" in commit.files)
+        assert all(b"does not protect" in card for card in cards.values())
+    assert args.hub_token == OWNER
+
+
 def test_a_pinned_commit_is_honoured_after_a_newer_push(stand_in, trainer):
     old = trainer.push_to_hub(token=OWNER)
     before = logits(trainer.model.eval())
