@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hub_metadata import metadata_errors
 from pages import DOCS, PAGES, ROOT, Block, blocks, commands, prose
 from peft import PeftConfig
 
@@ -138,6 +139,28 @@ def test_files_that_are_named_are_there(page) -> None:
     named = re.findall(r"`((?:sae_unlearn|benchmarks|examples|tests|model_cards)/[\w./-]+)`", prose(page))
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    ("shown", "used"),
+    {
+        "guardrail": "guardrail/card_template.md",
+        "bundle": "guardrail/bundle_card_template.md",
+        "alignment": "alignment/card_template.md",
+    }.items(),
+)
+def test_the_templates_in_model_cards_are_those_that_are_used(shown, used) -> None:
+    found = ROOT / "model_cards" / f"{shown}-template.md"
+    assert found.read_text(encoding="utf-8") == (ROOT / "sae_unlearn" / used).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "model_cards").glob("*/README.md")), ids=lambda card: card.parent.name)
+def test_the_card_that_is_shown_is_of_the_template_and_its_metadata_are_sound(card) -> None:
+    text = card.read_text(encoding="utf-8")
+    assert metadata_errors(text) == ([], [])
+    lines = (ROOT / "model_cards/guardrail-template.md").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if "{{" not in line and line not in text.splitlines()]
+    assert all((card.parent / name).is_file() for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
 
 
 def imported(tree: ast.AST) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every block of Python of the README, run as it stands: on a tiny model, with a stand-in for the Hub.
+"""Every block of code of the README, run as it stands: on a tiny model, with a stand-in for the Hub.
 
 What is exchanged: models, tokenizers and SAEs by name are tiny ones, `<commit>` is a commit of the stand-in's, and
 which entities a random model knows is said rather than asked.
@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from hub_stand_in import OWNER
-from pages import ROOT, blocks_of
+from pages import ROOT, blocks_of, commands
 from tiny_topic import tiny_parts, topic_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_unlearn import SparseAutoencoder, attach_guardrail, fit_guardrail
+from sae_unlearn import SparseAutoencoder, attach_guardrail, demo, fit_guardrail
 from sae_unlearn.alignment import EntitySet, LabelledEntities, SAEAlignmentConfig
+from sae_unlearn.cli import main
+from sae_unlearn.commands import loading
+from sae_unlearn.demo import DemoTexts
 from sae_unlearn.evaluation import Fact
 
 
@@ -26,6 +29,7 @@ from tiny_entities import entities
 
 
 BLOCKS = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]
+COMMANDS = [block for block in blocks_of(ROOT / "README.md") if block.language == "bash" and commands(block)]
 REPO = "me/forget-biology"
 
 
@@ -89,5 +93,35 @@ def test_it_runs(block, readers_world, capsys):
         assert Path("forget-people/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("block", COMMANDS, ids=str)
+def test_its_commands_run_one_after_the_other(block, readers_world, monkeypatch, capsys):
+    names, _ = readers_world
+    texts = {"biology": names["forget_texts"], "other": names["retain_texts"], "texts": names["texts"]}
+    for name, rows in texts.items():
+        Path(f"{name}.txt").write_text("\n\n".join(rows))
+    for side in ("known", "unknown"):
+        entities(side, 30, kind="person").save(f"{side}.json")
+    sides = ("forget", "retain")
+    held_out = [{side: topic_texts(side, n, seed=3) for side in sides} for n in (6, 2)]
+    shipped = DemoTexts(texts["biology"], texts["other"], held_out[0], {s: facts(s) for s in sides}, held_out[1])
+    for place in (loading, demo):
+        name = "" if place is loading else "demo_"
+        monkeypatch.setattr(place, f"load_{name}model", lambda *given: parts()[:2])
+        monkeypatch.setattr(place, f"load_{name}sae", lambda *given: parts()[2])
+    monkeypatch.setattr(demo, "load_demo_texts", lambda: shipped)
+    for call in commands(block):
+        assert main([*call, "--no-progress"]) == 0, call
+        assert capsys.readouterr().out.strip()
+        if "--output" in call:
+            assert Path(call[call.index("--output") + 1], "adapter_model.safetensors").is_file()
+
+
 def test_there_are_blocks():
     assert len(BLOCKS) >= 5
+    assert sorted(call[0] for block in COMMANDS for call in commands(block)) == [
+        "check",
+        "demo",
+        "fit",
+        "show",
+        "train",
+    ]

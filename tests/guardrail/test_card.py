@@ -17,7 +17,6 @@ from sae_unlearn.evaluation import Report
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.guardrail import GuardedModel
-from sae_unlearn.guardrail.card import TEMPLATE
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +189,3 @@ def test_braces_in_a_value_are_not_filled_in(tmp_path):
     model.peft_config["default"].sae_source = {"id": "{{ licences }}"}
     model.save_pretrained(tmp_path / "second")
     assert card_of(tmp_path / "second").text.count("{{ licences }}") == 2
-
-
-def test_the_template_in_model_cards_is_the_one_that_is_used():
-    shown = Path(__file__).parents[2] / "model_cards" / "guardrail-template.md"
-    assert shown.read_text(encoding="utf-8") == TEMPLATE.read_text(encoding="utf-8")
