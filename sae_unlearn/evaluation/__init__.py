@@ -29,7 +29,8 @@ from sae_unlearn.evaluation.ranking import Ranks, candidate_log_probs, rank_answ
 from sae_unlearn.evaluation.recall import Fact, Recall, complete, recall
 from sae_unlearn.evaluation.report import Report
 from sae_unlearn.evaluation.rouge import RougeL, rouge_l
-from sae_unlearn.evaluation.sweep import Sweep, SweepPoint, sweep_guardrail
+from sae_unlearn.evaluation.sweep import Sweep, SweepPoint
+from sae_unlearn.evaluation.sweeping import sweep_guardrail
 from sae_unlearn.evaluation.tofu_utility import ModelUtility, TofuSet, model_utility
 from sae_unlearn.evaluation.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.statistics import wilson_interval

@@ -11,18 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.corpus import Document
 from sae_unlearn.backbone.residuals import ResidualBatch
-from sae_unlearn.evaluation.the_guardrail import the_guardrail
+from sae_unlearn.evaluation.guarded_texts import GuardedTexts
 from sae_unlearn.evaluation.token_pieces import token_pieces
-from sae_unlearn.guardrail import GuardrailError
-from sae_unlearn.guardrail.attach import bare_model
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.reading import documents_as_fitted, judged_tokens, read_batch
-from sae_unlearn.guardrail.unguarded import unguarded_residuals
+from sae_unlearn.guardrail.reading import judged_tokens
 
 
 @dataclass(frozen=True)
@@ -117,33 +111,44 @@ def feature_contexts(
         GuardrailError: there is no such guardrail, no text, or an empty corpus.
         ValueError: `contexts` or `around` is out of range.
     """
+    texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
+    return contexts_in(texts, contexts, around)
+
+
+@torch.no_grad()
+def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureContexts:
+    """`feature_contexts` of texts that may be read for something else too."""
     if contexts < 1 or around < 0:
         raise ValueError(f"contexts={contexts}, around={around}; expected at least 1 and 0.")
-    name, layer = the_guardrail(model, adapter_name)
-    config = layer.guard_config[name]
-    corpora = {role: corpus for role, corpus in (("forget", forget), ("retain", retain)) if corpus is not None}
-    if not corpora:
-        raise GuardrailError("There is no text to look at; give `forget`, `retain`, or both.")
+    config, encoder = texts.config, texts.layer.sae_guardrail_encoder[texts.name]
     best = _Best(config.num_features, contexts, around)
-    statistics, documents, tokens = {}, {}, {}
-    density, squares = {}, {}
-    for role, corpus in corpora.items():
-        found = documents_as_fitted(corpus, tokenizer, role, config, text_column)
-        sums = _Sums(config.num_features)
-        statistics[role] = _read(model, layer, name, found, role, best, sums, batch_size, progress)
-        documents[role], tokens[role] = len(found), sums.tokens
-        density[role], squares[role] = ((total / max(sums.tokens, 1)).tolist() for total in (sums.active, sums.squares))
+    sums = {role: _Sums(config.num_features) for role in texts.documents}
+    for role, seen in sums.items():
+        of_row = [number for number, _ in texts.rows(role)]
+        for batch in texts.residuals(role):
+            _, eligible = judged_tokens(batch, config)
+            activations = encoder(batch.residual)
+            activations = activations.where(eligible[..., None] & (activations > 0), 0)
+            seen.add(activations, eligible)
+            best.add(batch, activations, role, of_row)
+    density = {role: (seen.active / max(seen.tokens, 1)).tolist() for role, seen in sums.items()}
+    squares = {role: (seen.squares / max(seen.tokens, 1)).tolist() for role, seen in sums.items()}
     ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
     features = tuple(
         GuardedFeature(
             feature=feature,
-            contexts=best.contexts(place, tokenizer),
+            contexts=best.contexts(place, texts.tokenizer),
             density={role: values[place] for role, values in density.items()},
             mean_squared={role: values[place] for role, values in squares.items()},
         )
         for place, feature in enumerate(ids)
     )
-    return FeatureContexts(features, statistics, documents, tokens)
+    return FeatureContexts(
+        features,
+        statistics={role: texts.statistics(role).tolist() for role in sums},
+        documents={role: len(found) for role, found in texts.documents.items()},
+        tokens={role: seen.tokens for role, seen in sums.items()},
+    )
 
 
 class _Sums:
@@ -192,32 +197,3 @@ class _Best:
             Context(role, document, tuple(token_pieces(tokenizer, ids)), tuple(values), *places)
             for role, document, ids, values, *places in kept
         )
-
-
-def _read(
-    model: nn.Module,
-    layer: Any,
-    name: str,
-    documents: list[Document],
-    role: str,
-    best: _Best,
-    sums: _Sums,
-    batch_size: int,
-    progress: bool,
-) -> list[float]:
-    """Run the rows of documents, and give their statistics."""
-    config: SAEGuardrailConfig = layer.guard_config[name]
-    encoder = layer.sae_guardrail_encoder[name]
-    rows = [row for document in documents for row in document.rows]
-    of_row = [number for number, document in enumerate(documents) for _ in document.rows]
-    statistics = torch.zeros(len(rows))
-    with tqdm(total=len(rows), desc=f"{role}: contexts", unit="row", disable=not progress) as bar, torch.no_grad():
-        for batch in unguarded_residuals(bare_model(model), rows, config.layer, batch_size):
-            statistics[batch.index] = read_batch(batch, encoder, config).statistics
-            _, eligible = judged_tokens(batch, config)
-            activations = encoder(batch.residual)
-            activations = activations.where(eligible[..., None] & (activations > 0), 0)
-            sums.add(activations, eligible)
-            best.add(batch, activations, role, of_row)
-            bar.update(len(batch.index))
-    return statistics.tolist()

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.evaluation.feature_contexts import FeatureContexts, feature_contexts
-from sae_unlearn.evaluation.sweep import Sweep, sweep_guardrail
-from sae_unlearn.evaluation.the_guardrail import clamp_of, the_guardrail
+from sae_unlearn.evaluation.feature_contexts import FeatureContexts, contexts_in
+from sae_unlearn.evaluation.guarded_texts import GuardedTexts
+from sae_unlearn.evaluation.sweep import Sweep
+from sae_unlearn.evaluation.sweeping import swept
+from sae_unlearn.evaluation.the_guardrail import clamp_of
 from sae_unlearn.guardrail.artefact import read_artefact
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
@@ -102,24 +104,17 @@ def picture_guardrail(
         GuardrailError: there is no such guardrail, no text, an empty corpus, or the sweep is of another guardrail.
         ValueError: `contexts` or `around` is out of range.
     """
-    name, layer = the_guardrail(model, adapter_name)
-    config = layer.guard_config[name]
+    texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
+    config = texts.config
     if isinstance(sweep, Sweep):
         sweep.check_is_of(config)
-    corpora = [None if corpus is None else list(corpus) for corpus in (forget, retain)]
-    shared: dict[str, Any] = {
-        "adapter_name": name,
-        "text_column": text_column,
-        "batch_size": batch_size,
-        "progress": progress,
-    }
-    found = feature_contexts(model, tokenizer, *corpora, contexts=contexts, around=around, **shared)
+    found = contexts_in(texts, contexts, around)
     if sweep is True:
-        sweep = sweep_guardrail(model, tokenizer, *corpora, **shared)
+        sweep = swept(texts)
     origin = config.origin or {}
     source = origin.get("id")
-    title = title or (_name(source, origin.get("subfolder")) if source else name)
-    clamp = clamp_of(layer, name).detach().float().cpu().tolist()
+    title = title or (_name(source, origin.get("subfolder")) if source else texts.name)
+    clamp = clamp_of(texts.layer, texts.name).detach().float().cpu().tolist()
     return GuardrailPicture(title, config, tuple(clamp), found, sweep or None)
 
 

@@ -37,19 +37,17 @@ def clamp_of(layer: SAEGuardrailLayer, name: str) -> Tensor:
 
 @contextmanager
 def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
-    """Of the guardrails only this one is in force, and it clamps, whatever its action; afterwards all is as before,
-    its threshold and its dose included."""
+    """Of the guardrails only this one is in force, and it clamps, whatever its action; afterwards all is as before."""
     _, layer = the_guardrail(model, name)
     if any(each.disable_adapters for each in guard_layers(model)):
         raise GuardrailError("The model's adapters are disabled; look at the guardrail outside of `disable_adapter()`.")
-    config, clamp = layer.guard_config[name], clamp_of(layer, name)
+    config = layer.guard_config[name]
     active = [one.name for one in list_guardrails(model) if one.active]
-    action, threshold, dose = config.action, config.threshold, clamp.detach().clone()
+    action = config.action
     try:
         use_guardrails(model, name)
         config.action = "clamp"
         yield
     finally:
-        config.action, config.threshold = action, threshold
-        clamp.data.copy_(dose)
+        config.action = action
         use_guardrails(model, active)

@@ -258,7 +258,7 @@ def test_show_writes_a_page_with_the_features_on_texts_and_keeps_the_sweep(parts
     picture = picture_guardrail(guarded, tokenizer, **texts, contexts=2, progress=False)
     assert picture.to_html() == first
     assert Sweep.load(sweep) == picture.sweep
-    monkeypatch.setattr("sae_unlearn.evaluation.guardrail_picture.sweep_guardrail", None)  # not measured again
+    monkeypatch.setattr("sae_unlearn.evaluation.guardrail_picture.swept", None)  # not measured again
     assert main(page) == 0
     assert html.read_text(encoding="utf-8") == first
     assert main([*page[:3], page[4]]) == 0

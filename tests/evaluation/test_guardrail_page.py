@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sae_unlearn import GuardrailError, SparseAutoencoder, attach_guardrail, fit_guardrail, fit_guardrails
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.evaluation import neuronpedia, picture_guardrail, stored_picture
 
 
@@ -146,6 +147,22 @@ def test_it_says_what_the_texts_showed(picture, page):
     for role, rows in picture.contexts.statistics.items():
         bars = [title for title in page.titles if title.endswith(f" of {len(rows)} {role} rows")]
         assert sum(int(title.split(": ")[1].split()[0]) for title in bars) == len(rows)
+
+
+def test_texts_are_read_once_and_run_up_to_the_guarded_layer_once(parts, picture):
+    guarded, tokenizer = parts
+    layers, begun, ended = find_decoder_layers(guarded.get_base_model()).layers, [], []
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output, seen=seen: seen.append(len(args[0])))
+        for layer, seen in ((layers[0], begun), (layers[-1], ended))
+    ]
+    try:
+        again = picture_guardrail(guarded, tokenizer, *map(iter, TEXTS.values()), title="biology", progress=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert sum(begun) - sum(ended) == sum(map(len, TEXTS.values()))
+    assert again == picture
 
 
 def test_active_tokens_are_marked_with_their_activation(picture, page):

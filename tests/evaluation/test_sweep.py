@@ -100,7 +100,7 @@ def test_the_model_is_left_as_it_was(monkeypatch):
     assert found.doses[-1].change["forget"].value != 0  # it clamps while it is swept
     assert list_guardrails(guarded) == before[0]
     assert all(torch.equal(value, before[1][key]) for key, value in guarded.state_dict().items())
-    monkeypatch.setattr("sae_unlearn.evaluation.sweep.batch_losses", None)
+    monkeypatch.setattr("sae_unlearn.evaluation.sweeping.batch_losses", None)
     with pytest.raises(TypeError):
         sweep_guardrail(guarded, tokenizer, **TEXTS, adapter_name="first", progress=False)
     assert list_guardrails(guarded) == before[0]
@@ -116,7 +116,7 @@ def test_rows_of_one_text_count_as_one():
 def test_bad_input_is_refused(parts):
     with pytest.raises(ValueError, match="a negative one would amplify"):
         sweep_guardrail(*parts, **TEXTS, doses=(-1.0,))
-    with pytest.raises(GuardrailError, match="no text to measure on"):
+    with pytest.raises(GuardrailError, match="There is no text to look at"):
         sweep_guardrail(*parts)
     with parts[0].disable_adapter(), pytest.raises(GuardrailError, match="adapters are disabled"):
         sweep_guardrail(*parts, **TEXTS, progress=False)
