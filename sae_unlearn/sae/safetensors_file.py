@@ -40,21 +40,3 @@ def read_tensors(path: Path, allowed: tuple[str, ...], others: tuple[str, ...] =
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise SAEFormatError(f"{path} is not a valid safetensors file ({error}); download or save it again") from error
-
-
-def require(tensors: dict[str, torch.Tensor], names: tuple[str, ...], path: Path) -> list[torch.Tensor]:
-    """`tensors[name]` for each of `names`; raises SAEFormatError where some are missing, or not finite.
-
-    Asked before any folding, which would carry a NaN into tensors that the file has whole.
-    """
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise SAEFormatError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors)) or 'nothing'}")
-    for name in names:
-        finite = torch.isfinite(tensors[name])
-        if not bool(finite.all()):
-            raise SAEFormatError(
-                f"{name} in {path} holds {int((~finite).sum())} NaN or infinite of {finite.numel()} values; "
-                "expected finite weights: download or save it again"
-            )
-    return [tensors[name] for name in names]

@@ -24,21 +24,39 @@ def check_names(found: Iterable[str], expected: Sequence[str], where: str | Path
         )
 
 
-def check_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[int, int]:
+def require(tensors: Mapping[str, torch.Tensor], names: Sequence[str], path: Path) -> list[torch.Tensor]:
+    """`tensors[name]` for each of `names`; raises SAEFormatError where some are missing, or not finite.
+
+    Asked before any folding, which would carry a NaN into tensors that the file has whole.
+    """
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise SAEFormatError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors)) or 'nothing'}")
+    for name in names:
+        finite = torch.isfinite(tensors[name])
+        if not bool(finite.all()):
+            raise SAEFormatError(
+                f"{name} in {path} holds {int((~finite).sum())} NaN or infinite of {finite.numel()} values; "
+                "expected finite weights: download or save it again"
+            )
+    return [tensors[name] for name in names]
+
+
+def check_shapes(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, int]:
     """`(d_in, d_sae)`, taken from `W_enc`; every name not in SHAPES is a vector [d_sae].
 
     Raises:
         SAEFormatError: a shape contradicts W_enc's.
     """
-    W_enc = tuple(shapes["W_enc"])
+    W_enc = tensors["W_enc"].shape
     if len(W_enc) != 2 or 0 in W_enc:
         raise SAEFormatError(f"W_enc in {path} has shape {list(W_enc)}; expected a non-empty matrix [d_in, d_sae]")
     sizes = {"d_in": W_enc[0], "d_sae": W_enc[1]}
-    for name, shape in shapes.items():
+    for name, tensor in tensors.items():
         expected = tuple(sizes[axis] for axis in SHAPES.get(name, ("d_sae",)))
-        if tuple(shape) != expected:
+        if tensor.shape != expected:
             raise SAEFormatError(
-                f"{name} in {path} has shape {list(shape)}; W_enc is {list(W_enc)}, so expected {list(expected)}"
+                f"{name} in {path} has shape {list(tensor.shape)}; W_enc is {list(W_enc)}, so expected {list(expected)}"
             )
     return W_enc[0], W_enc[1]
 

@@ -29,8 +29,8 @@ from ..fold import fold_b_dec_into_b_enc, fold_decoder_norm, fold_gate
 from ..folder import SAEFolder
 from ..json_file import integer, read_json_object
 from ..layer import layer_of_hook
-from ..safetensors_file import read_tensors, require
-from ..shapes import check_shapes, check_stated_sizes, transpose
+from ..safetensors_file import read_tensors
+from ..shapes import check_shapes, check_stated_sizes, require, transpose
 from ..torch_file import read_state_dict
 from ..weights import SAEWeights
 from .registry import Reader
@@ -163,7 +163,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     threshold = tensors.get("threshold")
     if threshold is not None and threshold.ndim == 0:
         threshold = tensors["threshold"] = threshold.expand(W_enc.shape[-1:])
-    sizes = check_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, path)
+    sizes = check_shapes(tensors, path)
     check_stated_sizes(sizes, (trainer.get("activation_dim"), trainer.get("dict_size")), path, where)
     if kind.architecture == "gated":
         W_enc, b_enc, threshold = fold_gate(W_enc, tensors["b_gate"], tensors["b_mag"], tensors["r_mag"])

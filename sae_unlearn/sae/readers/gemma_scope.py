@@ -12,7 +12,7 @@ import re
 from ..errors import SAEFormatError
 from ..folder import SAEFolder
 from ..npz_file import read_arrays
-from ..shapes import check_shapes
+from ..shapes import check_shapes, require
 from ..weights import SAEWeights
 from .registry import Reader, needs
 
@@ -53,13 +53,8 @@ def read(folder: SAEFolder) -> SAEWeights:
     layer = layer_of(folder.label)
     path = folder.file(PARAMS)
     tensors = read_arrays(path, TENSORS)
-    missing = [name for name in TENSORS if name not in tensors]
-    if missing:
-        raise SAEFormatError(f"{path} lacks {', '.join(missing)}; expected {', '.join(TENSORS)}")
-    check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
-    W_enc, b_enc, W_dec, b_dec, threshold = (
-        tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-    )
+    W_enc, b_enc, W_dec, b_dec, threshold = require(tensors, TENSORS, path)
+    check_shapes(tensors, path)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "jumprelu", threshold, layer=layer)
 
 

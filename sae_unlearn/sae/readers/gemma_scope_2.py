@@ -14,8 +14,8 @@ from ..errors import SAEFormatError
 from ..folder import SAEFolder
 from ..json_file import read_json_object
 from ..layer import layer_of_hook
-from ..safetensors_file import read_tensors, require
-from ..shapes import check_shapes
+from ..safetensors_file import read_tensors
+from ..shapes import check_shapes, require
 from ..weights import SAEWeights
 from .registry import Reader, needs
 
@@ -83,7 +83,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     path = folder.file(PARAMS)
     W_enc, b_enc, W_dec, b_dec, threshold = require(read_tensors(path, TENSORS), TENSORS, path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
-    check_shapes({name: tuple(tensor.shape) for name, tensor in named.items()}, path)
+    check_shapes(named, path)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "jumprelu", threshold, layer=layer)
 
 

@@ -28,8 +28,8 @@ from ..fold import fold_b_dec_into_b_enc, fold_decoder_norm
 from ..folder import SAEFolder
 from ..json_file import integer, number, read_json_object, switch
 from ..layer import layer_of_hook
-from ..safetensors_file import read_tensors, require
-from ..shapes import check_shapes, check_stated_sizes, transpose
+from ..safetensors_file import read_tensors
+from ..shapes import check_shapes, check_stated_sizes, require, transpose
 from ..weights import SAEWeights
 from .registry import Reader, needs
 
@@ -138,7 +138,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
     b_dec = bias[0] if bias else encoder.new_zeros(len(W_enc))
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    sizes = check_shapes({name: tuple(tensor.shape) for name, tensor in named.items()}, path)
+    sizes = check_shapes(named, path)
     check_stated_sizes(sizes, (raw.get("d_model"), raw.get("d_sae")), path, where)
 
     if config.subtract_b_dec:

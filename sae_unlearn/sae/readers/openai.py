@@ -16,16 +16,14 @@ Source: Gao et al. 2024 (arXiv 2406.04093), https://github.com/openai/sparse_aut
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 
 from ..errors import SAEFormatError
 from ..fold import fold_b_dec_into_b_enc
 from ..folder import SAEFolder
-from ..safetensors_file import require
-from ..shapes import check_shapes, transpose
+from ..shapes import check_shapes, require, transpose
 from ..torch_file import read_state_dict
 from ..weights import SAEWeights
-from .registry import Reader
+from .registry import Reader, one_of
 
 
 FILE = re.compile(r"(\d+)\.pt")
@@ -33,12 +31,6 @@ PLACE = re.compile(r"(?P<place>mlp_post_act|resid_(?:delta|post)_(?:mlp|attn))(?
 TENSORS = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
 OTHERS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 ACTIVATION = ("activation", "activation_state_dict")
-
-
-def find(names: Collection[str]) -> tuple[str, ...] | None:
-    """The one file of a layer; a folder with several is no SAE but a choice of them."""
-    files = tuple(name for name in names if FILE.fullmatch(name))
-    return files if len(files) == 1 else None
 
 
 def layer_of_path(label: str) -> int | None:
@@ -79,8 +71,8 @@ def read(folder: SAEFolder) -> SAEWeights:
     encoder, b_enc, decoder, b_dec = require(state, TENSORS, path)
     W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    check_shapes({name: tuple(tensor.shape) for name, tensor in named.items()}, path)
+    check_shapes(named, path)
     return SAEWeights(W_enc, fold_b_dec_into_b_enc(W_enc, b_enc, b_dec), W_dec, b_dec, path, "standard", layer=layer)
 
 
-READER = Reader(name="openai", layout="autoencoders/L.pt (one)", find=find, read=read)
+READER = Reader(name="openai", layout="autoencoders/L.pt (one)", find=one_of(FILE), read=read)

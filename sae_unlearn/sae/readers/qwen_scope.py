@@ -13,26 +13,18 @@ Source: https://huggingface.co/Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50 and SAELens
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 
 from ..errors import SAEFormatError
 from ..folder import SAEFolder
-from ..safetensors_file import require
-from ..shapes import check_shapes, check_stated_sizes, transpose
+from ..shapes import check_shapes, check_stated_sizes, require, transpose
 from ..torch_file import read_state_dict
 from ..weights import SAEWeights
-from .registry import Reader
+from .registry import Reader, one_of
 
 
 FILE = re.compile(r"layer(\d+)\.sae\.pt")
 REPOSITORY = re.compile(r"SAE-(?P<place>[A-Za-z]+)-[\w.-]+-W(?P<thousands>\d+)K-L0_(?P<k>\d+)")
 TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
-
-
-def find(names: Collection[str]) -> tuple[str, ...] | None:
-    """The one file of a layer; a folder with several is no SAE but a choice of them."""
-    files = tuple(name for name in names if FILE.fullmatch(name))
-    return files if len(files) == 1 else None
 
 
 def width_and_k(label: str) -> tuple[int, int]:
@@ -70,9 +62,9 @@ def read(folder: SAEFolder) -> SAEWeights:
     encoder, decoder, b_enc, b_dec = require(read_state_dict(path, TENSORS), TENSORS, path)
     W_enc, W_dec = transpose(encoder, "W_enc", path), transpose(decoder, "W_dec", path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    sizes = check_shapes({key: tuple(tensor.shape) for key, tensor in named.items()}, path)
+    sizes = check_shapes(named, path)
     check_stated_sizes(sizes, (None, d_sae), path, folder.label)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "topk", k=k, layer=int(match[1]))
 
 
-READER = Reader(name="qwen_scope", layout="layerL.sae.pt (one)", find=find, read=read)
+READER = Reader(name="qwen_scope", layout="layerL.sae.pt (one)", find=one_of(FILE), read=read)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ..errors import SAEFormatError
 from ..folder import SAEFolder
 from ..weights import SAEWeights
+
+
+Find = Callable[[Collection[str]], tuple[str, ...] | None]
+"""From the paths of all files below a folder to those that a format's SAE is made of; None where it is not one."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +29,30 @@ class Reader:
 
     name: str
     layout: str
-    find: Callable[[Collection[str]], tuple[str, ...] | None]
+    find: Find
     read: Callable[[SAEFolder], SAEWeights]
 
 
 READERS: dict[str, Reader] = {}
 
 
-def needs(*required: str, optional: tuple[str, ...] = ()) -> Callable[[Collection[str]], tuple[str, ...] | None]:
+def needs(*required: str, optional: tuple[str, ...] = ()) -> Find:
     """A `find` for formats with fixed file names: all `required`, and those of `optional` that are there."""
 
     def find(names: Collection[str]) -> tuple[str, ...] | None:
         if not all(name in names for name in required):
             return None
         return required + tuple(name for name in optional if name in names)
+
+    return find
+
+
+def one_of(file: re.Pattern[str]) -> Find:
+    """A `find` for formats with a file per layer: the one called so. A folder with several is no SAE but a choice."""
+
+    def find(names: Collection[str]) -> tuple[str, ...] | None:
+        files = tuple(name for name in names if file.fullmatch(name))
+        return files if len(files) == 1 else None
 
     return find
 

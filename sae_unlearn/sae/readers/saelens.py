@@ -14,8 +14,8 @@ from ..errors import SAEFormatError
 from ..fold import fold_b_dec_into_b_enc, fold_decoder_norm, fold_gate, fold_input_scale
 from ..folder import SAEFolder
 from ..json_file import read_json_object
-from ..safetensors_file import read_tensors, require
-from ..shapes import check_shapes, check_stated_sizes
+from ..safetensors_file import read_tensors
+from ..shapes import check_shapes, check_stated_sizes, require
 from ..validate import THRESHOLD_ARCHITECTURES
 from ..weights import SAEWeights
 from .registry import Reader, needs
@@ -59,7 +59,7 @@ def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: 
     topk_threshold = tensors.pop("topk_threshold", None)
     if topk_threshold is not None and topk_threshold.numel() != 1:
         raise SAEFormatError(f"topk_threshold in {path} has shape {list(topk_threshold.shape)}; expected one number")
-    d_in, d_sae = check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+    d_in, d_sae = check_shapes(tensors, path)
     check_stated_sizes((d_in, d_sae), (config.d_in, config.d_sae), path, where)
 
     W_enc, W_dec, b_dec = (tensors[name] for name in MATRICES)

@@ -17,8 +17,8 @@ from ..fold import fold_b_dec_into_b_enc
 from ..folder import SAEFolder
 from ..json_file import integer, read_json_object
 from ..layer import layer_of_hook
-from ..safetensors_file import read_tensors, require
-from ..shapes import check_shapes, check_stated_sizes, transpose
+from ..safetensors_file import read_tensors
+from ..shapes import check_shapes, check_stated_sizes, require, transpose
 from ..weights import SAEWeights
 from .registry import Reader, needs
 
@@ -75,7 +75,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     encoder, b_enc, W_dec, b_dec = require(read_tensors(path, TENSORS), TENSORS, path)
     W_enc = transpose(encoder, TENSORS[0], path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    sizes = check_shapes({name: tuple(tensor.shape) for name, tensor in named.items()}, path)
+    sizes = check_shapes(named, path)
     check_stated_sizes(sizes, (d_in, d_sae), path, where)
     b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "topk", k=k, layer=layer)
