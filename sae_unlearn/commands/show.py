@@ -164,58 +164,25 @@ def describe_bundle(source: str | os.PathLike[str], bundle: "Bundle", **hub: Any
 
 def _calibration(calibration: dict[str, Any]) -> str:
     from sae_unlearn.console import table
-    from sae_unlearn.guardrail.facts import real
+    from sae_unlearn.guardrail.facts import curve_rows, fire_rows, real
 
-    rows = [["on rows held out from fitting", "rate", "95 % interval", "n"]]
-    for title, key in (("fires on forget text", "fire_rate_forget"), ("fires on retain text", "fire_rate_retain")):
-        found = calibration.get(key)
-        if isinstance(found, dict):
-            interval = f"{_percent(found.get('low'))} to {_percent(found.get('high'))}"
-            rows.append([title, _percent(found.get("rate")), interval, _count(found.get("n"))])
-    if len(rows) == 1:
+    fires = [[f"fires on {role} text", *numbers] for role, *numbers in fire_rows(calibration)]
+    if not fires:
         return "Nothing was measured: features and threshold were given by hand, or the artefact does not say."
-    lines = ["Calibration", "", table(rows)]
+    lines = ["Calibration", "", table([["on rows held out from fitting", "rate", "95 % interval", "n"], *fires])]
     auroc = real(calibration.get("auroc"))
     if auroc is not None:
         lines += ["", f"  AUROC of the statistic, forget against retain rows: {auroc:.3f}"]
-    curve = calibration.get("curve")
-    if isinstance(curve, list) and curve:
-        rows = [["retain percentile", "threshold", "fires on forget", "fires on retain"]]
-        for point in [point for point in curve[:20] if isinstance(point, dict)]:
-            rows.append(
-                [
-                    _number(point.get("percentile")),
-                    _number(point.get("threshold")),
-                    _percent(point.get("forget_rate")),
-                    _percent(point.get("retain_rate")),
-                ]
-            )
-        lines += ["", table(rows)]
+    curve = curve_rows(calibration)[:20]
+    if curve:
+        head = ["retain percentile", "threshold", "fires on forget", "fires on retain"]
+        lines += ["", table([head, *curve])]
     return "\n".join(lines)
 
 
 def _warnings(calibration: dict[str, Any]) -> list[str]:
     from sae_unlearn.console import printable
+    from sae_unlearn.guardrail.facts import fit_warnings
 
-    found = calibration.get("warnings")
-    found = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
-    return ["Warnings", "", *(f"  - {printable(text)}" for text in found[:20])] if found else ["No warnings."]
-
-
-def _number(value: Any) -> str:
-    return _shown(value, ".4g")
-
-
-def _percent(value: Any) -> str:
-    return _shown(value, ".1%")
-
-
-def _count(value: Any) -> str:
-    return _shown(value, ".0f")
-
-
-def _shown(value: Any, form: str) -> str:
-    from sae_unlearn.guardrail.facts import real
-
-    number = real(value)
-    return "-" if number is None else f"{number:{form}}"
+    found = fit_warnings(calibration)[:20]
+    return ["Warnings", "", *(f"  - {printable(text)}" for text in found)] if found else ["No warnings."]

@@ -11,6 +11,7 @@ from torch import nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, real, shown
 from sae_unlearn.guardrail.model import MODEL_TAGS
 from sae_unlearn.guardrail.picture import draw_calibration
 from sae_unlearn.model_card import (
@@ -98,7 +99,7 @@ def _fields(config: SAEGuardrailConfig, name: str | None, folder: Path, details:
         "calibration": _table(calibration),
         "picture": picture_line(folder, PICTURE, "The statistic of held-out rows, and the threshold"),
         "curve": _curve(calibration),
-        "warnings": "\n".join(f"- {as_plain_text(w)}" for w in _list(calibration.get("warnings")))
+        "warnings": "\n".join(f"- {as_plain_text(text)}" for text in fit_warnings(calibration))
         or "None from the calibration.",
         "evaluation": report_section(details.evaluation, folder, "evaluation"),
         "audit": report_section(details.audit, folder, "audit") or "None was saved with this guardrail.",
@@ -140,8 +141,8 @@ def _action(config: SAEGuardrailConfig) -> str:
 
 
 def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
-    size = _shown(calibration.get("edit_to_residual") or None, ".3g")
-    measured = f"; the edit's typical norm is {size} times the median residual norm" if size != "-" else ""
+    size = real(calibration.get("edit_to_residual"))
+    measured = f"; the edit's typical norm is {size:.3g} times the median residual norm" if size else ""
     if config.clamp_unit == "absolute":
         return f"features are set to {config.clamp_value}{measured}"
     if config.clamp_unit == "residual":
@@ -152,7 +153,7 @@ def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
 def _fit(calibration: dict[str, Any]) -> str:
     parts = []
     for role, counts in _mapping(calibration.get("corpora")).items():
-        n = {name: _shown(_mapping(counts).get(name), "d") for name in _COUNTS}
+        n = {name: shown(_mapping(counts).get(name), ".0f") for name in _COUNTS}
         parts.append(
             f"{n['documents']} documents of {as_plain_text(role)} text, {n['tokens']} tokens ({n['selection_rows']} "
             f"rows chose the features, {n['threshold_rows']} the threshold, {n['report_rows']} were held out)"
@@ -175,42 +176,27 @@ def _fit(calibration: dict[str, Any]) -> str:
 
 
 def _table(calibration: dict[str, Any]) -> str:
-    if not isinstance(calibration.get("fire_rate_forget"), dict):
+    rows = fire_rows(calibration)
+    if not rows:
         return "The features and the threshold were given by hand, and nothing was measured."
     lines = ["| measured on rows held out from fitting | rate | 95 % interval | n |", "|---|---|---|---|"]
-    for title, key in (("fires on forget text", "fire_rate_forget"), ("fires on retain text", "fire_rate_retain")):
-        found = calibration.get(key)
-        if isinstance(found, dict):
-            rate, low, high = (_shown(found.get(name), ".1%") for name in ("rate", "low", "high"))
-            lines.append(f"| {title} | {rate} | {low} to {high} | {_shown(found.get('n'), 'd')} |")
-    auroc = _shown(calibration.get("auroc"), ".3f")
-    if auroc != "-":
-        lines.append(f"| the statistic divides forget from retain (AUROC) | {auroc} | | |")
+    lines += [f"| fires on {role} text | {' | '.join(numbers)} |" for role, *numbers in rows]
+    auroc = real(calibration.get("auroc"))
+    if auroc is not None:
+        lines.append(f"| the statistic divides forget from retain (AUROC) | {auroc:.3f} | | |")
     return "\n".join(lines)
 
 
 def _curve(calibration: dict[str, Any]) -> str:
-    points = [point for point in _list(calibration.get("curve")) if isinstance(point, dict)]
-    if not points:
+    rows = curve_rows(calibration)
+    if not rows:
         return ""
     lines = [
         "| percentile of retain rows | threshold | fires on forget text | fires on retain text |",
         "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    forms = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
-    for point in points:
-        lines.append(f"| {' | '.join(_shown(point.get(name), form) for name, form in forms.items())} |")
     return "\n".join(["What another threshold would have done, on the same held-out rows:", "", *lines])
-
-
-def _shown(value: Any, form: str) -> str:
-    """A number as `form` writes it, "-" for anything else: the config may have been written by anybody."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return f"{value:{form}}" if whole or (isinstance(value, float) and form != "d") else "-"
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _mapping(value: Any) -> dict[str, Any]:

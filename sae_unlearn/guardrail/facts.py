@@ -1,14 +1,19 @@
-"""What a guardrail is, in words and by its config, which may come from anybody."""
+"""What a guardrail is and what its fit recorded, in words. Its config may come from anybody: what is no number where
+one is expected is left out or shown as "-", and no string is escaped for anything."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
+ROLES = ("forget", "retain")
+CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
+"""Columns of `curve_rows`, and how their numbers are written."""
+
+
 def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[str, str]:
-    """The guardrail's parts by name, as plain text that is not escaped for anything.
+    """The guardrail's parts by name, as plain text.
 
     Args:
         clamp: the values its features are clamped to, `[N]`.
@@ -35,14 +40,45 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
     }
 
 
+def fire_rows(calibration: dict[str, Any]) -> list[list[str]]:
+    """On which share of the held-out rows the gate fires: role, rate, 95 % interval, n; roles without a rate are left
+    out."""
+    rows = []
+    for role in ROLES:
+        found = calibration.get(f"fire_rate_{role}")
+        if isinstance(found, dict) and real(found.get("rate")) is not None:
+            rate, low, high = (shown(found.get(name), ".1%") for name in ("rate", "low", "high"))
+            rows.append([role, rate, f"{low} to {high}", shown(found.get("n"), ".0f")])
+    return rows
+
+
+def curve_rows(calibration: dict[str, Any]) -> list[list[str]]:
+    """What other percentiles of the retain rows would have done: see `CURVE`."""
+    curve = calibration.get("curve")
+    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
+    return [[shown(point.get(name), form) for name, form in CURVE.items()] for point in points]
+
+
+def fit_warnings(calibration: dict[str, Any]) -> list[str]:
+    """What the fit warned of."""
+    found = calibration.get("warnings")
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
+def shown(value: Any, form: str) -> str:
+    """A number as `form` writes it, "-" for anything else."""
+    number = real(value)
+    return "-" if number is None else f"{number:{form}}"
+
+
 def real(value: Any) -> float | None:
     """A number that can be shown; None for anything else that stands in a config."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e100:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e100:  # not NaN either
         return None
     return float(value)
 
 
 def reals(values: Any) -> list[float]:
-    """The finite numbers of a list."""
+    """The numbers of a list."""
     found = [real(value) for value in values] if isinstance(values, list) else []
-    return [value for value in found if value is not None and math.isfinite(value)]
+    return [value for value in found if value is not None]

@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from sae_unlearn.evaluation.page.svg import Frame, drawing, ticks
 from sae_unlearn.evaluation.sweep import SweepPoint
+from sae_unlearn.guardrail.facts import ROLES
 from sae_unlearn.guardrail.picture import bin_counts, bin_edges
 
 
-ROLES = ("forget", "retain")
 STATISTICS = {
     "ratio": "share of a row's tokens at which a guarded feature is active",
     "window": "largest share of a window's tokens at which a guarded feature is active",

@@ -1,5 +1,5 @@
-"""What a guardrail's page says, as plain data for its template. A config may have been written by anybody: what is no
-number where one is expected is left out, and every string is escaped by the template."""
+"""What a guardrail's page says of features, contexts and sweeps, as plain data for its template, which escapes every
+string. A config may have been written by anybody: what is no number where one is expected is left out."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,46 +7,20 @@ from sae_unlearn.console import printable
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.feature_contexts import Context, GuardedFeature
 from sae_unlearn.evaluation.neuronpedia import feature_page, neuronpedia_id
-from sae_unlearn.evaluation.page.charts import ROLES
 from sae_unlearn.evaluation.sweep import SweepPoint
-from sae_unlearn.guardrail.facts import real, reals
+from sae_unlearn.guardrail.facts import ROLES, real, reals, shown
 
 
 if TYPE_CHECKING:
     from sae_unlearn.evaluation.guardrail_picture import GuardrailPicture
 
 _LIMIT = 20_000  # characters of a piece of text
-_CURVE = (("percentile", "g"), ("threshold", ".4g"), ("forget_rate", ".1%"), ("retain_rate", ".1%"))
 
 
 def stored_statistics(calibration: dict[str, Any]) -> dict[str, list[float]]:
     """By role, the statistics of the rows held out from fitting; roles without any are left out."""
     found = {role: reals(calibration.get(f"statistic_{role}")) for role in ROLES}
     return {role: rows for role, rows in found.items() if rows}
-
-
-def fire_rows(calibration: dict[str, Any]) -> list[list[str]]:
-    """On which share of the held-out rows the gate fires: role, rate, interval, n."""
-    rows = []
-    for role in ROLES:
-        found = calibration.get(f"fire_rate_{role}")
-        if isinstance(found, dict) and real(found.get("rate")) is not None:
-            low, high = (shown(found.get(end), ".1%") for end in ("low", "high"))
-            rows.append([role, shown(found.get("rate"), ".1%"), f"{low} to {high}", shown(found.get("n"), ".0f")])
-    return rows
-
-
-def curve_rows(calibration: dict[str, Any]) -> list[list[str]]:
-    """What other percentiles would have done: percentile, threshold, and the two rates."""
-    curve = calibration.get("curve")
-    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
-    return [[shown(point.get(name), form) for name, form in _CURVE] for point in points]
-
-
-def warnings(calibration: dict[str, Any]) -> list[str]:
-    """What the fit warned of."""
-    found = calibration.get("warnings")
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def feature_rows(picture: "GuardrailPicture") -> list[dict[str, Any]]:
@@ -76,12 +50,6 @@ def sweep_rows(points: tuple[SweepPoint, ...]) -> list[list[str]]:
         + [cell for role in ROLES for cell in (_estimate(point.change.get(role)), shown(point.fires.get(role), ".1%"))]
         for point in points
     ]
-
-
-def shown(value: Any, form: str) -> str:
-    """A number as `form` writes it, "–" for anything else."""
-    number = real(value)
-    return "–" if number is None else f"{number:{form}}"
 
 
 def _recorded(picture: "GuardrailPicture") -> dict[str, list[str]]:
@@ -115,9 +83,9 @@ def _seen(feature: GuardedFeature | None) -> dict[str, str]:
 
 def _ratio(forget: float | None, retain: float | None) -> str:
     if forget is None or retain is None:
-        return "–"
+        return "-"
     if retain <= 0:
-        return "∞" if forget > 0 else "–"
+        return "∞" if forget > 0 else "-"
     return f"{forget / retain:.3g}"
 
 
@@ -146,4 +114,4 @@ def _context(context: Context, feature: GuardedFeature) -> dict[str, Any]:
 
 
 def _estimate(found: Estimate | None) -> str:
-    return "–" if found is None else f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return "-" if found is None else f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"

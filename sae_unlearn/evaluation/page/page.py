@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_unlearn.evaluation.page import charts, contents
-from sae_unlearn.guardrail.facts import guardrail_facts
+from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, guardrail_facts, shown
 from sae_unlearn.version import __version__
 
 
@@ -31,11 +31,11 @@ def render_page(picture: "GuardrailPicture") -> str:
         "threshold": f"{config.tau:.4g}",
         "statistic": charts.STATISTICS[config.statistic]
         + (" (the largest of its messages')" if config.message_boundary_ids else ""),
-        "fire_rows": contents.fire_rows(calibration),
-        "auroc": contents.shown(calibration.get("auroc"), ".3f"),
-        "edit": contents.shown(calibration.get("edit_to_residual"), ".3g"),
-        "warnings": contents.warnings(calibration),
-        "curve": contents.curve_rows(calibration),
+        "fire_rows": fire_rows(calibration),
+        "auroc": shown(calibration.get("auroc"), ".3f"),
+        "edit": shown(calibration.get("edit_to_residual"), ".3g"),
+        "warnings": fit_warnings(calibration),
+        "curve": curve_rows(calibration),
         "distribution": charts.distribution(stored, config.tau, config.statistic) if stored else None,
         "fire_rates": charts.fire_rates(stored, config.tau) if stored else None,
         "features": features,

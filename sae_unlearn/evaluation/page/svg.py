@@ -102,11 +102,11 @@ def drawing(parts: Sequence[Markup], description: str) -> Markup:
     return tag("svg", joined(parts), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=description)
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[tuple[float, str]]:
-    """Round numbers from `low` to `high`, with their labels."""
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """About five round numbers from `low` to `high`, with their labels."""
     span = high - low
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = min((power * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda size: abs(span / size - about))
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = min((power * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda size: abs(span / size - 5))
     first = math.ceil(low / step - 1e-9)
     values = [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) + (1 if step / power == 2.5 else 0)
