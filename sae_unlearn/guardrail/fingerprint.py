@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_embeddings, text_config
+from sae_unlearn.guardrail.facts import real
 
 
 _SAMPLES = 32
@@ -85,4 +86,5 @@ def _short(value: float) -> float:
 
 
 def _close(a: Any, b: float) -> bool:
-    return isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-6)
+    found = real(a)
+    return found is not None and math.isclose(found, b, rel_tol=_TOLERANCE, abs_tol=1e-6)

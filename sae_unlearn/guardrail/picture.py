@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.canvas import BLUE, VERMILLION, new_canvas
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.facts import reals
+from sae_unlearn.guardrail.facts import ROLES, real, reals
 
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
         GuardrailError: nothing was measured (features and threshold were given by hand).
         ImportError: matplotlib is not installed; names the extra.
     """
-    statistics = {role: reals(calibration.get(f"statistic_{role}")) for role in ("forget", "retain")}
-    threshold = calibration.get("threshold")
-    if not any(statistics.values()) or not isinstance(threshold, (int, float)):
+    statistics = {role: reals(calibration.get(f"statistic_{role}")) for role in ROLES}
+    threshold = real(calibration.get("threshold"))
+    if not any(statistics.values()) or threshold is None:
         raise GuardrailError("There is nothing to draw: this guardrail's calibration holds no statistics of rows.")
     figure = new_canvas(8, 4.6)
     axes = figure.add_subplot()
@@ -75,8 +75,8 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
     axes.yaxis.set_major_formatter(lambda share, _: f"{abs(share):.0%}")
     axes.set_ylabel("share of rows")
     axes.set_xlabel("statistic of a row (ratio: the share of its tokens at which a guarded feature is active)")
-    auroc = calibration.get("auroc")
-    parted = f"   (AUROC {auroc:.3f})" if isinstance(auroc, (int, float)) else ""
+    auroc = real(calibration.get("auroc"))
+    parted = "" if auroc is None else f"   (AUROC {auroc:.3f})"
     axes.set_title(f"What the gate sees on rows held out from fitting{parted}", fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(os.fspath(path), format="png")

@@ -1,5 +1,6 @@
 """The card of a guardrail: what it says, what the Hub makes of its metadata, and what it keeps to itself."""
 
+import copy
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from sae_unlearn.evaluation import Report
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.guardrail import GuardedModel
+from sae_unlearn.guardrail.card import write_card
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +191,19 @@ def test_braces_in_a_value_are_not_filled_in(tmp_path):
     model.peft_config["default"].sae_source = {"id": "{{ licences }}"}
     model.save_pretrained(tmp_path / "second")
     assert card_of(tmp_path / "second").text.count("{{ licences }}") == 2
+
+
+@pytest.mark.parametrize(
+    "value", ["x", [1], {"a": 1}, pytest.param(10**400, id="huge"), float("inf"), float("nan"), True, None]
+)
+def test_a_calibration_of_anything_gives_a_card(fitted, tmp_path, value):
+    config = copy.deepcopy(fitted.peft_config["default"])
+    names = ("corpora", "fire_rate_forget", "auroc", "curve", "warnings", "edit_to_residual", "probe", "threshold")
+    rate = dict.fromkeys(("rate", "low", "high", "n"), value)
+    point = dict.fromkeys(("percentile", "threshold", "forget_rate", "retain_rate"), value)
+    counts = {"corpora": {"forget": dict.fromkeys(("documents", "tokens"), value)}}
+    nested = {"fire_rate_forget": rate, "curve": [value, point], "statistic_forget": [value, 0.3], "threshold": value}
+    for calibration in (dict.fromkeys(names, value), counts | nested):
+        config.calibration = calibration
+        write_card(tmp_path, config, fitted.get_base_model())
+        assert "{{" not in card_of(tmp_path).content

@@ -282,6 +282,7 @@ GUARDRAILS = {
     "width unknown": (config(hidden_size=None), "no hidden size"),
     "another depth": (config(num_layers=5), "number of layers 5"),
     "another base model": (nested("base_fingerprint", embedding=[0.5] * 32), "is not it"),
+    "another base model, of numbers beyond all": (nested("base_fingerprint", embedding=[10**400] * 32), "is not it"),
     "another kind of base model": (nested("base_fingerprint", model_type="gpt2"), "not 'gpt2'"),
     "no weights of the base": (nested("base_fingerprint", embedding=[], norms=[]), "of another number"),
     "fingerprint emptied": (config(base_fingerprint={}), "is not it"),
