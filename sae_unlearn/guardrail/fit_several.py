@@ -5,7 +5,8 @@ is shared is the model's work on the retain text, which is most of it: every row
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.processes import summed
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fit import fit_guardrail
@@ -139,15 +141,10 @@ def _share_statistics(fits: list[_TopicFit]) -> None:
             fit.shared |= summed({title: fit.shared[title]})
 
 
-class _named:
+@contextmanager
+def _named(topic: str) -> Iterator[None]:
     """Errors inside name the topic."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, GuardrailError):
-            raise GuardrailError(f"{self.name}: {error}") from error
+    try:
+        yield
+    except UnlearnError as error:
+        raise GuardrailError(f"{topic}: {error}") from error
