@@ -7,17 +7,14 @@ turns, on the demo's model and SAE: `full` the whole forward pass; `truncated` t
 what a fit reads, checks included; `fit` that and the sums over the SAE's activations; `published` the whole forward
 pass with all hidden states, and the activations of all tokens kept, as the authors' code does.
 
-Memory: peak of a fresh process that sums a corpus once, and ten times it (`--corpus` is what such a process runs).
+The memory of a fit is measured by `fitting_memory.py`.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import peak_bytes
 from speed_models import load_with_sae
 from timing import Results, compare, interleaved, machine
 from torch import nn
@@ -79,12 +76,6 @@ class Arms:
         self.kept_bytes = sum(a.numel() * a.element_size() for a in kept_activations)
 
 
-def peak_memory(model: str, number: int) -> int:
-    """Peak memory in bytes of a process that sums a corpus of `number` rows."""
-    command = [sys.executable, __file__, "--model", model, "--corpus", str(number)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
 def table(cell: dict[str, Any]) -> str:
     lines = [
         f"{cell['rows']} rows, {cell['tokens']} tokens, layer {cell['layer']} of {cell['layers']}, "
@@ -101,10 +92,6 @@ def table(cell: dict[str, Any]) -> str:
     lines.append(
         f"  activations kept by `published`: {cell['published_bytes'] / 1e6:.0f} MB for these rows; by `fit`: none"
     )
-    if "memory" in cell:
-        lines.append(
-            "  peak memory of a process: " + ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in cell["memory"].items())
-        )
     return "\n".join(lines)
 
 
@@ -116,16 +103,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "process"), default="wall")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--corpus", type=int, help="sum so many rows, print the peak memory, and stop")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, sae, layer = load_with_sae(args.model)
-    if args.corpus:
-        Arms(model, sae, layer, corpus(model, args.corpus), args.batch_size).fit()
-        print(peak_bytes(next(model.parameters()).device))
-        return
     arms = Arms(model, sae, layer, corpus(model, args.rows), args.batch_size)
     calls = {name: getattr(arms, name) for name in ("truncated", "residuals", "fit", "full", "published")}
     times = interleaved(calls, args.seconds, args.clock, warmup=1, least=5)
@@ -141,8 +122,6 @@ def main() -> None:
         "fit over full": 1 / compare(times, "fit", "full")["ratio"],
         "published_bytes": arms.kept_bytes,
     }
-    if not args.no_memory:
-        cell["memory"] = {f"{n} rows": peak_memory(args.model, n) for n in (args.rows, 10 * args.rows)}
     results = Results(args.output, {"model": args.model, "threads": args.threads, "clock": args.clock})
     results.add("fitting", cell)
     args.output.with_suffix(".txt").write_text(table(cell) + "\n", encoding="utf-8")
