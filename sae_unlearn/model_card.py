@@ -70,9 +70,10 @@ def licence_line(what: str, name: str | None, licence: str | None) -> str:
 
 
 def as_plain_text(value: object) -> str:
-    """`value` for a Markdown page: one line, nothing of it carried out."""
+    """`value` for a Markdown page: one line, nothing of it carried out: no markup, link, picture or new cell."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
-    return html.escape(text, quote=False).replace("`", "'")
+    text = html.escape(text, quote=False).replace("`", "'")
+    return re.sub(r"[\[\]|]|(?<=:)/|(?<=www)\.", lambda found: f"&#{ord(found[0])};", text, flags=re.IGNORECASE)
 
 
 def report_section(report: SavedReport | None, folder: str | os.PathLike[str], name: str) -> str:

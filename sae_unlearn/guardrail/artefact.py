@@ -9,7 +9,6 @@ their header before any tensor is made, and values before any is used.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import load
 from torch import Tensor
 
+from sae_unlearn.foreign_json import read_foreign_json
 from sae_unlearn.guardrail.bundle_list import refuse_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
@@ -33,6 +33,7 @@ from sae_unlearn.guardrail.seal import (
 )
 from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
 from sae_unlearn.guardrail.values import check_tensors
+from sae_unlearn.regular_file import open_regular
 
 
 _CONFIG_LIMIT = 4 * 2**20
@@ -87,14 +88,7 @@ def _fetch_config(source: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
 
 def _stored(path: Path, source: Any) -> dict[str, Any]:
     """The config as it stands in its file."""
-    if path.stat().st_size > _CONFIG_LIMIT:
-        raise GuardrailError(f"{CONFIG_NAME} of {source} has {path.stat().st_size} bytes, more than {_CONFIG_LIMIT}.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except GuardrailError:
-        raise
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or an integer of 4300 digits
-        raise GuardrailError(f"{CONFIG_NAME} of {source} is not JSON: {error}") from error
+    stored = read_foreign_json(path, _CONFIG_LIMIT, f"{CONFIG_NAME} of {source}")
     if not isinstance(stored, dict):
         raise GuardrailError(f"{CONFIG_NAME} of {source} holds a {type(stored).__name__} and not a mapping.")
     return stored
@@ -138,7 +132,7 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
     data, digest = _read_weights(path, config)
     sealed = stored.get(WEIGHTS_SEAL)
     if is_local(source) and isinstance(sealed, str) and digest != sealed:
-        unfinished = staged_weights(config_path, sealed)
+        unfinished = staged_weights(config_path, sealed, _tensor_bytes(config) + _HEADER_LIMIT)
         if unfinished is not None:
             data, digest = _read_weights(unfinished, config)
     config.origin = {  # type: ignore[misc]  # a ClassVar only so that it is no field
@@ -161,9 +155,8 @@ def _damage(stored: dict[str, Any], weights_digest: str) -> str | None:
 def _read_weights(path: Path, config: SAEGuardrailConfig) -> tuple[bytes, str]:
     """A file's bytes and their digest, of one reading: both are of the same file even while another process saves. Of
     one that is too large no more is read than shows it."""
-    most = min(path.stat().st_size, _tensor_bytes(config) + _HEADER_LIMIT)
-    with path.open("rb") as file:
-        data = file.read(most + 1)
+    with open_regular(path) as file:
+        data = file.read(_tensor_bytes(config) + _HEADER_LIMIT + 1)
     return data, hashlib.sha256(data).hexdigest()
 
 
@@ -205,7 +198,3 @@ def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:
             f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{layer}.{CHILD}.{suffix}, expected 1."
         )
     return found[0]
-
-
-def _refuse_constant(name: str) -> None:
-    raise GuardrailError(f"the config holds {name}, which is not JSON.")

@@ -23,6 +23,9 @@ from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 
+_IN_PATHS = '/\\:*?"<>|'
+
+
 @as_guardrail_error()
 def attach_guardrail(
     model: nn.Module,
@@ -258,9 +261,15 @@ def free_name(model: nn.Module, wanted: str | None) -> str:
     name = wanted or ("guardrail" if taken else "default")
     if name in taken:
         raise GuardrailError(f"There is an adapter {name!r} on the model already; choose another `adapter_name`.")
-    if not name or "." in name or SAEGuardrailModel.prefix in name:
+    if "." in name or SAEGuardrailModel.prefix in name:
+        raise GuardrailError(f"adapter_name={name!r} must not hold a dot or {SAEGuardrailModel.prefix}.")
+    if name != name.strip() or not name.isprintable() or set(name) & set(_IN_PATHS):  # it becomes a folder
         raise GuardrailError(
-            f"adapter_name={name!r} must not be empty, hold a dot, or hold {SAEGuardrailModel.prefix}."
+            f"adapter_name={name!r} would be a folder's name when it is saved; use letters, digits, '_' and '-'."
+        )
+    if hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+        raise GuardrailError(
+            f"adapter_name={name!r} is what a module of torch calls a part of its own; choose another `adapter_name`."
         )
     hidden = _hidden_by(name, model)
     if hidden is not None:

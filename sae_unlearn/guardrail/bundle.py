@@ -22,6 +22,7 @@ from sae_unlearn.guardrail.artefact import read_artefact
 from sae_unlearn.guardrail.attach import attach_guardrail, bare_model, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundle_card import write_bundle_card
 from sae_unlearn.guardrail.bundle_list import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
+from sae_unlearn.guardrail.bundle_lora import check_lora_config, put_lora, take_lora_off
 from sae_unlearn.guardrail.card import CardDetails, write_card
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.model import guard_layers
@@ -136,17 +137,15 @@ def attach_bundle(
     guarded = model
     try:
         if lora_folder is not None:
-            guarded = PeftModel.from_pretrained(model, os.fspath(lora_folder), adapter_name=lora)
+            guarded = put_lora(model, lora_folder, lora, f"{source}/{lora}")
         for name in guardrails:
             guarded = attach_guardrail(guarded, source, adapter_name=name, subfolder=name, check_base=check_base, **hub)
             placed.append(name)
     except BaseException:
         for name in placed:
             detach_guardrail(guarded, name)
-        if lora_folder is not None and isinstance(guarded, PeftModel):
-            guarded.unload()
-            if hasattr(model, "peft_config"):
-                del model.peft_config
+        if lora_folder is not None:
+            take_lora_off(model)
         raise
     return guarded
 
@@ -163,6 +162,8 @@ def members_of(model: nn.Module) -> Bundle:
     others = {name: config for name, config in model.peft_config.items() if name not in guardrails}
     if len(others) > 1 or any(_kind(config) != "LORA" for config in others.values()):
         raise GuardrailError(f"A bundle holds guardrails and one LoRA, but the model has {sorted(others)} beside them.")
+    for name, config in others.items():
+        check_lora_config(config.to_dict(), f"The config of {name!r}")
     wrong = [name for name in [*guardrails, *others] if not re.fullmatch(r"[\w-]{1,100}", name)]
     if wrong:
         raise GuardrailError(f"{wrong[0]!r} cannot be the folder of a member; use letters, digits, '_' and '-'.")
@@ -180,22 +181,13 @@ def _chosen(bundle: Bundle, names: list[str] | None, source: Any) -> tuple[list[
 
 
 def _lora_folder(model: nn.Module, source: Any, name: str, hub: dict[str, Any]) -> Path:
-    """The LoRA of a bundle on this machine, looked at before PEFT reads it."""
+    """The folder of a bundle's LoRA on this machine."""
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise GuardrailError(
             f"The bundle's LoRA {name!r} can only go on a model without adapters; attach the bundle to the base model, "
             "or name its guardrails alone."
         )
     config, _ = (fetch_file(source, file, hub | {"subfolder": name}) for file in (CONFIG_NAME, WEIGHTS_NAME))
-    try:
-        stored = json.loads(config.read_text(encoding="utf-8"))
-        sound = stored.get("peft_type") == "LORA" and not (stored.get("auto_mapping") or stored.get("megatron_config"))
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise GuardrailError(f"{CONFIG_NAME} of {source}/{name} is not a config: {error}") from error
-    if not sound:
-        raise GuardrailError(
-            f"{CONFIG_NAME} of {source}/{name} is not that of a LoRA, or names classes or modules to import."
-        )
     return config.parent
 
 

@@ -1,14 +1,15 @@
 """`bundle.json`, the list of what a bundle holds."""
 
-import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.foreign_json import read_foreign_json
+from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
 
 
@@ -83,6 +84,7 @@ def refuse_bundle(source: str | os.PathLike[str], missing: GuardrailError, hub: 
         raise BundleGiven(source, bundle) from missing
 
 
+@as_guardrail_error()
 def read_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle:
     """What a bundle holds.
 
@@ -91,20 +93,24 @@ def read_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle:
     """
     path = fetch_file(source, BUNDLE_NAME, hub)
     where = f"{BUNDLE_NAME} of {source}"
-    if path.stat().st_size > _SIZE_LIMIT:
-        raise GuardrailError(f"{where} has {path.stat().st_size} bytes, more than {_SIZE_LIMIT}.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise GuardrailError(f"{where} is not JSON: {error}") from error
+    stored = read_foreign_json(path, _SIZE_LIMIT, where)
     version = stored.get("format_version") if isinstance(stored, dict) else None
-    if version != BUNDLE_VERSION:
-        raise GuardrailError(f"{where} has format_version={version!r}; this sae_unlearn reads {BUNDLE_VERSION}.")
+    if isinstance(version, bool) or not isinstance(version, int) or version != BUNDLE_VERSION:
+        raise GuardrailError(f"{where} has format_version={version!r:.40}; this sae_unlearn reads {BUNDLE_VERSION}.")
     guardrails, lora = stored.get("guardrails"), stored.get("lora")
+    unknown = sorted(set(stored) - {"format_version", "guardrails", "lora"})
+    if unknown:
+        raise GuardrailError(f"{where} has unknown key(s) {unknown[:5]}. Install a newer sae_unlearn.")
     if not isinstance(guardrails, list) or not 1 <= len(guardrails) <= LARGEST_BUNDLE:
         raise GuardrailError(f"{where} must list 1 to {LARGEST_BUNDLE} guardrails.")
     members = [*guardrails, *([] if lora is None else [lora])]
     for name in members:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or members.count(name) > 1:
-            raise GuardrailError(f"{where} lists {name!r}, which is no name of a member, or is there twice.")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or _alike(members, name) > 1:
+            raise GuardrailError(f"{where} lists {name!r:.120}, which is no name of a member, or is there twice.")
     return Bundle(guardrails, lora, None if is_local(source) else commit_of(path))
+
+
+def _alike(names: list[Any], name: str) -> int:
+    """How many of `names` a reader, or a file system, takes for `name`."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return sum(isinstance(n, str) and unicodedata.normalize("NFKC", n).casefold() == plain for n in names)

@@ -71,6 +71,10 @@ def check_guardrail(
     if belongs.subject == "shape":
         return CheckReport((belongs,))  # nothing can be measured on a model of another shape
     findings = [belongs]
+    if artefact.damage is not None:
+        findings.append(
+            Finding("seal", "problem", f"{artefact.damage}. It cannot be attached: fit or download it again.")
+        )
     probe, malformed = _probe(config, bare)
     if malformed:
         findings.append(Finding("probe", "problem", malformed))

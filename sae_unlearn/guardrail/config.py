@@ -3,6 +3,7 @@
 import math
 import re
 import struct
+from collections import Counter
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ FORMAT_VERSION = 1
 LARGEST_COUNT = 2**24
 LARGEST_ID = 2**31 - 1
 LONGEST_REFUSAL = 512
+# Features times width: 1 GiB of weights, some thousand times what a topic takes.
+LARGEST_SLICE = 2**27
 
 CHOICES = {
     "statistic": ("ratio", "window", "cusum"),
@@ -244,8 +247,8 @@ class SAEGuardrailConfig(PeftConfig):
                 raise GuardrailError(f"feature_ids={self.feature_ids!r} must be a non-empty list of integers.")
             self.feature_ids = [_check_integer("feature_ids", i, 0, LARGEST_ID) for i in self.feature_ids]
             if len(set(self.feature_ids)) != len(self.feature_ids):
-                repeated = sorted({i for i in self.feature_ids if self.feature_ids.count(i) > 1})
-                raise GuardrailError(f"feature_ids holds {repeated} more than once; name each feature once.")
+                repeated = sorted(i for i, count in Counter(self.feature_ids).items() if count > 1)
+                raise GuardrailError(f"feature_ids holds {repeated[:8]} more than once; name each feature once.")
             if self.num_features not in (0, len(self.feature_ids)):
                 raise GuardrailError(
                     f"num_features={self.num_features} but feature_ids names {len(self.feature_ids)}; give one of them."
@@ -257,6 +260,11 @@ class SAEGuardrailConfig(PeftConfig):
                     f"feature_ids holds {max(self.feature_ids)}, but the SAE in `sae_source` has d_sae={d_sae} "
                     f"features, 0 to {d_sae - 1}."
                 )
+        if self.num_features * (self.hidden_size or 1) > LARGEST_SLICE:
+            raise GuardrailError(
+                f"num_features={self.num_features} of width {self.hidden_size} are more than {LARGEST_SLICE} weights, "
+                "which no guardrail has."
+            )
         self.special_token_ids = _token_ids("special_token_ids", self.special_token_ids)
         self.message_boundary_ids = _token_ids("message_boundary_ids", self.message_boundary_ids)
         self._check_messages()

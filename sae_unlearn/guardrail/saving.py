@@ -28,11 +28,13 @@ def saved_whole(folder: Path) -> Iterator[Path]:
             seal(config, config.with_name(WEIGHTS_NAME))
 
 
-def staged_weights(config: Path, digest: str) -> Path | None:
-    """The weights that `config` is sealed with, in what a save left behind that did not come to its end."""
+def staged_weights(config: Path, digest: str, largest: int) -> Path | None:
+    """The weights that `config` is sealed with, in what a save left behind that did not come to its end. Larger files
+    than `largest` bytes, and what lies behind a link, are not looked at."""
     for root in (config.parent, config.parent.parent):
         for stage in sorted(root.glob(f"{STAGE}*")):
             found = stage / config.parent.relative_to(root) / WEIGHTS_NAME
-            if found.is_file() and not found.is_symlink() and file_digest(found) == digest:
+            linked = any(part.is_symlink() for part in (found, *found.parents) if part.is_relative_to(stage))
+            if not linked and found.is_file() and found.stat().st_size <= largest and file_digest(found) == digest:
                 return found
     return None

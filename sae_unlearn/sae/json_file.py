@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.foreign_json import read_foreign_json
 
 from .errors import SAEFormatError
 
@@ -13,21 +15,19 @@ from .errors import SAEFormatError
 MAX_BYTES = 1 << 20
 # JSON integers have no bound, and NaN and Infinity pass Python's parser; all of these fail a comparison with it.
 LARGEST = 1e300
+LARGEST_INTEGER = 2**40
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
-        SAEFormatError: larger than 1 MiB, not JSON, or not an object.
+        SAEFormatError: larger than 1 MiB, not JSON, a key that is there twice, or not an object.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SAEFormatError(f"{path} is {size} bytes; expected a configuration of at most {MAX_BYTES} bytes")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SAEFormatError(f"{path} is not valid JSON ({error}); download or save it again") from error
+        value = read_foreign_json(path, MAX_BYTES, str(path), constants=True)
+    except UnlearnError as error:
+        raise SAEFormatError(str(error)) from error
     if not isinstance(value, dict):
         raise SAEFormatError(f"{path} holds a {type(value).__name__}; expected a JSON object")
     return value
@@ -36,8 +36,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def integer(raw: dict[str, Any], name: str, where: str) -> int:
     """The integer `raw[name]`; raises SAEFormatError where it is missing, or no whole number above 0."""
     value = raw.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or value != value // 1:
-        raise SAEFormatError(f"{name} in {where} is {value!r}; expected a whole number > 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= LARGEST_INTEGER or value % 1:
+        raise SAEFormatError(f"{name} in {where} is {value!r:.80}; expected a whole number > 0")
     return int(value)
 
 
@@ -45,7 +45,7 @@ def number(raw: dict[str, Any], name: str, where: str) -> float:
     """The finite number `raw[name]`; raises SAEFormatError where it is missing or anything else."""
     value = raw.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST < value < LARGEST:
-        raise SAEFormatError(f"{name} in {where} is {value!r}; expected a finite number")
+        raise SAEFormatError(f"{name} in {where} is {value!r:.80}; expected a finite number")
     return float(value)
 
 
@@ -53,5 +53,5 @@ def switch(raw: dict[str, Any], name: str, where: str) -> bool:
     """The truth value `raw[name]`; raises SAEFormatError where it is missing or anything else."""
     value = raw.get(name)
     if not isinstance(value, bool):
-        raise SAEFormatError(f"{name} in {where} is {value!r}; expected true or false")
+        raise SAEFormatError(f"{name} in {where} is {value!r:.80}; expected true or false")
     return value

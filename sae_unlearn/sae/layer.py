@@ -7,12 +7,13 @@ import re
 from .errors import SAEFormatError
 
 
+# No model has layers of more than four digits; and what `int` reads is bounded.
 # TransformerLens: the residual stream after block L, or before it (which is the one after block L - 1).
-RESID_POST = re.compile(r"blocks\.(\d+)\.hook_resid_post")
-RESID_PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+RESID_POST = re.compile(r"blocks\.(\d{1,4})\.hook_resid_post", re.ASCII)
+RESID_PRE = re.compile(r"blocks\.(\d{1,4})\.hook_resid_pre", re.ASCII)
 
 # Hugging Face: a decoder layer as a module, or its output, under the names that the model families use.
-LAYER_OUTPUT = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h)\.(\d+)(?:\.output)?")
+LAYER_OUTPUT = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h)\.(\d{1,4})(?:\.output)?", re.ASCII)
 
 
 def layer_of_hook(name: str) -> int:
@@ -25,12 +26,12 @@ def layer_of_hook(name: str) -> int:
         SAEFormatError: `name` is another place (MLP, attention, embedding, ...).
     """
     if not isinstance(name, str):
-        raise SAEFormatError(f"hook name is {name!r}; expected text such as 'blocks.9.hook_resid_post'")
+        raise SAEFormatError(f"hook name is {name!r:.80}; expected text such as 'blocks.9.hook_resid_post'")
     if match := RESID_POST.fullmatch(name) or LAYER_OUTPUT.fullmatch(name):
         return int(match[1])
     if (match := RESID_PRE.fullmatch(name)) and int(match[1]) >= 1:
         return int(match[1]) - 1
     raise SAEFormatError(
-        f"this SAE reads {name!r}, which is not the output of a decoder layer; only residual-stream SAEs are "
+        f"this SAE reads {name!r:.80}, which is not the output of a decoder layer; only residual-stream SAEs are "
         "supported ('blocks.L.hook_resid_post', or 'blocks.L.hook_resid_pre' with L >= 1)"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.paths import check_inside
+from sae_unlearn.regular_file import check_regular
 
 from .errors import SAEFormatError
 
@@ -58,6 +59,7 @@ def locate(
 
         def inside(name: str) -> Path:
             check_inside(path / name, path)
+            check_regular(path / name)
             return path / name
 
         return Location(list_files(path), None, inside)

@@ -71,6 +71,8 @@ def check_members(infos: list[zipfile.ZipInfo], path: Path, allowed: tuple[str, 
             raise SAEFormatError(f"{path} holds {info.filename!r}; expected only {', '.join(allowed)}, each as .npy")
         if name in members:
             raise SAEFormatError(f"{path} holds {info.filename!r} twice; expected each array once")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise SAEFormatError(f"{info.filename} in {path} is packed in a way that NumPy never does; save it again")
         members[name] = info
     declared = sum(info.file_size for info in infos)
     limit = max(ALWAYS_ALLOWED, MAX_EXPANSION * path.stat().st_size)

@@ -39,9 +39,10 @@ def fitted(tmp_path_factory):
     return tiny_parts()[0], tokenizer, folder
 
 
-def changed(folder, target, calibration=None, tensors=None, **fields):
-    """A copy of a guardrail with other config fields, calibration entries or scaled tensors."""
+def changed(folder, target, calibration=None, tensors=None, sealed=False, **fields):
+    """A copy of a guardrail with other config fields, calibration entries or scaled tensors, and without its seal."""
     config = json.loads((folder / "adapter_config.json").read_text()) | fields
+    config = {name: value for name, value in config.items() if sealed or not name.endswith("_sha256")}
     config["calibration"] = config["calibration"] | (calibration or {})
     (target / "adapter_config.json").write_text(json.dumps(config))
     weights = load_file(folder / "adapter_model.safetensors")
@@ -61,6 +62,13 @@ def test_all_is_well(fitted):
     assert report.ok, report
     assert {f.subject for f in report.findings} >= {"base model", "fires", "quiet", "margin", "dose"}
     assert found(report, "dose")[0].status == "ok"
+
+
+def test_a_guardrail_that_is_not_as_it_was_saved_is_a_problem(fitted, tmp_path):
+    model, tokenizer, folder = fitted
+    report = check_guardrail(model, changed(folder, tmp_path, sealed=True, threshold=0.123), tokenizer, FORGET, RETAIN)
+    assert not report.ok
+    assert "is not as it was saved" in found(report, "seal")[0].sentence
 
 
 def test_the_stored_rows_suffice(fitted):

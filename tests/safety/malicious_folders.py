@@ -58,12 +58,15 @@ def nested(field, **values):
     return lie
 
 
-def raw(text):
-    """The text of one field's value, as it stands in the file: JSON says more than `json.dumps` writes."""
+def raw(text, twice=False):
+    """One field as it stands in the file: JSON says more than `json.dumps` writes. `twice`: beside its old value."""
 
     def lie(folder):
         path = folder / CONFIG
-        path.write_text(path.read_text().rstrip().removesuffix("}") + f", {text}}}")
+        stored = json.loads(path.read_text())
+        if not twice:
+            stored.pop(text.split('"')[1], None)
+        path.write_text(json.dumps(stored).removesuffix("}") + f", {text}}}")
 
     return lie
 
@@ -225,7 +228,46 @@ def folder_for_a_file(folder):
     (folder / WEIGHTS).mkdir()
 
 
+def pipe_for_weights(folder):
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+def staged_without_end(folder):
+    """What a save that was cut short might have left, of 200 GB, and weights that are not the sealed ones."""
+    stage = folder / ".saving-0123"
+    stage.mkdir()
+    (stage / WEIGHTS).touch()
+    os.truncate(stage / WEIGHTS, 200 * 2**30)
+    bit_flipped(folder)
+
+
+def staged_behind_a_link(folder):
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    (folder / ".saving-0123").symlink_to(elsewhere)
+    bit_flipped(folder)
+
+
+def hole_of_weights(folder):
+    """Weights of 4 GB, all of them declared, that take no room on the disk."""
+    n, d_in = 2**24, 32
+    config(num_features=n, feature_ids=None)(folder)
+    (folder / WEIGHTS).write_bytes(b"")
+    os.truncate(folder / WEIGHTS, 4 * (2 * n * d_in + 3 * n) + 1000)
+
+
+def escapes_for_a_dtype(fields):
+    entry(fields, "decoder.clamp")["dtype"] = "\x1b[2J"
+
+
+def numbers_for_metadata(fields):
+    fields["__metadata__"] = {"format": 1}
+
+
 DENORMAL = 1e-40
+HUGE = 10**400  # of which Python's floats know nothing
 
 
 def bit_flipped(folder):
@@ -273,7 +315,7 @@ GUARDRAILS = {
     "a threshold that was moved": (config(threshold=0.9), "is not as it was saved"),
     "a bit that was flipped": (bit_flipped, "is not as it was saved"),
     "a seal of nothing": (config(weights_sha256=None), "is not as it was saved"),
-    "a billion features": (config(num_features=2**24, feature_ids=None), "16777216 features"),
+    "a billion features": (config(num_features=2**24, feature_ids=None), "num_features=16777216"),
     "another layer": (config(layer=2), "named "),
     "another layer, of any base": (config(layer=2, base_fingerprint=None), "named "),
     "layer too deep": (config(layer=7, num_layers=None), r"named \*\.7"),
@@ -325,10 +367,30 @@ GUARDRAILS = {
     "link to itself": (link_to_itself, "has no adapter_model.safetensors"),
     "weights without an end": (endless, "has no adapter_model.safetensors"),
     "config a pipe": (pipe, "has no adapter_config.json"),
+    "weights a pipe": (pipe_for_weights, "has no adapter_model.safetensors"),
     "weights a folder": (folder_for_a_file, "has no adapter_model.safetensors"),
     "script in the base model's name": (config(base_model_name_or_path=SCRIPT), "markup"),
     "script in the SAE's name": (nested("sae_source", id=SCRIPT), "markup"),
     "script in a warning": (nested("calibration", warnings=["fine", SCRIPT]), "markup"),
+    "escape codes for a dtype": (header(escapes_for_a_dtype), "not a sound safetensors file"),
+    "numbers for metadata": (header(numbers_for_metadata), "not a sound safetensors file"),
+    "a key said twice": (raw('"action": "record"', twice=True), "names 'action' twice"),
+    "a key said twice, deep inside": (raw('"x": {"a": [{"b": 1, "b": 2}]}'), "names 'b' twice"),
+    "config deeper than copies reach": (
+        nested("calibration", a=json.loads("[" * 90 + "]" * 90)),
+        "nests deeper than 64",
+    ),
+    "half a character": (config(refusal="\ud800"), "no Unicode"),
+    "half a character in a key": (nested("sae_source", **{"\ud800": 1}), "no Unicode"),
+    "one feature half a million times": (config(feature_ids=[1] * 500_000, num_features=0), "more than once"),
+    "fingerprint of endless numbers": (nested("base_fingerprint", embedding=[HUGE] * 32), "is not it"),
+    "fingerprint of one row, said by a switch": (nested("base_fingerprint", rows=True), "is not it"),
+    "clamp scale without end": (config(clamp_scale=HUGE), "must be a finite number"),
+    "switches for feature ids": (config(feature_ids=[True, False, 8]), "feature_ids: True"),
+    "texts for feature ids": (config(feature_ids=["3", "8", "21"]), "feature_ids: '3'"),
+    "weights of gigabytes that are one hole": (hole_of_weights, "which no guardrail has"),
+    "a staged file without an end": (staged_without_end, "is not as it was saved"),
+    "a staged file behind a link": (staged_behind_a_link, "is not as it was saved"),
     "escape codes in a name": (config(base_model_name_or_path="\x1b[2Jgemma"), "control characters"),
 }
 
@@ -397,6 +459,21 @@ def saelens_bytes(name, data):
     return write
 
 
+def llama_scope(**fields):
+    """A configuration of Llama Scope, beside weights that nobody comes to read."""
+    sound = {"hook_point_in": "blocks.9.hook_resid_post", "act_fn": "jumprelu", "jump_relu_threshold": 0.5}
+    sound |= {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False, "top_k": 3, "d_model": D_IN}
+    sound |= {"sparsity_include_decoder_norm": True, "norm_activation": "dataset-wise"}
+    sound |= {"dataset_average_activation_norm": {"in": 17.0, "out": 17.0}}
+
+    def write(folder):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "final.safetensors").write_bytes(b"")
+        (folder / "hyperparams.json").write_text(json.dumps(sound | fields))
+
+    return write
+
+
 def saelens_link(folder):
     write_saelens(folder, tensors())
     secret = folder.parent / "secret.safetensors"
@@ -404,7 +481,66 @@ def saelens_link(folder):
     (folder / "sae_weights.safetensors").symlink_to(secret)
 
 
+def pipe_in_place_of(name, write):
+    def lie(folder):
+        write(folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return lie
+
+
+def npz_by_lzma(folder):
+    """NumPy never writes it, and its unpacker takes the memory that the archive asks for."""
+    write_gemma_scope(folder)
+    with zipfile.ZipFile(folder / "params.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name, tensor in tensors().items():
+            archive.writestr(f"{name}.npy", npy(tensor.numpy()))
+
+
+def saelens_text(text):
+    def write(folder):
+        path = write_saelens(folder, tensors()) / "cfg.json"
+        path.write_text(path.read_text().removesuffix("}") + f", {text}}}")
+
+    return write
+
+
+def topk_of(k):
+    return lambda folder: write_saelens(
+        folder, {n: t for n, t in tensors().items() if n != "threshold"}, architecture="topk", k=k
+    )
+
+
+def scaled_by(text):
+    def write(folder):
+        write_saelens(folder, tensors(), normalize_activations="expected_average_only_in")
+        (folder / "activation_scaler.json").write_text(f'{{"scaling_factor": {text}}}')
+
+    return write
+
+
 SAES = {
+    "SAE: configuration a pipe": (pipe_in_place_of("cfg.json", saelens()), "no regular file"),
+    "SAE: weights a pipe": (pipe_in_place_of("sae_weights.safetensors", saelens()), "no regular file"),
+    "SAE: archive a pipe": (pipe_in_place_of("params.npz", write_gemma_scope), "no regular file"),
+    "SAE: archive of a kind that NumPy does not write": (npz_by_lzma, "is packed in a way"),
+    "SAE: a key said twice": (saelens_text('"apply_b_dec_to_input": false'), "names 'apply_b_dec_to_input' twice"),
+    "SAE: a text for a switch": (saelens(apply_b_dec_to_input="false"), "expected true or false"),
+    "SAE: k without end": (topk_of(HUGE), "expected a whole number"),
+    "SAE: k a switch": (topk_of(True), "expected a whole number"),
+    "SAE: scale without end": (scaled_by("1" + "0" * 400), "expected a finite number"),
+    "SAE: scale NaN": (scaled_by("NaN"), "expected a finite number"),
+    "SAE: a layer of 5000 digits": (
+        saelens(metadata={"hook_name": f"blocks.{'9' * 5000}.hook_resid_post"}),
+        "not the output of a decoder layer",
+    ),
+    "SAE: a layer in other people's digits": (
+        saelens(metadata={"hook_name": "blocks.\u0669.hook_resid_post"}),
+        "not the output of a decoder layer",
+    ),
+    "SAE: a model's width without end": (llama_scope(d_model=HUGE), "expected a whole number"),
+    "SAE: escape codes for a tensor": (saelens({"\x1b[2J": torch.zeros(2)}), "expected only"),
     "SAE: zip bomb": (zip_bomb, "zip bomb"),
     "SAE: npz that is a pickle": (npz_is_a_pickle, "not a valid"),
     "SAE: npz of pickled objects": (npz_of_objects, "dtype object"),
@@ -435,4 +571,107 @@ SAES = {
         "not a valid safetensors",
     ),
     "SAE: weights linked from elsewhere": (saelens_link, "is a link to"),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------- of bundles
+
+
+LORA = "aligned"  # of the bundle that the lies change: beside a guardrail "topic"
+
+
+def bundle(**fields):
+    def lie(folder):
+        path = folder / "bundle.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return lie
+
+
+def bundle_text(text):
+    return lambda folder: (folder / "bundle.json").write_text(text)
+
+
+def renamed(name):
+    """The guardrail under another name."""
+
+    def lie(folder):
+        (folder / "topic").rename(folder / name)
+        bundle(guardrails=[name])(folder)
+
+    return lie
+
+
+def of_lora(lie):
+    """A lie about a guardrail's folder, told of the LoRA's."""
+    return lambda folder: lie(folder / LORA)
+
+
+def lora_weights(change):
+    def lie(folder):
+        path = folder / LORA / WEIGHTS
+        save_file({key: tensor.contiguous() for key, tensor in change(load_file(path)).items()}, path)
+
+    return lie
+
+
+def lora_pickle(folder):
+    path = folder / LORA / WEIGHTS
+    path.unlink()
+    path.with_name("adapter_model.bin").write_bytes(pickle.dumps(Payload(trace_of(folder))))
+
+
+def lora_config_without_end(folder):
+    os.truncate(folder / LORA / CONFIG, 2**40)
+
+
+BACKTRACKS = "(([a-z_.0-9]+)+)+!"
+BUNDLES = {
+    "bundle: version a switch": (bundle(format_version=True), "format_version=True"),
+    "bundle: a key said twice": (
+        bundle_text('{"format_version": 1, "guardrails": ["x"], "guardrails": ["topic"], "lora": null}'),
+        "names 'guardrails' twice",
+    ),
+    "bundle: a key of tomorrow": (bundle(code="x"), "unknown key"),
+    "bundle: nests": (bundle_text("[" * 60_000), "is not JSON"),
+    "bundle: names that look alike": (bundle(guardrails=["topic", "\uff54opic"], lora=None), "or is there twice"),
+    "bundle: names that one file system takes for one": (bundle(guardrails=["topic", "Topic"]), "or is there twice"),
+    "bundle: a name that torch has": (renamed("keys"), "a part of its own"),
+    "bundle: a name that torch calls": (renamed("train"), "a part of its own"),
+    "bundle: a LoRA that is a pickle": (lora_pickle, "has no adapter_model.safetensors"),
+    "bundle: a LoRA's weights a pipe": (of_lora(pipe_for_weights), "has no adapter_model.safetensors"),
+    "bundle: a LoRA's config without an end": (lora_config_without_end, "more than"),
+    "bundle: a LoRA's config nests": (of_lora(config_bytes(b'{"a":' * 100_000)), "is not JSON"),
+    "bundle: a LoRA's config a list": (of_lora(config_bytes(b"[1]")), "but a list"),
+    "bundle: a LoRA of another shape": (lora_weights(lambda t: {k: v[:1] for k, v in t.items()}), "does not fit"),
+    "bundle: a LoRA of which a half is missing": (lora_weights(lambda t: dict(list(t.items())[::2])), "does not "),
+    "bundle: a LoRA of NaN": (lora_weights(lambda t: {k: v * torch.nan for k, v in t.items()}), "not finite"),
+    "bundle: a LoRA that brings a head": (
+        lora_weights(lambda t: t | {"base_model.model.lm_head.weight": torch.zeros(97, 32)}),
+        "no LoRA's matrices",
+    ),
+    "bundle: a LoRA larger than the model": (
+        lora_weights(lambda t: t | {"base_model.model.x.lora_A.weight": torch.zeros(4096, 4096)}),
+        "more numbers than the model",
+    ),
+    "bundle: a LoRA of endless rank": (of_lora(config(r=2**40)), "'r'=1099511627776"),
+    "bundle: a LoRA whose rank is a switch": (of_lora(config(r=True)), "'r'=True"),
+    "bundle: a LoRA of another rank": (of_lora(config(r=4096)), "does not fit"),
+    "bundle: a LoRA scaled without end": (of_lora(config(lora_alpha=HUGE)), "'lora_alpha'"),
+    "bundle: a LoRA whose pattern never ends": (of_lora(config(target_modules=BACKTRACKS)), "'target_modules'"),
+    "bundle: a LoRA that leaves out by such a pattern": (of_lora(config(exclude_modules=BACKTRACKS)), "'exclude_mod"),
+    "bundle: a LoRA with ranks by such a pattern": (of_lora(config(rank_pattern={BACKTRACKS: 4})), "'rank_pattern'"),
+    "bundle: a LoRA on what is no linear layer": (of_lora(config(target_modules=["norm"])), "does not fit"),
+    "bundle: a LoRA on modules that are not there": (of_lora(config(target_modules=["nothing"])), "does not fit"),
+    "bundle: a LoRA that reads a file": (
+        of_lora(config(init_lora_weights="corda", corda_config={"cache_file": "/etc/passwd"})),
+        "files to read",
+    ),
+    "bundle: a LoRA that repeats layers": (of_lora(config(layer_replication=[[0, 4]] * 2000)), "'layer_replication'"),
+    "bundle: a LoRA that replaces modules": (of_lora(config(modules_to_save=["lm_head"])), "'modules_to_save'"),
+    "bundle: a LoRA that imports": (of_lora(config(megatron_config={"a": 1}, megatron_core="os")), "to import"),
+    "bundle: a LoRA with a class to import": (of_lora(config(auto_mapping={"parent_library": "os"})), "to import"),
+    "bundle: a LoRA with a key of tomorrow": (of_lora(config(run="x")), "'run'='x'"),
+    "bundle: a LoRA for another task": (of_lora(config(task_type="SEQ_CLS")), "'task_type'"),
+    "bundle: a LoRA that is none": (of_lora(config(peft_type=["LORA"])), "not that of a LoRA"),
 }

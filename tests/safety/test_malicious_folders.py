@@ -1,6 +1,8 @@
 """A folder from anybody: whatever is wrong with it, there is a typed error, nothing of it is run, and nothing of it is
 left on the model; see `malicious_folders` for the lies."""
 
+import os
+import re
 import shutil
 import sys
 import threading
@@ -9,8 +11,8 @@ from functools import partial
 
 import pytest
 import torch
-from malicious_folders import CONFIG, GUARDRAILS, SAES, WEIGHTS, trace_of
-from peft import PeftModel
+from malicious_folders import BUNDLES, CONFIG, GUARDRAILS, LORA, SAES, WEIGHTS, trace_of
+from peft import LoraConfig, PeftModel, get_peft_model
 from zoo import base_model, logits_of, planted_config, random_sae, token_ids
 
 from sae_unlearn import (
@@ -18,9 +20,11 @@ from sae_unlearn import (
     SAEFormatError,
     SparseAutoencoder,
     UnlearnError,
+    attach_bundle,
     attach_guardrail,
     fit_guardrail,
     record_firings,
+    save_bundle,
 )
 from sae_unlearn.guardrail import attach
 from sae_unlearn.guardrail.model import guard_layers
@@ -145,9 +149,10 @@ def test_a_guardrail_that_lies_is_refused_and_nothing_is_left_of_it(lie, message
     lie(folder)
     model = base_model("llama")
     before, plain = state_of(model), logits(model)
-    with watching() as seen, pytest.raises(GuardrailError, match=message):
+    with watching() as seen, pytest.raises(GuardrailError, match=message) as caught:
         attach_guardrail(model, folder)
     assert seen == []
+    assert str(caught.value).isprintable()
     assert not trace_of(folder).exists()
     assert state_of(model) == before
     assert torch.equal(logits(model), plain)
@@ -171,7 +176,7 @@ def test_through_pefts_own_loader_it_raises_or_guards(lie, message, folder):
     makes of a lie, text does not pass unguarded: loading raises, or the first call does, or the gate judges each row.
     """
     lie(folder)
-    if (folder / CONFIG).is_fifo() or (folder / WEIGHTS).is_char_device():
+    if (folder / CONFIG).is_fifo() or (folder / WEIGHTS).is_fifo() or (folder / WEIGHTS).is_char_device():
         pytest.skip("PEFT opens what is no file, and waits for ever")
     model = base_model("llama")
     try:
@@ -219,8 +224,12 @@ def test_a_card_with_script_is_never_read_and_never_passed_on(folder, tmp_path):
 
 def test_a_card_is_written_of_any_config(tmp_path):
     """PEFT's loaders do not refuse markup and values of a wrong type; the card shows them as text, or not at all."""
-    bad = "`<script>evil()</script>\n# x"
+    bad = "`<script>evil()</script>\n# x ![x](https://evil.example/x.png) [y](//evil.example) https://evil.example | z"
+    huge = 10**400
     for calibration in (
+        {"warnings": [huge], "fire_rate_forget": {"rate": huge, "n": huge}, "auroc": huge, "edit_to_residual": huge},
+        {"statistic_forget": [0.1, huge], "statistic_retain": [0.2], "threshold": huge, "curve": [{"threshold": huge}]},
+        {"statistic_forget": [0.1], "statistic_retain": [0.2], "threshold": True, "auroc": True},
         {"warnings": [bad, 3], "fire_rate_forget": {"rate": bad, "low": None, "high": [], "n": "x"}, "auroc": bad},
         {"warnings": bad, "fire_rate_forget": 3, "edit_to_residual": bad},
         {"fire_rate_forget": {}},
@@ -234,6 +243,32 @@ def test_a_card_is_written_of_any_config(tmp_path):
         body = (tmp_path / "README.md").read_text().split("---", 2)[2]
         assert "<script>" not in body
         assert "\n# x" not in body
+        for carried_out in ("![x]", "[y]", "https://evil"):
+            assert carried_out not in re.sub("`[^`]*`", "", body)
+
+
+def test_what_was_read_is_what_was_looked_at(folder, sound, tmp_path, monkeypatch):
+    """The folder changes between the look at a file and its reading: into a pipe, which would wait for ever, and into
+    a file without an end."""
+    opened, swaps = os.open, []
+
+    def swapping(path, *args, **kwargs):
+        if swaps and str(path).endswith(CONFIG):
+            swaps.pop()(path)
+        return opened(path, *args, **kwargs)
+
+    def by_a_pipe(path):
+        os.unlink(path)
+        os.mkfifo(path)
+
+    monkeypatch.setattr(os, "open", swapping)
+    for swap, message in ((by_a_pipe, "no regular file"), (lambda path: os.truncate(path, 2**40), "more than 4194304")):
+        shutil.rmtree(folder)
+        shutil.copytree(sound[0], folder)
+        swaps.append(swap)
+        with pytest.raises(GuardrailError, match=message):
+            attach_guardrail(base_model("llama"), folder)
+        assert not swaps
 
 
 def test_attaching_that_fails_half_way_is_taken_back(folder, sound, monkeypatch):
@@ -266,10 +301,39 @@ def test_an_sae_that_lies_is_refused_and_nothing_of_it_is_run(write, message, tm
     folder = tmp_path / "sae"
     folder.mkdir()
     write(folder)
-    with watching() as seen, pytest.raises(UnlearnError, match=message):
+    with watching() as seen, pytest.raises(UnlearnError, match=message) as caught:
         SparseAutoencoder.from_pretrained(folder)
     assert seen == []
+    assert str(caught.value).isprintable()
     assert not trace_of(folder).exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def sound_bundle(sound, tmp_path_factory):
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
+    lora = get_peft_model(base_model("llama"), config, adapter_name=LORA).eval()
+    folder = tmp_path_factory.mktemp("bundle") / "sound"
+    save_bundle(attach_guardrail(lora, sound[0], adapter_name="topic"), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("lie", "message"), BUNDLES.values(), ids=BUNDLES)
+def test_a_bundle_that_lies_is_refused_and_nothing_is_left_of_it(lie, message, sound_bundle, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(sound_bundle, folder)
+    attach_bundle(base_model("llama"), folder)
+    lie(folder)
+    model = base_model("llama")
+    before, plain = state_of(model), logits(model)
+    with pytest.raises(GuardrailError, match=message):
+        attach_bundle(model, folder)
+    assert not trace_of(folder).exists()
+    assert state_of(model) == before
+    assert torch.equal(logits(model), plain)
 
 
 def test_every_refusal_is_of_one_family():
@@ -277,5 +341,5 @@ def test_every_refusal_is_of_one_family():
     assert issubclass(SAEFormatError, UnlearnError)
 
 
-def test_there_are_more_than_a_hundred_lies():
-    assert len(GUARDRAILS) + len(SAES) > 100
+def test_there_are_more_than_a_hundred_and_fifty_lies():
+    assert len(GUARDRAILS) + len(SAES) + len(BUNDLES) > 150

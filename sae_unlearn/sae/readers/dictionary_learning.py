@@ -78,7 +78,7 @@ CLASSES = {
 }
 
 # How the family's runs name the place, in the configuration or in a folder: "resid_post_layer_8", "mlp_out_layer3".
-PLACE = re.compile(r"(?P<place>[a-z_]+?)_?layer_?(?P<layer>\d+)")
+PLACE = re.compile(r"(?P<place>[a-z_]+?)_?layer_?(?P<layer>\d{1,4})", re.ASCII)
 RESIDUAL = ("resid", "resid_post", "resid_out", "residual")
 ELSEWHERE = re.compile(r"mlp|att|embed|head|delta|mid")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SAEFormatError
+from ..json_file import integer, number, switch
 from ..layer import layer_of_hook
 
 
@@ -26,6 +26,7 @@ ARCHITECTURES = {
 }
 # Spellings before SAELens 6, where everything lay at the top level.
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
+SWITCHES = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
 RESCALE_MEND = "fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that"
 
 
@@ -73,10 +74,8 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
     k = None
     if architecture == "topk":
         kwargs = cfg.get("activation_fn_kwargs")
-        k = cfg.get("k", kwargs.get("k") if isinstance(kwargs, dict) else None)
-        if isinstance(k, bool) or not isinstance(k, (int, float)) or not float(k).is_integer():
-            raise SAEFormatError(f"k in {where} is {k!r}; expected the integer number of features kept per token")
-        k = int(k)
+        k = integer(cfg if "k" in cfg or not isinstance(kwargs, dict) else kwargs, "k", where)
+    cfg = SWITCHES | cfg
     selects_by_norm = raw.get("architecture") in ("topk", "batchtopk", "matryoshka_batchtopk")
     return SAELensConfig(
         architecture=architecture,
@@ -84,9 +83,9 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
         d_sae=cfg.get("d_sae"),
         k=k,
         layer=layer_from(cfg, where),
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
-        rescale_acts_by_decoder_norm=selects_by_norm and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-        finetuning_scaling_factor=bool(cfg.get("finetuning_scaling_factor", False)),
+        apply_b_dec_to_input=switch(cfg, "apply_b_dec_to_input", where),
+        rescale_acts_by_decoder_norm=selects_by_norm and switch(cfg, "rescale_acts_by_decoder_norm", where),
+        finetuning_scaling_factor=switch(cfg, "finetuning_scaling_factor", where),
         input_scale=input_scale_of(cfg, scaler, where),
         neuronpedia_id=neuronpedia_id_of(cfg),
     )
@@ -148,12 +147,12 @@ def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: st
             f"normalize_activations='expected_average_only_in' in {where}, but the scale is not in the "
             f"folder; {RESCALE_MEND}"
         )
-    scale = scaler.get("scaling_factor")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale <= 0:
+    scale = number(scaler, "scaling_factor", f"{SCALER} beside {where}")
+    if scale <= 0:
         raise SAEFormatError(f"scaling_factor in {SCALER} beside {where} is {scale!r}; expected a number > 0")
     if scaler.get("has_whitening"):
         raise SAEFormatError(f"{SCALER} beside {where} asks for whitening, which is not supported; {RESCALE_MEND}")
-    return float(scale)
+    return scale
 
 
 def layer_from(cfg: dict[str, Any], where: str) -> int | None:
