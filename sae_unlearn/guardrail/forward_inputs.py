@@ -126,7 +126,9 @@ class BackboneHooks:
     def missing(self, backbone: nn.Module) -> list[int]:
         """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
         layers = getattr(backbone, self.list_name)
-        return [i for i, guard in self.guards.items() if i >= len(layers) or not guard.in_place(layers[i])]
+        depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", len(layers))  # how many are run
+        run = layers[: depth if isinstance(depth, int) else len(layers)]
+        return [i for i, guard in self.guards.items() if i >= len(run) or not guard.in_place(run[i])]
 
     def _check_places(self, backbone: nn.Module) -> None:
         missing = self.missing(backbone)
@@ -187,13 +189,32 @@ def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.devic
     chunk = mask_of_pass(inputs, batch, seq)
     if chunk is not None:
         return chunk.to(device).bool()
+    visible = _visible_to_themselves(inputs, batch, seq)
+    if visible is not None:
+        return visible.to(device)
     mask, positions = inputs.attention_mask, inputs.position_ids
     if mask is not None and positions is not None and positions.ndim == 2 and seq > 1:
-        # a 4-D mask (static caches) hides the padding, but left-padded rows show it in their positions: those of real
+        # a mask of another kind hides the padding, but left-padded rows show it in their positions: those of real
         # tokens rise by one up to the last
         ramp = positions[:, -1:] - torch.arange(seq - 1, -1, -1, device=positions.device)
         return (positions == ramp).to(device).expand(batch, seq)
     return torch.ones(batch, seq, dtype=torch.bool, device=device)
+
+
+def _visible_to_themselves(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
+    """`[batch, seq]` bool by a 4-D mask `[batch or 1, heads or 1, seq, keys]`: padding is what not even it itself sees.
+    None without such a mask, or where its columns are not the cache's tokens in their order (sliding caches)."""
+    mask, past = inputs.attention_mask, inputs.past
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[2] != seq or mask.shape[0] not in (1, batch):
+        return None
+    if isinstance(past, int) and past + seq > mask.shape[3]:
+        return None
+    own = (torch.arange(seq, device=mask.device) + past).clamp(max=mask.shape[3] - 1)
+    found = mask[:, 0].gather(2, own[None, :, None].expand(mask.shape[0], seq, 1))[..., 0]
+    seen = found if found.dtype == torch.bool else (found > -1) if found.is_floating_point() else found != 0
+    return seen.expand(batch, seq)
 
 
 def _forget(variable: CompileableContextVar) -> None:

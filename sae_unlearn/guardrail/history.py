@@ -20,7 +20,7 @@ from sae_unlearn.guardrail.errors import GuardrailNotReady
 from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
 
 
-Owner = tuple[int, str]  # (layer, adapter name)
+Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the guardrail of that name
 
 
 class GateHistory:

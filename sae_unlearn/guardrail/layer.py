@@ -20,6 +20,8 @@ parameters, class checks, sharding and offloading plans stay as they are, and `o
 Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.19278) for clamping what fired.
 """
 
+import secrets
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +125,6 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
     # of `BaseTunerLayer`, which has no types
     active_adapters: list[str]
     disable_adapters: bool
-    set_adapter: Callable[..., None]
     enable_adapters: Callable[..., None]
     delete_adapter: Callable[..., None]
 
@@ -132,12 +133,14 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.sae_guardrail_encoder = nn.ModuleDict()
         self.sae_guardrail_decoder = nn.ModuleDict()
         self.guard_config: dict[str, SAEGuardrailConfig] = {}
+        self.guards_of_model: dict[int, SAEGuardrailLayer] = {}  # by layer, this one too, once it is placed
         self.recorders: list[Recorder] = []
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self._checked: dict[str, tuple[Any, ...]] = {}
+        self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
         self.id_tables = IdTables()
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
@@ -163,6 +166,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.sae_guardrail_encoder[adapter_name] = encoder
         self.sae_guardrail_decoder[adapter_name] = decoder
         self.guard_config[adapter_name] = config
+        self._marks[adapter_name] = secrets.token_hex(8)
         self.frozen_peft_weight_names[adapter_name] = self.adapter_layer_names  # an SAE's weights are never trained
         self.set_adapter(self.active_adapters, inference_mode=True)
 
@@ -283,7 +287,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         return decision
 
     def _history(self, name: str, inputs: ForwardInputs, cache: Cache, seq: int) -> GateHistory:
-        owner = (self.guard_config[name].layer, name)
+        owner = (self.guard_config[name].layer, name, self._marks[name])
         return history_of(cache, owner, inputs.past, inputs.recurrent, self.num_layers, self.max_positions, seq)
 
     def _record(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
@@ -304,11 +308,21 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         tensors = [*encoder.parameters(), *decoder.parameters()]
         if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors):
             return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
-        seen = tuple((id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors)
+        config = self.guard_config[name]
+        seen = (
+            config.threshold,
+            config.statistic,
+            *((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors),
+        )
         if self._checked.get(name) == seen:
             return
-        if self.guard_config[name].threshold is None:
+        if config.threshold is None:
             raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
+        if config.threshold > config.threshold_bounds[1]:
+            raise GuardrailNotReady(
+                f"The threshold of guardrail {name!r} was set to {config.threshold}, which no statistic "
+                f"{config.statistic!r} exceeds, so its gate would never fire. Set another."
+            )
         named = {
             f"{part}.{key}": tensor.detach().cpu()
             for part, module in (("encoder", encoder), ("decoder", decoder))
@@ -333,6 +347,15 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         return hooked and (backbone_layer is home or any(module is home for module in backbone_layer.modules()))
 
     # ------------------------------------------------------------------------------------------------ PEFT's interface
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Which guardrails are in force. Names of other methods' adapters alone change nothing: transformers activates
+        a LoRA on every tuner layer of the model, and would put guardrails at rest without a word."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        known = {name for guard in self.guards_of_model.values() for name in guard.guard_config}
+        if known and names and not known & set(names):
+            return
+        super().set_adapter(names, inference_mode=inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")
@@ -360,3 +383,12 @@ def remove_guard(decoder_layer: nn.Module) -> None:
     """Take the guardrails of a decoder layer off, leaving no trace on it."""
     remove_hooks(decoder_layer, SAEGuardrailLayer)
     delattr(decoder_layer, CHILD)
+    forget_compiled_code()
+
+
+def forget_compiled_code() -> None:
+    """Have `torch.compile` look at every model anew at its next call. What it compiled before does not look whether
+    hooks have come or gone since: of a model that was compiled first, text would pass the guardrail by."""
+    dynamo = sys.modules.get("torch._dynamo")  # where it was never imported, nothing was compiled
+    if dynamo is not None:
+        dynamo.reset()

@@ -1,7 +1,7 @@
 """`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
 
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
@@ -14,7 +14,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fingerprint import differences
 from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, hooks_of, remove_hooks
-from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, forget_compiled_code, remove_guard
 from sae_unlearn.guardrail.peft_type import METHOD
 from sae_unlearn.guardrail.refusal import RefusalHooks
 
@@ -95,6 +95,7 @@ class SAEGuardrailModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
+        forget_compiled_code()
         if hasattr(target, CHILD):
             getattr(target, CHILD).update_layer(adapter_name, peft_config, target)
             return
@@ -109,6 +110,7 @@ class SAEGuardrailModel(BaseTuner):
         guard = SAEGuardrailLayer(target, adapter_name, peft_config, self.model)
         target.add_module(CHILD, guard)
         hooks.guards[peft_config.layer] = guard
+        guard.guards_of_model = cast(Any, hooks.guards)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         remove_guard(parent)  # reached from `unload()` only
@@ -166,7 +168,8 @@ def remove_call_hooks(model: nn.Module) -> None:
     backbone = find_decoder_layers(model).backbone
     hooks = hooks_of(backbone, BackboneHooks)
     if hooks is not None:
-        hooks.guards = {index: guard for index, guard in hooks.guards.items() if any(guard is g for g in left)}
+        for index in [index for index, guard in hooks.guards.items() if not any(guard is g for g in left)]:
+            del hooks.guards[index]
     if not left:
         remove_hooks(model, ModelHooks)
         remove_hooks(model, RefusalHooks)

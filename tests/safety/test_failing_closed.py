@@ -3,7 +3,9 @@
 import copy
 import io
 import os
+import pickle
 import warnings
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed import destroy_process_group, init_process_group
+from torch.func import functional_call
 from transformers import DynamicCache
+from transformers.generation.configuration_utils import CompileConfig
 from zoo import LAYERS, base_model, guarded, padded, plant, planted_config, token_ids
 
 from sae_unlearn import (
@@ -242,6 +246,67 @@ def test_weights_that_are_spoilt_afterwards_stop_the_call(part, key, value, mess
     assert_raises(model, message)
 
 
+def test_weights_whose_memory_is_exchanged_are_looked_at_again():
+    """`parameter.data = ...` leaves the parameter and its version as they were."""
+    model = guarded("llama")
+    logits(model)
+    for parameter in guard_layers(model)[0].parameters():
+        parameter.data = torch.zeros_like(parameter)
+    assert_raises(model, "zero for features")
+
+
+def test_a_threshold_out_of_reach_that_is_set_afterwards_stops_the_call():
+    model = guarded("llama")
+    logits(model)
+    guard_layers(model)[0].guard_config["default"].threshold = 2.0
+    assert_raises(model, "would never fire")
+    guard_layers(model)[0].guard_config["default"].threshold = None
+    assert_raises(model, "no threshold")
+
+
+def test_a_functional_call_with_other_weights_is_guarded_or_raises(expected):
+    model = guarded("llama")
+    logits(model)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(functional_call(model, own, (), {"input_ids": IDS}).logits, expected[0])
+    none = {key: torch.zeros_like(value) if "sae_guardrail" in key else value for key, value in own.items()}
+    with pytest.raises(GuardrailNotReady, match="zero for features"):
+        functional_call(model, none, (), {"input_ids": IDS})
+
+
+def test_pickled_for_another_process_it_is_guarded(expected):
+    """As `torch.multiprocessing` sends a model, its weights in shared memory."""
+    strategy = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        sent = pickle.loads(bytes(ForkingPickler.dumps(guarded("llama"))))
+    finally:
+        torch.multiprocessing.set_sharing_strategy(strategy)
+    assert_guarded(sent, expected)
+
+
+# --------------------------------------------------------------------------------------------------- other adapters
+
+
+def test_a_lora_that_transformers_adds_or_activates_leaves_it_in_force(tmp_path):
+    """transformers activates it on every tuner layer of the model, a guardrail's among them."""
+    model = guarded("llama")
+    model.save_pretrained(tmp_path)
+    base = base_model("llama")
+    base.load_adapter(tmp_path, adapter_name="guard")
+    for each, name in ((whole(model), "default"), (base, "guard")):
+        each.add_adapter(LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False), "aligned")
+        for activate in (lambda: None, lambda: each.set_adapter("aligned")):  # noqa: B023
+            activate()
+            assert [(g.adapter, g.state) for g in guardrail_status(each).guardrails] == [(name, "guarding")]
+            with record_firings(each) as firings:
+                logits(each)
+            assert len(firings) == len(IDS)
+    base.disable_adapters()
+    assert guardrail_status(base).verdict == "unguarded"
+
+
 # ------------------------------------------------------------------------------------------------- merged and quantised
 
 
@@ -288,6 +353,49 @@ def test_quantised_it_is_guarded():
 def test_compiled_it_is_guarded(expected):
     model = torch.compile(guarded("llama"), backend="eager")
     assert_guarded(model, expected, atol=1e-5)
+
+
+def compiled_whole(base):
+    return torch.compile(base, backend="eager")
+
+
+def compiled_in_place(base):
+    base.compile(backend="eager")
+    return base
+
+
+def compiled_layers(base):
+    for layer in base.model.layers:
+        layer.compile(backend="eager")
+    return base
+
+
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_in_place, compiled_layers])
+def test_what_was_compiled_before_is_guarded_from_then_on(compiled, expected):
+    """Compiled code does not look whether hooks have come or gone."""
+    base = base_model("llama")
+    run = compiled(base)
+    torch.testing.assert_close(logits(run), expected[1])
+    model = get_peft_model(base, planted_config())
+    plant(model)
+    torch.testing.assert_close(logits(run), expected[0])
+    assert guardrail_status(run).verdict == "guarded"
+    detach_guardrail(model)
+    torch.testing.assert_close(logits(run), expected[1])
+
+
+def test_generation_that_transformers_compiled_before_is_guarded_from_then_on():
+    """With a static cache `generate` compiles the model by itself, and keeps the code."""
+    settings = CompileConfig(backend="eager", fullgraph=True)
+    settings._compile_all_devices = True
+    by_code = GREEDY | {"cache_implementation": "static", "compile_config": settings}
+    base = base_model("llama")
+    plain = base.generate(input_ids=IDS, **by_code)
+    model = get_peft_model(base, planted_config(threshold=0.3))
+    plant(model)
+    found = model.generate(input_ids=IDS, **by_code)
+    assert torch.equal(found, guarded("llama", threshold=0.3).generate(input_ids=IDS, **GREEDY))
+    assert not torch.equal(found, plain)
 
 
 def test_compiled_without_weights_nothing_comes_out():
@@ -394,13 +502,18 @@ def layer_cut_off(model):
     whole(model).model.layers = whole(model).model.layers[:1]
 
 
+def layers_not_run(model):
+    """transformers runs as many as its config says."""
+    whole(model).config.num_hidden_layers = 1
+
+
 def child_removed(model):
     del whole(model).model.layers[1].guardrail
     hooks_cleared_on_the_layer(model)
 
 
 TAKEN_OFF = [hooks_cleared_on_the_layer, hooks_cleared_on_the_backbone, layer_replaced, layers_replaced, layer_cut_off,
-             child_removed]  # fmt: skip
+             layers_not_run, child_removed]  # fmt: skip
 
 
 @pytest.mark.parametrize("take_off", TAKEN_OFF)
@@ -450,6 +563,43 @@ def test_a_cache_that_it_has_not_seen_stops_the_call():
         model(input_ids=IDS[:, :1], past_key_values=cache)
     with pytest.raises(NotImplementedError, match="nowhere to keep its state"):
         model(input_ids=IDS[:, :1], past_key_values=((torch.zeros(1), torch.zeros(1)),))
+
+
+def test_a_cache_that_another_guardrail_of_its_name_has_seen_stops_the_call():
+    """What a guardrail that is there no more made of the tokens says nothing of what this one would."""
+    base, cache = base_model("llama"), DynamicCache()
+    for seed in (0, 1):
+        model = get_peft_model(base, planted_config())
+        plant(model, seed=seed)
+        if seed == 0:
+            with torch.no_grad():
+                model(input_ids=IDS, past_key_values=cache)
+            detach_guardrail(model)
+    with pytest.raises(GuardrailNotReady, match="has seen 0"), torch.no_grad():
+        model(input_ids=IDS[:, :1], past_key_values=cache)
+
+
+CAUSAL = torch.full((12, 12), -torch.inf).triu(1)[None, None].expand(len(IDS), 1, 12, 12)
+STRANGE = {
+    "from 0": torch.arange(12),
+    "from 5": torch.arange(12) + 5,
+    "with gaps": 2 * torch.arange(12),
+    "all alike": torch.zeros(12, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("positions", STRANGE.values(), ids=STRANGE)
+@pytest.mark.parametrize("mask", [CAUSAL, CAUSAL == 0, CAUSAL[:1]], ids=["float", "bool", "one row"])
+def test_positions_of_any_kind_hide_no_token_that_the_mask_shows(positions, mask):
+    """A mask of one's own and positions of one's own, as for trees of drafts: the mask tells what is padding."""
+    model, positions = guarded("llama"), positions[None].expand(len(IDS), -1)
+    found = []
+    for each in (mask, torch.ones_like(IDS)):
+        with record_firings(model) as firings, torch.no_grad():
+            model(input_ids=IDS, attention_mask=each, position_ids=positions)
+        found.append([(f.row, f.hot_tokens, f.tokens, f.fired) for f in firings])
+    assert found[0] == found[1]
+    assert {tokens for _, _, tokens, _ in found[0]} == {12}
 
 
 def test_status_names_every_guardrail_and_what_it_does():
