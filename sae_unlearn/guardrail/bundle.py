@@ -136,7 +136,7 @@ def attach_bundle(
     placed: list[str] = []
     guarded = model
     try:
-        if lora_folder is not None:
+        if lora_folder is not None and lora is not None:
             guarded = put_lora(model, lora_folder, lora, f"{source}/{lora}")
         for name in guardrails:
             guarded = attach_guardrail(guarded, source, adapter_name=name, subfolder=name, check_base=check_base, **hub)

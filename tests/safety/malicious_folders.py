@@ -529,8 +529,8 @@ SAES = {
     "SAE: a text for a switch": (saelens(apply_b_dec_to_input="false"), "expected true or false"),
     "SAE: k without end": (topk_of(HUGE), "expected a whole number"),
     "SAE: k a switch": (topk_of(True), "expected a whole number"),
-    "SAE: scale without end": (scaled_by("1" + "0" * 400), "expected a finite number"),
-    "SAE: scale NaN": (scaled_by("NaN"), "expected a finite number"),
+    "SAE: scale without end": (scaled_by("1" + "0" * 400), "expected a number > 0"),
+    "SAE: scale NaN": (scaled_by("NaN"), "expected a number > 0"),
     "SAE: a layer of 5000 digits": (
         saelens(metadata={"hook_name": f"blocks.{'9' * 5000}.hook_resid_post"}),
         "not the output of a decoder layer",

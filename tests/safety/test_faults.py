@@ -7,7 +7,6 @@ import shutil
 import sys
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -206,18 +205,18 @@ def test_a_kill_between_the_files_is_mended_however_large_the_old_weights_were(o
 
 
 def test_weights_that_are_replaced_while_they_are_read_are_those_that_were_checked(old_and_new, tmp_path, monkeypatch):
-    root, folder, opened = old_and_new[1], tmp_path / "guard", Path.open
+    root, folder, opened = old_and_new[1], tmp_path / "guard", os.open
     shutil.copytree(root / "old", folder)
     other = load_file(folder / WEIGHTS_NAME)
     save_file({name: 2 * tensor for name, tensor in other.items()}, tmp_path / "other")
 
     def replaced(path, *args, **kwargs):
-        file = opened(path, *args, **kwargs)
+        descriptor = opened(path, *args, **kwargs)
         if path == folder / WEIGHTS_NAME and (tmp_path / "other").exists():
             os.replace(tmp_path / "other", path)
-        return file
+        return descriptor
 
-    monkeypatch.setattr(Path, "open", replaced)
+    monkeypatch.setattr(os, "open", replaced)
     assert which(folder, root) == "old"
     assert not (tmp_path / "other").exists()
 

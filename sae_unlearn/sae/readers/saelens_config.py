@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SAEFormatError
-from ..json_file import integer, number, switch
+from ..json_file import LARGEST, integer, switch
 from ..layer import layer_of_hook
 
 
@@ -147,12 +147,12 @@ def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: st
             f"normalize_activations='expected_average_only_in' in {where}, but the scale is not in the "
             f"folder; {RESCALE_MEND}"
         )
-    scale = number(scaler, "scaling_factor", f"{SCALER} beside {where}")
-    if scale <= 0:
-        raise SAEFormatError(f"scaling_factor in {SCALER} beside {where} is {scale!r}; expected a number > 0")
+    scale = scaler.get("scaling_factor")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < LARGEST:
+        raise SAEFormatError(f"scaling_factor in {SCALER} beside {where} is {scale!r:.80}; expected a number > 0")
     if scaler.get("has_whitening"):
         raise SAEFormatError(f"{SCALER} beside {where} asks for whitening, which is not supported; {RESCALE_MEND}")
-    return scale
+    return float(scale)
 
 
 def layer_from(cfg: dict[str, Any], where: str) -> int | None:
