@@ -27,7 +27,7 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
                 f"The guardrail is for {origin} with {what} {expected}, but {type(model).__name__} has {found}; use it "
                 "on the model it was fitted on."
             )
-    check_reach(config, model)
+    _check_reach(config, model)
     if config.layer >= depth:
         raise GuardrailError(f"layer={config.layer}, but {type(model).__name__} has {depth} layers, 0 to {depth - 1}.")
     recorded = config.base_fingerprint
@@ -40,7 +40,7 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
     warnings.warn(message, stacklevel=3)
 
 
-def check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
+def _check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
     """Raise if no text that the model can read would ever make the gate fire.
 
     Raises:

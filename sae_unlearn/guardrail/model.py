@@ -1,6 +1,5 @@
 """`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
 
-import warnings
 from typing import Any, ClassVar, cast
 
 from peft import PeftModel
@@ -9,10 +8,9 @@ from torch import Tensor, nn
 
 from sae_unlearn.backbone.decoder_layers import check_module, find_decoder_layers, text_config
 from sae_unlearn.guardrail.artefact import PARTS
-from sae_unlearn.guardrail.belonging import check_reach
+from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.fingerprint import differences
 from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, hooks_of, remove_hooks
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, forget_compiled_code, remove_guard
 from sae_unlearn.guardrail.peft_type import METHOD
@@ -53,30 +51,12 @@ class SAEGuardrailModel(BaseTuner):
     def _prepare_adapter_config(
         self, peft_config: SAEGuardrailConfig, model_config: dict[str, Any]
     ) -> SAEGuardrailConfig:
-        place = find_decoder_layers(self.model)
-        depth, width = len(place.layers), text_config(self.model).hidden_size
-        if peft_config.layer >= depth:
-            raise GuardrailError(
-                f"layer={peft_config.layer} but {type(self.model).__name__} has {depth} layers, 0 to {depth - 1}."
-            )
         if peft_config.num_features < 1:
             raise GuardrailError("The guardrail has no features: give `feature_ids` or `num_features`.")
-        if peft_config.hidden_size not in (None, width):
-            raise GuardrailError(
-                f"The guardrail is for hidden size {peft_config.hidden_size}, but {type(self.model).__name__} has "
-                f"{width}; use it on the model it was fitted on ({peft_config.base_model_name_or_path})."
-            )
-        if peft_config.num_layers not in (None, depth):
-            raise GuardrailError(
-                f"The guardrail is for a model of {peft_config.num_layers} layers, but {type(self.model).__name__} has "
-                f"{depth}; use it on the model it was fitted on ({peft_config.base_model_name_or_path})."
-            )
-        check_reach(peft_config, self.model)
-        recorded = peft_config.base_fingerprint
-        difference = None if recorded is None else differences(recorded, self.model, peft_config.layer)
-        if difference is not None:  # `attach_guardrail` refuses; PEFT's own loaders have no way to say "nevertheless"
-            origin = peft_config.base_model_name_or_path
-            warnings.warn(f"The guardrail was fitted on {origin}, and this model is not it: {difference}.")
+        # `attach_guardrail` refuses other weights; PEFT's own loaders have no way to say "nevertheless"
+        check_belongs(peft_config, self.model, check_base=False)
+        place = find_decoder_layers(self.model)
+        depth, width = len(place.layers), text_config(self.model).hidden_size
         peft_config.hidden_size, peft_config.num_layers = width, depth
         peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}
         return peft_config
