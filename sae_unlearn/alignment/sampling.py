@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.backbone.decoder_layers import input_device
+from sae_unlearn.backbone.decoder_layers import base_model_of, input_device
 
 
 _ROWS_AT_ONCE = 64  # rows whose probabilities over the vocabulary are held in double precision at once
@@ -86,8 +86,7 @@ class _Reader:
 
     def __init__(self, model: nn.Module, rows: Sequence[list[int]]) -> None:
         self._model = model
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._accepted = inspect.signature(base.forward).parameters
+        self._accepted = inspect.signature(base_model_of(model).forward).parameters
         # virtual tokens (prompt tuning) would be put before every token that follows
         prompt_learning = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
         self._cached = "past_key_values" in self._accepted and not prompt_learning

@@ -34,6 +34,7 @@ from sae_unlearn.alignment.separation import Separation
 from sae_unlearn.alignment.setting import AlignmentSetting
 from sae_unlearn.alignment.sharding import check_sharding
 from sae_unlearn.alignment.toward import TOWARD
+from sae_unlearn.backbone.decoder_layers import base_model_of
 from sae_unlearn.model_card import SavedReport
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.staging import staged
@@ -107,7 +108,7 @@ class SAEAlignmentTrainer(Trainer):
     ) -> None:
         if not isinstance(args, SAEAlignmentConfig):
             raise AlignmentError(f"args is a {type(args).__name__}; pass a SAEAlignmentConfig.")
-        bare = model.get_base_model() if isinstance(model, PeftModel) else model
+        bare = base_model_of(model)
         layer = aligned_layer(bare, sae, args)
         plan = plan_entities(train_dataset, known, unknown, retain_dataset, processing_class, args)
         with adapter_on(model, peft_config, layer) as model:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from sae_unlearn.errors import UnlearnError
@@ -52,6 +53,11 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     name = f"{start}.{inner}" if start else inner
     layers = cast(nn.ModuleList, decoder.get_submodule(inner))
     return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, layers)
+
+
+def base_model_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside of a `PeftModel`; any other model is it already."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def check_module(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.decoder_layers import input_device, output_embeddings
@@ -20,6 +21,13 @@ def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -
         logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
     logits = logits[0] if picked else logits[wanted.to(logits.device)]
     return logits.float()
+
+
+def run_for_hooks(model: nn.Module, ids: Tensor, mask: Tensor) -> None:
+    """Run a batch for what hooks see on the way. The head has to be given something, and gets one position a row."""
+    first = torch.zeros_like(mask)
+    first[:, 0] = True
+    wanted_logits(model, ids, mask, first)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.recall import Fact, Recall, recall
+from sae_unlearn.evaluation.recall import LEADING, Fact, Recall, recall
 
 
 REFUSALS = (
@@ -46,8 +46,6 @@ REFUSALS = (
 """Beginnings of completions that count as a refusal, in lower case and with plain apostrophes."""
 
 Verdict = Literal["right", "wrong", "refused"]
-
-_LEADING = " \t\n\"'“‘*(["
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
     leading blanks aside, whole words); else wrong."""
     if found.right:
         return "right"
-    text = found.completion.lstrip(_LEADING).lower().replace("’", "'")
+    text = found.completion.lstrip(LEADING).lower().replace("’", "'")
     for phrase in refusals:
         if text.startswith(phrase) and not text[len(phrase) : len(phrase) + 1].isalnum():
             return "refused"

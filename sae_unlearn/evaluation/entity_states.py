@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.position import locate_entity
 from sae_unlearn.alignment.templates import entity_templates, render
+from sae_unlearn.backbone.decoder_layers import base_model_of
 from sae_unlearn.backbone.residuals import residual_batches
 
 
@@ -58,11 +58,9 @@ def entity_states(
             tokens = locate_entity(tokenizer, render(template, entity), chat_template=chat_template)
             rows.append(tokens.input_ids)
             places.append(tokens.position)
-    wrapped = isinstance(model, PeftModel)
     found: dict[int, Tensor] = {}
-    with cast(Any, model).disable_adapter() if wrapped and not adapters else nullcontext():
-        bare = cast(Any, model).get_base_model() if wrapped else model
-        for batch in residual_batches(bare, rows, layer, batch_size):
+    with model.disable_adapter() if isinstance(model, PeftModel) and not adapters else nullcontext():
+        for batch in residual_batches(base_model_of(model), rows, layer, batch_size):
             for row, index in zip(batch.residual, batch.index, strict=True):
                 found[index] = row[places[index]].float().cpu()
     return torch.stack([found[i] for i in range(len(rows))]).unflatten(0, (len(entities), -1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.logits import wanted_logits
+from sae_unlearn.backbone.logits import run_for_hooks
 from sae_unlearn.backbone.processes import gathered, is_mine
 from sae_unlearn.evaluation.predicted_tokens import predicted_tokens
 from sae_unlearn.guardrail import record_firings
@@ -45,9 +45,7 @@ def row_firings(
     ):
         for number, batch in enumerate(predicted_tokens(tokenizer, texts, batch_size, max_length)):
             if is_mine(number) or not shared:
-                first = torch.zeros_like(batch.kept)
-                first[:, 0] = True  # the head has to be given something
-                wanted_logits(model, batch.input_ids, batch.kept, first)
+                run_for_hooks(model, batch.input_ids, batch.kept)
                 mine += batch.index
             bar.update(len(batch.index))
         return fired_rows(firings, mine, shared)

@@ -9,11 +9,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.decoder_layers import input_embeddings
+from sae_unlearn.backbone.decoder_layers import input_device
+from sae_unlearn.backbone.padding import padding_id
 from sae_unlearn.backbone.processes import gathered, is_mine
 
 
-_LEADING = " \t\n\"'“‘*(["
+LEADING = " \t\n\"'“‘*(["
 _ARTICLES = ("the ", "a ", "an ")
 
 
@@ -85,14 +86,13 @@ def complete(
     """Greedy completions of prompts, as one left-padded batch."""
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     width = max(map(len, rows))
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    padding = next(token for token in candidates if token is not None)  # GPT-2 and others have no token for it
+    padding = padding_id(tokenizer)
     ids = torch.full((len(rows), width), padding)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
-    device = input_embeddings(model).weight.device
+    device = input_device(model)
     out = cast(Any, model).generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
@@ -105,7 +105,7 @@ def complete(
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:
     """Whether `text` begins with one of `answers` as whole words; case, leading blanks, quotes and articles aside."""
-    text = _without_article(text.lstrip(_LEADING).lower())
+    text = _without_article(text.lstrip(LEADING).lower())
     for answer in (_without_article(answer.lower()) for answer in answers):
         if text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum():
             return True
@@ -114,4 +114,4 @@ def begins_with(text: str, answers: Sequence[str]) -> bool:
 
 def _without_article(text: str) -> str:
     article = next((article for article in _ARTICLES if text.startswith(article)), "")
-    return text[len(article) :].lstrip(_LEADING)
+    return text[len(article) :].lstrip(LEADING)

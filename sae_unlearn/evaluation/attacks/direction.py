@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
-from sae_unlearn.backbone.logits import wanted_logits
+from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers
+from sae_unlearn.backbone.logits import run_for_hooks
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
 from sae_unlearn.evaluation.without_adapters import without_adapters
@@ -68,20 +67,17 @@ def displacement(
 
 def _states(model: nn.Module, rows: Sequence[list[int]], layer: int, batch_size: int) -> Tensor:
     """The residual stream after a layer and its guardrail at all tokens, `[tokens, d_in]` float32."""
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
     found: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         found.append(hidden[kept.to(hidden.device)].float().cpu())
 
-    handle = find_decoder_layers(bare).layers[layer].register_forward_hook(note)
+    handle = find_decoder_layers(base_model_of(model)).layers[layer].register_forward_hook(note)
     try:
         for start in range(0, len(rows), batch_size):
             ids, kept = right_padded(rows[start : start + batch_size])
-            first = torch.zeros_like(kept)
-            first[:, 0] = True  # the head has to be given something
-            wanted_logits(model, ids, kept, first)
+            run_for_hooks(model, ids, kept)
     finally:
         handle.remove()
     return torch.cat(found)
@@ -127,8 +123,7 @@ def adding(
     model: nn.Module, layer: int, vector: Tensor, patterns: Sequence[Sequence[int]] | None = None
 ) -> Iterator[None]:
     """Add `vector [d_in]` to the output of `layer`, at every position or at the last token of each pattern of ids."""
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    place = find_decoder_layers(bare)
+    place = find_decoder_layers(base_model_of(model))
     where: list[Tensor] = []
 
     def note_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

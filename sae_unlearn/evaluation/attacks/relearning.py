@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.decoder_layers import input_embeddings
+from sae_unlearn.backbone.decoder_layers import input_device
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.evaluation.attacks.merged import guarded_again, merged_parts
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
@@ -129,5 +129,5 @@ def _answer_loss(model: nn.Module, rows: list[tuple[list[int], int]]) -> Tensor:
     labels = ids.masked_fill(~kept, -100)
     for label, (_, prompt) in zip(labels, rows, strict=True):
         label[:prompt] = -100
-    device = input_embeddings(model).weight.device
+    device = input_device(model)
     return model(input_ids=ids.to(device), attention_mask=kept.long().to(device), labels=labels.to(device)).loss

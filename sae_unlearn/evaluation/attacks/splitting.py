@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.decoder_layers import input_device, text_config
+from sae_unlearn.backbone.padding import padding_id
 from sae_unlearn.backbone.residuals import evaluation_mode
 from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
 from sae_unlearn.evaluation.attacks.dilution import FILLER, filler_words
@@ -158,14 +159,13 @@ def converse(
         new = max_new_tokens if number == len(turns) else reply_tokens
         row = torch.tensor([ids], device=input_device(model))
         mask = torch.ones_like(row)
-        padding = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
         out = cast(Any, model).generate(
             input_ids=row,
             attention_mask=mask,
             past_key_values=cache,
             max_new_tokens=new,
             do_sample=False,
-            pad_token_id=padding,
+            pad_token_id=padding_id(tokenizer),
         )
         reply = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
         known, text = out[0].tolist(), whole + tokenizer.decode(out[0, len(ids) :])
