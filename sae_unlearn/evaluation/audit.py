@@ -18,7 +18,6 @@ from sae_unlearn.evaluation.audit_report import AuditReport
 from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.comparison import paired_change
 from sae_unlearn.evaluation.evaluate import about_model
-from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.evaluation.settings import Settings
 
 
@@ -111,7 +110,7 @@ def audit(
         with tqdm(["none", *chosen], desc="audit", unit="attack", disable=not progress) as bar:
             for name in bar:
                 bar.set_description(f"audit: {'the questions as they are' if name == 'none' else name}")
-                rows += _unattacked(it) if name == "none" else ATTACKS[name][1](it)
+                rows += [_unattacked(it)] if name == "none" else ATTACKS[name][1](it)
                 bar.set_postfix(asked=it.asked)
         if neighbours is not None:
             options = {name: value for name, value in vars(settings).items() if name != "orders"}
@@ -135,13 +134,8 @@ def audit(
     )
 
 
-def _unattacked(it: Inquiry) -> list[AuditRow]:
-    found: dict[str, tuple[Figure, ...]] = {"audited": (), "base": ()}
-    for side, facts in it.sides():
-        for who, place in it.models():
-            with place as model:
-                found[who] += it.ask(model, facts, side)
-    return [AuditRow("none", "", 0.0, found["audited"], found["base"])]
+def _unattacked(it: Inquiry) -> AuditRow:
+    return AuditRow("none", "", 0.0, *it.with_control(it.ask_all))
 
 
 def _with_changes(rows: Sequence[AuditRow]) -> list[AuditRow]:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, ModuleType
-from typing import Any, cast
 
 import torch
 from torch import nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers, text_config
 from sae_unlearn.evaluation.attacks import (
     dilution,
     direction,
@@ -111,20 +110,15 @@ def unnamed_rows(it: Inquiry) -> list[AuditRow]:
     if named or not it.names:
         why = f"{named[0][0]!r} names {named[0][1]!r}" if named else "there are no names="
         raise ValueError(f"unnamed= is for prompts that name nothing of the topic, but {why}.")
-    found = {}
-    for who, place in it.models():
-        with place as model:
-            found[who] = it.ask(model, it.unnamed, data="facts without names")
-    return [AuditRow("unnamed", "", 1.0, found["audited"], found.get("base", ()))]
+    found = it.with_control(lambda model: it.ask(model, it.unnamed, data="facts without names"))
+    return [AuditRow("unnamed", "", 1.0, *found)]
 
 
 def removal_rows(it: Inquiry) -> list[AuditRow]:
     if not has_adapters(it.model):
         it.notes.append("removal: left out; there is no adapter to take off.")
         return []
-    [point] = removal.removal_attack(
-        it.model, lambda model: tuple(f for side, facts in it.sides() for f in it.ask(model, facts, side))
-    )
+    [point] = removal.removal_attack(it.model, it.ask_all)
     return [AuditRow("removal", "adapters off", point.strength, point.found)]
 
 
@@ -139,7 +133,7 @@ def direction_rows(it: Inquiry) -> list[AuditRow]:
     prompts = [fact.prompt for fact in seen]
     if it.settings.chat_template:
         prompts = [turn_prompt(it.tokenizer, prompt) for prompt in prompts]
-    bare = cast(Any, it.model).get_base_model() if hasattr(it.model, "get_base_model") else it.model
+    bare = base_model_of(it.model)
     guards = [i for i, layer in enumerate(find_decoder_layers(bare).layers) if guard_layers(layer)]
     layer = it.layer if it.layer is not None else (guards or [text_config(bare).num_hidden_layers // 2])[-1]
     found = it.direction
@@ -194,14 +188,11 @@ def relearning_rows(it: Inquiry) -> list[AuditRow]:
 
 
 def rounding_rows(it: Inquiry) -> list[AuditRow]:
-    def measure(model: nn.Module) -> Figures:
-        return tuple(f for side, facts in it.sides() for f in it.ask(model, facts, side))
-
-    points = rounding.rounding_attack(it.model, measure)
+    points = rounding.rounding_attack(it.model, it.ask_all)
     base: dict[float, Figures] = {}
     if it.base is not None or has_adapters(it.model):
         plain = base_copy(it.model) if it.base is None else it.base
-        base = {point.strength: point.found for point in rounding.rounding_attack(plain, measure)}
+        base = {point.strength: point.found for point in rounding.rounding_attack(plain, it.ask_all)}
     return [AuditRow("rounding", "", p.strength, p.found, base.get(p.strength, ())) for p in points]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from string import ascii_uppercase
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Inquiry:
         model: the audited model.
         base: the model without its adapters, where it is another one.
         forget, retain: facts; `retain` may be empty.
-        unnamed, names, unknown, neighbours, others, filler, lengths, steps, layer, direction, seed: see `audit`.
+        unnamed, names, unknown, filler, lengths, steps, layer, direction, seed: see `audit`.
         notes: what a reader has to know; attacks add to it.
         asked: how many facts have been asked so far.
     """
@@ -47,8 +48,6 @@ class Inquiry:
     unnamed: list[Fact] = field(default_factory=list)
     names: Sequence[str] = ()
     unknown: list[Fact] = field(default_factory=list)
-    neighbours: Any = None
-    others: Any = None
     filler: Sequence[str] = FILLER
     lengths: Sequence[int] = (16, 64, 256)
     steps: Sequence[int] = (0, 10, 40)
@@ -74,6 +73,18 @@ class Inquiry:
         """The figures of facts, as `evaluate` tells them."""
         self.asked += len(facts)
         return tuple(fact_figures(model, self.tokenizer, facts, side, data, self.quiet, self.notes))
+
+    def ask_all(self, model: nn.Module) -> Figures:
+        """The figures of all facts, those to forget first."""
+        return tuple(figure for side, facts in self.sides() for figure in self.ask(model, facts, side))
+
+    def with_control(self, measure: Callable[[nn.Module], Figures]) -> tuple[Figures, Figures]:
+        """What a measure finds with the audited model, and with its control; nothing where there is none."""
+        found: dict[str, Figures] = {"audited": (), "base": ()}
+        for who, place in self.models():
+            with place as model:
+                found[who] = measure(model)
+        return found["audited"], found["base"]
 
     def talked(self, talks: Conversations, side: str) -> Figures:
         """The figures of facts that were asked in conversations."""
@@ -123,5 +134,5 @@ def _as_fact(row: Any, name: str) -> Fact:
             f"{name} holds a {type(row).__name__}; attacks ask questions, so pass Fact or Choice (texts: neighbours=)."
         )
     if row.shown:
-        return Fact(f"{lettered(row)}\nAnswer:", ("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[row.right],), row.subject)
+        return Fact(f"{lettered(row)}\nAnswer:", (ascii_uppercase[row.right],), row.subject)
     return Fact(f"{row.question}\nAnswer:", (row.options[row.right],), row.subject)

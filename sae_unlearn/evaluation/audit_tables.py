@@ -91,10 +91,9 @@ def neighbour_table(report: AuditReport) -> list[str]:
     """What became of harmless rows: of those near the topic, and of others to compare them with."""
     if report.neighbours is None:
         return []
-    if report.neighbours_base is None:
-        return report.neighbours.to_markdown().splitlines()[2:]
-    lines = compare(report.neighbours_base, report.neighbours).to_markdown().splitlines()
-    return lines[2:]
+    base = report.neighbours_base
+    shown = report.neighbours if base is None else compare(base, report.neighbours)
+    return shown.to_markdown().splitlines()[2:]
 
 
 def row_name(row: AuditRow) -> str:
