@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.intervals import percentile_interval, times_drawn
 
 
 ALARM = 0.5
@@ -70,10 +71,9 @@ def variance_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: in
         found.append(torch.stack([mean, a.sum(dim=1) / b.sum(dim=1)], dim=1))
     a, b = _variance(targets), _variance(unknown)
     values = [(a / b).mean(), a.sum() / b.sum()]
-    ends = torch.quantile(torch.cat(found), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     by_mean, pooled = (
-        Estimate(float(value), float(low), float(high), len(targets))
-        for value, low, high in zip(values, *ends, strict=True)
+        Estimate(float(value), *percentile_interval(drawn), len(targets))
+        for value, drawn in zip(values, torch.cat(found).unbind(dim=1), strict=True)
     )
     return VarianceRatio(by_mean, pooled, int(varies.sum()))
 
@@ -89,8 +89,7 @@ def _redrawn_variances(codes: Tensor, draws: int, generator: torch.Generator) ->
     var* = (sum_i w_i x_i^2 - (sum_i w_i x_i)^2) (n / (n - 1))^2,    w_i = times drawn / n
     """
     n, templates, d = codes.shape
-    index = torch.randint(n, (draws, n), generator=generator)
-    weights = torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, index, torch.ones(index.shape).double()) / n
+    weights = times_drawn(n, draws, generator) / n
     rows = (codes - codes.mean(dim=0)).flatten(1)  # centred, or the difference of squares would lose its digits
     spread = weights @ rows.square() - (weights @ rows).square()
     return spread.clamp(min=0).unflatten(1, (templates, d)).mean(dim=1) * (n / (n - 1)) ** 2

@@ -1,14 +1,13 @@
 """Two reports on the same rows, and what changed between them."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.figure import Figure, Unit, group_sums, in_unit, interval, plain_estimate
-from sae_unlearn.evaluation.intervals import ratio_draws
+from sae_unlearn.evaluation.figure import Figure, Unit, group_sums, in_unit, plain_estimate
+from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.evaluation.report import Report, cell, markdown_table, shown, shown_interval
 from sae_unlearn.evaluation.report_files import write_report
 
@@ -92,17 +91,14 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
         ValueError: the two have no figure in common, or one that was measured on other rows.
     """
     known = {figure.key: figure for figure in before.figures}
-    changes = [_change(known[figure.key], figure, seed) for figure in _with_rows(after.figures) if figure.key in known]
+    both = [figure for figure in after.figures if figure.values and figure.key in known]
+    changes = [_change(known[figure.key], figure, seed) for figure in both]
     if not changes:
         raise ValueError(
             f"{before.title!r} and {after.title!r} have no figure in common; evaluate both on the same data."
         )
     only = tuple(figure for figure in after.figures if figure.key not in known)
     return Comparison(before.title, after.title, tuple(changes), only)
-
-
-def _with_rows(figures: Iterable[Figure]) -> list[Figure]:
-    return [figure for figure in figures if figure.values]
 
 
 def _change(before: Figure, after: Figure, seed: int) -> Change:
@@ -121,5 +117,5 @@ def paired_change(before: Figure, after: Figure, seed: int = 0) -> Estimate:
     """After minus before, drawn with the same subjects in every bootstrap draw. That the two are of the same rows is
     for the caller to see to."""
     draws = [in_unit(ratio_draws(*group_sums(figure), seed=seed), figure.unit) for figure in (before, after)]
-    low, high = interval(draws[1] - draws[0])
+    low, high = percentile_interval(draws[1] - draws[0])
     return Estimate(after.estimate.value - before.estimate.value, low, high, after.estimate.n)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.intervals import ratio_draws
+from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.statistics import wilson_interval
 
 
@@ -154,7 +154,7 @@ def figure_of_rows(
     if unit == "share":
         low, high = wilson_interval(min(float(totals.sum()), float(len(totals))), len(totals))
     else:
-        low, high = interval(in_unit(ratio_draws(totals, of_group), unit))
+        low, high = percentile_interval(in_unit(ratio_draws(totals, of_group), unit))
     return Figure(**(found.__dict__ | {"estimate": Estimate(value, low, high, len(totals))}))
 
 
@@ -171,12 +171,6 @@ def group_sums(figure: Figure) -> tuple[Tensor, Tensor]:
 def in_unit(means: Tensor, unit: Unit) -> Tensor:
     """Means of values as they are told in the unit."""
     return means.exp() if unit in _EXPONENTIAL else means
-
-
-def interval(draws: Tensor) -> tuple[float, float]:
-    """The 95 % percentile interval of bootstrap draws `[draws]`."""
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def group_numbers(subjects: Sequence[str]) -> list[int]:

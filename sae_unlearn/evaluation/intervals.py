@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means and of ratios."""
+"""Bootstrap draws, and the intervals between their percentiles."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,19 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, s
         raise ValueError("An interval of no values; pass at least one.")
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values.double().cpu()[index].mean(dim=1)
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return percentile_interval(values.double().cpu()[index].mean(dim=1), level)
+
+
+def percentile_interval(draws: Tensor, level: float = 0.95) -> tuple[float, float]:
+    """The interval that holds the middle `level` of bootstrap draws `[draws]` float64."""
+    low, high = torch.quantile(draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
+
+
+def times_drawn(size: int, draws: int, generator: torch.Generator) -> Tensor:
+    """`[draws, size]` float64: how often each of `size` things comes when `size` are drawn with replacement."""
+    index = torch.randint(size, (draws, size), generator=generator)
+    return torch.zeros(draws, size, dtype=torch.float64).scatter_add_(1, index, torch.ones(index.shape).double())
 
 
 def ratio_draws(totals: Tensor, weights: Tensor, draws: int = 2000, seed: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.intervals import percentile_interval, times_drawn
 
 
 def pair_auc(
@@ -31,15 +32,8 @@ def pair_auc(
     if not bool((counts > 0).any()):
         raise ValueError("No pair was compared; pass at least one thing on each side.")
     generator = torch.Generator().manual_seed(seed)
-    u = _times_drawn(len(wins), draws, generator)
-    v = u if same else _times_drawn(wins.shape[1], draws, generator)
+    u = times_drawn(len(wins), draws, generator)
+    v = u if same else times_drawn(wins.shape[1], draws, generator)
     compared = ((u @ counts) * v).sum(dim=1)
     found = ((u @ wins) * v).sum(dim=1)[compared > 0] / compared[compared > 0]
-    low, high = torch.quantile(found, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(wins.sum() / counts.sum()), low, high, int((counts.sum(dim=1) > 0).sum()))
-
-
-def _times_drawn(size: int, draws: int, generator: torch.Generator) -> Tensor:
-    """`[draws, size]`: how often each of `size` things comes when `size` are drawn with replacement."""
-    index = torch.randint(size, (draws, size), generator=generator)
-    return torch.zeros(draws, size, dtype=torch.float64).scatter_add_(1, index, torch.ones(index.shape).double())
+    return Estimate(float(wins.sum() / counts.sum()), *percentile_interval(found), int((counts.sum(dim=1) > 0).sum()))

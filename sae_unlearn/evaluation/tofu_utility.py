@@ -13,8 +13,8 @@ from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.choice_accuracy import option_likelihoods
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.fact_figures import tokens_needed
-from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint, group_sums, interval
-from sae_unlearn.evaluation.intervals import ratio_draws
+from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint, group_sums
+from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.evaluation.recall import Fact, recall
 from sae_unlearn.evaluation.rouge import rouge_l
 from sae_unlearn.evaluation.truth_ratio import log_truth_ratios, truth_scores
@@ -111,11 +111,9 @@ def model_utility(
         for metric, values in measures.items():
             part = figure_of_rows("retain", name, metric, "score", values, subjects, rows)
             parts.append(part)
-            draws.append(
-                ratio_draws(*group_sums(part), seed=seed + number)
-            )  # the same questions for all three measures
+            draws.append(ratio_draws(*group_sums(part), seed=seed + number))  # a set's three are drawn alike
     drawn = len(parts) / (1 / torch.stack(draws)).sum(dim=0)  # a part that is zero makes it zero
-    low, high = interval(drawn)
+    low, high = percentile_interval(drawn)
     number = sum(part.estimate.n for part in parts[::3])
     value = harmonic_mean([part.estimate.value for part in parts])
     return ModelUtility(Estimate(value, low, high, number), tuple(parts))
