@@ -7,12 +7,10 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.backbone.processes import filled, is_mine
-from sae_unlearn.evaluation.predicted_tokens import predicted_tokens
+from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, measured_rows
 
 
 _CHUNK = 64  # positions whose distributions are held at once: with 262,144 tokens, 64 MB each in float32
@@ -49,23 +47,15 @@ def row_divergences(
         raise ValueError(
             f"{type(model).__name__} has no adapters that could be disabled; pass the base model as base=."
         )
-    found = torch.zeros(len(texts), dtype=torch.float64)
-    mine: list[int] = []
-    with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
-        for number, batch in enumerate(predicted_tokens(tokenizer, texts, batch_size, max_length)):
-            if is_mine(number) or not shared:
-                tokens = (batch.input_ids, batch.kept, batch.wanted)
-                with cast(Any, model).disable_adapter() if base is None else nullcontext():
-                    before = wanted_logits(model if base is None else base, *tokens)
-                after = wanted_logits(model, *tokens)
-                each = torch.cat(
-                    [_divergence(b, a) for b, a in zip(before.split(_CHUNK), after.split(_CHUNK), strict=True)]
-                )
-                for i, row in zip(batch.index, each.double().cpu().split(batch.counts), strict=True):
-                    found[i] = row.mean()
-                mine += batch.index
-            bar.update(len(batch.index))
-    return filled(found, mine) if shared else found
+
+    def divergences(batch: PredictedTokens) -> Tensor:
+        tokens = (batch.input_ids, batch.kept, batch.wanted)
+        with cast(Any, model).disable_adapter() if base is None else nullcontext():
+            before = wanted_logits(model if base is None else base, *tokens)
+        pairs = zip(before.split(_CHUNK), wanted_logits(model, *tokens).split(_CHUNK), strict=True)
+        return batch.row_means(torch.cat([_divergence(*pair) for pair in pairs]))
+
+    return measured_rows(tokenizer, texts, batch_size, max_length, divergences, progress, shared)
 
 
 def _divergence(base: Tensor, tuned: Tensor) -> Tensor:

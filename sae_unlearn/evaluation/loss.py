@@ -4,12 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.backbone.processes import filled, is_mine
-from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, predicted_tokens
+from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, measured_rows
 
 
 @torch.no_grad()
@@ -38,15 +36,9 @@ def row_losses(
     Raises:
         ValueError: a text has no token to predict.
     """
-    losses = torch.zeros(len(texts), dtype=torch.float64)
-    mine: list[int] = []
-    with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
-        for number, batch in enumerate(predicted_tokens(tokenizer, texts, batch_size, max_length)):
-            if is_mine(number) or not shared:
-                losses[batch.index] = batch_losses(model, batch)
-                mine += batch.index
-            bar.update(len(batch.index))
-    return filled(losses, mine) if shared else losses
+    return measured_rows(
+        tokenizer, texts, batch_size, max_length, lambda batch: batch_losses(model, batch), progress, shared
+    )
 
 
 @torch.no_grad()
@@ -56,4 +48,4 @@ def batch_losses(model: nn.Module, batch: PredictedTokens) -> Tensor:
     logits = wanted_logits(model, batch.input_ids, batch.kept, batch.wanted)
     targets = batch.input_ids[:, 1:][batch.wanted[:, :-1]].to(logits.device)
     found = logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0]
-    return torch.stack([row.mean() for row in found.double().cpu().split(batch.counts)])
+    return batch.row_means(found)

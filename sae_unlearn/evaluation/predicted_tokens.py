@@ -1,13 +1,15 @@
 """Texts as batches of tokens to be predicted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.processes import filled, is_mine
 
 
 class PredictedTokens(NamedTuple):
@@ -27,6 +29,10 @@ class PredictedTokens(NamedTuple):
     counts: list[int]
     index: list[int]  # type: ignore[assignment]  # `tuple.index` is hidden, and nobody looks for it here
 
+    def row_means(self, values: Tensor) -> Tensor:
+        """The mean of each row's values, `[tokens that count]` row after row -> `[batch]` float64 on the CPU."""
+        return torch.stack([row.mean() for row in values.double().cpu().split(self.counts)])
+
 
 def predicted_tokens(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int, max_length: int
@@ -42,6 +48,35 @@ def predicted_tokens(
             bad = batch.index[batch.counts.index(0)]
             raise ValueError(f"text {bad} ({texts[bad][:40]!r}) has no token to predict; leave it out.")
         yield batch
+
+
+def measured_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int,
+    max_length: int,
+    measure: Callable[[PredictedTokens], Tensor],
+    progress: str | None = None,
+    shared: bool = False,
+) -> Tensor:
+    """What `measure` gives of each row of a batch, of all texts in their own order, `[n]` float64.
+
+    Args:
+        progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch; see `backbone.processes`.
+
+    Raises:
+        ValueError: a text has no token to predict.
+    """
+    found = torch.zeros(len(texts), dtype=torch.float64)
+    mine: list[int] = []
+    with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
+        for number, batch in enumerate(predicted_tokens(tokenizer, texts, batch_size, max_length)):
+            if is_mine(number) or not shared:
+                found[batch.index] = measure(batch)
+                mine += batch.index
+            bar.update(len(batch.index))
+    return filled(found, mine) if shared else found
 
 
 def predicted_rows(
