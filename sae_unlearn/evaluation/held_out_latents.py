@@ -38,7 +38,7 @@ def held_out_latents(
 ) -> tuple[list[int], list[int]]:
     """The latents that tell known from unknown best, but for those that were trained on.
 
-    The score is the one of Ferrando et al. (arXiv 2411.14435): firing frequency on known minus on unknown entities.
+    The score is the one of Ferrando et al. (arXiv 2411.14257): firing frequency on known minus on unknown entities.
 
     Args:
         known, unknown: `[entities, templates, d_in]`: states of training entities in the base model; the firing is to

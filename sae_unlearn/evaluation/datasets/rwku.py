@@ -26,19 +26,12 @@ def rwku_facts(
         FileNotFoundError: there is none.
         ValueError: none of the people is in it.
     """
-    files = [f"{folder}{subset}.json" for folder in ("", "All/")] + [
-        f"{subset}/test/*.parquet",
-        f"{subset}/test*.parquet",
-    ]
-    task = (
-        "Please complete the blank in the following question."
-        if subset.endswith("1")
-        else ("Please briefly answer the following question.")
-    )
+    files = [f"{subset}.json", f"All/{subset}.json", f"{subset}/test/*.parquet", f"{subset}/test*.parquet"]
+    task = "Please complete the blank in" if subset.endswith("1") else "Please briefly answer"
     rows = read_rows(source, files, subset, "test", revision)
     found = [
         Fact(
-            f"{task}\nQuestion: {text_of(row, 'query', source).strip()}\nAnswer:",
+            f"{task} the following question.\nQuestion: {text_of(row, 'query', source).strip()}\nAnswer:",
             (text_of(row, "answer", source).strip(),),
             str(row.get("subject") or ""),
         )
