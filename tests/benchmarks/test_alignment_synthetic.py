@@ -1,14 +1,6 @@
 """The synthetic benchmark at a reduced size: its world is as it says, and every baseline forgets in it."""
 
-import sys
-from pathlib import Path
-
 import pytest
-import torch
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 from alignment_measures import entity_set, recall, recall_without_name_state
 from alignment_methods import lora, validation_batches
 from baselines import DamageBudget, encode, get_method, method_names, train_baseline
@@ -29,11 +21,8 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def setting():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield prepare(SettingConfig.small())
-    torch.set_num_threads(threads)
+def setting(one_thread):
+    return prepare(SettingConfig.small())
 
 
 def right(model, setting, people):

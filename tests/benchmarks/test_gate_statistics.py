@@ -15,11 +15,8 @@ from sae_unlearn.guardrail import detach_guardrail
 
 
 @pytest.fixture(scope="module")
-def setting():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield setting_of(*tiny_parts())
-    torch.set_num_threads(threads)
+def setting(one_thread):
+    return setting_of(*tiny_parts())
 
 
 def test_statistics_are_those_of_the_gate(setting):

@@ -25,11 +25,8 @@ from sae_unlearn.evaluation.fire_rates import row_firings
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tiny_parts()
-    torch.set_num_threads(threads)
+def tiny(one_thread):
+    return tiny_parts()
 
 
 @pytest.fixture

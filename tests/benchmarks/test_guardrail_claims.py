@@ -16,11 +16,8 @@ from tiny_topic import tiny_parts, topic_texts
 
 
 @pytest.fixture(scope="module")
-def setting():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield setting_of(*tiny_parts())
-    torch.set_num_threads(threads)
+def setting(one_thread):
+    return setting_of(*tiny_parts())
 
 
 @pytest.fixture
