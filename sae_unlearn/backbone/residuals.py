@@ -54,9 +54,11 @@ def residual_batches(
         wanted: of a batch's number, whether it is to be run; asked when its turn has come. None runs all.
 
     Raises:
-        UnlearnError: a row's residual stream is not finite.
+        UnlearnError: there is no such layer, or a row's residual stream is not finite.
     """
     place = find_decoder_layers(model)
+    if not 0 <= layer < len(place.layers):
+        raise UnlearnError(f"layer={layer} but {type(model).__name__} has layers 0 to {len(place.layers) - 1}.")
     device = input_device(model)
     with evaluation_mode(model), stop_after(place.layers[layer]):
         for number, batch in enumerate(_batches(rows, batch_size, bucket)):

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_all
 from sae_unlearn.evaluation.recall import LEADING, Fact, Recall, recall
 
 
@@ -88,6 +89,7 @@ def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -
     """
     if not found:
         raise ValueError("No completions to count; pass at least one fact.")
+    check_all(found, Recall, "found")
     verdicts = [verdict(one, refusals) for one in found]
     subjects = [one.fact.subject or str(number) for number, one in enumerate(found)]
     return AnswerCounts(*(Estimate.share([v == kind for v in verdicts], subjects) for kind in get_args(Verdict)))

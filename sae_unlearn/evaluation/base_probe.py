@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.classifiers import classifier
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_is, check_tensors
 from sae_unlearn.evaluation.pair_auc import pair_auc
 from sae_unlearn.statistics import pair_wins
 
@@ -52,7 +54,11 @@ def fit_base_probe(known: Tensor, unknown: Tensor) -> BaseProbe:
 
     Raises:
         ImportError: scikit-learn is not installed.
+        UnlearnError: other shapes, or a side without entities.
     """
+    check_tensors(3, known=known, unknown=unknown)
+    if not known.numel() or not unknown.numel():
+        raise UnlearnError(f"{len(known)} known and {len(unknown)} unknown entities; pass at least one of each.")
     rows = torch.cat([known.flatten(0, 1), unknown.flatten(0, 1)]).double().numpy()
     labels = [1] * known[..., 0].numel() + [0] * unknown[..., 0].numel()
     return BaseProbe(classifier("linear").fit(rows, labels))
@@ -66,5 +72,7 @@ def read_base_probe(probe: BaseProbe, targets: Tensor, unknown: Tensor, seed: in
     Args:
         targets, unknown: `[entities, templates, d]`, with the templates that the probe was trained on or others.
     """
+    check_is(probe, BaseProbe, "probe")
+    check_tensors(3, targets=targets, unknown=unknown)
     first, second = probe.p_known(targets), probe.p_known(unknown)
     return ProbeReading(Estimate.mean(first, seed), pair_auc(pair_wins(first, second), seed=seed))

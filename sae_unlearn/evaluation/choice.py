@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from sae_unlearn.evaluation.given import check_all, check_is
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -29,6 +31,8 @@ class Choice:
     shown: bool = True
 
     def __post_init__(self) -> None:
+        check_is(self.question, str, "question")
+        check_all(self.options, str, f"options of {self.question[:60]!r}")
         if not 2 <= len(self.options) <= len(ascii_uppercase):
             raise ValueError(f"{self.question[:60]!r} has {len(self.options)} options; expected 2 to 26.")
         if not all(option.strip() for option in self.options):

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.decoder_layers import check_module
 from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.choice import Choice, lettered, rotated
+from sae_unlearn.evaluation.given import check_all, check_counts
 from sae_unlearn.evaluation.prompting import question_prompt
 from sae_unlearn.evaluation.ranking import candidate_log_probs
 
@@ -35,6 +37,9 @@ def option_likelihoods(
         shared: share the batches out among the processes of a launch, all of which have to call; see
             `backbone.processes`. Each is given all of the result.
     """
+    check_module(model)
+    check_all(choices, Choice, "choices")
+    check_counts(batch_size=batch_size)
     prompts = [question_prompt(tokenizer, c.question, chat_template) for c in choices for _ in c.options]
     options = [option for c in choices for option in c.options]
     found = answer_likelihoods(model, tokenizer, prompts, options, batch_size, progress=progress, shared=shared)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_is
 from sae_unlearn.evaluation.intervals import percentile_interval, times_drawn
 
 
@@ -51,6 +52,8 @@ def variance_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: in
     Raises:
         ValueError: fewer than two entities on a side, shapes that do not fit, or unknowns that do not vary at all.
     """
+    check_is(targets, Tensor, "targets")
+    check_is(unknown, Tensor, "unknown")
     if len(targets) < 2 or len(unknown) < 2 or targets.shape[1:] != unknown.shape[1:]:
         raise ValueError(
             f"targets {list(targets.shape)} and unknown {list(unknown.shape)}; expected [entities, templates, d] with "

@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure, Unit, group_sums, in_unit, plain_estimate
+from sae_unlearn.evaluation.given import check_is
 from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.evaluation.report import Report, cell, markdown_table, shown, shown_interval
 from sae_unlearn.evaluation.report_files import write_report
@@ -90,6 +91,8 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
     Raises:
         ValueError: the two have no figure in common, or one that was measured on other rows.
     """
+    check_is(before, Report, "before")
+    check_is(after, Report, "after")
     known = {figure.key: figure for figure in before.figures}
     both = [figure for figure in after.figures if figure.values and figure.key in known]
     changes = [_change(known[figure.key], figure, seed) for figure in both]

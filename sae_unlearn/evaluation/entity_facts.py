@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.templates import Questions, questions, render
+from sae_unlearn.evaluation.given import check_all
 from sae_unlearn.evaluation.recall import Fact
 
 
@@ -17,6 +18,8 @@ def entity_facts(
         attributes: which to ask about; None asks about all that an entity has.
         given: questions by type and attribute that stand in for the library's.
     """
+    entities = list(entities)
+    check_all(entities, Entity, "entities")
     return [
         Fact(render(question, entity).text, answers, f"{entity.entity_type} {entity.entity}")
         for entity in entities

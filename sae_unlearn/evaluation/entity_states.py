@@ -13,6 +13,7 @@ from sae_unlearn.alignment.position import locate_entity
 from sae_unlearn.alignment.templates import entity_templates, render
 from sae_unlearn.backbone.decoder_layers import base_model_of
 from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.evaluation.given import check_all
 
 
 def entity_states(
@@ -45,6 +46,7 @@ def entity_states(
     """
     if not len(entities):
         raise ValueError("No entities to read; pass at least one.")
+    check_all(entities, Entity, "entities")
     if templates is None or isinstance(templates, Mapping):
         chosen = [entity_templates(entity.entity_type, templates, held_out) for entity in entities]
     else:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_counts, check_is, check_tensors
 from sae_unlearn.sae import SparseAutoencoder
 
 
@@ -49,6 +50,9 @@ def held_out_latents(
     Returns:
         Ids that fire more on known entities, and ids that fire more on unknown ones, best first.
     """
+    check_is(sae, SparseAutoencoder, "sae")
+    check_tensors(3, known=known, unknown=unknown)
+    check_counts(number=number)
     score = _firing(sae, known).mean(dim=0) - _firing(sae, unknown).mean(dim=0)
     score[list(trained_on)] = 0
     order = score.argsort(descending=True, stable=True).tolist()
@@ -66,10 +70,16 @@ def held_out_firing(
         targets, known, unknown: `[entities, templates, d_in]`.
 
     Raises:
-        ValueError: no latents.
+        ValueError: no latents, or one that the SAE has not.
     """
     if not ids:
         raise ValueError("No latents to read: none that was left out tells known from unknown.")
+
+    check_is(sae, SparseAutoencoder, "sae")
+    check_tensors(3, targets=targets, known=known, unknown=unknown)
+    wrong = [i for i in ids if not 0 <= i < sae.d_sae]
+    if wrong:
+        raise ValueError(f"ids holds {wrong[0]}; the SAE has {sae.d_sae} latents, from 0.")
 
     def firing(states: Tensor) -> Estimate:
         return Estimate.mean(_firing(sae, states)[:, ids].mean(dim=1), seed)

@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor
 
+from sae_unlearn.evaluation.given import check_tensors
+
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of `values [n]`, drawn with a fixed seed.
 
     Raises:
-        ValueError: no values.
+        ValueError: no values, or a level that is no share.
     """
+    check_tensors(1, values=values)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r}; expected a share between 0 and 1, such as 0.95.")
     if not len(values):
         raise ValueError("An interval of no values; pass at least one.")
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.backbone.processes import filled, is_mine
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_all, check_counts, check_tensors
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,19 @@ def rank_answers(
         priors: `[candidates]`, means over many prompts of the same wording in the base model. None takes the mean over
             `scores` itself, which is right only if they are many and their answers various.
         subjects: what each prompt is about, for the interval; None for prompts that are independent.
+
+    Raises:
+        UnlearnError: not one place of a candidate for each prompt.
     """
+    check_tensors(2, scores=scores)
+    places = torch.as_tensor(right, dtype=torch.long)
+    if places.shape != scores.shape[:1] or not bool(((places >= 0) & (places < scores.shape[1])).all()):
+        raise UnlearnError(
+            f"right={list(right)[:8]} for scores of shape {list(scores.shape)}; expected the place of a candidate for "
+            "each prompt."
+        )
     scores = scores - (scores.mean(dim=0) if priors is None else priors)
-    own = scores.gather(1, torch.as_tensor(right)[:, None])
+    own = scores.gather(1, places[:, None])
     ranks = (scores > own).sum(dim=1).double() + ((scores == own).sum(dim=1) - 1).double() / 2
     first = (ranks == 0).tolist()
     return Ranks(ranks, Estimate.share(first, subjects), Estimate.mean(ranks, subjects=subjects))
@@ -77,6 +89,9 @@ def candidate_log_probs(
     Raises:
         ValueError: a prompt that ends with a blank, candidates twice, or a candidate that begins with another one.
     """
+    check_all(prompts, str, "prompts", least=1)
+    check_all(candidates, str, "candidates", least=1)
+    check_counts(batch_size=batch_size)
     blank = next((prompt for prompt in prompts if prompt != prompt.rstrip()), None)
     if blank is not None:
         raise ValueError(f"Prompt {blank!r} ends with a blank, which belongs to the answer's first token; strip it.")

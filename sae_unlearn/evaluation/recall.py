@@ -9,9 +9,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.decoder_layers import input_device
+from sae_unlearn.backbone.decoder_layers import check_module, input_device
 from sae_unlearn.backbone.padding import padding_id
 from sae_unlearn.backbone.processes import gathered, is_mine
+from sae_unlearn.evaluation.given import check_all, check_counts, check_is
 
 
 LEADING = " \t\n\"'“‘*(["
@@ -26,11 +27,18 @@ class Fact:
         prompt: the beginning.
         answers: the accepted answers, the first one canonical.
         subject: what the fact is about; facts of one subject are not independent of each other. Empty if not known.
+
+    Raises:
+        UnlearnError: the prompt is no text, or the answers are no texts, or one text and not a list of them.
     """
 
     prompt: str
     answers: tuple[str, ...]
     subject: str = ""
+
+    def __post_init__(self) -> None:
+        check_is(self.prompt, str, "prompt")
+        check_all(self.answers, str, f"answers of {self.prompt[:60]!r}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ def recall(
         shared: share the batches out among the processes of a launch, all of which have to call; see
             `backbone.processes`. Each is given all of the result.
     """
+    check_module(model)
+    check_all(facts, Fact, "facts")
+    check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     said: dict[int, list[str]] = {}  # completions by the batch's number
     with tqdm(total=len(facts), desc=progress, unit="fact", disable=progress is None) as bar:
         for number, start in enumerate(range(0, len(facts), batch_size)):
@@ -84,6 +95,7 @@ def complete(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
     """Greedy completions of prompts, as one left-padded batch."""
+    check_all(prompts, str, "prompts", least=1)
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     width = max(map(len, rows))
     padding = padding_id(tokenizer)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_unlearn.evaluation.given import check_all
 from sae_unlearn.evaluation.recall import Recall
 
 
@@ -34,6 +35,7 @@ def rouge_l(found: Sequence[Recall]) -> RougeL:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ImportError('ROUGE-L needs rouge-score; run: pip install "sae-unlearn[eval]"') from error
+    check_all(found, Recall, "found")
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     scores = [[scorer.score(answer, one.completion)["rougeL"] for answer in one.fact.answers] for one in found]
     return RougeL(

@@ -14,6 +14,7 @@ from sae_unlearn.evaluation.choice_accuracy import option_likelihoods
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.fact_figures import tokens_needed
 from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint, group_sums
+from sae_unlearn.evaluation.given import check_is
 from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.evaluation.recall import Fact, recall
 from sae_unlearn.evaluation.rouge import rouge_l
@@ -89,6 +90,8 @@ def model_utility(
     parts: list[Figure] = []
     draws: list[Tensor] = []
     sets = {"retain": retain, "real_authors": real_authors, "world_facts": world_facts}
+    for name, questions in sets.items():
+        check_is(questions, TofuSet, name)
     for number, (name, questions) in enumerate(sets.items()):
         bar = f"{name}: %s" if progress else None
         options = option_likelihoods(model, tokenizer, questions.choices, batch_size, progress=bar and bar % "options")

@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_tensors
 
 
 def log_truth_ratios(
@@ -44,6 +45,7 @@ def log_truth_ratios(
 
 def truth_scores(log_ratios: Tensor) -> Tensor:
     """max(0, 1 - R), `[n]`: the part of the truth ratio in TOFU's model utility."""
+    check_tensors(1, log_ratios=log_ratios)
     return (1 - log_ratios.exp()).clamp(min=0)
 
 
@@ -74,6 +76,7 @@ def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
         ImportError: scipy is not installed.
         ValueError: a side without values.
     """
+    check_tensors(1, log_ratios=log_ratios, reference=reference)
     if not len(log_ratios) or not len(reference):
         raise ValueError(f"{len(log_ratios)} and {len(reference)} truth ratios; pass at least one of each model.")
     try:

@@ -1,0 +1,166 @@
+"""Bad input to every public function of the evaluation: an error that names it, and never one from deep inside.
+
+A row is a call and words of the message that it has to raise; `tests/safety/test_bad_input.py` is of the package.
+"""
+
+import inspect
+
+import pytest
+import torch
+from tiny_topic import tiny_tokenizer
+from zoo import base_model, guarded
+
+from sae_unlearn import Entity, SparseAutoencoder, UnlearnError, evaluation
+from sae_unlearn.evaluation import (
+    Choice,
+    Fact,
+    answer_likelihoods,
+    ask,
+    audit,
+    bootstrap_interval,
+    candidate_log_probs,
+    compare,
+    complete,
+    count_answers,
+    entity_facts,
+    entity_states,
+    evaluate,
+    feature_contexts,
+    fit_base_probe,
+    forget_quality,
+    held_out_firing,
+    held_out_latents,
+    interference,
+    log_truth_ratios,
+    model_utility,
+    option_likelihoods,
+    picture_guardrail,
+    put_into_card,
+    rank_answers,
+    read_base_probe,
+    recall,
+    refit_discriminator,
+    right_by_letter,
+    right_by_likelihood,
+    rouge_l,
+    row_divergences,
+    row_firings,
+    row_losses,
+    stored_picture,
+    sweep_guardrail,
+    truth_scores,
+    variance_ratio,
+    wilson_interval,
+)
+
+
+class Given:
+    """A bare model, one with a guardrail, a tokenizer, an SAE of that model, and states."""
+
+    def __init__(self):
+        self.model, self.guarded, self.tokenizer = base_model("llama"), guarded("llama"), tiny_tokenizer()
+        eye, zeros = torch.eye(32), torch.zeros(32)
+        self.sae = SparseAutoencoder(eye, zeros, eye, zeros, threshold=torch.ones(32), layer=1)
+        self.bare, self.both = (self.model, self.tokenizer), (self.guarded, self.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def it():
+    return Given()
+
+
+def states(entities=4, width=32):
+    return torch.randn(entities, 2, width, generator=torch.Generator().manual_seed(0))
+
+
+FACTS, CHOICES = [Fact("w2", ("w3",))], [Choice("w2", ("w3", "w4"), 0)]
+ENTITIES = [Entity("w2", "thing", {"colour": "w3"})]
+NONE, SCORES = torch.zeros(0), torch.zeros(2, 3)
+BAD = [
+    # function, call, words of the message
+    (Fact, lambda it: Fact(3, ("w3",)), "prompt is a int"),
+    (Fact, lambda it: Fact("w2", "w3"), "answers .* is a str"),
+    (Choice, lambda it: Choice("w2", "w3", 0), "options .* is a str"),
+    (Choice, lambda it: Choice("w2", ("w3", "w4"), 5), "right=5"),
+    (recall, lambda it: recall("a model", it.tokenizer, FACTS), "model='a model'"),
+    (recall, lambda it: recall(*it.bare, "w2"), "facts is a str"),
+    (recall, lambda it: recall(*it.bare, FACTS, batch_size=0), "batch_size=0"),
+    (recall, lambda it: recall(*it.bare, FACTS, max_new_tokens=0), "max_new_tokens=0"),
+    (complete, lambda it: complete(*it.bare, [], 4), "prompts holds 0"),
+    (complete, lambda it: complete(*it.bare, "w2", 4), "prompts is a str"),
+    (complete, lambda it: complete(*it.bare, [3], 4), "prompts holds a int"),
+    (ask, lambda it: ask(*it.bare, []), "at least one"),
+    (count_answers, lambda it: count_answers([]), "at least one"),
+    (count_answers, lambda it: count_answers([3]), "found holds a int"),
+    (rouge_l, lambda it: rouge_l([3]), "found holds a int"),
+    (option_likelihoods, lambda it: option_likelihoods(*it.bare, [3]), "choices holds a int"),
+    (option_likelihoods, lambda it: option_likelihoods(*it.bare, CHOICES, batch_size=0), "batch_size=0"),
+    (right_by_likelihood, lambda it: right_by_likelihood(CHOICES, []), "shorter"),
+    (right_by_letter, lambda it: right_by_letter(*it.bare, []), "at least one"),
+    (right_by_letter, lambda it: right_by_letter(*it.bare, CHOICES, orders=0), "orders=0"),
+    (log_truth_ratios, lambda it: log_truth_ratios(CHOICES, []), "shorter"),
+    (log_truth_ratios, lambda it: log_truth_ratios(CHOICES, [], average="other"), "average='other'"),
+    (truth_scores, lambda it: truth_scores([1.0]), "log_ratios is list"),
+    (forget_quality, lambda it: forget_quality(NONE, NONE), "at least one"),
+    (forget_quality, lambda it: forget_quality([1.0], [1.0]), "log_ratios is list"),
+    (answer_likelihoods, lambda it: answer_likelihoods(*it.bare, ["w2"], []), "shorter"),
+    (answer_likelihoods, lambda it: answer_likelihoods(*it.bare, ["w2"], [""]), "no token"),
+    (rank_answers, lambda it: rank_answers(SCORES, [0]), "for each prompt"),
+    (rank_answers, lambda it: rank_answers(SCORES, [0, 7]), "place of a candidate"),
+    (candidate_log_probs, lambda it: candidate_log_probs(*it.bare, [], ["w3"]), "prompts holds 0"),
+    (candidate_log_probs, lambda it: candidate_log_probs(*it.bare, ["w2"], []), "candidates holds 0"),
+    (candidate_log_probs, lambda it: candidate_log_probs(*it.bare, ["w2"], [""]), "reword"),
+    (bootstrap_interval, lambda it: bootstrap_interval(torch.ones(3), level=2.0), "level=2.0"),
+    (bootstrap_interval, lambda it: bootstrap_interval([1.0]), "values is list"),
+    (wilson_interval, lambda it: wilson_interval(-1, 2), "-1 successes"),
+    (wilson_interval, lambda it: wilson_interval(0, 0), "n > 0"),
+    (variance_ratio, lambda it: variance_ratio([1], [2]), "targets is a list"),
+    (variance_ratio, lambda it: variance_ratio(states(1), states(4)), "at least two"),
+    (entity_facts, lambda it: entity_facts([3]), "entities holds a int"),
+    (entity_states, lambda it: entity_states(*it.bare, [], 1), "at least one"),
+    (entity_states, lambda it: entity_states(*it.bare, [3], 1), "entities holds a int"),
+    (entity_states, lambda it: entity_states(*it.bare, ENTITIES, 9, templates=["{entity}"]), "layers 0 to 3"),
+    (fit_base_probe, lambda it: fit_base_probe(states(0), states(4)), "at least one"),
+    (fit_base_probe, lambda it: fit_base_probe(states(width=3), states(width=4)), "shapes"),
+    (read_base_probe, lambda it: read_base_probe("a probe", states(), states()), "probe is a str"),
+    (held_out_latents, lambda it: held_out_latents("an SAE", states(), states(), []), "sae is a str"),
+    (held_out_latents, lambda it: held_out_latents(it.sae, states(width=3), states(width=3), []), "d_in"),
+    (held_out_latents, lambda it: held_out_latents(it.sae, states(), states(), [], number=0), "number=0"),
+    (held_out_firing, lambda it: held_out_firing(it.sae, [99], states(), states(), states()), "99"),
+    (held_out_firing, lambda it: held_out_firing(it.sae, [], states(), states(), states()), "No latents"),
+    (refit_discriminator, lambda it: refit_discriminator(states(9), states(9), states(9), kind="x"), "kind='x'"),
+    (refit_discriminator, lambda it: refit_discriminator(states(0), states(9), states(9)), "0 targets"),
+    (compare, lambda it: compare("a", "b"), "before is a str"),
+    (model_utility, lambda it: model_utility(*it.bare, None, None, None), "retain is a NoneType"),
+    (evaluate, lambda it: evaluate(*it.bare, forget=["w2"], batch_size=0), "batch_size=0"),
+    (row_losses, lambda it: row_losses(*it.bare, [3]), "str"),
+    (row_divergences, lambda it: row_divergences(*it.bare, ["w2"]), "base"),
+    (row_firings, lambda it: row_firings(*it.bare, ["w2"]), "no guardrail"),
+    (interference, lambda it: interference(*it.both, {"other": ["w2"]}), "'other'"),
+    (feature_contexts, lambda it: feature_contexts(*it.bare, ["w2"]), "no guardrail"),
+    (feature_contexts, lambda it: feature_contexts(*it.both), "no text"),
+    (feature_contexts, lambda it: feature_contexts(*it.both, ["w2"], contexts=0), "contexts=0"),
+    (sweep_guardrail, lambda it: sweep_guardrail(*it.bare, ["w2"]), "no guardrail"),
+    (sweep_guardrail, lambda it: sweep_guardrail(*it.both, ["w2"], doses=[-1.0]), "amplify"),
+    (picture_guardrail, lambda it: picture_guardrail(*it.both), "no text"),
+    (picture_guardrail, lambda it: picture_guardrail(*it.both, ["w2"], adapter_name="x"), "'x'"),
+    (stored_picture, lambda it: stored_picture("no/such/folder"), "neither a folder"),
+    (put_into_card, lambda it: put_into_card("a report", "no-folder"), "no-folder"),
+    (audit, lambda it: audit(*it.bare, None), "NoneType"),
+    (audit, lambda it: audit(*it.bare, [3]), "int"),
+    (audit, lambda it: audit(*it.bare, []), "empty"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"), [row[1:] for row in BAD], ids=[f"{i}-{r[0].__name__}" for i, r in enumerate(BAD)]
+)
+def test_bad_input_is_refused_by_name(call, words, it):
+    with pytest.raises((UnlearnError, ValueError, OSError), match=rf"(?i){words}"):
+        call(it)
+
+
+def test_every_public_function_has_a_row():
+    tested = {row[0] for row in BAD}
+    functions = [getattr(evaluation, name) for name in evaluation.__all__]
+    assert [f.__name__ for f in functions if inspect.isfunction(f) and f not in tested] == []
