@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import DynamicCache, StaticCache
-from zoo import base_model, guarded, plant, planted_config, token_ids
+from zoo import EOS, base_model, guarded, plant, planted_config, token_ids
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -17,6 +17,7 @@ from kernel_count import kernels, waits
 
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
 BOUNDS = {("ratio", "dynamic"): 33, ("ratio", "static"): 45, ("cusum", "dynamic"): 38, ("window", "dynamic"): 53}
+BY_MESSAGE = {"dynamic": 55, "static": 67}
 THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4}
 
 
@@ -55,6 +56,13 @@ def test_a_decoding_step_takes_few_operators(statistic, kind):
     fields = {"statistic": statistic, "threshold": THRESHOLDS[statistic], "window": 8}
     found = added(kernels, kind, **fields)
     assert 10 < sum(found.values()) <= BOUNDS[statistic, kind], found
+
+
+@pytest.mark.parametrize("kind", BY_MESSAGE)
+def test_to_judge_each_message_by_itself_takes_some_more_and_waits_for_no_device(kind):
+    fields = {"threshold": 0.4, "message_boundary_ids": [EOS]}
+    assert BOUNDS["ratio", kind] < sum(added(kernels, kind, **fields).values()) <= BY_MESSAGE[kind]
+    assert added(waits, kind, **fields) == {}
 
 
 def test_a_disabled_guardrail_adds_no_operator():
