@@ -1,14 +1,9 @@
-"""A model that accelerate has spread with `device_map` is fitted, guarded and measured like any other."""
+"""A model that accelerate has spread with `device_map` is fitted and guarded like any other."""
 
 import torch
+from spread import partly_on_disk, spread
 from test_fit import FORGET, config_of, fit, same_fit, tensors, token_rows
-from transformers import AutoModelForCausalLM
 from zoo import base_model
-
-
-def spread(folder, device_map):
-    base_model("llama").save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=str(folder / "off"))
 
 
 def logits(model):
@@ -17,7 +12,7 @@ def logits(model):
 
 
 def test_device_map_auto_gives_the_same_guardrail_and_the_same_logits(tmp_path):
-    model = spread(tmp_path, "auto")
+    model = spread(base_model("llama"), tmp_path, "auto")
     usual, fitted = fit(), fit(model)
     assert config_of(fitted).feature_ids == config_of(usual).feature_ids
     if model.device.type == "cpu":
@@ -26,9 +21,7 @@ def test_device_map_auto_gives_the_same_guardrail_and_the_same_logits(tmp_path):
 
 
 def test_layers_that_lie_on_disk_are_fitted_and_guarded_all_the_same(tmp_path):
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    places |= {f"model.layers.{i}": "disk" if i in (1, 3) else "cpu" for i in range(4)}
-    model, usual = spread(tmp_path, places), fit()
+    model, usual = spread(base_model("llama"), tmp_path, partly_on_disk()), fit()
     assert next(model.model.layers[1].parameters()).is_meta
     fitted = fit(model)
     assert config_of(fitted).feature_ids == config_of(usual).feature_ids
