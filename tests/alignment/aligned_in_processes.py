@@ -1,6 +1,7 @@
 """A few steps of the tiny alignment, whose weights the first process writes down; also run by launchers."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -25,6 +26,16 @@ SHARDED = {
 }
 
 
+def zero(stage: int) -> dict:
+    """Settings of a DeepSpeed run with torch's own optimiser, for which nothing has to be compiled."""
+    automatic = dict.fromkeys(
+        ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+        "auto",
+    )
+    found = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True, **automatic}
+    return {"deepspeed": found, "use_cpu": False}
+
+
 def align(out: Path, batch: int, **options) -> dict:
     """Train with `batch` targets on every process; weights, logs and the number of processes go to `out`, and the
     adapter to a folder of that name without the suffix."""
@@ -40,6 +51,7 @@ def align(out: Path, batch: int, **options) -> dict:
         "sharded": any(isinstance(p, DTensor) for p in weights.values()),
         "logs": trainer.state.log_history,
         "processes": args.world_size,
+        "zero": trainer.accelerator.state.deepspeed_plugin and trainer.deepspeed.zero_optimization_stage(),
     }
     if args.process_index == 0:
         torch.save(found, out)
@@ -47,14 +59,20 @@ def align(out: Path, batch: int, **options) -> dict:
 
 
 def shard_on_the_cpu() -> None:
-    """accelerate takes FSDP for GPUs alone, and ignores it on the CPU; torch's own does not."""
-    init_process_group("gloo")
+    """accelerate takes FSDP and DeepSpeed for GPUs alone, and ignores them on the CPU; they themselves do not."""
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
 if __name__ == "__main__":
-    sharded = sys.argv[3:] == ["sharded"]
-    if sharded:
+    kind, options = sys.argv[3:], {}
+    if kind:
         shard_on_the_cpu()
-    align(Path(sys.argv[1]), int(sys.argv[2]), **(SHARDED if sharded else {}))
+    if kind == ["sharded"]:
+        init_process_group("gloo")
+        options = SHARDED
+    elif kind:
+        backend = import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None  # its own all-reduce for one machine, which would be compiled
+        options = zero(int(kind[0]))
+    align(Path(sys.argv[1]), int(sys.argv[2]), **options)

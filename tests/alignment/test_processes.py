@@ -1,6 +1,7 @@
 """Two processes label and train what one does."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from sae_unlearn.alignment.sharding import check_sharding
 
 
 SCRIPT = Path(__file__).with_name("aligned_in_processes.py")
+WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs pip install deepspeed")
+ON_THE_CPU = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
 COMPARED = {"loss", "grad_norm", "toward", "away", "mse", "kl", "eval_loss", "eval_toward", "eval_kl", "eval_known_auc"}
 
 
@@ -39,14 +42,22 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "launcher"), [((), ACCELERATE), (("sharded",), TORCHRUN)], ids=["data_parallel", "fully_sharded"]
+    ("kind", "launcher", "variables"),
+    [
+        ((), ACCELERATE, {}),
+        (("sharded",), TORCHRUN, {}),
+        pytest.param(("1",), TORCHRUN, ON_THE_CPU, marks=WITH_DEEPSPEED),
+        pytest.param(("2",), TORCHRUN, ON_THE_CPU, marks=WITH_DEEPSPEED),
+    ],
+    ids=["data_parallel", "fully_sharded", "zero_1", "zero_2"],
 )
-def test_two_processes_give_the_weights_the_logs_and_the_adapter_of_one(tmp_path, one, kind, launcher):
+def test_two_processes_give_the_weights_the_logs_and_the_adapter_of_one(tmp_path, one, kind, launcher, variables):
     out = tmp_path / "two.pt"
-    launch(SCRIPT, out, 2, *kind, launcher=launcher)
+    launch(SCRIPT, out, 2, *kind, launcher=launcher, **variables)
     two = torch.load(out)
     assert (one["processes"], two["processes"]) == (1, 2)
-    assert two["sharded"] == bool(kind)
+    assert two["sharded"] == (kind == ("sharded",))
+    assert two["zero"] == (int(kind[0]) if variables else None)
     assert one["weights"].keys() == two["weights"].keys()
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, atol=1e-6, rtol=0)
