@@ -5,10 +5,12 @@ from torch import Tensor, nn
 
 from sae_unlearn.alignment.latents import Latents
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.equations import layer_normed
 
 
 class LatentCodes(nn.Module):
-    """Pre-activations of selected latents: `codes = h @ W_enc[:, ids] + b_enc[ids]`, known latents first.
+    """Pre-activations of selected latents: `codes = h @ W_enc[:, ids] + b_enc[ids]`, known latents first; of the
+    normalised `h` where the SAE has an `input_norm`.
 
     Only the selected columns are kept. Pre-activations and not activations, since an inactive latent passes no
     gradient. They are computed in float32 whatever the model's dtype is, outside of autocast.
@@ -26,13 +28,15 @@ class LatentCodes(nn.Module):
         ids = torch.tensor([*latents.known, *latents.unknown], device=sae.device)
         self.register_buffer("W_enc", sae.W_enc.detach()[:, ids].float())
         self.register_buffer("b_enc", sae.b_enc.detach()[ids].float())
+        self.normed = sae.input_norm is not None
         self.known = slice(0, len(latents.known))
         self.unknown = slice(len(latents.known), len(ids))
 
     def forward(self, h: Tensor) -> Tensor:
         """Residual stream `[..., d_in]` -> codes `[..., n]`."""
         with torch.autocast(h.device.type, enabled=False):
-            return h.float() @ self.W_enc + self.b_enc
+            x = layer_normed(h.float())[0] if self.normed else h.float()
+            return x @ self.W_enc + self.b_enc
 
 
 class RawCodes(nn.Module):

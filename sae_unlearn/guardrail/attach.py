@@ -243,9 +243,10 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
     if config.hidden_size is None:
         config.hidden_size = sae.d_in
     check_threshold(config.threshold, config, None)
-    if sae.architecture == "topk":
+    if not sae.exact_in_slices:
+        kind = "SAE with normalised inputs" if sae.k is None else f"topk SAE (k={sae.k})"
         raise GuardrailError(
-            f"This is a topk SAE (k={sae.k}), whose features a guardrail has to approximate, and that needs text: use "
+            f"This is a {kind}, whose features a guardrail has to approximate, and that needs text: use "
             "`fit_guardrail(..., topk='threshold')`."
         )
     tensors = tensors_of(sae.slice(config.feature_ids), torch.full((config.num_features,), float(config.clamp_value)))

@@ -18,7 +18,7 @@ from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.staging import staged
 
 
-FORMAT = 1
+FORMAT = 2
 EVERY = 50  # batches
 
 

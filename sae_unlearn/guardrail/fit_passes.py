@@ -20,7 +20,7 @@ from sae_unlearn.guardrail.unguarded import unguarded_residuals
 def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
     """The rows of a corpus, sorted by what they serve for."""
     cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
-    keep = plan.max_held_out if plan.sae.architecture == "topk" else 0
+    keep = plan.max_held_out if not plan.sae.exact_in_slices else 0
     return Rows(read_corpus(corpus, plan.tokenizer, role, **plan.read), cycle, plan.max_held_out, keep)
 
 

@@ -103,7 +103,8 @@ class Fit:
                 self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
-        self.part: SAESlice = self.sae.slice(self.config.feature_ids, self._topk_thresholds())
+        thresholds = self._topk_thresholds()
+        self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, self.topk and self.topk.std)
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
@@ -205,7 +206,8 @@ class Fit:
             found["features"] = feature_figures(self.config.feature_ids or [], self.sums, self.plan.importance)
         if self.topk is not None:
             compared = {role: counts.rates() for role, counts in self.disagreement.items()}
-            found["topk"] = {"rule": "threshold", "k": self.sae.k, "tokens": self.topk.tokens} | compared
+            about = {"rule": "threshold", "k": self.sae.k, "std": self.topk.std, "tokens": self.topk.tokens}
+            found["topk"] = about | compared
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
@@ -227,8 +229,8 @@ class Fit:
         return found
 
     def _topk_thresholds(self) -> Tensor | None:
-        """Thresholds that stand for the features of a topk SAE `[N]`; None for other SAEs, which have their own."""
-        if self.sae.architecture != "topk":
+        """Thresholds that stand for the features of an SAE that cannot be sliced `[N]`; None for others."""
+        if self.sae.exact_in_slices:
             return None
         self.topk = TopKThresholds(self.sae, self.config.feature_ids or [])
         for role, rows in self.rows.items():

@@ -1,6 +1,6 @@
-"""Guarding features of a plain TopK SAE, by a threshold for each in place of the k largest. It is an approximation.
+"""Guarding features of an SAE that cannot be sliced, by a threshold for each. It is an approximation.
 
-Of such an SAE a feature is active at token t if it is one of the k largest of all `d_sae`, which a guardrail's few
+Of a plain TopK SAE a feature is active at token t if it is one of the k largest of all `d_sae`, which a guardrail's few
 columns cannot tell:
 
     a_j(t) = relu(pre_j(t)) * [pre_j(t) is one of the k largest of pre(t)]           the SAE
@@ -10,6 +10,9 @@ columns cannot tell:
 rows at which the SAE has it active, and `p_(1) >= p_(2) >= ...` its pre-activations there in order,
 
     theta_j = max(0, (p_(n_j) + p_(n_j + 1)) / 2)
+
+Of an SAE that takes each token's mean and standard deviation out of its input (`input_norm="layer"`), a guardrail takes
+the mean out, and for the standard deviation the median one of these tokens; see `sae.slice.at_one_deviation`.
 
 How far the two disagree is measured on the report rows, of which neither the features nor `theta` has seen anything
 (in the faithful preset, which puts no rows aside, they are all rows).
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.equations import EPSILON
 from sae_unlearn.sae.slice import not_sliceable
 
 
@@ -31,17 +35,17 @@ _ELEMENTS = 2**24  # activations held at a time
 
 
 def check_topk(sae: SparseAutoencoder, rule: str | None) -> None:
-    """Raise unless a topk SAE comes with a rule, and another one with none.
+    """Raise unless an SAE that cannot be sliced comes with a rule, and another one with none.
 
     Raises:
         GuardrailError: with the mend.
     """
     if rule is not None and rule not in RULES:
         raise GuardrailError(f"topk={rule!r} is not None or {', '.join(map(repr, RULES))}.")
-    if sae.architecture == "topk" and rule is None:
+    if not sae.exact_in_slices and rule is None:
         mend = "pass topk='threshold' to approximate each by a threshold; the fit measures how often that is wrong"
         raise GuardrailError(f"This SAE does not fit: {not_sliceable(sae.k, sae.d_sae, mend)}.")
-    if sae.architecture != "topk" and rule is not None:
+    if sae.exact_in_slices and rule is not None:
         raise GuardrailError(
             f"topk={rule!r}, but the SAE's architecture is {sae.architecture!r}, of which features are kept exactly; "
             "leave `topk` out."
@@ -71,30 +75,43 @@ class TopKThresholds:
     def __init__(self, sae: SparseAutoencoder, feature_ids: list[int]) -> None:
         self.true = TrueTopK(sae, feature_ids)
         self._ids = feature_ids
-        self._W_enc = sae.W_enc[:, feature_ids].float().cpu()
+        self._normed = sae.input_norm is not None
+        W_enc = sae.W_enc[:, feature_ids].float().cpu()
+        self._W_enc = W_enc - W_enc.mean(dim=0) if self._normed else W_enc
         self._b_enc = sae.b_enc[feature_ids].float().cpu()
-        self._pre: list[Tensor] = []
+        self._products: list[Tensor] = []
+        self._std: list[Tensor] = []
         self._active: list[Tensor] = []
 
     def add(self, residual: Tensor) -> None:
         """Add tokens, `[tokens, d_in]`."""
-        self._pre.append(residual.float().cpu() @ self._W_enc + self._b_enc)
+        residual = residual.float()
+        self._products.append(residual.cpu() @ self._W_enc)
+        self._std.append(residual.std(dim=-1).cpu())
         self._active.append((self.true(residual) > 0).cpu())
 
     def state(self) -> dict[str, Tensor]:
         """What was added."""
-        n = len(self._ids)
-        pre, active = torch.cat([torch.zeros(0, n), *self._pre]), torch.cat([torch.zeros(0, n).bool(), *self._active])
-        return {"pre": pre, "active": active}
+        none = torch.zeros(0, len(self._ids))
+        return {
+            "products": torch.cat([none, *self._products]),
+            "std": torch.cat([none[:, 0], *self._std]),
+            "active": torch.cat([none.bool(), *self._active]),
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what was added to others, whose order plays no part."""
-        self._pre, self._active = [state["pre"]], [state["active"]]
+        self._products, self._std, self._active = [state["products"]], [state["std"]], [state["active"]]
 
     @property
     def tokens(self) -> int:
         """Number of tokens added."""
-        return sum(map(len, self._pre))
+        return sum(map(len, self._products))
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation that every token is taken to have; None where the SAE does not normalise."""
+        return float(torch.cat(self._std).median()) if self._normed else None
 
     def thresholds(self) -> Tensor:
         """`theta [N]` float32, by the equation above.
@@ -102,12 +119,13 @@ class TopKThresholds:
         Raises:
             GuardrailError: a feature was active at none of the tokens.
         """
-        pre, active = torch.cat(self._pre), torch.cat(self._active).sum(dim=0)
+        pre, active = torch.cat(self._products), torch.cat(self._active).sum(dim=0)
+        pre = (pre if self.std is None else pre / (self.std + EPSILON)) + self._b_enc
         silent = [i for i, n in zip(self._ids, active.tolist(), strict=True) if n == 0]
         if silent:
             raise GuardrailError(
-                f"Features {silent[:5]} of this topk SAE are active at none of {len(pre)} tokens, so no threshold can "
-                "stand for them; leave them out, or raise max_held_out, which bounds the documents looked at."
+                f"Features {silent[:5]} of this SAE are active at none of {len(pre)} tokens, so no threshold can stand "
+                "for them; leave them out, or raise max_held_out, which bounds the documents looked at."
             )
         ordered = pre.sort(dim=0, descending=True).values
         last = ordered.gather(0, (active - 1)[None])[0]
@@ -199,8 +217,10 @@ def approximation_warning(found: dict[str, Any]) -> str:
         for role in ("forget", "retain")
         if found.get(role)
     ]
+    kind = "SAE" if found["k"] is None else f"topk SAE (k={found['k']})"
+    std = "" if found.get("std") is None else f", with {found['std']:.3g} for the standard deviation of every token"
     return (
-        f"The features of this topk SAE (k={found['k']}) are approximated by a threshold each: "
+        f"The features of this {kind} are approximated by a threshold each{std}: "
         f"{'; '.join(measured) or 'how often that is wrong was not measured, for lack of rows'}."
     )
 

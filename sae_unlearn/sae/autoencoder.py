@@ -11,9 +11,9 @@ from torch import nn
 
 from sae_unlearn.errors import UnlearnError
 
-from .equations import affine_encode, cast_input, jumprelu, topk_relu, without_autocast
-from .slice import SAESlice, check_feature_ids, not_sliceable
-from .validate import check_architecture, check_dimensions, check_layer, check_parameters
+from .equations import affine_encode, cast_input, jumprelu, layer_normed, topk_relu, without_autocast
+from .slice import SAESlice, at_one_deviation, check_feature_ids, not_sliceable
+from .validate import check_architecture, check_dimensions, check_input_norm, check_layer, check_parameters
 
 
 class SparseAutoencoder(nn.Module):
@@ -25,6 +25,11 @@ class SparseAutoencoder(nn.Module):
         a   = relu(pre) * (pre > threshold)            standard (threshold 0), jumprelu, gated, batchtopk
         a   = the k largest of relu(pre), others 0     topk
         h'  = a @ W_dec + b_dec                        [..., d_sae] -> [..., d_in]
+
+    With `input_norm="layer"` (OpenAI's topk SAEs, SAELens' `layer_norm`) `h` is read without its own mean and standard
+    deviation, which are put back into the reconstruction, token by token:
+
+        pre = x @ W_enc + b_enc,   x = (h - mean(h)) / (std(h) + 1e-5);      h' = (a @ W_dec + b_dec) std(h) + mean(h)
 
     Architectures: `standard` is a ReLU SAE; `jumprelu` is Rajamanoharan et al. 2024 (arXiv 2407.14435); `gated`
     (arXiv 2404.16014) with tied weights is a JumpReLU exactly and is kept in that form; `batchtopk`
@@ -45,6 +50,7 @@ class SparseAutoencoder(nn.Module):
             `hidden_states[layer + 1]`, but for the last layer, whose entry transformers gives after the final norm.
         source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file; and
             neuronpedia_id, where the files name the SAE's page.
+        input_norm: "layer" where mean and standard deviation are taken out of each token's input; None otherwise.
 
     Raises:
         TypeError: something that has to be a tensor is not.
@@ -68,11 +74,13 @@ class SparseAutoencoder(nn.Module):
         k: int | None = None,
         layer: int | None = None,
         source: dict[str, Any] | None = None,
+        input_norm: str | None = None,
     ) -> None:
         super().__init__()
         d_in, d_sae = check_dimensions(W_enc)
         check_architecture(architecture, threshold, k, d_sae)
         check_layer(layer)
+        check_input_norm(input_norm, d_in)
         if threshold is None:
             threshold = W_enc.new_zeros(d_sae)
         tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
@@ -86,6 +94,7 @@ class SparseAutoencoder(nn.Module):
         self.k: int | None = k
         self.layer: int | None = layer
         self.source: dict[str, Any] = dict(source or {})
+        self.input_norm: str | None = input_norm
         self.eval()
 
     @classmethod
@@ -147,13 +156,21 @@ class SparseAutoencoder(nn.Module):
         """Where the weights are."""
         return self.W_enc.device
 
+    @property
+    def exact_in_slices(self) -> bool:
+        """Whether each feature hangs on its own column and the input alone, so that `slice` is exact."""
+        return self.architecture != "topk" and self.input_norm is None
+
     def pre_activations(self, h: torch.Tensor) -> torch.Tensor:
-        """`h @ W_enc + b_enc`: residual stream [..., d_in] -> [..., d_sae], in the SAE's dtype.
+        """`h @ W_enc + b_enc`, of the normalised `h` with an `input_norm`: residual stream [..., d_in] -> [..., d_sae],
+        in the SAE's dtype.
 
         Raises:
             TypeError: `h` is not a floating tensor.
             ValueError: the last dimension of `h` is not d_in.
         """
+        if self.input_norm is not None:
+            h = layer_normed(cast_input(h, self.d_in, self.dtype, "h", "d_in"))[0]
         return affine_encode(h, self.W_enc, self.b_enc)
 
     def encode(self, h: torch.Tensor) -> torch.Tensor:
@@ -169,7 +186,8 @@ class SparseAutoencoder(nn.Module):
         return jumprelu(pre, self.threshold)
 
     def decode(self, a: torch.Tensor) -> torch.Tensor:
-        """`a @ W_dec + b_dec`: activations [..., d_sae] -> reconstruction [..., d_in], in the SAE's dtype.
+        """`a @ W_dec + b_dec`: activations [..., d_sae] -> reconstruction [..., d_in], in the SAE's dtype; with an
+        `input_norm`, that of the normalised input.
 
         Raises:
             TypeError: `a` is not a floating tensor.
@@ -180,37 +198,50 @@ class SparseAutoencoder(nn.Module):
             return a @ self.W_dec + self.b_dec
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """The reconstruction `decode(encode(h))`: [..., d_in] -> [..., d_in]."""
-        return self.decode(self.encode(h))
+        """The reconstruction `decode(encode(h))`, in the units of `h`: [..., d_in] -> [..., d_in]."""
+        decoded = self.decode(self.encode(h))
+        if self.input_norm is None:
+            return decoded
+        _, mean, std = layer_normed(h.to(self.dtype))
+        return decoded * std + mean
 
-    def slice(self, feature_ids: Iterable[int], threshold: torch.Tensor | None = None) -> SAESlice:
+    def slice(
+        self, feature_ids: Iterable[int], threshold: torch.Tensor | None = None, std: float | None = None
+    ) -> SAESlice:
         """A copy of the rows that `feature_ids` need, in that order.
 
         Args:
             feature_ids: ids of the N features.
-            threshold: for a topk SAE only, `[N]`: from which pre-activation each feature is taken to be active, in
-                place of its being one of the k largest. Such a slice is approximate.
+            threshold: only for an SAE that is not `exact_in_slices`, `[N]`: from which pre-activation each feature is
+                taken to be active. Such a slice is approximate.
+            std: only with an `input_norm`: the standard deviation that all tokens are taken to have.
 
         Raises:
             TypeError: an id is not an integer.
-            ValueError: no ids, an id twice or out of range, a topk SAE without `threshold`, since it cannot be sliced
-                exactly, or another one with it.
+            ValueError: no ids, an id twice or out of range, an SAE that cannot be sliced exactly without `threshold`
+                (and `std`), or another one with it.
         """
-        if self.architecture == "topk" and threshold is None:
-            mend = "keep the whole SAE, or pass threshold= [N] for an approximate slice"
+        if not self.exact_in_slices and (threshold is None or (self.input_norm is not None and std is None)):
+            also = " and std=" if self.input_norm is not None else ""
+            mend = f"keep the whole SAE, or pass threshold= [N]{also} for an approximate slice"
             raise UnlearnError(not_sliceable(self.k, self.d_sae, mend))
-        if self.architecture != "topk" and threshold is not None:
+        if self.exact_in_slices and threshold is not None:
             raise UnlearnError(f"architecture={self.architecture!r} is sliced exactly; leave threshold out")
+        if self.input_norm is None and std is not None:
+            raise UnlearnError("std is for an SAE with an input_norm; leave it out")
         ids = check_feature_ids(feature_ids, self.d_sae)
         index = torch.tensor(ids, device=self.device)
         if threshold is None:
             threshold = self.threshold.detach().index_select(0, index)
+        W_enc, W_dec = self.W_enc.detach().index_select(1, index), self.W_dec.detach().index_select(0, index)
+        if std is not None:
+            W_enc, W_dec = at_one_deviation(W_enc, W_dec, std)
         return SAESlice(
             feature_ids=ids,
-            W_enc=self.W_enc.detach().index_select(1, index),
+            W_enc=W_enc,
             b_enc=self.b_enc.detach().index_select(0, index),
             threshold=threshold.to(self.device, self.dtype),
-            W_dec=self.W_dec.detach().index_select(0, index),
+            W_dec=W_dec,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
@@ -225,4 +256,5 @@ class SparseAutoencoder(nn.Module):
 
     def extra_repr(self) -> str:
         k = "" if self.k is None else f", k={self.k}"
+        k += "" if self.input_norm is None else f", input_norm={self.input_norm!r}"
         return f"d_in={self.d_in}, d_sae={self.d_sae}, architecture={self.architecture!r}{k}, layer={self.layer}"

@@ -5,6 +5,10 @@
 
 ReLU is the case `threshold = 0`. Because thresholds are kept at or above 0, `relu(pre) * gate` equals `pre * gate`; it
 is written with the ReLU so that an inactive feature is +0.0 (never -0.0) and a NaN stays visible.
+
+Some SAEs take mean and standard deviation out of each token's input, and put them back into what they decode:
+
+    x = (h - mean(h)) / (std(h) + 1e-5)          std over d_in - 1, as `torch.std`
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from sae_unlearn.errors import UnlearnError
+
+
+EPSILON = 1e-5  # OpenAI's, and SAELens'
 
 
 def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
@@ -43,6 +50,13 @@ def affine_encode(h: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> 
     h = cast_input(h, W_enc.shape[0], W_enc.dtype, "h", "d_in")
     with without_autocast(h):
         return h @ W_enc + b_enc
+
+
+def layer_normed(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`x [..., d_in]` of the equation above, with `mean [..., 1]` and `std [..., 1]`."""
+    mean = h.mean(dim=-1, keepdim=True)
+    std = h.std(dim=-1, keepdim=True)
+    return (h - mean) / (std + EPSILON), mean, std
 
 
 def jumprelu(pre: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

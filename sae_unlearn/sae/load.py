@@ -96,6 +96,7 @@ def build(
             k=weights.k,
             layer=weights.layer,
             source=source,
+            input_norm=weights.input_norm,
         )
     except ValueError as error:
         raise SAEFormatError(f"{where}: {error}") from error

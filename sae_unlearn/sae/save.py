@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .readers.saelens_config import CONFIG, WEIGHTS
+from .readers.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
 
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
         "dtype": str(sae.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
+        "normalize_activations": "none" if sae.input_norm is None else LAYER_NORM,
         "reshape_activations": "none",
         "metadata": metadata,
     }

@@ -9,7 +9,7 @@ import torch
 
 from sae_unlearn.errors import UnlearnError
 
-from .equations import affine_encode, jumprelu
+from .equations import EPSILON, affine_encode, jumprelu
 from .validate import check_dimensions, check_tensor
 
 
@@ -43,15 +43,30 @@ def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> l
 
 
 def not_sliceable(k: int | None, d_sae: int, mend: str) -> str:
-    """Why a topk SAE cannot be sliced exactly, and what can be done.
+    """Why an SAE that is not `exact_in_slices` cannot be sliced exactly, and what can be done.
 
     Args:
+        k: of a topk SAE; None for one whose input is normalised.
         mend: what the caller offers beside another SAE.
     """
+    if k is None:
+        return (
+            "an SAE with input_norm='layer' cannot be sliced exactly: each token's standard deviation is taken out of "
+            f"its input. Use an SAE without normalised inputs, or {mend}"
+        )
     return (
         f"a topk SAE (k={k}) cannot be sliced exactly: which features are active depends on the pre-activations of all "
         f"{d_sae}. Use an SAE whose features decide on their own (standard, jumprelu, gated, batchtopk), or {mend}"
     )
+
+
+def at_one_deviation(W_enc: torch.Tensor, W_dec: torch.Tensor, std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices `[d_in, N]` and `[N, d_in]` with which an SAE with normalised inputs reads `h` itself, if every
+    token's standard deviation were `std`: the mean is taken out exactly, since
+
+        (h - mean(h)) @ W = h @ (W - mean over d_in of W)
+    """
+    return (W_enc - W_enc.mean(dim=0)) / (std + EPSILON), W_dec * std
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +74,8 @@ class SAESlice:
     """The part of an SAE that computes N chosen features, and their decoder directions.
 
     For architectures where every feature is decided on its own (ReLU, JumpReLU, gated, BatchTopK at inference) this is
-    exact: `slice.encode(h)` equals `sae.encode(h)[..., feature_ids]` up to the rounding of the matmul. Of a topk SAE it
-    is an approximation, with thresholds that whoever asked for it chose.
+    exact: `slice.encode(h)` equals `sae.encode(h)[..., feature_ids]` up to the rounding of the matmul. Of a topk SAE,
+    and of one with normalised inputs, it is an approximation, with thresholds that whoever asked for it chose.
 
     Attributes:
         feature_ids: the N features' indices in the SAE, in the order of the columns.

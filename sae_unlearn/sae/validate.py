@@ -69,6 +69,14 @@ def check_architecture(architecture: str, threshold: torch.Tensor | None, k: int
         raise UnlearnError(f"k={k!r} belongs to architecture='topk' only; leave it out for {architecture!r}")
 
 
+def check_input_norm(input_norm: str | None, d_in: int) -> None:
+    """Raises unless `input_norm` is None, or "layer" with an input that has a standard deviation."""
+    if input_norm not in (None, "layer"):
+        raise UnlearnError(f"input_norm={input_norm!r}; expected 'layer' or None")
+    if input_norm is not None and d_in < 2:
+        raise UnlearnError(f"input_norm={input_norm!r} needs d_in >= 2, got {d_in}")
+
+
 def check_layer(layer: int | None) -> None:
     """Raises unless `layer` is None or an integer >= 0."""
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):

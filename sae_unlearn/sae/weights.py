@@ -13,7 +13,7 @@ class SAEWeights:
     """Folded weights in the file's dtype, or in float64 where folding changed them.
 
     Attributes:
-        W_enc, b_enc, W_dec, b_dec, threshold, architecture, k, layer: as in `SparseAutoencoder`.
+        W_enc, b_enc, W_dec, b_dec, threshold, architecture, k, layer, input_norm: as in `SparseAutoencoder`.
         weights_file: the file the tensors came from; its sha256 identifies the SAE.
         neuronpedia_id: of its page at neuronpedia.org, "<model>/<layer and set>", where the file names one.
     """
@@ -28,3 +28,4 @@ class SAEWeights:
     k: int | None = None
     layer: int | None = None
     neuronpedia_id: str | None = None
+    input_norm: str | None = None

@@ -43,6 +43,18 @@ def test_no_latent_at_all_is_an_error_that_says_what_to_do():
         select_latents(KNOWN, KNOWN, None, 3, 3)
 
 
+def test_codes_of_an_sae_with_normalised_inputs_are_its_pre_activations(tmp_path):
+    given = parts()
+    sae = given["sae"]
+    weights = [getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+    topk = SparseAutoencoder(*weights, architecture="topk", k=30, layer=sae.layer, input_norm="layer")
+    it = SAEAlignmentTrainer(args=settings(tmp_path, min_separation=0.0, max_steps=2), **given | {"sae": topk})
+    h = 5 * torch.randn(3, topk.d_in) + 1
+    ids = [*it.latents.known, *it.latents.unknown]
+    torch.testing.assert_close(it.setting.code(h), topk.pre_activations(h)[:, ids])
+    it.train()
+
+
 def test_the_firing_frequency_is_the_share_of_rows_however_they_are_cut():
     g = torch.Generator().manual_seed(0)
     W = torch.randn(6, 11, generator=g)

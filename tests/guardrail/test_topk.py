@@ -9,6 +9,7 @@ from zoo import base_model
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail
 from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds
 
 
@@ -126,6 +127,32 @@ def test_it_is_warned_about_when_fitted_and_in_the_card(tmp_path):
     guarded.save_pretrained(tmp_path)
     assert "The features of this topk SAE (k=12) are approximated" in (tmp_path / "README.md").read_text()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2**20
+
+
+@pytest.mark.parametrize("fields", [{"architecture": "topk", "k": K}, {"threshold": 1.8}], ids=["topk", "jumprelu"])
+def test_inputs_that_are_normalised_are_approximated_and_measured_as_well(fields):
+    sae = random_sae(**fields, input_norm="layer")
+    with pytest.raises(GuardrailError, match="pass topk='threshold'"):
+        fit(sae=sae)
+    config = SAEGuardrailConfig(layer=1, feature_ids=[1], threshold=0.5, clamp_value=-5.0, clamp_unit="absolute")
+    with pytest.raises(GuardrailError, match=r"fit_guardrail\(\.\.\., topk='threshold'\)"):
+        attach_guardrail(base_model("llama"), config, sae=sae)
+    with pytest.warns(UserWarning, match=r"SAE.* approximated by a threshold each, with .* for the standard deviation"):
+        guarded = fit(sae=sae, topk="threshold")
+    found, layer = config_of(guarded), guard_layers(guarded)[0]
+    encoder, decoder = layer.sae_guardrail_encoder["default"], layer.sae_guardrail_decoder["default"]
+    tokens = torch.cat(content(FORGET, {0, 3}) + content(RETAIN, {0, 2}))
+    std = float(tokens.std(dim=-1).median())
+    assert found.calibration["topk"]["std"] == pytest.approx(std)
+    ids = found.feature_ids
+    centred = sae.W_enc[:, ids] - sae.W_enc[:, ids].mean(dim=0)
+    torch.testing.assert_close(encoder.weight, (centred / (std + 1e-5)).T)
+    torch.testing.assert_close(decoder.weight, sae.W_dec[ids] * std)
+    active = (encoder(tokens) > 0).sum(dim=0)
+    assert active.tolist() == (sae.encode(tokens)[:, ids] > 0).sum(dim=0).tolist()
+    report = torch.cat(content(FORGET, {2}))
+    differs = float(((sae.encode(report)[:, ids] > 0) != (encoder(report) > 0)).double().mean())
+    assert found.calibration["topk"]["forget"]["feature_differs"] == pytest.approx(differs, abs=1e-6)
 
 
 def test_what_was_fitted_guards_after_it_was_loaded(fitted, tmp_path):

@@ -223,6 +223,24 @@ def test_openai_without_normalisation(tmp_path):
     assert load(folder, subfolder="6.pt").layer == 6
 
 
+def normalised(h):
+    """OpenAI's LN: mean and standard deviation of each token, which are taken out."""
+    mu = h.mean(dim=-1, keepdim=True)
+    std = (h - mu).std(dim=-1, keepdim=True)
+    return (h - mu) / (std + 1e-5), mu, std
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_openai_topk_reads_inputs_without_their_mean_and_deviation(tmp_path, dtype):
+    state = openai_state(dtype, activation="TopK", activation_state_dict={"k": 3, "postact_fn": "ReLU"})
+    write_openai(tmp_path / "resid_post_mlp_v5_32k/autoencoders", layers=(5, 6), state=state)
+    sae = load(tmp_path, subfolder="resid_post_mlp_v5_32k/autoencoders/6.pt")
+    assert (sae.architecture, sae.k, sae.layer, sae.input_norm) == ("topk", 3, 6, "layer")
+    w, (x, mu, std) = double(state), normalised(3 * H + 1)
+    a = topk((x - w["pre_bias"]) @ w["encoder.weight"].T + w["latent_bias"], 3)
+    agree(sae, a, (a @ w["decoder.weight"].T + w["pre_bias"]) * std + mu, 3 * H + 1)
+
+
 def test_folders_that_fit_are_named_in_reading_order_from_above(tmp_path):
     for layer in (2, 10):
         write_sparsify(tmp_path / f"layers.{layer}")

@@ -114,9 +114,16 @@ def test_qwen_scope_without_its_name_and_with_another(tmp_path):
     refuse(write_qwen_scope(tmp_path / "SAE-MLP-Qwen3-8B-Base-W2K-L0_3"), "Qwen-Scope 'MLP' SAE")
 
 
-def test_openai_topk_and_other_places(tmp_path):
-    topk = openai_state(activation="TopK", activation_state_dict={"k": 32, "postact_fn": "ReLU"})
-    refuse(write_openai(tmp_path / "resid_post_mlp_v5_32k/autoencoders", state=topk), "activation='TopK'.*each token")
+@pytest.mark.parametrize(
+    "settings", [{}, {"k": True}, {"k": "32"}, {"k": 3, "postact_fn": "Identity"}, {"k": 11}, [3], ...]
+)
+def test_openai_topk_without_a_k_that_is_one(tmp_path, settings):
+    state = openai_state(activation="TopK", activation_state_dict=settings)
+    refuse(write_openai(tmp_path, state=state), r"activation_state_dict in .* has k=|1 <= k <= d_sae=10, got 11")
+
+
+def test_openai_of_other_activations_and_places(tmp_path):
+    refuse(write_openai(tmp_path / "y", state=openai_state(activation="Tanh")), "activation='Tanh'.*'ReLU' or 'TopK'")
     refuse(write_openai(tmp_path / "x", state=openai_state(activation=("ReLU",))), "activation in .* is a tuple")
     for place in ("resid_post_attn_v5_32k", "resid_delta_mlp_v4", "resid_delta_attn_v5_128k", "mlp_post_act"):
         message = place.removesuffix("_v5_32k").removesuffix("_v4").removesuffix("_v5_128k")

@@ -140,10 +140,11 @@ def saelens_object(kind, hook="blocks.9.hook_resid_post", dtype="float64", **opt
     return sae
 
 
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
 @pytest.mark.parametrize("subtract", [True, False])
 @pytest.mark.parametrize("kind", SAELENS)
-def test_a_saelens_object_is_taken_over(kind, subtract):
-    theirs = saelens_object(kind, apply_b_dec_to_input=subtract)
+def test_a_saelens_object_is_taken_over(kind, subtract, norm):
+    theirs = saelens_object(kind, apply_b_dec_to_input=subtract, normalize_activations=norm)
     ours = SparseAutoencoder.from_saelens(theirs, dtype=torch.float64)
     assert (ours.architecture, ours.layer, ours.k) == (kind, 9, 3 if kind == "topk" else None)
     features = theirs.encode(H)
@@ -177,8 +178,8 @@ def test_a_saelens_object_that_cannot_be_kept_is_refused():
     for hook in ("blocks.3.hook_mlp_out", "blocks.3.hook_attn_out", "blocks.3.attn.hook_z"):
         with pytest.raises(SAEFormatError, match=hook):
             SparseAutoencoder.from_saelens(saelens_object("standard", hook=hook))
-    with pytest.raises(SAEFormatError, match="layer_norm"):
-        SparseAutoencoder.from_saelens(saelens_object("standard", normalize_activations="layer_norm"))
+    with pytest.raises(SAEFormatError, match="constant_norm_rescale"):
+        SparseAutoencoder.from_saelens(saelens_object("standard", normalize_activations="constant_norm_rescale"))
     assert SparseAutoencoder.from_saelens(saelens_object("standard", "blocks.3.hook_resid_pre")).layer == 2
 
 

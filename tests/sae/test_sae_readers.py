@@ -109,6 +109,22 @@ def test_a_saelens_folder_subtracts_b_dec_unless_told_otherwise(tmp_path):
         assert torch.equal(sae.threshold, w["threshold"])
 
 
+@pytest.mark.parametrize("subtract", [True, False])
+def test_a_saelens_folder_with_layer_norm_reads_inputs_without_their_mean_and_deviation(tmp_path, subtract):
+    w, h = double(tensors()), 3 * H + 1
+    change = {"normalize_activations": "layer_norm", "apply_b_dec_to_input": subtract}
+    sae = load(write_saelens(tmp_path / "sae", tensors(), **change))
+    mean, std = h.mean(dim=-1, keepdim=True), h.std(dim=-1, keepdim=True)
+    pre = ((h - mean) / (std + 1e-5) - subtract * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    a = pre * (pre > w["threshold"])
+    torch.testing.assert_close(sae.encode(h), a, rtol=0, atol=1e-9)
+    torch.testing.assert_close(sae(h), (a @ w["W_dec"] + w["b_dec"]) * std + mean, rtol=0, atol=1e-9)
+    sae.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert again.input_norm == "layer"
+    assert torch.equal(again(h), sae(h))
+
+
 def test_folding_rounds_once(tmp_path):
     folder = write_saelens(tmp_path, tensors())
     exact = load(folder)
@@ -196,7 +212,6 @@ def test_the_hook_name_gives_the_layer(tmp_path, name, layer):
         ({"metadata": {"hook_name": 3}}, "hook name is 3"),
         ({"metadata": {"hook_head_index": 2}}, "one attention head"),
         ({"metadata": [1]}, "metadata"),
-        ({"normalize_activations": "layer_norm"}, "layer_norm"),
         ({"normalize_activations": "constant_norm_rescale"}, "constant_norm_rescale"),
         ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
         ({"normalize_activations": "expected_average_only_in"}, "fold_activation_norm_scaling_factor"),

@@ -51,7 +51,7 @@ def agree(ours, theirs, h=H, atol=1e-9):
     a = theirs.encode(h)
     assert 0 < (a > 0).sum() < a.numel()
     torch.testing.assert_close(ours.encode(h), a, rtol=0, atol=atol)
-    torch.testing.assert_close(ours.decode(ours.encode(h)), theirs.decode(a), rtol=0, atol=atol)
+    torch.testing.assert_close(ours(h), theirs.decode(a), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("subtract", [True, False])
@@ -63,6 +63,9 @@ def agree(ours, theirs, h=H, atol=1e-9):
         ("gated", {}),
         ("topk", {"k": 3}),
         ("topk", {"k": 3, "rescale_acts_by_decoder_norm": True}),
+        ("standard", {"normalize_activations": "layer_norm"}),
+        ("gated", {"normalize_activations": "layer_norm"}),
+        ("topk", {"k": 3, "normalize_activations": "layer_norm"}),
     ],
 )
 def test_what_saelens_saves_computes_the_same_here(tmp_path, kind, options, subtract):
@@ -107,8 +110,9 @@ def test_a_checkpoint_with_its_input_scale_computes_what_saelens_folds(tmp_path,
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "batchtopk", "topk"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_what_we_save_computes_the_same_in_saelens(tmp_path, architecture, dtype):
-    ours = tiny(architecture, dtype, layer=9)
+@pytest.mark.parametrize("norm", [None, "layer"])
+def test_what_we_save_computes_the_same_in_saelens(tmp_path, architecture, dtype, norm):
+    ours = tiny(architecture, dtype, layer=9, input_norm=norm)
     ours.save_pretrained(tmp_path)
     theirs = sae_lens.SAE.load_from_disk(tmp_path)
     assert theirs.cfg.metadata.hook_name == "blocks.9.hook_resid_post"

@@ -53,6 +53,24 @@ def test_a_topk_sae_is_sliced_with_thresholds_of_the_callers_and_no_other_sae_is
         tiny().slice([1], threshold=theta[:1])
 
 
+def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
+    sae, ids, h = tiny(dtype=torch.float64, input_norm="layer"), [3, 1], residual(50, dtype=torch.float64)
+    for given in ({}, {"threshold": sae.threshold[ids]}):
+        with pytest.raises(ValueError, match=r"each token's standard deviation .*pass threshold= \[N\] and std="):
+            sae.slice(ids, **given)
+    with pytest.raises(ValueError, match="std is for an SAE with an input_norm"):
+        tiny("topk").slice([1], threshold=torch.zeros(1), std=1.0)
+    h = (h - h.mean(dim=-1, keepdim=True)) / h.std(dim=-1, keepdim=True) * 2.5 + h.mean(dim=-1, keepdim=True)
+    part = sae.slice(ids, threshold=sae.threshold[ids], std=2.5)
+    torch.testing.assert_close(part.encode(h), sae.encode(h)[:, ids], rtol=0, atol=1e-9)
+    without = sae.encode(h).clone()
+    without[:, ids] = 0
+    edited = sae.decode(without) * h.std(dim=-1, keepdim=True) + h.mean(dim=-1, keepdim=True)
+    torch.testing.assert_close(sae(h) - part.encode(h) @ part.W_dec, edited, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="input_norm='batch'; expected 'layer' or None"):
+        tiny(input_norm="batch")
+
+
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [

@@ -4,11 +4,11 @@ Choose one with `subfolder="resid_post_mlp_v5_32k/autoencoders/6.pt"`.
 
     a = activation((x - pre_bias) @ W_enc + latent_bias),   x' = a @ W_dec + pre_bias
 
-Stored: encoder.weight [d_sae, d_in], latent_bias, decoder.weight [d_in, d_sae], pre_bias, three statistics, and the
-activation's name. Where that is TopK (every published SAE of the residual stream, v5), `x` is the input with its own
-mean and standard deviation taken out, token by token: no choice of weights computes that from `h`, so these are
-refused. The others (v1, v4) read the MLP and are refused for that. What remains is a ReLU SAE that somebody trained
-with this code. The file is a pickle, which is read without unpickling (`torch_pickle.py`).
+Stored: encoder.weight [d_sae, d_in], latent_bias, decoder.weight [d_in, d_sae], pre_bias, three statistics, the
+activation's name, and what belongs to it: k of TopK. With TopK (every published SAE of the residual stream, v5) `x` is
+the input with its own mean and standard deviation taken out, token by token, which `input_norm="layer"` says; with ReLU
+it is the input. The older ones (v1, v4) read the MLP, or what it adds, and are refused for that. The file is a pickle,
+which is read without unpickling (`torch_pickle.py`).
 
 Source: Gao et al. 2024 (arXiv 2406.04093), https://github.com/openai/sparse_autoencoder (`model.py`, `paths.py`).
 """
@@ -16,6 +16,8 @@ Source: Gao et al. 2024 (arXiv 2406.04093), https://github.com/openai/sparse_aut
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 from ..errors import SAEFormatError
 from ..fold import fold_b_dec_into_b_enc
@@ -51,11 +53,22 @@ def layer_of_path(label: str) -> int | None:
     return int(file[1]) if file else None
 
 
+def k_of(settings: Any, path: Path) -> int:
+    """k of a TopK activation, whose chosen pre-activations go through a ReLU."""
+    k, after = (settings.get("k"), settings.get("postact_fn", "ReLU")) if isinstance(settings, dict) else (None, None)
+    if isinstance(k, bool) or not isinstance(k, int) or after != "ReLU":
+        raise SAEFormatError(
+            f"activation_state_dict in {path} has k={k!r:.40} and postact_fn={after!r:.40}; expected a whole number "
+            "and 'ReLU'"
+        )
+    return k
+
+
 def read(folder: SAEFolder) -> SAEWeights:
     """The folded weights of one file.
 
     Raises:
-        SAEFormatError: malformed, not of the residual stream, or TopK, whose input is normalised token by token.
+        SAEFormatError: malformed, not of the residual stream, or with another activation.
     """
     layer = layer_of_path(folder.label)
     path = folder.file(folder.files[0])
@@ -63,16 +76,17 @@ def read(folder: SAEFolder) -> SAEWeights:
     activation = state.get("activation", "ReLU")
     if not isinstance(activation, str):
         raise SAEFormatError(f"activation in {path} is a {type(activation).__name__}; expected a name such as 'ReLU'")
-    if activation != "ReLU":
-        raise SAEFormatError(
-            f"activation={activation!r} in {path}: OpenAI's TopK SAEs take the mean and the standard deviation out of "
-            "each token's input, which cannot be folded into the weights; use an SAE without layer normalisation"
-        )
+    k = k_of(state.get("activation_state_dict"), path) if activation == "TopK" else None
+    if activation not in ("ReLU", "TopK"):
+        raise SAEFormatError(f"activation={activation!r} in {path} is not supported; expected 'ReLU' or 'TopK'")
     encoder, b_enc, decoder, b_dec = require(state, TENSORS, path)
     W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     check_shapes(named, path)
-    return SAEWeights(W_enc, fold_b_dec_into_b_enc(W_enc, b_enc, b_dec), W_dec, b_dec, path, "standard", layer=layer)
+    b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
+    if k is None:
+        return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "standard", layer=layer)
+    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "topk", k=k, layer=layer, input_norm="layer")
 
 
 READER = Reader(name="openai", layout="autoencoders/L.pt (one)", find=one_of(FILE), read=read)

@@ -82,7 +82,7 @@ def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: 
         W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
         if threshold is not None:  # it is in units of pre * |W_dec[j]|, and the input scale has just divided W_dec
             threshold = threshold / config.input_scale
-    settings = (config.architecture, threshold, config.k, config.layer, config.neuronpedia_id)
+    settings = (config.architecture, threshold, config.k, config.layer, config.neuronpedia_id, config.input_norm)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, *settings)
 
 

@@ -27,6 +27,7 @@ ARCHITECTURES = {
 # Spellings before SAELens 6, where everything lay at the top level.
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
 SWITCHES = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
+LAYER_NORM = "layer_norm"  # mean and standard deviation are taken out of each token, and put back
 RESCALE_MEND = "fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that"
 
 
@@ -44,6 +45,7 @@ class SAELensConfig:
         finetuning_scaling_factor: whether a gain on the activations applies.
         input_scale: factor on the input, whose inverse applies to the output.
         neuronpedia_id: of its page at neuronpedia.org, or None where the file does not say.
+        input_norm: as in `SparseAutoencoder`.
     """
 
     architecture: str
@@ -56,6 +58,7 @@ class SAELensConfig:
     finetuning_scaling_factor: bool
     input_scale: float
     neuronpedia_id: str | None = None
+    input_norm: str | None = None
 
 
 def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> SAELensConfig:
@@ -88,6 +91,7 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
         finetuning_scaling_factor=switch(cfg, "finetuning_scaling_factor", where),
         input_scale=input_scale_of(cfg, scaler, where),
         neuronpedia_id=neuronpedia_id_of(cfg),
+        input_norm="layer" if cfg.get("normalize_activations") == LAYER_NORM else None,
     )
 
 
@@ -135,7 +139,7 @@ def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: st
     mode = cfg.get("normalize_activations")
     if isinstance(mode, bool):  # before SAELens 4
         mode = "expected_average_only_in" if mode else "none"
-    if mode is None or mode == "none":
+    if mode in (None, "none", LAYER_NORM):
         return 1.0
     if mode != "expected_average_only_in":
         raise SAEFormatError(
