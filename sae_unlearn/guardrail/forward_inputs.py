@@ -127,8 +127,8 @@ class BackboneHooks:
         """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
         layers = getattr(backbone, self.list_name)
         depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", len(layers))  # how many are run
-        run = layers[: depth if isinstance(depth, int) else len(layers)]
-        return [i for i, guard in self.guards.items() if i >= len(run) or not guard.in_place(run[i])]
+        run = min(len(layers), depth) if isinstance(depth, int) else len(layers)
+        return [i for i, guard in self.guards.items() if i >= run or not guard.in_place(layers[i])]
 
     def _check_places(self, backbone: nn.Module) -> None:
         missing = self.missing(backbone)
