@@ -95,7 +95,7 @@ def fit_guardrail(
         clamp_mode: "fired" or "all" features are clamped at a hot token.
         importance: "mean_squared" or "squared_mean"; see `selection`.
         preset: "faithful" for the authors' scores, counting, clamp (-500, all features) and use of rows.
-        topk: of a topk SAE has to be "threshold": its features, which depend on each other, are approximated by a
+        topk: of a topk SAE, or one with normalised inputs, has to be "threshold": its features are approximated by a
             threshold for each. How often that is wrong is measured, warned about, and kept in
             `calibration["topk"]`; see `topk`.
         statistic, gate_scope, sticky, action, window, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
