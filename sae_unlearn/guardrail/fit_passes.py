@@ -35,7 +35,15 @@ class FitPasses:
     def __init__(self, plan: FitPlan) -> None:
         self.plan = plan
         self.outliers = OutlierFilter(float("inf") if plan.faithful else OUTLIER_FACTOR)
-        self.checkpoint = None if plan.checkpoint_dir is None else FitCheckpoint(plan.checkpoint_dir, _settings(plan))
+        self.checkpoint = None if plan.checkpoint_dir is None else FitCheckpoint(plan.checkpoint_dir, settings_of(plan))
+
+    def standing(self) -> Stateful:
+        """What every pass is saved with."""
+        return self.outliers
+
+    def is_shared_out(self) -> bool:
+        """Whether each process runs its own batches alone by now, which all of them know."""
+        return self.outliers.median is not None
 
     def run(
         self,
@@ -52,7 +60,7 @@ class FitPasses:
             parts: what is summed over the batches; with them and a `checkpoint_dir` the pass is saved as it goes on.
         """
         checkpoint = None if parts is None else self.checkpoint
-        parts = {"outliers": self.outliers, **(parts or {})}
+        parts = {"outliers": self.standing(), **(parts or {})}
         start = Standing() if checkpoint is None else checkpoint.restore(title, parts)
         met = not start.done
 
@@ -64,7 +72,7 @@ class FitPasses:
             if number == start.done - 1 and not start.finished:
                 start.check(digest())
                 met = True
-            return number >= start.done and (is_mine(number) or self.outliers.median is None)
+            return number >= start.done and (is_mine(number) or not self.is_shared_out())
 
         given = 0
 
@@ -81,18 +89,18 @@ class FitPasses:
                 yield batch
                 done, unsaved = batch.number + 1, unsaved + 1
                 bar.update(max(0, batch.number * size + len(batch.index) - bar.n))
-                if checkpoint is not None and unsaved >= EVERY and self.outliers.median is not None:
+                if checkpoint is not None and unsaved >= EVERY and self.is_shared_out():
                     checkpoint.save(title, Standing(done, False, digest()), parts)
                     unsaved = 0
             bar.total = given  # until here it was a guess, and the last batches may be another process's
             bar.update(given - bar.n)
         if start.finished or not met:
             start.check(digest() if start.finished else "")
-        elif checkpoint is not None and self.outliers.median is not None:
+        elif checkpoint is not None and self.is_shared_out():
             checkpoint.save(title, Standing(done, True, digest()), parts)
 
 
-def _settings(plan: FitPlan) -> dict[str, Any]:
+def settings_of(plan: FitPlan) -> dict[str, Any]:
     """What a fit hangs on, as JSON values."""
     apart = ("model", "tokenizer", "sae", "config", "name", "store_probe", "checkpoint_dir", "progress")
     keys = {"model": model_key(plan.model), "sae": model_key(plan.sae)}

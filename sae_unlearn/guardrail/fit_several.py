@@ -5,8 +5,9 @@ is shared is the model's work on the retain text, which is most of it: every row
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fit import fit_guardrail
-from sae_unlearn.guardrail.fit_passes import rows_of
+from sae_unlearn.guardrail.fit_checkpoint import FitCheckpoint, Stateful
+from sae_unlearn.guardrail.fit_passes import FitPasses, rows_of, settings_of
 from sae_unlearn.guardrail.fit_plan import plan_fit
 from sae_unlearn.guardrail.fit_steps import Fit
 from sae_unlearn.guardrail.reading import read_batch
@@ -45,7 +47,8 @@ def fit_guardrails(
         model, tokenizer, sae, retain: as for `fit_guardrail`.
         forget: the text of each topic, by the name that its guardrail gets. Another topic's text is not retain text,
             so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
-        options: any other argument of `fit_guardrail`, for all topics alike; but for `adapter_name`.
+        options: any other argument of `fit_guardrail`, for all topics alike; but for `adapter_name`. In a
+            `checkpoint_dir` each topic has a folder, and so has what they share.
 
     Returns:
         A `PeftModel` with all of them active.
@@ -62,8 +65,6 @@ def fit_guardrails(
     """
     if not isinstance(forget, Mapping) or not forget:
         raise GuardrailError("forget must be a mapping from the names of topics to their texts, with one at least.")
-    if options.get("checkpoint_dir") is not None:
-        raise GuardrailError("checkpoint_dir is for one topic; fit those that take long one by one.")
     if "adapter_name" in options:
         raise GuardrailError("adapter_name cannot be given: each guardrail is named after its topic.")
     defaults = {
@@ -74,21 +75,25 @@ def fit_guardrails(
     unknown = sorted(set(options) - set(defaults))
     if unknown:
         raise GuardrailError(f"{unknown[0]!r} is no argument of `fit_guardrail`.")
+    folder = None if options.get("checkpoint_dir") is None else Path(options["checkpoint_dir"])
     fits: dict[str, _TopicFit] = {}
     for name, texts in forget.items():
         with _named(name):
             given = defaults | options | {"adapter_name": name}
+            if folder is not None:
+                given["checkpoint_dir"] = folder / f"topic-{len(fits)}"
             fits[name] = _TopicFit(plan_fit(model, tokenizer, sae, texts, retain, **given))
     for name, fit in fits.items():
         with _named(name):
             fit.read("forget", forget[name])
+    shared = _SharedPasses(list(fits.values()), folder)
     if retain is not None:
-        _read_retain(list(fits.values()), retain)
+        _read_retain(shared, retain)
     for name, fit in fits.items():
         with _named(name):
             fit.choose()
     if retain is not None:
-        _share_statistics(list(fits.values()))
+        _share_statistics(shared)
     artefacts = {}
     for name, fit in fits.items():
         with _named(name):
@@ -103,6 +108,9 @@ def fit_guardrails(
         for name in placed:
             detach_guardrail(guarded, name)
         raise
+    for passes in (shared, *(fit.passes for fit in fits.values())):
+        if passes.checkpoint is not None:
+            passes.checkpoint.remove()
     return guarded
 
 
@@ -117,24 +125,64 @@ class _TopicFit(Fit):
         return self.shared[title] if title in self.shared else super()._statistics(rows, title, moments)
 
 
-def _read_retain(fits: list[_TopicFit], retain: Any) -> None:
+class _SharedPasses(FitPasses):
+    """The passes over retain text, which all topics read."""
+
+    def __init__(self, fits: list[_TopicFit], folder: Path | None) -> None:
+        super().__init__(fits[0].plan._replace(checkpoint_dir=None))
+        self.fits = fits
+        if folder is not None:  # what it hangs on: the topics' settings, and their texts, which have been read by now
+            settings = {
+                fit.plan.name: settings_of(fit.plan)
+                | {"forget": fit.rows["forget"].digest.hexdigest() if "forget" in fit.rows else None}
+                for fit in fits
+            }
+            self.checkpoint = FitCheckpoint(folder / "retain", settings)
+
+    def standing(self) -> Stateful:
+        return _Together([fit.outliers for fit in self.fits])
+
+    def is_shared_out(self) -> bool:
+        return all(fit.passes.is_shared_out() for fit in self.fits)
+
+
+class _Together:
+    """Several things that can be taken up again, as one."""
+
+    def __init__(self, parts: Sequence[Stateful]) -> None:
+        self._parts = parts
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{i} {name}": t for i, part in enumerate(self._parts) for name, t in part.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for i, part in enumerate(self._parts):
+            start = f"{i} "
+            part.restore({name.removeprefix(start): t for name, t in state.items() if name.startswith(start)})
+
+
+def _read_retain(shared: _SharedPasses, retain: Any) -> None:
+    fits = shared.fits
     rows: Rows = rows_of(fits[0].plan, "retain", retain)
     total = rows.selected_of(len(retain)) if hasattr(retain, "__len__") else None
     for fit in fits:
         fit.begin("retain", rows)
-    for batch in fits[0].passes.run(rows, "retain: features", total):
+    parts = {"sums": _Together([fit.sums["retain"] for fit in fits])}
+    for batch in shared.run(rows, "retain: features", total, parts):
         for fit in fits:
             fit.add("retain", batch)
     for fit in fits:
         fit.end("retain")
 
 
-def _share_statistics(fits: list[_TopicFit]) -> None:
+def _share_statistics(shared: _SharedPasses) -> None:
+    fits = shared.fits
     for use, title in _SHARED.items():
         rows = getattr(fits[0].rows["retain"], use)
         for fit in fits:
             fit.shared[title] = torch.zeros(len(rows))
-        for batch in fits[0].passes.run(rows, title, len(rows)):
+        values = {fit.plan.name: fit.shared[title] for fit in fits}
+        for batch in shared.run(rows, title, len(rows), values):
             for fit in fits:
                 fit.shared[title][batch.index] = read_batch(batch, fit.encoder, fit.config).statistics
         for fit in fits:

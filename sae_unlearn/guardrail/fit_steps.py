@@ -104,7 +104,8 @@ class Fit:
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
         thresholds = self._topk_thresholds()
-        self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, self.topk and self.topk.std)
+        std = None if self.topk is None else self.topk.std
+        self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 

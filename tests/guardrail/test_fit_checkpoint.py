@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from fitted_in_processes import texts
-from test_fit import config_of, fit, random_sae, same_fit
+from fitted_in_processes import WORDS, texts
+from test_fit import SAE, config_of, fit, random_sae, same_fit, tensors
+from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import GuardrailError, fit_guardrails
@@ -112,6 +113,46 @@ def test_no_text_is_in_the_file(tmp_path):
     assert not any(text.encode() in written for text in (*FORGET, *RETAIN))
 
 
-def test_several_topics_take_no_checkpoint(tmp_path):
-    with pytest.raises(GuardrailError, match="checkpoint_dir is for one topic"):
-        fit_guardrails(base_model("llama"), None, random_sae(), {"a": FORGET}, RETAIN, checkpoint_dir=tmp_path)
+TOPICS = {"first": FORGET, "second": topic_texts("forget", 80, seed=6, words=WORDS)}
+
+
+def run_several(model=None, folder=None, topics=TOPICS, retain=RETAIN):
+    options = {"num_features": 5, "ratio_percentile": 90.0, "batch_size": 2, "progress": False}
+    model = base_model("llama") if model is None else model
+    return fit_guardrails(model, tiny_tokenizer(), SAE, topics, retain, checkpoint_dir=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def unbroken_several():
+    model, calls = counted()
+    return run_several(model), len(calls)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.85, 0.97])
+def test_a_resumed_fit_of_several_topics_is_the_unbroken_one_exactly(unbroken_several, tmp_path, share):
+    whole, passes = unbroken_several
+    model, calls = counted(kill_after=max(2, int(share * passes)))
+    with pytest.raises(Killed):
+        run_several(model, tmp_path)
+    resumed, again = counted()
+    done = run_several(resumed, tmp_path)
+    for name in TOPICS:
+        assert config_of(done, name).to_dict() == config_of(whole, name).to_dict()
+        for key, tensor in tensors(whole, name).items():
+            assert torch.equal(tensors(done, name)[key], tensor)
+    if share >= 0.5:  # before, a median is not known, and nothing is written
+        assert len(again) <= passes - len(calls) + 8
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_other_topics_are_not_gone_on_with(unbroken_several, tmp_path):
+    model, _ = counted(kill_after=int(0.7 * unbroken_several[1]))
+    with pytest.raises(Killed):
+        run_several(model, tmp_path)
+    one = {"first": FORGET}
+    with pytest.raises(GuardrailError, match="is another one: second differ"):
+        run_several(folder=tmp_path, topics=one)
+    with pytest.raises(GuardrailError, match=r"second: .*not the one that the fit"):
+        run_several(folder=tmp_path, topics=TOPICS | {"second": FORGET})
+    with pytest.raises(GuardrailError, match="not the one that the fit"):
+        run_several(folder=tmp_path, retain=RETAIN[::-1])
