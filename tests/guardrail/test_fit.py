@@ -23,6 +23,7 @@ from sae_unlearn import (
 )
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.guardrail import fit_passes
 from sae_unlearn.guardrail.calibration import between
 from sae_unlearn.guardrail.model import guard_layers
 
@@ -326,9 +327,12 @@ def test_progress_is_shown_or_not(shown, capsys):
     assert ("features" in capsys.readouterr().err) is shown
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("given", [list, iter], ids=["lists", "streams"])
-def test_every_bar_ends_at_its_last_row(given, capsys):
-    """Also where documents are cut into several rows, and where nobody knows how many there are."""
+def test_every_bar_ends_at_its_last_row(given, processes, monkeypatch, capsys):
+    """Also where documents are cut into several rows, where nobody knows how many there are, and where another process
+    runs the last batch."""
+    monkeypatch.setattr(fit_passes, "is_mine", lambda number: number % processes == 0)
     corpora = config_of(
         fit(forget=given(FORGET), retain=given(RETAIN), max_length=12, batch_size=5, progress=True)
     ).calibration["corpora"]
