@@ -1,18 +1,23 @@
-"""Peak memory of a whole fit over corpora of two sizes, each in a process of its own.
+"""Peak memory and disk of a whole fit, and of the authors' procedure, over corpora of two sizes, each in a process of
+its own.
 
     python benchmarks/fitting_memory.py --model demo --rows 400 --output benchmarks/results/fitting_memory.json
 
 Rows are random tokens, which are made as they are read: those of forget text from the lower half of the vocabulary,
 those of retain text from all of it. What a fit puts aside for its threshold and its report is bounded by
-`max_held_out`, which is set so low that the smaller corpus fills it already; all later rows pass by.
+`max_held_out`, which is set so low that the smaller corpus fills it already; all later rows pass by. A fit leaves the
+guardrail's folder on the disk. `published` is the whole forward pass with all hidden states; the SAE's activations of
+all tokens are kept, and written to the disk to be read again, as in the authors' code.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +25,16 @@ import torch
 from peak_memory import forget_peak, peak_bytes
 from speed_models import load_with_sae
 from timing import machine
+from torch import nn
 
-from sae_unlearn import fit_guardrail
-from sae_unlearn.backbone.decoder_layers import text_config
+from sae_unlearn import SparseAutoencoder, fit_guardrail
+from sae_unlearn.backbone.decoder_layers import input_device, text_config
 
 
 GROWTH = 10
 LENGTH = 48
+BATCH = 8
+PROCEDURES = ("fit", "published")
 
 
 def corpus(vocabulary: int, rows: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -36,23 +44,46 @@ def corpus(vocabulary: int, rows: int, seed: int) -> Iterator[dict[str, Any]]:
         yield {"input_ids": torch.randint(3, vocabulary, (1, LENGTH), generator=generator)}
 
 
-def fit(model_name: str, rows: int, max_held_out: int, d_sae: int) -> int:
-    """Fit over `rows` forget and as many retain rows in this process; its peak memory in bytes, the model included."""
+def measure(procedure: str, model_name: str, rows: int, max_held_out: int, d_sae: int) -> dict[str, int]:
+    """Run a procedure over `rows` forget and as many retain rows in this process: its peak memory in bytes, the model
+    included, and the bytes that it leaves on the disk."""
     model, sae, layer = load_with_sae(model_name, d_sae, threshold=2.0)
     size = text_config(model).vocab_size
     sides = {"forget": corpus(size // 2, rows, 1), "retain": corpus(size, rows, 2)}
-    forget_peak()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit_guardrail(model, None, sae, **sides, layer=layer, max_held_out=max_held_out, progress=False)
-    return peak_bytes(next(model.parameters()).device)
+        forget_peak()
+        if procedure == "fit":
+            guarded = fit_guardrail(
+                model, None, sae, **sides, layer=layer, max_held_out=max_held_out, batch_size=BATCH, progress=False
+            )
+            guarded.save_pretrained(folder)
+        else:
+            published(model, sae, layer, sides, Path(folder))
+        disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        return {"memory": peak_bytes(next(model.parameters()).device), "disk": disk}
 
 
-def measured(args: argparse.Namespace, rows: int) -> int:
-    """`fit` in a fresh process."""
-    command = [sys.executable, __file__, "--model", args.model, "--only", str(rows)]
+@torch.no_grad()
+def published(
+    model: nn.Module, sae: SparseAutoencoder, layer: int, sides: dict[str, Iterator[dict[str, Any]]], folder: Path
+) -> None:
+    """The authors' procedure, as far as memory and disk go."""
+    for side, batches in sides.items():
+        kept = []
+        for some in iter(lambda batches=batches: list(islice(batches, BATCH)), []):
+            ids = torch.cat([batch["input_ids"] for batch in some]).to(input_device(model))
+            hidden = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+            kept.append(sae.encode(hidden[layer + 1]))
+        torch.save(torch.cat(kept), folder / f"{side}.pt")
+
+
+def measured(args: argparse.Namespace, procedure: str, rows: int) -> dict[str, int]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--model", args.model, "--only", procedure, str(rows)]
     command += ["--max-held-out", str(args.max_held_out), "--d-sae", str(args.d_sae), "--threads", str(args.threads)]
-    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(out.splitlines()[-1]))
 
 
 def main() -> None:
@@ -62,22 +93,40 @@ def main() -> None:
     parser.add_argument("--max-held-out", type=int, default=64, help="of each use (default: %(default)s)")
     parser.add_argument("--d-sae", type=int, default=4096, help="of the random SAE of random models")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", type=int, help="fit over so many rows in this process, and print its peak memory")
+    parser.add_argument(
+        "--only", nargs=2, metavar=("PROCEDURE", "ROWS"), help="run it over so many rows in this process, and print"
+    )
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.only:
-        print(fit(args.model, args.only, args.max_held_out, args.d_sae))
+        procedure, rows = args.only
+        print(json.dumps(measure(procedure, args.model, int(rows), args.max_held_out, args.d_sae)))
         return
-    found = {rows: measured(args, rows) for rows in (args.rows, GROWTH * args.rows)}
-    for rows, size in found.items():
-        print(f"{rows:>8} rows of {LENGTH} tokens a side: peak memory {size / 1e6:.0f} MB")
-    small, large = found.values()
-    print(f"{GROWTH} times the corpus: {(large - small) / 1e6:+.0f} MB, {large / small:.3f} of the memory")
+    found = {
+        procedure: {rows: measured(args, procedure, rows) for rows in (args.rows, GROWTH * args.rows)}
+        for procedure in PROCEDURES
+    }
+    text = "\n".join(lines(found))
+    print(text)
     if args.output:
         settings = {name: getattr(args, name) for name in ("model", "max_held_out", "d_sae", "threads")}
-        cell = settings | {"length": LENGTH, "peak_bytes": found, "machine": machine()}
+        cell = settings | {"length": LENGTH, "bytes": found, "machine": machine()}
         args.output.write_text(json.dumps(cell, indent=2) + "\n", encoding="utf-8")
+        args.output.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+
+
+def lines(found: dict[str, dict[int, dict[str, int]]]) -> list[str]:
+    """The table of what was measured, and how memory grows."""
+    told = [f"rows of {LENGTH} tokens a side   procedure   peak memory, MB   on disk, MB"]
+    for procedure, by_rows in found.items():
+        for rows, size in by_rows.items():
+            told.append(f"{rows:>24}   {procedure:<9}   {size['memory'] / 1e6:>15.0f}   {size['disk'] / 1e6:>11.2f}")
+    for procedure, by_rows in found.items():
+        small, large = (size["memory"] for size in by_rows.values())
+        change = f"{(large - small) / 1e6:+.0f} MB, {large / small:.3f} of the memory"
+        told.append(f"{GROWTH} times the corpus, {procedure}: {change}")
+    return told
 
 
 if __name__ == "__main__":

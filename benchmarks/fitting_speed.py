@@ -20,7 +20,7 @@ from timing import Results, compare, interleaved, machine
 from torch import nn
 
 from sae_unlearn import SparseAutoencoder
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_device, text_config
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.backbone.residuals import residual_batches
 from sae_unlearn.backbone.truncation import LayerReached, stop_after
@@ -40,7 +40,8 @@ class Arms:
         self.model, self.sae, self.layer, self.rows, self.batch = model, sae, layer, rows, batch
         self.place = find_decoder_layers(model)
         ordered = sorted(rows, key=lambda row: -len(row))
-        self.batches = [right_padded(ordered[i : i + batch]) for i in range(0, len(rows), batch)]
+        padded = [right_padded(ordered[i : i + batch]) for i in range(0, len(rows), batch)]
+        self.batches = [tuple(part.to(input_device(model)) for part in parts) for parts in padded]
         self.kept_bytes = 0
 
     @torch.no_grad()
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="demo, gemma-3-270m or thin (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "process"), default="wall")
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -107,6 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, sae, layer = load_with_sae(args.model)
+    model, sae = model.to(args.device), sae.to(args.device)
     arms = Arms(model, sae, layer, corpus(model, args.rows), args.batch_size)
     calls = {name: getattr(arms, name) for name in ("truncated", "residuals", "fit", "full", "published")}
     times = interleaved(calls, args.seconds, args.clock, warmup=1, least=5)

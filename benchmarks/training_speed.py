@@ -34,10 +34,10 @@ def entities(kind: str, number: int) -> EntitySet:
     )
 
 
-def trainer(folder: str) -> SAEAlignmentTrainer:
+def trainer(folder: str, device: str) -> SAEAlignmentTrainer:
     model, tokenizer = load_demo_model()
     args = SAEAlignmentConfig(
-        folder, use_cpu=True, report_to=[], disable_tqdm=True, min_separation=0.0, max_generic_frequency=1.0
+        folder, use_cpu=device == "cpu", report_to=[], disable_tqdm=True, min_separation=0.0, max_generic_frequency=1.0
     )
     return SAEAlignmentTrainer(
         model=model,
@@ -95,6 +95,7 @@ def table(cell: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "process"), default="wall")
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -104,7 +105,7 @@ def main() -> None:
     now = {"wall": time.perf_counter, "process": time.process_time}[args.clock]
     with tempfile.TemporaryDirectory() as folder:
         start = now()
-        arms = Arms(trainer(folder))
+        arms = Arms(trainer(folder, args.device))
         setting = now() - start
         calls = {name: getattr(arms, name) for name in ("plain", "step", "no_kl", "reference")}
         times = interleaved(calls, args.seconds, args.clock, warmup=1, least=4)

@@ -32,7 +32,8 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
     with cached_front(setting.model, setting.layer, work.front):
         with fitted(setting, {}) as guarded:
             ids = guarded.peft_config["default"].feature_ids
-        drawn = torch.randperm(setting.sae.d_sae, generator=torch.Generator().manual_seed(0))[: len(ids)].tolist()
+        drawn = torch.randperm(setting.sae.d_sae, generator=torch.Generator().manual_seed(0)).tolist()
+        drawn = [feature for feature in drawn if feature not in ids][: len(ids)]
         rows = [setting.tokenizer(t, truncation=True, max_length=setting.size.max_length)["input_ids"] for t in some]
         special = torch.tensor(special_token_ids(setting.tokenizer, setting.model.config))
         part = setting.sae.slice([*ids, *drawn])

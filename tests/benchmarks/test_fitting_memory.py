@@ -4,32 +4,38 @@ import json
 import sys
 
 import fitting_memory
-from fitting_memory import GROWTH, corpus, main
+import pytest
+from fitting_memory import GROWTH, LENGTH, PROCEDURES, corpus, main
 
 
-def test_it_fits_at_two_sizes_and_tells_their_memory(tmp_path, monkeypatch, capsys):
+def test_it_fits_at_two_sizes_and_tells_their_memory_and_disk(tmp_path, monkeypatch, capsys):
     output = tmp_path / "memory.json"
     options = ["--model=thin", "--rows=40", "--max-held-out=8", "--d-sae=512", "--threads=1"]
     monkeypatch.setattr(sys, "argv", ["fitting_memory.py", *options, f"--output={output}"])
     asked = []
 
-    def measured(args, rows):
-        asked.append((args.model, args.max_held_out, args.d_sae, rows))
-        return rows * 10**6
+    def measured(args, procedure, rows):
+        asked.append((args.model, args.max_held_out, args.d_sae, procedure, rows))
+        return {"memory": rows * 10**6, "disk": 10**4}
 
     monkeypatch.setattr(fitting_memory, "measured", measured)
     main()
-    assert asked == [("thin", 8, 512, 40), ("thin", 8, 512, 40 * GROWTH)]
-    assert json.loads(output.read_text())["peak_bytes"] == {"40": 40 * 10**6, "400": 400 * 10**6}
-    assert "10 times the corpus: +360 MB, 10.000 of the memory" in capsys.readouterr().out
+    assert asked == [("thin", 8, 512, name, rows) for name in PROCEDURES for rows in (40, 40 * GROWTH)]
+    assert json.loads(output.read_text())["bytes"]["fit"]["400"] == {"memory": 400 * 10**6, "disk": 10**4}
+    told = capsys.readouterr().out
+    assert "10 times the corpus, fit: +360 MB, 10.000 of the memory" in told
+    assert output.with_suffix(".txt").read_text() == told
 
 
-def test_a_fit_of_random_tokens_comes_to_its_end(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["fitting_memory.py", "--model=thin", "--only=40", "--max-held-out=8", "--d-sae=512"]
-    )
+@pytest.mark.parametrize("procedure", PROCEDURES)
+def test_a_procedure_over_random_tokens_comes_to_its_end(procedure, monkeypatch, capsys):
+    options = ["--model=thin", "--max-held-out=8", "--d-sae=512", "--only", procedure, "40"]
+    monkeypatch.setattr(sys, "argv", ["fitting_memory.py", *options])
     main()
-    assert int(capsys.readouterr().out) > 10**7
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"] > 10**7
+    activations = 2 * 40 * LENGTH * 512 * 4
+    assert (found["disk"] > activations) is (procedure == "published")
 
 
 def test_the_corpus_is_made_as_it_is_read():

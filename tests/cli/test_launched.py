@@ -40,17 +40,25 @@ def files(folder):
 
 
 def test_fit_in_two_processes_writes_what_one_writes(parts, tmp_path):
-    out, _ = launch(*COMMAND, *fit_arguments(parts, tmp_path / "two"))
+    with_bars = [argument for argument in fit_arguments(parts, tmp_path / "two") if argument != "--no-progress"]
+    out, err = launch(*COMMAND, *with_bars)
     assert main(fit_arguments(parts, tmp_path / "one")) == 0
     assert out.count("Written to") == 1
-    assert files(tmp_path / "two") == files(tmp_path / "one")
-    one, two = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("one", "two"))
+    bars = dict(re.findall(r"(\w+: \w+): +(\d+%)", err))
+    assert len(bars) == 6
+    assert set(bars.values()) == {"100%"}
+    same_guardrail(tmp_path / "one", tmp_path / "two")
+
+
+def same_guardrail(one, two):
+    assert files(two) == files(one)
+    first, second = (json.loads((folder / "adapter_config.json").read_text()) for folder in (one, two))
     for name in ("feature_ids", "threshold", "layer", "clamp_scale"):
-        assert two[name] == one[name], name
-    assert two.keys() == one.keys()
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert two.keys() == one.keys()
-    assert all((two[name] - one[name]).abs().max() <= 1e-5 * one[name].abs().max() for name in one)
+        assert second[name] == first[name], name
+    assert second.keys() == first.keys()
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
+    assert second.keys() == first.keys()
+    assert all((second[name] - first[name]).abs().max() <= 1e-5 * first[name].abs().max() for name in first)
 
 
 def test_evaluate_in_two_processes_writes_what_one_writes(parts, tmp_path):
@@ -78,6 +86,20 @@ def test_bad_input_ends_all_processes_with_their_one_line(parts, tmp_path):
     found = complaints(err)
     assert found  # the launcher ends the others as soon as one has ended
     assert all(re.fullmatch(r"sae-unlearn fit \(process [01]\): .*nowhere.txt.*", line) for line in found)
+
+
+def test_a_launch_that_was_killed_goes_on_from_what_it_had_written(parts, tmp_path):
+    sides = tmp_path / "forget.txt", tmp_path / "retain.json"
+    sides[0].write_text("\n\n".join(topic_texts("forget", 70, words=60)))
+    sides[1].write_text(json.dumps(topic_texts("retain", 90, words=60)))
+    arguments = fit_arguments(parts, tmp_path / "two", "--checkpoint-dir", tmp_path / "begun", sides=sides)
+    script = Path(__file__).with_name("failing_in_one_process.py")
+    launch(script, "killed", *arguments, fails=True, timeout=120)
+    assert files(tmp_path / "begun") == {"fit-0-of-2.pt", "fit-1-of-2.pt"}
+    launch(*COMMAND, *arguments)
+    assert files(tmp_path / "begun") == set()
+    assert main(fit_arguments(parts, tmp_path / "one", sides=sides)) == 0
+    same_guardrail(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize("how", ["raises", "killed"])
