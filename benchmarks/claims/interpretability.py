@@ -12,6 +12,7 @@ from guardrail_setting import Setting
 from claims.claim import Claim, Verdict, Work, holds
 from sae_unlearn.backbone.corpus import special_token_ids
 from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.guardrail.outliers import OUTLIER_FACTOR
 
 
 TOP, SHOWN, AROUND = 10, 3, 8
@@ -31,7 +32,8 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
     some = [*sides[0][:n], *sides[1][:n]]
     with cached_front(setting.model, setting.layer, work.front):
         with fitted(setting, {}) as guarded:
-            ids = guarded.peft_config["default"].feature_ids
+            config = guarded.peft_config["default"]
+            ids, largest = config.feature_ids, OUTLIER_FACTOR * config.calibration["residual_norm_median"]
         drawn = torch.randperm(setting.sae.d_sae, generator=torch.Generator().manual_seed(0)).tolist()
         drawn = [feature for feature in drawn if feature not in ids][: len(ids)]
         rows = [setting.tokenizer(t, truncation=True, max_length=setting.size.max_length)["input_ids"] for t in some]
@@ -40,6 +42,9 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
         peak, place = torch.zeros(len(rows), len(part.W_dec)), torch.zeros(len(rows), len(part.W_dec), dtype=torch.long)
         for batch in residual_batches(setting.model, rows, setting.layer, 8):
             content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
+            content &= (
+                batch.residual.float().norm(dim=-1) <= largest
+            )  # as in a fit: outliers, such as a row's first token
             highest = part.encode(batch.residual).where(content[..., None], 0).max(dim=1)
             peak[batch.index], place[batch.index] = highest.values.float().cpu(), highest.indices.cpu()
     features = [_feature(setting, rows, n, f, peak[:, i], place[:, i]) for i, f in enumerate([*ids, *drawn])]
