@@ -115,7 +115,7 @@ def decide(
     messages = None
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
-        value, messages = by_message(hits, tokens, ends, config.min_tokens, earlier)
+        value, messages = by_message(value, hits, tokens, ends, config.min_tokens, earlier)
     peak = value
     if config.sticky and config.statistic != "ratio":
         peak = _running_max(value)
@@ -142,7 +142,7 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends
     hits, tokens = _running_sums(hot, counted, None)
     value, _ = _value(hits, tokens, config, None, None)
     if ends is not None:
-        value, _ = by_message(hits, tokens, ends, config.min_tokens, None)
+        value, _ = by_message(value, hits, tokens, ends, config.min_tokens, None)
     if config.gate_scope == "prefix" or (config.sticky and config.statistic != "ratio"):
         return value.amax(dim=1)
     return value[:, -1]

@@ -250,8 +250,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
             return everything, everything & ~first
         if config.special_token_ids and inputs.input_ids is not None:
-            table = self.id_tables.content(tuple(config.special_token_ids), kept.device)
-            kept = kept & table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
+            kept = kept & self.id_tables.none_of(tuple(config.special_token_ids), inputs.input_ids, kept.device)
         return kept, kept
 
     def _ends(self, name: str, kept: Tensor, inputs: ForwardInputs) -> Tensor | None:
@@ -261,8 +260,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return None
         if inputs.input_ids is None:
             return torch.zeros_like(kept)
-        table = self.id_tables.content(tuple(boundaries), kept.device)
-        return kept & ~table[inputs.input_ids.to(kept.device).clamp(max=len(table) - 1)]
+        return kept & ~self.id_tables.none_of(tuple(boundaries), inputs.input_ids, kept.device)
 
     def _decide(
         self,

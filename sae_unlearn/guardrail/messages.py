@@ -34,10 +34,13 @@ class Messages(NamedTuple):
     state: Tensor
 
 
-def by_message(hits: Tensor, tokens: Tensor, ends: Tensor, min_tokens: int, previous: Tensor | None) -> Messages:
+def by_message(
+    whole: Tensor, hits: Tensor, tokens: Tensor, ends: Tensor, min_tokens: int, previous: Tensor | None
+) -> Messages:
     """The statistic of one forward pass.
 
     Args:
+        whole: `H / max(N, m)`, the ratio of the row as a whole, `[batch, seq]`.
         hits, tokens: `H` and `N`, `[batch, seq]`.
         ends: `[batch, seq]` bool, the boundaries.
         previous: `[batch, MESSAGES_SIZE]` after the row's last earlier token; None at a row's beginning.
@@ -49,7 +52,7 @@ def by_message(hits: Tensor, tokens: Tensor, ends: Tensor, min_tokens: int, prev
     share = hits - _one_before(begun_hits, first_hits)
     share = share / (tokens - _one_before(begun_tokens, first_tokens)).clamp(min=min_tokens)
     ended = _latest(share, ends, earlier)
-    value = torch.maximum(torch.maximum(hits / tokens.clamp(min=min_tokens), share), ended)
+    value = torch.maximum(torch.maximum(whole, share), ended)
     return Messages(value, torch.stack([begun_hits, begun_tokens, ended], dim=-1))
 
 

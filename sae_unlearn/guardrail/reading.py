@@ -68,16 +68,18 @@ def rows_as_fitted(
 
 def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
     """`[batch, seq]` bool: neither padding nor special."""
-    special = torch.tensor(config.special_token_ids or [], dtype=torch.long, device=batch.input_ids.device)
-    return batch.kept & ~torch.isin(batch.input_ids, special)
+    return batch.kept & ~_is_one_of(batch, config.special_token_ids or [])
 
 
 def message_ends(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor | None:
     """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
     if not config.message_boundary_ids:
         return None
-    boundaries = torch.tensor(config.message_boundary_ids, dtype=torch.long, device=batch.input_ids.device)
-    return batch.kept & torch.isin(batch.input_ids, boundaries)
+    return batch.kept & _is_one_of(batch, config.message_boundary_ids)
+
+
+def _is_one_of(batch: ResidualBatch, ids: list[int]) -> Tensor:
+    return torch.isin(batch.input_ids, torch.tensor(ids, dtype=torch.long, device=batch.input_ids.device))
 
 
 def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from kernel_count import kernels, waits
 
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
 BOUNDS = {("ratio", "dynamic"): 33, ("ratio", "static"): 45, ("cusum", "dynamic"): 38, ("window", "dynamic"): 53}
-BY_MESSAGE = {"dynamic": 55, "static": 67}
+BY_MESSAGE = {"dynamic": 53, "static": 65}
 THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4}
 
 
