@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from edited_json import edited_json
 from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -171,11 +172,7 @@ def test_the_model_is_known_again_with_a_longer_vocabulary_and_a_lora(fitted, fo
 
 
 def config_edit(**fields):
-    def lie(folder):
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return lie
+    return edited_json("adapter_config.json", **fields)
 
 
 def config_text(text):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from edited_json import edited_json
 from hub_metadata import metadata_errors
 from hub_stand_in import OWNER, READER, STRANGER
 from huggingface_hub import ModelCard
@@ -164,11 +165,7 @@ def test_a_folder_of_guardrails_without_a_list_says_which_it_holds(folder):
 
 
 def stored(**changes):
-    def change(folder):
-        path = folder / "bundle.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
+    return edited_json("bundle.json", **changes)
 
 
 def text(content):

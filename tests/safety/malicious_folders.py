@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from edited_json import edited_json
 from sae_folders import D_IN, D_SAE, tensors, write_gemma_scope, write_saelens
 from safetensors.torch import load_file, save_file
 
@@ -41,11 +42,7 @@ def trace_of(folder: Path) -> Path:
 
 
 def config(**fields):
-    def lie(folder):
-        path = folder / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return lie
+    return edited_json(CONFIG, **fields)
 
 
 def nested(field, **values):
@@ -581,11 +578,7 @@ LORA = "aligned"  # of the bundle that the lies change: beside a guardrail "topi
 
 
 def bundle(**fields):
-    def lie(folder):
-        path = folder / "bundle.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return lie
+    return edited_json("bundle.json", **fields)
 
 
 def bundle_text(text):
