@@ -47,6 +47,8 @@ class FitPlan(NamedTuple):
     threshold_percentile: float
     margin: float
     importance: str
+    by_message: bool
+    """Whether messages are to be judged by themselves, too."""
     usual_dose: bool
     """Whether the dose is the default one."""
     read: dict[str, Any]
@@ -150,6 +152,7 @@ def plan_fit(
     refusal_ids = None
     if refusal is not None:
         refusal_ids = message_ids(refusal, tokenizer, getattr(bare, "generation_config", None))
+    by_message = chat_template and tokenizer is not None and statistic == "ratio" and sticky and not faithful
     config = SAEGuardrailConfig(
         layer=layer,
         num_features=0 if features is not None else num_features,
@@ -170,11 +173,7 @@ def plan_fit(
         refusal_ids=refusal_ids,
         counting="columns" if faithful else "content",
         special_token_ids=special_token_ids(tokenizer, bare.config, chat_template),
-        message_boundary_ids=(
-            message_boundary_ids(tokenizer) or None
-            if chat_template and tokenizer is not None and statistic == "ratio" and sticky and not faithful
-            else None
-        ),
+        message_boundary_ids=message_boundary_ids(tokenizer) or None if by_message and tokenizer is not None else None,
         hidden_size=sae.d_in,
         num_layers=len(find_decoder_layers(bare).layers),
         base_model_name_or_path=getattr(bare, "name_or_path", None) or None,
@@ -195,6 +194,7 @@ def plan_fit(
         threshold_percentile=threshold_percentile,
         margin=margin,
         importance=importance,
+        by_message=by_message,
         usual_dose=usual_dose,
         read={"max_length": max_length, "chat_template": chat_template, "text_column": text_column},
         max_held_out=max_held_out,

@@ -212,13 +212,7 @@ class Fit:
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
-        if (
-            self.rows
-            and self.plan.read["chat_template"]
-            and not self.config.message_boundary_ids
-            and self.config.statistic == "ratio"
-            and not self.faithful
-        ):
+        if self.rows and self.plan.by_message and not self.config.message_boundary_ids:
             found["warnings"] = [NO_BOUNDARIES, *found["warnings"]]
         return found
 

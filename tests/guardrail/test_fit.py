@@ -619,7 +619,9 @@ def test_a_fit_in_the_chat_template_judges_message_by_message():
         ({"chat_template": True, "preset": "faithful"}, None),
         ({}, None),
     ):
-        assert config_of(fit(tokenizer=tokenizer, **given)).message_boundary_ids == expected
+        config = config_of(fit(tokenizer=tokenizer, **given))
+        assert config.message_boundary_ids == expected
+        assert not any("by no special token" in text for text in config.calibration["warnings"])
     words = tiny_tokenizer()
     words.chat_template = "w5 {% for m in messages %}{{ m.content }}{% endfor %} w6"
     for tokens, warned in ((words, True), (tokenizer, False)):
