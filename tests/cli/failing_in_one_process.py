@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 from sae_unlearn.backbone import processes
 from sae_unlearn.cli import main
@@ -14,8 +16,18 @@ def breaks_down(value):
     if processes.process_index() == 0:
         return processes.gathered(value)
     if sys.argv[1] == "killed":
+        await_first()
         os.kill(os.getpid(), signal.SIGKILL)
     raise OSError("the disk is gone")
+
+
+def await_first():
+    """The launcher ends the first process, too: not before it has written down where it stands, if it is to."""
+    if "--checkpoint-dir" in sys.argv:
+        written = Path(sys.argv[sys.argv.index("--checkpoint-dir") + 1]) / "fit-0-of-2.pt"
+        end = time.monotonic() + 60
+        while not written.exists() and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 fit_steps.gathered = breaks_down
