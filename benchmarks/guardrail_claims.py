@@ -12,12 +12,14 @@ that are not here, and is named as such. Topics, `--quick` and the like are thos
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from cached_front import Front
 from claims import CLAIMS, Work
 from claims.claim import CANNOT, NOT_MEASURED, Verdict
 from claims.cost import in_this_process
+from claims.parts import Parts
 from claims.trade_off import draw
 from guardrail_baselines import add_setting_arguments, base_cell, setting_arguments, settings, write
 from guardrail_setting import Setting
@@ -64,9 +66,14 @@ def run_claims(args: argparse.Namespace, setting: Setting) -> None:
         path = args.results / f"{name}-{setting.texts.name}-{setting.seed}.json"
         if not path.exists():
             start, cpu = time.monotonic(), time.process_time()
-            found = CLAIMS[name].measure(setting, work)
-            spent = {"cell_seconds": time.monotonic() - start, "cell_cpu_seconds": time.process_time() - cpu}
+            parts = Parts(args.results / "parts" / path.stem)
+            found = CLAIMS[name].measure(setting, replace(work, part=parts))
+            spent = {
+                "cell_seconds": time.monotonic() - start + parts.seconds,
+                "cell_cpu_seconds": time.process_time() - cpu + parts.cpu_seconds,
+            }
             write(path, {"claim": name, "topic": setting.texts.name, "seed": setting.seed, **spent, "found": found})
+            parts.remove()
 
 
 def verdicts(folder: Path) -> dict[str, tuple[Verdict, list[str]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from guardrail_fitting import fitted
 from guardrail_measures import SIDES, compared, guarded_losses
 from guardrail_setting import Setting
 
+from claims.parts import Parts
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.guardrail import GuardrailError
 
@@ -34,6 +35,7 @@ class Work:
         front: what the layers up to the guarded one make of texts, for `cached_front`.
         arguments: of the command line, which give the same setting to another process, but for the topic.
         quick: whether a reduced run is wanted.
+        part: keeps what has been measured of the claim.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Work:
     front: Front
     arguments: Sequence[str] = ()
     quick: bool = False
+    part: Parts = field(default_factory=Parts)
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,25 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
         )
         return {str(int(point.strength)): point.found for point in points}
 
-    found: dict[str, Any] = {"steps": list(after), "base": curve(setting.model)}
-    with fitted(setting, {}) as guarded:
-        found["guardrail"] = curve(guarded)
-    tuned, keeper, _ = train(setting, GRADIENT, 2 if work.quick else STEPS)
-    try:
-        if keeper.step is not None:
-            keeper.restore(tuned)
-        found[GRADIENT] = curve(tuned)
-    finally:
-        tuned.unload()
-    return found
+    def guardrail() -> dict[str, float]:
+        with fitted(setting, {}) as guarded:
+            return curve(guarded)
+
+    def gradient() -> dict[str, float]:
+        tuned, keeper, _ = train(setting, GRADIENT, 2 if work.quick else STEPS)
+        try:
+            if keeper.step is not None:
+                keeper.restore(tuned)
+            return curve(tuned)
+        finally:
+            tuned.unload()
+
+    return {
+        "steps": list(after),
+        "base": work.part("base", lambda: curve(setting.model)),
+        "guardrail": work.part("guardrail", guardrail),
+        GRADIENT: work.part(GRADIENT, gradient),
+    }
 
 
 def fact_of(text: str) -> Fact:

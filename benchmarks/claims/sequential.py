@@ -43,12 +43,12 @@ def measure(setting: Setting, work: Work) -> dict[str, Any]:
     measured = {name: texts.test for name, texts in mine.items()} | {"other": others[names[0]].other_test}
     with cached_front(setting.model, setting.layer, work.front):
         base = {part: text_losses(setting, setting.model, texts) for part, texts in measured.items()}
-        guarded, refused = _stacked(setting, others, measured, base)
+        guarded, refused = work.part("guardrails", lambda: _stacked(setting, others, measured, base))
     return {
         "topics": names,
         "guardrails": guarded,
         "refused": refused,
-        GRADIENT: _trained(setting, others, measured, base, 2 if work.quick else STEPS),
+        GRADIENT: work.part(GRADIENT, lambda: _trained(setting, others, measured, base, 2 if work.quick else STEPS)),
     }
 
 

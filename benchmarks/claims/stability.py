@@ -41,27 +41,46 @@ RULE = (
 
 
 def measure(setting: Setting, work: Work) -> dict[str, Any]:
-    """Every setting on the validation texts; None where it gives no guardrail, or no state."""
-    found: dict[str, list[Any]] = {"guardrail": []}
-    for change in SETTINGS[:2] if work.quick else SETTINGS:
-        options = {"clamp_scale": DEFAULT_DOSE, **change}
-        try:
-            with cached_front(setting.model, setting.layer, work.front), fitted(setting, options) as guarded:
-                two = (changes for changes, _ in validation_changes(setting, guarded, work.base))
-                found["guardrail"].append(Candidate.of(0.0, *two).to_dict() | {"setting": change})
-        except GuardrailError as error:
-            found["guardrail"].append({"setting": change, "refused": str(error)})
+    """Every setting on the validation texts, or why it gives no guardrail, or no state."""
+    found: dict[str, list[Any]] = {
+        "guardrail": [
+            work.part(f"guardrail {change}", lambda change=change: _guardrail(setting, work, change))
+            for change in (SETTINGS[:2] if work.quick else SETTINGS)
+        ]
+    }
     steps = 3 if work.quick else STEPS
     for method in list(GRADIENTS)[:1] if work.quick else GRADIENTS:
         found[method] = []
         for scale in SCALES[:1] if work.quick else SCALES:
-            tuned, keeper, _ = train(setting, method, steps, scale)
-            tuned.unload()
-            at = {int(c.strength): c for c in keeper.candidates}
-            for look in LOOKS:
-                wanted = round(look * steps)
-                state = at[wanted].to_dict() if wanted in at else {"refused": "stopped before, over the budget"}
-                found[method].append(state | {"setting": {"rate": scale, "steps": wanted}})
+            found[method] += work.part(
+                f"{method} {scale}", lambda method=method, scale=scale: _states(setting, method, scale, steps)
+            )
+    return found
+
+
+def _guardrail(setting: Setting, work: Work, change: dict[str, Any]) -> dict[str, Any]:
+    """A guardrail with one of its settings changed."""
+    try:
+        with (
+            cached_front(setting.model, setting.layer, work.front),
+            fitted(setting, {"clamp_scale": DEFAULT_DOSE, **change}) as guarded,
+        ):
+            two = (changes for changes, _ in validation_changes(setting, guarded, work.base))
+            return Candidate.of(0.0, *two).to_dict() | {"setting": change}
+    except GuardrailError as error:
+        return {"setting": change, "refused": str(error)}
+
+
+def _states(setting: Setting, method: str, scale: float, steps: int) -> list[dict[str, Any]]:
+    """A gradient method at a multiple of its rate, after each of `LOOKS`."""
+    tuned, keeper, _ = train(setting, method, steps, scale)
+    tuned.unload()
+    at = {int(c.strength): c for c in keeper.candidates}
+    found = []
+    for look in LOOKS:
+        wanted = round(look * steps)
+        state = at[wanted].to_dict() if wanted in at else {"refused": "stopped before, over the budget"}
+        found.append(state | {"setting": {"rate": scale, "steps": wanted}})
     return found
 
 

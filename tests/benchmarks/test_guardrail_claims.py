@@ -8,6 +8,7 @@ import torch
 from cached_front import Front
 from claims import CLAIMS, Work, cost, relearning, sequential, stability, zero_shot
 from claims.claim import CANNOT, DOES_NOT, HOLDS, NOT_MEASURED
+from claims.parts import Parts
 from guardrail_baselines import base_cell
 from guardrail_methods import GRADIENTS, OURS
 from guardrail_setting import Texts
@@ -184,3 +185,18 @@ def test_the_table_is_made_by_the_rules_from_the_files_that_are_there(tmp_path):
     assert f" {DOES_NOT} " in of["relearning"]
     assert NOT_MEASURED in of["stability"]
     assert sum(CANNOT in line for line in lines) == len(guardrail_claims.ELSEWHERE)
+
+
+def test_a_claim_that_was_cut_goes_on_with_the_parts_that_are_missing(tmp_path):
+    asked = []
+
+    def measure(part, until):
+        return [part(name, lambda name=name: asked.append(name) or {"of": name}) for name in ("a 0.5", "a 1")[:until]]
+
+    first, second = Parts(tmp_path / "parts"), Parts(tmp_path / "parts")
+    measure(first, 1)
+    assert measure(second, 2) == measure(Parts(), 2) == [{"of": "a 0.5"}, {"of": "a 1"}]
+    assert asked == ["a 0.5", "a 1", "a 0.5", "a 1"], "once in the folder, and again where none is kept"
+    assert first.seconds == 0 <= second.seconds
+    second.remove()
+    assert not (tmp_path / "parts").exists()
