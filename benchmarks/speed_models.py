@@ -27,12 +27,13 @@ SHAPES = {
     "gemma-2-2b": lambda: Gemma2Config(),  # the defaults are those of the 2B model
     "gemma-3-270m": lambda: Gemma3TextConfig(**GEMMA_3_270M),
     "thin": lambda: Gemma3TextConfig(**GEMMA_3_270M | {"vocab_size": 256, "num_hidden_layers": 1}),
+    "thin-2b": lambda: Gemma2Config(vocab_size=256, num_hidden_layers=1),
 }
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> nn.Module:
-    """`demo`: the real Gemma 3 270M. Others: random weights in that shape; `thin` is one layer of it with no head to
-    speak of, so that what a guardrail adds stands out of the noise."""
+    """`demo`: the real Gemma 3 270M. Others: random weights in that shape; `thin` is one layer of Gemma 3 270M,
+    and `thin-2b` one of Gemma 2 2B, with no head to speak of, so that what a guardrail adds stands out of the noise."""
     if name == "demo":
         from sae_unlearn.demo.model import load_demo_model
 

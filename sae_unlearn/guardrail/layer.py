@@ -332,6 +332,12 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
                 f"Guardrail {name!r} has no weights ({', '.join(empty)}), so nothing would be guarded. Load them "
                 "(`attach_guardrail(model, folder)`), or give an SAE: `attach_guardrail(model, config, sae=sae)`."
             )
+        low = [f"{key} ({tensor.dtype})" for key, tensor in named.items() if tensor.dtype.itemsize < 4]
+        if low:
+            raise GuardrailNotReady(
+                f"Guardrail {name!r} has weights below float32 ({', '.join(low)}), which moves its threshold. "
+                "Load them by `attach_guardrail`, or by `load_state_dict` without `assign=True`."
+            )
         try:
             check_tensors(named, f"guardrail {name!r}")
         except GuardrailError as error:

@@ -207,6 +207,16 @@ def test_pickled_whole_it_is_guarded(expected):
     assert_guarded(torch.load(file, weights_only=False), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_were_put_in_their_place_in_half_precision_stop_the_call(dtype):
+    model = guarded("llama")
+    half = {key: value.to(dtype) for key, value in model.state_dict().items() if "sae_guardrail" in key}
+    model.load_state_dict(half, strict=False)  # copies the values into float32
+    assert logits(model).isfinite().all()
+    model.load_state_dict(half, strict=False, assign=True)
+    assert_raises(model, "has weights below float32")
+
+
 def test_a_state_dict_brings_the_weights_but_no_guardrail(expected):
     state = guarded("llama").state_dict()
     again = get_peft_model(base_model("llama"), planted_config())
