@@ -4,12 +4,12 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
-def serves(config: SAEGuardrailConfig, hidden: Tensor, weights: list[Tensor]) -> bool:
+def serves(config: SAEGuardrailConfig, hidden: Tensor, encoder: nn.Module, decoder: nn.Module) -> bool:
     """Whether `fused_step` computes what this guardrail is to do with `hidden [batch, seq, d_in]`.
 
     Everything else is done by torch's operators: prompts, other statistics, training (the kernels have no gradient),
@@ -24,7 +24,11 @@ def serves(config: SAEGuardrailConfig, hidden: Tensor, weights: list[Tensor]) ->
         and (config.statistic, config.counting, config.action) == ("ratio", "content", "clamp")
         and not config.message_boundary_ids
         and config.threshold is not None
-        and all(w.device == hidden.device and w.dtype == torch.float32 and w.is_contiguous() for w in weights)
+        and all(
+            w.device == hidden.device and w.dtype == torch.float32 and w.is_contiguous()
+            for part in (encoder, decoder)
+            for w in part.parameters()
+        )
     )
 
 

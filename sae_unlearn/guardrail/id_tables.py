@@ -33,7 +33,7 @@ class IdTables:
     def none_of(self, special: tuple[int, ...], input_ids: Tensor, device: torch.device) -> Tensor:
         """`[batch, seq]` bool on `device`: the tokens that are none of `special`."""
         table = self.content(special, device)
-        return table[input_ids.to(device).clamp(max=len(table) - 1)]
+        return table.take(input_ids.to(device).clamp(max=len(table) - 1))
 
     def message(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
         """`[n + 1]`: the message `m_1 ... m_n`, then `m_n` again, which follows itself."""

@@ -195,7 +195,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         serve, and the operators of `_edit` do."""
         config = self.guard_config[name]
         encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
-        if cache is None or not serves(config, hidden, [*encoder.parameters(), *decoder.parameters()]):
+        if cache is None or not serves(config, hidden, encoder, decoder):
             return None
         from sae_unlearn.guardrail.fused_step import fused_step, works  # late: needs Triton
 
@@ -303,7 +303,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if torch.compiler.is_compiling():
             return
         encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
-        tensors = [*encoder.parameters(), *decoder.parameters()]
+        tensors = (encoder.weight, encoder.bias, encoder.threshold, decoder.weight, decoder.clamp)
         if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors):
             return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
         config = self.guard_config[name]

@@ -26,7 +26,9 @@ EPSILON = 1e-5  # OpenAI's, and SAELens'
 def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
     """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
     kind = tensor.device.type
-    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind):  # older dynamo cannot trace the question
+    if torch.compiler.is_compiling():  # older dynamo cannot trace the questions
+        return torch.autocast(kind, enabled=False)
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 

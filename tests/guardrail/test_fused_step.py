@@ -18,6 +18,7 @@ from zoo import guarded, padded, planted_config, token_ids
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail import fused_step as fused
 from sae_unlearn.guardrail import fused_step_use
+from sae_unlearn.guardrail.layer import GuardrailDecoder, GuardrailEncoder
 
 
 CPU = torch.device("cpu")
@@ -166,8 +167,9 @@ def test_what_the_kernels_do_not_compute_is_left_to_the_operators(fields, prompt
 
 
 def test_training_and_lowered_weights_are_left_to_the_operators(steps):
-    hidden, weights, config = torch.zeros(2, 1, 32), [torch.zeros(6, 32)], planted_config()
-    assert fused_step_use.serves(config, hidden, weights)
-    assert not fused_step_use.serves(config, hidden.clone().requires_grad_(), weights)
-    assert not fused_step_use.serves(config, hidden, [weights[0].double()])
-    assert not fused_step_use.serves(config, hidden.expand(2, 2, 32), weights)
+    hidden, config = torch.zeros(2, 1, 32), planted_config()
+    parts = GuardrailEncoder(32, 6), GuardrailDecoder(32, 6)
+    assert fused_step_use.serves(config, hidden, *parts)
+    assert not fused_step_use.serves(config, hidden.clone().requires_grad_(), *parts)
+    assert not fused_step_use.serves(config, hidden, parts[0], GuardrailDecoder(32, 6).double())
+    assert not fused_step_use.serves(config, hidden.expand(2, 2, 32), *parts)
