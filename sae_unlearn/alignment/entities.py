@@ -61,17 +61,17 @@ class EntitySet(Sequence[Entity]):
         """Read a JSON list of entities, or one entity a line where the suffix is `.jsonl`.
 
         Raises:
-            AlignmentError: not JSON, not a list, or items that are no entities.
+            AlignmentError: not JSON in UTF-8, not a list, or items that are no entities.
         """
         path = Path(path)
-        text = path.read_text(encoding="utf-8")
         try:
-            if path.suffix.lower() == ".jsonl":
-                items = [json.loads(line) for line in text.splitlines() if line.strip()]
+            text = path.read_text(encoding="utf-8-sig")
+            if path.suffix.lower() == ".jsonl":  # a name may hold U+2028, at which `splitlines` divides
+                items = [json.loads(line) for line in text.split("\n") if line.strip()]
             else:
                 items = json.loads(text)
         except ValueError as error:
-            raise AlignmentError(f"{path} is not valid JSON ({error}); save it again.") from error
+            raise AlignmentError(f"{path} is not valid JSON ({error}); save it again in UTF-8.") from error
         if not isinstance(items, list):
             raise AlignmentError(f"{path} holds a {type(items).__name__}; expected a list of entities.")
         return cls(items, entity_type)
@@ -83,10 +83,13 @@ class EntitySet(Sequence[Entity]):
         Aliases and accepted answers are separated by `|`; an empty cell is no answer.
 
         Raises:
-            AlignmentError: a missing column, or a row of more cells than the header has.
+            AlignmentError: a missing column, a row of more cells than the header has, or no CSV in UTF-8.
         """
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise AlignmentError(f"{path} is no CSV that can be read ({error}); save it again in UTF-8.") from error
         items = []
         for row in rows:
             if None in row:

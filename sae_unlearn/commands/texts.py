@@ -3,12 +3,15 @@
 import csv
 import json
 import random
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
+
+_ENCODING = "utf-8-sig"  # with or without the mark that some editors write first
 
 
 def read_texts(source: str, column: str = "text", split: str | None = None) -> Iterable[Any]:
@@ -49,19 +52,22 @@ def drawn(rows: list[Any], limit: int | None) -> list[Any]:
 def _read_file(path: Path, column: str) -> list[str]:
     try:
         if path.suffix.lower() == ".txt":
-            paragraphs = path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n\n")
+            paragraphs = re.split(r"\n\s*\n", path.read_text(encoding=_ENCODING))
             return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
         if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding=_ENCODING, newline="") as file:
                 rows: Any = list(csv.DictReader(file))
         elif path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            # `splitlines` would divide a text at U+2028 and others, which JSON leaves as they are
+            rows = [json.loads(line) for line in path.read_text(encoding=_ENCODING).split("\n") if line.strip()]
         else:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding=_ENCODING))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV that can be read ({error}); save it as .jsonl.") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds a {type(rows).__name__}; expected a list of texts, or of objects with texts.")
     return [_text(row, number, path, column) for number, row in enumerate(rows, 1)]

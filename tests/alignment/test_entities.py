@@ -123,6 +123,20 @@ def test_malformed_files(tmp_path, name, text, complaint):
         EntitySet.read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_files_in_another_encoding_are_named(tmp_path, name):
+    (tmp_path / name).write_text("Malmö", encoding="latin-1")
+    with pytest.raises(AlignmentError, match=rf"{name} is no.*save it again in UTF-8"):
+        EntitySet.read(tmp_path / name)
+
+
+def test_json_as_editors_and_other_programs_write_it(tmp_path):
+    row = json.dumps({"entity": "A\u2028B", "entity_type": "city"}, ensure_ascii=False)  # a line's end to Python
+    (tmp_path / "a.jsonl").write_text(f"{row}\n", encoding="utf-8-sig")
+    (tmp_path / "a.json").write_text(f"[{row}]", encoding="utf-8-sig")
+    assert EntitySet.read(tmp_path / "a.jsonl") == EntitySet.read(tmp_path / "a.json")
+
+
 def test_only_json_is_saved(tmp_path):
     with pytest.raises(AlignmentError, match="are saved as"):
         EntitySet(ROWS).save(tmp_path / "a.csv")

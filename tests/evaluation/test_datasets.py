@@ -231,6 +231,12 @@ def test_a_users_own_questions(tmp_path):
         read_questions(write(tmp_path / "bad.json", [{"prompt": "A", "answer": 3}]))
 
 
+def test_questions_as_editors_and_other_programs_write_them(tmp_path):
+    row = json.dumps({"prompt": "A\u2028B", "answer": "C"}, ensure_ascii=False)  # a line's end to Python, not to JSON
+    (tmp_path / "facts.jsonl").write_text(f"{row}\n{row}", encoding="utf-8-sig")
+    assert read_questions(tmp_path / "facts.jsonl") == [Fact("A\u2028B", ("C",))] * 2
+
+
 @real
 def test_real_tofu():
     facts, choices = (reader("forget10", f"{DATA}/tofu") for reader in (tofu_facts, tofu_choices))

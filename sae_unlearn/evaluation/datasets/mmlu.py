@@ -74,7 +74,7 @@ def _place(answer: Any) -> int:
 
 
 def _table_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     if rows and rows[0][:1] == ["question"]:
         rows = rows[1:]

@@ -49,15 +49,15 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         return read_table(path).to_pylist()
     try:
         if path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 return list(csv.DictReader(file))
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         rows = (
             json.loads(text)
             if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.splitlines() if x.strip()]
+            else [json.loads(x) for x in text.split("\n") if x.strip()]  # a text may hold U+2028
         )
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"{path} holds no rows: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} holds no rows; expected a list of objects, or an object a line.")
