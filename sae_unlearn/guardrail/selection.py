@@ -48,10 +48,11 @@ class FeatureSums:
         """Add tokens, `[tokens, d_in]`."""
         for block in residual.split(max(1, _ELEMENTS // self._sae.d_sae)):
             a = self._sae.encode(block.to(self._sae.device))
+            a = a.to(torch.promote_types(a.dtype, torch.float32))  # their squares overflow in float16
             self.tokens += a.shape[0]
-            self.total += a.sum(dim=0).double().cpu()
-            self.squares += a.square().sum(dim=0).double().cpu()
-            self.active += (a > 0).sum(dim=0).double().cpu()
+            self.total += a.sum(dim=0).cpu().double()
+            self.squares += a.square().sum(dim=0).cpu().double()
+            self.active += (a > 0).sum(dim=0).cpu().double()
 
     def state(self) -> dict[str, Tensor]:
         """The sums, which may be added to those of other tokens."""

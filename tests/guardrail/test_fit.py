@@ -26,6 +26,7 @@ from sae_unlearn.backbone.residuals import residual_batches
 from sae_unlearn.guardrail import fit_passes
 from sae_unlearn.guardrail.calibration import between
 from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.selection import FeatureSums
 
 
 TOKENIZER = tiny_tokenizer()
@@ -393,6 +394,17 @@ def test_a_bfloat16_base_is_fitted_in_full_precision_sums(usual):
     with record_firings(model) as firings, torch.no_grad():
         model.generate(input_ids=torch.tensor([token_rows(FORGET)[2]]), max_new_tokens=4, do_sample=False)
     assert firings[0].tokens > 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_sae_in_half_precision_is_summed_in_full_precision(dtype):
+    """Activations above 255, as large models have them, whose squares are more than float16 holds."""
+    sums, halves = FeatureSums(SAE), FeatureSums(copy.deepcopy(SAE).to(dtype))
+    tokens = 1000 * torch.randn(500, zoo.WIDTH, generator=torch.Generator().manual_seed(0))
+    for each in (sums, halves):
+        each.add(tokens)
+    for name, total in sums.state().items():
+        torch.testing.assert_close(halves.state()[name], total, rtol=0.01, atol=50.0)
 
 
 def test_a_model_with_a_device_map(usual, tmp_path):
