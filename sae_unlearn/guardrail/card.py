@@ -143,7 +143,7 @@ def _action(config: SAEGuardrailConfig) -> str:
 def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
     size = real(calibration.get("edit_to_residual"))
     measured = f"; the edit's typical norm is {size:.3g} times the median residual norm" if size else ""
-    if config.clamp_unit == "absolute":
+    if config.clamp_value is not None:
         return f"features are set to {config.clamp_value}{measured}"
     if config.clamp_unit == "residual":
         return f"features are set so that the edit has {config.clamp_scale} of the residual norm{measured}"

@@ -11,7 +11,7 @@ from hub_metadata import metadata_errors
 from hub_stand_in import OWNER
 from huggingface_hub import HfApi, ModelCard
 from tiny_topic import WORDS, tiny_parts, topic_texts
-from zoo import base_model, guarded
+from zoo import base_model, guarded, planted_config, random_sae
 
 from sae_unlearn import attach_guardrail, fit_guardrail
 from sae_unlearn.evaluation import Report
@@ -191,6 +191,12 @@ def test_braces_in_a_value_are_not_filled_in(tmp_path):
     model.peft_config["default"].sae_source = {"id": "{{ licences }}"}
     model.save_pretrained(tmp_path / "second")
     assert card_of(tmp_path / "second").text.count("{{ licences }}") == 2
+
+
+def test_a_dose_given_by_hand_is_named(tmp_path):
+    config = planted_config(num_features=0, feature_ids=[3, 8], clamp_value=-6.0)
+    attach_guardrail(base_model("llama"), config, sae=random_sae(40)).save_pretrained(tmp_path)
+    assert "features are set to -6.0" in section(card_of(tmp_path), "How it was made")
 
 
 @pytest.mark.parametrize(
