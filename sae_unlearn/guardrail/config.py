@@ -193,6 +193,11 @@ class SAEGuardrailConfig(PeftConfig):
         """Half-open interval [low, high) in which a threshold can ever be crossed and is not always crossed."""
         return (0.0, math.inf) if self.statistic == "cusum" else (0.0, 1.0)
 
+    @property
+    def never_fires(self) -> bool:
+        """Whether no statistic exceeds `threshold`, which the gate compares in float32."""
+        return _float32(self.tau) >= self.threshold_bounds[1]
+
     def _check_names(self) -> None:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
@@ -218,7 +223,7 @@ class SAEGuardrailConfig(PeftConfig):
         if self.threshold is not None:
             lowest, highest = self.threshold_bounds
             check_real("threshold", self.threshold)
-            if not (lowest <= self.threshold and _float32(self.threshold) < highest):  # the gate compares in float32
+            if self.threshold < lowest or self.never_fires:
                 raise GuardrailError(
                     f"threshold={self.threshold} is outside [{lowest}, {highest}), the range of statistic="
                     f"{self.statistic!r}: the gate would {'always' if self.threshold < lowest else 'never'} fire."

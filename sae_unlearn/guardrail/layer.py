@@ -316,7 +316,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return
         if config.threshold is None:
             raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
-        if config.threshold > config.threshold_bounds[1]:
+        if config.never_fires:
             raise GuardrailNotReady(
                 f"The threshold of guardrail {name!r} was set to {config.threshold}, which no statistic "
                 f"{config.statistic!r} exceeds, so its gate would never fire. Set another."

@@ -265,10 +265,13 @@ def test_weights_whose_memory_is_exchanged_are_looked_at_again():
     assert_raises(model, "zero for features")
 
 
-def test_a_threshold_out_of_reach_that_is_set_afterwards_stops_the_call():
-    model = guarded("llama")
+@pytest.mark.parametrize(
+    ("statistic", "threshold"), [("ratio", 2.0), ("ratio", 1.0), ("window", 1 - 1e-12), ("cusum", float("inf"))]
+)
+def test_a_threshold_out_of_reach_that_is_set_afterwards_stops_the_call(statistic, threshold):
+    model = guarded("llama", statistic=statistic)
     logits(model)
-    guard_layers(model)[0].guard_config["default"].threshold = 2.0
+    guard_layers(model)[0].guard_config["default"].threshold = threshold
     assert_raises(model, "would never fire")
     guard_layers(model)[0].guard_config["default"].threshold = None
     assert_raises(model, "no threshold")
