@@ -15,9 +15,11 @@ MARGIN = 1.0
 def hinge(at: Standing) -> Tensor:
     """`mean over known latents of relu(z - q95) / scale`, q95 the unknown entities' 95th percentile: `[rows]`.
 
-    It ends inside of the unknown entities' range, so that nothing is pushed past it.
+    It ends inside of the unknown entities' range, so that nothing is pushed past it. Without known latents it is 0.
     """
     known = at.known
+    if known.stop == known.start:
+        return none(at)
     return (torch.relu(at.z[:, known] - at.limit[:, known]) / at.scale[:, known]).mean(dim=-1)
 
 

@@ -55,7 +55,8 @@ class SAEAlignmentConfig(TrainingArguments):
         retain_max_length: tokens of a retain row.
         retain_positions: tokens of a retain row at which predictions are compared, its last one and others at random;
             None compares all. The output head, most of the work with a large vocabulary, is run nowhere else.
-        retain_budget: stop once `eval_kl` exceeds so many nats per token (needs `eval_strategy`); None never stops.
+        retain_budget: stop once `eval_kl` exceeds so many nats per token (needs `eval_strategy`, and `kl_weight` > 0);
+            None never stops.
         chat_template: put prompts into the tokenizer's chat template.
         reference_batch_size: rows per forward pass of the base model at the start.
 
@@ -137,6 +138,12 @@ class SAEAlignmentConfig(TrainingArguments):
             raise AlignmentError(
                 f"retain_budget={self.retain_budget:g} is compared with eval_kl, which is never measured with "
                 'eval_strategy="no"; set eval_strategy="steps" and eval_steps.'
+            )
+
+        if self.retain_budget is not None and self.kl_weight == 0:
+            raise AlignmentError(
+                f"retain_budget={self.retain_budget:g} is compared with eval_kl, which is never measured with "
+                "kl_weight=0; set a small kl_weight."
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -156,8 +156,11 @@ class EntitySet(Sequence[Entity]):
 
     @property
     def types(self) -> list[str]:
-        """The types, each once, in order of first appearance."""
-        return list(dict.fromkeys(entity.entity_type for entity in self))
+        """The types, each once (compared without case) as it is spelt first, in order of first appearance."""
+        found: dict[str, str] = {}
+        for entity in self:
+            found.setdefault(key_of(entity.entity_type), entity.entity_type)
+        return list(found.values())
 
     # --- parts ---------------------------------------------------------------------------------------------------
 

@@ -103,9 +103,10 @@ class AlignmentItems(Dataset[dict[str, Any]]):
         }
 
     def _places(self, length: int, draw: random.Random) -> list[int]:
-        """The last place of a row and others at random, never its first, which every row begins with alike."""
+        """The last place of a row and others at random, never its first, which every row begins with alike. None of no
+        row."""
         if length < 2 or self._positions is None or self._positions >= length - 1:
-            return list(range(min(1, length - 1), length))
+            return list(range(int(length > 1), length))
         return [*draw.sample(range(1, length - 1), self._positions - 1), length - 1]
 
 

@@ -34,7 +34,7 @@ class PartSums:
             held += torch.stack([value.detach().float(), count_of(part, counts)])
 
     def take_means(self, mode: str, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The mean of each part since the last call, and a new start.
+        """The mean of each part since the last call, of which there was something to measure, and a new start.
 
         Args:
             reduce: sums over processes.
@@ -44,6 +44,7 @@ class PartSums:
         for part in PARTS:
             if part in sums:
                 total, count = reduce(sums[part]).tolist()
-                means[part] = total / max(count, 1)
+                if count:
+                    means[part] = total / count
         sums.clear()
         return means

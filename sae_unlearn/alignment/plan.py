@@ -16,6 +16,7 @@ from sae_unlearn.backbone.corpus import read_corpus
 
 
 LEAST_ENTITIES = 8  # of each kind: fewer leave nothing to hold out
+_LEAST_PART = 2  # of those held out, and of the others: one entity has no spread
 _HELD_OUT_RETAIN = 0.1
 
 
@@ -56,7 +57,8 @@ def plan_entities(
     """Sort entities and texts into what trains and what judges.
 
     Raises:
-        AlignmentError: too few entities, sets that share one, a type of the targets that the others lack.
+        AlignmentError: too few entities, sets that share one, a type of the targets that the others lack, or nothing to
+            hold predictions on.
     """
     for name, entities in (("train_dataset", targets), ("known", known), ("unknown", unknown)):
         if not isinstance(entities, EntitySet):
@@ -88,7 +90,8 @@ def plan_entities(
                 )
             numbers = list(range(len(chosen), len(chosen) + len(mine)))
             random.Random(f"{args.seed}:{name}:{kind}").shuffle(numbers)
-            fit += sorted(numbers[max(2, round(len(mine) * args.held_out_fraction)) :])
+            held_out = max(_LEAST_PART, round(len(mine) * args.held_out_fraction))
+            fit += sorted(numbers[min(held_out, len(mine) - _LEAST_PART) :])
             chosen += list(mine)
         split[name] = EntitySet(chosen), fit
     groups = TemplateGroups(targets.types, args.templates, args.held_out_templates)
@@ -100,6 +103,18 @@ def plan_entities(
     texts = _text_rows(retain, tokenizer, args)
     held_out_known = [i for i in range(len(known)) if i not in set(fit_known)]
     apart = max(1, round(len(texts) * _HELD_OUT_RETAIN)) if len(texts) > 1 else 0
+    train_retain = _mixed(texts[apart:], _question_rows(known, fit_known, tokenizer, args))
+    eval_retain = _mixed(texts[:apart], _question_rows(known, held_out_known, tokenizer, args))
+    if args.kl_weight > 0 and not train_retain:
+        raise AlignmentError(
+            f"kl_weight={args.kl_weight:g}, but there is nothing to hold predictions on; give retain text, or known "
+            "entities with attributes to ask about, or set kl_weight=0."
+        )
+    if args.retain_budget is not None and not eval_retain:
+        raise AlignmentError(
+            f"retain_budget={args.retain_budget:g}, but no retain rows are left to measure it on; give more retain "
+            "text, or known entities with attributes to ask about."
+        )
     return EntityPlan(
         targets,
         known,
@@ -109,8 +124,8 @@ def plan_entities(
         [*rows(unknown, False), *rows(unknown, True)],
         fit_known,
         fit_unknown,
-        _mixed(texts[apart:], _question_rows(known, fit_known, tokenizer, args)),
-        _mixed(texts[:apart], _question_rows(known, held_out_known, tokenizer, args)),
+        train_retain,
+        eval_retain,
         texts[apart:],
     )
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import key_of
 from sae_unlearn.alignment.position import locate_entity
 from sae_unlearn.alignment.templates import entity_templates, render
 
@@ -46,14 +47,18 @@ class TemplateGroups:
                 chosen = entity_templates(kind, given, held_out=apart)
                 start = len(self.groups)
                 self.groups += [(kind, template) for template in chosen]
-                self._of_type[kind, apart] = list(range(start, len(self.groups)))
+                self._of_type[key_of(kind), apart] = list(range(start, len(self.groups)))
 
     def __len__(self) -> int:
         return len(self.groups)
 
+    def __contains__(self, kind: str) -> bool:
+        """Whether there are templates of a type."""
+        return (key_of(kind), False) in self._of_type
+
     def of_type(self, kind: str, held_out: bool = False) -> list[int]:
-        """The numbers of a type's templates."""
-        return self._of_type[kind, held_out]
+        """The numbers of a type's templates; types are compared without case."""
+        return self._of_type[key_of(kind), held_out]
 
     def types_of_groups(self) -> list[int]:
         """For every group the number of its type."""

@@ -95,7 +95,7 @@ class AlignmentSetting:
             AlignmentError: a type that the setting was not made for, or a name that cannot be located.
         """
         plan = self.plan
-        if other := [kind for kind in targets.types if kind not in plan.groups.types]:
+        if other := [kind for kind in targets.types if kind not in plan.groups]:
             raise AlignmentError(
                 f"Entities of type {other[0]!r} cannot be judged by references of type "
                 f"{', '.join(map(repr, plan.groups.types))}; evaluate them in an alignment of their own."

@@ -17,6 +17,7 @@ from sae_unlearn.alignment.away import away_part
 from sae_unlearn.alignment.card import REPORTS, card_fields, write_card
 from sae_unlearn.alignment.collapse import COLLAPSED
 from sae_unlearn.alignment.config import SAEAlignmentConfig
+from sae_unlearn.alignment.dropout import without_base_dropout
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.alignment.items import AlignmentItems, collate
@@ -60,6 +61,7 @@ class SAEAlignmentTrainer(Trainer):
     (arXiv 2411.14257), for where known and unknown entities differ. The result is an ordinary PEFT adapter.
 
     Prompts of targets run only up to the aligned layer; retain rows run in full, and not at all where `kl_weight` is 0.
+    The base model's own dropout is off while it trains, the adapter's is not.
 
     Args:
         model: a causal language model, or a `PeftModel` whose adapter is to be trained.
@@ -72,7 +74,7 @@ class SAEAlignmentTrainer(Trainer):
         known: entities that the model knows, of the targets' types, none of them a target.
         unknown: entities that it does not know, of the same types (see `label_entities`).
         retain_dataset: ordinary text (list of strings, dataset with a "text" column, batches of token ids), a tenth of
-            which is kept for evaluation; None keeps predictions on questions about known entities alone.
+            which is kept for evaluation; None keeps predictions on questions about known entities' attributes alone.
         eval_dataset: entities that `evaluate` judges, in templates that training never uses; None is the targets.
         compute_metrics: called like `Trainer`'s, with predictions `[rows, d_in]`, the residual stream, and label ids
             (number of the entity, number of its template); what it returns joins the metrics.
@@ -230,6 +232,8 @@ class SAEAlignmentTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         weights = self.args.weights
         mode = "train" if model.training else "eval"
+        if mode == "train":
+            without_base_dropout(self._bare)  # which `Trainer` has just switched on
         sums: dict[str, Tensor] = {}
         h, still = last_states(model, self._bare, self.setting.layer, inputs, with_still=weights["mse"] > 0)
         z = self.setting.code(h)

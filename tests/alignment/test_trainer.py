@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_entities import entities, parts, settings
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 
-from sae_unlearn.alignment import AlignmentError, SAEAlignmentTrainer
+from sae_unlearn.alignment import AlignmentError, Entity, EntitySet, SAEAlignmentTrainer
 from sae_unlearn.alignment.retain_budget import RetainBudgetCallback
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 
@@ -23,6 +23,10 @@ def trainer(folder, name="llama", **options) -> SAEAlignmentTrainer:
     own = {k: options.pop(k) for k in list(options) if k in (*given, "peft_config", "eval_dataset", "callbacks")}
     torch.manual_seed(0)
     return SAEAlignmentTrainer(args=settings(folder, **options), **{**given, **own})
+
+
+def without_attributes(given) -> EntitySet:
+    return EntitySet([Entity(one.entity, one.entity_type) for one in given])
 
 
 def lora_weights(it) -> dict[str, torch.Tensor]:
@@ -226,6 +230,83 @@ def test_training_stops_over_the_retain_budget_and_the_best_model_within_it_is_k
 def test_a_budget_that_is_never_measured_is_refused(tmp_path):
     with pytest.raises(AlignmentError, match="eval_strategy"):
         settings(tmp_path, retain_budget=0.1)
+    measured = {"retain_budget": 0.1, "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(AlignmentError, match="kl_weight=0"):
+        settings(tmp_path, kl_weight=0.0, **measured)
+    with pytest.raises(AlignmentError, match="no retain rows are left"):
+        trainer(
+            tmp_path, known=without_attributes(entities("known", 20, seed=3)), retain_dataset=["w40 w41"], **measured
+        )
+
+
+def test_nothing_to_hold_predictions_on_is_refused_and_kl_of_no_rows_is_not_told(tmp_path):
+    known = without_attributes(parts()["known"])
+    with pytest.raises(AlignmentError, match="nothing to hold predictions on"):
+        trainer(tmp_path, known=known, retain_dataset=None)
+    assert "eval_kl" not in trainer(tmp_path, known=known, retain_dataset=None, kl_weight=0.0).evaluate()
+    it = trainer(tmp_path, known=known, retain_dataset=["w40 w41 w42"], max_steps=1)  # nothing is left to judge by
+    found = it.evaluate()
+    assert "eval_kl" not in found
+    assert found["eval_loss"] == pytest.approx(
+        found["eval_toward"] + 0.5 * found["eval_away"] + 0.5 * found["eval_mse"], rel=1e-5
+    )
+    it.train()
+    assert any("kl" in log for log in it.state.log_history)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_of_the_base_is_no_change_of_it(tmp_path, checkpointing):
+    model = parts("gpt2")["model"]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    lora = LoraConfig(lora_dropout=0.3, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    it = trainer(
+        tmp_path,
+        "gpt2",
+        model=model,
+        peft_config=lora,
+        max_steps=1,
+        min_separation=0.0,
+        gradient_checkpointing=checkpointing,
+    )
+    it.train()
+    first = it.state.log_history[0]
+    assert max(first["kl"], first["mse"]) < 1e-9 < first["grad_norm"]
+    own = [m.training for n, m in it.model.named_modules() if "lora_dropout" in n and isinstance(m, torch.nn.Dropout)]
+    assert own
+    assert all(own)
+
+
+def test_types_are_compared_without_case(tmp_path):
+    def spelt(given, kinds):
+        return EntitySet([e.to_dict() | {"entity_type": kinds[i % len(kinds)]} for i, e in enumerate(given)])
+
+    given = parts()
+    it = trainer(
+        tmp_path,
+        train_dataset=spelt(given["train_dataset"], ["thing", "Thing"]),
+        known=spelt(given["known"], ["Thing"]),
+        unknown=spelt(given["unknown"], ["THING", "thing"]),
+        max_steps=1,
+    )
+    it.train()
+    assert it.setting.plan.groups.types == ["thing"]
+    assert it.separation == trainer(tmp_path).separation
+
+
+def test_however_many_are_held_out_two_of_each_kind_are_left(tmp_path):
+    it = trainer(tmp_path, held_out_fraction=0.99, min_separation=0.0, max_steps=1)
+    assert (len(it.setting.plan.fit_known), len(it.setting.plan.fit_unknown)) == (2, 2)
+    it.train()
+    assert it.state.log_history[0]["loss"] < 1e4
+
+
+def test_unknown_latents_alone_train(tmp_path):
+    it = trainer(tmp_path, num_known_latents=0, min_separation=0.0, max_steps=1)
+    it.train()
+    assert math.isfinite(it.state.log_history[0]["loss"])
+    assert it.state.log_history[0]["away"] == 0
 
 
 def test_callbacks_of_the_user_are_heard(tmp_path):
