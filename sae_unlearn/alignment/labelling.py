@@ -28,6 +28,7 @@ from sae_unlearn.alignment.templates import Prompt, Questions, render
 from sae_unlearn.alignment.templates import questions as questions_for
 from sae_unlearn.backbone.model_key import model_key
 from sae_unlearn.backbone.processes import gathered, process_count, process_index
+from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.backbone.residuals import evaluation_mode
 
 
@@ -248,9 +249,7 @@ def _ask(
 def _row(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template: bool) -> list[int]:
     if chat_template:
         return list(tokenizer(in_chat(tokenizer, prompt).text, add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer(prompt.text)["input_ids"])
-    # Some tokenizers close every text; nothing would follow that
-    return ids[:-1] if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) else ids
+    return prompt_ids(tokenizer, prompt.text)
 
 
 def _seed(seed: int, prompt: str) -> int:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessor
 
 from sae_unlearn.backbone.decoder_layers import input_device, output_embeddings
+from sae_unlearn.errors import UnlearnError
 
 
 def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
@@ -15,12 +17,37 @@ def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -
 
     The head is given those positions only: with a large vocabulary it is most of the work. `logits_to_keep` is not
     passed, since a guardrail takes it as the place from which its gate judges token by token.
+
+    Raises:
+        UnlearnError: they are not finite. Whoever looked for the largest would find some token, and call it an answer.
     """
     device = input_device(model)
     with head_sees(model, wanted) as picked:
         logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
     logits = logits[0] if picked else logits[wanted.to(logits.device)]
+    check_finite(logits)
     return logits.float()
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise unless the highest logit of every row, `[..., vocabulary]`, is finite; one that is not a number is highest.
+
+    Raises:
+        UnlearnError: naming the dtype, which is often why.
+    """
+    if logits.numel() and not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+        raise UnlearnError(
+            f"The model's logits are not finite; check its weights and dtype ({logits.dtype}; float16 overflows in "
+            "some models, bfloat16 does not)."
+        )
+
+
+class FiniteLogits(LogitsProcessor):
+    """`check_finite` at every step of `generate`, which takes a token whatever the logits are."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        check_finite(scores)
+        return scores
 
 
 def run_for_hooks(model: nn.Module, ids: Tensor, mask: Tensor) -> None:

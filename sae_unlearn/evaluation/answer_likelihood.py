@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.backbone.processes import filled, is_mine
+from sae_unlearn.backbone.prompt_ids import prompt_ids
 
 
 class AnswerLikelihoods(NamedTuple):
@@ -63,8 +64,7 @@ def answer_likelihoods(
     """
     rows, tokens = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
-        before = tokenizer(prompt)["input_ids"]
-        row = tokenizer(f"{prompt} {answer}")["input_ids"]
+        before, row = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, f"{prompt} {answer}")
         common = next(
             (i for i, (a, b) in enumerate(zip(before, row, strict=False)) if a != b), min(len(before), len(row))
         )

@@ -78,8 +78,8 @@ def evaluate(
         progress: show progress bars.
 
     Raises:
-        ValueError: nothing to measure, an empty set, rows that are none of the three kinds, or processes of a launch
-            that were given different rows.
+        ValueError: nothing to measure, an empty set, rows that are none of the three kinds, logits that are not finite
+            (float16 overflows in some models), or processes of a launch that were given different rows.
     """
     settings = Settings(
         batch_size, max_length, max_new_tokens, orders, chat_template, progress and process_index() == 0

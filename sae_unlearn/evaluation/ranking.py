@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.backbone.processes import filled, is_mine
+from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.given import check_all, check_counts, check_tensors
@@ -96,7 +97,7 @@ def candidate_log_probs(
     if blank is not None:
         raise ValueError(f"Prompt {blank!r} ends with a blank, which belongs to the answer's first token; strip it.")
     beginnings = _telling_beginnings(_continuations(tokenizer, prompts[0], candidates), candidates)
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     found = torch.zeros(len(rows), len(candidates), dtype=torch.float64)
     prefixes = sorted({beginning[:i] for beginning in beginnings for i in range(len(beginning))})
     with tqdm(total=len(rows) * len(prefixes), desc=progress, unit="row", disable=progress is None) as bar:
@@ -121,10 +122,10 @@ def candidate_log_probs(
 
 def _continuations(tokenizer: PreTrainedTokenizerBase, prompt: str, candidates: Sequence[str]) -> list[tuple[int, ...]]:
     """Each candidate's tokens, as they follow `prompt`: its last token decides whether a leading blank is a token."""
-    before = tokenizer(prompt)["input_ids"]
+    before = prompt_ids(tokenizer, prompt)
     found = []
     for candidate in candidates:
-        whole = tokenizer(f"{prompt} {candidate}")["input_ids"]
+        whole = prompt_ids(tokenizer, f"{prompt} {candidate}")
         if whole[: len(before)] != before or len(whole) == len(before):
             raise ValueError(f"Candidate {candidate!r} changes how prompt {prompt!r} is divided; reword it.")
         found.append(tuple(whole[len(before) :]))

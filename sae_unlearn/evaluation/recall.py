@@ -7,11 +7,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.decoder_layers import check_module, input_device
+from sae_unlearn.backbone.logits import FiniteLogits
 from sae_unlearn.backbone.padding import padding_id
 from sae_unlearn.backbone.processes import gathered, is_mine
+from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.evaluation.given import check_all, check_counts, check_is
 
 
@@ -94,9 +96,13 @@ def recall(
 def complete(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy completions of prompts, as one left-padded batch."""
+    """Greedy completions of prompts, as one left-padded batch.
+
+    Raises:
+        UnlearnError: the model's logits are not finite.
+    """
     check_all(prompts, str, "prompts", least=1)
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
     padding = padding_id(tokenizer)
     ids = torch.full((len(rows), width), padding)
@@ -111,6 +117,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=padding,
+        logits_processor=LogitsProcessorList([FiniteLogits()]),
     )
     return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
 

@@ -1,5 +1,7 @@
 """Attacks on weights and states where guardrails are on the model, and adapters taken off."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -94,6 +96,20 @@ def test_full_relearning_trains_every_weight():
     relearning_attack(model, tiny_tokenizer(), FACTS, measure, steps=(1,), learning_rate=1e-3, full=True)
     assert changed
     assert all(changed.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_full_relearning_of_a_model_in_16_bits_is_that_of_its_weights_in_32(saved, dtype):
+    """In bfloat16 most steps would be lost in rounding, and in float16 AdamW divides by 0."""
+    short = tiny_parts()[0].to(dtype)
+    found = []
+    for model in (short, copy.deepcopy(short).float()):
+        guarded = attach_guardrail(model, saved, check_base=False)
+        [point] = relearning_attack(guarded, tiny_tokenizer(), FACTS, logits, steps=(8,), full=True)
+        found.append(point.found)
+    assert torch.isfinite(found[0]).all()
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    assert short.dtype == dtype
 
 
 def test_the_displacement_is_what_the_adapter_took(guarded):

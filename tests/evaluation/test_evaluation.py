@@ -2,11 +2,27 @@
 
 import pytest
 import torch
+from lettered_words import lettered_tokenizer
 from tiny_topic import tiny_parts, tiny_tokenizer, topic_texts
+from tokenizers import processors
 from zoo import BOS, EOS, base_model
 
-from sae_unlearn import fit_guardrail, record_firings
-from sae_unlearn.evaluation import Fact, bootstrap_interval, complete, recall, row_losses
+from sae_unlearn import UnlearnError, fit_guardrail, record_firings
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.evaluation import (
+    Choice,
+    Fact,
+    answer_likelihoods,
+    bootstrap_interval,
+    candidate_log_probs,
+    complete,
+    evaluate,
+    recall,
+    row_losses,
+)
+from sae_unlearn.evaluation.attacks import relearning_attack
+from sae_unlearn.evaluation.attacks.splitting import converse
 from sae_unlearn.evaluation.recall import begins_with
 
 
@@ -123,6 +139,41 @@ def test_completing_needs_no_padding_token():
     expected = complete(model, tokenizer, ["w3 w4 w5", "w6"], 4)
     tokenizer.pad_token = None
     assert complete(model, tokenizer, ["w3 w4 w5", "w6"], 4) == expected
+
+
+def closing_tokenizer():
+    """As `tiny_tokenizer`, but it closes every text with EOS."""
+    tokenizer = tiny_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    assert tokenizer("w3 w4").input_ids == [BOS, 3, 4, EOS]
+    return tokenizer
+
+
+def test_a_tokenizer_that_closes_every_text_lets_something_follow():
+    model, plain, closing = base_model("llama"), tiny_tokenizer(), closing_tokenizer()
+    for measured in (
+        lambda t: complete(model, t, ["w3 w4 w5", "w6"], 4),
+        lambda t: answer_likelihoods(model, t, ["w3 w4", "w5"], ["w6", "w7 w8"]).log_probs.tolist(),
+        lambda t: candidate_log_probs(model, t, ["w3 w4"], ["w6", "w7"]).tolist(),
+        lambda t: relearning_attack(model, t, [Fact("w3 w4", ("w6",))], lambda m: complete(m, plain, ["w3"], 4), (2,)),
+        lambda t: converse(model, t, ["w3", " w4 w5"], 4),
+    ):
+        assert measured(closing) == measured(plain)
+    for tokenizer in (plain, closing):  # what stands in the text itself stays
+        assert prompt_ids(tokenizer, "w3 <eos>") == [BOS, 3, EOS]
+
+
+@pytest.mark.parametrize("rows", [[Fact("w3 w4", ("w5",))], [Choice("w3", ("w4", "w5"), 0)], ["w3 w4 w5"]])
+def test_a_model_whose_logits_are_no_numbers_is_not_measured(rows):
+    model = base_model("llama")
+    with torch.no_grad():
+        find_decoder_layers(model).layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UnlearnError, match="logits are not finite; check its weights and dtype"):
+        evaluate(model, lettered_tokenizer(), rows, progress=False)
+    with pytest.raises(UnlearnError, match="logits are not finite"):
+        converse(model, tiny_tokenizer(), ["w3"], 4)
 
 
 def test_bootstrap_interval_covers_the_mean():

@@ -5,7 +5,8 @@ unknown entities do. So the curve means something only beside its control: the s
 facts of unknown entities, measured on other unknown entities.
 
 Guardrails stay in force while it is trained, as at a service that lets its users fine-tune; whoever holds the weights
-takes them off instead.
+takes them off instead. Where all weights are trained, it is in float32 whatever the model's dtype is: in bfloat16 most
+steps would be lost in rounding, and in float16 AdamW divides by 0, and either would pass for resistance.
 
 Budget: white box, a LoRA of rank `rank` on every linear layer or all weights, `steps` steps of `batch_size` facts.
 """
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.decoder_layers import input_device
 from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.evaluation.attacks.merged import guarded_again, merged_parts
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
 from sae_unlearn.evaluation.recall import Fact
@@ -84,7 +86,7 @@ def _student(model: nn.Module, rank: int | None) -> nn.Module:
     """A merged copy to be trained: a new LoRA of that rank, or all weights. Its guardrails are put on it last."""
     student, guards = merged_parts(model)
     if rank is None:
-        student.requires_grad_(True)
+        student = student.float().requires_grad_(True)
     else:
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         student = get_peft_model(student, config, adapter_name="relearning")
@@ -109,8 +111,8 @@ def split_subjects(facts: Sequence[Fact], share: float = 0.5, seed: int = 0) -> 
 
 def _row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> tuple[list[int], int]:
     """Token ids of prompt and answer, and how many of them are the prompt's."""
-    prompt = tokenizer(fact.prompt)["input_ids"]
-    return tokenizer(f"{fact.prompt} {fact.answers[0]}")["input_ids"], len(prompt)
+    whole = prompt_ids(tokenizer, f"{fact.prompt} {fact.answers[0]}")
+    return whole, len(prompt_ids(tokenizer, fact.prompt))
 
 
 def _batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.decoder_layers import input_device, text_config
+from sae_unlearn.backbone.logits import FiniteLogits
 from sae_unlearn.backbone.padding import padding_id
+from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.backbone.residuals import evaluation_mode
 from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
 from sae_unlearn.evaluation.attacks.dilution import FILLER, filler_words
@@ -166,6 +168,7 @@ def converse(
             max_new_tokens=new,
             do_sample=False,
             pad_token_id=padding_id(tokenizer),
+            logits_processor=LogitsProcessorList([FiniteLogits()]),
         )
         reply = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
         known, text = out[0].tolist(), whole + tokenizer.decode(out[0, len(ids) :])
@@ -186,7 +189,7 @@ def _read(model: nn.Module, ids: list[int], seen: int, cache: DynamicCache) -> N
 
 def _continued(tokenizer: PreTrainedTokenizerBase, known: list[int], text: str, whole: str) -> list[int]:
     """The ids of `whole`; after `known`, the ids of its beginning `text`, where it goes on from there."""
-    ids = tokenizer(whole)["input_ids"]
+    ids = prompt_ids(tokenizer, whole)
     if ids[: len(known)] == known or not whole.startswith(text):
         return ids
     return known + tokenizer(whole[len(text) :], add_special_tokens=False)["input_ids"]
