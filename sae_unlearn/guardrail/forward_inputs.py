@@ -1,14 +1,16 @@
 """What a guardrail must know of the running forward pass and cannot see from inside a decoder layer.
 
 Decoder layers receive a 4-D mask, a block mask or none, depending on the attention kernel, and no token ids. Two pairs
-of hooks note what is needed on the way in: on the model (how many positions' logits are wanted) and on its backbone
-(ids, mask, positions, and the length of the cache, which inside the loop over layers is already half updated).
+of hooks note what is needed on the way in: on the model (ids, mask, and how many positions' logits are wanted) and on
+its backbone (ids, mask, positions, and the length of the cache, which inside the loop over layers is already half
+updated). The backbone of a multimodal model is given embeddings and the attention kernel's mask; what counts then is
+what the model itself was given.
 
 The notes are kept in a context variable of transformers that is safe across threads and that `torch.compile` can trace.
 """
 
 import inspect
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +34,9 @@ class ForwardInputs(NamedTuple):
     """The notes of one forward pass.
 
     Attributes:
-        input_ids: `[batch, seq]`, None when the model was called with `inputs_embeds`.
-        attention_mask: as given; only a 2-D `[batch, past + seq]` mask is read.
+        input_ids: `[batch, seq]`, None when the model was called with `inputs_embeds` alone.
+        attention_mask: 2-D `[batch, past + seq]` if the backbone or the model was given such a one; else as given to
+            the backbone: 4-D, of another kind, or None.
         position_ids: `[batch or 1, seq]` or None.
         past: tokens in the cache before this pass, an int or a 0-d tensor.
         recurrent: whether the cache has recurrent layers only, and they hold a state from before this pass.
@@ -50,14 +53,23 @@ class ForwardInputs(NamedTuple):
     cache: Cache | None
 
 
+class ModelCall(NamedTuple):
+    """What the model with its head was called with, as in `ForwardInputs`."""
+
+    input_ids: Tensor | None = None
+    attention_mask: Any = None
+    wanted: int | None = None
+
+
 _INPUTS = CompileableContextVar("sae_guardrail_forward_inputs")
-_WANTED = CompileableContextVar("sae_guardrail_logits_wanted")
+_CALL = CompileableContextVar("sae_guardrail_model_call")
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "cache_params", "state", "mems", "layer_past")
 
 
-def current_inputs() -> ForwardInputs:
-    """The notes of the running forward pass.
+def current_inputs(batch: int, seq: int) -> ForwardInputs:
+    """The notes of the running forward pass, at a decoder layer that is given `[batch, seq, d_in]`. Ids of another
+    number of tokens are not those that the layer sees, and are left out.
 
     Raises:
         GuardrailNotReady: the decoder layer was called outside of its model, where nothing is known of the tokens.
@@ -68,22 +80,28 @@ def current_inputs() -> ForwardInputs:
             "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see "
             "the attention mask. Call the model, or take the guardrail off with `unload()`."
         )
-    return inputs
+    ids = inputs.input_ids
+    return inputs if ids is None or ids.shape == (batch, seq) else inputs._replace(input_ids=None)
 
 
 class ModelHooks:
-    """Notes `logits_to_keep` of a call to the model with its head."""
+    """Notes the token ids, the mask and `logits_to_keep` of a call to the model with its head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = list(inspect.signature(model.forward).parameters)
 
     def install(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, with_kwargs=True)
         model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        wanted = kwargs.get("logits_to_keep")
-        _WANTED.set(wanted if isinstance(wanted, int) and wanted > 0 else None)
+        given = _by_name(self.names, args, kwargs)
+        wanted = given.get("logits_to_keep")
+        wanted = wanted if isinstance(wanted, int) and wanted > 0 else None
+        _CALL.set(ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted))
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        _forget(_WANTED)
+        _forget(_CALL)
 
 
 class BackboneHooks:
@@ -101,21 +119,23 @@ class BackboneHooks:
     def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
             self._check_places(backbone)
-        given = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
+        given = _by_name(self.names, args, kwargs)
         _refuse_packed(given)
         cache = find_cache(given.values())
         if cache is None:
             _refuse_foreign_cache(given)
         elif isinstance(cache, EncoderDecoderCache):
             raise NotImplementedError("A guardrail works on decoder-only models; this call has an encoder's cache.")
+        call = _CALL.get() or ModelCall()  # the latter where the backbone is called by itself
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
         _INPUTS.set(
             ForwardInputs(
-                given.get("input_ids"),
-                given.get("attention_mask"),
+                call.input_ids if ids is None else ids,
+                call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
                 given.get("position_ids"),
                 past_length(cache),
                 has_state(cache),
-                _WANTED.get(),
+                call.wanted,
                 cache,
             )
         )
@@ -170,7 +190,7 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
         GuardrailNotReady: the mask does not cover the tokens.
     """
     mask, past = inputs.attention_mask, inputs.past
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
+    if not _is_2d(mask):
         return None
     if isinstance(past, int):
         chunk = mask if mask.shape[1] == seq else mask[:, past : past + seq]
@@ -215,6 +235,15 @@ def _visible_to_themselves(inputs: ForwardInputs, batch: int, seq: int) -> Tenso
     found = mask[:, 0].gather(2, own[None, :, None].expand(mask.shape[0], seq, 1))[..., 0]
     seen = found if found.dtype == torch.bool else (found > -1) if found.is_floating_point() else found != 0
     return seen.expand(batch, seq)
+
+
+def _is_2d(mask: Any) -> TypeGuard[Tensor]:
+    return isinstance(mask, Tensor) and mask.ndim == 2
+
+
+def _by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a function whose parameters are `names`."""
+    return {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
 
 
 def _forget(variable: CompileableContextVar) -> None:

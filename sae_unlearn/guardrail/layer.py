@@ -178,7 +178,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or not active:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        inputs = current_inputs()
+        inputs = current_inputs(*hidden.shape[:2])
         cache = find_cache((*args, *kwargs.values())) or inputs.cache
         edited = self._edited_step(active[0], hidden, inputs, cache) if len(active) == 1 else None
         if edited is None:

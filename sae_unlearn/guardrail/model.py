@@ -81,7 +81,7 @@ class SAEGuardrailModel(BaseTuner):
             return
         place = find_decoder_layers(self.model)
         if hooks_of(self.model, ModelHooks) is None:
-            ModelHooks().install(self.model)
+            ModelHooks(self.model).install(self.model)
             RefusalHooks().install(self.model)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:

@@ -322,8 +322,8 @@ class drafts_judged_whole:
     """The naive implementation of the sequence scope: the tokens of a draft are judged together, as a prompt is."""
 
     def __enter__(self):
-        self.original = forward_inputs._WANTED
-        forward_inputs._WANTED = self
+        self.original = forward_inputs._CALL
+        forward_inputs._CALL = self
 
     def get(self):
         return None
@@ -334,7 +334,7 @@ class drafts_judged_whole:
     reset = set
 
     def __exit__(self, *_):
-        forward_inputs._WANTED = self.original
+        forward_inputs._CALL = self.original
 
 
 BOTH = {
