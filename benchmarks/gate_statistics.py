@@ -8,7 +8,8 @@ threshold of every statistic is set on one half of the other texts, of all lengt
 other half says how often the gate then fires on them, and the topic's texts how often it still fires on the topic.
 From so few texts a percentile gives every statistic another rate; so a second table puts each threshold where the gate
 fires on one and the same share of all other texts of the topic, and that table decides. Only truncated passes are run;
-features are those of the default settings.
+features are those of the default settings, and for "weighed, 40" of num_features=40. Tokens that are weighed count what
+their features say for the topic (`evidence="log_ratio"`), in nats.
 
 A split-conformal threshold of level alpha is exceeded by a fresh text with probability at most alpha, if texts are
 exchangeable. It is set on random halves of the other texts as they are, and compared with what the other halves do.
@@ -36,14 +37,27 @@ from sae_unlearn.evaluation import Estimate
 from sae_unlearn.evaluation.attacks.dilution import diluted
 from sae_unlearn.guardrail.calibration import conformal_threshold, percentile_threshold
 from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
-from sae_unlearn.guardrail.gate import row_statistic
+from sae_unlearn.guardrail.gate import hits_of, row_statistic
 
 
-STATISTICS: dict[str, dict[str, Any]] = {
-    "ratio": {"statistic": "ratio"},
+RATIO = {"ratio": {"statistic": "ratio"}}
+COUNTED: dict[str, dict[str, Any]] = {
+    **RATIO,
     **{f"window of {w}": {"statistic": "window", "window": w} for w in (16, 32, 64)},
     **{f"cusum, drift {k:g}": {"statistic": "cusum", "drift": k} for k in (0.25, 0.5)},
 }
+WEIGHED: dict[str, dict[str, Any]] = {
+    **RATIO,
+    "window of 16": COUNTED["window of 16"],
+    **{f"cusum, drift {k:g}": {"statistic": "cusum", "drift": k} for k in (0.5, 1.0)},
+}
+FITS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "": ({}, COUNTED),
+    "weighed, ": ({"evidence": "log_ratio"}, WEIGHED),
+    "weighed, 40, ": ({"evidence": "log_ratio", "num_features": 40}, WEIGHED),
+}
+"""What is fitted, with which options, and the statistics that are read under it."""
+STATISTICS = [fit + name for fit, (_, statistics) in FITS.items() for name in statistics]
 DEFAULT = "ratio"
 WORDS = (0, 64, 256)
 PERCENTILE = 97.5
@@ -64,31 +78,43 @@ def measure(setting: Setting, words: Sequence[int] = WORDS) -> dict[str, Any]:
     others = [*texts.other_test, *texts.other_validation]
     rows = {"topic": texts.test, "other": others[: min(OTHER_ROWS, len(others) // 2)]}
     filler = others[len(rows["other"]) :] or others
-    with cached_front(setting.model, setting.layer, Front()), fitted(setting, {}) as guarded:
-        ids = guarded.peft_config["default"].feature_ids
-    found: dict[str, Any] = {"features": ids}
+    configs = {}
+    with cached_front(setting.model, setting.layer, Front()):
+        for fit, (options, statistics) in FITS.items():
+            with fitted(setting, options) as guarded:
+                config = guarded.peft_config["default"]
+            for name, fields in statistics.items():
+                configs[fit + name] = SAEGuardrailConfig(
+                    layer=setting.layer,
+                    feature_ids=config.feature_ids,
+                    evidence=config.evidence,
+                    feature_evidence=config.feature_evidence,
+                    min_tokens=DEFAULT_MIN_TOKENS,
+                    **fields,
+                )
+    found: dict[str, Any] = {"features": configs[DEFAULT].feature_ids}
     for seed, (side, some) in enumerate(rows.items()):
         found[side] = {}
         for number in words:
             given = [diluted(text, number, "both", filler, seed, i) for i, text in enumerate(some)]
-            found[side][str(number)] = statistics_of(setting, ids, given)
+            found[side][str(number)] = statistics_of(setting, configs, given)
     return found
 
 
-def statistics_of(setting: Setting, ids: list[int], texts: Sequence[str]) -> dict[str, list[float]]:
-    """Each statistic of each text, under the features `ids`."""
-    part = setting.sae.slice(ids)
+def statistics_of(
+    setting: Setting, configs: dict[str, SAEGuardrailConfig], texts: Sequence[str]
+) -> dict[str, list[float]]:
+    """Each statistic of each text."""
+    parts = {tuple(config.feature_ids): setting.sae.slice(config.feature_ids) for config in configs.values()}
     special = torch.tensor(special_token_ids(setting.tokenizer, setting.model.config))
-    configs = {
-        name: SAEGuardrailConfig(layer=setting.layer, feature_ids=ids, min_tokens=DEFAULT_MIN_TOKENS, **options)
-        for name, options in STATISTICS.items()
-    }
-    found = {name: [0.0] * len(texts) for name in STATISTICS}
+    found = {name: [0.0] * len(texts) for name in configs}
     for batch in residual_batches(setting.model, setting.tokenizer(list(texts))["input_ids"], setting.layer, 4):
         content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
-        hot = (part.encode(batch.residual) > 0).any(dim=-1) & content
+        activations = {ids: part.encode(batch.residual) for ids, part in parts.items()}
         for name, config in configs.items():
-            for i, value in zip(batch.index, row_statistic(hot, content, config).tolist(), strict=True):
+            weights = None if config.feature_evidence is None else torch.tensor(config.feature_evidence)
+            hits = hits_of(activations[tuple(config.feature_ids)], content, weights)
+            for i, value in zip(batch.index, row_statistic(hits, content, config).tolist(), strict=True):
                 found[name][i] = round(value, 5)
     return found
 

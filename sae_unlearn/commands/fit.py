@@ -24,6 +24,7 @@ Hub or in a folder (needs the package `datasets`; see --forget-split)
 DEFAULTS: dict[str, Any] = {
     "num_features": 20,
     "statistic": "ratio",
+    "evidence": "any",
     "gate_scope": "sequence",
     "clamp_unit": "residual",
     "max_length": 512,
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clamp-scale", type=float, help="dose in that unit (default 0.5 residual norms)")
     add("--clamp-value", type=float, help="the paper's absolute dose, such as -500")
     add("--statistic", choices=("ratio", "window", "cusum"), help="what the gate watches" + _default("statistic"))
+    add("--evidence", choices=("any", "log_ratio"), help="how hot a token is" + _default("evidence"))
     add("--gate-scope", choices=("sequence", "prefix"), help="what a decision holds for" + _default("gate_scope"))
     add("--preset", choices=("faithful",), help="the published procedure: scores, counting, clamp, use of rows")
     add("--topk", choices=("threshold",), help="approximate the features of a topk SAE, and measure how well")

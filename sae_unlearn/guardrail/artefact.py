@@ -124,6 +124,8 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
             f"{CONFIG_NAME} of {source} names no features, no hidden size or no threshold "
             f"({config.num_features}, {config.hidden_size}, {config.threshold}); it was not written by a fit."
         )
+    if config.evidence == "log_ratio" and config.feature_evidence is None:
+        raise GuardrailError(f"{CONFIG_NAME} of {source} has no feature_evidence, which evidence='log_ratio' needs.")
     revision = None
     if not is_local(source):
         revision = commit_of(config_path)

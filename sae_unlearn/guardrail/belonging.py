@@ -58,9 +58,9 @@ def _check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
     if config.threshold is None or not isinstance(longest, int):
         return
     highest = {
-        "ratio": longest / max(longest, config.min_tokens),
-        "window": min(longest, config.window) / min(max(longest, config.min_tokens), config.window),
-        "cusum": longest * (1 - config.drift),
+        "ratio": config.hottest * longest / max(longest, config.min_tokens),
+        "window": config.hottest * min(longest, config.window) / min(max(longest, config.min_tokens), config.window),
+        "cusum": longest * (config.hottest - config.drift),
     }[config.statistic]
     if highest <= config.threshold:
         raise GuardrailError(

@@ -128,7 +128,10 @@ def _gate(config: SAEGuardrailConfig) -> str:
     }[config.gate_scope]
     stays = " and stays fired" if config.sticky else ""
     messages = ", and message by message of a conversation" if config.message_boundary_ids else ""
-    return f"fires{stays} when the statistic `{config.statistic}` exceeds {config.threshold}, {scope}{messages}"
+    weighed = ", tokens weighed by what their features say," if config.evidence == "log_ratio" else ""
+    return (
+        f"fires{stays} when the statistic `{config.statistic}`{weighed} exceeds {config.threshold}, {scope}{messages}"
+    )
 
 
 def _action(config: SAEGuardrailConfig) -> str:

@@ -24,8 +24,12 @@ LONGEST_REFUSAL = 512
 # Features times width: 1 GiB of weights, some thousand times what a topic takes.
 LARGEST_SLICE = 2**27
 
+# Log-likelihood ratios in quarters of a nat, so that sums of them are exact in float32, too.
+EVIDENCE_STEP, LARGEST_EVIDENCE = 0.25, 16.0
+
 CHOICES = {
     "statistic": ("ratio", "window", "cusum"),
+    "evidence": ("any", "log_ratio"),
     "gate_scope": ("sequence", "prefix"),
     "clamp_mode": ("fired", "all"),
     "clamp_unit": ("feature", "residual", "absolute"),
@@ -60,6 +64,20 @@ class SAEGuardrailConfig(PeftConfig):
             "help": "What is compared with `threshold`. 'ratio': hot tokens / tokens so far. 'window': the same over "
             "the last `window` tokens, its largest value so far. 'cusum': cumulative sum of (hot - drift), floored at "
             "0, its largest value so far."
+        },
+    )
+    evidence: str = field(
+        default="any",
+        metadata={
+            "help": "How hot a token is. 'any': 1 if a guarded feature is active. 'log_ratio': the sum of "
+            "`feature_evidence` over the features active there."
+        },
+    )
+    feature_evidence: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Of each feature, the log of how much likelier it is active on the topic than on other text, in "
+            "quarters of a nat, 0.25 to 16."
         },
     )
     gate_scope: str = field(
@@ -149,6 +167,7 @@ class SAEGuardrailConfig(PeftConfig):
         self.sae_unlearn_version = self.sae_unlearn_version or __version__
         _check_version(self.format_version)
         self._check_names()
+        self._check_evidence()
         self._check_numbers()
         self._check_ids()
         self._check_strings()
@@ -189,9 +208,16 @@ class SAEGuardrailConfig(PeftConfig):
         return self.hidden_size
 
     @property
+    def hottest(self) -> float:
+        """What the hottest token counts: 1, or all of `feature_evidence`; infinite where that is not known yet."""
+        if self.evidence == "any":
+            return 1.0
+        return math.inf if self.feature_evidence is None else sum(self.feature_evidence)
+
+    @property
     def threshold_bounds(self) -> tuple[float, float]:
         """Half-open interval [low, high) in which a threshold can ever be crossed and is not always crossed."""
-        return (0.0, math.inf) if self.statistic == "cusum" else (0.0, 1.0)
+        return (0.0, math.inf) if self.statistic == "cusum" else (0.0, self.hottest)
 
     @property
     def never_fires(self) -> bool:
@@ -229,8 +255,10 @@ class SAEGuardrailConfig(PeftConfig):
                     f"{self.statistic!r}: the gate would {'always' if self.threshold < lowest else 'never'} fire."
                 )
         check_real("drift", self.drift)
-        if not 0 < self.drift < 1:
-            raise GuardrailError(f"drift={self.drift} must lie between 0 and 1, between a quiet and a hot text's rate.")
+        if not 0 < self.drift < self.hottest:
+            raise GuardrailError(
+                f"drift={self.drift} must lie between 0 and {self.hottest:g}, between a quiet and a hot text's rate."
+            )
         if self.clamp_value is not None:
             check_real("clamp_value", self.clamp_value)
             if self.clamp_value > 0:
@@ -274,6 +302,25 @@ class SAEGuardrailConfig(PeftConfig):
         self.message_boundary_ids = _token_ids("message_boundary_ids", self.message_boundary_ids)
         self._check_messages()
         self.check_refusal()
+
+    def _check_evidence(self) -> None:
+        values = self.feature_evidence
+        if values is None:
+            return
+        if self.evidence == "any":
+            raise GuardrailError("feature_evidence goes with evidence='log_ratio'; leave it out.")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise GuardrailError(f"feature_evidence={values!r} must be a list of numbers, one for each feature.")
+        for value in values:
+            check_real("feature_evidence", value)
+            if not EVIDENCE_STEP <= value <= LARGEST_EVIDENCE or value % EVIDENCE_STEP:
+                raise GuardrailError(
+                    f"feature_evidence holds {value}; it is in steps of {EVIDENCE_STEP} up to {LARGEST_EVIDENCE:g}."
+                )
+        self.feature_evidence = [float(value) for value in values]
+        number = len(self.feature_ids or []) or self.num_features
+        if number != len(values):
+            raise GuardrailError(f"feature_evidence holds {len(values)} numbers for {number} features.")
 
     def _check_messages(self) -> None:
         if not self.message_boundary_ids:

@@ -29,7 +29,9 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         "layer": f"{config.layer} (its output)",
         "features": f"{config.num_features}: {ids}",
         "SAE": ", ".join(named) or "not recorded",
-        "gate": f"statistic {config.statistic} above {config.tau:.4g}, scope {config.gate_scope}, "
+        "gate": f"statistic {config.statistic} above {config.tau:.4g}, "
+        + ("tokens weighed by their features' log ratios, " if config.evidence == "log_ratio" else "")
+        + f"scope {config.gate_scope}, "
         + ("stays fired" if config.sticky else "may fall quiet again")
         + f", at least {config.min_tokens} tokens"
         + (", each message by itself too" if config.message_boundary_ids else ""),

@@ -126,7 +126,12 @@ def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: 
         threshold=config.tau,
         fired=fired_at > 0,
         at_token=fired_at or None,
-        hot_tokens=int(values[HITS] if finite else values[TOKENS]),
+        hot_tokens=_number(values[HITS] if finite else values[TOKENS]),
         tokens=int(values[TOKENS]),
         finite=finite,
     )
+
+
+def _number(value: float) -> float:
+    """A count as an int."""
+    return int(value) if value.is_integer() else value

@@ -46,6 +46,7 @@ def fit_guardrail(
     preset: str | None = None,
     topk: str | None = None,
     statistic: str = "ratio",
+    evidence: str = "any",
     gate_scope: str = "sequence",
     sticky: bool = True,
     action: str = "clamp",
@@ -99,6 +100,8 @@ def fit_guardrail(
             threshold for each. How often that is wrong is measured, warned about, and kept in
             `calibration["topk"]`; see `topk`.
         statistic, gate_scope, sticky, action, window, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
+        evidence: "any": a token counts 1 where a guarded feature is active; "log_ratio": as much as the features active
+            there say for the topic, see `selection`.
         refusal: the message of action="refuse", which is answered where the gate fires; see `refusal`.
         adapter_name: the guardrail's name on the model.
         chat_template: put texts as a user's turn into the tokenizer's chat template. Do it if the model is deployed so.

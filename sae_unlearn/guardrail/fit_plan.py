@@ -82,6 +82,7 @@ def plan_fit(
     preset: str | None,
     topk: str | None,
     statistic: str,
+    evidence: str,
     gate_scope: str,
     sticky: bool,
     action: str,
@@ -116,6 +117,8 @@ def plan_fit(
         if number is not None:
             check_real(name, number)
     faithful = preset == "faithful"
+    if faithful and evidence != "any":
+        raise GuardrailError(f"evidence={evidence!r}: preset='faithful' counts every hot token as 1.")
     if faithful:
         importance, clamp_mode, min_tokens = "squared_mean", "all", 1
         if clamp_value is None and clamp_scale is None:
@@ -158,6 +161,7 @@ def plan_fit(
         num_features=0 if features is not None else num_features,
         feature_ids=list(features) if isinstance(features, Iterable) else features,
         statistic=statistic,
+        evidence=evidence,
         gate_scope=gate_scope,
         sticky=sticky,
         threshold=threshold,
@@ -219,6 +223,8 @@ def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any, topk: s
         raise GuardrailError(
             f"Selecting features needs `forget` and `retain`; {missing} not given. Or give `features`."
         )
+    if config.evidence == "log_ratio" and missing:
+        raise GuardrailError(f"evidence='log_ratio' is counted on `forget` and `retain`; {missing} not given.")
     if config.threshold is None and retain is None:
         raise GuardrailError("Calibrating the threshold needs `retain` text; pass it, or give `threshold`.")
     if config.clamp_unit != "absolute" and forget is None:

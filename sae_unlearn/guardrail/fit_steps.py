@@ -28,7 +28,7 @@ from sae_unlearn.guardrail.fit_plan import FitPlan
 from sae_unlearn.guardrail.layer import GuardrailEncoder
 from sae_unlearn.guardrail.reading import content_tokens, read_batch
 from sae_unlearn.guardrail.rows import Rows
-from sae_unlearn.guardrail.selection import FeatureSums, feature_figures, select_features
+from sae_unlearn.guardrail.selection import FeatureSums, feature_figures, log_ratios, select_features
 from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds, approximation_warning, joined
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -103,6 +103,11 @@ class Fit:
                 self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
+        if self.config.evidence == "log_ratio":
+            ids = self.config.feature_ids
+            self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
+            if self.config.threshold is not None:
+                check_threshold(self.config.threshold, self.config, None)
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)

@@ -1,6 +1,7 @@
 """The gate: from hot tokens to a decision, with a state that can be carried from one forward pass to the next.
 
-Per token `t` of a row: `hot_t` (some guarded feature is active) and `counted_t` (it is content: the attention mask
+Per token `t` of a row: `hot_t` (1 if some guarded feature is active; with `evidence="log_ratio"` the sum of the active
+features' log-likelihood ratios, which is 0 where none is) and `counted_t` (it is content: the attention mask
 keeps it and it is no special token; a token that is not counted is never hot). With the running sums
 
     H_t = sum_{s<=t} hot_s          N_t = sum_{s<=t} counted_s
@@ -32,8 +33,8 @@ every threshold: the row fires there and then and stays fired, and the edit at t
 judge does not wave through. Nothing waits for the device to find that out. Tokens that a static cache holds and the
 guardrail has not seen are told to the gate in this way (see `history`).
 
-All counts are whole numbers held in float32, so the statistics do not depend on batch size, padding side or on how a
-sequence was cut into forward passes.
+All counts are whole numbers, or quarters, held in float32, so the statistics do not depend on batch size, padding side
+or on how a sequence was cut into forward passes.
 
 Source: Muhamed et al. 2025 (arXiv 2504.08192), section 4, for `ratio`; Page 1954 for `cusum`.
 """
@@ -77,15 +78,19 @@ class Series(NamedTuple):
     tokens: Tensor
 
 
-def hits_of(activations: Tensor, eligible: Tensor) -> Tensor:
-    """`[batch, seq]` float32: 1 at hot tokens, 0 at the others, and NaN where the activations are not finite.
+def hits_of(activations: Tensor, eligible: Tensor, evidence: Tensor | None = None) -> Tensor:
+    """`[batch, seq]` float32: how hot each token is, 0 where it is not, and NaN where the activations are not finite.
 
     Args:
         activations: `[batch, seq, N]`, 0 where a feature is not active; else positive, infinite or NaN.
         eligible: `[batch, seq]` bool, the tokens that can be hot.
+        evidence: `[N]` float32, what each active feature adds; None: a hot token counts 1.
     """
     strength = activations.detach().sum(dim=-1).where(eligible, 0).float()
-    return (strength != 0) + (strength - strength)  # the second is 0, or NaN
+    unsound = strength - strength  # 0, or NaN
+    if evidence is None:
+        return (strength != 0) + unsound
+    return torch.where(activations != 0, evidence, 0).sum(dim=-1).where(eligible, 0) + unsound
 
 
 def decide(

@@ -1,7 +1,9 @@
-"""Token ids as tensors on a device, made once for each, since making one waits for the device."""
+"""A config's lists as tensors on a device, made once for each, since making one waits for the device."""
 
 import torch
 from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
 LARGEST_VOCABULARY = 2**24  # ids past it are no token's; a config that names some must not fill the memory
@@ -15,7 +17,7 @@ class IdTables:
     """
 
     def __init__(self) -> None:
-        self.made: dict[tuple[str, tuple[int, ...], torch.device], Tensor] = {}
+        self.made: dict[tuple[str, tuple[float, ...], torch.device], Tensor] = {}
 
     def content(self, special: tuple[int, ...], device: torch.device) -> Tensor:
         """`[max(special) + 2]` bool by token id: False at special ones. The last entry stands for all higher ids.
@@ -42,4 +44,15 @@ class IdTables:
         key = ("message", ids, device)
         if key not in self.made:
             self.made[key] = torch.tensor([*ids, ids[-1]], device=device)
+        return self.made[key]
+
+    def evidence(self, config: SAEGuardrailConfig, device: torch.device) -> Tensor | None:
+        """`[N]` float32, what each active feature adds to its token; None if a hot token counts 1."""
+        if config.feature_evidence is None:
+            return None
+        if torch.compiler.is_compiling():
+            return torch.tensor(config.feature_evidence, device=device)
+        key = ("evidence", tuple(config.feature_evidence), device)
+        if key not in self.made:
+            self.made[key] = torch.tensor(config.feature_evidence, device=device)
         return self.made[key]

@@ -228,7 +228,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         lost = None if history is None else unseen(history, inputs.past, activations.device)
         if lost is not None:
             activations = activations.masked_fill(lost, torch.nan)
-        hits = hits_of(activations, eligible)
+        hits = hits_of(activations, eligible, self.id_tables.evidence(config, kept.device))
         decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history)
         if config.action == "record":
             return None
@@ -310,12 +310,15 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         seen = (
             config.threshold,
             config.statistic,
+            config.hottest,
             *((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors),
         )
         if self._checked.get(name) == seen:
             return
         if config.threshold is None:
             raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
+        if config.evidence == "log_ratio" and config.feature_evidence is None:
+            raise GuardrailNotReady(f"Guardrail {name!r} has no feature_evidence, which evidence='log_ratio' needs.")
         if config.never_fires:
             raise GuardrailNotReady(
                 f"The threshold of guardrail {name!r} was set to {config.threshold}, which no statistic "

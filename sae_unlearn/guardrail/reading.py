@@ -12,7 +12,7 @@ from sae_unlearn.backbone.corpus import Document, read_corpus
 from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.gate import row_statistic
+from sae_unlearn.guardrail.gate import hits_of, row_statistic
 
 
 ROW_LIMIT = 8192  # tokens of a row, whatever the config says
@@ -99,8 +99,10 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     activations = encoder.to(batch.residual.device)(batch.residual)
     counted, eligible = judged_tokens(batch, config)
     hot = (activations > 0).any(dim=-1) & eligible
+    weights = config.feature_evidence
+    hits = hot if weights is None else hits_of(activations, eligible, activations.new_tensor(weights).float())
     return Reading(
-        row_statistic(hot, counted, config, message_ends(batch, config)).cpu(),
+        row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),
         activations[hot],
         batch.residual[hot].float().norm(dim=-1),
     )

@@ -10,6 +10,11 @@ feature j (arXiv 2504.08192, section 4.1):
 
 Features whose ratio is at or above the `ratio_percentile`-th percentile of all ratios are sorted by `score_forget`, and
 the first N are taken.
+
+What an active feature says for the topic (`evidence="log_ratio"`) is the log-likelihood ratio of its being active at a
+token, with `c` of the `n` content tokens of a corpus, one token more and one less (Laplace's rule):
+
+    w(j) = log[ (c_forget(j) + 1) / (n_forget + 2) ] - log[ (c_retain(j) + 1) / (n_retain + 2) ]
 """
 
 from collections.abc import Mapping
@@ -18,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_unlearn.guardrail.config import EVIDENCE_STEP, LARGEST_EVIDENCE
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.sae import SparseAutoencoder
 
@@ -93,6 +99,14 @@ def select_features(
         )
     order = torch.where(passing, forget_score, -torch.ones_like(forget_score)).argsort(descending=True, stable=True)
     return order[: min(num_features, int(passing.sum()))].tolist()
+
+
+def log_ratios(forget: FeatureSums, retain: FeatureSums, ids: list[int]) -> list[float]:
+    """`w(j)` of the features `ids` in quarters of a nat, 0.25 to 16: a feature that is no likelier on the topic than
+    elsewhere says next to nothing, and none speaks against it."""
+    rates = [(sums.active[ids] + 1) / (sums.tokens + 2) for sums in (forget, retain)]
+    steps = ((rates[0] / rates[1]).log() / EVIDENCE_STEP).round() * EVIDENCE_STEP
+    return steps.clamp(EVIDENCE_STEP, LARGEST_EVIDENCE).tolist()
 
 
 def feature_figures(ids: list[int], sums: Mapping[str, FeatureSums], importance: str) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import random
 import gate_statistics
 import pytest
 import torch
-from gate_statistics import STATISTICS, caught, conformal, measure, summarise
+from gate_statistics import COUNTED, STATISTICS, WEIGHED, caught, conformal, measure, summarise
 from tiny_setting import setting_of
 from tiny_topic import tiny_parts
 
-from sae_unlearn import fit_guardrail, record_firings
+from sae_unlearn import SAEGuardrailConfig, attach_guardrail, record_firings
+from sae_unlearn.backbone.corpus import special_token_ids
 from sae_unlearn.guardrail import detach_guardrail
+from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +22,18 @@ def setting(one_thread):
 
 
 def test_statistics_are_those_of_the_gate(setting):
-    texts = setting.texts.test
-    ids = list(range(20))
-    found = gate_statistics.statistics_of(setting, ids, texts)
-    for name, options in STATISTICS.items():
-        guarded = fit_guardrail(
-            setting.model,
-            setting.tokenizer,
-            setting.sae,
-            features=ids,
-            threshold=0.5,
-            clamp_value=-1.0,
-            progress=False,
-            **options,
-        )
+    texts, ids = setting.texts.test, list(range(20))
+    usual = {"layer": setting.layer, "feature_ids": ids, "min_tokens": DEFAULT_MIN_TOKENS}
+    told = {"evidence": "log_ratio", "feature_evidence": [0.25 * (i + 1) for i in ids]}
+    options = {name: usual | fields for name, fields in COUNTED.items()}
+    options |= {f"weighed, {name}": usual | told | fields for name, fields in WEIGHED.items()}
+    found = gate_statistics.statistics_of(
+        setting, {name: SAEGuardrailConfig(**fields) for name, fields in options.items()}, texts
+    )
+    special = special_token_ids(setting.tokenizer, setting.model.config)
+    for name, fields in options.items():
+        config = SAEGuardrailConfig(**fields, threshold=0.5, clamp_value=-1.0, special_token_ids=special)
+        guarded = attach_guardrail(setting.model, config, sae=setting.sae)
         with record_firings(guarded) as firings, torch.no_grad():
             for text in texts:
                 guarded(**setting.tokenizer(text, return_tensors="pt"))

@@ -30,6 +30,7 @@ def render_page(picture: "GuardrailPicture") -> str:
         "facts": guardrail_facts(config, picture.clamp),
         "threshold": f"{config.tau:.4g}",
         "statistic": charts.STATISTICS[config.statistic]
+        + (", weighed by what the features there say" if config.evidence == "log_ratio" else "")
         + (" (the largest of its messages')" if config.message_boundary_ids else ""),
         "fire_rows": fire_rows(calibration),
         "auroc": shown(calibration.get("auroc"), ".3f"),
