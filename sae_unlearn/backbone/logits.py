@@ -45,7 +45,7 @@ def check_finite(logits: Tensor) -> None:
 class FiniteLogits(LogitsProcessor):
     """`check_finite` at every step of `generate`, which takes a token whatever the logits are."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         check_finite(scores)
         return scores
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.residuals import evaluation_mode
 from sae_unlearn.evaluation.attacks.dilution import FILLER
 from sae_unlearn.evaluation.attacks.neighbours import benign_neighbours
+from sae_unlearn.evaluation.attacks.point import NotPossible
 from sae_unlearn.evaluation.audit_attacks import ATTACKS, FROM_ZERO, budget
 from sae_unlearn.evaluation.audit_inquiry import Inquiry, as_facts
 from sae_unlearn.evaluation.audit_report import AuditReport
@@ -73,14 +74,15 @@ def audit(
         attacks: by name, see `ATTACKS`; None takes all, and notes those for which something is missing.
         filler: harmless paragraphs for dilution.
         lengths: words of filler.
-        steps: of relearning, after which it is measured.
+        steps: of relearning, after which it is measured; it is before any, too.
         layer: at which `direction` is added; None takes the last guarded layer, or else the middle.
         direction: `[d_in]`; None takes what the adapters took there on half of the facts, and measures the others.
         seed: of what is drawn.
         batch_size, max_length, max_new_tokens, chat_template, title, progress: as in `evaluate`.
 
     Raises:
-        ValueError: no facts, an unknown attack, or rows of another kind.
+        ValueError: no facts, facts without answers, an unknown attack, rows of another kind, settings out of range, or
+            `unnamed` prompts that name one of `names`.
     """
     chosen = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
     unknown_attack = next((name for name in chosen if name not in ATTACKS), None)
@@ -110,7 +112,10 @@ def audit(
         with tqdm(["none", *chosen], desc="audit", unit="attack", disable=not progress) as bar:
             for name in bar:
                 bar.set_description(f"audit: {'the questions as they are' if name == 'none' else name}")
-                rows += [_unattacked(it)] if name == "none" else ATTACKS[name][1](it)
+                try:
+                    rows += [_unattacked(it)] if name == "none" else ATTACKS[name][1](it)
+                except NotPossible as error:
+                    it.notes.append(f"{name}: left out; {error}")
                 bar.set_postfix(asked=it.asked)
         if neighbours is not None:
             options = {name: value for name, value in vars(settings).items() if name != "orders"}

@@ -106,10 +106,6 @@ def unnamed_rows(it: Inquiry) -> list[AuditRow]:
     if not it.unnamed:
         it.notes.append("unnamed: left out; pass unnamed= (facts whose prompts name nothing of the topic) and names=.")
         return []
-    named = entity_free.naming_prompts((fact.prompt for fact in it.unnamed), it.names)
-    if named or not it.names:
-        why = f"{named[0][0]!r} names {named[0][1]!r}" if named else "there are no names="
-        raise ValueError(f"unnamed= is for prompts that name nothing of the topic, but {why}.")
     found = it.with_control(lambda model: it.ask(model, it.unnamed, data="facts without names"))
     return [AuditRow("unnamed", "", 1.0, *found)]
 
@@ -176,7 +172,7 @@ def relearning_rows(it: Inquiry) -> list[AuditRow]:
                 it.tokenizer,
                 _as_asked(it, lesson),
                 partial(_examined, it, exam),
-                it.steps,
+                sorted({0, *it.steps}),
                 seed=it.seed,
                 progress=it.settings.bar("relearning", variant),
                 full=full,

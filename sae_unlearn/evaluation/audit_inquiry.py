@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.decoder_layers import base_model_of, text_config
 from sae_unlearn.evaluation.attacks.dilution import FILLER
+from sae_unlearn.evaluation.attacks.entity_free import naming_prompts
 from sae_unlearn.evaluation.attacks.point import AttackPoint
 from sae_unlearn.evaluation.attacks.splitting import Conversations
 from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.choice import Choice, lettered
-from sae_unlearn.evaluation.fact_figures import fact_figures, recall_figures
+from sae_unlearn.evaluation.fact_figures import check_answers, fact_figures, recall_figures
 from sae_unlearn.evaluation.figure import Figure, fingerprint
 from sae_unlearn.evaluation.recall import Fact
 from sae_unlearn.evaluation.settings import Settings
@@ -37,6 +39,10 @@ class Inquiry:
         unnamed, names, unknown, filler, lengths, steps, layer, direction, seed: see `audit`.
         notes: what a reader has to know; attacks add to it.
         asked: how many facts have been asked so far.
+
+    Raises:
+        ValueError: what an attack would find only after others have run: facts without answers, `unnamed` prompts that
+            name one of `names`, `lengths`, `steps` or `layer` out of range.
     """
 
     model: nn.Module
@@ -56,6 +62,20 @@ class Inquiry:
     seed: int = 0
     notes: list[str] = field(default_factory=list)
     asked: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("forget", "retain", "unnamed", "unknown"):
+            check_answers(getattr(self, name), name)
+        named = naming_prompts((fact.prompt for fact in self.unnamed), self.names)
+        if named or (self.unnamed and not self.names):
+            why = f"{named[0][0]!r} names {named[0][1]!r}" if named else "there are no names="
+            raise ValueError(f"unnamed= is for prompts that name nothing of the topic, but {why}.")
+        for name in ("lengths", "steps"):
+            if min(getattr(self, name), default=0) < 0:
+                raise ValueError(f"{name}={tuple(getattr(self, name))}; expected numbers from 0 on.")
+        depth = text_config(base_model_of(self.model)).num_hidden_layers
+        if self.layer is not None and not 0 <= self.layer < depth:
+            raise ValueError(f"layer={self.layer}, but {type(self.model).__name__} has layers 0 to {depth - 1}.")
 
     def models(self) -> Iterator[tuple[str, AbstractContextManager[nn.Module]]]:
         """The audited model, and its control where there is one."""

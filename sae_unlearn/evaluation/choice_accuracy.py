@@ -81,7 +81,8 @@ def right_by_letter(
 
     The options stand below the question, and log p(letter | prompt) decides. The first order is the given one; each
     further one turns the options by a place (`rotated`). A model that prefers a letter gets no more than its share
-    from turning them all the way round. With fewer options than `orders` the rest of the row repeats the turns.
+    from turning them all the way round. With fewer options than `orders` the rest of the row repeats the turns, and is
+    to be left out of a mean.
 
     Args:
         orders: how many; None takes as many as the most options there are.

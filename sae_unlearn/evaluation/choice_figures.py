@@ -70,7 +70,9 @@ def choice_figures(
             shared=True,
         )
         in_orders = fingerprint([rows, hits.shape[1]])
-        figures.append(figure("letter_accuracy", "share", hits.mean(dim=1), rows=in_orders))
+        # of a question with fewer options, the orders that only repeat others are left out
+        means = torch.stack([row[: len(c.options)].mean() for row, c in zip(hits, choices, strict=True)])
+        figures.append(figure("letter_accuracy", "share", means, rows=in_orders))
         figures.append(figure("letter_accuracy_as_given", "share", hits[:, 0]))
     else:
         ratios = log_truth_ratios(choices, likelihoods)

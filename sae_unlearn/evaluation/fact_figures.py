@@ -41,9 +41,7 @@ def fact_figures(
     Raises:
         ValueError: a fact without answers.
     """
-    bare = next((fact for fact in facts if not fact.answers or not all(map(str.strip, fact.answers))), None)
-    if bare is not None:
-        raise ValueError(f"{side}, {data}: {bare.prompt[:60]!r} has answers {bare.answers!r}; give at least one text.")
+    check_answers(facts, f"{side}, {data}")
     asked = list(facts)
     if settings.chat_template:
         asked = [replace(fact, prompt=turn_prompt(tokenizer, fact.prompt)) for fact in facts]
@@ -56,6 +54,17 @@ def fact_figures(
         fired = fired_rows(firings, mine, shared=True) if firings is not None else {}
     rows = fingerprint([[astuple(fact) for fact in facts], tokens, settings.chat_template])
     return recall_figures(found, fired, side, data, rows, notes)
+
+
+def check_answers(facts: Sequence[Fact], what: str) -> None:
+    """Raise unless every fact has answers, none of them empty.
+
+    Raises:
+        ValueError: naming the first that has not.
+    """
+    bare = next((fact for fact in facts if not fact.answers or not all(map(str.strip, fact.answers))), None)
+    if bare is not None:
+        raise ValueError(f"{what}: {bare.prompt[:60]!r} has answers {bare.answers!r}; give at least one text.")
 
 
 def recall_figures(

@@ -17,9 +17,7 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, s
         raise ValueError(f"level={level!r}; expected a share between 0 and 1, such as 0.95.")
     if not len(values):
         raise ValueError("An interval of no values; pass at least one.")
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(values), (draws, len(values)), generator=generator)
-    return percentile_interval(values.double().cpu()[index].mean(dim=1), level)
+    return percentile_interval(ratio_draws(values, torch.ones_like(values), draws, seed), level)
 
 
 def percentile_interval(draws: Tensor, level: float = 0.95) -> tuple[float, float]:

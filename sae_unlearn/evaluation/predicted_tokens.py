@@ -43,11 +43,11 @@ def predicted_tokens(
         ValueError: a text has no token to predict.
     """
     rows = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
-    for batch in predicted_rows(rows, tokenizer.all_special_ids, batch_size):
-        if 0 in batch.counts:
-            bad = batch.index[batch.counts.index(0)]
-            raise ValueError(f"text {bad} ({texts[bad][:40]!r}) has no token to predict; leave it out.")
-        yield batch
+    special = set(tokenizer.all_special_ids)
+    bad = next((i for i, row in enumerate(rows) if special.issuperset(row[1:])), None)
+    if bad is not None:  # before any batch is run: the shortest texts come last
+        raise ValueError(f"text {bad} ({texts[bad][:40]!r}) has no token to predict; leave it out.")
+    yield from predicted_rows(rows, tokenizer.all_special_ids, batch_size)
 
 
 def measured_rows(

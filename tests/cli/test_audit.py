@@ -76,7 +76,7 @@ def test_it_says_what_the_library_says(parts, tmp_path):
         (["--card=nowhere"], "--card nowhere: there is no README.md"),
         (["--adapter=nobody/nothing"], "neither a folder with an adapter nor one on the Hub"),
         (["--filler=nowhere.txt"], "There is no file nowhere.txt"),
-        (["--attacks", "dilution", "--lengths", "-4"], "-4 words"),
+        (["--attacks", "dilution", "--lengths", "-4"], "lengths=(-4,)"),
     ],
 )
 def test_bad_input_is_one_line(parts, tmp_path, capsys, change, said):

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_parts, tiny_tokenizer, topic_texts
 from zoo import base_model
 
-from sae_unlearn import fit_guardrail
+from sae_unlearn import fit_guardrail, set_action
 from sae_unlearn.evaluation import (
     AuditReport,
     Choice,
@@ -188,12 +188,36 @@ def test_facts_without_subjects_are_divided_too():
         ({"unnamed": [Fact("w3 Bob", ("w4",))], "names": ["bob"]}, "'w3 Bob' names 'bob'"),
         ({"unnamed": [Fact("w3 Bob", ("w4",))]}, "there are no names="),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"unknown": [Fact("w3", ())]}, r"unknown: 'w3' has answers \(\)"),
+        ({"lengths": (16, -1)}, r"lengths=\(16, -1\)"),
+        ({"steps": (-2,)}, r"steps=\(-2,\)"),
+        ({"layer": 4}, "layer=4, but LlamaForCausalLM has layers 0 to 3"),
     ],
 )
-def test_what_cannot_be_audited_is_said(options, said):
-    options = {"forget": FORGET[:2], "attacks": ["unnamed"]} | QUICK | options
+def test_what_cannot_be_audited_is_said_before_anything_is_asked(monkeypatch, options, said):
+    model = base_model("llama")
+    monkeypatch.setattr(model, "forward", None)
+    options = {"forget": FORGET[:2], "retain": RETAIN} | QUICK | options
     with pytest.raises(ValueError, match=said):
-        audit(base_model("llama"), tiny_tokenizer(), **options)
+        audit(model, tiny_tokenizer(), **options)
+
+
+def test_an_attack_that_finds_nothing_to_work_on_is_noted_and_the_others_are_told(guarded):
+    set_action(guarded, "default", "record")  # nothing is taken at the layer
+    try:
+        report = audit(guarded, tiny_tokenizer(), FORGET, attacks=["direction", "rephrasing"], **QUICK)
+    finally:
+        set_action(guarded, "default", "clamp")
+    assert {row.attack for row in report.rows} == {"none", "rephrasing"}
+    assert any(note.startswith("direction: left out; The adapters change nothing") for note in report.notes)
+
+
+def test_relearning_is_compared_with_the_model_before_it():
+    report = audit(base_model("llama"), tiny_tokenizer(), FORGET, attacks=["relearning"], steps=(2,), **QUICK)
+    assert [row.strength for row in report.rows if row.variant == "LoRA"] == [0, 2]
+    change = report.find("relearning", "LoRA", 2).change
+    before, after = (report.find("relearning", "LoRA", steps).find().estimate.value for steps in (0, 2))
+    assert change.value == after - before
 
 
 def test_what_is_no_audit_is_said(tmp_path):

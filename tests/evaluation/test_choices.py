@@ -8,7 +8,9 @@ from zoo import BOS, base_model
 from sae_unlearn.evaluation import Choice, answer_likelihoods, option_likelihoods, right_by_letter, right_by_likelihood
 from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.choice import lettered, rotated
+from sae_unlearn.evaluation.choice_figures import choice_figures
 from sae_unlearn.evaluation.prompting import question_prompt, turn_prompt
+from sae_unlearn.evaluation.settings import Settings
 
 
 CHOICES = [
@@ -145,6 +147,19 @@ def test_a_preferred_letter_gets_no_more_than_its_share(monkeypatch):
     four = [Choice(f"q{i}", ("a", "b", "c", "d"), 1) for i in range(5)]
     assert right_by_letter(None, lettered_tokenizer(), four, orders=1).mean() == 1.0
     assert right_by_letter(None, lettered_tokenizer(), four).mean() == 0.25
+
+
+def test_a_preferred_letter_gets_no_more_than_its_share_among_fewer_options_than_others_have(monkeypatch):
+    def likes_a(model, tokenizer, prompts, letters, *rest):
+        return torch.tensor([[9.0] + [0.0] * (len(letters) - 1)] * len(prompts), dtype=torch.float64)
+
+    monkeypatch.setattr("sae_unlearn.evaluation.choice_accuracy.candidate_log_probs", likes_a)
+    mixed = [Choice(f"q{n}", tuple(f"w{i}" for i in range(20, 20 + n)), 0) for n in (2, 3, 4)]
+    figures = choice_figures(
+        base_model("llama"), lettered_tokenizer(), mixed, "retain", "mixed", Settings(progress=False)
+    )
+    [found] = [figure for figure in figures if figure.metric == "letter_accuracy"]
+    assert found.values == pytest.approx((1 / 2, 1 / 3, 1 / 4))
 
 
 @pytest.mark.parametrize(

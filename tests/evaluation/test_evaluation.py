@@ -91,9 +91,12 @@ def test_loss_leaves_no_hook_behind():
     assert not model.lm_head._forward_pre_hooks
 
 
-def test_a_text_without_tokens_is_named():
-    with pytest.raises(ValueError, match=r"text 1 \(''\) has no token to predict"):
-        row_losses(base_model("llama"), tiny_tokenizer(), ["w3 w4", ""])
+@pytest.mark.parametrize("text", ["", "<eos>"])
+def test_a_text_without_tokens_is_named_before_any_is_run(monkeypatch, text):
+    model = base_model("llama")
+    monkeypatch.setattr(model, "forward", None)
+    with pytest.raises(ValueError, match=rf"text 1 \('{text}'\) has no token to predict"):
+        row_losses(model, tiny_tokenizer(), ["w3 w4", text, "w5 w6 w7"], batch_size=1)
 
 
 @pytest.mark.parametrize(

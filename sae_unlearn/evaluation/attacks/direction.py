@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers
 from sae_unlearn.backbone.logits import run_for_hooks
 from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured
+from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured, NotPossible
 from sae_unlearn.evaluation.without_adapters import without_adapters
 
 
@@ -47,7 +47,8 @@ def displacement(
         base: the model without the adapters; None takes `model` with its adapters out of force.
 
     Raises:
-        ValueError: no prompts, no adapters and no `base`, or nothing differs at this layer.
+        ValueError: no prompts, or no adapters and no `base`.
+        NotPossible: nothing differs at this layer.
     """
     if not prompts:
         raise ValueError("No prompts; pass at least one.")
@@ -61,7 +62,7 @@ def displacement(
     difference = plain - tuned
     moved = difference.abs().amax(dim=1) > 0
     if not moved.any():
-        raise ValueError(f"The adapters change nothing after layer {layer} on these prompts; name a later layer.")
+        raise NotPossible(f"The adapters change nothing after layer {layer} on these prompts; name a later layer.")
     return difference[moved].mean(dim=0)
 
 

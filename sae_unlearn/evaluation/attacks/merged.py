@@ -6,6 +6,7 @@ from typing import Any, cast
 from peft import PeftModel
 from torch import nn
 
+from sae_unlearn.evaluation.attacks.point import NotPossible
 from sae_unlearn.guardrail import detach_guardrail
 from sae_unlearn.guardrail.artefact import PARTS, Artefact
 from sae_unlearn.guardrail.attach import place_guardrail
@@ -21,7 +22,7 @@ def merged_copy(model: nn.Module) -> nn.Module:
     Guardrails cannot be merged and are on the copy as they are on the model.
 
     Raises:
-        ValueError: an adapter of another kind cannot be merged.
+        NotPossible: an adapter of another kind cannot be merged.
     """
     return guarded_again(*merged_parts(model))
 
@@ -38,7 +39,7 @@ def merged_parts(model: nn.Module) -> tuple[nn.Module, Guards]:
         return twin.merge_and_unload(), guards
     except (AttributeError, NotImplementedError) as error:
         kinds = sorted({str(config.peft_type) for config in cast(Any, model).peft_config.values()})
-        raise ValueError(
+        raise NotPossible(
             f"Adapters of type {kinds} cannot be merged ({error}); this attack is on merged weights."
         ) from error
 

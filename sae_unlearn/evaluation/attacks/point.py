@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.recall import Fact
 
 
@@ -13,6 +14,10 @@ Measured = TypeVar("Measured")
 
 AskFacts = Callable[[nn.Module, Sequence[Fact]], Measured]
 """What an attack on prompts does with the model and the rewritten facts, which are in the order of the given ones."""
+
+
+class NotPossible(UnlearnError):
+    """There is nothing on this model that the attack could work on; an audit notes it and goes on."""
 
 
 @dataclass(frozen=True)
