@@ -55,9 +55,15 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, layers)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile(module)` was given; any other is it already."""
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
 def base_model_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside of a `PeftModel`; any other model is it already."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    """The transformers model inside of a `PeftModel` or a compiled model; any other model is it already."""
+    model = uncompiled(model)
+    return uncompiled(model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def check_module(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Putting a guardrail on a model, and taking it off."""
 
+import copy
 import os
 import warnings
 from typing import Any, cast
@@ -8,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import check_module, find_decoder_layers
+from sae_unlearn.backbone.decoder_layers import base_model_of, check_module, find_decoder_layers, uncompiled
 from sae_unlearn.guardrail.artefact import Artefact, read_artefact
 from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.calibration import check_threshold
@@ -56,7 +57,8 @@ def attach_guardrail(
         token, cache_dir, local_files_only: as in `huggingface_hub`.
 
     Returns:
-        A `PeftModel` with the guardrail active. The model you passed is wrapped, not copied.
+        A `PeftModel` with the guardrail active. The model you passed is wrapped, not copied; of a compiled one the
+        model inside, so compile what is returned.
 
     Raises:
         GuardrailError: the folder is malformed, the guardrail does not belong to this model, or the name is taken.
@@ -64,7 +66,7 @@ def attach_guardrail(
     bare = bare_model(model)
     name = free_name(model, adapter_name)
     if isinstance(source, SAEGuardrailConfig):
-        artefact = _from_config(source, sae)
+        artefact = _from_config(copy.deepcopy(source), sae)
     elif not isinstance(source, (str, os.PathLike)):
         raise GuardrailError(f"source={source!r:.60} is no folder, Hub id or SAEGuardrailConfig.")
     else:
@@ -117,13 +119,16 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
         if not layer.guard_config:
             remove_guard(decoder_layer)
     remove_call_hooks(bare)
+    whole = uncompiled(model)
     if configs:
-        if isinstance(model, PeftModel) and isinstance(model.base_model, SAEGuardrailModel):
-            _activate(model, [name for name in active if name in configs])
+        if isinstance(whole, PeftModel) and isinstance(whole.base_model, SAEGuardrailModel):
+            _activate(whole, [name for name in active if name in configs])
         return model
     if hasattr(bare, "peft_config"):
         del bare.peft_config
-    return bare if isinstance(model, PeftModel) else model
+    if getattr(bare, "_hf_peft_config_loaded", False):  # it was loaded by transformers, which asks for configs then
+        cast(Any, bare)._hf_peft_config_loaded = False
+    return bare if isinstance(whole, PeftModel) else model
 
 
 def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
@@ -131,7 +136,7 @@ def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftMode
 
     If any of that fails, the model is left as it was.
     """
-    bare = bare_model(model)
+    model, bare = uncompiled(model), bare_model(model)
     had_configs = hasattr(bare, "peft_config")
     active = {layer: list(layer.active_adapters) for layer in guard_layers(model)}
     try:
@@ -202,9 +207,9 @@ def bare_model(model: nn.Module) -> nn.Module:
         GuardrailError: a `PeftModel` of a kind that a guardrail cannot join.
     """
     check_module(model)
+    model, inner = uncompiled(model), base_model_of(model)
     if not isinstance(model, PeftModel):
-        return model
-    inner = model.get_base_model()
+        return inner
     if model.active_peft_config.is_prompt_learning or isinstance(inner, PeftModel):
         raise GuardrailError(
             f"A guardrail cannot join {type(model.active_peft_config).__name__}: prompt learning and nested PeftModels "
@@ -255,6 +260,11 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
 
 
 def free_name(model: nn.Module, wanted: str | None) -> str:
+    """The name of a guardrail that is put on a model: `wanted`, or the default one.
+
+    Raises:
+        GuardrailError: it is taken, or PEFT or a file system could not hold it.
+    """
     taken = {name for layer in guard_layers(model) for name in layer.guard_config}
     taken |= set(getattr(model, "peft_config", None) or {})
     if wanted is not None and not isinstance(wanted, str):

@@ -18,11 +18,12 @@ from huggingface_hub import CommitInfo
 from peft import PeftModel
 from torch import nn
 
+from sae_unlearn.backbone.decoder_layers import uncompiled
 from sae_unlearn.guardrail.artefact import read_artefact
 from sae_unlearn.guardrail.attach import attach_guardrail, bare_model, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundle_card import write_bundle_card
 from sae_unlearn.guardrail.bundle_list import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
-from sae_unlearn.guardrail.bundle_lora import check_lora_config, put_lora, take_lora_off
+from sae_unlearn.guardrail.bundle_lora import check_lora_config, put_lora, take_lora_off, trained
 from sae_unlearn.guardrail.card import CardDetails, write_card
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.model import guard_layers
@@ -55,6 +56,7 @@ def save_bundle(
     Raises:
         GuardrailError: there is no guardrail, more than one other adapter, or the folder cannot be written.
     """
+    model = uncompiled(model)
     members = members_of(model)
     bare, configs = bare_model(model), cast(PeftModel, model).peft_config
     with staged(Path(folder), first=(CONFIG_NAME, WEIGHTS_NAME)) as stage:
@@ -126,6 +128,7 @@ def attach_bundle(
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
     }
+    model = uncompiled(model)
     bundle = read_bundle(source, **hub)
     hub["revision"] = bundle.revision or revision
     guardrails, lora = _chosen(bundle, names, source)
@@ -134,7 +137,7 @@ def attach_bundle(
         read_artefact(source, subfolder=name, **hub)  # whatever is wrong with a member shows before any is put on
     lora_folder = _lora_folder(model, source, lora, hub) if lora else None
     placed: list[str] = []
-    guarded = model
+    guarded, trainable = model, trained(model)
     try:
         if lora_folder is not None and lora is not None:
             guarded = put_lora(model, lora_folder, lora, f"{source}/{lora}")
@@ -145,7 +148,7 @@ def attach_bundle(
         for name in placed:
             detach_guardrail(guarded, name)
         if lora_folder is not None:
-            take_lora_off(model)
+            take_lora_off(model, trainable)
         raise
     return guarded
 

@@ -9,7 +9,7 @@ default. Its tensors are such matrices, finite, and together no larger than the 
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ def put_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel
         raise GuardrailError(f"{CONFIG_NAME} of {where} is not a config but a {type(stored).__name__}.")
     config = check_lora_config(stored, f"{CONFIG_NAME} of {where}")
     tensors = _read_tensors(folder / WEIGHTS_NAME, where, sum(p.numel() for p in model.parameters()))
+    trainable = trained(model)
     try:
         # `low_cpu_mem_usage`: room is made for what the file holds, and not for what the config claims
         found = PeftModel.from_pretrained(
@@ -110,7 +111,7 @@ def put_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel
             if not torch.equal(arrived[key].cpu().to(tensor.dtype), tensor):
                 raise GuardrailError(f"{key} of {where} did not arrive on the model as it was read.")
     except BaseException as error:
-        take_lora_off(model)
+        take_lora_off(model, trainable)
         if isinstance(error, GuardrailError) or not isinstance(error, Exception):
             raise
         words = " ".join(str(error).split())[:300]
@@ -118,12 +119,23 @@ def put_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel
     return found
 
 
-def take_lora_off(model: nn.Module) -> None:
-    """Put the layers of a bare model back that a LoRA replaced."""
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def take_lora_off(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
+    """Put the layers of a bare model back that a LoRA replaced, and thaw the parameters that PEFT froze with it.
+
+    Args:
+        trainable: what was trained before.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
+    for parameter in trainable:
+        parameter.requires_grad_()
     if hasattr(model, "peft_config"):
         del model.peft_config
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from edited_json import edited_json
-from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from zoo import base_model, logits_of, planted_config, random_sae, token_ids
@@ -21,7 +21,9 @@ from sae_unlearn import (
     attach_guardrail,
     detach_guardrail,
     fit_guardrail,
+    guardrail_status,
     record_firings,
+    set_action,
 )
 from sae_unlearn.guardrail.model import guard_layers
 
@@ -466,6 +468,30 @@ def test_prompt_learning_is_refused(folder):
         attach_guardrail(model, folder)
 
 
+def test_of_a_compiled_model_the_model_inside_is_guarded(folder, fitted, tmp_path):
+    base = base_model("llama")
+    model = attach_guardrail(torch.compile(base, backend="eager"), folder)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(PeftModel.from_pretrained(base_model("llama"), tmp_path / "again")), fitted[1])
+    compiled = torch.compile(model, backend="eager")
+    both = attach_guardrail(compiled, by_hand(layer=2), sae=tiny_sae(1, layer=2), adapter_name="b")
+    assert both is model
+    assert detach_guardrail(compiled, "b") is compiled
+    assert torch.equal(logits(model), fitted[1])
+    assert detach_guardrail(compiled) is base
+    assert_untouched(base)
+
+
+def test_what_transformers_loaded_is_detached_and_can_be_loaded_again(folder, fitted, tmp_path):
+    model = base_model("llama")
+    model.load_adapter(str(folder))
+    detach_guardrail(model)
+    model.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
+    model.load_adapter(str(folder))
+    assert torch.equal(logits(model), fitted[1])
+
+
 TAKEN = ["default", "keys", "train"]  # by the other guardrail, and by torch
 PATHS = ["a/b", "/a", "a\\b", "a:b", " a", "a\n", "a\u202e"]
 
@@ -558,6 +584,15 @@ def test_the_config_that_was_given_can_be_given_again():
     other = attach_guardrail(base_model("gpt2"), config, sae=tiny_sae())
     assert logits(other).isfinite().all()
     assert torch.equal(logits(first), logits(second))
+
+
+def test_what_is_changed_on_one_model_is_not_changed_on_another_of_the_same_config():
+    config = by_hand()
+    first, second = (attach_guardrail(base_model("llama"), config, sae=tiny_sae()) for _ in range(2))
+    set_action(first, "default", "record")
+    assert guardrail_status(first).verdict == "unguarded"
+    assert guardrail_status(second).verdict == "guarded"
+    assert config.action == "clamp"
 
 
 def test_the_folder_does_not_name_a_local_path(folder):

@@ -58,6 +58,7 @@ def assert_untouched(model, plain):
     assert not guard_layers(model)
     assert not hasattr(model, "peft_config")
     assert not any("lora" in name for name in model.state_dict())
+    assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(logits(model), plain)
 
 
@@ -214,6 +215,12 @@ def test_a_member_for_another_model_takes_the_others_back(folder):
     with pytest.raises(GuardrailError):
         attach_bundle(base, folder)
     assert_untouched(base, plain)
+
+
+def test_of_a_compiled_model_the_model_inside_is_saved_and_guarded(model, tmp_path):
+    save_bundle(torch.compile(model, backend="eager"), tmp_path / "bundle")
+    again = attach_bundle(torch.compile(base_model("llama"), backend="eager"), tmp_path / "bundle")
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_a_lora_that_imports_modules_is_refused(tmp_path):
