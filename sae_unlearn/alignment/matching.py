@@ -6,10 +6,8 @@ known from unknown, and an alignment could move that.
 
 import random
 
-from transformers import PreTrainedTokenizerBase
-
 from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.alignment.entity import Entity
+from sae_unlearn.alignment.entity import key_of
 from sae_unlearn.alignment.errors import AlignmentError
 
 
@@ -18,9 +16,8 @@ def match_unknown(
     unknown: EntitySet,
     per_target: int | None = None,
     seed: int = 0,
-    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[int]]:
-    """For every target the indices in `unknown` of entities of its type, the nearest in name length first.
+    """For every target the indices in `unknown` of entities of its type, the nearest in name length (characters) first.
 
     Among equally near ones the order is random, for each target its own, so that not all are compared with the same
     few. Entities that share a name with the target are left out.
@@ -29,33 +26,26 @@ def match_unknown(
         targets, unknown: the entities.
         per_target: how many at most; None for all of the type.
         seed: of the order among equally near ones.
-        tokenizer: measure names in its tokens (without special ones) instead of characters.
 
     Raises:
         AlignmentError: `unknown` has none for a target, or `per_target` is below 1.
     """
     if per_target is not None and per_target < 1:
         raise AlignmentError(f"per_target={per_target}; expected at least 1, or None for all of the type.")
-
-    def length(entity: Entity) -> int:
-        if tokenizer is None:
-            return len(entity.entity)
-        return len(tokenizer(f" {entity.entity}", add_special_tokens=False)["input_ids"])  # as amid a sentence
-
-    lengths = [length(entity) for entity in unknown]
+    lengths = [len(entity.entity) for entity in unknown]
     of_type: dict[str, list[int]] = {}
     for i, entity in enumerate(unknown):
-        of_type.setdefault(entity.entity_type.casefold(), []).append(i)
+        of_type.setdefault(key_of(entity.entity_type), []).append(i)
     matched = []
     for target in targets:
-        near = [i for i in of_type.get(target.entity_type.casefold(), []) if not unknown[i].keys & target.keys]
+        near = [i for i in of_type.get(key_of(target.entity_type), []) if not unknown[i].keys & target.keys]
         if not near:
             raise AlignmentError(
                 f"There is no unknown entity of type {target.entity_type!r} to match {target.entity!r} with (types "
                 f"there: {unknown.types}); add some, or leave these targets out."
             )
         random.Random(f"{seed} {target.entity}").shuffle(near)
-        own = length(target)
+        own = len(target.entity)
         near.sort(key=lambda i: abs(lengths[i] - own))  # stable: equally near ones stay shuffled
         matched.append(near[:per_target])
     return matched

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sae_unlearn.evaluation.audit_report import AuditReport
 from sae_unlearn.model_card import report_section
+from sae_unlearn.staging import staged
 
 
 CARD_NAME = "README.md"
@@ -18,20 +19,24 @@ def put_into_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
 
     Saving the adapter anew writes the card anew: pass `audit=report` to `save_pretrained` of a guardrail then.
 
+    Each file is replaced as a whole, and none if one cannot be written.
+
     Returns:
         The card.
 
     Raises:
         FileNotFoundError: there is no card in the folder.
+        UnlearnError: the folder cannot be written.
     """
     path = Path(folder) / CARD_NAME
     if not path.is_file():
         raise FileNotFoundError(f"There is no card {CARD_NAME} in {folder}; give the folder of a saved adapter.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     start, end = _section(lines)
     before, after = "\n".join(lines[:start]).rstrip(), "\n".join(lines[end:]).strip("\n")
-    parts = [before, SECTION, report_section(report, folder, "audit").rstrip(), after]
-    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    with staged(path.parent) as stage:
+        parts = [before, SECTION, report_section(report, stage, "audit").rstrip(), after]
+        (stage / CARD_NAME).write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
 
 

@@ -3,8 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from sae_unlearn.staging import staged
 
 
 Read = TypeVar("Read")
@@ -17,25 +20,26 @@ def write_report(
     markdown: str,
     draw: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Write `<name>.json`, `<name>.md`, and with matplotlib `<name>.png`; returns what was written.
+    """Write `<name>.json`, `<name>.md`, and with matplotlib `<name>.png`; returns what was written. Each is replaced as
+    a whole, and none if one cannot be written.
 
     Args:
         folder: made if it is not there.
         draw: draws the picture at a path; None where there is none to draw.
+
+    Raises:
+        UnlearnError: the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{name}.json", folder / f"{name}.md"]
-    written[0].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    written[1].write_text(markdown, encoding="utf-8")
-    if draw is None:
-        return written
-    picture = folder / f"{name}.png"
-    try:
-        draw(picture)
-    except ImportError:  # a report without its picture is still a report
-        return written
-    return [*written, picture]
+    names = [f"{name}.json", f"{name}.md"]
+    with staged(folder) as stage:
+        (stage / names[0]).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (stage / names[1]).write_text(markdown, encoding="utf-8")
+        if draw is not None:
+            with suppress(ImportError):  # a report without its picture is still a report
+                draw(stage / f"{name}.png")
+                names.append(f"{name}.png")
+    return [folder / written for written in names]
 
 
 def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Callable[[Any], Read]) -> Read:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sae_unlearn import UnlearnError
 from sae_unlearn.evaluation import AuditReport, AuditRow, put_into_card
 from sae_unlearn.evaluation.audit_row import RECALL
 from sae_unlearn.evaluation.figure import figure_of_rows
@@ -63,6 +64,27 @@ def test_a_card_without_sections_gets_one_at_its_end(tmp_path):
     put_into_card(report(3), tmp_path)
     assert card.read_text().startswith("# A LoRA\n\n## Audit\n\n### ")
     assert card.read_text().count("\n## Audit\n") == 1
+
+
+def test_a_disk_that_is_full_leaves_card_and_report_as_they_were(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("# A LoRA\n")
+    put_into_card(report(3), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sae_unlearn.evaluation.audit_picture.draw_audit", full)
+    for write in (put_into_card, lambda found, folder: found.save(folder / "audit")):
+        with pytest.raises(UnlearnError, match="No space left on device"):
+            write(report(5), tmp_path)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_rest_of_the_card_keeps_its_lines(tmp_path):
+    (tmp_path / "README.md").write_text("# A LoRA\n\nOne\u2028line\x0cof text.\n", encoding="utf-8")
+    put_into_card(report(3), tmp_path)
+    assert "One\u2028line\x0cof text.\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_card_is_said(tmp_path):
