@@ -89,8 +89,7 @@ def note_refusal(
         ids = torch.full(kept.shape, _UNKNOWN, device=kept.device)
     else:
         ids = inputs.input_ids.to(kept.device).masked_fill(~kept, _UNKNOWN)
-    answer = config.refusal_ids or []  # the config refuses `action="refuse"` without
-    n, seq = len(answer), ids.shape[1]
+    n, seq = len(message) - 1, ids.shape[1]
     before = None
     if cache is not None:
         history = history_of(cache, (config.layer, f"{name}: tokens"), inputs.past, inputs.recurrent, *known, seq)
@@ -98,7 +97,7 @@ def note_refusal(
         history.append(ids[..., None].float())  # exact up to 2**24
     if before is None:
         before = ids.new_full((ids.shape[0], n), _UNKNOWN)
-    told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), answer, seq)
+    told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), message[:n])
     fired = decision.state[..., FIRED_AT] > 0
     # Without a cache a row is judged afresh with what was told already, which may have let it go.
     start = torch.arange(seq, device=ids.device) - told
@@ -156,16 +155,14 @@ def _forget() -> None:
     _NEXT.reset(None)  # see `forward_inputs`
 
 
-def _told(ids: Tensor, message: list[int], seq: int) -> Tensor:
-    """`[batch, seq]`: the longest beginning of `message` that the tokens `[batch, n + seq]` up to each position end
-    with."""
-    told = torch.zeros_like(ids[:, -seq:])
-    for k in range(1, len(message) + 1):
-        begun = torch.ones_like(told, dtype=torch.bool)
-        for i, token in enumerate(message[:k]):
-            shift = k - 1 - i
-            begun &= ids[:, ids.shape[1] - seq - shift : ids.shape[1] - shift] == token
-        told = torch.where(begun, k, told)
+def _told(ids: Tensor, message: Tensor) -> Tensor:
+    """`[batch, seq]`: the length of the longest beginning of `message [n]` with which the tokens up to each position
+    end, for `ids [batch, n + seq]`, the first n of which are of earlier passes."""
+    n = len(message)
+    windows = ids.unfold(1, n, 1)[:, 1:]  # [batch, seq, n]: each position's last n tokens
+    told = torch.zeros_like(windows[..., 0])
+    for k in range(1, n + 1):
+        told = torch.where((windows[..., n - k :] == message[:k]).all(dim=-1), k, told)
     return told
 
 

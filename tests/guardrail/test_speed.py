@@ -122,3 +122,10 @@ def test_decoding_with_a_static_cache_is_one_graph_for_all_steps(scope):
         places.add(tuple(layer.keys.data_ptr() for layer in compiled.cache.layers))
     assert graphs[1:] == graphs[1:2] * 4
     assert len(places) == 1
+
+
+def test_what_a_refusal_adds_grows_with_the_length_of_its_message_and_not_with_its_square():
+    short, long = (
+        sum(added(kernels, "dynamic", action="refuse", refusal_ids=[40] * n + [EOS]).values()) for n in (9, 19)
+    )
+    assert long - short <= 60
