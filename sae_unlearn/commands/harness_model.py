@@ -53,6 +53,12 @@ class HarnessModel(HFLM):
             model = with_adapter(model, adapter, adapter_revision)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=int(batch_size), **options)
 
+    @property
+    def max_length(self) -> int:
+        """One less than the model reads: the harness counts what goes in, a row less its last token, and here the whole
+        row does."""
+        return int(super().max_length) - 1
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
@@ -61,7 +67,7 @@ class HarnessModel(HFLM):
     ) -> list[tuple[float, bool]]:
         """The log-probability of each continuation, and whether it is the greedy one. Rows that are too long lose their
         first tokens."""
-        rows = [(context + continuation)[-self.max_length :] for _, context, continuation in requests]
+        rows = [(context + continuation)[-self.max_length - 1 :] for _, context, continuation in requests]
         tokens = [
             min(len(continuation), len(row) - 1) for (_, _, continuation), row in zip(requests, rows, strict=True)
         ]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tiny_topic import save_adapters, tiny_parts, topic_texts
@@ -39,6 +40,22 @@ def parts(tmp_path_factory):
     (folder / "words.json").write_text("\n".join(map(json.dumps, rows)))
     (folder / "local_words.yaml").write_text(TASK.format(folder=folder))
     return folder
+
+
+@pytest.mark.parametrize("words", [20, 127, 128, 300])
+def test_every_token_of_a_long_text_counts(parts, words):
+    """As with the harness' own model, in windows of one token less than the model reads."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from sae_unlearn.commands.harness_model import HarnessModel
+
+    folder = str(parts / "model")
+    text = " ".join(f"w{2 + i * 7 % 90}" for i in range(words))
+    plain = huggingface.HFLM(pretrained=folder, device="cpu", dtype="float32", max_length=127)
+    found = [
+        model.loglikelihood_rolling([SimpleNamespace(args=(text,))], disable_tqdm=True)[0]
+        for model in (plain, HarnessModel(pretrained=folder, device="cpu"))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("adapter", [None, "guardrail", "lora"])
