@@ -50,6 +50,7 @@ WEIGHED: dict[str, dict[str, Any]] = {
     **RATIO,
     "window of 16": COUNTED["window of 16"],
     **{f"cusum, drift {k:g}": {"statistic": "cusum", "drift": k} for k in (0.5, 1.0)},
+    "ratio or window of 16": {"statistic": "ratio_or_window", "window": 16},
 }
 FITS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "": ({}, COUNTED),

@@ -56,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clamp-unit", choices=("feature", "residual", "absolute"), help="unit of the dose" + _default("clamp_unit"))
     add("--clamp-scale", type=float, help="dose in that unit (default 0.5 residual norms)")
     add("--clamp-value", type=float, help="the paper's absolute dose, such as -500")
-    add("--statistic", choices=("ratio", "window", "cusum"), help="what the gate watches" + _default("statistic"))
+    add(
+        "--statistic",
+        choices=("ratio", "window", "cusum", "ratio_or_window"),
+        help="what the gate watches" + _default("statistic"),
+    )
     add("--evidence", choices=("any", "log_ratio"), help="how hot a token is" + _default("evidence"))
     add("--gate-scope", choices=("sequence", "prefix"), help="what a decision holds for" + _default("gate_scope"))
     add("--preset", choices=("faithful",), help="the published procedure: scores, counting, clamp, use of rows")

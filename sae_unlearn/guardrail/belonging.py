@@ -61,6 +61,7 @@ def _check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
         "ratio": config.hottest * longest / max(longest, config.min_tokens),
         "window": config.hottest * min(longest, config.window) / min(max(longest, config.min_tokens), config.window),
         "cusum": longest * (config.hottest - config.drift),
+        "ratio_or_window": config.hottest * longest / max(longest, config.min_tokens),
     }[config.statistic]
     if highest <= config.threshold:
         raise GuardrailError(

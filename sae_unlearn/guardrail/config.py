@@ -27,8 +27,11 @@ LARGEST_SLICE = 2**27
 # Log-likelihood ratios in quarters of a nat, so that sums of them are exact in float32, too.
 EVIDENCE_STEP, LARGEST_EVIDENCE = 0.25, 16.0
 
+# Statistics that can be taken of each message as well.
+BY_MESSAGE = ("ratio", "ratio_or_window")
+
 CHOICES = {
-    "statistic": ("ratio", "window", "cusum"),
+    "statistic": ("ratio", "window", "cusum", "ratio_or_window"),
     "evidence": ("any", "log_ratio"),
     "gate_scope": ("sequence", "prefix"),
     "clamp_mode": ("fired", "all"),
@@ -63,7 +66,7 @@ class SAEGuardrailConfig(PeftConfig):
         metadata={
             "help": "What is compared with `threshold`. 'ratio': hot tokens / tokens so far. 'window': the same over "
             "the last `window` tokens, its largest value so far. 'cusum': cumulative sum of (hot - drift), floored at "
-            "0, its largest value so far."
+            "0, its largest value so far. 'ratio_or_window': the larger of ratio and `window_weight` * window."
         },
     )
     evidence: str = field(
@@ -90,6 +93,9 @@ class SAEGuardrailConfig(PeftConfig):
     sticky: bool = field(default=True, metadata={"help": "Once a sequence fired it stays fired."})
     threshold: float | None = field(default=None, metadata={"help": "tau: fires iff statistic > threshold."})
     window: int = field(default=64, metadata={"help": "Tokens the 'window' statistic looks back."})
+    window_weight: float = field(
+        default=0.35, metadata={"help": "What the window counts beside the whole in 'ratio_or_window', up to 1."}
+    )
     drift: float = field(default=0.5, metadata={"help": "Hot rate that leaves the 'cusum' statistic unchanged."})
     min_tokens: int = field(
         default=1,
@@ -244,7 +250,7 @@ class SAEGuardrailConfig(PeftConfig):
                 _check_integer(name, getattr(self, name), 1, LARGEST_COUNT)
         if self.num_layers is not None and self.layer >= self.num_layers:
             raise GuardrailError(f"layer={self.layer} is not below num_layers={self.num_layers}; layers count from 0.")
-        if self.window < self.min_tokens and self.statistic == "window":
+        if self.window < self.min_tokens and self.statistic in ("window", "ratio_or_window"):
             raise GuardrailError(f"window={self.window} is below min_tokens={self.min_tokens}; widen the window.")
         if self.threshold is not None:
             lowest, highest = self.threshold_bounds
@@ -254,6 +260,9 @@ class SAEGuardrailConfig(PeftConfig):
                     f"threshold={self.threshold} is outside [{lowest}, {highest}), the range of statistic="
                     f"{self.statistic!r}: the gate would {'always' if self.threshold < lowest else 'never'} fire."
                 )
+        check_real("window_weight", self.window_weight)
+        if not 0 < self.window_weight <= 1:
+            raise GuardrailError(f"window_weight={self.window_weight} must be above 0 and at most 1.")
         check_real("drift", self.drift)
         if not 0 < self.drift < self.hottest:
             raise GuardrailError(
@@ -325,12 +334,12 @@ class SAEGuardrailConfig(PeftConfig):
     def _check_messages(self) -> None:
         if not self.message_boundary_ids:
             return
-        needed = {"statistic": "ratio", "counting": "content", "sticky": True}
-        wrong = [f"{name}={getattr(self, name)!r}" for name, value in needed.items() if getattr(self, name) != value]
+        needed = {"statistic": BY_MESSAGE, "counting": ("content",), "sticky": (True,)}
+        wrong = [f"{name}={getattr(self, name)!r}" for name, fit in needed.items() if getattr(self, name) not in fit]
         if wrong:
             raise GuardrailError(
-                f"message_boundary_ids goes with statistic='ratio', counting='content' and sticky=True, and not with "
-                f"{', '.join(wrong)}; set message_boundary_ids=None."
+                f"message_boundary_ids goes with statistic='ratio' or 'ratio_or_window', counting='content' and "
+                f"sticky=True, and not with {', '.join(wrong)}; set message_boundary_ids=None."
             )
 
     def check_refusal(self) -> None:

@@ -51,7 +51,8 @@ def fit_guardrail(
     sticky: bool = True,
     action: str = "clamp",
     refusal: str | None = None,
-    window: int = 64,
+    window: int | None = None,
+    window_weight: float = 0.35,
     drift: float = 0.5,
     min_tokens: int = DEFAULT_MIN_TOKENS,
     adapter_name: str | None = None,
@@ -99,7 +100,8 @@ def fit_guardrail(
         topk: of a topk SAE, or one with normalised inputs, has to be "threshold": its features are approximated by a
             threshold for each. How often that is wrong is measured, warned about, and kept in
             `calibration["topk"]`; see `topk`.
-        statistic, gate_scope, sticky, action, window, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
+        statistic, gate_scope, sticky, action, window_weight, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
+        window: tokens of the gate's window; default 64, and 16 for "ratio_or_window".
         evidence: "any": a token counts 1 where a guarded feature is active; "log_ratio": as much as the features active
             there say for the topic, see `selection`.
         refusal: the message of action="refuse", which is answered where the gate fires; see `refusal`.

@@ -11,7 +11,7 @@ from sae_unlearn.backbone.corpus import message_boundary_ids, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.guardrail.attach import bare_model, free_name
-from sae_unlearn.guardrail.config import SAEGuardrailConfig, check_real
+from sae_unlearn.guardrail.config import BY_MESSAGE, SAEGuardrailConfig, check_real
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import fingerprint
 from sae_unlearn.guardrail.refusal import message_ids
@@ -25,6 +25,7 @@ DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_THRESHOLD_PERCENTILE = 97.5
 DEFAULT_MARGIN = 0.5
 DEFAULT_MIN_TOKENS = 8
+DEFAULT_WINDOWS = {"window": 64, "ratio_or_window": 16}
 PUBLISHED_CLAMP_VALUE = -500.0
 PUBLISHED_RATIO_PERCENTILE = 95.0
 PUBLISHED_THRESHOLD_PERCENTILE = 95.0
@@ -87,7 +88,8 @@ def plan_fit(
     sticky: bool,
     action: str,
     refusal: str | None,
-    window: int,
+    window: int | None,
+    window_weight: float,
     drift: float,
     min_tokens: int,
     adapter_name: str | None,
@@ -155,7 +157,9 @@ def plan_fit(
     refusal_ids = None
     if refusal is not None:
         refusal_ids = message_ids(refusal, tokenizer, getattr(bare, "generation_config", None))
-    by_message = chat_template and tokenizer is not None and statistic == "ratio" and sticky and not faithful
+    by_message = chat_template and tokenizer is not None and statistic in BY_MESSAGE and sticky and not faithful
+    if window is None:
+        window = DEFAULT_WINDOWS.get(statistic, 64)
     config = SAEGuardrailConfig(
         layer=layer,
         num_features=0 if features is not None else num_features,
@@ -166,6 +170,7 @@ def plan_fit(
         sticky=sticky,
         threshold=threshold,
         window=window,
+        window_weight=window_weight,
         drift=drift,
         min_tokens=min_tokens,
         clamp_value=-float(clamp_scale) if clamp_unit == "absolute" else None,

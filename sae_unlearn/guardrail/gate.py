@@ -11,9 +11,10 @@ and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
     ratio    S_t = H_t / max(N_t, m)
     window   S_t = max_{s<=t} (H_s - H_{s-W}) / min(max(N_s, m), W)      H_{s-W}: W counted tokens earlier
     cusum    S_t = max_{s<=t} (Y_s - min_{r<=s} Y_r),  Y_s = H_s - k N_s,  Y_0 = 0
+    ratio_or_window    S_t = max(ratio_t, window_weight * window_t)
 
 (without `sticky`, window and cusum use their current value and not the largest so far). Where the config names the
-tokens between a conversation's messages, `ratio` is taken of each message too, see `messages`. The row fires iff
+tokens between a conversation's messages, the ratio of each message is taken too, see `messages`. The row fires iff
 `S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if
 quiet tokens filled it up, so that one hot token out of one does not make a rate of 1.
 
@@ -49,8 +50,11 @@ from sae_unlearn.guardrail.messages import by_message
 
 
 # The fields of a state, in the last dimension of [batch, tokens, STATE_SIZE]. With messages, theirs come after these.
+# LOWEST is the smallest Y of cusum, and the largest window so far of ratio_or_window.
 HITS, TOKENS, LOWEST, PEAK, FIRED_AT = range(5)
 STATE_SIZE = 5
+WINDOWED = ("window", "ratio_or_window")
+_PEAKED = ("window", "cusum")  # whose value is the largest so far
 
 
 class Decision(NamedTuple):
@@ -67,7 +71,7 @@ class Decision(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The sums of all earlier tokens of the rows, which the `window` statistic looks up.
+    """The sums of all earlier tokens of the rows, which the statistics with a window look up.
 
     Attributes:
         hits: `[batch, past]`.
@@ -109,7 +113,7 @@ def decide(
         counted: `[batch, seq]` bool.
         config: names the statistic, its constants and the threshold.
         previous: `[batch, ...]`, the state after the row's last earlier token; None at a row's beginning.
-        past: needed by `statistic="window"` when there is a `previous`.
+        past: needed by the statistics of `WINDOWED` when there is a `previous`.
         boundary: position from which tokens are judged one by one; None means the last position.
         ends: `[batch, seq]` bool, the tokens that end a message; None if the config names none.
     """
@@ -122,7 +126,7 @@ def decide(
         earlier = None if previous is None else previous[:, STATE_SIZE:]
         value, messages = by_message(value, hits, tokens, ends, config.min_tokens, earlier)
     peak = value
-    if config.sticky and config.statistic != "ratio":
+    if config.sticky and config.statistic in _PEAKED:
         peak = _running_max(value)
         if previous is not None:
             peak = torch.maximum(peak, previous[:, None, PEAK])
@@ -148,7 +152,7 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends
     value, _ = _value(hits, tokens, config, None, None)
     if ends is not None:
         value, _ = by_message(value, hits, tokens, ends, config.min_tokens, None)
-    if config.gate_scope == "prefix" or (config.sticky and config.statistic != "ratio"):
+    if config.gate_scope == "prefix" or (config.sticky and config.statistic in _PEAKED):
         return value.amax(dim=1)
     return value[:, -1]
 
@@ -176,13 +180,18 @@ def _running_max(values: Tensor) -> Tensor:
 def _value(
     hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, previous: Tensor | None, past: Series | None
 ) -> tuple[Tensor, Tensor]:
-    """The current value of the statistic, and `min Y` for cusum (zeros otherwise); both `[batch, seq]`."""
+    """The current value of the statistic, and what goes under LOWEST (zeros for ratio and window); `[batch, seq]`."""
     floor = hits.new_zeros(hits.shape[0], 1) if previous is None else previous[:, None, LOWEST]
     if config.statistic == "ratio":
         return hits / tokens.clamp(min=config.min_tokens), floor.expand_as(hits)
-    if config.statistic == "window":
+    if config.statistic in WINDOWED:
         recent = hits - _hits_up_to(tokens - config.window, hits, tokens, past)
-        return recent / tokens.clamp(min=config.min_tokens, max=config.window), floor.expand_as(hits)
+        recent = recent / tokens.clamp(min=config.min_tokens, max=config.window)
+        if config.statistic == "window":
+            return recent, floor.expand_as(hits)
+        if config.sticky:
+            recent = torch.maximum(_running_max(recent), floor)
+        return torch.maximum(hits / tokens.clamp(min=config.min_tokens), config.window_weight * recent), recent
     y = hits - config.drift * tokens
     lowest = -_running_max(-y)
     lowest = torch.minimum(lowest, floor)

@@ -36,7 +36,7 @@ from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
-from sae_unlearn.guardrail.gate import Decision, decide, hits_of
+from sae_unlearn.guardrail.gate import WINDOWED, Decision, decide, hits_of
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
 from sae_unlearn.guardrail.id_tables import IdTables
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
@@ -278,7 +278,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             decision = decide(hits, counted, config, boundary=boundary, ends=ends)
             self._record(name, config, decision.state[:, -1])
             return decision
-        past = history.series() if config.statistic == "window" else None
+        past = history.series() if config.statistic in WINDOWED else None
         decision = decide(hits, counted, config, history.last(), past, boundary, ends)
         history.append(decision.state)
         self._record(name, config, history)

@@ -1,4 +1,4 @@
-"""The `ratio` statistic of a conversation: message by message, so that one message does not dilute another.
+"""The ratio of a conversation: message by message, so that one message does not dilute another.
 
 A chat template puts special tokens between messages (`message_boundary_ids`). A message is what stands between two of
 them: a system prompt, a question, the reply so far. With the running sums `H_t` and `N_t` of `gate`, `m = min_tokens`,
@@ -7,9 +7,9 @@ and `b(t)` the last boundary before token `t` (`H_b = N_b = 0` if there is none)
     R_t = (H_t - H_b(t)) / max(N_t - N_b(t), m)                   of the message that t belongs to
     S_t = max(H_t / max(N_t, m), R_t, max_{boundaries s <= t} R_s)
 
-so the row's statistic is the largest of its messages' and of the row as a whole. A boundary belongs to the message that
-it ends. Since the whole row is among them, boundaries can only make the gate fire more: to scatter such tokens through
-a text does not hide it.
+so the row's statistic is the largest of its messages' and of the row as a whole (the first term; the value of
+`ratio_or_window` in its place). A boundary belongs to the message that it ends. Since the whole row is among them,
+boundaries can only make the gate fire more: to scatter such tokens through a text does not hide it.
 """
 
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def by_message(
     """The statistic of one forward pass.
 
     Args:
-        whole: `H / max(N, m)`, the ratio of the row as a whole, `[batch, seq]`.
+        whole: the statistic of the row as a whole, at least `H / max(N, m)`, `[batch, seq]`.
         hits, tokens: `H` and `N`, `[batch, seq]`.
         ends: `[batch, seq]` bool, the boundaries.
         previous: `[batch, MESSAGES_SIZE]` after the row's last earlier token; None at a row's beginning.

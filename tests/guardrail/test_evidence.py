@@ -18,6 +18,7 @@ GATES = {
     "ratio": {"threshold": 1.0},
     "window": {"threshold": 1.5, "window": 6},
     "cusum": {"threshold": 4.0, "drift": 1.25},
+    "ratio_or_window": {"threshold": 1.0, "window": 6, "window_weight": 0.75},
 }
 
 

@@ -10,7 +10,8 @@ from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, STATE_SIZE, TOKENS,
 
 
 WINDOW, DRIFT = 4, 0.25  # a drift that float32 holds exactly, as every other constant here
-THRESHOLDS = {"ratio": 0.375, "window": 0.625, "cusum": 2.0}
+WEIGHT = 0.5
+THRESHOLDS = {"ratio": 0.375, "window": 0.625, "cusum": 2.0, "ratio_or_window": 0.375}
 STATISTICS, SCOPES = list(THRESHOLDS), ["sequence", "prefix"]
 
 
@@ -21,6 +22,7 @@ def config(statistic, scope, sticky=True, min_tokens=1):
         sticky=sticky,
         min_tokens=min_tokens,
         window=max(WINDOW, min_tokens),
+        window_weight=WEIGHT,
         drift=DRIFT,
         threshold=THRESHOLDS[statistic],
     )
@@ -32,20 +34,20 @@ def slow_values(hot, counted, cfg):
     for h, c in zip(hot, counted, strict=True):
         H.append(H[-1] + int(h))
         N.append(N[-1] + int(c))
-    current = []
+    found = {"ratio": [], "window": [], "cusum": []}
     for t in range(1, len(H)):
-        if cfg.statistic == "ratio":
-            current.append(H[t] / max(N[t], cfg.min_tokens))
-        elif cfg.statistic == "window":
-            before = [s for s in range(t + 1) if N[s] <= N[t] - cfg.window]
-            recent = H[t] - (H[max(before)] if before else 0)
-            current.append(recent / min(max(N[t], cfg.min_tokens), cfg.window))
-        else:
-            Y = [H[r] - cfg.drift * N[r] for r in range(t + 1)]
-            current.append(Y[t] - min(Y))
-    if cfg.statistic == "ratio" or not cfg.sticky:
-        return current
-    return [max(current[: t + 1]) for t in range(len(current))]
+        found["ratio"].append(H[t] / max(N[t], cfg.min_tokens))
+        before = [s for s in range(t + 1) if N[s] <= N[t] - cfg.window]
+        recent = H[t] - (H[max(before)] if before else 0)
+        found["window"].append(recent / min(max(N[t], cfg.min_tokens), cfg.window))
+        Y = [H[r] - cfg.drift * N[r] for r in range(t + 1)]
+        found["cusum"].append(Y[t] - min(Y))
+    if cfg.sticky:
+        for name in ("window", "cusum"):
+            found[name] = [max(found[name][: t + 1]) for t in range(len(found[name]))]
+    if cfg.statistic == "ratio_or_window":
+        return [max(r, cfg.window_weight * w) for r, w in zip(found["ratio"], found["window"], strict=True)]
+    return found[cfg.statistic]
 
 
 def slow_prefix_fires(hot, counted, cfg):

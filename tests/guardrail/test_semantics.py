@@ -12,6 +12,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, WIDTH, LayerTap, base_model, guarded, padded, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailNotReady, SparseAutoencoder, attach_guardrail, record_firings
+from sae_unlearn.guardrail.config import CHOICES
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -94,7 +95,7 @@ def test_a_low_dose_gives_a_small_edit_and_record_gives_none():
 
 
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
-@pytest.mark.parametrize("statistic", ["ratio", "window", "cusum"])
+@pytest.mark.parametrize("statistic", CHOICES["statistic"])
 @pytest.mark.parametrize("architecture", SEVERAL)
 def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture, statistic, scope):
     fields = {"threshold": 1.5, "drift": 0.4} if statistic == "cusum" else {"threshold": 0.55, "window": 6}
@@ -119,7 +120,7 @@ def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture, stat
         assert facts(together(side)) == expected
 
 
-@pytest.mark.parametrize("statistic", ["ratio", "window", "cusum"])
+@pytest.mark.parametrize("statistic", CHOICES["statistic"])
 def test_generation_with_a_cache_is_generation_without_where_each_token_is_judged_by_its_prefix(statistic):
     fields = {"threshold": 1.5, "drift": 0.4} if statistic == "cusum" else {"threshold": 0.55, "window": 6}
     model = guarded("llama", statistic=statistic, gate_scope="prefix", min_tokens=4, **fields)
@@ -511,7 +512,10 @@ def compiles():
 
 
 @pytest.mark.usefixtures("compiles")
-@pytest.mark.parametrize(("scope", "statistic"), [("sequence", "ratio"), ("prefix", "window"), ("sequence", "cusum")])
+@pytest.mark.parametrize(
+    ("scope", "statistic"),
+    [("sequence", "ratio"), ("prefix", "window"), ("sequence", "cusum"), ("prefix", "ratio_or_window")],
+)
 def test_compiled_in_one_graph_the_forward_pass_is_the_same(scope, statistic):
     model = guarded("llama", gate_scope=scope, statistic=statistic, window=6)
     batch = padded([token_ids(1, n, seed=n)[0] for n in (5, 9, 12)])

@@ -17,8 +17,9 @@ from kernel_count import kernels, waits
 
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
 BOUNDS = {("ratio", "dynamic"): 33, ("ratio", "static"): 45, ("cusum", "dynamic"): 38, ("window", "dynamic"): 53}
+BOUNDS["ratio_or_window", "dynamic"] = 58
 BY_MESSAGE = {"dynamic": 53, "static": 65}
-THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4}
+THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4, "ratio_or_window": 0.4}
 
 
 class Decoding:

@@ -16,6 +16,7 @@ STATISTICS = {
     "ratio": "share of a row's tokens at which a guarded feature is active",
     "window": "largest share of a window's tokens at which a guarded feature is active",
     "cusum": "largest excess of tokens at which a guarded feature is active",
+    "ratio_or_window": "share of tokens at which a guarded feature is active, of a row or of a window of it",
 }
 
 
