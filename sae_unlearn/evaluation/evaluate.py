@@ -78,8 +78,9 @@ def evaluate(
         progress: show progress bars.
 
     Raises:
-        ValueError: nothing to measure, an empty set, rows that are none of the three kinds, logits that are not finite
-            (float16 overflows in some models), or processes of a launch that were given different rows.
+        ValueError: nothing to measure, an empty set, two sets of one name, rows that are none of the three kinds,
+            logits that are not finite (float16 overflows in some models), or processes of a launch that were given
+            different rows.
     """
     settings = Settings(
         batch_size, max_length, max_new_tokens, orders, chat_template, progress and process_index() == 0
@@ -100,6 +101,10 @@ def evaluate(
                     figures += choice_figures(*common, reference)
                 else:
                     figures += text_figures(*common, base)
+    if reference is not None and not any(figure.metric == "forget_quality" for figure in figures):
+        notes.append(
+            "no forget quality: it is of choices under forget whose options are not shown, and there were none."
+        )
     about = about_model(model) | {name: value for name, value in vars(settings).items() if name != "progress"}
     if title is None:
         title = about["model"] if about["adapters"] == "none" else f"{about['model']} with {about['adapters']}"
@@ -114,7 +119,11 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
         for name, rows in given.items():
             kinds = _by_kind(rows, f"{side}[{name!r}]", text_column)
-            found |= {str(name) if len(kinds) == 1 else f"{name} {kind}": part for kind, part in kinds.items()}
+            parts = {str(name) if len(kinds) == 1 else f"{name} {kind}": part for kind, part in kinds.items()}
+            twice = found.keys() & parts.keys()
+            if twice:
+                raise ValueError(f"Two sets of {side} are called {min(twice)!r}; rename one of them.")
+            found |= parts
         return found
     return _by_kind(given, side, text_column)
 

@@ -48,6 +48,12 @@ def test_without_a_template_the_turns_are_one_text_to_a_bare_model(name):
         assert point.found.fired == {}
 
 
+def test_a_turn_that_adds_no_token_is_nothing():
+    model, tokenizer = base_model("llama"), tiny_tokenizer()
+    assert in_parts("w3  w4", 3) == ["w3", " ", " w4"]
+    assert converse(model, tokenizer, ["w3", " ", " w4"], 3) == complete(model, tokenizer, ["w3 w4"], 3)[0]
+
+
 def test_a_lora_is_the_same_in_several_turns():
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     model, tokenizer = get_peft_model(base_model("llama"), lora).eval(), tiny_tokenizer()

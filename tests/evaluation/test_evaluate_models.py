@@ -132,6 +132,8 @@ def test_truth_ratios_and_forget_quality():
     assert ("forget", "truth_score") not in metrics
     with pytest.raises(ValueError, match="holds no truth ratios of forget/choices"):
         evaluate(model, tokenizer, forget=ANSWERS[:3], reference=reference, progress=False)
+    report = evaluate(model, tokenizer, forget=FACTS, reference=reference, max_new_tokens=1, progress=False)
+    assert any(note.startswith("no forget quality") for note in report.notes)
 
 
 def test_perplexity_counts_tokens():
@@ -277,6 +279,7 @@ def test_completions_are_as_long_as_the_answers_need():
         ({"forget": None, "retain": None}, "Nothing to measure"),
         ({"forget": []}, "forget is empty"),
         ({"forget": {"mine": []}}, r"forget\['mine'\] is empty"),
+        ({"forget": {"a": [*FACTS, "w3 w4"], "a facts": FACTS}}, "Two sets of forget are called 'a facts'"),
         ({"retain": "one text"}, "retain is a str"),
         ({"retain": [3]}, "retain holds a int"),
         ({"retain": [{"body": "w3"}]}, "retain holds a dict with columns body"),

@@ -155,7 +155,8 @@ def converse(
             cache = DynamicCache(config=text_config(model))
         if number < len(turns) and not chat_template:
             seen = cache.get_seq_length()
-            _read(model, ids, seen, cache)
+            if seen < len(ids):  # a turn of blanks may add no token
+                _read(model, ids, seen, cache)
             known, text = ids, whole
             continue
         new = max_new_tokens if number == len(turns) else reply_tokens
