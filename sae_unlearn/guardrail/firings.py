@@ -22,6 +22,7 @@ class Recorder:
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self._seen: list[tuple[str, SAEGuardrailConfig, Any]] = []
+        self._closed = False
 
     @staticmethod
     def listening(recorders: list["Recorder"]) -> list["Recorder"]:
@@ -31,19 +32,35 @@ class Recorder:
 
     def note(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
         """`seen`: the request's `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`."""
+        if self._closed:
+            return
         if isinstance(seen, GateHistory):
             if any(entry is seen for _, _, entry in self._seen):
                 return
-        else:
-            seen = seen.detach()
+            seen.readers.append(self)
         self._seen.append((name, config, seen))
+
+    def keep(self, history: GateHistory) -> None:
+        """Remember how a request ended whose cache is about to be used for another."""
+        self._seen = [(name, config, _state_of(seen) if seen is history else seen) for name, config, seen in self._seen]
+
+    def close(self) -> None:
+        """The recording is over: what comes after it changes nothing, and caches are let go."""
+        self._closed = True
+        for _, _, seen in self._seen:
+            if isinstance(seen, GateHistory):
+                seen.readers[:] = [reader for reader in seen.readers if reader is not self]
+        self._seen = [(name, config, _state_of(seen)) for name, config, seen in self._seen]
+
+    def __deepcopy__(self, memo: Any) -> "Recorder":
+        return self  # of copies of a cache or a model, the same recording
 
     def firings(self) -> list[Firing]:
         """All rows of all requests so far."""
         calls: dict[str, int] = {}
         found = []
         for name, config, seen in self._seen:
-            state = seen.last() if isinstance(seen, GateHistory) else seen
+            state = _state_of(seen)
             call = calls[name] = calls.get(name, -1) + 1
             if state is not None:
                 found += [_firing(name, config, call, row, values) for row, values in enumerate(_rows(state))]
@@ -108,12 +125,19 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
     finally:
         for layer in layers:
             layer.recorders.remove(recorder)
+        recorder.close()
         if to is not None:
             send_firings(recorder.firings(), to)
 
 
+def _state_of(seen: GateHistory | Tensor | None) -> Tensor | None:
+    """The state `[batch, STATE_SIZE]` as it is now; None of a history that is empty."""
+    state = seen.last() if isinstance(seen, GateHistory) else seen
+    return None if state is None else state.detach().clone()
+
+
 def _rows(state: Tensor) -> list[list[float]]:
-    return state.detach().float().cpu().tolist()
+    return state.float().cpu().tolist()
 
 
 def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:

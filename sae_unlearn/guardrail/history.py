@@ -10,7 +10,7 @@ and what `unseen` finds makes the activations NaN (see "not finite" in `gate`).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +23,18 @@ from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
 Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the guardrail of that name
 
 
+class Reader(Protocol):
+    """Who looks at a history later."""
+
+    def keep(self, history: "GateHistory") -> None:
+        """Its request is over, and it is about to be emptied for another."""
+
+
 class GateHistory:
     """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty."""
 
     owner: Owner
+    readers: list[Reader]
     keys: Tensor
     update: Callable[..., Any]
     get_seq_length: Callable[..., Any]
@@ -48,13 +56,23 @@ class GateHistory:
         keys = state[:, None]
         self.update(keys, keys[..., :0])
 
+    def end(self) -> None:
+        """To be called before the history is emptied."""
+        for reader in self.readers:
+            reader.keep(self)
+        self.readers.clear()
+
 
 class DynamicGateHistory(GateHistory, DynamicLayer):
     """History that grows with the sequence."""
 
     def __init__(self, owner: Owner) -> None:
         super().__init__()
-        self.owner = owner
+        self.owner, self.readers = owner, []
+
+    def reset(self) -> None:
+        self.end()
+        super().reset()
 
     def last(self) -> Tensor | None:
         return self.keys[:, 0, -1] if self.get_seq_length() > 0 else None
@@ -72,7 +90,7 @@ class StaticGateHistory(GateHistory, StaticLayer):
 
     def __init__(self, owner: Owner, max_cache_len: int, sliding: bool = False) -> None:
         super().__init__(max_cache_len=max_cache_len)
-        self.owner = owner
+        self.owner, self.readers = owner, []
         self.counted = 0 if sliding else None
 
     def seen(self) -> int | Tensor:
@@ -84,6 +102,7 @@ class StaticGateHistory(GateHistory, StaticLayer):
             self.counted += state.shape[1]
 
     def reset(self) -> None:
+        self.end()
         super().reset()
         if self.counted is not None:
             self.counted = 0

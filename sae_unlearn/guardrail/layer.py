@@ -302,8 +302,9 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         """
         if torch.compiler.is_compiling():
             return
-        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
-        tensors = (encoder.weight, encoder.bias, encoder.threshold, decoder.weight, decoder.clamp)
+        encoder: Any = self.sae_guardrail_encoder[name]
+        decoder: Any = self.sae_guardrail_decoder[name]
+        tensors: tuple[Tensor, ...] = (encoder.weight, encoder.bias, encoder.threshold, decoder.weight, decoder.clamp)
         if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors):
             return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
         config = self.guard_config[name]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, WIDTH, LayerTap, base_model, guarded, padded, plant, planted_config, token_ids
 
@@ -233,6 +233,24 @@ def test_published_counting_counts_columns_and_never_touches_column_0():
 
 
 # ---------------------------------------------------------------------------------------------------- several at a time
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_cache_that_is_reset_for_the_next_request_leaves_the_records_of_the_last(kind):
+    model = guarded("llama").eval()
+    requests = [token_ids(3, 10, seed=seed) for seed in range(3)]
+    expected = [f for ids in requests for f in firings_of(model, lambda ids=ids: model(input_ids=ids))]
+    cache = DynamicCache() if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=16)
+    with record_firings(model) as firings:
+        for ids in requests:
+            cache.reset()
+            forward(model, input_ids=ids, past_key_values=cache)
+        before = list(firings)
+    cache.reset()
+    forward(model, input_ids=requests[0], past_key_values=cache)
+    assert list(firings) == before
+    assert [(f.call, f.row) for f in before] == [(call, row) for call in range(3) for row in range(3)]
+    assert [(f.statistic, f.fired) for f in before] == [(f.statistic, f.fired) for f in expected]
 
 
 def test_eight_threads_on_one_model_do_not_mix():
