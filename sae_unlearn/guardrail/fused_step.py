@@ -51,6 +51,7 @@ def gate_kernel(
     content,
     mask,
     previous,
+    evidence,
     state,
     edited,
     row_stride,
@@ -65,6 +66,7 @@ def gate_kernel(
     HAS_IDS: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr,
+    HAS_EVIDENCE: tl.constexpr,
     STICKY: tl.constexpr,
     CLAMP_ALL: tl.constexpr,
     STATE: tl.constexpr,
@@ -85,13 +87,21 @@ def gate_kernel(
     if HAS_MASK:
         counted = counted & (tl.load(mask + row * mask_stride) != 0)
     strength = 0.0
+    said = 0.0
     for start in range(0, n, TILE_N):
         j = start + tl.arange(0, TILE_N)
         a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
         t = tl.load(threshold + j, mask=j < n, other=0.0)
-        strength += tl.sum(a * (a > t).to(tl.float32), axis=0)  # a product, so that NaN stays
+        a = a * (a > t).to(tl.float32)  # a product, so that NaN stays
+        strength += tl.sum(a, axis=0)
+        if HAS_EVIDENCE:
+            w = tl.load(evidence + j, mask=j < n, other=0.0)
+            said += tl.sum(tl.where(a != 0.0, w, 0.0), axis=0)
     strength = tl.where(counted, strength, 0.0)
-    hit = tl.where(tl.abs(strength) < float("inf"), (strength != 0.0).to(tl.float32), float("nan"))
+    hit = (strength != 0.0).to(tl.float32)
+    if HAS_EVIDENCE:
+        hit = tl.where(counted, said, 0.0)
+    hit = tl.where(tl.abs(strength) < float("inf"), hit, float("nan"))
 
     hits = hit
     tokens = counted.to(tl.float32)
@@ -135,6 +145,7 @@ def fused_step(
     content: Tensor | None,
     mask: Tensor | None,
     previous: Tensor | None,
+    evidence: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One token of every row.
 
@@ -145,6 +156,7 @@ def fused_step(
         ids, content: token ids `[batch, 1]`, and by token id whether it is content; None if all are.
         mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
         previous: `[batch, STATE_SIZE]`, the gate's state so far, in rows without gaps; None at a row's beginning.
+        evidence: `[N]`, what each active feature adds to its token; None if a hot token counts 1.
 
     Returns:
         The edited residual stream, as `hidden`, and the gate's state `[batch, 1, STATE_SIZE]`.
@@ -167,6 +179,7 @@ def fused_step(
             content,
             mask,
             previous,
+            evidence,
             state,
             edited,
             hidden.stride(0),
@@ -181,6 +194,7 @@ def fused_step(
             HAS_IDS=content is not None,
             HAS_MASK=mask is not None,
             HAS_PREVIOUS=previous is not None,
+            HAS_EVIDENCE=evidence is not None,
             STICKY=config.sticky,
             CLAMP_ALL=config.clamp_mode == "all",
             **FIELDS,
@@ -214,18 +228,20 @@ def _first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
     config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1)
     content = torch.tensor([True, False, True])
     previous = before = None
-    for _ in range(2):
+    for evidence in (torch.arange(1, n + 1) / 4, None):
         hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
         ids = torch.randint(0, 9, (batch, 1), generator=generator)
         mask = torch.randint(0, 5, (batch, 1), generator=generator)
         pre = hidden[:, 0].double() @ guard["weight"].double().T + guard["bias"]
         counted = (mask != 0) & content[ids.clamp(max=2)]
         active = (pre > guard["threshold"])[:, None]
-        decision = decide(active.any(-1) & counted, counted, config, previous)
+        said = active.any(-1).float() if evidence is None else (active * evidence).sum(-1)
+        decision = decide(said * counted, counted, config, previous)
         where = active & (decision.fire & counted)[..., None]
         expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
         given = [x.to(device) for x in (ids, content, mask)]
-        edited, state = fused_step(hidden.to(device), there, there, config, given[0], given[1], given[2], before)
+        weights = None if evidence is None else evidence.to(device)
+        edited, state = fused_step(hidden.to(device), there, there, config, *given, before, weights)
         if not torch.equal(state.cpu(), decision.state):
             return f"Their gate's state is {state.cpu().tolist()}, not {decision.state.tolist()}."
         error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()

@@ -21,7 +21,7 @@ def serves(config: SAEGuardrailConfig, hidden: Tensor, encoder: nn.Module, decod
         and hidden.stride(-1) == 1
         and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and hidden.requires_grad)
-        and (config.statistic, config.evidence, config.counting, config.action) == ("ratio", "any", "content", "clamp")
+        and (config.statistic, config.counting, config.action) == ("ratio", "content", "clamp")
         and not config.message_boundary_ids
         and config.threshold is not None
         and all(

@@ -209,7 +209,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             content = self.id_tables.content(tuple(config.special_token_ids), hidden.device)
         mask = mask_of_pass(inputs, hidden.shape[0], hidden.shape[1])
         mask = None if mask is None else mask.to(hidden.device)
-        edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last())
+        evidence = self.id_tables.evidence(config, hidden.device)
+        edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last(), evidence)
         history.append(state)
         self._record(name, config, history)
         return edited
