@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from sae_unlearn.errors import UnlearnError
 
@@ -106,3 +106,19 @@ def input_embeddings(model: nn.Module) -> nn.Embedding:
 def output_embeddings(model: nn.Module) -> nn.Linear | None:
     """The head that turns vectors into logits; None for a model without one."""
     return cast("nn.Linear | None", cast(Any, model).get_output_embeddings())
+
+
+def residual_of(decoder_layer: nn.Module, output: Any) -> Tensor:
+    """The residual stream `[batch, tokens, width]` of what a decoder layer gave.
+
+    Raises:
+        NotImplementedError: it gave something else.
+    """
+    hidden = output[0] if isinstance(output, tuple) else output
+    if isinstance(hidden, Tensor) and hidden.ndim == 3:
+        return hidden
+    found = f"shape {tuple(hidden.shape)}" if isinstance(hidden, Tensor) else f"a {type(hidden).__name__}"
+    raise NotImplementedError(
+        f"{type(decoder_layer).__name__} gives {found}, and not a residual stream [batch, tokens, width], which is all "
+        "that an SAE can read."
+    )

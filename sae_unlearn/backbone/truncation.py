@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.decoder_layers import find_decoder_layers, residual_of
 
 
 class LayerReached(Exception):
@@ -22,7 +22,7 @@ def stop_after(decoder_layer: nn.Module) -> Iterator[None]:
     """Inside, a forward pass through `decoder_layer` ends there with `LayerReached`."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        raise LayerReached(output[0] if isinstance(output, tuple) else output)
+        raise LayerReached(residual_of(module, output))
 
     # before a guardrail's hook on the same layer, but after FSDP's, which must see the layer end
     handle = decoder_layer.register_forward_hook(stop, prepend=not _is_sharded(decoder_layer))

@@ -108,7 +108,7 @@ def fit_guardrail(
         adapter_name: the guardrail's name on the model.
         chat_template: put texts as a user's turn into the tokenizer's chat template. Do it if the model is deployed so.
         text_column: column of datasets and mappings that holds the text.
-        max_length: longer documents are cut into rows of at most this many tokens.
+        max_length: longer texts are cut into rows of at most this many tokens; `input_ids` are taken as they are.
         batch_size: rows per forward pass; the result does not depend on it, up to rounding.
         max_held_out: documents of each corpus at most that are put aside for the threshold, and for the report; bounds
             memory.
@@ -119,7 +119,8 @@ def fit_guardrail(
         progress: show progress bars.
 
     Under `accelerate launch` every process is given the same arguments, runs its share of the batches, and ends with
-    the same guardrail; a process group has to be up (`accelerate.PartialState()`, or the command line).
+    the same guardrail; a process group has to be up (`accelerate.PartialState()`, or the command line). While a fit
+    runs, guardrails that are on the model already are out of force, in all threads.
 
     Returns:
         A `PeftModel`, ready to use; `peft_config[name].calibration` holds what was measured.

@@ -239,9 +239,11 @@ def _first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
         decision = decide(said * counted, counted, config, previous)
         where = active & (decision.fire & counted)[..., None]
         expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
-        given = [x.to(device) for x in (ids, content, mask)]
+        given = (ids.to(device), content.to(device), mask.to(device))
         weights = None if evidence is None else evidence.to(device)
-        edited, state = fused_step(hidden.to(device), there, there, config, *given, before, weights)
+        edited, state = fused_step(
+            hidden.to(device), there, there, config, given[0], given[1], given[2], before, weights
+        )
         if not torch.equal(state.cpu(), decision.state):
             return f"Their gate's state is {state.cpu().tolist()}, not {decision.state.tolist()}."
         error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()

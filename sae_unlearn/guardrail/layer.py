@@ -30,7 +30,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
 
-from sae_unlearn.backbone.decoder_layers import execution_device, text_config
+from sae_unlearn.backbone.decoder_layers import execution_device, residual_of, text_config
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
@@ -177,7 +177,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         active = [name for name in self.active_adapters if name in self.sae_guardrail_encoder]
         if self.disable_adapters or not active:
             return None
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = residual_of(decoder_layer, output)
         inputs = current_inputs(*hidden.shape[:2])
         cache = find_cache((*args, *kwargs.values())) or inputs.cache
         edited = self._edited_step(active[0], hidden, inputs, cache) if len(active) == 1 else None

@@ -578,6 +578,21 @@ def test_a_cache_that_it_has_not_seen_stops_the_call():
         model(input_ids=IDS[:, :1], past_key_values=((torch.zeros(1), torch.zeros(1)),))
 
 
+@pytest.mark.parametrize(
+    ("broken", "found"), [(lambda out: list(out), "a list"), (lambda out: out[0][0], r"shape \(12, 32\)")]
+)
+def test_a_layer_that_gives_no_residual_stream_stops_the_call(broken, found):
+    model = guarded("llama")
+    layer = model.get_base_model().model.layers[1]
+    handle = layer.register_forward_hook(
+        lambda module, args, out: broken(out if isinstance(out, tuple) else (out,)), prepend=True
+    )
+    with pytest.raises(NotImplementedError, match=f"LlamaDecoderLayer gives {found}"):
+        model(input_ids=IDS)
+    handle.remove()
+    logits(model)
+
+
 def test_a_cache_that_another_guardrail_of_its_name_has_seen_stops_the_call():
     """What a guardrail that is there no more made of the tokens says nothing of what this one would."""
     base, cache = base_model("llama"), DynamicCache()

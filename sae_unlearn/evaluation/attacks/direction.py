@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers
+from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers, residual_of
 from sae_unlearn.backbone.logits import run_for_hooks
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.evaluation.attacks.point import AttackPoint, Measured, NotPossible
@@ -71,7 +71,7 @@ def _states(model: nn.Module, rows: Sequence[list[int]], layer: int, batch_size:
     found: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = residual_of(module, output)
         found.append(hidden[kept.to(hidden.device)].float().cpu())
 
     handle = find_decoder_layers(base_model_of(model)).layers[layer].register_forward_hook(note)
@@ -132,7 +132,7 @@ def adding(
         where[:] = [] if ids is None or patterns is None else [_pattern_ends(ids, patterns)]
 
     def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = residual_of(module, output)
         change = vector.to(hidden).expand_as(hidden)
         if patterns is not None:
             change = change * where[0].to(hidden.device)[..., None]
