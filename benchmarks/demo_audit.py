@@ -68,7 +68,7 @@ def summarise(args: argparse.Namespace) -> None:
     order = [name for name in (NEIGHBOURS, *ATTACKS) if (args.results / name).is_dir()]
     report = joined([AuditReport.load(args.results / name) for name in order])
     print(report.to_markdown())
-    report.save(RESULTS / "demo_audit")
+    report.save(RESULTS / args.name)
     if args.card:
         put_into_card(report, args.card)
 
@@ -83,6 +83,7 @@ def main() -> None:
     running.add_argument("--data", help="data folder; default $SAE_UNLEARN_DATA")
     running.add_argument("--facts", type=int, default=32, help="per side, of 48")
     running.add_argument("--attacks", nargs="+", choices=(NEIGHBOURS, *ATTACKS), help="which ones (default: all)")
+    summary.add_argument("--name", default="demo_audit", help="of the folder in benchmarks/results")
     summary.add_argument("--card", type=Path, help="folder of the adapter, whose card takes the report")
     args = parser.parse_args()
     (run if args.command == "run" else summarise)(args)
