@@ -154,6 +154,8 @@ def table(data: dict[str, Any]) -> str:
 def _times(found: dict[str, float]) -> str:
     if found["low"] <= 0:
         return "not told apart by this much noise"
+    if found["low"] == float("inf"):
+        return "the guardrail adds nothing that could be told from noise"
     if found["high"] == float("inf"):
         return f"adds at least {found['low']:.1f} times as much"
     return f"adds {found['times_less']:.1f} times as much ({found['low']:.1f} to {found['high']:.1f})"
@@ -165,7 +167,9 @@ def _between(arm: dict[str, Any], name: str, digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="demo, gemma-2-2b, gemma-3-270m or thin (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="demo", help="demo, gemma-2-2b, gemma-3-270m, thin or thin-2b (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="float32", help="of the model (default: %(default)s)")
     parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="process: processor time")
