@@ -20,7 +20,15 @@ def tensors(model, name):
     return [tensor for part in parts for tensor in part.parameters()]
 
 
-@pytest.mark.parametrize("options", [{}, {"preset": "faithful"}, {"statistic": "cusum", "num_features": 7}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"preset": "faithful"},
+        {"statistic": "cusum", "num_features": 7},
+        {"evidence": "log_ratio", "statistic": "ratio_or_window"},
+    ],
+)
 def test_each_topic_gets_the_guardrail_that_it_would_get_alone(options):
     model, tokenizer, sae = tiny_parts()
     together = fit_guardrails(model, tokenizer, sae, TOPICS, RETAIN, progress=False, **options)
