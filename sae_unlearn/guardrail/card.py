@@ -11,7 +11,7 @@ from torch import nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, real, shown
+from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, real, shown, statistic_in_words
 from sae_unlearn.guardrail.model import MODEL_TAGS
 from sae_unlearn.guardrail.picture import draw_calibration
 from sae_unlearn.model_card import (
@@ -70,7 +70,7 @@ def write_card(
         tags=sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"}),
         pipeline_tag="text-generation",
     )
-    _draw(config.calibration or {}, Path(folder) / PICTURE)
+    _draw(config, Path(folder) / PICTURE)
     write_model_card(folder, TEMPLATE, data, _fields(config, name, Path(folder), details))
 
 
@@ -206,9 +206,10 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _draw(calibration: dict[str, Any], path: Path) -> None:
+def _draw(config: SAEGuardrailConfig, path: Path) -> None:
+    calibration = config.calibration or {}
     if any(calibration.get(name) for name in _STATISTICS):
         try:
-            draw_calibration(calibration, path)
+            draw_calibration(calibration, path, statistic_in_words(config))
         except (ImportError, GuardrailError):
             return

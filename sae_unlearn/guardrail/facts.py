@@ -8,6 +8,12 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
 ROLES = ("forget", "retain")
+STATISTICS = {
+    "ratio": "share of a row's tokens at which a guarded feature is active",
+    "window": "largest share of a window's tokens at which a guarded feature is active",
+    "cusum": "largest excess of tokens at which a guarded feature is active",
+    "ratio_or_window": "share of tokens at which a guarded feature is active, of a row or of a window of it",
+}
 CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
 """Columns of `curve_rows`, and how their numbers are written."""
 
@@ -40,6 +46,13 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         + (f" ({config.clamp_scale:g} in unit {config.clamp_unit})" if config.clamp_scale is not None else ""),
         "edit": "not measured" if edit is None else f"{edit:.3g} of the residual stream's norm",
     }
+
+
+def statistic_in_words(config: SAEGuardrailConfig) -> str:
+    """What is compared with the threshold."""
+    weighed = ", weighed by what the features there say" if config.evidence == "log_ratio" else ""
+    messages = " (the largest of its messages')" if config.message_boundary_ids else ""
+    return STATISTICS[config.statistic] + weighed + messages
 
 
 def fire_rows(calibration: dict[str, Any]) -> list[list[str]]:

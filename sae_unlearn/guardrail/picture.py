@@ -18,12 +18,13 @@ _FORGET, _RETAIN, _INK = VERMILLION, BLUE, "#333333"
 _BINS = 24
 
 
-def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str], words: str) -> None:
     """Draw the held-out rows' statistics back to back, forget rows upwards and retain rows downwards, as a PNG.
 
     Args:
         calibration: `config.calibration` of a fitted guardrail.
         path: the file to write.
+        words: what the statistic is.
 
     Raises:
         GuardrailError: nothing was measured (features and threshold were given by hand).
@@ -74,7 +75,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str]) 
         )
     axes.yaxis.set_major_formatter(lambda share, _: f"{abs(share):.0%}")
     axes.set_ylabel("share of rows")
-    axes.set_xlabel("statistic of a row (ratio: the share of its tokens at which a guarded feature is active)")
+    axes.set_xlabel(words)
     auroc = real(calibration.get("auroc"))
     parted = "" if auroc is None else f"   (AUROC {auroc:.3f})"
     axes.set_title(f"What the gate sees on rows held out from fitting{parted}", fontsize=12, loc="left")

@@ -12,16 +12,12 @@ from sae_unlearn.guardrail.facts import ROLES
 from sae_unlearn.guardrail.picture import bin_counts, bin_edges
 
 
-STATISTICS = {
-    "ratio": "share of a row's tokens at which a guarded feature is active",
-    "window": "largest share of a window's tokens at which a guarded feature is active",
-    "cusum": "largest excess of tokens at which a guarded feature is active",
-    "ratio_or_window": "share of tokens at which a guarded feature is active, of a row or of a window of it",
-}
+def distribution(statistics: Mapping[str, Sequence[float]], threshold: float, words: str) -> Markup:
+    """Rows by their statistic, forget upwards and retain downwards, and the threshold.
 
-
-def distribution(statistics: Mapping[str, Sequence[float]], threshold: float, statistic: str) -> Markup:
-    """Rows by their statistic, forget upwards and retain downwards, and the threshold."""
+    Args:
+        words: what the statistic is.
+    """
     high = _highest(statistics, threshold)
     edges = bin_edges(threshold, high)
     counts = {role: bin_counts(list(rows), edges) for role, rows in statistics.items() if rows}
@@ -40,7 +36,7 @@ def distribution(statistics: Mapping[str, Sequence[float]], threshold: float, st
                 parts.append(frame.box((left, right), (0, sign * share), f"bar {role}", title))
     parts += [frame.rule(0), frame.mark(threshold, f"threshold {threshold:.3g}, fires above")]
     told = ", ".join(f"{_above(rows, threshold)} of {len(rows)} {role} rows" for role, rows in statistics.items())
-    return drawing(parts, f"Rows by {STATISTICS[statistic]}; above the threshold {threshold:.3g} are {told}")
+    return drawing(parts, f"Rows by {words}; above the threshold {threshold:.3g} are {told}")
 
 
 def fire_rates(statistics: Mapping[str, Sequence[float]], threshold: float) -> Markup:

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_unlearn.evaluation.page import charts, contents
-from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, guardrail_facts, shown
+from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, guardrail_facts, shown, statistic_in_words
 from sae_unlearn.version import __version__
 
 
@@ -22,22 +22,20 @@ def render_page(picture: "GuardrailPicture") -> str:
     config, seen, sweep = picture.config, picture.contexts, picture.sweep
     calibration = config.calibration or {}
     stored = contents.stored_statistics(calibration)
-    features = contents.feature_rows(picture)
+    features, words = contents.feature_rows(picture), statistic_in_words(config)
     fields: dict[str, Any] = {
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
         "title": picture.title,
         "version": __version__,
         "facts": guardrail_facts(config, picture.clamp),
         "threshold": f"{config.tau:.4g}",
-        "statistic": charts.STATISTICS[config.statistic]
-        + (", weighed by what the features there say" if config.evidence == "log_ratio" else "")
-        + (" (the largest of its messages')" if config.message_boundary_ids else ""),
+        "statistic": words,
         "fire_rows": fire_rows(calibration),
         "auroc": shown(calibration.get("auroc"), ".3f"),
         "edit": shown(calibration.get("edit_to_residual"), ".3g"),
         "warnings": fit_warnings(calibration),
         "curve": curve_rows(calibration),
-        "distribution": charts.distribution(stored, config.tau, config.statistic) if stored else None,
+        "distribution": charts.distribution(stored, config.tau, words) if stored else None,
         "fire_rates": charts.fire_rates(stored, config.tau) if stored else None,
         "features": features,
         "linked": any(feature["page"] for feature in features),
@@ -45,7 +43,7 @@ def render_page(picture: "GuardrailPicture") -> str:
         "recorded": sorted({name for feature in features for name in feature["fit"]}),
         "measured": sorted({name for feature in features for name in feature["seen"]}),
         "texts": seen,
-        "texts_distribution": charts.distribution(seen.statistics, config.tau, config.statistic) if seen else None,
+        "texts_distribution": charts.distribution(seen.statistics, config.tau, words) if seen else None,
         "texts_fire_rates": charts.fire_rates(seen.statistics, config.tau) if seen else None,
         "sweep": sweep,
     }
