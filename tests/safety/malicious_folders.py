@@ -45,6 +45,10 @@ def config(**fields):
     return edited_json(CONFIG, **fields)
 
 
+def evidence(values, **fields):
+    return config(evidence="log_ratio", feature_evidence=values, **fields)
+
+
 def nested(field, **values):
     def lie(folder):
         path = folder / CONFIG
@@ -299,6 +303,15 @@ GUARDRAILS = {
     "threshold that rounds to never": (config(threshold=1 - 1e-12), "would never fire"),
     "threshold that no text reaches": (config(statistic="cusum", threshold=1e6), "would never fire"),
     "rows padded with quiet until it is silent": (config(min_tokens=10**6), "would never fire"),
+    "evidence against the topic": (evidence([-1.0, 1.0, 1.0]), "holds -1.0"),
+    "evidence of nothing": (evidence([0.0, 0.0, 0.0]), "holds 0.0"),
+    "evidence out of steps": (evidence([0.3, 1.0, 1.0]), "holds 0.3"),
+    "evidence without end": (evidence([1e308, 1.0, 1.0]), "must be a finite number"),
+    "evidence that is no number": (evidence([True, "1", None]), "feature_evidence"),
+    "evidence of other features": (evidence([1.0]), "1 numbers for 3 features"),
+    "evidence left out": (evidence(None), "has no feature_evidence"),
+    "evidence below the threshold": (evidence([0.25, 0.25, 0.25], threshold=0.8), "would never fire"),
+    "window that counts nothing": (config(statistic="ratio_or_window", window_weight=0.0), "window_weight=0.0"),
     "counts too large": (config(min_tokens=10**30), "min_tokens is beyond"),
     "window without end": (config(statistic="window", window=2**60), "window is beyond"),
     "every token special": (config(special_token_ids=list(range(97))), "would not look at"),
