@@ -55,10 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="also to benchmarks/results")
     args = parser.parse_args()
-    (model, tokenizer), texts = load_model("demo"), load_demo_texts()
+    (model, tokenizer), sae, texts = load_model("demo"), load_sae("demo"), load_demo_texts()
     configs, encoders = {}, {}
     for gate, options in GATES.items():
-        guarded = fit_guardrail(model, tokenizer, load_sae("demo"), texts.forget, texts.retain, **options)
+        guarded = fit_guardrail(model, tokenizer, sae, texts.forget, texts.retain, **options)
         name, layer = the_guardrail(guarded, None)
         configs[gate], encoders[gate] = layer.guard_config[name], layer.sae_guardrail_encoder[name]
         detach_guardrail(guarded)
@@ -101,8 +101,8 @@ def told(seen: dict[str, Any], taus: dict[str, dict[float, float]], side: str) -
     for form, by_side in seen.items():
         found = by_side[side]
         shares = [Estimate.share([v > taus[gate][margin] for v in found[gate]]) for gate, margin in columns]
-        told = (f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]" for share in shares)
-        lines.append([form, str(len(found["default"])), *told])
+        rates = (f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]" for share in shares)
+        lines.append([form, str(len(found["default"])), *rates])
     return table(lines)
 
 

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from sae_unlearn.alignment.entity import Entity, key_of, read_entity
 from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.backbone.json_lines import json_lines
 
 
 class EntitySet(Sequence[Entity]):
@@ -66,10 +67,7 @@ class EntitySet(Sequence[Entity]):
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
-            if path.suffix.lower() == ".jsonl":  # a name may hold U+2028, at which `splitlines` divides
-                items = [json.loads(line) for line in text.split("\n") if line.strip()]
-            else:
-                items = json.loads(text)
+            items = json_lines(text) if path.suffix.lower() == ".jsonl" else json.loads(text)
         except ValueError as error:
             raise AlignmentError(f"{path} is not valid JSON ({error}); save it again in UTF-8.") from error
         if not isinstance(items, list):

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.backbone.json_lines import json_lines
+
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
 
@@ -58,8 +60,7 @@ def _read_file(path: Path, column: str) -> list[str]:
             with path.open(encoding=_ENCODING, newline="") as file:
                 rows: Any = list(csv.DictReader(file))
         elif path.suffix.lower() == ".jsonl":
-            # `splitlines` would divide a text at U+2028 and others, which JSON leaves as they are
-            rows = [json.loads(line) for line in path.read_text(encoding=_ENCODING).split("\n") if line.strip()]
+            rows = json_lines(path.read_text(encoding=_ENCODING))
         else:
             rows = json.loads(path.read_text(encoding=_ENCODING))
     except UnicodeDecodeError as error:

@@ -57,11 +57,12 @@ def _check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
     longest = getattr(text_config(model), "max_position_embeddings", None)
     if config.threshold is None or not isinstance(longest, int):
         return
+    whole = config.hottest * longest / max(longest, config.min_tokens)
     highest = {
-        "ratio": config.hottest * longest / max(longest, config.min_tokens),
+        "ratio": whole,
         "window": config.hottest * min(longest, config.window) / min(max(longest, config.min_tokens), config.window),
         "cusum": longest * (config.hottest - config.drift),
-        "ratio_or_window": config.hottest * longest / max(longest, config.min_tokens),
+        "ratio_or_window": whole,
     }[config.statistic]
     if highest <= config.threshold:
         raise GuardrailError(

@@ -39,20 +39,18 @@ class IdTables:
 
     def message(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
         """`[n + 1]`: the message `m_1 ... m_n`, then `m_n` again, which follows itself."""
-        if torch.compiler.is_compiling():  # compiled code holds the ids as a constant
-            return torch.tensor([*ids, ids[-1]], device=device)
-        key = ("message", ids, device)
-        if key not in self.made:
-            self.made[key] = torch.tensor([*ids, ids[-1]], device=device)
-        return self.made[key]
+        return self._kept("message", (*ids, ids[-1]), device)
 
     def evidence(self, config: SAEGuardrailConfig, device: torch.device) -> Tensor | None:
         """`[N]` float32, what each active feature adds to its token; None if a hot token counts 1."""
         if config.feature_evidence is None:
             return None
-        if torch.compiler.is_compiling():
-            return torch.tensor(config.feature_evidence, device=device)
-        key = ("evidence", tuple(config.feature_evidence), device)
+        return self._kept("evidence", tuple(config.feature_evidence), device)
+
+    def _kept(self, what: str, values: tuple[float, ...], device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():  # compiled code holds the values as a constant
+            return torch.tensor(values, device=device)
+        key = (what, values, device)
         if key not in self.made:
-            self.made[key] = torch.tensor(config.feature_evidence, device=device)
+            self.made[key] = torch.tensor(values, device=device)
         return self.made[key]

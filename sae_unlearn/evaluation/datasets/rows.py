@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.backbone.json_lines import json_lines
+
 
 def read_rows(
     source: str, files: Sequence[str], config: str | None = None, split: str = "test", revision: str | None = None
@@ -52,11 +54,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 return list(csv.DictReader(file))
         text = path.read_text(encoding="utf-8-sig")
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.split("\n") if x.strip()]  # a text may hold U+2028
-        )
+        rows = json.loads(text) if text.lstrip().startswith("[") else json_lines(text)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"{path} holds no rows: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
