@@ -27,8 +27,9 @@ LARGEST_SLICE = 2**27
 # Log-likelihood ratios in quarters of a nat, so that sums of them are exact in float32, too.
 EVIDENCE_STEP, LARGEST_EVIDENCE = 0.25, 16.0
 
-# Statistics that can be taken of each message as well.
+# Statistics that can be taken of each message as well, and those that look back over a window.
 BY_MESSAGE = ("ratio", "ratio_or_window")
+WINDOWED = ("window", "ratio_or_window")
 
 CHOICES = {
     "statistic": ("ratio", "window", "cusum", "ratio_or_window"),
@@ -250,7 +251,7 @@ class SAEGuardrailConfig(PeftConfig):
                 _check_integer(name, getattr(self, name), 1, LARGEST_COUNT)
         if self.num_layers is not None and self.layer >= self.num_layers:
             raise GuardrailError(f"layer={self.layer} is not below num_layers={self.num_layers}; layers count from 0.")
-        if self.window < self.min_tokens and self.statistic in ("window", "ratio_or_window"):
+        if self.window < self.min_tokens and self.statistic in WINDOWED:
             raise GuardrailError(f"window={self.window} is below min_tokens={self.min_tokens}; widen the window.")
         if self.threshold is not None:
             lowest, highest = self.threshold_bounds

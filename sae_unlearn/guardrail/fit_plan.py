@@ -25,7 +25,7 @@ DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_THRESHOLD_PERCENTILE = 97.5
 DEFAULT_MARGIN = 0.5
 DEFAULT_MIN_TOKENS = 8
-DEFAULT_WINDOWS = {"window": 64, "ratio_or_window": 16}
+DEFAULT_WINDOWS = {"ratio_or_window": 16}  # of the others, the config's own
 PUBLISHED_CLAMP_VALUE = -500.0
 PUBLISHED_RATIO_PERCENTILE = 95.0
 PUBLISHED_THRESHOLD_PERCENTILE = 95.0
@@ -159,7 +159,7 @@ def plan_fit(
         refusal_ids = message_ids(refusal, tokenizer, getattr(bare, "generation_config", None))
     by_message = chat_template and tokenizer is not None and statistic in BY_MESSAGE and sticky and not faithful
     if window is None:
-        window = DEFAULT_WINDOWS.get(statistic, 64)
+        window = DEFAULT_WINDOWS.get(statistic, SAEGuardrailConfig.window)
     config = SAEGuardrailConfig(
         layer=layer,
         num_features=0 if features is not None else num_features,

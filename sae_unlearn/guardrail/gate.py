@@ -45,7 +45,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config import WINDOWED, SAEGuardrailConfig
 from sae_unlearn.guardrail.messages import by_message
 
 
@@ -53,7 +53,6 @@ from sae_unlearn.guardrail.messages import by_message
 # LOWEST is the smallest Y of cusum, and the largest window so far of ratio_or_window.
 HITS, TOKENS, LOWEST, PEAK, FIRED_AT = range(5)
 STATE_SIZE = 5
-WINDOWED = ("window", "ratio_or_window")
 _PEAKED = ("window", "cusum")  # whose value is the largest so far
 
 

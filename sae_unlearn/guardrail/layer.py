@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.decoder_layers import execution_device, residual_of, text_config
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config import WINDOWED, SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
-from sae_unlearn.guardrail.gate import WINDOWED, Decision, decide, hits_of
+from sae_unlearn.guardrail.gate import Decision, decide, hits_of
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
 from sae_unlearn.guardrail.id_tables import IdTables
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
