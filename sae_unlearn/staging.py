@@ -47,6 +47,16 @@ def staged(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in UTF-8: whatever happens, `path` is then the old file or the new one.
+
+    Raises:
+        UnlearnError: the disk is full, or the folder cannot be written.
+    """
+    with staged(path.parent) as stage:
+        (stage / path.name).write_text(text, encoding="utf-8")
+
+
 def _move(stage: Path, folder: Path, first: list[str]) -> None:
     def turn(path: Path) -> int:
         return first.index(path.name) if path.name in first else len(first)

@@ -12,6 +12,7 @@ from typing import Any, overload
 from sae_unlearn.alignment.entity import Entity, key_of, read_entity
 from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.backbone.json_lines import json_lines
+from sae_unlearn.staging import write_whole
 
 
 class EntitySet(Sequence[Entity]):
@@ -112,13 +113,12 @@ class EntitySet(Sequence[Entity]):
 
         Raises:
             AlignmentError: another suffix, which `read` would take for another format.
+            UnlearnError: it cannot be written; what was there is as it was.
         """
         path = Path(path)
         if path.suffix.lower() != ".json":
             raise AlignmentError(f"{path} ends in {path.suffix!r}; entities are saved as .json.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([entity.to_dict() for entity in self], ensure_ascii=False, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole(path, json.dumps([entity.to_dict() for entity in self], ensure_ascii=False, indent=1) + "\n")
 
     # --- as a sequence -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from sae_unlearn.alignment.answer_log import Asked
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.staging import staged
 
 
 LABELS = ("known", "unknown", "dropped")
@@ -90,14 +91,13 @@ class LabelledEntities:
     def save(self, folder: str | Path) -> None:
         """Write `known.json`, `unknown.json`, `dropped.json`, `answers.jsonl`, `settings.json` and, to be read by
         people, `summary.json` into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in LABELS:
-            getattr(self, name).save(folder / f"{name}.json")
-        (folder / "answers.jsonl").write_text("".join(a.to_line() for a in self.answers), encoding="utf-8")
-        for name, values in (("settings", self.settings), ("summary", self.summary())):
-            text = json.dumps(values, ensure_ascii=False, indent=1)
-            (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        with staged(Path(folder)) as stage:
+            for name in LABELS:
+                getattr(self, name).save(stage / f"{name}.json")
+            (stage / "answers.jsonl").write_text("".join(a.to_line() for a in self.answers), encoding="utf-8")
+            for name, values in (("settings", self.settings), ("summary", self.summary())):
+                text = json.dumps(values, ensure_ascii=False, indent=1)
+                (stage / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "LabelledEntities":

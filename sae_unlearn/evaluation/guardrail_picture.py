@@ -16,6 +16,7 @@ from sae_unlearn.evaluation.sweeping import swept
 from sae_unlearn.evaluation.the_guardrail import clamp_of
 from sae_unlearn.guardrail.artefact import read_artefact
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.staging import write_whole
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GuardrailPicture:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page, and say where it is."""
         target = Path(path).expanduser()
-        target.write_text(self.to_html(), encoding="utf-8")
+        write_whole(target, self.to_html())
         return target
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.staging import write_whole
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Sweep:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON."""
         target = Path(path)
-        target.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(target, json.dumps(self.to_dict(), indent=1) + "\n")
         return target
 
     @classmethod

@@ -7,13 +7,14 @@ import shutil
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from zoo import base_model, random_sae
 
-from sae_unlearn import GuardrailError, attach_guardrail, fit_guardrail, staging
+from sae_unlearn import EntitySet, GuardrailError, UnlearnError, attach_guardrail, fit_guardrail, staging
 from sae_unlearn.alignment.trainer import ADAPTER_FILES
 from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 
@@ -270,3 +271,20 @@ def test_a_save_that_fails_half_way_leaves_the_old_files(tmp_path):
         half()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_full_disk_leaves_the_entities_that_were_saved_before(tmp_path, monkeypatch):
+    path = tmp_path / "people.json"
+    EntitySet([{"entity": "Ann", "entity_type": "person"}]).save(path)
+    before = path.read_text()
+    write = Path.write_text
+
+    def full(self, text, **kwargs):
+        write(self, text[:5], **kwargs)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UnlearnError, match="Free some space"):
+        EntitySet([{"entity": "Bob", "entity_type": "person"}]).save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["people.json"]
+    assert path.read_text() == before
