@@ -81,19 +81,19 @@ class Series(NamedTuple):
     tokens: Tensor
 
 
-def hits_of(activations: Tensor, eligible: Tensor, evidence: Tensor | None = None) -> Tensor:
+def hits_of(activations: Tensor, active: Tensor, eligible: Tensor, evidence: Tensor | None) -> Tensor:
     """`[batch, seq]` float32: how hot each token is, 0 where it is not, and NaN where the activations are not finite.
 
     Args:
         activations: `[batch, seq, N]`, 0 where a feature is not active; else positive, infinite or NaN.
+        active: `[batch, seq, N]` bool, where they are not 0.
         eligible: `[batch, seq]` bool, the tokens that can be hot.
         evidence: `[N]` float32, what each active feature adds; None: a hot token counts 1.
     """
-    strength = activations.detach().sum(dim=-1).where(eligible, 0).float()
+    strength = activations.detach().sum(dim=-1).float()
     unsound = strength - strength  # 0, or NaN
-    if evidence is None:
-        return (strength != 0) + unsound
-    return torch.where(activations != 0, evidence, 0).sum(dim=-1).where(eligible, 0) + unsound
+    said = strength != 0 if evidence is None else (active * evidence).sum(dim=-1)
+    return (said + unsound).where(eligible, 0)
 
 
 def decide(

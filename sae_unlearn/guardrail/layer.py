@@ -32,13 +32,13 @@ from transformers import Cache
 
 from sae_unlearn.backbone.decoder_layers import execution_device, residual_of, text_config
 from sae_unlearn.guardrail.config import WINDOWED, SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
-from sae_unlearn.guardrail.id_tables import IdTables
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
@@ -141,7 +141,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = adapter_name
         self._checked: dict[str, tuple[Any, ...]] = {}
         self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
-        self.id_tables = IdTables()
+        self.tables = ConfigTables()
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
         self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
@@ -206,10 +206,10 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         ids = content = None
         if config.special_token_ids and inputs.input_ids is not None:
             ids = inputs.input_ids.to(hidden.device)
-            content = self.id_tables.content(tuple(config.special_token_ids), hidden.device)
+            content = self.tables.content(tuple(config.special_token_ids), hidden.device)
         mask = mask_of_pass(inputs, hidden.shape[0], hidden.shape[1])
         mask = None if mask is None else mask.to(hidden.device)
-        evidence = self.id_tables.evidence(config, hidden.device)
+        evidence = self.tables.evidence(config, hidden.device)
         edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last(), evidence)
         history.append(state)
         self._record(name, config, history)
@@ -229,16 +229,16 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         lost = None if history is None else unseen(history, inputs.past, activations.device)
         if lost is not None:
             activations = activations.masked_fill(lost, torch.nan)
-        hits = hits_of(activations, eligible, self.id_tables.evidence(config, kept.device))
+        active = activations != 0
+        hits = hits_of(activations, active, eligible, self.tables.evidence(config, kept.device))
         decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history)
         if config.action == "record":
             return None
         if config.action == "refuse":
             known = (self.num_layers, self.max_positions)
             check_message(config, self.vocabulary)
-            message = self.id_tables.message(tuple(config.refusal_ids or ()), kept.device)
+            message = self.tables.message(tuple(config.refusal_ids or ()), kept.device)
             note_refusal(name, config, message, decision, kept, inputs, cache, known)
-        active = activations != 0
         where = (decision.fire & (hits != 0))[..., None]
         where = where & active if config.clamp_mode == "fired" else where.expand_as(active)
         return self.sae_guardrail_decoder[name](activations, where)
@@ -251,7 +251,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
             return everything, everything & ~first
         if config.special_token_ids and inputs.input_ids is not None:
-            kept = kept & self.id_tables.none_of(tuple(config.special_token_ids), inputs.input_ids, kept.device)
+            kept = kept & self.tables.none_of(tuple(config.special_token_ids), inputs.input_ids, kept.device)
         return kept, kept
 
     def _ends(self, name: str, kept: Tensor, inputs: ForwardInputs) -> Tensor | None:
@@ -261,7 +261,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return None
         if inputs.input_ids is None:
             return torch.zeros_like(kept)
-        return kept & ~self.id_tables.none_of(tuple(boundaries), inputs.input_ids, kept.device)
+        return kept & ~self.tables.none_of(tuple(boundaries), inputs.input_ids, kept.device)
 
     def _decide(
         self,

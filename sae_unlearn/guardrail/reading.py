@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.corpus import Document, read_corpus
 from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.gate import hits_of, row_statistic
 
@@ -98,9 +99,9 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     """
     activations = encoder.to(batch.residual.device)(batch.residual)
     counted, eligible = judged_tokens(batch, config)
+    active = activations != 0
+    hits = hits_of(activations, active, eligible, ConfigTables().evidence(config, activations.device))
     hot = (activations > 0).any(dim=-1) & eligible
-    weights = config.feature_evidence
-    hits = hot if weights is None else hits_of(activations, eligible, activations.new_tensor(weights).float())
     return Reading(
         row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),
         activations[hot],

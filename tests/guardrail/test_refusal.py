@@ -293,7 +293,7 @@ def test_taken_off_it_leaves_no_hook():
 
 def test_the_message_goes_to_the_device_once():
     model = refusing()
-    made = guard_layers(model)[0].id_tables.made
+    made = guard_layers(model)[0].tables.made
     generate(model)
     [first] = [table for key, table in made.items() if key[0] == "message"]
     generate(model)

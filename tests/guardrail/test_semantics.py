@@ -577,4 +577,4 @@ def test_special_ids_beyond_every_vocabulary_take_no_memory():
     for beyond in ([2**31 - 1], [PAD, 2**31 - 1]):
         model = guarded("llama", special_token_ids=beyond)
         forward(model, input_ids=token_ids(1, 5))
-        assert all(len(table) <= 3 for layer in guard_layers(model) for table in layer.id_tables.made.values())
+        assert all(len(table) <= 3 for layer in guard_layers(model) for table in layer.tables.made.values())

@@ -18,7 +18,7 @@ from kernel_count import kernels, waits
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
 BOUNDS = {("ratio", "dynamic"): 33, ("ratio", "static"): 45, ("cusum", "dynamic"): 38, ("window", "dynamic"): 53}
 BOUNDS["ratio_or_window", "dynamic"] = 57
-WEIGHED = 5  # more, where tokens are weighed
+WEIGHED = 1  # more, where tokens are weighed
 BY_MESSAGE = {"dynamic": 53, "static": 65}
 THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4, "ratio_or_window": 0.4}
 

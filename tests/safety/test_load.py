@@ -106,7 +106,7 @@ def test_memory_is_flat_over_thousands_of_calls():
     assert second - first < 20_000  # 20 bytes per call would be seen
     layer = guard_layers(model)[0]
     assert layer.recorders == []
-    assert len(layer.id_tables.made) <= 1
+    assert len(layer.tables.made) <= 1
 
 
 def test_attaching_and_detaching_over_and_over_leaves_nothing():

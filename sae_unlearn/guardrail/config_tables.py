@@ -9,11 +9,11 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 LARGEST_VOCABULARY = 2**24  # ids past it are no token's; a config that names some must not fill the memory
 
 
-class IdTables:
+class ConfigTables:
     """The tables of the guardrails at one layer.
 
     Attributes:
-        made: by what they are for, the ids, and the device.
+        made: by what they are for, the numbers, and the device.
     """
 
     def __init__(self) -> None:
@@ -39,18 +39,18 @@ class IdTables:
 
     def message(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
         """`[n + 1]`: the message `m_1 ... m_n`, then `m_n` again, which follows itself."""
-        return self._kept("message", (*ids, ids[-1]), device)
+        return self._kept("message", (*ids, ids[-1]), torch.long, device)
 
     def evidence(self, config: SAEGuardrailConfig, device: torch.device) -> Tensor | None:
         """`[N]` float32, what each active feature adds to its token; None if a hot token counts 1."""
         if config.feature_evidence is None:
             return None
-        return self._kept("evidence", tuple(config.feature_evidence), device)
+        return self._kept("evidence", tuple(config.feature_evidence), torch.float32, device)
 
-    def _kept(self, what: str, values: tuple[float, ...], device: torch.device) -> Tensor:
+    def _kept(self, what: str, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         if torch.compiler.is_compiling():  # compiled code holds the values as a constant
-            return torch.tensor(values, device=device)
+            return torch.tensor(values, dtype=dtype, device=device)
         key = (what, values, device)
         if key not in self.made:
-            self.made[key] = torch.tensor(values, device=device)
+            self.made[key] = torch.tensor(values, dtype=dtype, device=device)
         return self.made[key]
