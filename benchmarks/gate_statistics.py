@@ -36,6 +36,7 @@ from sae_unlearn.console import table
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.evaluation.attacks.dilution import diluted
 from sae_unlearn.guardrail.calibration import conformal_threshold, percentile_threshold
+from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
 from sae_unlearn.guardrail.gate import hits_of, row_statistic
 
@@ -53,8 +54,8 @@ WEIGHED: dict[str, dict[str, Any]] = {
     "ratio or window of 16": {"statistic": "ratio_or_window", "window": 16},
 }
 FITS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
-    "": ({}, COUNTED),
-    "weighed, ": ({"evidence": "log_ratio"}, WEIGHED),
+    "": ({"evidence": "any", "num_features": 20}, COUNTED),
+    "weighed, ": ({"evidence": "log_ratio", "num_features": 20}, WEIGHED),
     "weighed, 40, ": ({"evidence": "log_ratio", "num_features": 40}, WEIGHED),
 }
 """What is fitted, with which options, and the statistics that are read under it."""
@@ -113,8 +114,8 @@ def statistics_of(
         content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
         activations = {ids: part.encode(batch.residual) for ids, part in parts.items()}
         for name, config in configs.items():
-            weights = None if config.feature_evidence is None else torch.tensor(config.feature_evidence)
-            hits = hits_of(activations[tuple(config.feature_ids)], content, weights)
+            a = activations[tuple(config.feature_ids)]
+            hits = hits_of(a, a != 0, content, ConfigTables().evidence(config, a.device))
             for i, value in zip(batch.index, row_statistic(hits, content, config).tolist(), strict=True):
                 found[name][i] = round(value, 5)
     return found

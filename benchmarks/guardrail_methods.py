@@ -38,7 +38,9 @@ class Gradient:
 GUARDS = {
     # fires as soon as one feature does, and edits where it does; only small doses can be within the budget
     "static clamp": Guard({"threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
-    "per-token clamp": Guard({"statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}),
+    "per-token clamp": Guard(
+        {"evidence": "any", "statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}
+    ),
     "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
     **{
         f"DSG {preset}, {statistic}": Guard({**options, "statistic": statistic}, doses)
@@ -48,6 +50,8 @@ GUARDS = {
         )
         for statistic in ("ratio", "window", "cusum")
     },
+    # the default settings before tokens were weighed
+    "DSG counted, ratio": Guard({"evidence": "any", "num_features": 20, "margin": 0.5}),
 }
 PROMPTS = {
     "refusal prompt": (

@@ -21,10 +21,15 @@ class Kept(NamedTuple):
 
 
 def keep_residuals(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], layer: int, batch_size: int = 8
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    layer: int,
+    batch_size: int = 8,
+    max_length: int = 128,
 ) -> list[Kept]:
     """Run the texts up to the layer once."""
-    rows = [tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in texts]
+    rows = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     return [Kept(b.residual, b.input_ids, b.kept) for b in residual_batches(model, rows, layer, batch_size)]
 
 

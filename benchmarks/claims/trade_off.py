@@ -17,7 +17,7 @@ from sae_unlearn.canvas import new_canvas
 from sae_unlearn.evaluation import Estimate
 
 
-SWEPT = ({}, {"num_features": 10}, {"num_features": 40}, {"threshold_percentile": 95.0}, {"threshold": 0.0})
+SWEPT = ({}, {"num_features": 10}, {"num_features": 20}, {"threshold_percentile": 95.0}, {"threshold": 0.0})
 RULE = (
     f"at a damage of at most {BUDGET:g} nats on the test texts, the lower end of the paired interval of (ours - "
     "method) is above 0 for every gradient method, over all topics"

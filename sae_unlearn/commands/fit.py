@@ -22,9 +22,8 @@ Hub or in a folder (needs the package `datasets`; see --forget-split)
 
 # What `fit_guardrail` has by default too; its tests hold the two together.
 DEFAULTS: dict[str, Any] = {
-    "num_features": 20,
+    "num_features": 40,
     "statistic": "ratio",
-    "evidence": "any",
     "gate_scope": "sequence",
     "clamp_unit": "residual",
     "max_length": 512,
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-features", type=int, help="how many features are guarded" + _default("num_features"))
     add("--ratio-percentile", type=float, help="of forget/retain ratios, to be chosen (default 99, faithful 95)")
     add("--threshold-percentile", type=float, help="of the retain rows (default 97.5, faithful 95)")
-    add("--margin", type=float, help="from there towards the forget rows' lower quartile (default 0.5, faithful 0)")
+    add("--margin", type=float, help="from there towards the forget rows' lower quartile (default 0.25, faithful 0)")
     add("--features", type=_features, metavar="ID,ID,...", help="feature ids, instead of choosing them")
     add("--threshold", type=float, help="threshold of the gate, instead of measuring it")
     add("--clamp-unit", choices=("feature", "residual", "absolute"), help="unit of the dose" + _default("clamp_unit"))
@@ -61,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("ratio", "window", "cusum", "ratio_or_window"),
         help="what the gate watches" + _default("statistic"),
     )
-    add("--evidence", choices=("any", "log_ratio"), help="how hot a token is" + _default("evidence"))
+    add(
+        "--evidence",
+        choices=("any", "log_ratio"),
+        help="how hot a token is (default log_ratio; any with --threshold, --preset faithful, or without texts)",
+    )
     add("--gate-scope", choices=("sequence", "prefix"), help="what a decision holds for" + _default("gate_scope"))
     add("--preset", choices=("faithful",), help="the published procedure: scores, counting, clamp, use of rows")
     add("--topk", choices=("threshold",), help="approximate the features of a topk SAE, and measure how well")
@@ -93,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision)
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
     names = (*DEFAULTS, "ratio_percentile", "threshold_percentile", "margin", "layer", "features", "threshold")
-    names += ("clamp_scale", "clamp_value", "preset", "topk", "chat_template", "store_probe", "checkpoint_dir")
+    names += ("evidence", "clamp_scale", "clamp_value", "preset", "topk")
+    names += ("chat_template", "store_probe", "checkpoint_dir")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, progress=args.progress, **options)
     if process_index() > 0:  # all processes of a launch end with the same guardrail

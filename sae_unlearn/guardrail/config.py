@@ -175,7 +175,7 @@ class SAEGuardrailConfig(PeftConfig):
         _check_version(self.format_version)
         self._check_names()
         self._check_evidence()
-        self._check_numbers()
+        self.check_numbers()
         self._check_ids()
         self._check_strings()
 
@@ -242,7 +242,8 @@ class SAEGuardrailConfig(PeftConfig):
         if str(getattr(self.task_type, "value", self.task_type)) != "CAUSAL_LM":
             raise GuardrailError(f"task_type={self.task_type!r}: a guardrail works on 'CAUSAL_LM' models only.")
 
-    def _check_numbers(self) -> None:
+    def check_numbers(self) -> None:
+        """Raise unless every number is in its range."""
         at_least = {"layer": 0, "num_features": 0, "window": 1, "min_tokens": 1}
         for name, low in at_least.items():
             _check_integer(name, getattr(self, name), low, LARGEST_COUNT)

@@ -32,7 +32,7 @@ def fit_guardrail(
     retain: Any = None,
     *,
     layer: int | None = None,
-    num_features: int = 20,
+    num_features: int = 40,
     ratio_percentile: float | None = None,
     threshold_percentile: float | None = None,
     margin: float | None = None,
@@ -46,7 +46,7 @@ def fit_guardrail(
     preset: str | None = None,
     topk: str | None = None,
     statistic: str = "ratio",
-    evidence: str = "any",
+    evidence: str | None = None,
     gate_scope: str = "sequence",
     sticky: bool = True,
     action: str = "clamp",
@@ -85,10 +85,11 @@ def fit_guardrail(
             default 97.5 (95.0 for the faithful preset, as published). Higher ones lie close to the largest statistic of
             a usual corpus, where one odd row may spoil the gate: see the warnings and the curve in `calibration`.
         margin: how far the threshold is moved from there towards the lower quartile of forget rows put aside, where
-            that is higher; 0 <= margin < 1, default 0.5: half way (0.0 for the faithful preset). A topic that stands
+            that is higher; 0 <= margin < 1, default 0.25 (0.0 for the faithful preset). A topic that stands
             well above other text needs no threshold that just clears the latter.
         features: feature ids, instead of selecting them (zero-shot).
-        threshold: the threshold, instead of calibrating it.
+        threshold: the threshold, instead of calibrating it; a share of hot tokens, or nats with
+            `evidence="log_ratio"`.
         clamp_scale: the dose in `clamp_unit`s; default 0.5 of "residual": the edit is half of the residual
             stream's norm, whatever the topic and the SAE, and at least twice what setting the features to 0 takes
             away. 16.0 of "feature", and the published 500.0 of "absolute".
@@ -102,8 +103,10 @@ def fit_guardrail(
             `calibration["topk"]`; see `topk`.
         statistic, gate_scope, sticky, action, window_weight, drift, min_tokens: the gate's; see `SAEGuardrailConfig`.
         window: tokens of the gate's window; default 64, and 16 for "ratio_or_window".
-        evidence: "any": a token counts 1 where a guarded feature is active; "log_ratio": as much as the features active
-            there say for the topic, see `selection`.
+        evidence: "log_ratio": a token counts as much as the features active there say for the topic, in nats, see
+            `selection`; "any": a token counts 1 where a guarded feature is active, as published. Default "log_ratio",
+            and "any" where it cannot be counted or would give a number by hand another unit: without one of the
+            corpora, with a `threshold`, and in the faithful preset.
         refusal: the message of action="refuse", which is answered where the gate fires; see `refusal`.
         adapter_name: the guardrail's name on the model.
         chat_template: put texts as a user's turn into the tokenizer's chat template. Do it if the model is deployed so.

@@ -23,8 +23,9 @@ from sae_unlearn.sae import SparseAutoencoder
 DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
 DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_THRESHOLD_PERCENTILE = 97.5
-DEFAULT_MARGIN = 0.5
+DEFAULT_MARGIN = 0.25
 DEFAULT_MIN_TOKENS = 8
+DEFAULT_EVIDENCE = "log_ratio"
 DEFAULT_WINDOWS = {"ratio_or_window": 16}  # of the others, the config's own
 PUBLISHED_CLAMP_VALUE = -500.0
 PUBLISHED_RATIO_PERCENTILE = 95.0
@@ -83,7 +84,7 @@ def plan_fit(
     preset: str | None,
     topk: str | None,
     statistic: str,
-    evidence: str,
+    evidence: str | None,
     gate_scope: str,
     sticky: bool,
     action: str,
@@ -119,6 +120,9 @@ def plan_fit(
         if number is not None:
             check_real(name, number)
     faithful = preset == "faithful"
+    if evidence is None:
+        by_hand = faithful or threshold is not None or forget is None or retain is None
+        evidence = "any" if by_hand else DEFAULT_EVIDENCE
     if faithful and evidence != "any":
         raise GuardrailError(f"evidence={evidence!r}: preset='faithful' counts every hot token as 1.")
     if faithful:

@@ -106,8 +106,7 @@ class Fit:
         if self.config.evidence == "log_ratio":
             ids = self.config.feature_ids
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
-            if self.config.threshold is not None:
-                check_threshold(self.config.threshold, self.config, None)
+            self.config.check_numbers()  # a threshold by hand, and `drift`, must lie within what they can say
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)

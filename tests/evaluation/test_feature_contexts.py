@@ -83,8 +83,9 @@ def test_densities_and_scores_are_over_all_content_tokens(parts, found, everythi
 def test_statistics_are_those_of_the_gate(found, everything, parts):
     config = parts[0].peft_config["default"]
     for role, rows in everything.items():
-        hot = [float((row > 0).any(dim=1).sum()) / max(len(row) - 1, config.min_tokens) for row in rows]
-        assert found.statistics[role] == pytest.approx(hot, abs=1e-6)
+        said = [float(((row > 0) * torch.tensor(config.feature_evidence)).sum()) for row in rows]
+        mean = [total / max(len(row) - 1, config.min_tokens) for total, row in zip(said, rows, strict=True)]
+        assert found.statistics[role] == pytest.approx(mean, abs=1e-6)
 
 
 def test_batches_and_a_guardrail_in_force_change_nothing(parts, found):

@@ -40,7 +40,7 @@ def rows():
 def test_a_token_is_as_hot_as_the_features_active_there_say():
     a = torch.tensor([[0.0, 2.0, 3.0], [0.1, 0.0, 0.0], [0.0, 0.0, 0.0], [5.0, 5.0, 5.0], [torch.inf, 0, 0]])[None]
     eligible = torch.tensor([[True, True, True, False, True]])
-    found = hits_of(a, eligible, torch.tensor([0.25, 1.5, 4.0]))
+    found = hits_of(a, a != 0, eligible, torch.tensor([0.25, 1.5, 4.0]))
     assert found[0, :4].tolist() == [5.5, 0.25, 0.0, 0.0]
     assert found[0, 4].isnan()
 
@@ -121,6 +121,24 @@ def fitted():
     return fit_guardrail(model, tokenizer, sae, *texts, evidence="log_ratio", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "evidence"),
+    [
+        ({}, "log_ratio"),
+        ({"features": [1, 2]}, "log_ratio"),
+        ({"threshold": 0.3}, "any"),
+        ({"preset": "faithful"}, "any"),
+        ({"forget": None, "features": [1, 2], "clamp_value": -5.0}, "any"),
+    ],
+)
+def test_tokens_are_weighed_unless_a_number_by_hand_or_a_missing_corpus_stands_against_it(options, evidence):
+    model, tokenizer, sae = tiny_parts()
+    given = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 60)}
+    config = fit_guardrail(model, tokenizer, sae, progress=False, **given | options).peft_config["default"]
+    assert config.evidence == evidence
+    assert (config.feature_evidence is None) == (evidence == "any")
+
+
 def test_a_fit_weighs_features_by_its_own_counts(fitted, tmp_path):
     config = fitted.peft_config["default"]
     found = config.calibration["features"]
@@ -177,6 +195,7 @@ def test_without_weights_the_call_raises_and_the_folder_is_refused(tmp_path):
         ({"preset": "faithful"}, "counts every hot token as 1"),
         ({"forget": None, "features": [1, 2], "threshold": 0.5, "clamp_value": -5.0}, "counted on `forget` and"),
         ({"features": [1, 2], "threshold": 1e6}, "outside"),
+        ({"statistic": "cusum", "drift": 1e6}, "drift=1000000.0 must lie between"),
         ({"evidence": "weights"}, "evidence='weights' is not one of"),
     ],
 )

@@ -287,8 +287,8 @@ def test_report_rows_have_no_part_in_features_or_threshold(usual):
     same_fit(usual, poisoned)
     before, after = config_of(usual).calibration, config_of(poisoned).calibration
     assert before["statistic_threshold_rows"] == after["statistic_threshold_rows"]
-    assert before["fire_rate_forget"]["rate"] > after["fire_rate_forget"]["rate"]
-    assert before["fire_rate_retain"]["rate"] < after["fire_rate_retain"]["rate"]
+    assert sum(before["statistic_forget"]) > sum(after["statistic_forget"])
+    assert sum(before["statistic_retain"]) < sum(after["statistic_retain"])
 
 
 def test_the_selection_rows_figures_of_the_features_are_recorded(usual):
@@ -447,8 +447,9 @@ def test_a_quantised_base(usual, tmp_path):
 def test_other_architectures_are_fitted_and_fire_on_the_topic(architecture):
     model = base_model(architecture)
     guarded = fit(model, sae=topic_sae(model), num_features=20, ratio_percentile=99.0, threshold_percentile=75.0)
-    rates = [config_of(guarded).calibration[f"fire_rate_{role}"]["rate"] for role in ("forget", "retain")]
-    assert rates[0] > rates[1]
+    found = config_of(guarded).calibration
+    assert found["fire_rate_forget"]["rate"] > 0
+    assert found["auroc"] > 0.6
 
 
 # ----------------------------------------------------------------------------------------------------------------- dose
@@ -708,7 +709,7 @@ BAD = {
     "model not finite": ({"model": nan_model()}, "residual stream after layer 1 is not finite"),
     "silent sae": ({"sae": silent_sae()}, "SAE is silent on the forget text"),
     "features on all retain text": (
-        {"sae": ever_active_sae(), "ratio_percentile": 0.0, "num_features": 200, "min_tokens": 1},
+        {"sae": ever_active_sae(), "ratio_percentile": 0.0, "num_features": 200, "min_tokens": 1, "evidence": "any"},
         r"threshold=1.0.*give more or other retain text, fewer features",
     ),
     "threshold too high": ({"threshold": 1.0}, r"threshold=1.0 is outside \[0.0, 1.0\)"),

@@ -85,9 +85,8 @@ def test_what_cannot_be_fitted_names_its_topic_and_leaves_the_model():
 
 def test_a_refusal_can_be_fitted():
     model, tokenizer, sae = tiny_parts()
-    guarded = fit_guardrail(
-        model, tokenizer, sae, TOPICS["first"], RETAIN, action="refuse", refusal="w90 w91", progress=False
-    )
+    told = {"action": "refuse", "refusal": "w90 w91", "threshold_percentile": 50.0}
+    guarded = fit_guardrail(model, tokenizer, sae, TOPICS["first"], RETAIN, **told, progress=False)
     config = guarded.peft_config["default"]
     assert (config.action, config.refusal_ids) == ("refuse", [90, 91, 96])
     ids = torch.tensor(tokenizer(topic_texts("forget", 1, seed=3)).input_ids)

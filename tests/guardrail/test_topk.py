@@ -101,7 +101,8 @@ def test_the_disagreement_is_that_of_the_report_rows(fitted):
         assert found["agreement"] == pytest.approx(float((true & ours).sum() / (true | ours).sum()), abs=1e-4)
         hot = true.any(dim=-1), ours.any(dim=-1)
         assert found["hot_differs"] == pytest.approx(float((hot[0] != hot[1]).double().mean()), abs=1e-6)
-        rho = [[float(part.any(dim=-1).sum()) / max(len(part), config.min_tokens) for part in pair] for pair in each]
+        said = torch.tensor(config.feature_evidence)
+        rho = [[float((part * said).sum()) / max(len(part), config.min_tokens) for part in pair] for pair in each]
         decided = [(a > config.threshold) != (b > config.threshold) for a, b in rho]
         assert (found["rows"], found["gate_differs"]) == (len(rows), pytest.approx(sum(decided) / len(rows), abs=1e-4))
         assert found["feature_differs"] > 0
