@@ -105,6 +105,7 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
     calibration = config.calibration or {}
     corpora = calibration["corpora"]
     rows = [["", "before", "after", "change", "n"], *(line.cells() for line in lines)]
+    unit = " nats a token" if config.evidence == "log_ratio" else ""
     text = [
         "What it forgets and what it keeps, on text and facts that had no part in the fit (95 % intervals in brackets)",
         "",
@@ -112,7 +113,7 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
         "",
         f"  guardrail   {config.num_features} features after layer {config.layer}, chosen on "
         f"{corpora['forget']['selection_rows']} + {corpora['retain']['selection_rows']} paragraphs",
-        f"  gate        fires above {config.threshold:.3f}, between the {calibration['threshold_percentile']:g}th "
+        f"  gate        fires above {config.threshold:.3f}{unit}, between the {calibration['threshold_percentile']:g}th "
         f"percentile of {corpora['retain']['threshold_rows']} other paragraphs and the lower quartile of "
         f"{corpora['forget']['threshold_rows']} of the topic",
         f"  dose        edits of {calibration['edit_to_residual']:.3f} of the residual stream's norm, where made",
