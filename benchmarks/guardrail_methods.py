@@ -35,12 +35,12 @@ class Gradient:
     learning_rate: float
 
 
+COUNTED = {"evidence": "any", "num_features": 20, "margin": 0.5}
+"""The default settings before tokens were weighed."""
 GUARDS = {
     # fires as soon as one feature does, and edits where it does; only small doses can be within the budget
-    "static clamp": Guard({"threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
-    "per-token clamp": Guard(
-        {"evidence": "any", "statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}
-    ),
+    "static clamp": Guard({"num_features": 20, "threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
+    "per-token clamp": Guard({**COUNTED, "statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}),
     "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
     **{
         f"DSG {preset}, {statistic}": Guard({**options, "statistic": statistic}, doses)
@@ -50,8 +50,7 @@ GUARDS = {
         )
         for statistic in ("ratio", "window", "cusum")
     },
-    # the default settings before tokens were weighed
-    "DSG counted, ratio": Guard({"evidence": "any", "num_features": 20, "margin": 0.5}),
+    "DSG counted, ratio": Guard(COUNTED),
 }
 PROMPTS = {
     "refusal prompt": (

@@ -138,7 +138,7 @@ def test_no_fingerprint(fitted, tmp_path):
 
 def test_a_gate_that_never_fires(fitted, tmp_path):
     model, tokenizer, folder = fitted
-    report = check_guardrail(model, changed(folder, tmp_path, threshold=0.9999), tokenizer, FORGET, RETAIN)
+    report = check_guardrail(model, changed(folder, tmp_path, threshold=20.0), tokenizer, FORGET, RETAIN)
     assert found(report, "fires")[0].status == "problem"
     assert " of 12 rows of the forget text, less than 80%" in found(report, "fires")[0].sentence
 
