@@ -113,9 +113,9 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
         "",
         f"  guardrail   {config.num_features} features after layer {config.layer}, chosen on "
         f"{corpora['forget']['selection_rows']} + {corpora['retain']['selection_rows']} paragraphs",
-        f"  gate        fires above {config.threshold:.3f}{unit}, between the {calibration['threshold_percentile']:g}th "
-        f"percentile of {corpora['retain']['threshold_rows']} other paragraphs and the lower quartile of "
-        f"{corpora['forget']['threshold_rows']} of the topic",
+        f"  gate        fires above {config.threshold:.3f}{unit}, between the "
+        f"{calibration['threshold_percentile']:g}th percentile of {corpora['retain']['threshold_rows']} other "
+        f"paragraphs and the lower quartile of {corpora['forget']['threshold_rows']} of the topic",
         f"  dose        edits of {calibration['edit_to_residual']:.3f} of the residual stream's norm, where made",
     ]
     for warning in calibration.get("warnings", []):
