@@ -22,7 +22,6 @@ Hub or in a folder (needs the package `datasets`; see --forget-split)
 
 # What `fit_guardrail` has by default too; its tests hold the two together.
 DEFAULTS: dict[str, Any] = {
-    "num_features": 40,
     "statistic": "ratio",
     "gate_scope": "sequence",
     "clamp_unit": "residual",
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text-column", help="column or key that holds the text" + _default("text_column"))
     add("--output", required=True, help="folder for the adapter, its card and its picture")
     add("--layer", type=int, help="0-based layer whose output is guarded (default: the SAE's)")
-    add("--num-features", type=int, help="how many features are guarded" + _default("num_features"))
+    add("--num-features", type=int, help="how many features are guarded (default 40, faithful 20)")
     add("--ratio-percentile", type=float, help="of forget/retain ratios, to be chosen (default 99, faithful 95)")
     add("--threshold-percentile", type=float, help="of the retain rows (default 97.5, faithful 95)")
     add("--margin", type=float, help="from there towards the forget rows' lower quartile (default 0.25, faithful 0)")
@@ -95,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
     retain = read_texts(args.retain, column, args.retain_split) if args.retain else None
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision)
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
-    names = (*DEFAULTS, "ratio_percentile", "threshold_percentile", "margin", "layer", "features", "threshold")
-    names += ("evidence", "clamp_scale", "clamp_value", "preset", "topk")
+    names = (*DEFAULTS, "num_features", "ratio_percentile", "threshold_percentile", "margin", "layer", "features")
+    names += ("threshold", "evidence", "clamp_scale", "clamp_value", "preset", "topk")
     names += ("chat_template", "store_probe", "checkpoint_dir")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, progress=args.progress, **options)

@@ -32,7 +32,7 @@ def fit_guardrail(
     retain: Any = None,
     *,
     layer: int | None = None,
-    num_features: int = 40,
+    num_features: int | None = None,
     ratio_percentile: float | None = None,
     threshold_percentile: float | None = None,
     margin: float | None = None,
@@ -77,7 +77,7 @@ def fit_guardrail(
         retain: other text, in the format and at the lengths of deployment, near neighbours of the topic included. At
             least 32 documents.
         layer: 0-based layer whose output is guarded; default the SAE's own.
-        num_features: N, how many features are guarded.
+        num_features: N, how many features are guarded; default 40 (20 for the faithful preset, as published).
         ratio_percentile: features below this percentile of the forget/retain ratio are left out; default 99.0 (95.0
             for the faithful preset, as published). Of a narrow SAE, 95 lets features pass that are active on most
             text, and the gate cannot tell the topic (measured in `benchmarks/default_preset.py`).

@@ -21,6 +21,7 @@ from sae_unlearn.sae import SparseAutoencoder
 
 
 DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
+DEFAULT_NUM_FEATURES = 40
 DEFAULT_RATIO_PERCENTILE = 99.0
 DEFAULT_THRESHOLD_PERCENTILE = 97.5
 DEFAULT_MARGIN = 0.25
@@ -28,6 +29,7 @@ DEFAULT_MIN_TOKENS = 8
 DEFAULT_EVIDENCE = "log_ratio"
 DEFAULT_WINDOWS = {"ratio_or_window": 16}  # of the others, the config's own
 PUBLISHED_CLAMP_VALUE = -500.0
+PUBLISHED_NUM_FEATURES = 20
 PUBLISHED_RATIO_PERCENTILE = 95.0
 PUBLISHED_THRESHOLD_PERCENTILE = 95.0
 
@@ -70,7 +72,7 @@ def plan_fit(
     retain: Any,
     *,
     layer: int | None,
-    num_features: int,
+    num_features: int | None,
     ratio_percentile: float | None,
     threshold_percentile: float | None,
     margin: float | None,
@@ -136,6 +138,8 @@ def plan_fit(
     usual_dose = clamp_scale is None
     if clamp_scale is None:
         clamp_scale = DEFAULT_CLAMP_SCALES.get(clamp_unit, 0.0)  # an unknown unit is refused by the config
+    if num_features is None:
+        num_features = PUBLISHED_NUM_FEATURES if faithful else DEFAULT_NUM_FEATURES
     if ratio_percentile is None:
         ratio_percentile = PUBLISHED_RATIO_PERCENTILE if faithful else DEFAULT_RATIO_PERCENTILE
     if threshold_percentile is None:

@@ -7,7 +7,14 @@ import torch
 from tiny_topic import tiny_parts, topic_texts
 from zoo import EOS, base_model, guarded, padded, planted_config, random_sae, token_ids
 
-from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, fit_guardrail, record_firings
+from sae_unlearn import (
+    GuardrailError,
+    GuardrailNotReady,
+    attach_guardrail,
+    detach_guardrail,
+    fit_guardrail,
+    record_firings,
+)
 from sae_unlearn.guardrail.gate import hits_of
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.selection import FeatureSums, log_ratios
@@ -204,3 +211,13 @@ def test_a_fit_that_cannot_weigh_is_refused(options, message):
     given = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 60), "evidence": "log_ratio"}
     with pytest.raises(GuardrailError, match=message):
         fit_guardrail(model, tokenizer, sae, progress=False, **given | options)
+
+
+def test_the_published_procedure_keeps_its_number_of_features():
+    model, tokenizer, sae = tiny_parts()
+    corpora = topic_texts("forget", 40), topic_texts("retain", 60)
+    usual = fit_guardrail(model, tokenizer, sae, *corpora, ratio_percentile=95.0, progress=False)
+    assert usual.peft_config["default"].num_features == 40
+    detach_guardrail(usual)
+    faithful = fit_guardrail(model, tokenizer, sae, *corpora, preset="faithful", progress=False)
+    assert faithful.peft_config["default"].num_features == 20
