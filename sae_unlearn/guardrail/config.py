@@ -266,9 +266,11 @@ class SAEGuardrailConfig(PeftConfig):
         if not 0 < self.window_weight <= 1:
             raise GuardrailError(f"window_weight={self.window_weight} must be above 0 and at most 1.")
         check_real("drift", self.drift)
-        if not 0 < self.drift < self.hottest:
+        # a weak feature's evidence can lie below the drift that the other statistics do not use
+        highest = self.hottest if self.evidence == "any" or self.statistic == "cusum" else math.inf
+        if not 0 < self.drift < highest:
             raise GuardrailError(
-                f"drift={self.drift} must lie between 0 and {self.hottest:g}, between a quiet and a hot text's rate."
+                f"drift={self.drift} must lie between 0 and {highest:g}, between a quiet and a hot text's rate."
             )
         if self.clamp_value is not None:
             check_real("clamp_value", self.clamp_value)

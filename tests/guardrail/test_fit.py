@@ -583,7 +583,7 @@ def test_a_topic_below_other_text_leaves_the_threshold_where_it_was():
     assert between(0.2, torch.zeros(0), 0.5) == 0.2
 
 
-@pytest.mark.parametrize(("preset", "percentile", "margin"), [(None, 97.5, 0.5), ("faithful", 95.0, 0.0)])
+@pytest.mark.parametrize(("preset", "percentile", "margin"), [(None, 97.5, 0.25), ("faithful", 95.0, 0.0)])
 def test_the_default_percentile_and_margin_of_the_threshold(preset, percentile, margin):
     usual, said = (
         config_of(fit(num_features=1, preset=preset, **given)).calibration
