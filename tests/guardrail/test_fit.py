@@ -366,13 +366,40 @@ def test_special_tokens_have_no_part(usual):
     assert config_of(plain).special_token_ids == [PAD, BOS, EOS]
 
 
-def test_outlier_tokens_have_no_part_in_scores_and_dose():
+def model_with_an_outlying_token():
+    """A token that no text holds, 95, has fifty times the norm, and tokens do not see one another."""
     model = base_model("llama")
-    with torch.no_grad():  # a token that no text holds has fifty times the norm, and tokens do not see one another
+    with torch.no_grad():
         model.get_input_embeddings().weight[95] *= 50
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("every", "asked", "evidence"),
+    [(1, {}, "any"), (4, {}, "log_ratio"), (1, {"evidence": "log_ratio"}, "log_ratio")],
+)
+def test_tokens_are_counted_where_most_rows_have_one_of_outlying_norm(every, asked, evidence):
+    texts = [
+        [
+            {"input_ids": [95, *row["input_ids"]] if i % every == 0 else row["input_ids"]}
+            for i, row in enumerate(as_token_rows(some))
+        ]
+        for some in (FORGET, RETAIN)
+    ]
+    sae = random_sae()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    config = config_of(fit(model_with_an_outlying_token(), *texts, sae=sae, **asked))
+    assert config.evidence == evidence
+    told = any("Most rows have a token" in warning for warning in config.calibration["warnings"])
+    assert told == bool(asked)
+
+
+def test_outlier_tokens_have_no_part_in_scores_and_dose():
+    model = model_with_an_outlying_token()
     sae = random_sae()
     with torch.no_grad():
         sae.threshold.fill_(0.4)
