@@ -49,6 +49,7 @@ class Fit:
         self.config, self.sae, self.faithful = plan.config, plan.sae, plan.faithful
         self.passes = FitPasses(plan)
         self.outliers = self.passes.outliers
+        self.outliers_left_out = 0  # by all processes, once everything was read
         self.rows: dict[str, Rows] = {}
         self.sums: dict[str, FeatureSums] = {}
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
@@ -107,7 +108,8 @@ class Fit:
                 self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
-        if self.plan.usual_evidence and self._outliers_a_row() > MANY_OUTLIERS:
+        self.outliers_left_out = sum(gathered(self.outliers.dropped))
+        if self.plan.usual_evidence and self._has_many_outliers():
             self.config.evidence = "any"
         if self.config.evidence == "log_ratio":
             ids = self.config.feature_ids
@@ -119,9 +121,8 @@ class Fit:
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
-    def _outliers_a_row(self) -> float:
-        rows = sum(rows.selection_rows for rows in self.rows.values())
-        return sum(gathered(self.outliers.dropped)) / max(rows, 1)
+    def _has_many_outliers(self) -> bool:
+        return self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
 
     def calibrate(self) -> None:
         """Set the threshold, if it was not given, and measure the gate on the report rows."""
@@ -204,7 +205,7 @@ class Fit:
                 for role, rows in self.rows.items()
             },
             "residual_norm_median": median,
-            "outlier_tokens_left_out": sum(gathered(self.outliers.dropped)),
+            "outlier_tokens_left_out": self.outliers_left_out,
             "edit_norm": edit,
             "edit_to_residual": edit / median if edit is not None and median else None,
         }
@@ -224,7 +225,7 @@ class Fit:
             about = {"rule": "threshold", "k": self.sae.k, "std": self.topk.std, "tokens": self.topk.tokens}
             found["topk"] = about | compared
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
-        if self.config.evidence == "log_ratio" and self._outliers_a_row() > MANY_OUTLIERS:
+        if self.config.evidence == "log_ratio" and self._has_many_outliers():
             found["warnings"] = [OUTLIERS_SPEAK, *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]

@@ -279,16 +279,20 @@ def test_rows_put_aside_are_bounded_and_the_rest_goes_to_the_selection():
     }
 
 
-def test_report_rows_have_no_part_in_features_or_threshold(usual):
+def test_report_rows_have_no_part_in_features_or_threshold():
     """Other text in the documents that are kept for the report changes what is reported, and nothing else."""
     forget = [RETAIN[i] if i % 4 == 2 else text for i, text in enumerate(FORGET)]
     retain = [FORGET[i % 32] if i % 4 == 3 else text for i, text in enumerate(RETAIN)]
-    poisoned = fit(forget=forget, retain=retain)
-    same_fit(usual, poisoned)
-    before, after = config_of(usual).calibration, config_of(poisoned).calibration
-    assert before["statistic_threshold_rows"] == after["statistic_threshold_rows"]
-    assert sum(before["statistic_forget"]) > sum(after["statistic_forget"])
-    assert sum(before["statistic_retain"]) < sum(after["statistic_retain"])
+    for evidence in ("any", "log_ratio"):
+        clean, poisoned = fit(evidence=evidence), fit(forget=forget, retain=retain, evidence=evidence)
+        same_fit(clean, poisoned)
+        before, after = config_of(clean).calibration, config_of(poisoned).calibration
+        assert before["statistic_threshold_rows"] == after["statistic_threshold_rows"]
+        if evidence == "any":
+            assert before["fire_rate_forget"]["rate"] > after["fire_rate_forget"]["rate"]
+            assert before["fire_rate_retain"]["rate"] < after["fire_rate_retain"]["rate"]
+        assert sum(before["statistic_forget"]) > sum(after["statistic_forget"])
+        assert sum(before["statistic_retain"]) < sum(after["statistic_retain"])
 
 
 def test_the_selection_rows_figures_of_the_features_are_recorded(usual):
@@ -473,10 +477,12 @@ def test_a_quantised_base(usual, tmp_path):
 @pytest.mark.parametrize("architecture", ["gemma3", "mixtral", "falcon_h1", "phi"])
 def test_other_architectures_are_fitted_and_fire_on_the_topic(architecture):
     model = base_model(architecture)
-    guarded = fit(model, sae=topic_sae(model), num_features=20, ratio_percentile=99.0, threshold_percentile=75.0)
-    found = config_of(guarded).calibration
-    assert found["fire_rate_forget"]["rate"] > 0
-    assert found["auroc"] > 0.6
+    options = {"num_features": 20, "ratio_percentile": 99.0, "threshold_percentile": 75.0}
+    counted = config_of(fit(copy.deepcopy(model), sae=topic_sae(model), evidence="any", **options)).calibration
+    assert counted["fire_rate_forget"]["rate"] > counted["fire_rate_retain"]["rate"]
+    weighed = config_of(fit(model, sae=topic_sae(model), **options)).calibration
+    assert weighed["fire_rate_forget"]["rate"] > 0
+    assert weighed["auroc"] > 0.6
 
 
 # ----------------------------------------------------------------------------------------------------------------- dose
