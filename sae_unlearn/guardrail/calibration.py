@@ -118,13 +118,6 @@ NO_BOUNDARIES = (
     "system prompt or an earlier message can dilute a short question. Measure it on conversations as you serve them."
 )
 
-OUTLIERS_SPEAK = (
-    "Most rows have a token whose residual norm is far outside the others' (models without BOS have it at a row's "
-    "start). Many features are active there on any text, so a gate that weighs them may fire on whatever is short: "
-    "measure it on short texts, or fit with evidence='any'."
-)
-"""Measured: `docs/evidence.md`, "A second model"."""
-
 
 def warnings_of(calibration: dict[str, Any]) -> list[str]:
     """What a user should know before trusting this gate, in sentences; empty if nothing stands out."""

@@ -129,8 +129,10 @@ def _gate(config: SAEGuardrailConfig) -> str:
     stays = " and stays fired" if config.sticky else ""
     messages = ", and message by message of a conversation" if config.message_boundary_ids else ""
     weighed = ", tokens weighed by what their features say," if config.evidence == "log_ratio" else ""
+    norms = "" if config.outlier_norm is None else f"; tokens of norms above {config.outlier_norm:.4g} are left out"
     return (
         f"fires{stays} when the statistic `{config.statistic}`{weighed} exceeds {config.threshold}, {scope}{messages}"
+        f"{norms}"
     )
 
 

@@ -84,6 +84,13 @@ class SAEGuardrailConfig(PeftConfig):
             "quarters of a nat, 0.25 to 16."
         },
     )
+    outlier_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "A token whose residual stream has a larger norm is never hot: many features are active there on "
+            "any text. None: no token is left out."
+        },
+    )
     gate_scope: str = field(
         default="sequence",
         metadata={
@@ -262,6 +269,7 @@ class SAEGuardrailConfig(PeftConfig):
                     f"threshold={self.threshold} is outside [{lowest}, {highest}), the range of statistic="
                     f"{self.statistic!r}: the gate would {'always' if self.threshold < lowest else 'never'} fire."
                 )
+        self.check_outlier_norm()
         check_real("window_weight", self.window_weight)
         if not 0 < self.window_weight <= 1:
             raise GuardrailError(f"window_weight={self.window_weight} must be above 0 and at most 1.")
@@ -334,6 +342,19 @@ class SAEGuardrailConfig(PeftConfig):
         number = len(self.feature_ids or []) or self.num_features
         if number != len(values):
             raise GuardrailError(f"feature_evidence holds {len(values)} numbers for {number} features.")
+
+    def check_outlier_norm(self) -> None:
+        """Raise unless a token of usual norm can be hot."""
+        if self.outlier_norm is None:
+            return
+        check_real("outlier_norm", self.outlier_norm)
+        usual = self.calibration.get("residual_norm_median") if isinstance(self.calibration, dict) else None
+        lowest = usual if isinstance(usual, (int, float)) else 0.0
+        if not self.outlier_norm > max(lowest, 0.0):
+            raise GuardrailError(
+                f"outlier_norm={self.outlier_norm} must be above {lowest}, the usual norm of a token; or nothing would "
+                "ever be hot."
+            )
 
     def _check_messages(self) -> None:
         if not self.message_boundary_ids:

@@ -37,6 +37,7 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         "SAE": ", ".join(named) or "not recorded",
         "gate": f"statistic {config.statistic} above {config.tau:.4g}, "
         + ("tokens weighed by their features' log ratios, " if config.evidence == "log_ratio" else "")
+        + ("" if config.outlier_norm is None else f"without tokens of norms above {config.outlier_norm:.4g}, ")
         + f"scope {config.gate_scope}, "
         + ("stays fired" if config.sticky else "may fall quiet again")
         + f", at least {config.min_tokens} tokens"

@@ -55,8 +55,6 @@ class FitPlan(NamedTuple):
     """Whether messages are to be judged by themselves, too."""
     usual_dose: bool
     """Whether the dose is the default one."""
-    usual_evidence: bool
-    """Whether how tokens count is left to the fit."""
     read: dict[str, Any]
     """How a corpus is read."""
     max_held_out: int
@@ -124,7 +122,6 @@ def plan_fit(
         if number is not None:
             check_real(name, number)
     faithful = preset == "faithful"
-    usual_evidence = evidence is None
     if evidence is None:
         by_hand = faithful or threshold is not None or forget is None or retain is None
         evidence = "any" if by_hand else DEFAULT_EVIDENCE
@@ -216,7 +213,6 @@ def plan_fit(
         importance=importance,
         by_message=by_message,
         usual_dose=usual_dose,
-        usual_evidence=usual_evidence,
         read={"max_length": max_length, "chat_template": chat_template, "text_column": text_column},
         max_held_out=max_held_out,
         batch_size=batch_size,

@@ -13,7 +13,6 @@ from sae_unlearn.guardrail.attach import tensors_of
 from sae_unlearn.guardrail.calibration import (
     MIN_THRESHOLD_ROWS,
     NO_BOUNDARIES,
-    OUTLIERS_SPEAK,
     PLAIN_TEXT,
     between,
     check_threshold,
@@ -36,8 +35,8 @@ from sae_unlearn.sae import SAESlice
 
 
 MANY_OUTLIERS = 0.5
-"""Tokens of outlying norm in a row. Many features are active there at once, on whatever text: weighed, one such token
-says more than a short text, and counted it is one among others. Models without BOS have one at each row's start."""
+"""Tokens of outlying norm in a row, from which on the gate leaves them out as the sums do. Models without BOS have one
+at each row's start; elsewhere they are rare, and to look at every token's norm would cost more than they do."""
 LEAST_ABLATIONS = 2.0  # the usual dose is at least so many times what setting the features to 0 takes away
 
 
@@ -109,8 +108,8 @@ class Fit:
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
         self.outliers_left_out = sum(gathered(self.outliers.dropped))
-        if self.plan.usual_evidence and self._has_many_outliers():
-            self.config.evidence = "any"
+        if self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values()):
+            self.config.outlier_norm = self.outliers.limit
         if self.config.evidence == "log_ratio":
             ids = self.config.feature_ids
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
@@ -120,9 +119,6 @@ class Fit:
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
-
-    def _has_many_outliers(self) -> bool:
-        return self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
 
     def calibrate(self) -> None:
         """Set the threshold, if it was not given, and measure the gate on the report rows."""
@@ -225,8 +221,6 @@ class Fit:
             about = {"rule": "threshold", "k": self.sae.k, "std": self.topk.std, "tokens": self.topk.tokens}
             found["topk"] = about | compared
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
-        if self.config.evidence == "log_ratio" and self._has_many_outliers():
-            found["warnings"] = [OUTLIERS_SPEAK, *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
         if self.rows and self.plan.by_message and not self.config.message_boundary_ids:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, LOWEST, PEAK, STATE_SIZE, TOKENS, decide
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, LOWEST, PEAK, STATE_SIZE, TOKENS, decide, usual_norm
 
 
 # Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.
@@ -27,23 +27,43 @@ FIELDS = {"STATE": STATE_SIZE, "HITS": HITS, "TOKENS": TOKENS, "LOWEST": LOWEST,
 
 
 @triton.jit
-def encode_kernel(hidden, weight, bias, pre, row_stride, d_in, n, TILE_N: tl.constexpr, TILE_D: tl.constexpr):
-    """`pre [batch, N] = h W_enc[:, S] + b_enc[S]`; one program per row and tile of features."""
+def encode_kernel(
+    hidden,
+    weight,
+    bias,
+    pre,
+    squares,
+    row_stride,
+    d_in,
+    n,
+    HAS_LIMIT: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_D: tl.constexpr,
+):
+    """`pre [batch, N] = h W_enc[:, S] + b_enc[S]`, one program per row and tile of features; and `squares [batch] =
+    |h|^2`, if it is asked for."""
     row = tl.program_id(0)
     j = tl.program_id(1) * TILE_N + tl.arange(0, TILE_N)
     total = tl.zeros([TILE_N], tl.float32)
+    square = 0.0
     for start in range(0, d_in, TILE_D):
         i = start + tl.arange(0, TILE_D)
         h = tl.load(hidden + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
         w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
         total += tl.sum(w * h[None, :], axis=1)
+        if HAS_LIMIT:
+            square += tl.sum(h * h, axis=0)
     tl.store(pre + row * n + j, total + tl.load(bias + j, mask=j < n, other=0.0), mask=j < n)
+    if HAS_LIMIT:  # noqa: SIM102 - settled before the program runs, and the next while it does
+        if tl.program_id(1) == 0:
+            tl.store(squares + row, square)
 
 
 @triton.jit
 def gate_kernel(
     hidden,
     pre,
+    squares,
     threshold,
     clamp,
     weight,
@@ -63,6 +83,8 @@ def gate_kernel(
     n,
     min_tokens,
     tau,
+    limit,
+    HAS_LIMIT: tl.constexpr,
     HAS_IDS: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr,
@@ -101,6 +123,8 @@ def gate_kernel(
     hit = (strength != 0.0).to(tl.float32)
     if HAS_EVIDENCE:
         hit = tl.where(counted, said, 0.0)
+    if HAS_LIMIT:
+        hit = tl.where(tl.sqrt_rn(tl.load(squares + row)) <= limit, hit, 0.0)
     hit = tl.where(tl.abs(strength) < float("inf"), hit, float("nan"))
 
     hits = hit
@@ -163,15 +187,26 @@ def fused_step(
     """
     (batch, _, d_in), n = hidden.shape, encoder.bias.shape[0]
     pre = hidden.new_empty(batch, n, dtype=torch.float32)
+    squares = None if config.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
     state = hidden.new_empty(batch, 1, STATE_SIZE, dtype=torch.float32)
     edited = hidden.new_empty(batch, 1, d_in)
     with torch.cuda.device_of(hidden):
         encode_kernel[batch, triton.cdiv(n, ENCODE_TILE["TILE_N"])](
-            hidden, encoder.weight, encoder.bias, pre, hidden.stride(0), d_in, n, **ENCODE_TILE
+            hidden,
+            encoder.weight,
+            encoder.bias,
+            pre,
+            squares,
+            hidden.stride(0),
+            d_in,
+            n,
+            HAS_LIMIT=squares is not None,
+            **ENCODE_TILE,
         )
         gate_kernel[batch, triton.cdiv(d_in, EDIT_TILE["TILE_D"])](
             hidden,
             pre,
+            squares,
             encoder.threshold,
             decoder.clamp,
             decoder.weight,
@@ -191,6 +226,8 @@ def fused_step(
             n,
             float(config.min_tokens),
             float(config.tau),
+            float(config.outlier_norm or 0.0),
+            HAS_LIMIT=squares is not None,
             HAS_IDS=content is not None,
             HAS_MASK=mask is not None,
             HAS_PREVIOUS=previous is not None,
@@ -228,16 +265,19 @@ def _first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
     config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1)
     content = torch.tensor([True, False, True])
     previous = before = None
-    for evidence in (torch.arange(1, n + 1) / 4, None):
+    for evidence, config.outlier_norm in ((torch.arange(1, n + 1) / 4, 20.0), (None, None)):
         hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
+        hidden[::3] *= 5  # to norms of about 40
         ids = torch.randint(0, 9, (batch, 1), generator=generator)
         mask = torch.randint(0, 5, (batch, 1), generator=generator)
         pre = hidden[:, 0].double() @ guard["weight"].double().T + guard["bias"]
         counted = (mask != 0) & content[ids.clamp(max=2)]
         active = (pre > guard["threshold"])[:, None]
         said = active.any(-1).float() if evidence is None else (active * evidence).sum(-1)
-        decision = decide(said * counted, counted, config, previous)
-        where = active & (decision.fire & counted)[..., None]
+        usual = usual_norm(hidden, config)
+        hot = counted if usual is None else counted & usual
+        decision = decide(said * hot, counted, config, previous)
+        where = active & (decision.fire & hot)[..., None]
         expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
         given = (ids.to(device), content.to(device), mask.to(device))
         weights = None if evidence is None else evidence.to(device)

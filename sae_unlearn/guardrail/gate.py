@@ -1,8 +1,9 @@
 """The gate: from hot tokens to a decision, with a state that can be carried from one forward pass to the next.
 
 Per token `t` of a row: `hot_t` (1 if some guarded feature is active; with `evidence="log_ratio"` the sum of the active
-features' log-likelihood ratios, which is 0 where none is) and `counted_t` (it is content: the attention mask
-keeps it and it is no special token; a token that is not counted is never hot). With the running sums
+features' log-likelihood ratios, which is 0 where none is; 0 where the norm of the residual stream is above
+`outlier_norm`) and `counted_t` (it is content: the attention mask keeps it and it is no special token; a token that is
+not counted is never hot). With the running sums
 
     H_t = sum_{s<=t} hot_s          N_t = sum_{s<=t} counted_s
 
@@ -81,7 +82,9 @@ class Series(NamedTuple):
     tokens: Tensor
 
 
-def hits_of(activations: Tensor, active: Tensor, eligible: Tensor, evidence: Tensor | None) -> Tensor:
+def hits_of(
+    activations: Tensor, active: Tensor, eligible: Tensor, evidence: Tensor | None, usual: Tensor | None = None
+) -> Tensor:
     """`[batch, seq]` float32: how hot each token is, 0 where it is not, and NaN where the activations are not finite.
 
     Args:
@@ -89,11 +92,20 @@ def hits_of(activations: Tensor, active: Tensor, eligible: Tensor, evidence: Ten
         active: `[batch, seq, N]` bool, where they are not 0.
         eligible: `[batch, seq]` bool, the tokens that can be hot.
         evidence: `[N]` float32, what each active feature adds; None: a hot token counts 1.
+        usual: `[batch, seq]` bool, from `usual_norm`; None: no token is an outlier.
     """
     strength = activations.detach().sum(dim=-1).float()
     unsound = strength - strength  # 0, or NaN
     said = strength != 0 if evidence is None else (active * evidence).sum(dim=-1)
+    said = said if usual is None else said * usual
     return (said + unsound).where(eligible, 0)
+
+
+def usual_norm(hidden: Tensor, config: SAEGuardrailConfig) -> Tensor | None:
+    """`[batch, seq]` bool: the tokens of `hidden [batch, seq, d_in]` that are no outliers; None if none can be."""
+    if config.outlier_norm is None:
+        return None
+    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32) <= config.outlier_norm
 
 
 def decide(

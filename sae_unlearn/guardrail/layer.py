@@ -4,7 +4,7 @@ With `h_t` the residual stream after the layer (resid_post), `S` the N guarded f
 activations, and `v_j <= 0` their clamp values:
 
     a_j(t)  = pre_j(t) * [pre_j(t) > threshold_j],      pre(t) = h_t W_enc[:, S] + b_enc[S]
-    hot_t   = [some a_j(t) > 0] and token t is content
+    hot_t   = [some a_j(t) > 0] and token t is content and |h_t| is no outlier
     h'_t    = h_t + [gate fires at t] * hot_t * sum_{j in S} m_j(t) (v_j - a_j(t)) W_dec[j]
 
 where `m_j(t) = [a_j(t) > 0]` for `clamp_mode="fired"` and 1 for `"all"`. It equals encoding with the whole SAE, setting
@@ -37,7 +37,7 @@ from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
-from sae_unlearn.guardrail.gate import Decision, decide, hits_of
+from sae_unlearn.guardrail.gate import Decision, decide, hits_of, usual_norm
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.values import check_tensors
@@ -230,7 +230,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         if lost is not None:
             activations = activations.masked_fill(lost, torch.nan)
         active = activations != 0
-        hits = hits_of(activations, active, eligible, self.tables.evidence(config, kept.device))
+        evidence = self.tables.evidence(config, kept.device)
+        hits = hits_of(activations, active, eligible, evidence, usual_norm(hidden, config))
         decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history)
         if config.action == "record":
             return None
@@ -313,6 +314,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             config.threshold,
             config.statistic,
             config.hottest,
+            config.outlier_norm,
             *((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors),
         )
         if self._checked.get(name) == seen:
@@ -344,6 +346,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
                 "Load them by `attach_guardrail`, or by `load_state_dict` without `assign=True`."
             )
         try:
+            config.check_outlier_norm()
             check_tensors(named, f"guardrail {name!r}")
         except GuardrailError as error:
             raise GuardrailNotReady(str(error)) from error

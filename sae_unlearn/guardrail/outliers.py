@@ -42,9 +42,14 @@ class OutlierFilter:
             return []
         return self.flush()
 
+    @property
+    def limit(self) -> float:
+        """The largest norm of a token that is no outlier; infinite while no token has been seen."""
+        return float("inf") if self.median is None else self.factor * self.median
+
     def usual(self, norms: Tensor) -> Tensor:
         """Which tokens are no outliers, of norms `[tokens]`: `[tokens]` bool. All, while no token has been seen."""
-        return norms <= (float("inf") if self.median is None else self.factor * self.median)
+        return norms <= self.limit
 
     def flush(self) -> list[tuple[FeatureSums, Tensor]]:
         """What was held back."""

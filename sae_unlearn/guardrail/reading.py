@@ -13,7 +13,7 @@ from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.gate import hits_of, row_statistic
+from sae_unlearn.guardrail.gate import hits_of, row_statistic, usual_norm
 
 
 ROW_LIMIT = 8192  # tokens of a row, whatever the config says
@@ -24,7 +24,7 @@ class Reading(NamedTuple):
 
     Attributes:
         statistics: `[batch]`, the value that is compared with the threshold.
-        hot_activations: `[hot tokens, N]`, activations of the guarded features where one of them is active.
+        hot_activations: `[hot tokens, N]`, activations of the guarded features where the token is hot.
         hot_norms: `[hot tokens]`, norms of the residual stream there.
     """
 
@@ -100,8 +100,10 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     activations = encoder.to(batch.residual.device)(batch.residual)
     counted, eligible = judged_tokens(batch, config)
     active = activations != 0
-    hits = hits_of(activations, active, eligible, ConfigTables().evidence(config, activations.device))
+    usual = usual_norm(batch.residual, config)
+    hits = hits_of(activations, active, eligible, ConfigTables().evidence(config, activations.device), usual)
     hot = (activations > 0).any(dim=-1) & eligible
+    hot = hot if usual is None else hot & usual.to(hot.device)
     return Reading(
         row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),
         activations[hot],

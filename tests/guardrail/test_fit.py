@@ -382,10 +382,10 @@ def model_with_an_outlying_token():
 
 
 @pytest.mark.parametrize(
-    ("every", "asked", "evidence"),
-    [(1, {}, "any"), (4, {}, "log_ratio"), (1, {"evidence": "log_ratio"}, "log_ratio")],
+    ("every", "asked", "left_out"),
+    [(1, {}, True), (4, {}, False), (1, {"evidence": "any"}, True), (1, {"preset": "faithful"}, False)],
 )
-def test_tokens_are_counted_where_most_rows_have_one_of_outlying_norm(every, asked, evidence):
+def test_the_gate_leaves_out_outlier_tokens_where_most_rows_have_one(every, asked, left_out):
     texts = [
         [
             {"input_ids": [95, *row["input_ids"]] if i % every == 0 else row["input_ids"]}
@@ -396,10 +396,19 @@ def test_tokens_are_counted_where_most_rows_have_one_of_outlying_norm(every, ask
     sae = random_sae()
     with torch.no_grad():
         sae.threshold.fill_(0.4)
-    config = config_of(fit(model_with_an_outlying_token(), *texts, sae=sae, **asked))
-    assert config.evidence == evidence
-    told = any("Most rows have a token" in warning for warning in config.calibration["warnings"])
-    assert told == bool(asked)
+    model = fit(model_with_an_outlying_token(), *texts, sae=sae, **asked)
+    config = config_of(model)
+    assert config.evidence == ("any" if asked else "log_ratio")
+    usual = config.calibration["residual_norm_median"]
+    assert config.outlier_norm == (pytest.approx(2 * usual) if left_out else None)
+    row = torch.tensor([[95, *as_token_rows(FORGET)[0]["input_ids"]]])
+    with record_firings(model) as firings, torch.no_grad():
+        model(input_ids=row)
+        model(input_ids=row[:, 1:])
+    with_it, without = firings
+    assert with_it.tokens == without.tokens + 1
+    if "preset" not in asked:  # as published, a row's first token is never hot
+        assert (with_it.hot_tokens == without.hot_tokens) is left_out
 
 
 def test_outlier_tokens_have_no_part_in_scores_and_dose():

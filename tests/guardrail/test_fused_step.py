@@ -78,8 +78,9 @@ def test_kernels_that_do_not_work_are_left_alone_with_a_warning(wrong, monkeypat
         {"special_token_ids": None, "threshold": 0.999},
         {"num_features": 37},
         {"evidence": "log_ratio", "feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 1.0},
+        {"outlier_norm": 20.0, "threshold": 0.1},
     ],
-    ids=["default", "all", "not_sticky", "quiet", "features", "weighed"],
+    ids=["default", "all", "not_sticky", "quiet", "features", "weighed", "outliers"],
 )
 def test_generation_is_that_of_the_operators(fields, steps):
     model = guarded("llama", **{"min_tokens": 8, "threshold": 0.5} | fields)

@@ -312,6 +312,13 @@ GUARDRAILS = {
     "evidence left out": (evidence(None), "has no feature_evidence"),
     "evidence below the threshold": (evidence([0.25, 0.25, 0.25], threshold=0.8), "would never fire"),
     "window that counts nothing": (config(statistic="ratio_or_window", window_weight=0.0), "window_weight=0.0"),
+    "usual norms outliers": (
+        config(outlier_norm=5.0, calibration={"residual_norm_median": 6.0}),
+        "outlier_norm=5.0 must be above 6.0",
+    ),
+    "norms below zero": (config(outlier_norm=-1.0), "outlier_norm=-1.0"),
+    "norm without end": (config(outlier_norm=1e308), "must be a finite number"),
+    "norm that is no number": (config(outlier_norm="all"), "outlier_norm='all'"),
     "counts too large": (config(min_tokens=10**30), "min_tokens is beyond"),
     "window without end": (config(statistic="window", window=2**60), "window is beyond"),
     "every token special": (config(special_token_ids=list(range(97))), "would not look at"),
