@@ -11,7 +11,8 @@ from sae_unlearn.backbone.corpus import message_boundary_ids, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.guardrail.attach import bare_model, free_name
-from sae_unlearn.guardrail.config import BY_MESSAGE, SAEGuardrailConfig, check_real
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_checks import BY_MESSAGE, check_real
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import fingerprint
 from sae_unlearn.guardrail.refusal import message_ids

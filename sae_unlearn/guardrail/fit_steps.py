@@ -20,6 +20,7 @@ from sae_unlearn.guardrail.calibration import (
     report,
     warnings_of,
 )
+from sae_unlearn.guardrail.config_checks import check_numbers
 from sae_unlearn.guardrail.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fit_checkpoint import Stateful
@@ -113,7 +114,7 @@ class Fit:
         if self.config.evidence == "log_ratio":
             ids = self.config.feature_ids
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
-            self.config.check_numbers()  # a threshold by hand, and `drift`, must lie within what they can say
+            check_numbers(self.config)  # a threshold by hand, and `drift`, must lie within what they can say
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)

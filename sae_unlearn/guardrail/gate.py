@@ -46,7 +46,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_unlearn.guardrail.config import WINDOWED, SAEGuardrailConfig
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_checks import WINDOWED
 from sae_unlearn.guardrail.messages import by_message
 
 

@@ -31,16 +31,16 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.decoder_layers import execution_device, residual_of, text_config
-from sae_unlearn.guardrail.config import WINDOWED, SAEGuardrailConfig
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_checks import WINDOWED
 from sae_unlearn.guardrail.config_tables import ConfigTables
-from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, hits_of, usual_norm
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
+from sae_unlearn.guardrail.readiness import check_ready
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
-from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
 
@@ -302,55 +302,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         Raises:
             GuardrailNotReady: naming what is missing.
         """
-        if torch.compiler.is_compiling():
-            return
-        encoder: Any = self.sae_guardrail_encoder[name]
-        decoder: Any = self.sae_guardrail_decoder[name]
-        tensors: tuple[Tensor, ...] = (encoder.weight, encoder.bias, encoder.threshold, decoder.weight, decoder.clamp)
-        if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors):
-            return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
-        config = self.guard_config[name]
-        seen = (
-            config.threshold,
-            config.statistic,
-            config.hottest,
-            config.outlier_norm,
-            *((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors),
-        )
-        if self._checked.get(name) == seen:
-            return
-        if config.threshold is None:
-            raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
-        if config.evidence == "log_ratio" and config.feature_evidence is None:
-            raise GuardrailNotReady(f"Guardrail {name!r} has no feature_evidence, which evidence='log_ratio' needs.")
-        if config.never_fires:
-            raise GuardrailNotReady(
-                f"The threshold of guardrail {name!r} was set to {config.threshold}, which no statistic "
-                f"{config.statistic!r} exceeds, so its gate would never fire. Set another."
-            )
-        named = {
-            f"{part}.{key}": tensor.detach().cpu()
-            for part, module in (("encoder", encoder), ("decoder", decoder))
-            for key, tensor in module.named_parameters()
-        }
-        empty = [key for key, tensor in named.items() if bool(tensor.isnan().all())]
-        if empty:
-            raise GuardrailNotReady(
-                f"Guardrail {name!r} has no weights ({', '.join(empty)}), so nothing would be guarded. Load them "
-                "(`attach_guardrail(model, folder)`), or give an SAE: `attach_guardrail(model, config, sae=sae)`."
-            )
-        low = [f"{key} ({tensor.dtype})" for key, tensor in named.items() if tensor.dtype.itemsize < 4]
-        if low:
-            raise GuardrailNotReady(
-                f"Guardrail {name!r} has weights below float32 ({', '.join(low)}), which moves its threshold. "
-                "Load them by `attach_guardrail`, or by `load_state_dict` without `assign=True`."
-            )
-        try:
-            config.check_outlier_norm()
-            check_tensors(named, f"guardrail {name!r}")
-        except GuardrailError as error:
-            raise GuardrailNotReady(str(error)) from error
-        self._checked[name] = seen
+        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
+        check_ready(name, self.guard_config[name], encoder, decoder, self._checked)
 
     def in_place(self, backbone_layer: nn.Module) -> bool:
         """Whether a call of `backbone_layer`, the decoder layer or what wraps it, comes through `guard`."""

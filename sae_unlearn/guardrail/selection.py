@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_unlearn.guardrail.config import EVIDENCE_STEP, LARGEST_EVIDENCE
+from sae_unlearn.guardrail.config_checks import EVIDENCE_STEP, LARGEST_EVIDENCE
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.sae import SparseAutoencoder
 

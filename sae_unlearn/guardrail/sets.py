@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.guardrail.attach import bare_model
-from sae_unlearn.guardrail.config import CHOICES, SAEGuardrailConfig
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_checks import CHOICES, check_refusal
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.refusal import message_ids
@@ -117,7 +118,7 @@ def set_action(
         config.refusal, config.refusal_ids = message, ids
     config.action = action
     try:
-        config.check_refusal()
+        check_refusal(config)
     except GuardrailError:
         config.action, config.refusal, config.refusal_ids = before
         raise

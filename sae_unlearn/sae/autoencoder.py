@@ -249,6 +249,9 @@ class SparseAutoencoder(nn.Module):
 
         The folded form is written, so SAELens gives the same numbers: gated and batchtopk become `jumprelu` there,
         with their own name in the metadata. Weights keep the SAE's dtype. Each file appears whole or not at all.
+
+        Raises:
+            UnlearnError: the disk is full, or the folder cannot be written.
         """
         from .save import save_saelens  # late: saving knows this class
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sae_unlearn.staging import staged
 
 from .readers.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
 
@@ -26,13 +26,12 @@ def save_saelens(sae: SparseAutoencoder, save_directory: str | os.PathLike[str])
     folder = Path(save_directory)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; pass a folder to write {CONFIG} and {WEIGHTS} into")
-    folder.mkdir(parents=True, exist_ok=True)
     config = saelens_config(sae)
     names = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if config["architecture"] == "jumprelu" else [])
     tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
-    replace_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
-    text = json.dumps(config, indent=2) + "\n"
-    replace_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    with staged(folder, first=(WEIGHTS, CONFIG)) as stage:
+        save_file(tensors, stage / WEIGHTS)
+        (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -57,13 +56,3 @@ def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
     if architecture == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     return config
-
-
-def replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside `path` under a temporary name and renames: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

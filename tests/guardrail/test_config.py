@@ -8,7 +8,7 @@ from peft import PeftConfig
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig
 from sae_unlearn.guardrail.artefact import read_config
-from sae_unlearn.guardrail.config import CHOICES
+from sae_unlearn.guardrail.config_checks import CHOICES
 
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -25,7 +25,7 @@ from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.residuals import residual_batches
 from sae_unlearn.guardrail import fit_passes
 from sae_unlearn.guardrail.calibration import between
-from sae_unlearn.guardrail.config import CHOICES
+from sae_unlearn.guardrail.config_checks import CHOICES
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.selection import FeatureSums
 

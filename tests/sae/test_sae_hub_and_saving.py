@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from family_folders import QWEN, write_qwen_scope
 from huggingface_hub.errors import LocalEntryNotFoundError
 from sae_folders import residual, tensors, tiny, write_gemma_scope, write_saelens
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 
 
@@ -136,7 +138,24 @@ def test_saving_over_the_folder_it_was_loaded_from_is_safe(tmp_path):
     assert torch.equal(SparseAutoencoder.from_pretrained(tmp_path).W_enc, sae.W_enc)
 
 
-def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("what", "error", "told"),
+    [("mkdir", KeyboardInterrupt, KeyboardInterrupt), ("write_text", OSError(28, "No space left"), UnlearnError)],
+)
+def test_a_save_that_fails_leaves_the_old_files_and_nothing_else(what, error, told, tmp_path, monkeypatch):
+    tiny().save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pathlib.Path, what, fails)
+    with pytest.raises(told):
+        tiny("topk").save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_save_cut_short_at_its_end_leaves_the_old_files(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -146,7 +165,7 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monk
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny("topk").save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_saving_onto_a_file_is_refused(tmp_path):

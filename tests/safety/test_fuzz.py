@@ -29,7 +29,7 @@ from sae_unlearn import (
 from sae_unlearn.backbone.corpus import read_corpus
 from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 from sae_unlearn.guardrail.calibration import fire_rate, percentile_threshold
-from sae_unlearn.guardrail.config import CHOICES
+from sae_unlearn.guardrail.config_checks import CHOICES
 from sae_unlearn.guardrail.gate import decide, row_statistic
 
 
