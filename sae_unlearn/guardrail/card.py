@@ -11,7 +11,15 @@ from torch import nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.facts import curve_rows, fire_rows, fit_warnings, real, shown, statistic_in_words
+from sae_unlearn.guardrail.facts import (
+    curve_rows,
+    fire_rows,
+    fit_warnings,
+    real,
+    shown,
+    statistic_in_words,
+    tokens_in_words,
+)
 from sae_unlearn.guardrail.model import MODEL_TAGS
 from sae_unlearn.guardrail.picture import draw_calibration
 from sae_unlearn.model_card import (
@@ -128,12 +136,9 @@ def _gate(config: SAEGuardrailConfig) -> str:
     }[config.gate_scope]
     stays = " and stays fired" if config.sticky else ""
     messages = ", and message by message of a conversation" if config.message_boundary_ids else ""
-    weighed = ", tokens weighed by what their features say," if config.evidence == "log_ratio" else ""
-    norms = "" if config.outlier_norm is None else f"; tokens of norms above {config.outlier_norm:.4g} are left out"
-    return (
-        f"fires{stays} when the statistic `{config.statistic}`{weighed} exceeds {config.threshold}, {scope}{messages}"
-        f"{norms}"
-    )
+    tokens = "".join(f", {words}" for words in tokens_in_words(config))
+    tokens += "," if tokens else ""
+    return f"fires{stays} when the statistic `{config.statistic}`{tokens} exceeds {config.threshold}, {scope}{messages}"
 
 
 def _action(config: SAEGuardrailConfig) -> str:

@@ -14,6 +14,12 @@ STATISTICS = {
     "cusum": "largest excess of tokens at which a guarded feature is active",
     "ratio_or_window": "share of tokens at which a guarded feature is active, of a row or of a window of it",
 }
+WEIGHED_STATISTICS = {
+    "ratio": "what a row's tokens say for the topic, in nats a token",
+    "window": "the most that a window's tokens say for the topic, in nats a token",
+    "cusum": "largest excess of what tokens say for the topic, in nats",
+    "ratio_or_window": "what the tokens of a row, or of a window of it, say for the topic, in nats a token",
+}
 CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
 """Columns of `curve_rows`, and how their numbers are written."""
 
@@ -36,8 +42,7 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         "features": f"{config.num_features}: {ids}",
         "SAE": ", ".join(named) or "not recorded",
         "gate": f"statistic {config.statistic} above {config.tau:.4g}, "
-        + ("tokens weighed by their features' log ratios, " if config.evidence == "log_ratio" else "")
-        + ("" if config.outlier_norm is None else f"without tokens of norms above {config.outlier_norm:.4g}, ")
+        + "".join(f"{words}, " for words in tokens_in_words(config))
         + f"scope {config.gate_scope}, "
         + ("stays fired" if config.sticky else "may fall quiet again")
         + f", at least {config.min_tokens} tokens"
@@ -51,9 +56,15 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
 
 def statistic_in_words(config: SAEGuardrailConfig) -> str:
     """What is compared with the threshold."""
-    weighed = ", weighed by what the features there say" if config.evidence == "log_ratio" else ""
-    messages = " (the largest of its messages')" if config.message_boundary_ids else ""
-    return STATISTICS[config.statistic] + weighed + messages
+    words = WEIGHED_STATISTICS if config.evidence == "log_ratio" else STATISTICS
+    return words[config.statistic] + (" (the largest of its messages')" if config.message_boundary_ids else "")
+
+
+def tokens_in_words(config: SAEGuardrailConfig) -> list[str]:
+    """How the gate's tokens count, where it is not 1 for each hot one."""
+    weighed = ["tokens weighed by what their features say"] if config.evidence == "log_ratio" else []
+    norm = config.outlier_norm
+    return weighed if norm is None else [*weighed, f"tokens of norms above {norm:.4g} left out"]
 
 
 def fire_rows(calibration: dict[str, Any]) -> list[list[str]]:
