@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_device
+from sae_unlearn.backbone.limits import Limits
 from sae_unlearn.backbone.padding import right_padded
 from sae_unlearn.backbone.truncation import LayerReached, stop_after
 from sae_unlearn.errors import UnlearnError
@@ -54,17 +55,19 @@ def residual_batches(
         wanted: of a batch's number, whether it is to be run; asked when its turn has come. None runs all.
 
     Raises:
-        UnlearnError: there is no such layer, or a row's residual stream is not finite.
+        UnlearnError: there is no such layer, a row is longer than the model can read or holds an id that it does not
+            know, or a row's residual stream is not finite.
     """
     place = find_decoder_layers(model)
     if not 0 <= layer < len(place.layers):
         raise UnlearnError(f"layer={layer} but {type(model).__name__} has layers 0 to {len(place.layers) - 1}.")
-    device = input_device(model)
+    device, limits = input_device(model), Limits.of(model)
     with evaluation_mode(model), stop_after(place.layers[layer]):
         for number, batch in enumerate(_batches(rows, batch_size, bucket)):
             if wanted is not None and not wanted(number):
                 continue
             index = [i for i, _ in batch]
+            limits.check(index, [row for _, row in batch])
             ids, kept = right_padded([row for _, row in batch])
             try:
                 with torch.no_grad():

@@ -749,6 +749,15 @@ BAD = {
     "layer unknown": ({"sae": random_sae(layer=None)}, "does not say which layer it reads; pass `layer=`"),
     "layer too deep": ({"sae": random_sae(layer=4)}, "layer=4, but LlamaForCausalLM has 4 layers, 0 to 3"),
     "model not finite": ({"model": nan_model()}, "residual stream after layer 1 is not finite"),
+    "ids of another tokenizer": (
+        {"forget": [{"input_ids": [BOS, 5, 97]}] * 8},
+        r"Row 0 holds token id 97, and the model has the ids 0 to 96",
+    ),
+    "negative ids": ({"forget": [{"input_ids": [BOS, 5, -100]}] * 8}, r"Row 0 holds token id -100"),
+    "more tokens than learned positions": (
+        {"model": base_model("gpt2"), "forget": [{"input_ids": [BOS] + [5, 6] * 64}] * 8},
+        r"Row 0 has 129 tokens, and the model has learned 128 positions; .*max_length=128",
+    ),
     "silent sae": ({"sae": silent_sae()}, "SAE is silent on the forget text"),
     "features on all retain text": (
         {"sae": ever_active_sae(), "ratio_percentile": 0.0, "num_features": 200, "min_tokens": 1, "evidence": "any"},
