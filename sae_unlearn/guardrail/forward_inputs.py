@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache
+from transformers import Cache
 from transformers.utils.output_capturing import CompileableContextVar
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
@@ -124,8 +124,6 @@ class BackboneHooks:
         cache = find_cache(given.values())
         if cache is None:
             _refuse_foreign_cache(given)
-        elif isinstance(cache, EncoderDecoderCache):
-            raise NotImplementedError("A guardrail works on decoder-only models; this call has an encoder's cache.")
         call = _CALL.get() or ModelCall()  # the latter where the backbone is called by itself
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         _INPUTS.set(

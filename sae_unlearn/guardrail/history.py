@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+)
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
 from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
@@ -121,9 +128,23 @@ class StaticGateHistory(GateHistory, StaticLayer):
         return Series(self.keys[:, 0, :, HITS], tokens)
 
 
+_BY_LAYERS = {
+    "__len__": "count its layers",
+    "batch_select_indices": "choose rows",
+    "batch_repeat_interleave": "repeat rows",
+}
+"""What a cache does layer by layer, and so to a history that is among its layers."""
+
+
 def find_cache(values: Any) -> Cache | None:
-    """The first transformers `Cache` among the arguments of a call."""
+    """The first transformers `Cache` among the arguments of a call.
+
+    Raises:
+        NotImplementedError: it is one of a decoder and an encoder.
+    """
     for value in values:  # not `next` of a generator, which older versions of torch.compile cannot read
+        if isinstance(value, EncoderDecoderCache):
+            raise NotImplementedError("A guardrail works on decoder-only models; this call has an encoder's cache.")
         if isinstance(value, Cache):
             return value
     return None
@@ -184,6 +205,12 @@ def _find_history(cache: Cache, owner: Owner) -> GateHistory | None:
 
 
 def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int) -> GateHistory:
+    own = [name for name in _BY_LAYERS if getattr(type(cache), name).__module__ != Cache.__module__]
+    if own:
+        raise GuardrailNotReady(
+            f"{type(cache).__name__} has a way of its own to {_BY_LAYERS[own[0]]}, so guardrail {owner[1]!r} cannot "
+            "keep its state there. Call the model, and `generate`, with use_cache=False."
+        )
     if cache.layer_class_to_replicate is not None:  # the model's own layers are created one by one: make room for all
         while len(cache.layers) < num_layers:
             cache.layers.append(cache.layer_class_to_replicate())

@@ -11,11 +11,12 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 from transformers import DynamicCache
 from zoo import LAYERS, ZOO, base_model, padded, plant, planted_config, token_ids
 
-from sae_unlearn import detach_guardrail, record_firings
+from sae_unlearn import GuardrailNotReady, detach_guardrail, record_firings
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.guardrail import forward_inputs
 from sae_unlearn.guardrail import layer as guard_module
@@ -419,6 +420,40 @@ def differs_first(it: Case, decoding, naive) -> bool:
             if not torch.equal(it.alone(row, **how), greedy):
                 return True
     return False
+
+
+OF_THEIR_OWN = {
+    "minimax": (
+        lambda: transformers.MiniMaxConfig(**_SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
+        GuardrailNotReady,
+        "MiniMaxCache has a way of its own to count its layers.*use_cache=False",
+    ),
+    "xlm": (
+        lambda: transformers.XLMConfig(vocab_size=97, emb_dim=32, n_layers=4, n_heads=4, causal=True),
+        NotImplementedError,
+        "decoder-only models; this call has an encoder's cache",
+    ),
+}
+_SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "pad_token_id": 0, "eos_token_id": 96}
+
+
+@pytest.mark.parametrize("architecture", OF_THEIR_OWN)
+def test_a_cache_that_can_hold_no_history_is_refused_by_name(architecture):
+    config, error, message = OF_THEIR_OWN[architecture]
+    model = get_peft_model(transformers.AutoModelForCausalLM.from_config(config()).eval(), planted_config())
+    plant_uncached(model)
+    with torch.no_grad(), pytest.raises(error, match=message):
+        model.generate(input_ids=token_ids(1, 5), **GREEDY)
+    if architecture == "minimax":
+        with record_firings(model) as firings, torch.no_grad():
+            model.generate(input_ids=token_ids(1, 5), use_cache=False, **GREEDY)
+        assert len(firings) == GREEDY["max_new_tokens"]
+
+
+def plant_uncached(model):
+    model.config.use_cache = False
+    plant(model)
+    model.config.use_cache = True
 
 
 def test_the_zoo_holds_what_the_readme_claims():

@@ -19,6 +19,7 @@ from kernel_count import kernels, waits
 BOUNDS = {("ratio", "dynamic"): 33, ("ratio", "static"): 45, ("cusum", "dynamic"): 38, ("window", "dynamic"): 53}
 BOUNDS["ratio_or_window", "dynamic"] = 57
 WEIGHED = 1  # more, where tokens are weighed
+OUTLIERS = 3  # more, where outlying tokens are left out
 BY_MESSAGE = {"dynamic": 53, "static": 65}
 THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4, "ratio_or_window": 0.4}
 
@@ -66,6 +67,12 @@ def test_to_weigh_tokens_takes_a_few_more_and_waits_for_no_device(statistic):
     fields = {"statistic": statistic, "threshold": 0.4, "evidence": "log_ratio", "feature_evidence": weights}
     assert sum(added(kernels, "dynamic", **fields, window=8).values()) <= BOUNDS[statistic, "dynamic"] + WEIGHED
     assert added(waits, "dynamic", **fields, window=8) == {}
+
+
+def test_to_leave_out_outlying_tokens_takes_three_more_and_waits_for_no_device():
+    fields = {"threshold": 0.4, "outlier_norm": 20.0}
+    assert sum(added(kernels, "dynamic", **fields).values()) <= BOUNDS["ratio", "dynamic"] + OUTLIERS
+    assert added(waits, "dynamic", **fields) == {}
 
 
 @pytest.mark.parametrize("kind", BY_MESSAGE)
