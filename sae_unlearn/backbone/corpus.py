@@ -73,6 +73,15 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase | None, config: Any, ch
     return sorted(int(i) for i in found if i >= 0)
 
 
+def begins_bare(tokenizer: PreTrainedTokenizerBase | None, special: list[int]) -> bool:
+    """Whether a text's first token is one of its own words, no BOS or other token of `special` before it; False where
+    that is not known."""
+    if tokenizer is None:
+        return False
+    row = _tokens("a", tokenizer, chat_template=False)
+    return bool(row) and row[0] not in special
+
+
 def message_boundary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the chat template puts around a user's turn, a BOS at its beginning left out. Empty where
     the template marks turns by ordinary words."""

@@ -106,8 +106,8 @@ def fit_guardrail(
         evidence: "log_ratio": a token counts as much as the features active there say for the topic, in nats, see
             `selection`; "any": a token counts 1 where a guarded feature is active, as published. Default "log_ratio",
             and "any" where it cannot be counted or would give a number by hand another unit: without one of the
-            corpora, with a `threshold`, and in the faithful preset. Where most rows hold a token of outlying norm
-            (models without BOS begin with one), `outlier_norm` is set, and such tokens are never hot.
+            corpora, with a `threshold`, and in the faithful preset. Where texts begin without BOS, or most rows
+            hold a token of outlying norm, `outlier_norm` is set, and such tokens are never hot.
         refusal: the message of action="refuse", which is answered where the gate fires; see `refusal`.
         adapter_name: the guardrail's name on the model.
         chat_template: put texts as a user's turn into the tokenizer's chat template. Do it if the model is deployed so.

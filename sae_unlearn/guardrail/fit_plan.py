@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.corpus import message_boundary_ids, special_token_ids
+from sae_unlearn.backbone.corpus import begins_bare, message_boundary_ids, special_token_ids
 from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.backbone.sae_fit import check_sae
 from sae_unlearn.guardrail.attach import bare_model, free_name
@@ -56,6 +56,8 @@ class FitPlan(NamedTuple):
     """Whether messages are to be judged by themselves, too."""
     usual_dose: bool
     """Whether the dose is the default one."""
+    bare: bool
+    """Whether plain texts begin without a special token."""
     read: dict[str, Any]
     """How a corpus is read."""
     max_held_out: int
@@ -214,6 +216,7 @@ def plan_fit(
         importance=importance,
         by_message=by_message,
         usual_dose=usual_dose,
+        bare=begins_bare(tokenizer, config.special_token_ids or []),
         read={"max_length": max_length, "chat_template": chat_template, "text_column": text_column},
         max_held_out=max_held_out,
         batch_size=batch_size,

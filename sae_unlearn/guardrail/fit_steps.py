@@ -1,5 +1,6 @@
 """The steps of a fit, and what each leaves to the next."""
 
+import math
 import warnings
 from typing import Any
 
@@ -37,7 +38,8 @@ from sae_unlearn.sae import SAESlice
 
 MANY_OUTLIERS = 0.5
 """Tokens of outlying norm in a row, from which on the gate leaves them out as the sums do. Models without BOS have one
-at each row's start; elsewhere they are rare, and to look at every token's norm would cost more than they do."""
+at each row's start, so there it does so anyway, also after a fit on texts that begin with a chat template's tokens;
+elsewhere they are rare, and to look at every token's norm would cost more than they do."""
 LEAST_ABLATIONS = 2.0  # the usual dose is at least so many times what setting the features to 0 takes away
 
 
@@ -109,7 +111,8 @@ class Fit:
             )
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
         self.outliers_left_out = sum(gathered(self.outliers.dropped))
-        if self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values()):
+        many = self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
+        if (many or self.plan.bare) and math.isfinite(self.outliers.limit):
             self.config.outlier_norm = self.outliers.limit
         if self.config.evidence == "log_ratio":
             ids = self.config.feature_ids

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tiny_topic import tiny_parts, topic_texts
+from tokenizers import processors
 from zoo import LayerTap, guarded, padded, token_ids
 
-from sae_unlearn import GuardrailNotReady, attach_guardrail, record_firings
+from sae_unlearn import GuardrailNotReady, attach_guardrail, fit_guardrail, record_firings
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -120,3 +122,16 @@ def test_a_limit_set_afterwards_that_would_leave_out_everything_raises(wrong):
     model.peft_config["default"].outlier_norm = wrong
     with pytest.raises(GuardrailNotReady, match="outlier_norm="):
         facts(model, input_ids=rows()[0][None])
+
+
+@pytest.mark.parametrize(("options", "left_out"), [({}, True), ({"preset": "faithful"}, False)])
+def test_a_fit_with_a_tokenizer_that_puts_no_bos_leaves_outliers_out_though_it_saw_few(options, left_out):
+    model, tokenizer, sae = tiny_parts()
+    given = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 60), "progress": False}
+    assert fit_guardrail(model, tokenizer, sae, **given).peft_config["default"].outlier_norm is None
+    model, tokenizer, sae = tiny_parts()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    config = fit_guardrail(model, tokenizer, sae, **given | options).peft_config["default"]
+    assert config.calibration["outlier_tokens_left_out"] < 10  # of some 50 rows
+    expected = 2 * config.calibration["residual_norm_median"] if left_out else None
+    assert config.outlier_norm == (pytest.approx(expected) if left_out else None)
