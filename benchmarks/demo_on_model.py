@@ -3,8 +3,8 @@
     python benchmarks/demo_on_model.py --model FOLDER_OR_ID --sae FOLDER_OR_ID --output FOLDER [--chat-template]
 
 With `--chat-template` the facts are asked in the tokenizer's chat template as well, the sentence alone and with a
-request to complete it: of the model, of the guardrail that was fitted on plain text, and of one that is fitted in the
-template.
+request to complete it, and as plain text: of the model, of the guardrail that was fitted on plain text, and of one that
+is fitted in the template.
 """
 
 import argparse
@@ -22,11 +22,12 @@ SIDES = ("forget", "retain")
 REQUESTS = {
     "alone": "{}",
     "with-a-request": "Complete this sentence. Answer with the missing words alone.\n\n{} ...",
+    "as-plain-text": "{}",
 }
 
 
 class Chat:
-    """The demo's facts, asked in the chat template: the sentence alone, and a request to complete it."""
+    """The demo's facts, asked in the chat template, alone and with a request to complete them, and as plain text."""
 
     def __init__(self, model: Any, tokenizer: Any, facts: dict[str, Any], output: Path) -> None:
         self.model, self.tokenizer, self.output = model, tokenizer, output
@@ -38,7 +39,8 @@ class Chat:
 
     def ask(self, form: str, title: str) -> Report:
         """What the model answers as it is now."""
-        settings: dict[str, Any] = {"chat_template": True, "max_new_tokens": 24, "batch_size": 16}
+        in_template = form != "as-plain-text"
+        settings: dict[str, Any] = {"chat_template": in_template, "max_new_tokens": 24, "batch_size": 16}
         return evaluate(self.model, self.tokenizer, *self.facts[form], title=title, **settings)
 
     def tell(self, title: str) -> None:
