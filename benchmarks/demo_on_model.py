@@ -19,10 +19,10 @@ from sae_unlearn.evaluation import Report, compare, evaluate
 
 
 SIDES = ("forget", "retain")
-REQUESTS = {
-    "alone": "{}",
-    "with-a-request": "Complete this sentence. Answer with the missing words alone.\n\n{} ...",
-    "as-plain-text": "{}",
+REQUESTS = {  # what is asked, and whether in the template
+    "alone": ("{}", True),
+    "with-a-request": ("Complete this sentence. Answer with the missing words alone.\n\n{} ...", True),
+    "as-plain-text": ("{}", False),
 }
 
 
@@ -33,13 +33,13 @@ class Chat:
         self.model, self.tokenizer, self.output = model, tokenizer, output
         self.facts = {
             form: [[replace(fact, prompt=request.format(fact.prompt)) for fact in facts[side]] for side in SIDES]
-            for form, request in REQUESTS.items()
+            for form, (request, _) in REQUESTS.items()
         }
         self.before = {form: self.ask(form, "bare") for form in REQUESTS}
 
     def ask(self, form: str, title: str) -> Report:
         """What the model answers as it is now."""
-        in_template = form != "as-plain-text"
+        _, in_template = REQUESTS[form]
         settings: dict[str, Any] = {"chat_template": in_template, "max_new_tokens": 24, "batch_size": 16}
         return evaluate(self.model, self.tokenizer, *self.facts[form], title=title, **settings)
 

@@ -98,6 +98,12 @@ def text_config(model: nn.Module) -> Any:
     return cast(Any, model).config.get_text_config(decoder=True)
 
 
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens of a row that the text decoder's config says it is made for; None where it says nothing."""
+    named = getattr(text_config(model), "max_position_embeddings", None)
+    return named if isinstance(named, int) else None
+
+
 def input_embeddings(model: nn.Module) -> nn.Embedding:
     """The module that turns token ids into vectors."""
     return cast(nn.Embedding, cast(Any, model).get_input_embeddings())

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_embeddings, text_config
+from sae_unlearn.backbone.decoder_layers import input_embeddings, max_positions
 from sae_unlearn.errors import UnlearnError
 
 
@@ -20,14 +20,14 @@ class Limits(NamedTuple):
     positions: int | None
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Limits":
-        """Of a bare transformers model. A table of positions is an embedding of the text decoder with as many rows as
-        the config names positions, or two more, as in OPT."""
+    def of(cls, model: nn.Module, backbone: nn.Module) -> "Limits":
+        """Of a bare transformers model and its text decoder, which is without what a multimodal model reads pictures
+        with. A table of positions is an embedding there with as many rows as the config names positions, or two more,
+        as in OPT."""
         tokens: Any = input_embeddings(model)
-        named = getattr(text_config(model), "max_position_embeddings", None)
-        decoder = find_decoder_layers(model).backbone  # without what a multimodal model reads pictures with
-        tables = [m for m in decoder.modules() if isinstance(m, nn.Embedding) and m is not tokens]
-        learned = isinstance(named, int) and any(m.num_embeddings in (named, named + 2) for m in tables)
+        named = max_positions(model)
+        tables = [m for m in backbone.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+        learned = named is not None and any(m.num_embeddings in (named, named + 2) for m in tables)
         return cls(getattr(tokens, "num_embeddings", None), named if learned else None)
 
     def check(self, index: list[int], rows: list[list[int]]) -> None:

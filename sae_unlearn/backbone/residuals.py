@@ -61,7 +61,7 @@ def residual_batches(
     place = find_decoder_layers(model)
     if not 0 <= layer < len(place.layers):
         raise UnlearnError(f"layer={layer} but {type(model).__name__} has layers 0 to {len(place.layers) - 1}.")
-    device, limits = input_device(model), Limits.of(model)
+    device, limits = input_device(model), Limits.of(model, place.backbone)
     with evaluation_mode(model), stop_after(place.layers[layer]):
         for number, batch in enumerate(_batches(rows, batch_size, bucket)):
             if wanted is not None and not wanted(number):

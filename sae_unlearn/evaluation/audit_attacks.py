@@ -9,7 +9,7 @@ from types import MappingProxyType, ModuleType
 import torch
 from torch import nn
 
-from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers, text_config
+from sae_unlearn.backbone.decoder_layers import base_model_of, find_decoder_layers, max_positions, text_config
 from sae_unlearn.evaluation.attacks import (
     dilution,
     direction,
@@ -41,7 +41,7 @@ FROM_ZERO = ("direction", "relearning")
 
 
 def dilution_rows(it: Inquiry) -> list[AuditRow]:
-    limit = getattr(text_config(it.model), "max_position_embeddings", None)
+    limit = max_positions(it.model)
     facts = [fact for _, part in it.sides() for fact in part]
     new = it.settings.max_new_tokens or tokens_needed(it.tokenizer, facts)
     fitting = []

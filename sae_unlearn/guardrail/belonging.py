@@ -4,7 +4,7 @@ import warnings
 
 from torch import nn
 
-from sae_unlearn.backbone.decoder_layers import text_config
+from sae_unlearn.backbone.decoder_layers import max_positions, text_config
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.fingerprint import differences
@@ -54,8 +54,8 @@ def _check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
             f"special_token_ids names {len(special)} of the model's {vocabulary} tokens, which the gate would not look "
             "at; name BOS, EOS, PAD and the like only."
         )
-    longest = getattr(text_config(model), "max_position_embeddings", None)
-    if config.threshold is None or not isinstance(longest, int):
+    longest = max_positions(model)
+    if config.threshold is None or longest is None:
         return
     whole = config.hottest * longest / max(longest, config.min_tokens)
     highest = {

@@ -56,7 +56,7 @@ class FitPlan(NamedTuple):
     """Whether messages are to be judged by themselves, too."""
     usual_dose: bool
     """Whether the dose is the default one."""
-    bare: bool
+    begins_bare: bool
     """Whether plain texts begin without a special token."""
     read: dict[str, Any]
     """How a corpus is read."""
@@ -216,7 +216,7 @@ def plan_fit(
         importance=importance,
         by_message=by_message,
         usual_dose=usual_dose,
-        bare=begins_bare(tokenizer, config.special_token_ids or []),
+        begins_bare=begins_bare(tokenizer, config.special_token_ids or []),
         read={"max_length": max_length, "chat_template": chat_template, "text_column": text_column},
         max_held_out=max_held_out,
         batch_size=batch_size,

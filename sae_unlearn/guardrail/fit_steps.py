@@ -112,7 +112,7 @@ class Fit:
             self.config.feature_ids, self.config.num_features = chosen, len(chosen)
         self.outliers_left_out = sum(gathered(self.outliers.dropped))
         many = self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
-        if (many or self.plan.bare) and math.isfinite(self.outliers.limit):
+        if (many or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
             self.config.outlier_norm = self.outliers.limit
         if self.config.evidence == "log_ratio":
             ids = self.config.feature_ids

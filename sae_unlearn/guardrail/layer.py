@@ -30,7 +30,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
 
-from sae_unlearn.backbone.decoder_layers import execution_device, residual_of, text_config
+from sae_unlearn.backbone.decoder_layers import execution_device, max_positions, residual_of, text_config
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_checks import WINDOWED
 from sae_unlearn.guardrail.config_tables import ConfigTables
@@ -144,7 +144,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.tables = ConfigTables()
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
-        self.max_positions = getattr(text_config(model), "max_position_embeddings", None) or 4096
+        self.max_positions = max_positions(model) or 4096
         self._home = (decoder_layer,)  # in a tuple, so that it does not become a child of its own child
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
         decoder_layer.register_forward_hook(self.guard, with_kwargs=True, prepend=True)

@@ -102,8 +102,7 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     active = activations != 0
     usual = usual_norm(batch.residual, config)
     hits = hits_of(activations, active, eligible, ConfigTables().evidence(config, activations.device), usual)
-    hot = (activations > 0).any(dim=-1) & eligible
-    hot = hot if usual is None else hot & usual.to(hot.device)
+    hot = hits != 0
     return Reading(
         row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),
         activations[hot],

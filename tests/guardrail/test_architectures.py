@@ -422,6 +422,7 @@ def differs_first(it: Case, decoding, naive) -> bool:
     return False
 
 
+_SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "pad_token_id": 0, "eos_token_id": 96}
 OF_THEIR_OWN = {
     "minimax": (
         lambda: transformers.MiniMaxConfig(**_SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
@@ -434,7 +435,6 @@ OF_THEIR_OWN = {
         "decoder-only models; this call has an encoder's cache",
     ),
 }
-_SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "pad_token_id": 0, "eos_token_id": 96}
 
 
 @pytest.mark.parametrize("architecture", OF_THEIR_OWN)
