@@ -12,6 +12,7 @@ from torch.distributed import init_process_group
 from torch.distributed.tensor import DTensor
 
 from sae_unlearn.alignment import SAEAlignmentTrainer
+from sae_unlearn.backbone.processes import leaving_launch
 
 
 SHARDED = {
@@ -66,13 +67,14 @@ def shard_on_the_cpu() -> None:
 
 if __name__ == "__main__":
     kind, options = sys.argv[3:], {}
-    if kind:
-        shard_on_the_cpu()
-    if kind == ["sharded"]:
-        init_process_group("gloo")
-        options = SHARDED
-    elif kind:
-        backend = import_module("deepspeed.comm.torch")
-        backend.build_shm_op = lambda: None  # its own all-reduce for one machine, which would be compiled
-        options = zero(int(kind[0]))
-    align(Path(sys.argv[1]), int(sys.argv[2]), **options)
+    with leaving_launch():
+        if kind:
+            shard_on_the_cpu()
+        if kind == ["sharded"]:
+            init_process_group("gloo")
+            options = SHARDED
+        elif kind:
+            backend = import_module("deepspeed.comm.torch")
+            backend.build_shm_op = lambda: None  # its own all-reduce for one machine, which would be compiled
+            options = zero(int(kind[0]))
+        align(Path(sys.argv[1]), int(sys.argv[2]), **options)

@@ -7,6 +7,8 @@ from pathlib import Path
 from accelerate import PartialState
 from test_labelling import label
 
+from sae_unlearn.backbone.processes import leaving_launch
+
 
 def labelled(cache: Path | None = None) -> dict:
     """The labels, and every answer."""
@@ -16,8 +18,9 @@ def labelled(cache: Path | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    state, out = PartialState(cpu=True), Path(sys.argv[1])
-    found = labelled(out / "cache.jsonl") | {"processes": state.num_processes}
-    again = labelled(out / "cache.jsonl")  # all of it from the cache
-    assert again == {name: value for name, value in found.items() if name != "processes"}
-    (out / f"{state.process_index}.json").write_text(json.dumps(found))
+    with leaving_launch():
+        state, out = PartialState(cpu=True), Path(sys.argv[1])
+        found = labelled(out / "cache.jsonl") | {"processes": state.num_processes}
+        again = labelled(out / "cache.jsonl")  # all of it from the cache
+        assert again == {name: value for name, value in found.items() if name != "processes"}
+        (out / f"{state.process_index}.json").write_text(json.dumps(found))

@@ -12,6 +12,7 @@ from test_evaluate_models import ANSWERS, EXAM, FACTS, TEXTS
 from tiny_topic import tiny_parts
 
 from sae_unlearn import attach_guardrail
+from sae_unlearn.backbone.processes import leaving_launch
 from sae_unlearn.evaluation import evaluate
 
 
@@ -48,6 +49,7 @@ def different_rows() -> str:
 
 
 if __name__ == "__main__":
-    state, adapters, out = PartialState(cpu=True), Path(sys.argv[1]), Path(sys.argv[2])
-    found = {"processes": state.num_processes, "reports": evaluated(adapters), "different": different_rows()}
-    (out / f"{state.process_index}.json").write_text(json.dumps(found))
+    with leaving_launch():
+        state, adapters, out = PartialState(cpu=True), Path(sys.argv[1]), Path(sys.argv[2])
+        found = {"processes": state.num_processes, "reports": evaluated(adapters), "different": different_rows()}
+        (out / f"{state.process_index}.json").write_text(json.dumps(found))

@@ -9,6 +9,8 @@ from accelerate import PartialState
 from test_fit import FORGET, RETAIN, config_of, fit, random_sae, tensors
 from tiny_topic import topic_texts
 
+from sae_unlearn.backbone.processes import leaving_launch
+
 
 WORDS = 60  # a row; enough tokens for the median to be known before the forget text ends
 
@@ -38,6 +40,7 @@ def fitted(kind: str) -> dict:
 
 
 if __name__ == "__main__":
-    state = PartialState(cpu=True)
-    found = {kind: fitted(kind) for kind in ("usual", "short", "topk")} | {"processes": state.num_processes}
-    torch.save(found, Path(sys.argv[1]) / f"{state.process_index}.pt")
+    with leaving_launch():
+        state = PartialState(cpu=True)
+        found = {kind: fitted(kind) for kind in ("usual", "short", "topk")} | {"processes": state.num_processes}
+        torch.save(found, Path(sys.argv[1]) / f"{state.process_index}.pt")
