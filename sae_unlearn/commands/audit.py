@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from sae_unlearn.commands.loading import add_model_arguments
+from sae_unlearn.commands.loading import add_adapter_arguments, add_model_arguments
 
 
 HELP = "what an attacker gets back of what a model should have forgotten, and what is blocked that should not be"
@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = {name: " ".join(map(str, value)) for name, value in DEFAULTS.items() if isinstance(value, tuple)}
     add("--model", required=True, help="Hub id or folder of a causal language model, or demo")
     add_model_arguments(parser)
-    add("--adapter", help="folder or Hub id of a guardrail, or of a PEFT adapter such as a LoRA")
-    add("--adapter-revision", help="branch, tag or commit of the adapter")
+    add_adapter_arguments(parser)
     add("--forget", nargs="+", required=True, metavar="DATA", help="questions on what should be forgotten")
     add("--retain", nargs="+", default=[], metavar="DATA", help="questions on other things: the control")
     add("--neighbours", nargs="+", default=[], metavar="DATA", help="harmless questions or texts near the topic")
@@ -54,13 +53,15 @@ def run(args: argparse.Namespace) -> int:
 
     from sae_unlearn.canvas import NO_MATPLOTLIB
     from sae_unlearn.commands.evaluate import read_sets, with_adapter
-    from sae_unlearn.commands.loading import load_model, output_folder
+    from sae_unlearn.commands.loading import NO_ADAPTER, load_model, output_folder
     from sae_unlearn.commands.texts import read_texts
     from sae_unlearn.evaluation import audit, put_into_card
     from sae_unlearn.evaluation.audit_card import CARD_NAME
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}; expected at least 1.")
+    if args.subfolder and not args.adapter:
+        raise ValueError(NO_ADAPTER)
     if args.card and not (Path(args.card) / CARD_NAME).is_file():
         raise FileNotFoundError(f"--card {args.card}: there is no {CARD_NAME}; give the folder of a saved adapter.")
     output = output_folder(args.output)
@@ -74,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         filler = read_texts(args.filler, args.text_column)
         options["filler"] = [row[args.text_column] if isinstance(row, dict) else row for row in filler]
     model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
-    adapted = with_adapter(model, args.adapter, args.adapter_revision) if args.adapter else model
+    where = {"revision": args.adapter_revision, "subfolder": args.subfolder}
+    adapted = with_adapter(model, args.adapter, **where) if args.adapter else model
     report = audit(adapted, tokenizer, **sets, names=args.names, progress=args.progress, **options)
     written = report.save(output)
     if args.card:

@@ -9,6 +9,7 @@ HELP = "does a guardrail belong to a model, is its dose enough, does its gate fi
 EXAMPLES = """examples:
   sae-unlearn check demo sae-unlearn-demo/forget-biology
   sae-unlearn check google/gemma-2-2b-it forget-biology --forget questions.txt --retain traffic.jsonl
+  sae-unlearn check google/gemma-2-2b-it forget-all --subfolder biology
 
 exit code: 0 without problems (warnings are none), 1 with problems, 2 for bad input
 """
@@ -17,9 +18,10 @@ _MARKS = {"ok": "ok      ", "warning": "WARNING ", "problem": "PROBLEM "}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="Hub id or folder of the model, or demo")
-    parser.add_argument("source", metavar="FOLDER", help="folder or Hub id of the guardrail")
+    parser.add_argument("source", metavar="FOLDER", help="folder or Hub id of the guardrail, or of a bundle")
     add_model_arguments(parser)
     parser.add_argument("--guardrail-revision", help="branch, tag or commit of the guardrail")
+    parser.add_argument("--subfolder", help="folder inside it: a member of a bundle")
     parser.add_argument("--forget", help="text of the topic (default: the rows stored in the guardrail)")
     parser.add_argument("--retain", help="other text (default: neutral paragraphs that this package ships)")
     parser.add_argument("--forget-split", help="split of the dataset (default train)")
@@ -34,9 +36,14 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.console import printable
     from sae_unlearn.demo import load_demo_texts
     from sae_unlearn.guardrail.artefact import read_config
+    from sae_unlearn.guardrail.bundle_list import BundleGiven
     from sae_unlearn.guardrail.check import check_guardrail
 
-    read_config(args.source, revision=args.guardrail_revision)  # a wrong name is told before the model is loaded
+    hub = {"revision": args.guardrail_revision, "subfolder": args.subfolder}
+    try:
+        read_config(args.source, **hub)  # a wrong name is told before the model is loaded
+    except BundleGiven as found:
+        raise ValueError(f"check looks at one guardrail; give --subfolder too. {found}") from found
     forget = read_texts(args.forget, args.text_column, args.forget_split) if args.forget else None
     if args.retain:
         retain = read_texts(args.retain, args.text_column, args.retain_split)
@@ -51,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         retain,
         text_column=args.text_column,
         batch_size=args.batch_size,
-        revision=args.guardrail_revision,
+        **hub,
     )
     for finding in report.findings:
         print(f"{_MARKS[finding.status]} {printable(finding.subject + ': ' + finding.sentence, limit=600)}")

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.commands.loading import add_model_arguments
+from sae_unlearn.commands.loading import add_adapter_arguments, add_model_arguments
 
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ EXAMPLES = """examples:
       --forget wmdp:bio --retain mmlu:college_biology mmlu:astronomy other.jsonl --chat-template --output report
   sae-unlearn evaluate --model demo --adapter sae-unlearn-demo/forget-biology --compare \\
       --forget questions.json --retain traffic.txt --output report
+  sae-unlearn evaluate --model google/gemma-2-2b-it --adapter forget-all --subfolder biology --forget wmdp:bio \\
+      --retain other.jsonl --output report
 
 several processes: accelerate launch --num_processes 4 -m sae_unlearn evaluate ...
 
@@ -33,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="Hub id or folder of a causal language model, or demo")
     add_model_arguments(parser)
-    add("--adapter", help="folder or Hub id of a guardrail, or of a PEFT adapter such as a LoRA")
-    add("--adapter-revision", help="branch, tag or commit of the adapter")
+    add_adapter_arguments(parser)
     add("--compare", action="store_true", help="measure without the adapter too, and tell what it changes")
     add("--forget", nargs="+", default=[], metavar="DATA", help="what should be forgotten")
     add("--retain", nargs="+", default=[], metavar="DATA", help="what should be kept")
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.processes import process_index
     from sae_unlearn.canvas import NO_MATPLOTLIB
-    from sae_unlearn.commands.loading import load_model, output_folder
+    from sae_unlearn.commands.loading import NO_ADAPTER, load_model, output_folder
     from sae_unlearn.evaluation import Report, compare, evaluate
     from sae_unlearn.evaluation.report_picture import draw_reports
 
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Nothing to measure; give --forget, --retain, or both.")
     if args.compare and not args.adapter:
         raise ValueError("--compare measures with and without an adapter; give --adapter.")
+    if args.subfolder and not args.adapter:
+        raise ValueError(NO_ADAPTER)
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}; expected at least 1.")
     output = output_folder(args.output)
@@ -74,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         before = evaluate(model, tokenizer, reference=reference, **options)
         if process_index() == 0:
             before.save(output / "before")
-    adapted = with_adapter(model, args.adapter, args.adapter_revision) if args.adapter else model
+    where = {"revision": args.adapter_revision, "subfolder": args.subfolder}
+    adapted = with_adapter(model, args.adapter, **where) if args.adapter else model
     report = evaluate(adapted, tokenizer, reference=reference, **options)
     if process_index() > 0:  # all processes of a launch end with the same report
         return 0
@@ -120,8 +124,13 @@ def read_sets(names: list[str], text_column: str = "text", limit: int | None = N
     return found
 
 
-def with_adapter(model: "PreTrainedModel", source: str, revision: str | None = None) -> "nn.Module":
-    """A guardrail, any other PEFT adapter, or a bundle put on a model.
+def with_adapter(
+    model: "PreTrainedModel", source: str, revision: str | None = None, subfolder: str | None = None
+) -> "nn.Module":
+    """A guardrail, any other PEFT adapter, a bundle, or one member of it put on a model.
+
+    Args:
+        subfolder: folder inside `source`; of a bundle, the member's name.
 
     Raises:
         OSError, ValueError: there is none, or it does not belong to the model.
@@ -130,15 +139,19 @@ def with_adapter(model: "PreTrainedModel", source: str, revision: str | None = N
 
     from sae_unlearn.guardrail import SAEGuardrailConfig, attach_bundle, attach_guardrail
     from sae_unlearn.guardrail.bundle_list import find_bundle
+    from sae_unlearn.paths import clean_subfolder
 
+    inside = clean_subfolder(subfolder)
+    hub: dict[str, Any] = {"revision": revision, "subfolder": inside or None}
+    if inside and find_bundle(source, revision=revision) is not None:
+        return attach_bundle(model, source, names=[inside], revision=revision)
     try:
-        kind = PeftConfig.from_pretrained(source, revision=revision)
+        kind = PeftConfig.from_pretrained(source, **hub)
     except ValueError as error:
-        if find_bundle(source, revision=revision) is not None:
+        if not inside and find_bundle(source, revision=revision) is not None:
             return attach_bundle(model, source, revision=revision)
-        raise FileNotFoundError(
-            f"--adapter {source} is neither a folder with an adapter nor one on the Hub."
-        ) from error
+        named = f"{source} --subfolder {inside}" if inside else source
+        raise FileNotFoundError(f"--adapter {named} is neither a folder with an adapter nor one on the Hub.") from error
     if isinstance(kind, SAEGuardrailConfig):
-        return attach_guardrail(model, source, revision=revision)
-    return PeftModel.from_pretrained(model, source, revision=revision).eval()
+        return attach_guardrail(model, source, **hub)
+    return PeftModel.from_pretrained(model, source, **hub).eval()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+NO_ADAPTER = "--subfolder names a folder of the adapter's; give --adapter."
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, revision: str = "--revision") -> None:
@@ -19,6 +20,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, revision: str = "--revi
     parser.add_argument(revision, help="branch, tag or commit of the model")
     parser.add_argument("--device", help="such as cpu, cuda:0, or auto to spread it (default: cuda if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
+
+
+def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which adapter is put on the model."""
+    parser.add_argument("--adapter", help="folder or Hub id of a guardrail, a bundle, or a PEFT adapter such as a LoRA")
+    parser.add_argument("--adapter-revision", help="branch, tag or commit of the adapter")
+    parser.add_argument("--subfolder", help="folder inside it: a member of a bundle")
 
 
 def load_model(
