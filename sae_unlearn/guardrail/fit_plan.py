@@ -19,6 +19,7 @@ from sae_unlearn.guardrail.refusal import message_ids
 from sae_unlearn.guardrail.selection import IMPORTANCE
 from sae_unlearn.guardrail.topk import check_topk
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae_source import public_source
 
 
 DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
@@ -227,11 +228,8 @@ def plan_fit(
 
 
 def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:
-    """The SAE's source, fit to be published: of a local folder only its name; and its number of features."""
-    source = dict(sae.source)
-    if source.get("id") and Path(source["id"]).exists():
-        source["id"], source["local"] = Path(source["id"]).name, True
-    return source | {"d_sae": sae.d_sae}
+    """The SAE's source, fit to be published, and its number of features."""
+    return public_source(sae.source) | {"d_sae": sae.d_sae}
 
 
 def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any, topk: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModelForCausalLM
 
-from sae_unlearn.guardrail.card import CardDetails, base_name, write_card
+from sae_unlearn.guardrail.card import CardDetails, base_of, write_card
 from sae_unlearn.guardrail.saving import saved_whole
 from sae_unlearn.guardrail.upload import upload_folder
 from sae_unlearn.model_card import SavedReport, licences_on_the_hub
@@ -82,7 +82,7 @@ class GuardedModel(PeftModelForCausalLM):
         Raises:
             GuardrailError: the Hub refused it or could not be reached; nothing was committed.
         """
-        sources = {base_name(config, self.get_base_model()) for config in self.peft_config.values()}
+        sources = {base_of(config, self.get_base_model()).hub_id for config in self.peft_config.values()}
         for config in self.peft_config.values():
             source = getattr(config, "sae_source", None) or {}
             sources.add(None if source.get("local") else source.get("id"))
