@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from huggingface_hub import ModelCardData
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.picture import PICTURE
 from sae_unlearn.alignment.setting import AlignmentSetting
-from sae_unlearn.model_card import SavedReport, picture_line, public_name, report_section, write_model_card
+from sae_unlearn.card_base import CardBase, licence_lines
+from sae_unlearn.model_card import SavedReport, picture_line, report_section, write_model_card
+from sae_unlearn.sae_source import source_line
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ["alignment", "lora", "sae_unlearn", "sparse-autoencoder", "unlearning"]
 REPORTS = ("evaluation", "audit")
-_SOURCE = ("id", "revision", "subfolder", "architecture", "sha256")
 _METRICS = {
     "eval_known_auc": "a target looks more known than a held-out unknown entity (AUC; 0.5 is indistinguishable)",
     "eval_variance_ratio": "variance of targets over that of unknown entities (below 0.5: collapsed)",
@@ -28,34 +30,53 @@ _METRICS = {
 }
 
 
+@dataclass(frozen=True)
+class AlignmentCard:
+    """What the card says beyond the setting and the training.
+
+    Attributes:
+        base: the base model.
+        sae_source: of the SAE, fit to be published; None if none was used.
+        repo_id: the repository that the card is for.
+        license: the adapter's own, as the Hub names licences, for the metadata.
+        licenses: of the base model and of the SAE, by their Hub ids.
+        reports: "evaluation" and "audit", to be shown and saved beside the card.
+    """
+
+    base: CardBase
+    sae_source: Mapping[str, Any] | None = None
+    repo_id: str | None = None
+    license: str | None = None
+    licenses: Mapping[str, str] = field(default_factory=dict)
+    reports: Mapping[str, SavedReport] = field(default_factory=dict)
+
+
 def write_card(
-    folder: str | os.PathLike[str],
-    base_model: str | None,
-    fields: Mapping[str, str],
-    metrics: Mapping[str, float],
-    reports: Mapping[str, SavedReport] | None = None,
+    folder: str | os.PathLike[str], card: AlignmentCard, fields: Mapping[str, str], metrics: Mapping[str, float]
 ) -> None:
     """Write the card from the template. The picture is shown where it lies in the folder.
 
     Args:
-        base_model: its name; a local path is left out of the metadata.
-        fields: what the template asks for, but for the base model and the metrics.
+        fields: what the template asks for of the setting and the training.
         metrics: of the last evaluation; may be empty.
-        reports: "evaluation" and "audit", to be shown and saved beside the card.
     """
-    public = public_name(base_model)
+    hub_id = card.base.hub_id
     data = ModelCardData(
-        base_model=public,
-        base_model_relation="adapter" if public else None,
+        base_model=hub_id,
+        base_model_relation="adapter" if hub_id else None,
         library_name="peft",
+        license=card.license,
         tags=TAGS,
         pipeline_tag="text-generation",
     )
-    parts = {name: report_section((reports or {}).get(name), folder, name) for name in REPORTS}
+    parts = {name: report_section(card.reports.get(name), folder, name) for name in REPORTS}
     shown = {
         **fields,
-        "base_model": f"`{public}`" if public else "its base model",
-        "base_id": public or "the base model",
+        **card.base.fields(),
+        "repo_id": card.repo_id or "this repository",
+        "space": "in its hidden states" if card.sae_source is None else "in the latent space of a sparse autoencoder",
+        "sae": "none" if card.sae_source is None else source_line(card.sae_source),
+        "licences": licence_lines(card.base, card.sae_source, card.licenses),
         "metrics": _table(metrics),
         "picture": picture_line(folder, PICTURE, "Known, unknown and target entities, before and after"),
         "evaluation": parts["evaluation"],
@@ -64,32 +85,19 @@ def write_card(
     write_model_card(folder, TEMPLATE, data, shown)
 
 
-def card_fields(
-    setting: AlignmentSetting,
-    args: SAEAlignmentConfig,
-    sae_source: Mapping[str, Any] | None,
-    steps: int,
-) -> dict[str, str]:
-    """What the template asks for. The names of the targets are not in it.
-
-    Args:
-        sae_source: None if no SAE was used. A local path in it is left out: it says nothing to others.
-        steps: optimiser steps done.
-    """
+def card_fields(setting: AlignmentSetting, args: SAEAlignmentConfig, steps: int) -> dict[str, str]:
+    """What the template asks for of the setting and of the training, after so many optimiser steps. The names of the
+    targets are not in it."""
     plan = setting.plan
     num_targets = len(plan.targets)
     names = {"toward": args.toward, "away": args.away, "kl": "KL to the base", "mse": "change of hidden states"}
-    shown = {key: (sae_source or {}).get(key) for key in _SOURCE}
-    source = [f"{key} `{value}`" for key, value in shown.items() if value and not os.path.isabs(str(value))]
     return {
         "num_targets": f"{num_targets} entities" if num_targets > 1 else "1 entity",
         "types": ", ".join(f"`{kind}`" for kind in plan.groups.types),
         "layer": str(setting.layer),
-        "space": "in its hidden states" if sae_source is None else "in the latent space of a sparse autoencoder",
         "loss": ", ".join(f"{weight:g} x {names[part]}" for part, weight in args.weights.items()),
         "references": f"{len(plan.known)} known and {len(plan.unknown)} unknown entities",
         "held_out": str(len(plan.known) + len(plan.unknown) - len(plan.fit_known) - len(plan.fit_unknown)),
-        "sae": "none" if sae_source is None else ", ".join(source) or "not recorded",
         "separation": f"{setting.separation.both:.3f}",
         "steps": str(steps),
         "seed": str(args.seed),

@@ -4,17 +4,19 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from sae_unlearn.alignment.aligned_layer import aligned_layer
 from sae_unlearn.alignment.away import away_part
-from sae_unlearn.alignment.card import REPORTS, card_fields, write_card
+from sae_unlearn.alignment.card import REPORTS, AlignmentCard, card_fields, write_card
 from sae_unlearn.alignment.collapse import COLLAPSED
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.dropout import without_base_dropout
@@ -36,8 +38,10 @@ from sae_unlearn.alignment.setting import AlignmentSetting
 from sae_unlearn.alignment.sharding import check_sharding
 from sae_unlearn.alignment.toward import TOWARD
 from sae_unlearn.backbone.decoder_layers import base_model_of
-from sae_unlearn.model_card import SavedReport
+from sae_unlearn.card_base import card_base
+from sae_unlearn.model_card import SavedReport, licences_on_the_hub
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae_source import public_source
 from sae_unlearn.staging import staged
 
 
@@ -137,8 +141,9 @@ class SAEAlignmentTrainer(Trainer):
             check_sharding(self.accelerator.state)
             self.label_names = ["entity", "group"]  # what makes evaluation compute a loss
             self._bare = bare
-            self._reports: dict[str, SavedReport] = {}
-            self._sae_source = None if sae is None else dict(sae.source)
+            base = card_base(getattr(bare.config, "_name_or_path", None))
+            source = None if sae is None else public_source(sae.source)
+            self._card = AlignmentCard(base, source, license=args.license)
             training = model.training
             with model.disable_adapter():
                 self.setting = AlignmentSetting(plan, bare, processing_class, sae, layer, args)
@@ -201,8 +206,36 @@ class SAEAlignmentTrainer(Trainer):
             before = states()
         return portrait_of(self.setting, before, after)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of the alignment into the output folder; the arguments of `Trainer`'s are not used."""
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer`'s. The card names the licences that the base model and the SAE state on the Hub.
+
+        Args:
+            commit_message, blocking, token: as for `Trainer.push_to_hub`.
+            kwargs: `revision` and `private`, as for it, and `license`, as for `create_model_card`.
+        """
+        self._ask_for_licences(token)
+        return super().push_to_hub(commit_message, blocking, token, **kwargs)
+
+    def create_model_card(self, *, license: str | None = None, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write the card of the alignment into the output folder.
+
+        Args:
+            license: the adapter's own, as the Hub names licences, in this card and in every later one; None leaves the
+                settings'.
+            model_name: `Trainer`'s, not used: the card knows its repository.
+            kwargs: others of `Trainer`'s; the card has no place for them, and a warning says so.
+        """
+        unused = sorted(name for name, value in kwargs.items() if value)
+        if unused:
+            logger.warning("The card has no place for %s, which is left out.", ", ".join(unused))
+        if license is not None:
+            self._card = replace(self._card, license=license)
         if self.is_world_process_zero():
             if self.args.world_size == 1:  # a forward pass of one process alone would wait for the others for ever
                 with suppress(ImportError):  # without matplotlib the card has no picture
@@ -221,7 +254,7 @@ class SAEAlignmentTrainer(Trainer):
         unknown = sorted(set(reports) - set(REPORTS))
         if unknown:
             raise AlignmentError(f"The card has no place for {unknown}; give {' or '.join(REPORTS)}.")
-        self._reports |= reports
+        self._card = replace(self._card, reports={**self._card.reports, **reports})
 
     def compute_loss(
         self,
@@ -286,13 +319,27 @@ class SAEAlignmentTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
+            self._ask_for_licences(self.args.hub_token)
             self._write_card(self.args.output_dir)  # which `Trainer` uploads, with all of the checkpoint but its card
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _write_card(self, folder: str) -> None:
         last: dict[str, float] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
-        fields = card_fields(self.setting, self.args, self._sae_source, self.state.global_step)
-        write_card(folder, getattr(self._bare.config, "_name_or_path", None), fields, last, self._reports)
+        fields = card_fields(self.setting, self.args, self.state.global_step)
+        write_card(folder, replace(self._card, repo_id=self._repo_id()), fields, last)
+
+    def _repo_id(self) -> str | None:
+        """The repository as others write it; None while its owner is not known."""
+        wanted = self.hub_model_id or self.args.hub_model_id or ""
+        return wanted if "/" in wanted else None
+
+    def _ask_for_licences(self, token: str | None) -> None:
+        """Once: what the Hub says of the base model and of the SAE, for this card and later ones."""
+        if self.is_world_process_zero() and not self._card.licenses:
+            source = self._card.sae_source or {}
+            names = (self._card.base.hub_id, None if source.get("local") else source.get("id"))
+            found = licences_on_the_hub(HfApi(token=token or self.args.hub_token), names)
+            self._card = replace(self._card, licenses=found)
 
     def _items(self, entities: EntitySet) -> AlignmentItems:
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)
