@@ -1,7 +1,6 @@
 """Two processes label and train what one does."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import torch
 from aligned_in_processes import align
 from labelled_in_processes import labelled
 from launched import ACCELERATE, TORCHRUN, launch
+from oracles import with_package
 from peft import PeftModel
 from tiny_topic import tiny_parts
 
@@ -18,7 +18,7 @@ from sae_unlearn.alignment.sharding import check_sharding
 
 
 SCRIPT = Path(__file__).with_name("aligned_in_processes.py")
-WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs pip install deepspeed")
+WITH_DEEPSPEED = with_package("deepspeed")
 ON_THE_CPU = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
 COMPARED = {"loss", "grad_norm", "toward", "away", "mse", "kl", "eval_loss", "eval_toward", "eval_kl", "eval_known_auc"}
 

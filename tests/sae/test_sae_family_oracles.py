@@ -12,6 +12,7 @@ from family_folders import (
     write_qwen_scope,
     write_sparsify,
 )
+from oracles import oracle
 from sae_folders import D_IN, D_SAE, residual
 
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
@@ -31,7 +32,7 @@ def agree(ours, a, output, h=H, atol=1e-6):
 
 
 def test_sparsify_itself(tmp_path):
-    sparsify = pytest.importorskip("sparsify.sparse_coder", exc_type=ImportError)
+    sparsify = oracle("sparsify.sparse_coder")
     write_sparsify(tmp_path / "layers.9")
     theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.9").double()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -53,7 +54,7 @@ def test_sparsify_itself(tmp_path):
     ],
 )
 def test_dictionary_learning_itself(tmp_path, module, name):
-    module = pytest.importorskip(f"dictionary_learning.{module}", exc_type=ImportError)
+    module = oracle(f"dictionary_learning.{module}")
     write_dictionary(tmp_path, name)
     theirs = getattr(module, name).from_pretrained(tmp_path / "ae.pt").double()
     with torch.no_grad():
@@ -64,7 +65,7 @@ def test_dictionary_learning_itself(tmp_path, module, name):
 @pytest.fixture
 def loaders(monkeypatch, tmp_path):
     """SAELens' loaders, which find the files of "repository/name" below `tmp_path` instead of on the Hub."""
-    pytest.importorskip("sae_lens")
+    oracle("sae_lens")
     module = sys.modules["sae_lens.loading.pretrained_sae_loaders"]
 
     def local(repo_id, filename, subfolder=None, force_download=False):
@@ -89,8 +90,7 @@ def test_saelens_on_qwen_scope(tmp_path, loaders, monkeypatch):
 )
 def test_saelens_on_dictionary_learning(tmp_path, loaders, name):
     """All but AutoEncoder, whose decoder SAELens does not normalise, and AutoEncoderNew, whose bias it misses."""
-    import sae_lens
-
+    sae_lens = oracle("sae_lens")
     folder = write_dictionary(tmp_path / "lm_sae/run", name, buffer={"ctx_len": 128})
     cfg, w, _ = loaders.dictionary_learning_sae_huggingface_loader_1(
         "lm_sae", "run", cfg_overrides={"dtype": "float64"}
@@ -129,7 +129,7 @@ SAELENS = {
 
 def saelens_object(kind, hook="blocks.9.hook_resid_post", dtype="float64", **options):
     """A random SAE of SAELens in memory."""
-    sae_lens = pytest.importorskip("sae_lens")
+    sae_lens = oracle("sae_lens")
     config, cls, settings = SAELENS[kind]
     metadata = sae_lens.saes.sae.SAEMetadata(hook_name=hook)
     cfg = getattr(sae_lens, config)(d_in=D_IN, d_sae=D_SAE, dtype=dtype, metadata=metadata, **(settings | options))
@@ -157,7 +157,7 @@ def test_a_saelens_object_is_taken_over(kind, subtract, norm):
 
 @pytest.mark.parametrize("kind", ["BatchTopK", "JumpReLU", "TopK", "Standard", "MatryoshkaBatchTopK"])
 def test_a_saelens_object_in_training_is_taken_over_as_it_would_be_saved(tmp_path, kind):
-    sae_lens = pytest.importorskip("sae_lens")
+    sae_lens = oracle("sae_lens")
     settings = {"BatchTopK": {"k": 2.5}, "MatryoshkaBatchTopK": {"k": 2.5, "matryoshka_widths": [4]}, "TopK": {"k": 3}}
     config = getattr(sae_lens, f"{kind}TrainingSAEConfig")
     theirs = getattr(sae_lens, f"{kind}TrainingSAE")(
