@@ -36,10 +36,11 @@ def convert_saelens(
     metadata: Any = raw.get("metadata")
     if hasattr(metadata, "to_dict"):
         raw["metadata"] = metadata.to_dict()
+    settings = parse_config(raw, None, f"the cfg of {where}")
     # Copies, so that the two never change each other; on the CPU, where float64 is always there.
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in sae.state_dict().items()}
     named = [name if t.is_floating_point() else f"{name} of {t.dtype}" for name, t in tensors.items()]
     check_names(named, TENSORS, where)
-    weights = fold_saelens(tensors, parse_config(raw, None, f"the cfg of {where}"), Path(where), f"the cfg of {where}")
+    weights = fold_saelens(tensors, settings, Path(where), f"the cfg of {where}")
     source = {"id": None, "architecture": weights.architecture, "format": "saelens"}
     return build(cls, weights, source, where, device, dtype)
