@@ -68,7 +68,9 @@ def transpose(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
     return tensor.T
 
 
-def check_stated_sizes(sizes: tuple[int, int], stated: tuple[int | None, int | None], path: Path, where: str) -> None:
+def check_stated_sizes(
+    sizes: tuple[int, int], stated: tuple[float | None, float | None], path: Path, where: str
+) -> None:
     """Raises SAEFormatError where `(d_in, d_sae)` of the tensors is not what `where` states (None: states nothing)."""
     for name, size, claim in zip(("d_in", "d_sae"), sizes, stated, strict=True):
         if claim not in (None, size):

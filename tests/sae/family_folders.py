@@ -59,6 +59,36 @@ def write_llama_scope(folder, state=None, **config):
     return folder
 
 
+LLAMA_SCOPE_R1 = {
+    "sae_type": "sae",
+    "hook_point_in": "blocks.9.hook_resid_post",
+    "hook_point_out": "blocks.9.hook_resid_post",
+    "use_decoder_bias": True,
+    "apply_decoder_bias_to_pre_encoder": False,
+    "expansion_factor": D_SAE / D_IN,
+    "d_model": D_IN,
+    "act_fn": "jumprelu",
+    "norm_activation": "dataset-wise",
+    "sparsity_include_decoder_norm": True,
+    "force_unit_decoder_norm": False,
+    "use_glu_encoder": False,
+    "top_k": 50,
+}
+NORM_R1 = f"dataset_average_activation_norm.{LLAMA_SCOPE_R1['hook_point_in']}"
+
+
+def llama_scope_r1_state(dtype=torch.float32):
+    """Llama Scope's, with the logarithms of the thresholds and the average norm of the inputs."""
+    threshold = tensors(dtype=torch.float32)["threshold"]
+    return llama_scope_state(dtype) | {"log_jumprelu_threshold": threshold.log(), NORM_R1: torch.tensor(4.125)}
+
+
+def write_llama_scope_r1(folder, state=None, **config):
+    write_json(Path(folder) / "config.json", LLAMA_SCOPE_R1 | config)
+    save_tensors(Path(folder) / "sae_weights.safetensors", llama_scope_r1_state() if state is None else state)
+    return folder
+
+
 SPARSIFY = {
     "activation": "topk",
     "expansion_factor": 32,

@@ -6,19 +6,23 @@ import pytest
 import torch
 from family_folders import (
     LLAMA_SCOPE,
+    LLAMA_SCOPE_R1,
+    NORM_R1,
     QWEN,
     dictionary_state,
+    llama_scope_r1_state,
     llama_scope_state,
     openai_state,
     qwen_state,
     sparsify_state,
     write_dictionary,
     write_llama_scope,
+    write_llama_scope_r1,
     write_openai,
     write_qwen_scope,
     write_sparsify,
 )
-from sae_folders import D_IN, residual, tensors, write_gemma_scope
+from sae_folders import D_IN, residual, tensors, write_gemma_scope, write_saelens
 
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 
@@ -100,6 +104,48 @@ def test_the_published_sizes_of_llama_scope_scale_as_its_threshold_says(tmp_path
         sae = load(write_llama_scope(tmp_path, dataset_average_activation_norm=norms, jump_relu_threshold=threshold))
         assert sae.threshold[0].item() == threshold
         torch.testing.assert_close(sae.b_dec, tensors()["b_dec"].double() * norm / math.sqrt(D_IN), rtol=0, atol=1e-12)
+
+
+def llama_scope_r1(w, cfg, h):
+    """lm_saes: encode and decode as in training; its features, times the decoder's norms and divided by s, are ours."""
+    w = double(w)
+    W_dec, b_dec = w["decoder.weight"], w.get("decoder.bias", torch.zeros(D_IN).double())
+    s = math.sqrt(D_IN) / w[NORM_R1].item() if cfg["norm_activation"] == "dataset-wise" else 1.0
+    x = s * h - b_dec if cfg["apply_decoder_bias_to_pre_encoder"] else s * h
+    hidden_pre = x @ w["encoder.weight"].T + w["encoder.bias"]
+    norm = W_dec.norm(dim=0) if cfg["sparsity_include_decoder_norm"] else torch.ones(()).double()
+    a = hidden_pre * (hidden_pre * norm).gt(w["log_jumprelu_threshold"].exp())
+    return a * norm / s, (a @ W_dec.T + b_dec) / s
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"sparsity_include_decoder_norm": False},
+        {"apply_decoder_bias_to_pre_encoder": True},
+        {"norm_activation": "inference"},
+        {"act_fn": "JumpReLU"},
+        {"hook_point_out": ...},
+    ],
+)
+def test_llama_scope_r1(tmp_path, change):
+    sae = load(write_llama_scope_r1(tmp_path, **change))
+    assert (sae.architecture, sae.layer, sae.source["format"]) == ("jumprelu", 9, "llama_scope_r1")
+    agree(sae, *llama_scope_r1(llama_scope_r1_state(), LLAMA_SCOPE_R1 | change, H))
+
+
+def test_llama_scope_r1_without_a_decoder_bias_and_in_bfloat16(tmp_path):
+    state = llama_scope_r1_state(torch.bfloat16)
+    del state["decoder.bias"]
+    sae = load(write_llama_scope_r1(tmp_path, state, use_decoder_bias=False))
+    agree(sae, *llama_scope_r1(state, LLAMA_SCOPE_R1, H))
+
+
+def test_another_configuration_beside_saelens_own_changes_nothing(tmp_path):
+    write_saelens(tmp_path, tensors())
+    (tmp_path / "config.json").write_text("{}")
+    assert load(tmp_path).source["format"] == "saelens"
 
 
 @pytest.mark.parametrize("name", ["layers.9", "model.layers.9", "h.9", "layers.9/seed1"])

@@ -3,14 +3,17 @@
 import pytest
 import torch
 from family_folders import (
+    NORM_R1,
     QWEN,
     dictionary_state,
+    llama_scope_r1_state,
     llama_scope_state,
     openai_state,
     qwen_state,
     sparsify_state,
     write_dictionary,
     write_llama_scope,
+    write_llama_scope_r1,
     write_openai,
     write_qwen_scope,
     write_sparsify,
@@ -53,6 +56,33 @@ def refuse(folder, message, **kwargs):
 )
 def test_llama_scope_settings(tmp_path, change, message):
     refuse(write_llama_scope(tmp_path, **change), message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hook_point_in": "blocks.9.hook_mlp_out", "hook_point_out": ...}, "hook_mlp_out"),
+        ({"hook_point_in": ...}, "hook name is None|maps None"),
+        ({"hook_point_out": "blocks.9.hook_mlp_out"}, "transcoder"),
+        ({"use_glu_encoder": True}, "use_glu_encoder"),
+        ({"act_fn": "batchtopk"}, "act_fn='batchtopk'.*expected 'jumprelu'"),
+        ({"act_fn": ["jumprelu"]}, "act_fn="),
+        ({"norm_activation": "token-wise"}, "token-wise"),
+        ({"sparsity_include_decoder_norm": ...}, "sparsity_include_decoder_norm in .* is None"),
+        ({"use_decoder_bias": False}, "holds decoder.bias"),
+        ({"expansion_factor": 2}, "has d_sae=10 but .* says 12"),
+        ({"expansion_factor": 1e299}, "has d_sae=10 but .* says "),
+        ({"d_model": 7}, "has d_in=6 but .* says 7"),
+    ],
+)
+def test_llama_scope_r1_settings(tmp_path, change, message):
+    refuse(write_llama_scope_r1(tmp_path, **change), message)
+
+
+@pytest.mark.parametrize("average", [torch.tensor(0.0), torch.tensor(-1.0), torch.ones(2), ...])
+def test_llama_scope_r1_without_an_average_norm_that_is_one(tmp_path, average):
+    message = f"lacks {NORM_R1}" if average is ... else f"{NORM_R1} in .* expected one number > 0"
+    refuse(write_llama_scope_r1(tmp_path, llama_scope_r1_state() | {NORM_R1: average}), message)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +163,7 @@ def test_openai_of_other_activations_and_places(tmp_path):
 
 FAMILIES = {
     "llama_scope": (write_llama_scope, llama_scope_state, "encoder.weight", "decoder.bias"),
+    "llama_scope_r1": (write_llama_scope_r1, llama_scope_r1_state, "encoder.weight", "decoder.bias"),
     "sparsify": (write_sparsify, sparsify_state, "encoder.weight", "b_dec"),
     "dictionary_learning": (write_dictionary, lambda: dictionary_state("AutoEncoder"), "encoder.weight", "bias"),
     "qwen_scope": (write_qwen_scope, qwen_state, "W_enc", "b_dec"),

@@ -5,15 +5,18 @@ import sys
 import pytest
 import torch
 from family_folders import (
+    NORM_R1,
     QWEN,
     dictionary_state,
+    llama_scope_r1_state,
     write_dictionary,
     write_llama_scope,
+    write_llama_scope_r1,
     write_qwen_scope,
     write_sparsify,
 )
 from oracles import oracle
-from sae_folders import D_IN, D_SAE, residual
+from sae_folders import D_IN, D_SAE, residual, write_gemma_scope, write_gemma_scope_2
 
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 
@@ -75,6 +78,48 @@ def loaders(monkeypatch, tmp_path):
     return module
 
 
+def saelens_sae(loaders, cfg, w):
+    """The SAE that SAELens makes of what a loader of its found."""
+    sae_lens = oracle("sae_lens")
+    cfg = loaders.handle_config_defaulting(cfg)
+    cls = sae_lens.SAE.get_sae_class_for_architecture(cfg["architecture"])
+    sae = cls(cls.get_sae_config_class_for_architecture(cfg["architecture"]).from_dict(cfg))
+    sae.process_state_dict_for_loading(w)
+    sae.load_state_dict(w)
+    return sae
+
+
+def test_saelens_on_gemma_scope(tmp_path, loaders):
+    repository, path = "google/gemma-scope-2b-pt-res", "layer_3/width_16k/average_l0_142"
+    folder = write_gemma_scope(tmp_path / repository / path)
+    sizes = {"dtype": "float64", "d_in": D_IN, "d_sae": D_SAE}
+    cfg, w, _ = loaders.gemma_2_sae_huggingface_loader(repository, path, cfg_overrides=sizes)
+    theirs, ours = saelens_sae(loaders, cfg, w), load(folder)
+    assert cfg["hook_name"] == f"blocks.{ours.layer}.hook_resid_post"
+    features = theirs.encode(H)
+    agree(ours, features, theirs.decode(features))
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_saelens_on_gemma_scope_2(tmp_path, loaders, monkeypatch, stated):
+    """With its configuration, and without, where both take the place from the path."""
+    repository, path = "google/gemma-scope-2-270m-pt", "resid_post/layer_9_width_16k_l0_small"
+    config = {
+        "architecture": "jump_relu",
+        "model_name": "google/gemma-3-270m",
+        "hf_hook_point_in": "model.layers.9.output",
+    }
+    folder = write_gemma_scope_2(tmp_path / repository / path, config=config if stated else None)
+    if not stated:
+        monkeypatch.setattr(loaders, "EntryNotFoundError", FileNotFoundError)  # what a file here says that is not there
+    monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", lambda repo, file: {"w_enc": [D_IN, D_SAE]})
+    cfg, w, _ = loaders.gemma_3_sae_huggingface_loader(repository, path, cfg_overrides={"dtype": "float64"})
+    theirs, ours = saelens_sae(loaders, cfg, w), load(folder)
+    assert cfg["hook_name"] == f"blocks.{ours.layer}.hook_resid_post"
+    features = theirs.encode(H)
+    agree(ours, features, theirs.decode(features))
+
+
 def test_saelens_on_qwen_scope(tmp_path, loaders, monkeypatch):
     write_qwen_scope(tmp_path / QWEN, layers=(4, 9))
     monkeypatch.setitem(loaders.QWEN_SCOPE_MODEL_INFO, "Qwen3-8B-Base", ("Qwen/Qwen3-8B-Base", D_IN))
@@ -90,16 +135,11 @@ def test_saelens_on_qwen_scope(tmp_path, loaders, monkeypatch):
 )
 def test_saelens_on_dictionary_learning(tmp_path, loaders, name):
     """All but AutoEncoder, whose decoder SAELens does not normalise, and AutoEncoderNew, whose bias it misses."""
-    sae_lens = oracle("sae_lens")
     folder = write_dictionary(tmp_path / "lm_sae/run", name, buffer={"ctx_len": 128})
     cfg, w, _ = loaders.dictionary_learning_sae_huggingface_loader_1(
         "lm_sae", "run", cfg_overrides={"dtype": "float64"}
     )
-    cfg = loaders.handle_config_defaulting(cfg)
-    theirs = sae_lens.SAE.get_sae_class_for_architecture(cfg["architecture"])
-    theirs = theirs(theirs.get_sae_config_class_for_architecture(cfg["architecture"]).from_dict(cfg))
-    theirs.process_state_dict_for_loading(w)
-    theirs.load_state_dict(w)
+    theirs = saelens_sae(loaders, cfg, w)
     features = theirs.encode(H)
     agree(load(folder), features, theirs.decode(features))
 
@@ -117,6 +157,23 @@ def test_saelens_on_llama_scope_agrees_where_decoder_rows_have_unit_norm(tmp_pat
     ours = load(folder)
     assert cfg["hook_name"] == f"blocks.{ours.layer}.hook_resid_post"
     agree(ours, features / s, output)
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_saelens_on_llama_scope_r1_with_its_scale_folded(tmp_path, loaders, by_norm):
+    """SAELens leaves s to its user, and the decoder's norms out, which are therefore 1 where they count."""
+    state = llama_scope_r1_state(torch.float64)
+    if by_norm:
+        state["decoder.weight"] = state["decoder.weight"] / state["decoder.weight"].norm(dim=0)
+    folder = write_llama_scope_r1(tmp_path / "R1/L9R", state, sparsity_include_decoder_norm=by_norm)
+    overrides = {"dtype": "float64", "d_sae": D_SAE}  # where a factor of its own makes it 10.0
+    cfg, w, _ = loaders.llama_scope_r1_distill_sae_huggingface_loader("R1", "L9R", cfg_overrides=overrides)
+    theirs, ours = saelens_sae(loaders, cfg, w), load(folder)
+    assert cfg["hook_name"] == f"blocks.{ours.layer}.hook_resid_post"
+    s = D_IN**0.5 / state[NORM_R1].item()
+    theirs.fold_activation_norm_scaling_factor(s)
+    features = theirs.encode(H)
+    agree(ours, features / s, theirs.decode(features))
 
 
 SAELENS = {

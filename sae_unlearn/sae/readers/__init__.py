@@ -3,11 +3,31 @@
 To add one, write a file with a `READER` and list it below; a user's own is added with `register_reader`.
 """
 
-from . import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, openai, qwen_scope, saelens, sparsify
+from . import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from .registry import READERS, Reader, find_reader, matching_readers, needs, one_of, register_reader
 
 
 __all__ = ["READERS", "Reader", "find_reader", "matching_readers", "needs", "one_of", "register_reader"]
 
-for module in (saelens, gemma_scope, gemma_scope_2, llama_scope, qwen_scope, sparsify, dictionary_learning, openai):
+for module in (
+    saelens,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    qwen_scope,
+    sparsify,
+    dictionary_learning,
+    openai,
+):
     register_reader(module.READER)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -73,15 +74,7 @@ def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
     Raises:
         SAEFormatError: a setting is missing, malformed, or cannot be represented exactly.
     """
-    place, output = raw.get("hook_point_in"), raw.get("hook_point_out") or raw.get("hook_point_in")
-    if place != output:
-        raise SAEFormatError(f"{where} maps {place!r} to {output!r} (a transcoder); use an 'LXR' repository")
-    try:
-        layer = layer_of_hook(cast(Any, place))  # what is no text is refused there
-    except SAEFormatError as error:
-        raise SAEFormatError(f"{where}: {error}; use an 'LXR' repository") from None
-    if raw.get("use_glu_encoder"):
-        raise SAEFormatError(f"use_glu_encoder is on in {where}: a gated encoder cannot be folded; use another SAE")
+    layer = layer_from(raw, where)
     act_fn, threshold = raw.get("act_fn"), number(raw, "jump_relu_threshold", where)
     if act_fn == "topk" and threshold > 0:
         act_fn = "jumprelu"  # as the family's inference does: the threshold was measured to replace the k largest
@@ -100,16 +93,37 @@ def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
     )
 
 
-def scale_of(raw: dict[str, Any], where: str) -> float:
-    """s = sqrt(d_model) / average norm, or 1 where the weights need none; raises where it depends on the token."""
+def layer_from(raw: dict[str, Any], where: str) -> int:
+    """The 0-based decoder layer that is read and rebuilt; raises SAEFormatError where it is another place, or two."""
+    place, output = raw.get("hook_point_in"), raw.get("hook_point_out") or raw.get("hook_point_in")
+    if place != output:
+        raise SAEFormatError(f"{where} maps {place!r} to {output!r} (a transcoder); use an 'LXR' repository")
+    try:
+        layer = layer_of_hook(cast(Any, place))  # what is no text is refused there
+    except SAEFormatError as error:
+        raise SAEFormatError(f"{where}: {error}; use an 'LXR' repository") from None
+    if raw.get("use_glu_encoder"):
+        raise SAEFormatError(f"use_glu_encoder is on in {where}: a gated encoder cannot be folded; use another SAE")
+    return layer
+
+
+def is_scaled(raw: dict[str, Any], where: str) -> bool:
+    """Whether the weights are for scaled inputs; raises SAEFormatError where the scale depends on the token."""
     mode = raw.get("norm_activation")
     if mode in ("inference", "none"):
-        return 1.0
+        return False
     if mode != "dataset-wise":
         raise SAEFormatError(
             f"norm_activation={mode!r} in {where} depends on each token's norm, so it cannot be folded; "
             "use an SAE with norm_activation='dataset-wise'"
         )
+    return True
+
+
+def scale_of(raw: dict[str, Any], where: str) -> float:
+    """s = sqrt(d_model) / average norm, or 1 where the weights need none; raises where it depends on the token."""
+    if not is_scaled(raw, where):
+        return 1.0
     norms = raw.get("dataset_average_activation_norm")
     if not isinstance(norms, dict):
         raise SAEFormatError(
@@ -134,22 +148,58 @@ def read(folder: SAEFolder) -> SAEWeights:
     raw = read_json_object(folder.file(CONFIG))
     config = parse_config(raw, where)
     expected = TENSORS if config.decoder_bias else TENSORS[:-1]
-    encoder, b_enc, decoder, *bias = require(read_tensors(path, expected), expected, path)
-    W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
-    b_dec = bias[0] if bias else encoder.new_zeros(len(W_enc))
-    named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    named = matrices(read_tensors(path, expected), expected, path)
     sizes = check_shapes(named, path)
     check_stated_sizes(sizes, (raw.get("d_model"), raw.get("d_sae")), path, where)
-
-    if config.subtract_b_dec:
-        b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
-    b_enc, b_dec = b_enc.double() / config.scale, b_dec.double() / config.scale
-    if config.decoder_norm:
-        W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
+    folded = fold_training(**named, scale=config.scale, subtract=config.subtract_b_dec, by_norm=config.decoder_norm)
     threshold = None
     if config.threshold is not None:
         threshold = torch.full((sizes[1],), config.threshold, dtype=torch.float64)
-    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, config.architecture, threshold, config.k, config.layer)
+    return SAEWeights(*folded, path, config.architecture, threshold, config.k, config.layer)
+
+
+def matrices(state: dict[str, torch.Tensor], expected: tuple[str, ...], path: Path) -> dict[str, torch.Tensor]:
+    """The family's tensors under our names; where `expected` has no decoder bias it is zero.
+
+    Args:
+        expected: of TENSORS, all or all but the last.
+
+    Raises:
+        SAEFormatError: one is missing, not finite, or no matrix where one is needed.
+    """
+    encoder, b_enc, decoder, *bias = require(state, expected, path)
+    W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
+    return {
+        "W_enc": W_enc,
+        "b_enc": b_enc,
+        "W_dec": W_dec,
+        "b_dec": bias[0] if bias else encoder.new_zeros(len(W_enc)),
+    }
+
+
+def fold_training(
+    W_enc: torch.Tensor,
+    b_enc: torch.Tensor,
+    W_dec: torch.Tensor,
+    b_dec: torch.Tensor,
+    *,
+    scale: float,
+    subtract: bool,
+    by_norm: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of training as weights on h, whose features are `pre / s`, and with `by_norm` `pre / s * n_j`.
+
+    Args:
+        scale: s.
+        subtract: whether b_dec is subtracted from the scaled input.
+        by_norm: whether features are multiplied by their decoder rows' norms.
+    """
+    if subtract:
+        b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
+    b_enc, b_dec = b_enc.double() / scale, b_dec.double() / scale
+    if by_norm:
+        W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
+    return W_enc, b_enc, W_dec, b_dec
 
 
 READER = Reader(name="llama_scope", layout=f"{CONFIG} + {WEIGHTS}", find=needs(CONFIG, WEIGHTS), read=read)
