@@ -38,7 +38,7 @@ from sae_unlearn.evaluation.attacks.dilution import diluted
 from sae_unlearn.guardrail.calibration import conformal_threshold, percentile_threshold
 from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
-from sae_unlearn.guardrail.gate import hits_of, row_statistic
+from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic
 
 
 RATIO = {"ratio": {"statistic": "ratio"}}
@@ -114,8 +114,8 @@ def statistics_of(
         content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
         activations = {ids: part.encode(batch.residual) for ids, part in parts.items()}
         for name, config in configs.items():
-            a = activations[tuple(config.feature_ids)]
-            hits = hits_of(a, a != 0, content, ConfigTables().evidence(config, a.device))
+            a = heard(activations[tuple(config.feature_ids)], content)
+            hits = hits_of(a, a != 0, ConfigTables().evidence(config, a.device))
             for i, value in zip(batch.index, row_statistic(hits, content, config).tolist(), strict=True):
                 found[name][i] = round(value, 5)
     return found

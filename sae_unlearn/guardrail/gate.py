@@ -83,23 +83,33 @@ class Series(NamedTuple):
     tokens: Tensor
 
 
-def hits_of(
-    activations: Tensor, active: Tensor, eligible: Tensor, evidence: Tensor | None, usual: Tensor | None = None
-) -> Tensor:
+def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) -> Tensor:
+    """`activations [batch, seq, N]` of the tokens that can be hot, and 0 at all others.
+
+    Args:
+        activations: 0 where a feature is not active; else positive, infinite or NaN.
+        eligible: `[batch, seq]` bool, the tokens that count, if there is anything to say of them.
+        usual: `[batch, seq]` bool, from `usual_norm`; None: no token is an outlier. At outliers, too, what is not
+            finite becomes NaN.
+    """
+    if usual is not None:
+        activations = activations * usual[..., None]
+    return activations.where(eligible[..., None], 0)
+
+
+def hits_of(activations: Tensor, active: Tensor, evidence: Tensor | None) -> Tensor:
     """`[batch, seq]` float32: how hot each token is, 0 where it is not, and NaN where the activations are not finite.
 
     Args:
-        activations: `[batch, seq, N]`, 0 where a feature is not active; else positive, infinite or NaN.
+        activations: `[batch, seq, N]`, from `heard`.
         active: `[batch, seq, N]` bool, where they are not 0.
-        eligible: `[batch, seq]` bool, the tokens that can be hot.
         evidence: `[N]` float32, what each active feature adds; None: a hot token counts 1.
-        usual: `[batch, seq]` bool, from `usual_norm`; None: no token is an outlier.
     """
-    strength = activations.detach().sum(dim=-1).float()
-    unsound = strength - strength  # 0, or NaN
-    said = strength != 0 if evidence is None else (active * evidence).sum(dim=-1)
-    said = said if usual is None else said * usual
-    return (said + unsound).where(eligible, 0)
+    activations = activations.detach()
+    unsound = activations - activations  # 0, or NaN
+    if evidence is None:
+        return (active + unsound).amax(dim=-1).float()
+    return (active * evidence + unsound).sum(dim=-1)
 
 
 def usual_norm(hidden: Tensor, config: SAEGuardrailConfig) -> Tensor | None:
@@ -142,8 +152,8 @@ def decide(
         peak = _running_max(value)
         if previous is not None:
             peak = torch.maximum(peak, previous[:, None, PEAK])
-    crossed = ~(peak <= config.tau)  # NaN crosses
-    fired_at = _fired_at(crossed, tokens, boundary if config.sticky else seq)
+    quiet = peak <= config.tau  # NaN is not
+    fired_at = _fired_at(quiet, tokens, boundary if config.sticky else seq)
     if previous is not None and config.sticky:
         before = previous[:, None, FIRED_AT]
         fired_at = torch.where(before > 0, before, fired_at)
@@ -223,11 +233,14 @@ def _last_not_above(target: Tensor, hits: Tensor, tokens: Tensor) -> Tensor:
     return torch.where(index >= 0, hits.gather(1, index.clamp(min=0)), torch.zeros_like(target))
 
 
-def _fired_at(crossed: Tensor, tokens: Tensor, boundary: int) -> Tensor:
-    """Number of counted tokens when the row fired, as if the pass had ended at each position; 0 where it had not."""
-    fired_at = crossed * tokens
-    if boundary >= crossed.shape[1] - 1:
+def _fired_at(quiet: Tensor, tokens: Tensor, boundary: int) -> Tensor:
+    """Number of counted tokens when the row fired, as if the pass had ended at each position; 0 where it had not.
+
+    `quiet` is where the statistic is not above the threshold.
+    """
+    fired_at = tokens.masked_fill(quiet, 0)
+    if boundary >= quiet.shape[1] - 1:
         return fired_at
-    tail, alone = crossed[:, boundary:], fired_at[:, boundary:]
+    tail, alone = ~quiet[:, boundary:], fired_at[:, boundary:]
     first = tail & (tail.cumsum(dim=1) == 1)
     return torch.cat([fired_at[:, :boundary], _running_max(alone * first)], dim=1)

@@ -18,6 +18,13 @@ class GuardedModel(PeftModelForCausalLM):
     """A `PeftModelForCausalLM` whose adapters are guardrails. It differs in what it writes beside the weights: the card
     says what was measured and what is not protected, and `push_to_hub` keeps it."""
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As PEFT's. What that does beyond calling the model is for prompts, and for adapters chosen row by row; the
+        usual call is spared it, since it takes as long as the guardrail itself does for a token on a CPU."""
+        if len(args) < 2 and self.special_peft_forward_args.isdisjoint(kwargs):
+            return self.base_model.model(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],

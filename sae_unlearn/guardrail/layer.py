@@ -37,7 +37,7 @@ from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
-from sae_unlearn.guardrail.gate import Decision, decide, hits_of, usual_norm
+from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
 from sae_unlearn.guardrail.readiness import check_ready
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
@@ -139,7 +139,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self._checked: dict[str, tuple[Any, ...]] = {}
+        self._checked: dict[str, list[Any]] = {}
         self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
         self.tables = ConfigTables()
         self.num_layers = text_config(model).num_hidden_layers
@@ -229,9 +229,9 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         lost = None if history is None else unseen(history, inputs.past, activations.device)
         if lost is not None:
             activations = activations.masked_fill(lost, torch.nan)
+        activations = heard(activations, eligible, usual_norm(hidden, config))
         active = activations != 0
-        evidence = self.tables.evidence(config, kept.device)
-        hits = hits_of(activations, active, eligible, evidence, usual_norm(hidden, config))
+        hits = hits_of(activations, active, self.tables.evidence(config, kept.device))
         decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history)
         if config.action == "record":
             return None
@@ -240,8 +240,10 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             check_message(config, self.vocabulary)
             message = self.tables.message(tuple(config.refusal_ids or ()), kept.device)
             note_refusal(name, config, message, decision, kept, inputs, cache, known)
-        where = (decision.fire & (hits != 0))[..., None]
-        where = where & active if config.clamp_mode == "fired" else where.expand_as(active)
+        if config.clamp_mode == "fired":
+            where = decision.fire[..., None] & active
+        else:
+            where = (decision.fire & (hits != 0))[..., None].expand_as(active)
         return self.sae_guardrail_decoder[name](activations, where)
 
     def _content(self, name: str, kept: Tensor, inputs: ForwardInputs) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_checks import check_outlier_norm
@@ -12,7 +11,7 @@ from sae_unlearn.guardrail.values import check_tensors
 
 
 def check_ready(
-    name: str, config: SAEGuardrailConfig, encoder: Any, decoder: Any, checked: dict[str, tuple[Any, ...]]
+    name: str, config: SAEGuardrailConfig, encoder: Any, decoder: Any, checked: dict[str, list[Any]]
 ) -> None:
     """Raise unless the weights arrived and can be a guardrail's. Looks once per set of tensors, so it costs one
     device synchronisation at the first call and none after it.
@@ -27,16 +26,11 @@ def check_ready(
     """
     if torch.compiler.is_compiling():
         return
-    tensors: tuple[Tensor, ...] = (encoder.weight, encoder.bias, encoder.threshold, decoder.weight, decoder.clamp)
-    if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors):
-        return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
-    seen = (
-        config.threshold,
-        config.statistic,
-        config.hottest,
-        config.outlier_norm,
-        *((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors),
-    )
+    seen: list[Any] = [config.threshold, config.statistic, config.hottest, config.outlier_norm]
+    for tensor in (*encoder._parameters.values(), *decoder._parameters.values()):
+        if tensor.is_meta or hasattr(tensor, "full_tensor"):
+            return  # offloaded, or sharded (FSDP): the weights come in just before the encoder runs
+        seen += (id(tensor), tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
     if checked.get(name) == seen:
         return
     if config.threshold is None:

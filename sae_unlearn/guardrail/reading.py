@@ -13,7 +13,7 @@ from sae_unlearn.backbone.residuals import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.gate import hits_of, row_statistic, usual_norm
+from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic, usual_norm
 
 
 ROW_LIMIT = 8192  # tokens of a row, whatever the config says
@@ -99,9 +99,8 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     """
     activations = encoder.to(batch.residual.device)(batch.residual)
     counted, eligible = judged_tokens(batch, config)
-    active = activations != 0
-    usual = usual_norm(batch.residual, config)
-    hits = hits_of(activations, active, eligible, ConfigTables().evidence(config, activations.device), usual)
+    activations = heard(activations, eligible, usual_norm(batch.residual, config))
+    hits = hits_of(activations, activations != 0, ConfigTables().evidence(config, activations.device))
     hot = hits != 0
     return Reading(
         row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),

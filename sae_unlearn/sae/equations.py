@@ -14,6 +14,7 @@ Some SAEs take mean and standard deviation out of each token's input, and put th
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
@@ -22,15 +23,18 @@ from sae_unlearn.errors import UnlearnError
 
 EPSILON = 1e-5  # OpenAI's, and SAELens'
 
+_AS_IT_IS = nullcontext()
+_has_autocast = cache(torch.amp.is_autocast_available)
+
 
 def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
     """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
     kind = tensor.device.type
     if torch.compiler.is_compiling():  # older dynamo cannot trace the questions
         return torch.autocast(kind, enabled=False)
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
-    return nullcontext()
+    return _AS_IT_IS
 
 
 def cast_input(tensor: torch.Tensor, width: int, dtype: torch.dtype, name: str, width_name: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from sae_unlearn import (
     fit_guardrail,
     record_firings,
 )
-from sae_unlearn.guardrail.gate import hits_of
+from sae_unlearn.guardrail.gate import heard, hits_of
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.selection import FeatureSums, log_ratios
 
@@ -47,7 +47,8 @@ def rows():
 def test_a_token_is_as_hot_as_the_features_active_there_say():
     a = torch.tensor([[0.0, 2.0, 3.0], [0.1, 0.0, 0.0], [0.0, 0.0, 0.0], [5.0, 5.0, 5.0], [torch.inf, 0, 0]])[None]
     eligible = torch.tensor([[True, True, True, False, True]])
-    found = hits_of(a, a != 0, eligible, torch.tensor([0.25, 1.5, 4.0]))
+    a = heard(a, eligible)
+    found = hits_of(a, a != 0, torch.tensor([0.25, 1.5, 4.0]))
     assert found[0, :4].tolist() == [5.5, 0.25, 0.0, 0.0]
     assert found[0, 4].isnan()
 
@@ -55,11 +56,11 @@ def test_a_token_is_as_hot_as_the_features_active_there_say():
 def test_the_statistic_is_the_mean_of_what_is_said():
     model, row = weighed("llama"), token_ids(1, 15, seed=3)
     encoder = guard_layers(model)[0].sae_guardrail_encoder["default"]
-    heard = []
-    handle = encoder.register_forward_hook(lambda module, args, output: heard.append(output))
+    seen = []
+    handle = encoder.register_forward_hook(lambda module, args, output: seen.append(output))
     ((statistic, fired, _, said, tokens),) = facts(model, input_ids=row)
     handle.remove()
-    expected = float(((heard[0] > 0) * torch.tensor(WEIGHTS)).sum())
+    expected = float(((seen[0] > 0) * torch.tensor(WEIGHTS)).sum())
     assert 0 < expected == said
     assert statistic == pytest.approx(expected / tokens)
     assert fired is (statistic > 1.0)

@@ -463,6 +463,20 @@ def test_merging_the_lora_keeps_the_guardrail(folders):
     torch.testing.assert_close(logits(detach_guardrail(merged)), folders["lora"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # in the latter the mask is not the second argument
+def test_a_call_is_what_pefts_own_forward_makes_of_it(architecture):
+    model, ids = guarded(architecture), token_ids(3, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    ways = [((ids,), {"attention_mask": mask}), ((ids, mask), {}), ((), {"input_ids": ids, "attention_mask": mask})]
+    ways.append(((ids,), {"attention_mask": mask, "adapter_names": ["default"] * 3}))
+    with torch.no_grad():
+        expected = PeftModelForCausalLM.forward(model, ids, mask).logits
+        for args, kwargs in ways:
+            torch.testing.assert_close(model(*args, **kwargs).logits, expected, atol=0, rtol=0)
+        assert not torch.equal(base_model(architecture)(ids, attention_mask=mask).logits, expected)
+
+
 def test_nesting_one_peft_model_in_another_is_refused(folders):
     lora = PeftModel.from_pretrained(base_model("llama"), folders["root"] / "lora")
     for nest in (

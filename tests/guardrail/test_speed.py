@@ -16,11 +16,11 @@ from kernel_count import kernels, waits
 
 
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
-BOUNDS = {("ratio", "dynamic"): 33, ("ratio", "static"): 45, ("cusum", "dynamic"): 38, ("window", "dynamic"): 53}
-BOUNDS["ratio_or_window", "dynamic"] = 57
+BOUNDS = {("ratio", "dynamic"): 29, ("ratio", "static"): 41, ("cusum", "dynamic"): 34, ("window", "dynamic"): 49}
+BOUNDS["ratio_or_window", "dynamic"] = 53
 WEIGHED = 1  # more, where tokens are weighed
 OUTLIERS = 3  # more, where outlying tokens are left out
-BY_MESSAGE = {"dynamic": 53, "static": 65}
+BY_MESSAGE = {"dynamic": 49, "static": 61}
 THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4, "ratio_or_window": 0.4}
 
 
