@@ -25,6 +25,7 @@ READERS: dict[str, Callable[..., Sequence[Fact | Choice | str]]] = {
     "rwku": rwku_facts,
     "relation": relation_facts,
 }
+"""The reader of each kind of data set, by the name that comes before the colon in `read_named`."""
 
 
 def is_named(name: str) -> bool:
