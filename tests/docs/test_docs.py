@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from hub_metadata import metadata_errors
-from pages import DOCS, PAGES, ROOT, Block, blocks, commands, prose
+from pages import CARDS, DOCS, PAGES, ROOT, Block, blocks, commands, prose
 from peft import PeftConfig
 
 from sae_unlearn import SAEGuardrailConfig
@@ -133,7 +133,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(pages_of(NAV)) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page) -> None:
     text = prose(page)
     links = [link for link in _LINK.findall(text) if not re.match(r"[a-z]+:", link)]
@@ -141,13 +141,13 @@ def test_relative_links_lead_somewhere(page) -> None:
         target, _, anchor = link.partition("#")
         path = (page.parent / target).resolve() if target else page
         assert path.exists(), link
-        assert page.name in ("README.md", "SECURITY.md") or path.is_relative_to(DOCS), f"{link} leads out of the site"
+        assert not page.is_relative_to(DOCS) or path.is_relative_to(DOCS), f"{link} leads out of the site"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {slug(heading) for heading in headings}, link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_are_named_are_there(page) -> None:
     named = re.findall(r"`((?:sae_unlearn|benchmarks|examples|tests|model_cards)/[\w./-]+)`", prose(page))
     for name in named:
