@@ -16,7 +16,7 @@ HELP = "what is in a guardrail's folder or in a bundle, in words and as a page; 
 EXAMPLES = """examples:
   sae-unlearn show forget-biology
   sae-unlearn show forget-all --subfolder biology
-  sae-unlearn show somebody/forget-biology --revision 0123abc
+  sae-unlearn show somebody/forget-biology --revision "<commit>"
   sae-unlearn show forget-biology --html page.html
   sae-unlearn show forget-biology --html page.html --model google/gemma-2-2b-it \\
       --forget biology.txt --retain other.jsonl --sweep sweep.json

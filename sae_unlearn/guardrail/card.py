@@ -119,7 +119,7 @@ def _attached(details: CardDetails) -> str:
     """What is attached, to the end of the line: a repository has commits to be pinned, a folder has none."""
     if details.folder and not details.repo_id:
         return f'"{details.folder}")  # the folder of this card'
-    return f'"{details.repo_id or "this repository"}", revision="its commit")'
+    return f'"{details.repo_id or "this repository"}", revision="<commit>")'
 
 
 def _gate(config: SAEGuardrailConfig) -> str:

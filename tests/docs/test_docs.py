@@ -77,6 +77,16 @@ def test_commands_parse(call: list[str], capsys: pytest.CaptureFixture) -> None:
         pytest.fail(f"sae-unlearn {' '.join(call)}: {capsys.readouterr().err}")
 
 
+def test_a_commit_in_an_example_is_a_whole_one_or_a_place_for_it() -> None:
+    """The Hub knows a commit by all of its 40 digits only."""
+    texts = {str(page): page.read_text(encoding="utf-8") for page in [*PAGES, *CARDS]}
+    texts |= {str(path): path.read_text(encoding="utf-8") for path in (ROOT / "sae_unlearn").rglob("*.py")}
+    given = re.compile(r"""\brevision(?:=|\s+)\\?["']?([0-9a-f]{4,}|<[^>]*>|its commit)(?![\w-])""")
+    found = [(place, value) for place, text in texts.items() for value in given.findall(text)]
+    assert len(found) > 5
+    assert not [pair for pair in found if pair[1] != "<commit>" and len(pair[1]) != 40]
+
+
 def test_every_option_is_on_the_page_of_the_command_line() -> None:
     sections = dict(
         re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "api/command-line.md").read_text(), re.MULTILINE | re.DOTALL)
