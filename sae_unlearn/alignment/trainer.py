@@ -319,7 +319,8 @@ class SAEAlignmentTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
-            self._ask_for_licences(self.args.hub_token)
+            if not self._card.licenses:  # asked for once while it trains
+                self._ask_for_licences(self.args.hub_token)
             self._write_card(self.args.output_dir)  # which `Trainer` uploads, with all of the checkpoint but its card
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -334,12 +335,12 @@ class SAEAlignmentTrainer(Trainer):
         return wanted if "/" in wanted else None
 
     def _ask_for_licences(self, token: str | None) -> None:
-        """Once: what the Hub says of the base model and of the SAE, for this card and later ones."""
-        if self.is_world_process_zero() and not self._card.licenses:
+        """Ask the Hub for those of the base model and of the SAE, for this card and later ones."""
+        if self.is_world_process_zero():
             source = self._card.sae_source or {}
             names = (self._card.base.hub_id, None if source.get("local") else source.get("id"))
             found = licences_on_the_hub(HfApi(token=token or self.args.hub_token), names)
-            self._card = replace(self._card, licenses=found)
+            self._card = replace(self._card, licenses={**self._card.licenses, **found})
 
     def _items(self, entities: EntitySet) -> AlignmentItems:
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)
