@@ -12,6 +12,16 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 
+CARD_NAME = "README.md"
+# What the reports of `sae_unlearn.evaluation` are called where they lie beside a card.
+REPORT_FILES = tuple(
+    f"{folder}/{name}.{kind}"
+    for folder in ("evaluation", "audit")
+    for name in ("audit", "comparison", "report")
+    for kind in ("json", "md", "png")
+)
+
+
 class SavedReport(Protocol):
     """A report of an evaluation or an audit, see `sae_unlearn.evaluation`."""
 
@@ -34,7 +44,7 @@ def write_model_card(
     """
     text = re.sub(r"\{\{ (\w+) \}\}", lambda found: fields[found[1]], template.read_text(encoding="utf-8"))
     text = re.sub(r"\n{3,}", "\n\n", text)  # left behind by fields that have nothing to say
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(folder) / "README.md")
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(folder) / CARD_NAME)
 
 
 def public_name(name: str | None) -> str | None:

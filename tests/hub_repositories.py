@@ -23,6 +23,7 @@ class Commit:
     oid: str
     message: str
     files: dict[str, bytes]
+    description: str = ""
 
 
 @dataclass
@@ -44,14 +45,20 @@ class Repository:
             raise NotFound("RevisionNotFound")
         return self.commits[oid]
 
-    def commit(self, branch: str, message: str, files: dict[str, bytes]) -> Commit:
+    def commit(self, branch: str, message: str, files: dict[str, bytes], description: str = "") -> Commit:
         """Move a branch on to a new commit that holds `files`."""
         content = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
         name = json.dumps([self.repo_id, len(self.commits), self.refs.get(branch), message, content])
-        made = Commit(hashlib.sha1(name.encode()).hexdigest(), message, dict(files))
+        made = Commit(hashlib.sha1(name.encode()).hexdigest(), message, dict(files), description)
         self.commits[made.oid] = made
         self.refs[branch] = made.oid
         return made
+
+    def open_pull_request(self, branch: str) -> str:
+        """A new reference of a pull request, at the commit of the branch that it is for."""
+        number = 1 + sum(ref.startswith("refs/pr/") for ref in self.refs)
+        self.refs[f"refs/pr/{number}"] = self.at(branch).oid
+        return f"refs/pr/{number}"
 
     def file(self, revision: str, path: str) -> bytes:
         """One file of a commit."""

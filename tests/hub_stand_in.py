@@ -1,8 +1,9 @@
 """A server on this machine that speaks as much of the Hub's HTTP interface as `huggingface_hub` needs for models.
 
-Repositories are made, listed, read at branches, tags and commits, and written by atomic commits; large files go to a
-storage of their own first. Private repositories need a token of their owner. What a request is answered with follows
-the Hub: status, `X-Error-Code`, `X-Repo-Commit`, `ETag`, and `X-Linked-*` with a redirect for large files.
+Repositories are made, listed, read at branches, tags and commits, and written by atomic commits, to a branch or as a
+pull request; large files go to a storage of their own first. Private repositories need a token of their owner. What a
+request is answered with follows the Hub: status, `X-Error-Code`, `X-Repo-Commit`, `ETag`, and `X-Linked-*` with a
+redirect for large files.
 """
 
 import base64
@@ -159,10 +160,10 @@ class HubStandIn:
         self.require_write(call)
         lines = [json.loads(line) for line in call.body.splitlines()]
         before = call.repository.at(call.revision)
-        files, message = dict(before.files), ""
+        files, summary = dict(before.files), {}
         for key, value in ((line["key"], line["value"]) for line in lines):
             if key == "header":
-                message = value["summary"]
+                summary = value
                 if value.get("parentCommit") not in (None, before.oid):
                     raise Refused(412, "A commit has happened since. Please refresh and try again.")
             elif key == "file":
@@ -177,8 +178,12 @@ class HubStandIn:
                 files = {path: data for path, data in files.items() if not path.startswith(value["path"])}
         if "README.md" in files and metadata_errors(files["README.md"].decode())[0]:
             raise Refused(400, "Invalid metadata in README.md")
-        oid = call.repository.commit(call.revision, message, files).oid
-        return {"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/{call.repo}/commit/{oid}"}
+        branch, answer = call.revision, {}
+        if "create_pr=1" in call.query:
+            branch = call.repository.open_pull_request(call.revision)
+            answer["pullRequestUrl"] = f"{self.endpoint}/{call.repo}/discussions/{branch.rpartition('/')[2]}"
+        oid = call.repository.commit(branch, summary["summary"], files, summary.get("description", "")).oid
+        return answer | {"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/{call.repo}/commit/{oid}"}
 
     def branch(self, call: SimpleNamespace) -> dict[str, Any]:
         self.require_write(call)
@@ -233,7 +238,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     stand_in: HubStandIn
 
     def answer(self) -> None:
-        path = urlsplit(self.path).path
+        path, query = urlsplit(self.path).path, urlsplit(self.path).query
         hub = self.stand_in
         hub.requests.append((self.command, unquote(path)))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -242,7 +247,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
             return
-        call = SimpleNamespace(body=body, status=200, headers={}, user=None, role=None)
+        call = SimpleNamespace(body=body, query=query, status=200, headers={}, user=None, role=None)
         try:
             content = self.found(path, call)
         except NotFound as error:

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.commands.loading import NO_ADAPTER, load_model, output_folder
     from sae_unlearn.commands.texts import read_texts
     from sae_unlearn.evaluation import audit, put_into_card
-    from sae_unlearn.evaluation.audit_card import CARD_NAME
+    from sae_unlearn.model_card import CARD_NAME
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}; expected at least 1.")

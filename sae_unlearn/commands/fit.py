@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.commands.show import describe
     from sae_unlearn.commands.texts import read_texts
     from sae_unlearn.guardrail import fit_guardrail
-    from sae_unlearn.guardrail.card import PICTURE
+    from sae_unlearn.guardrail.picture import PICTURE
 
     output = output_folder(args.output)
     column = args.text_column or DEFAULTS["text_column"]

@@ -15,7 +15,8 @@ from sae_unlearn.demo.corpora import DemoTexts
 from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
 from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
-from sae_unlearn.guardrail.card import PICTURE, CardDetails
+from sae_unlearn.guardrail.card import CardDetails
+from sae_unlearn.guardrail.picture import PICTURE
 from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.sae import SparseAutoencoder
 

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 from sae_unlearn.evaluation.audit_report import AuditReport
-from sae_unlearn.model_card import report_section
+from sae_unlearn.model_card import CARD_NAME, report_section
 from sae_unlearn.staging import staged
 
 
-CARD_NAME = "README.md"
 SECTION = "## Audit"
 _BEFORE = "## What it does not protect against"
 
@@ -17,7 +16,8 @@ def put_into_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
     """Write the section "Audit" of the card of a guardrail or of a LoRA, in the place of one that is there, and the
     report's files into `audit` beside it. The rest of the card stays as it is.
 
-    Saving the adapter anew writes the card anew: pass `audit=report` to `save_pretrained` of a guardrail then.
+    Saving the adapter anew writes the card anew: pass `audit=report` to `save_pretrained` of a guardrail then, or to
+    `push_to_hub`.
 
     Each file is replaced as a whole, and none if one cannot be written.
 

@@ -25,6 +25,7 @@ from sae_unlearn.guardrail.layer import CHILD
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.guardrail.saving import staged_weights
 from sae_unlearn.guardrail.seal import (
+    CONFIG_LIMIT,
     CONFIG_NAME,
     CONFIG_SEAL,
     WEIGHTS_NAME,
@@ -36,7 +37,6 @@ from sae_unlearn.guardrail.values import check_tensors
 from sae_unlearn.regular_file import open_regular
 
 
-_CONFIG_LIMIT = 4 * 2**20
 _HEADER_LIMIT = 2**20
 
 PARTS = {
@@ -88,7 +88,7 @@ def _fetch_config(source: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
 
 def _stored(path: Path, source: Any) -> dict[str, Any]:
     """The config as it stands in its file."""
-    stored = read_foreign_json(path, _CONFIG_LIMIT, f"{CONFIG_NAME} of {source}")
+    stored = read_foreign_json(path, CONFIG_LIMIT, f"{CONFIG_NAME} of {source}")
     if not isinstance(stored, dict):
         raise GuardrailError(f"{CONFIG_NAME} of {source} holds a {type(stored).__name__} and not a mapping.")
     return stored

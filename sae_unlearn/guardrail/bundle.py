@@ -10,11 +10,13 @@ The members of a bundle from the Hub are all of one commit.
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from torch import nn
 
@@ -24,14 +26,15 @@ from sae_unlearn.guardrail.attach import attach_guardrail, bare_model, detach_gu
 from sae_unlearn.guardrail.bundle_card import write_bundle_card
 from sae_unlearn.guardrail.bundle_list import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
 from sae_unlearn.guardrail.bundle_lora import check_lora_config, put_lora, take_lora_off, trained
-from sae_unlearn.guardrail.card import CardDetails, write_card
+from sae_unlearn.guardrail.bundle_lora_card import write_lora_card
+from sae_unlearn.guardrail.card import CardDetails, hub_licences, write_card
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME, seal
+from sae_unlearn.guardrail.saving import saved_whole
+from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.source import fetch_file
-from sae_unlearn.guardrail.upload import upload_folder
+from sae_unlearn.guardrail.upload import CommitOptions, commit_folder, make_repository
 from sae_unlearn.model_card import SavedReport
-from sae_unlearn.staging import staged
 
 
 @as_guardrail_error()
@@ -43,6 +46,7 @@ def save_bundle(
     evaluation: SavedReport | None = None,
     audit: SavedReport | None = None,
     repo_id: str | None = None,
+    members: Mapping[str, CardDetails] | None = None,
 ) -> None:
     """Save all guardrails on a model, and its LoRA if there is one, as a bundle.
 
@@ -52,27 +56,16 @@ def save_bundle(
         license: of the bundle, as the Hub names licences.
         evaluation, audit: reports of the whole, such as `interference`; shown in the card and saved beside it.
         repo_id: the repository that the cards name.
+        members: what the members' own cards say, by name: the `license`, `evaluation` and `audit` of each. Reports that
+            lie in the folders that the members came from are not read.
 
     Raises:
-        GuardrailError: there is no guardrail, more than one other adapter, or the folder cannot be written.
+        GuardrailError: there is no guardrail, more than one other adapter, `members` names another than those, or the
+            folder cannot be written.
     """
     model = uncompiled(model)
-    members = members_of(model)
-    bare, configs = bare_model(model), cast(PeftModel, model).peft_config
-    with staged(Path(folder), first=(CONFIG_NAME, WEIGHTS_NAME)) as stage:
-        for name in [*members.guardrails, *([members.lora] if members.lora else [])]:
-            # PEFT puts "default" into the folder itself, and others into one of their name
-            place = stage / name if name == "default" else stage
-            PeftModel.save_pretrained(model, os.fspath(place), selected_adapters=[name], save_embedding_layers=False)
-            if name in members.guardrails:
-                write_card(stage / name, configs[name], bare, CardDetails(repo_id, license))
-                seal(stage / name / CONFIG_NAME, stage / name / WEIGHTS_NAME)
-        stored = {"format_version": BUNDLE_VERSION, "guardrails": members.guardrails, "lora": members.lora}
-        (stage / BUNDLE_NAME).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-        of_guardrails = {name: configs[name] for name in members.guardrails}
-        write_bundle_card(
-            stage, of_guardrails, members.lora, bare, CardDetails(repo_id, license, {}, evaluation, audit)
-        )
+    held = _held(model, members)
+    _save(model, held, Path(folder), CardDetails(repo_id, license, {}, evaluation, audit), members or {})
 
 
 def push_bundle(
@@ -82,20 +75,37 @@ def push_bundle(
     private: bool | None = None,
     token: str | bool | None = None,
     commit_message: str = "Upload bundle",
+    commit_description: str | None = None,
     revision: str | None = None,
-    **card: Any,
+    create_pr: bool = False,
+    license: str | None = None,
+    evaluation: SavedReport | None = None,
+    audit: SavedReport | None = None,
+    members: Mapping[str, CardDetails] | None = None,
 ) -> CommitInfo:
-    """Save a bundle to a temporary folder and upload it as one commit; see `save_bundle` and `push_to_hub`.
+    """Save a bundle to a temporary folder and upload it as one commit.
 
     Args:
-        card: `license`, `evaluation`, `audit`.
+        model, license, evaluation, audit, members: as for `save_bundle`.
+        repo_id, private, token, commit_message, commit_description, revision, create_pr: as for
+            `GuardedModel.push_to_hub`.
+
+    Returns:
+        What `huggingface_hub` says of the commit; its `oid` is the revision to pin.
 
     Raises:
-        GuardrailError: the Hub refused it or could not be reached; nothing was committed.
+        GuardrailError: as `save_bundle`; or the Hub refused it or could not be reached. Nothing was committed.
     """
+    model = uncompiled(model)
+    held = _held(model, members)
+    options = CommitOptions(commit_message, commit_description, revision, create_pr)
+    api = HfApi(token=token)
+    repo_id = make_repository(api, repo_id, private)
+    configs = cast(PeftModel, model).peft_config
+    licences = hub_licences(api, [configs[name] for name in held.guardrails], bare_model(model))
     with TemporaryDirectory() as folder:
-        save_bundle(model, folder, repo_id=repo_id, **card)
-        return upload_folder(folder, repo_id, private, token, commit_message, revision)
+        _save(model, held, Path(folder), CardDetails(repo_id, license, licences, evaluation, audit), members or {})
+        return commit_folder(api, repo_id, folder, options)
 
 
 @as_guardrail_error()
@@ -173,13 +183,48 @@ def members_of(model: nn.Module) -> Bundle:
     return Bundle(guardrails, next(iter(others), None), None)
 
 
+def _held(model: nn.Module, cards: Mapping[str, CardDetails] | None) -> Bundle:
+    """What a bundle of this model would hold, and whether `cards` are of those."""
+    held = members_of(model)
+    for name, card in (cards or {}).items():
+        if name not in held.members or not isinstance(card, CardDetails):
+            raise GuardrailError(
+                f"members has a {type(card).__name__} for {name!r}; expected a `CardDetails` for any of {held.members}."
+            )
+    return held
+
+
+def _save(model: nn.Module, held: Bundle, folder: Path, details: CardDetails, cards: Mapping[str, CardDetails]) -> None:
+    """Save the members with their cards, `cards` by their names, and then the bundle's list and its card."""
+    bare, configs = bare_model(model), cast(PeftModel, model).peft_config
+    with saved_whole(folder) as stage:
+        for name in held.members:
+            # PEFT puts "default" into the folder itself, and others into one of their name
+            place = stage / name if name == "default" else stage
+            PeftModel.save_pretrained(model, os.fspath(place), selected_adapters=[name], save_embedding_layers=False)
+            card = cards.get(name, CardDetails())
+            card = replace(
+                card,
+                repo_id=details.repo_id,
+                license=card.license or details.license,
+                licenses={**details.licenses, **card.licenses},
+                subfolder=name,
+            )
+            if name == held.lora:
+                write_lora_card(stage / name, configs[name], bare, card)
+            else:
+                write_card(stage / name, configs[name], bare, card)
+        stored = {"format_version": BUNDLE_VERSION, "guardrails": held.guardrails, "lora": held.lora}
+        (stage / BUNDLE_NAME).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        write_bundle_card(stage, {name: configs[name] for name in held.guardrails}, held.lora, bare, details)
+
+
 def _chosen(bundle: Bundle, names: list[str] | None, source: Any) -> tuple[list[str], str | None]:
     if names is None:
         return bundle.guardrails, bundle.lora
-    there = [*bundle.guardrails, *([bundle.lora] if bundle.lora else [])]
-    absent = [name for name in names if name not in there]
+    absent = [name for name in names if name not in bundle.members]
     if absent or not names:
-        raise GuardrailError(f"names={names!r}: the bundle {source} holds {there}.")
+        raise GuardrailError(f"names={names!r}: the bundle {source} holds {bundle.members}.")
     return [name for name in bundle.guardrails if name in names], bundle.lora if bundle.lora in names else None
 
 

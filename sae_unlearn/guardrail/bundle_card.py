@@ -44,5 +44,5 @@ def _members(configs: Mapping[str, SAEGuardrailConfig], lora: str | None) -> str
         row = (config.layer, config.num_features, f"{config.threshold:.4g}", config.action)
         lines.append(f"| [{name}]({name}/README.md) | guardrail | {' | '.join(map(str, row))} |")
     if lora:
-        lines.append(f"| {lora} | LoRA | | | | |")
+        lines.append(f"| [{lora}]({lora}/README.md) | LoRA | | | | |")
     return "\n".join(lines)

@@ -32,6 +32,11 @@ class Bundle(NamedTuple):
     lora: str | None
     revision: str | None
 
+    @property
+    def members(self) -> list[str]:
+        """The names of all of them."""
+        return [*self.guardrails, *([] if self.lora is None else [self.lora])]
+
 
 class BundleGiven(GuardrailError):
     """A bundle where one guardrail was asked for.
@@ -92,7 +97,15 @@ def read_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle:
         GuardrailError: there is no `bundle.json`, or it is malformed.
     """
     path = fetch_file(source, BUNDLE_NAME, hub)
-    where = f"{BUNDLE_NAME} of {source}"
+    return parse_bundle(path, f"{BUNDLE_NAME} of {source}", None if is_local(source) else commit_of(path))
+
+
+def parse_bundle(path: Path, where: str, revision: str | None) -> Bundle:
+    """What a `bundle.json` on this machine says; `where` is what errors call it.
+
+    Raises:
+        UnlearnError: it is malformed.
+    """
     stored = read_foreign_json(path, _SIZE_LIMIT, where)
     version = stored.get("format_version") if isinstance(stored, dict) else None
     if isinstance(version, bool) or not isinstance(version, int) or version != BUNDLE_VERSION:
@@ -103,11 +116,11 @@ def read_bundle(source: str | os.PathLike[str], **hub: Any) -> Bundle:
         raise GuardrailError(f"{where} has unknown key(s) {unknown[:5]}. Install a newer sae_unlearn.")
     if not isinstance(guardrails, list) or not 1 <= len(guardrails) <= LARGEST_BUNDLE:
         raise GuardrailError(f"{where} must list 1 to {LARGEST_BUNDLE} guardrails.")
-    members = [*guardrails, *([] if lora is None else [lora])]
-    for name in members:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or _alike(members, name) > 1:
+    bundle = Bundle(guardrails, lora, revision)
+    for name in bundle.members:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or _alike(bundle.members, name) > 1:
             raise GuardrailError(f"{where} lists {name!r:.120}, which is no name of a member, or is there twice.")
-    return Bundle(guardrails, lora, None if is_local(source) else commit_of(path))
+    return bundle
 
 
 def _alike(names: list[Any], name: str) -> int:

@@ -1,12 +1,13 @@
 """The card of a guardrail, `README.md` in its folder."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import HfApi, ModelCardData
+from peft import PeftConfig
 from torch import nn
 
 from sae_unlearn.card_base import CardBase, card_base, licence_lines
@@ -22,10 +23,11 @@ from sae_unlearn.guardrail.facts import (
     tokens_in_words,
 )
 from sae_unlearn.guardrail.model import MODEL_TAGS
-from sae_unlearn.guardrail.picture import draw_calibration
+from sae_unlearn.guardrail.picture import PICTURE, draw_calibration
 from sae_unlearn.model_card import (
     SavedReport,
     as_plain_text,
+    licences_on_the_hub,
     picture_line,
     report_section,
     write_model_card,
@@ -34,7 +36,6 @@ from sae_unlearn.sae_source import source_line
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
-PICTURE = "calibration.png"
 _STATISTICS = ("statistic_forget", "statistic_retain")
 _COUNTS = ("documents", "tokens", "selection_rows", "threshold_rows", "report_rows")
 
@@ -49,6 +50,8 @@ class CardDetails:
         licenses: of the base model and of the SAE, by their Hub ids.
         evaluation, audit: reports to be shown, and saved beside the card.
         folder: the name of the folder that the card is for, where it is for no repository.
+        subfolder: where in the repository the adapter lies, "" for the repository itself; None for the folder that it
+            is saved into.
     """
 
     repo_id: str | None = None
@@ -57,6 +60,7 @@ class CardDetails:
     evaluation: SavedReport | None = None
     audit: SavedReport | None = None
     folder: str | None = None
+    subfolder: str | None = None
 
 
 def write_card(
@@ -84,9 +88,26 @@ def write_card(
     write_model_card(folder, TEMPLATE, data, _fields(config, base, Path(folder), details))
 
 
-def base_of(config: SAEGuardrailConfig, model: nn.Module) -> CardBase:
+def base_of(config: PeftConfig, model: nn.Module) -> CardBase:
     """What the card says of the base model, by what it calls itself: a Hub id or a path."""
     return card_base(config.base_model_name_or_path or getattr(model, "name_or_path", ""))
+
+
+def hub_licences(api: HfApi, configs: Iterable[SAEGuardrailConfig], model: nn.Module) -> dict[str, str]:
+    """The licences that the base model and the SAEs of guardrails state on the Hub, for `CardDetails.licenses`."""
+    sources: set[str | None] = set()
+    for config in configs:
+        sae = config.sae_source or {}
+        sources |= {base_of(config, model).hub_id, None if sae.get("local") else sae.get("id")}
+    return licences_on_the_hub(api, sources)
+
+
+def attached(details: CardDetails) -> str:
+    """What is attached, to the end of the line: a repository has commits to be pinned, a folder has none."""
+    inside = f', subfolder="{details.subfolder}"' if details.subfolder else ""
+    if details.folder and not details.repo_id:
+        return f'"{details.folder}"{inside})  # the folder of this card'
+    return f'"{details.repo_id or "this repository"}"{inside}, revision="<commit>")'
 
 
 def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: CardDetails) -> dict[str, str]:
@@ -94,7 +115,7 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
     calibration = config.calibration or {}
     return {
         **base.fields(),
-        "attached": _attached(details),
+        "attached": attached(details),
         "layer": str(config.layer),
         "num_features": str(config.num_features),
         "feature_ids": ", ".join(map(str, config.feature_ids or [])) or "not recorded",
@@ -113,13 +134,6 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
         "audit": report_section(details.audit, folder, "audit") or "None was saved with this guardrail.",
         "licences": licence_lines(base, source, details.licenses),
     }
-
-
-def _attached(details: CardDetails) -> str:
-    """What is attached, to the end of the line: a repository has commits to be pinned, a folder has none."""
-    if details.folder and not details.repo_id:
-        return f'"{details.folder}")  # the folder of this card'
-    return f'"{details.repo_id or "this repository"}", revision="<commit>")'
 
 
 def _gate(config: SAEGuardrailConfig) -> str:

@@ -1,6 +1,9 @@
 """`GuardedModel`: the `PeftModel` that `fit_guardrail` and `attach_guardrail` return."""
 
+import inspect
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,10 +11,16 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModelForCausalLM
 
-from sae_unlearn.guardrail.card import CardDetails, base_of, write_card
+from sae_unlearn.guardrail.card import CardDetails, hub_licences, write_card
+from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.saving import saved_whole
-from sae_unlearn.guardrail.upload import upload_folder
-from sae_unlearn.model_card import SavedReport, licences_on_the_hub
+from sae_unlearn.guardrail.upload import CommitOptions, commit_folder, make_repository
+from sae_unlearn.model_card import SavedReport
+
+
+# PEFT takes any others, and lets them vanish; `state_dict` is the one that it reads from among them.
+_PEFT_OPTIONS = {*inspect.signature(PeftModelForCausalLM.save_pretrained).parameters, "state_dict"}
+_PEFT_OPTIONS -= {"self", "save_directory", "kwargs"}
 
 
 class GuardedModel(PeftModelForCausalLM):
@@ -47,15 +56,18 @@ class GuardedModel(PeftModelForCausalLM):
         The folder holds the old guardrail or the new one at every moment, and is sealed against damage; see `saving`.
 
         Raises:
-            GuardrailError: the folder could not be written; what was in it is as it was.
+            GuardrailError: the folder could not be written, and what was in it is as it was; or there is no such
+                argument.
         """
+        _check_known(kwargs, "save_pretrained")
         card = card or CardDetails(license=license, evaluation=evaluation, audit=audit)
         with saved_whole(Path(save_directory)) as stage:
             super().save_pretrained(os.fspath(stage), **{"save_embedding_layers": False} | kwargs)
             if kwargs.get("is_main_process", True):
                 for name in kwargs.get("selected_adapters") or list(self.peft_config):
-                    folder = stage / ("" if name == "default" else name)
-                    write_card(folder, self.peft_config[name], self.get_base_model(), card)
+                    place = _folder_of(name)
+                    details = replace(card, subfolder=place) if card.subfolder is None else card
+                    write_card(stage / place, self.peft_config[name], self.get_base_model(), details)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Nothing: PEFT calls this from `save_pretrained`, which writes a card of our own for every guardrail."""
@@ -67,33 +79,67 @@ class GuardedModel(PeftModelForCausalLM):
         private: bool | None = None,
         token: str | bool | None = None,
         commit_message: str = "Upload guardrail",
+        commit_description: str | None = None,
         revision: str | None = None,
+        create_pr: bool = False,
         license: str | None = None,
         evaluation: SavedReport | None = None,
         audit: SavedReport | None = None,
         **kwargs: Any,
     ) -> CommitInfo:
-        """Save to a temporary folder and upload it, card included, as one commit.
+        """Save the guardrail to a temporary folder and upload it, card included, as one commit.
 
-        The card names the licences that the base model and the SAE state on the Hub.
+        Whatever its name on the model, it lies in the repository itself, so that `attach_guardrail` finds it. The card
+        names the licences that the base model and the SAE state on the Hub. What an earlier save of this package left
+        in the repository, and is not in this one, is removed in the same commit; see `earlier_save`.
 
         Args:
             repo_id: `user/name`; made if it is not there.
-            private, token, commit_message: as in `huggingface_hub`.
+            private, token, commit_message, commit_description: as in `huggingface_hub`.
             revision: the branch to commit to, made if it is not there; default "main".
-            license, evaluation, audit, kwargs: for `save_pretrained`.
+            create_pr: open a pull request with the commit, and leave "main" as it is.
+            license, evaluation, audit, kwargs: for `save_pretrained`. Of several guardrails on the model
+                `selected_adapters` must name one.
 
         Returns:
             What `huggingface_hub` says of the commit; its `oid` is the revision to pin.
 
         Raises:
-            GuardrailError: the Hub refused it or could not be reached; nothing was committed.
+            GuardrailError: the Hub refused it or could not be reached; or there are several guardrails, or no such
+                argument. Nothing was committed.
         """
-        sources = {base_of(config, self.get_base_model()).hub_id for config in self.peft_config.values()}
-        for config in self.peft_config.values():
-            source = getattr(config, "sae_source", None) or {}
-            sources.add(None if source.get("local") else source.get("id"))
-        card = CardDetails(repo_id, license, licences_on_the_hub(HfApi(token=token), sources), evaluation, audit)
+        _check_known(kwargs, "push_to_hub")
+        name = self._pushed(kwargs.pop("selected_adapters", None))
+        options = CommitOptions(commit_message, commit_description, revision, create_pr)
+        api = HfApi(token=token)
+        repo_id = make_repository(api, repo_id, private)
+        licences = hub_licences(api, [self.peft_config[name]], self.get_base_model())
+        card = CardDetails(repo_id, license, licences, evaluation, audit, subfolder="")
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, card=card, **kwargs)
-            return upload_folder(folder, repo_id, private, token, commit_message, revision)
+            self.save_pretrained(folder, card=card, selected_adapters=[name], **kwargs)
+            return commit_folder(api, repo_id, Path(folder, _folder_of(name)), options)
+
+    def _pushed(self, selected: str | Iterable[str] | None) -> str:
+        """The name of the one guardrail that is pushed."""
+        names = [selected] if isinstance(selected, str) else list(self.peft_config if selected is None else selected)
+        absent = [name for name in names if name not in self.peft_config]
+        if absent:
+            raise GuardrailError(f"selected_adapters={selected!r}, but the model has {list(self.peft_config)}.")
+        if len(names) != 1:
+            raise GuardrailError(
+                f"`push_to_hub` pushes one guardrail, but these are {names}: name one as `selected_adapters=[...]`, or "
+                "push all of them as a bundle with `push_bundle`."
+            )
+        return names[0]
+
+
+def _folder_of(name: str) -> str:
+    """Where PEFT saves an adapter in the folder that it is given."""
+    return "" if name == "default" else name
+
+
+def _check_known(options: Iterable[str], function: str) -> None:
+    unknown = sorted(set(options) - _PEFT_OPTIONS)
+    if unknown:
+        known = ", ".join(sorted(_PEFT_OPTIONS))
+        raise GuardrailError(f"{unknown[0]!r} is no argument of `{function}`; beside its own it takes PEFT's: {known}.")

@@ -14,6 +14,7 @@ from sae_unlearn.guardrail.facts import ROLES, real, reals
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PICTURE = "calibration.png"  # beside the card
 _FORGET, _RETAIN, _INK = VERMILLION, BLUE, "#333333"
 _BINS = 24
 

@@ -4,12 +4,16 @@ A guardrail is two files, and no file system replaces two files at once. So ever
 them, `.saving-...`, and sealed; then the config is replaced, then the weights. Once the config is there the guardrail
 is the new one: as long as the weights beside the config are not those that it is sealed with, `attach_guardrail` finds
 them in the folder of the unfinished save.
+
+At last what would still be taken for the old guardrail, or for the old bundle, is removed; see `earlier_save`. Reports,
+cards and members that an earlier save left stay: here, nothing brings them back.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sae_unlearn.guardrail.earlier_save import earlier_save, is_guardrail
 from sae_unlearn.guardrail.errors import as_guardrail_error
 from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME, file_digest, seal
 from sae_unlearn.staging import STAGE, staged
@@ -22,10 +26,19 @@ def saved_whole(folder: Path) -> Iterator[Path]:
     Raises:
         GuardrailError: it could not be written; `folder` holds what it held before.
     """
-    with as_guardrail_error(), staged(folder, first=(CONFIG_NAME, WEIGHTS_NAME)) as stage:
-        yield stage
-        for config in stage.rglob(CONFIG_NAME):
-            seal(config, config.with_name(WEIGHTS_NAME))
+
+    def old(path: str) -> Path | None:
+        return folder / path if (folder / path).is_file() else None
+
+    with as_guardrail_error():
+        with staged(folder, first=(CONFIG_NAME, WEIGHTS_NAME)) as stage:
+            yield stage
+            for config in filter(is_guardrail, stage.rglob(CONFIG_NAME)):
+                seal(config, config.with_name(WEIGHTS_NAME))
+            written = [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]
+            replaced = earlier_save(written, old).in_force
+        for path in sorted(replaced):  # a config before its weights
+            (folder / path).unlink(missing_ok=True)
 
 
 def staged_weights(config: Path, digest: str, largest: int) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_LIMIT = 4 * 2**20  # bytes
 
 WEIGHTS_SEAL, CONFIG_SEAL = SEALS = ("weights_sha256", "config_sha256")
 

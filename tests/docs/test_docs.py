@@ -169,6 +169,7 @@ def test_files_that_are_named_are_there(page) -> None:
     {
         "guardrail": "guardrail/card_template.md",
         "bundle": "guardrail/bundle_card_template.md",
+        "bundle-lora": "guardrail/bundle_lora_card_template.md",
         "alignment": "alignment/card_template.md",
     }.items(),
 )

@@ -9,8 +9,9 @@ import torch
 from edited_json import edited_json
 from hub_metadata import metadata_errors
 from hub_stand_in import OWNER, READER, STRANGER
-from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model
+from huggingface_hub import HfApi, ModelCard
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_report import report
 from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import (
@@ -22,6 +23,7 @@ from sae_unlearn import (
     record_firings,
     save_bundle,
 )
+from sae_unlearn.guardrail.card import CardDetails
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -93,7 +95,7 @@ def test_its_card_lists_the_members_and_the_hub_accepts_its_metadata(model, fold
     assert metadata_errors(card.content) == ([], [])
     assert card.data.base_model == "tiny-llama"
     assert "| [biology](biology/README.md) | guardrail | 1 | 6 | 0.4 | clamp |" in card.text
-    assert ("| aligned | LoRA |" in card.text) == ("aligned" in model.peft_config)
+    assert ("| [aligned](aligned/README.md) | LoRA |" in card.text) == ("aligned" in model.peft_config)
     assert "{{" not in card.text
 
 
@@ -105,6 +107,71 @@ def test_pushed_and_attached_by_name_all_of_it_is_of_one_commit(stand_in, model)
     assert torch.equal(logits(again), logits(model))
     assert {s.revision for s in list_guardrails(again)} == {commit.oid}
     assert f'attach_bundle(model, "{REPO}"' in files["README.md"].decode()
+
+
+def test_the_calls_in_the_members_cards_work_as_they_are_written(stand_in, tmp_path):
+    model = with_guards(lora(), tmp_path)
+    commit = push_bundle(model, "forget-several", token=OWNER)
+    files = stand_in.repositories[REPO].at("main").files
+
+    def shown(member):
+        card = files[f"{member}/README.md"].decode()
+        call = next(line for line in card.splitlines() if line.startswith("model = ") and f'"{REPO}"' in line)
+        names = {"attach_guardrail": attach_guardrail, "PeftModel": PeftModel, "model": base_model("llama")}
+        exec(call.replace("<commit>", commit.oid), names)
+        return names["model"].eval()
+
+    for member in ("biology", "person"):
+        found = shown(member)
+        assert [(s.subfolder, s.revision) for s in list_guardrails(found)] == [(member, commit.oid)]
+        alone = attach_guardrail(base_model("llama"), tmp_path / f"alone-{member}")
+        assert torch.equal(logits(found), logits(alone))
+    assert torch.equal(logits(shown("aligned")), logits(lora()))
+
+
+def test_a_push_looks_up_the_licences_of_all_members_on_the_hub(stand_in, model):
+    api = HfApi(token=OWNER)
+    for name, licence in (("base", "gemma"), ("sae", "cc-by-4.0")):
+        api.create_repo(f"me/{name}")
+        card = f"---\nlicense: {licence}\n---\n".encode()
+        api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=f"me/{name}")
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = "me/base"
+    model.peft_config["biology"].sae_source = {"id": "me/sae"}
+    push_bundle(model, REPO, token=OWNER, license="mit")
+    files = stand_in.repositories[REPO].at("main").files
+    assert "`me/sae`, licence `cc-by-4.0`" in files["biology/README.md"].decode()
+    for path in [path for path in files if path.endswith("/README.md")]:
+        assert "`me/base`, licence `gemma`" in files[path].decode()
+        assert "\nlicense: mit\n" in files[path].decode()
+
+
+def test_the_lora_has_a_card_that_says_what_is_known_of_it(tmp_path):
+    save_bundle(with_guards(lora(), tmp_path), tmp_path / "bundle")
+    card = ModelCard.load(tmp_path / "bundle" / "aligned" / "README.md")
+    assert metadata_errors(card.content) == ([], [])
+    assert "Rank 8, alpha 8." in card.text
+    assert "`q_proj`, `v_proj`" in card.text
+    assert "How it was trained, and on what, is not recorded" in card.text
+    assert "{{" not in card.text
+
+
+@pytest.mark.parametrize("name", ["aligned", "default"])
+def test_reports_of_single_members_go_into_their_cards(tmp_path, name):
+    torch.manual_seed(0)
+    adapted = get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM"), adapter_name=name)
+    model, root = with_guards(adapted, tmp_path), tmp_path / "bundle"
+    members = {member: CardDetails(audit=report(f"Audit of {member}")) for member in ("person", name)}
+    save_bundle(model, root, members=members, license="mit", audit=report("Audit of all"))
+    for folder, title in (("", "all"), ("person", "person"), (name, name), ("biology", None)):
+        card = (root / folder / "README.md").read_text()
+        found = [line.removeprefix("### Audit of ") for line in card.splitlines() if line.startswith("### Audit of")]
+        assert found == ([] if title is None else [title])
+        assert (root / folder / "audit" / "report.json").is_file() == (title is not None)
+    for wrong in ({"books": CardDetails()}, {"biology": report("Audit")}):
+        with pytest.raises(GuardrailError, match=r"expected a `CardDetails` for any of \['biology', 'person',"):
+            save_bundle(model, tmp_path / "other", members=wrong)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_path):

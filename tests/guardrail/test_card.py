@@ -10,13 +10,12 @@ import pytest
 from hub_metadata import metadata_errors
 from hub_stand_in import OWNER
 from huggingface_hub import HfApi, ModelCard
+from tiny_report import report
 from tiny_topic import WORDS, tiny_parts, topic_texts
 from zoo import base_model, guarded, planted_config, random_sae
 
 from sae_unlearn import attach_guardrail, fit_guardrail
 from sae_unlearn.evaluation import Report
-from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.figure import Figure
 from sae_unlearn.guardrail import GuardedModel
 from sae_unlearn.guardrail.card import write_card
 
@@ -41,11 +40,6 @@ def card_of(folder):
 
 def section(card, title):
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.text, re.DOTALL | re.MULTILINE)[1]
-
-
-def report(title):
-    estimate = Estimate(value=0.25, low=0.1, high=0.4, n=40)
-    return Report(title, (Figure("forget", "facts", "exact_recall", "share", estimate),))
 
 
 def test_the_card_tells_how_it_was_fitted_and_what_was_measured(fitted, folder):

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
 from zoo import base_model, logits_of, plant, planted_config, token_ids
 
-from sae_unlearn import GuardrailError, attach_guardrail, record_firings
+from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, record_firings
 from sae_unlearn.cli import main
 from sae_unlearn.guardrail import GuardedModel
 
@@ -52,10 +52,11 @@ def test_pushed_and_attached_by_name_it_guards_bit_for_bit_and_knows_its_commit(
     assert any(f.fired for f in firings)
 
 
-def test_a_name_without_a_user_goes_to_one_s_own_repositories(stand_in):
+def test_a_name_without_a_user_goes_to_one_s_own_repositories_and_the_card_names_that(stand_in):
     guarded().push_to_hub("forget", token=OWNER)
     assert list(stand_in.repositories) == [REPO]
     assert not stand_in.repositories[REPO].private
+    assert 'attach_guardrail(model, "me/forget", revision=' in ModelCard.load(REPO).text
 
 
 def test_the_card_that_lies_on_the_hub_is_ours(stand_in):
@@ -95,6 +96,94 @@ def test_a_folder_of_a_repository_can_be_attached(stand_in, tmp_path):
     found = attach(subfolder="biology")
     assert torch.equal(logits(found), logits(guarded()))
     assert origin(found) == {"id": REPO, "subfolder": "biology", "revision": commit.oid}
+
+
+def named(names, root, **fields):
+    """A model with guardrails of these names, each on a layer of its own."""
+    model = base_model("llama")
+    for layer, name in enumerate(names, 1):
+        guarded(seed=layer, layer=layer, **fields).save_pretrained(root / name)
+        model = attach_guardrail(model, root / name, adapter_name=name)
+    return model
+
+
+def test_a_guardrail_of_any_name_is_attached_by_the_repository_alone(stand_in, tmp_path):
+    model = named(["biology"], tmp_path)
+    commit = model.push_to_hub(REPO, token=OWNER)
+    assert sorted(commit_files(stand_in)) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert torch.equal(logits(attach()), logits(model))
+    call = next(line for line in ModelCard.load(REPO).text.splitlines() if "= attach_guardrail(" in line)
+    names = {"attach_guardrail": attach_guardrail, "model": base_model("llama")}
+    exec(call.replace("<commit>", commit.oid), names)
+    assert torch.equal(logits(names["model"]), logits(model))
+    assert torch.equal(logits(PeftModel.from_pretrained(base_model("llama"), REPO).eval()), logits(model))
+
+
+def commit_files(hub, revision="main"):
+    return hub.repositories[REPO].at(revision).files
+
+
+def test_of_several_guardrails_one_is_named_or_all_are_a_bundle(stand_in, tmp_path):
+    model = named(["biology", "person"], tmp_path)
+    with pytest.raises(GuardrailError, match=r"these are \['biology', 'person'\].*selected_adapters=.*`push_bundle`"):
+        model.push_to_hub(REPO, token=OWNER)
+    with pytest.raises(GuardrailError, match=r"selected_adapters=\['books'\], but the model has"):
+        model.push_to_hub(REPO, token=OWNER, selected_adapters=["books"])
+    with pytest.raises(GuardrailError, match=r"these are \[\]"):
+        model.push_to_hub(REPO, token=OWNER, selected_adapters=[])
+    assert stand_in.repositories == {}
+    model.push_to_hub(REPO, token=OWNER, selected_adapters=["person"])
+    assert [status.layer for status in list_guardrails(attach())] == [2]
+
+
+@pytest.mark.parametrize("argument", ["commit_desciption", "create_pull_request", "card", "max_shard_size"])
+def test_an_argument_that_nobody_knows_is_refused_and_nothing_is_made(stand_in, tmp_path, argument):
+    with pytest.raises(GuardrailError, match=f"'{argument}' is no argument of `push_to_hub`.* selected_adapters"):
+        guarded().push_to_hub(REPO, token=OWNER, **{argument: "x"})
+    assert stand_in.repositories == {}
+    if argument != "card":
+        with pytest.raises(GuardrailError, match=f"'{argument}' is no argument of `save_pretrained`"):
+            guarded().save_pretrained(tmp_path / "guard", **{argument: "x"})
+        assert not (tmp_path / "guard").exists()
+
+
+def test_what_peft_knows_is_handed_on(stand_in, tmp_path):
+    model, other = guarded(), guarded(seed=1)
+    model.push_to_hub(REPO, token=OWNER, state_dict=other.state_dict(), save_embedding_layers=False)
+    assert torch.equal(logits(attach()), logits(other))
+    model.save_pretrained(tmp_path / "guard", is_main_process=False)
+    assert list((tmp_path / "guard").iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------- pull requests
+
+
+def as_one(model, **kwargs):
+    return model.push_to_hub(REPO, token=OWNER, **kwargs)
+
+
+def as_bundle(model, **kwargs):
+    return push_bundle(model, REPO, token=OWNER, **kwargs)
+
+
+@pytest.mark.parametrize(("push", "put_on"), [(as_one, attach_guardrail), (as_bundle, attach_bundle)])
+def test_a_pull_request_leaves_main_as_it_is_and_can_be_tried(stand_in, push, put_on):
+    first, second = guarded(), guarded(seed=1)
+    old = push(first).oid
+    found = push(second, create_pr=True, commit_message="Another seed", commit_description="Why, at length.")
+    assert found.pr_url.endswith("/me/forget/discussions/1")
+    assert stand_in.repositories[REPO].at("main").oid == old
+    offered = stand_in.repositories[REPO].at("refs/pr/1")
+    assert (offered.oid, offered.message, offered.description) == (found.oid, "Another seed", "Why, at length.")
+    assert torch.equal(logits(put_on(base_model("llama"), REPO)), logits(first))
+    assert torch.equal(logits(put_on(base_model("llama"), REPO, revision="refs/pr/1")), logits(second))
+
+
+@pytest.mark.parametrize("push", [as_one, as_bundle])
+def test_a_pull_request_to_another_branch_is_refused(stand_in, push):
+    with pytest.raises(GuardrailError, match=r"create_pr=True opens a pull request to 'main', but revision='trial'"):
+        push(guarded(), create_pr=True, revision="trial")
+    assert stand_in.repositories == {}
 
 
 # ------------------------------------------------------------------------------------------------------------ revisions

@@ -1,0 +1,43 @@
+"""The card of the LoRA of a bundle, `README.md` in its folder.
+
+A model does not tell where its LoRA came from, so the card says what the config does and no more.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+from peft import LoraConfig
+from torch import nn
+
+from sae_unlearn.card_base import licence_lines
+from sae_unlearn.guardrail.card import CardDetails, attached, base_of
+from sae_unlearn.model_card import as_plain_text, report_section, write_model_card
+
+
+TEMPLATE = Path(__file__).parent / "bundle_lora_card_template.md"
+
+
+def write_lora_card(folder: Path, config: LoraConfig, model: nn.Module, details: CardDetails) -> None:
+    """Write the card of a bundle's LoRA from the template."""
+    base = base_of(config, model)
+    data = ModelCardData(
+        base_model=base.hub_id,
+        base_model_relation="adapter" if base.hub_id else None,
+        library_name="peft",
+        license=details.license,
+        tags=["lora", "sae_unlearn"],
+        pipeline_tag="text-generation",
+    )
+    modules = sorted(map(str, config.target_modules or []))
+    fields = {
+        **base.fields(),
+        "attached": attached(details),
+        "rank": str(config.r),
+        "alpha": f"{config.lora_alpha:g}",
+        "modules": ", ".join(f"`{as_plain_text(module)}`" for module in modules[:20])
+        + (f" and {len(modules) - 20} more" if len(modules) > 20 else ""),
+        "evaluation": report_section(details.evaluation, folder, "evaluation") or "Nothing was saved with this bundle.",
+        "audit": report_section(details.audit, folder, "audit") or "None was saved with this bundle.",
+        "licences": licence_lines(base, None, details.licenses),
+    }
+    write_model_card(folder, TEMPLATE, data, fields)
