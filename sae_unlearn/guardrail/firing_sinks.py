@@ -4,8 +4,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sae_unlearn.guardrail.errors import GuardrailError
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,46 @@ class Firing:
 FiringSink = logging.Logger | Callable[[Firing], object] | str | os.PathLike[str]
 
 
-def send_firings(firings: Iterable[Firing], to: FiringSink) -> None:
-    """Send records on. A logger gets those that fired as warnings and the others at level debug, each with the record
-    as `firing` among its attributes; a file is opened once and added to.
+def check_sink(to: FiringSink) -> FiringSink:
+    """`to`, of which it is seen now that records can go there; a file is made, and its path no longer depends on the
+    working directory.
+
+    Raises:
+        GuardrailError: it is nothing of that kind, or the file cannot be written.
     """
-    if isinstance(to, logging.Logger):
-        for firing in firings:
-            level = logging.WARNING if firing.fired else logging.DEBUG
-            to.log(level, "%s", firing_line(firing), extra={"firing": asdict(firing)})
-    elif isinstance(to, (str, os.PathLike)):
+    if isinstance(to, logging.Logger) or callable(to):
+        return to
+    if not isinstance(to, (str, os.PathLike)) or not isinstance(os.fspath(to), str):
+        raise GuardrailError(f"to={to!r:.80}; expected a logging.Logger, a callable, or the name of a file.")
+    path = Path(to).expanduser().absolute()
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise GuardrailError(
+            f"to={os.fspath(to)!r:.200} cannot be written ({getattr(error, 'strerror', None) or error}); give a file "
+            "in a folder that is there and may be written to."
+        ) from error
+    return path
+
+
+def send_firings(firings: deque[Firing], to: FiringSink) -> None:
+    """Send records on, and take from `firings` what was sent. A logger gets those that fired as warnings and the others
+    at level debug, each with the record as `firing` among its attributes; a file is opened once and added to.
+    """
+    if isinstance(to, (str, os.PathLike)):
         lines = "".join(firing_line(firing) + "\n" for firing in firings)
         with open(to, "a", encoding="utf-8") as file:
             file.write(lines)
-    else:
-        for firing in firings:
+        firings.clear()
+    while firings:
+        firing = firings[0]
+        if isinstance(to, logging.Logger):
+            level = logging.WARNING if firing.fired else logging.DEBUG
+            to.log(level, "%s", firing_line(firing), extra={"firing": asdict(firing)})
+        elif callable(to):
             to(firing)
+        firings.popleft()
 
 
 def firing_line(firing: Firing) -> str:

@@ -212,7 +212,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         evidence = self.tables.evidence(config, hidden.device)
         edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last(), evidence)
         history.append(state)
-        self._record(name, config, history)
+        self._record(name, config, history, cache)
         return edited
 
     def _edit(
@@ -232,7 +232,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         activations = heard(activations, eligible, usual_norm(hidden, config))
         active = activations != 0
         hits = hits_of(activations, active, self.tables.evidence(config, kept.device))
-        decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history)
+        decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history, cache)
         if config.action == "record":
             return None
         if config.action == "refuse":
@@ -274,6 +274,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         ends: Tensor | None,
         inputs: ForwardInputs,
         history: GateHistory | None,
+        cache: Cache | None,
     ) -> Decision:
         config = self.guard_config[name]
         seq = hits.shape[1]
@@ -285,17 +286,19 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         past = history.series() if config.statistic in WINDOWED else None
         decision = decide(hits, counted, config, history.last(), past, boundary, ends)
         history.append(decision.state)
-        self._record(name, config, history)
+        self._record(name, config, history, cache)
         return decision
 
     def _history(self, name: str, inputs: ForwardInputs, cache: Cache, seq: int) -> GateHistory:
         owner = (self.guard_config[name].layer, name, self._marks[name])
         return history_of(cache, owner, inputs.past, inputs.recurrent, self.num_layers, self.max_positions, seq)
 
-    def _record(self, name: str, config: SAEGuardrailConfig, seen: Any) -> None:
+    def _record(
+        self, name: str, config: SAEGuardrailConfig, seen: GateHistory | Tensor, cache: Cache | None = None
+    ) -> None:
         if self.recorders:
             for recorder in Recorder.listening(self.recorders):
-                recorder.note(name, config, seen)
+                recorder.note(name, config, seen, cache)
 
     def check_ready(self, name: str) -> None:
         """Raise unless the weights arrived and can be a guardrail's. Looks once per set of tensors, so it costs one

@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from kernel_count import kernels, waits
 
+from sae_unlearn import record_firings
+
 
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
 BOUNDS = {("ratio", "dynamic"): 29, ("ratio", "static"): 41, ("cusum", "dynamic"): 34, ("window", "dynamic"): 49}
@@ -103,6 +105,21 @@ def test_a_prompt_waits_for_no_device():
         Decoding(model)  # the first call looks whether the weights arrived
         found.append(waits(lambda model=model: Decoding(model)))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_recording_to_a_sink_adds_nothing_to_a_decoding_step(kind):
+    model, given = guarded("llama"), []
+    bare = Decoding(model, kind)
+    bare.step()
+    with record_firings(model, to=given.append):
+        recorded = Decoding(model, kind)
+        recorded.step()
+        assert kernels(recorded.step) == kernels(bare.step)
+        assert waits(recorded.step) == waits(bare.step)
+        assert given == []
+        del recorded
+        assert len(given) == 2
 
 
 def test_a_wait_would_be_seen():
