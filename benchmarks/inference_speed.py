@@ -11,9 +11,13 @@ cells (phase and batch) that are missing. `--table` prints the table of a file t
 Arms: `none` no adapter; `off` guardrail attached and disabled; `idle` and `fires` a guardrail of 20 features on rows on
 which its gate is quiet, or fires; `fires N=200`; `fires x4` four guardrails at one layer; `sae 16k` the published
 procedure with an SAE of that width in a hook; `lora 16` a LoRA of rank 16 on every linear layer, not merged.
+
+Phases: `prefill` a prompt, `step` one decoded token, `compiled` one decoded token by code that `torch.compile` made of
+the whole model (`fullgraph=True`, a static cache), where kernels are those that it wrote.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,15 +27,17 @@ from kernel_count import kernels, waits
 from speed_models import guarded, load, random_ids, switched_off, synthetic_sae, twin, with_lora, with_whole_sae
 from timing import Results, compare, interleaved, machine, times_less
 from torch import nn
+from torch._inductor import metrics
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from sae_unlearn import record_firings
 from sae_unlearn.backbone.decoder_layers import text_config
 
 
 PROMPT = {1: 128, 8: 64, 32: 32}  # tokens of a prompt by batch, so that a prefill takes seconds on a CPU
+COMPILED_LENGTH = 640  # of the static cache: a prompt, and the most steps that are timed
 WIDTHS = {"4k": 4096, "16k": 16384, "65k": 65536, "131k": 131072}
 
 
@@ -54,6 +60,45 @@ class Decoding:
     def _run(self, ids: torch.Tensor, cache: DynamicCache, length: int) -> None:
         mask = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
         self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+class CompiledDecoding:
+    """The same in compiled code, with a static cache.
+
+    Attributes:
+        kernels: that the compiler wrote for a step, products of large matrices not among them.
+    """
+
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        self.ids, self.length = random_ids(model, batch, PROMPT[batch]), PROMPT[batch]
+        self.cache = StaticCache(config=model.config, max_cache_len=COMPILED_LENGTH)
+        self.mask = torch.zeros(batch, COMPILED_LENGTH, dtype=torch.long, device=self.ids.device)
+        self.mask[:, : self.length] = 1
+        call = _own_code(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        with torch.no_grad():
+            call(self.ids, self.mask, self.cache)
+        self.call = torch.compile(call, fullgraph=True)
+        self.kernels: Counter[str] = Counter()
+        for _ in range(4):  # once for this length, once for any
+            metrics.reset()
+            self.step()
+            if metrics.generated_kernel_count:
+                self.kernels = Counter(generated=metrics.generated_kernel_count)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.mask[:, self.length] = 1
+        self.length += 1
+        self.call(self.ids[:, -1:], self.mask, self.cache)
+
+
+def _own_code(model: nn.Module) -> Callable[..., Any]:
+    """A function that calls the model. Each is code of its own: what was compiled is kept, and looked up, by code."""
+    names: dict[str, Any] = {"model": model}
+    call = "def call(ids, mask, cache):\n"
+    call += "    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)"
+    exec(call, names)
+    return names["call"]
 
 
 def arms(model: nn.Module, widths: list[str]) -> dict[str, nn.Module]:
@@ -82,13 +127,20 @@ def check_gates(made: dict[str, nn.Module], batch: int) -> None:
 
 def measure(made: dict[str, nn.Module], phase: str, batch: int, seconds: float, clock: str) -> dict[str, Any]:
     """One cell: all arms in one phase at one batch size."""
-    running = {name: Decoding(model, batch) for name, model in made.items()}
-    calls: dict[str, Callable[[], Any]] = {name: getattr(it, phase) for name, it in running.items()}
     device = next(made["none"].parameters()).device.type
+    running: dict[str, Any]
+    calls: dict[str, Callable[[], Any]]
+    if phase == "compiled":
+        running = {name: CompiledDecoding(model, batch) for name, model in tqdm(made.items(), desc="compiling")}
+        calls = {name: it.step for name, it in running.items()}
+    else:
+        running = {name: Decoding(model, batch) for name, model in made.items()}
+        calls = {name: getattr(it, phase) for name, it in running.items()}
     before = machine(device)["load_average"]
     with torch.no_grad():
         times = interleaved(calls, seconds, clock)
-        counted = {name: kernels(call, device) for name, call in calls.items()}
+        seen = phase == "compiled" and device == "cpu"  # there compiled code goes past the dispatcher
+        counted = {name: it.kernels if seen else kernels(calls[name], device) for name, it in running.items()}
         waiting = {name: waits(call) for name, call in calls.items()}
         memory = {name: peak_bytes(call, device) for name, call in calls.items()}
     cell: dict[str, Any] = {"tokens": PROMPT[batch], "machine": machine(device) | {"load_average_before": before}}
@@ -175,7 +227,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="process: processor time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batches", type=int, nargs="+", choices=list(PROMPT), default=list(PROMPT))
-    parser.add_argument("--phases", nargs="+", choices=("step", "prefill"), default=["step", "prefill"])
+    parser.add_argument("--phases", nargs="+", choices=("step", "prefill", "compiled"), default=["step", "prefill"])
     parser.add_argument("--widths", nargs="*", choices=list(WIDTHS), default=list(WIDTHS))
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="per cell, at least 8 rounds (default: %(default)s)"
