@@ -71,6 +71,20 @@ class Decision(NamedTuple):
     state: Tensor
 
 
+class _Before(NamedTuple):
+    """The fields of a state, `[batch, 1]` each, by which the next tokens are judged."""
+
+    hits: Tensor
+    tokens: Tensor
+    lowest: Tensor
+    peak: Tensor
+    fired_at: Tensor
+
+    @classmethod
+    def of(cls, previous: Tensor) -> "_Before":
+        return cls(*previous[:, None].unbind(dim=-1)[:STATE_SIZE])
+
+
 class Series(NamedTuple):
     """The sums of all earlier tokens of the rows, which the statistics with a window look up.
 
@@ -141,8 +155,9 @@ def decide(
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
-    hits, tokens = _running_sums(hot, counted, previous)
-    value, lowest = _value(hits, tokens, config, previous, past)
+    before = None if previous is None else _Before.of(previous)
+    hits, tokens = _running_sums(hot, counted, before)
+    value, lowest = _value(hits, tokens, config, before, past)
     messages = None
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
@@ -150,13 +165,12 @@ def decide(
     peak = value
     if config.sticky and config.statistic in _PEAKED:
         peak = _running_max(value)
-        if previous is not None:
-            peak = torch.maximum(peak, previous[:, None, PEAK])
+        if before is not None:
+            peak = torch.maximum(peak, before.peak)
     quiet = peak <= config.tau  # NaN is not
     fired_at = _fired_at(quiet, tokens, boundary if config.sticky else seq)
-    if previous is not None and config.sticky:
-        before = previous[:, None, FIRED_AT]
-        fired_at = torch.where(before > 0, before, fired_at)
+    if before is not None and config.sticky:
+        fired_at = torch.where(before.fired_at > 0, before.fired_at, fired_at)
     fired = fired_at > 0
     if boundary > 0:
         fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
@@ -185,14 +199,13 @@ def _boundary(config: SAEGuardrailConfig, seq: int, boundary: int | None) -> int
     return seq - 1 if boundary is None else min(max(boundary, 0), seq - 1)
 
 
-def _running_sums(hot: Tensor, counted: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+def _running_sums(hot: Tensor, counted: Tensor, before: _Before | None) -> tuple[Tensor, Tensor]:
     """`H` and `N`, both `[batch, seq]` float32."""
-    sums = torch.stack([hot, counted], dim=-1)
-    if sums.shape[1] > 1:
-        sums = sums.cumsum(dim=1, dtype=torch.float32)
-    sums = sums.float() if previous is None else sums + previous[:, None, HITS : TOKENS + 1]
-    hits, tokens = sums.unbind(dim=-1)
-    return hits, tokens
+    if hot.shape[1] > 1:
+        hot, counted = torch.stack([hot, counted]).cumsum(dim=-1, dtype=torch.float32).unbind()
+    if before is None:
+        return hot.float(), counted.float()
+    return before.hits + hot, before.tokens + counted
 
 
 def _running_max(values: Tensor) -> Tensor:
@@ -200,10 +213,10 @@ def _running_max(values: Tensor) -> Tensor:
 
 
 def _value(
-    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, previous: Tensor | None, past: Series | None
+    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: _Before | None, past: Series | None
 ) -> tuple[Tensor, Tensor]:
     """The current value of the statistic, and what goes under LOWEST (zeros for ratio and window); `[batch, seq]`."""
-    floor = hits.new_zeros(hits.shape[0], 1) if previous is None else previous[:, None, LOWEST]
+    floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
     if config.statistic == "ratio":
         return hits / tokens.clamp(min=config.min_tokens), floor.expand_as(hits)
     if config.statistic in WINDOWED:
