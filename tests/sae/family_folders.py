@@ -161,6 +161,18 @@ def write_qwen_scope(folder, layers=(9,), state=None):
     return folder
 
 
+def goodfire_state(dtype=torch.float32, infix="_linear"):
+    """With `infix=""`, qresearch's."""
+    return {name.replace(".", f"{infix}."): tensor for name, tensor in llama_scope_state(dtype).items()}
+
+
+def write_goodfire(folder, state=None, name="Llama-3.1-8B-Instruct-SAE-l9.pth"):
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(goodfire_state() if state is None else state, folder / name)
+    return folder
+
+
 def openai_state(dtype=torch.float32, **change):
     state, b_dec = linear(dtype=dtype)
     state = {

@@ -10,12 +10,14 @@ from family_folders import (
     NORM_R1,
     QWEN,
     dictionary_state,
+    goodfire_state,
     llama_scope_r1_state,
     llama_scope_state,
     openai_state,
     qwen_state,
     sparsify_state,
     write_dictionary,
+    write_goodfire,
     write_llama_scope,
     write_llama_scope_r1,
     write_openai,
@@ -285,6 +287,16 @@ def test_openai_topk_reads_inputs_without_their_mean_and_deviation(tmp_path, dty
     w, (x, mu, std) = double(state), normalised(3 * H + 1)
     a = topk((x - w["pre_bias"]) @ w["encoder.weight"].T + w["latent_bias"], 3)
     agree(sae, a, (a @ w["decoder.weight"].T + w["pre_bias"]) * std + mu, 3 * H + 1)
+
+
+@pytest.mark.parametrize(("infix", "suffix"), [("_linear", ".pth"), ("", ".pt")])
+def test_goodfire_and_qresearch(tmp_path, infix, suffix):
+    state = goodfire_state(torch.bfloat16, infix)
+    sae = load(write_goodfire(tmp_path, state, f"Some-Model-8B-SAE-l12{suffix}"))
+    assert (sae.architecture, sae.layer, sae.source["format"]) == ("standard", 12, "goodfire")
+    encoder, b_enc, decoder, b_dec = double(state).values()
+    a = torch.relu(H @ encoder.T + b_enc)
+    agree(sae, a, a @ decoder.T + b_dec)
 
 
 def test_folders_that_fit_are_named_in_reading_order_from_above(tmp_path):

@@ -6,12 +6,14 @@ from family_folders import (
     NORM_R1,
     QWEN,
     dictionary_state,
+    goodfire_state,
     llama_scope_r1_state,
     llama_scope_state,
     openai_state,
     qwen_state,
     sparsify_state,
     write_dictionary,
+    write_goodfire,
     write_llama_scope,
     write_llama_scope_r1,
     write_openai,
@@ -161,12 +163,31 @@ def test_openai_of_other_activations_and_places(tmp_path):
         refuse(tmp_path, f"reads '{message}'", subfolder=f"{place}/autoencoders/6.pt")
 
 
+def test_goodfire_with_two_encoders(tmp_path):
+    state = goodfire_state() | {"encoder.bias": torch.zeros(10)}
+    refuse(write_goodfire(tmp_path, state), "holds encoder.bias beside encoder_linear.weight")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["conf.yaml", "latest_ckpt.safetensors"], "holds latest_ckpt.safetensors: a temporal SAE"),
+        (["gpt2-small_L0_Hcat_z_lr1.20e-03_v9.pt", "gpt2-small_L0_Hcat_z_lr1.20e-03_v9_cfg.json"], "attention heads"),
+    ],
+)
+def test_other_kinds_are_called_by_their_names(tmp_path, files, message):
+    for file in files:
+        (tmp_path / file).touch()
+    refuse(tmp_path, message)
+
+
 FAMILIES = {
     "llama_scope": (write_llama_scope, llama_scope_state, "encoder.weight", "decoder.bias"),
     "llama_scope_r1": (write_llama_scope_r1, llama_scope_r1_state, "encoder.weight", "decoder.bias"),
     "sparsify": (write_sparsify, sparsify_state, "encoder.weight", "b_dec"),
     "dictionary_learning": (write_dictionary, lambda: dictionary_state("AutoEncoder"), "encoder.weight", "bias"),
     "qwen_scope": (write_qwen_scope, qwen_state, "W_enc", "b_dec"),
+    "goodfire": (write_goodfire, goodfire_state, "encoder_linear.weight", "decoder_linear.bias"),
     "openai": (write_openai, openai_state, "encoder.weight", "pre_bias"),
 }
 

@@ -8,8 +8,10 @@ from family_folders import (
     NORM_R1,
     QWEN,
     dictionary_state,
+    goodfire_state,
     llama_scope_r1_state,
     write_dictionary,
+    write_goodfire,
     write_llama_scope,
     write_llama_scope_r1,
     write_qwen_scope,
@@ -174,6 +176,25 @@ def test_saelens_on_llama_scope_r1_with_its_scale_folded(tmp_path, loaders, by_n
     theirs.fold_activation_norm_scaling_factor(s)
     features = theirs.encode(H)
     agree(ours, features / s, theirs.decode(features))
+
+
+@pytest.mark.parametrize(
+    ("loader", "infix", "repository", "suffix"),
+    [
+        ("get_goodfire_huggingface_loader", "_linear", "Goodfire/Llama-3.1-8B-Instruct-SAE-l19", ".pth"),
+        ("get_goodfire_huggingface_loader", "_linear", "Goodfire/Llama-3.3-70B-Instruct-SAE-l50", ".pt"),
+        ("deepseek_r1_sae_huggingface_loader", "", "qresearch/DeepSeek-R1-Distill-Llama-8B-SAE-l19", ".pt"),
+    ],
+)
+def test_saelens_on_goodfire_and_qresearch(tmp_path, loaders, loader, infix, repository, suffix):
+    file = repository.partition("/")[2] + suffix
+    folder = write_goodfire(tmp_path / repository, goodfire_state(torch.float64, infix), file)
+    sizes = {"dtype": "float64", "d_in": D_IN, "d_sae": D_SAE}
+    cfg, w, _ = getattr(loaders, loader)(repository, file, cfg_overrides=sizes)
+    theirs, ours = saelens_sae(loaders, cfg, w), load(folder)
+    assert cfg["hook_name"] == f"blocks.{ours.layer}.hook_resid_post"
+    features = theirs.encode(H)
+    agree(ours, features, theirs.decode(features))
 
 
 SAELENS = {

@@ -7,6 +7,7 @@ from . import (
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
+    goodfire,
     llama_scope,
     llama_scope_r1,
     openai,
@@ -28,6 +29,7 @@ for module in (
     qwen_scope,
     sparsify,
     dictionary_learning,
+    goodfire,
     openai,
 ):
     register_reader(module.READER)

@@ -33,6 +33,12 @@ class Reader:
     read: Callable[[SAEFolder], SAEWeights]
 
 
+UNREADABLE = {
+    "temporal SAE, whose features depend on earlier tokens": re.compile(r"latest_ckpt\.safetensors"),
+    "SAE of the attention heads' outputs, and not of the residual stream": re.compile(r"[\w.+-]+_Hcat_z_[\w.+-]+\.pt"),
+}
+"""What is published for other purposes and will not be read, told by the name of its file."""
+
 READERS: dict[str, Reader] = {}
 
 
@@ -92,6 +98,12 @@ def find_reader(names: Collection[str], where: str) -> tuple[Reader, tuple[str, 
     if matches:
         kinds = " and ".join(f"{reader.name} ({reader.layout})" for reader, _ in matches)
         raise SAEFormatError(f"{where} fits several formats: {kinds}; keep the files of one SAE per folder")
+    for kind, file in UNREADABLE.items():
+        found = next((name for name in sorted(names) if file.fullmatch(name)), None)
+        if found is not None:
+            raise SAEFormatError(
+                f"{where} holds {found}: a {kind}; use one that reads the residual stream token by token"
+            )
     known = "; ".join(f"{reader.name}: {reader.layout}" for reader in READERS.values())
     raise SAEFormatError(f"no known SAE format in {where}, which holds {summary(names)}. Known formats: {known}")
 
