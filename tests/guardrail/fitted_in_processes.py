@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from test_fit import FORGET, RETAIN, config_of, fit, random_sae, tensors
+from fitting import FORGET, RETAIN, config_of, fit, random_sae, tensors
 from tiny_topic import topic_texts
 
 from sae_unlearn.backbone.processes import leaving_launch

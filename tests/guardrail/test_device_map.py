@@ -1,8 +1,8 @@
 """A model that accelerate has spread with `device_map` is fitted and guarded like any other."""
 
 import torch
+from fitting import FORGET, config_of, fit, same_fit, tensors, token_rows
 from spread import partly_on_disk, spread
-from test_fit import FORGET, config_of, fit, same_fit, tensors, token_rows
 from zoo import base_model
 
 

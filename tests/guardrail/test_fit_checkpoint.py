@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fitted_in_processes import WORDS, texts
-from test_fit import SAE, config_of, fit, random_sae, same_fit, tensors
+from fitting import SAE, config_of, fit, random_sae, same_fit, tensors
 from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 

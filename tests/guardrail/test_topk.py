@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
-from test_fit import BOS, FORGET, RETAIN, config_of, fit, random_sae, tensors, token_rows
-from zoo import base_model
+from fitting import FORGET, RETAIN, config_of, fit, random_sae, tensors, token_rows
+from zoo import BOS, base_model
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail
 from sae_unlearn.backbone.residuals import residual_batches
