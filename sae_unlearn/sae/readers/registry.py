@@ -34,8 +34,8 @@ class Reader:
 
 
 UNREADABLE = {
-    "temporal SAE, whose features depend on earlier tokens": re.compile(r"latest_ckpt\.safetensors"),
-    "SAE of the attention heads' outputs, and not of the residual stream": re.compile(r"[\w.+-]+_Hcat_z_[\w.+-]+\.pt"),
+    "a temporal SAE, whose features depend on earlier tokens": re.compile(r"latest_ckpt\.safetensors"),
+    "an SAE of the attention heads' outputs, not of the residual stream": re.compile(r"[\w.+-]+_Hcat_z_[\w.+-]+\.pt"),
 }
 """What is published for other purposes and will not be read, told by the name of its file."""
 
@@ -102,7 +102,7 @@ def find_reader(names: Collection[str], where: str) -> tuple[Reader, tuple[str, 
         found = next((name for name in sorted(names) if file.fullmatch(name)), None)
         if found is not None:
             raise SAEFormatError(
-                f"{where} holds {found}: a {kind}; use one that reads the residual stream token by token"
+                f"{where} holds {found}: {kind}; use one that reads the residual stream token by token"
             )
     known = "; ".join(f"{reader.name}: {reader.layout}" for reader in READERS.values())
     raise SAEFormatError(f"no known SAE format in {where}, which holds {summary(names)}. Known formats: {known}")
