@@ -129,7 +129,7 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
         "picture": picture_line(folder, PICTURE, "The statistic of held-out rows, and the threshold"),
         "curve": _curve(calibration),
         "warnings": "\n".join(f"- {as_plain_text(text)}" for text in fit_warnings(calibration))
-        or "None from the calibration.",
+        or ("The calibration gave no warning." if calibration else ""),
         "evaluation": report_section(details.evaluation, folder, "evaluation"),
         "audit": report_section(details.audit, folder, "audit") or "None was saved with this guardrail.",
         "licences": licence_lines(base, source, details.licenses),
