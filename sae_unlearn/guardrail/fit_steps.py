@@ -32,7 +32,7 @@ from sae_unlearn.guardrail.reading import content_tokens, read_batch
 from sae_unlearn.guardrail.rows import Rows
 from sae_unlearn.guardrail.selection import FeatureSums, feature_figures, log_ratios, select_features
 from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds, approximation_warning, joined
-from sae_unlearn.guardrail.values import check_tensors
+from sae_unlearn.guardrail.values import check_lowers, check_tensors
 from sae_unlearn.sae import SAESlice
 
 
@@ -121,6 +121,7 @@ class Fit:
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
+        check_lowers(self.part.W_enc.T, self.part.W_dec, "the SAE")
         self.encoder = GuardrailEncoder.of(self.part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 

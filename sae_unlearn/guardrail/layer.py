@@ -155,8 +155,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         n, d_in = config.num_features, config.width
         encoder, decoder = GuardrailEncoder(d_in, n), GuardrailDecoder(d_in, n)
         if not config.init_weights:
-            for tensor in (encoder.weight, decoder.weight):
-                nn.init.normal_(tensor, std=d_in**-0.5)
+            nn.init.normal_(encoder.weight, std=d_in**-0.5)
+            decoder.weight.data.copy_(encoder.weight)
             nn.init.zeros_(encoder.bias), nn.init.zeros_(encoder.threshold)
             nn.init.constant_(decoder.clamp, -1.0)
         device = next((p.device for p in decoder_layer.parameters() if p.device.type != "meta"), None)

@@ -9,7 +9,7 @@ feature j (arXiv 2504.08192, section 4.1):
     ratio(j) = score_forget(j) / (score_retain(j) + 1e-21)
 
 Features whose ratio is at or above the `ratio_percentile`-th percentile of all ratios are sorted by `score_forget`, and
-the first N are taken.
+the first N are taken. A feature whose own edit would raise it (`W_enc[:, j] . W_dec[j] <= 0`) is left out.
 
 What an active feature says for the topic (`evidence="log_ratio"`) is the log-likelihood ratio of its being active at a
 token, with `c` of the `n` content tokens of a corpus, one token more and one less (Laplace's rule):
@@ -25,11 +25,13 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config_checks import EVIDENCE_STEP, LARGEST_EVIDENCE
 from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.values import own_effect
 from sae_unlearn.sae import SparseAutoencoder
 
 
 IMPORTANCE = ("mean_squared", "squared_mean")
 _ELEMENTS = 2**24  # activations held at a time
+_BLOCK = 4096  # features whose rows are held in float64 at a time
 
 
 class FeatureSums:
@@ -79,6 +81,11 @@ class FeatureSums:
         """`[d_sae]` float64: mean activation over the tokens at which a feature is active, 0 where it never is."""
         return self.total / self.active.clamp(min=1)
 
+    def lowered(self) -> Tensor:
+        """`[d_sae]` bool: the features that their own edit lowers."""
+        blocks = zip(self._sae.W_enc.T.split(_BLOCK), self._sae.W_dec.split(_BLOCK), strict=True)
+        return torch.cat([own_effect(encoder, decoder) > 0 for encoder, decoder in blocks]).cpu()
+
 
 def select_features(
     forget: FeatureSums, retain: FeatureSums, num_features: int, ratio_percentile: float, importance: str
@@ -91,7 +98,7 @@ def select_features(
     forget_score, retain_score = forget.score(importance), retain.score(importance)
     ratio = forget_score / (retain_score + 1e-21)
     cut = torch.quantile(ratio, ratio_percentile / 100)
-    passing = (ratio >= cut) & (forget_score > 0)
+    passing = (ratio >= cut) & (forget_score > 0) & forget.lowered()
     if not bool(passing.any()):
         raise GuardrailError(
             f"No feature passes ratio_percentile={ratio_percentile}: the SAE is silent on the forget text "

@@ -27,8 +27,8 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
         source: where they come from, for the message.
 
     Raises:
-        GuardrailError: not finite, a negative threshold, a positive clamp, a feature with no direction, or values that
-            no SAE has.
+        GuardrailError: not finite, a negative threshold, a positive clamp, a feature with no direction, values that no
+            SAE has, or an edit that would amplify the topic.
     """
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -46,6 +46,48 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
                 f"{name} of {source} holds {largest:.3g}, beyond {LARGEST_ACTIVATION:g}: no SAE's activations are so "
                 "large. Fit or download it again."
             )
+    _check_edit(tensors, source)
+
+
+def check_lowers(encoder_weight: Tensor, decoder_weight: Tensor, source: str) -> None:
+    """Raise unless the edit of each feature lowers that feature: `W_enc[:, j] . W_dec[j] > 0`, both `[N, d_in]`.
+
+    Raises:
+        GuardrailError: naming the first feature that its own edit would raise.
+    """
+    effect = own_effect(encoder_weight, decoder_weight)
+    if bool((effect <= 0).any()):
+        worst = int((effect <= 0).nonzero()[0])
+        raise GuardrailError(
+            f"decoder.weight of {source} has product {float(effect[worst]):.3g} with encoder.weight for feature "
+            f"{worst}, which must be above 0: to clamp that feature would amplify it. Leave it out and fit again, or "
+            "download it again."
+        )
+
+
+def own_effect(encoder_weight: Tensor, decoder_weight: Tensor) -> Tensor:
+    """`[N]`: how much a step along its row of the decoder moves each feature, of rows `[N, d_in]` each."""
+    return torch.einsum("nd,nd->n", encoder_weight.double(), decoder_weight.double())
+
+
+def _check_edit(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Each feature's edit lowers it, and so does the edit of all: with `s` the clamp values' sizes,
+
+        (sum_j s_j W_enc[:, j]) . (sum_j s_j W_dec[j]) > 0
+
+    which holds for every SAE whose decoder is its encoder's transpose, whatever `s`.
+    """
+    encoder, decoder = (tensors[f"{part}.weight"].double() for part in ("encoder", "decoder"))
+    check_lowers(encoder, decoder, source)
+    sizes = -tensors["decoder.clamp"].double()
+    if not bool(sizes.any()):
+        sizes = torch.ones_like(sizes)  # set to 0, as they are by action="clamp" without a dose
+    effect = float((sizes @ encoder) @ (sizes @ decoder))
+    if effect <= 0:
+        raise GuardrailError(
+            f"decoder.weight of {source}, taken together, has product {effect:.3g} with encoder.weight, which must be "
+            "above 0: to clamp its features at once would amplify them. Fit or download it again."
+        )
 
 
 def _check_rows(name: str, weight: Tensor, source: str) -> None:

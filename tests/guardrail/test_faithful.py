@@ -23,6 +23,7 @@ def random_sae(width):
     W_dec = torch.nn.functional.normalize(torch.randn(D_SAE, width, generator=generator), dim=1)
     b_enc, b_dec = 0.05 * torch.randn(D_SAE, generator=generator), 0.1 * torch.randn(width, generator=generator)
     threshold = 0.5 + 2.5 * torch.rand(D_SAE, generator=generator)
+    W_dec *= (W_enc.T * W_dec).sum(dim=1, keepdim=True).sign()  # as in a trained SAE, an edit lowers its feature
     return SparseAutoencoder(W_enc, b_enc, W_dec, b_dec, architecture="jumprelu", threshold=threshold, layer=LAYER)
 
 

@@ -51,6 +51,7 @@ def test_sliced_guard_is_the_whole_sae_clamped_with_its_error_kept(architecture,
         for shape in ((d_sae,), (d_sae, WIDTH), (WIDTH,))
     )
     threshold = None if kind == "standard" else torch.full((d_sae,), 0.4, dtype=torch.float64)
+    W_dec = W_dec * (W_enc.T * W_dec).sum(dim=1, keepdim=True).sign()  # an edit lowers its feature, as in a trained SAE
     sae = SparseAutoencoder(W_enc, b_enc, W_dec, b_dec, architecture=kind, threshold=threshold, layer=1)
     config = planted_config(num_features=0, feature_ids=ids, threshold=0.3, clamp_mode=clamp_mode, clamp_value=-7.0)
     model = attach_guardrail(base_model(architecture), config, sae=sae)

@@ -104,6 +104,13 @@ def scale(part, factor, row=slice(None)):
     return weights(change)
 
 
+def pushing_each_other_up(stored, by_part):
+    """Each edit lowers its own feature a little, and raises the other features much."""
+    encoder, decoder = stored[by_part["encoder.weight"]], stored[by_part["decoder.weight"]]
+    outward = torch.linalg.pinv(encoder).T  # [N, d_in]: its rows move one feature each
+    decoder.copy_((2 * torch.eye(len(encoder)) - 1) @ outward)
+
+
 def header(change):
     """Rewrite the JSON header of the safetensors file; the data stay."""
 
@@ -348,6 +355,9 @@ GUARDRAILS = {
     "amplifying clamp": (fill("decoder.clamp", 5.0), "amplify"),
     "amplifying clamp value": (config(clamp_value=500.0), "is positive"),
     "amplifying scale": (config(clamp_scale=-16.0), "is negative"),
+    "a decoder turned round": (scale("decoder.weight", -1.0), "would amplify it"),
+    "one decoder row turned round": (scale("decoder.weight", -1.0, row=1), "for feature 1, .* would amplify it"),
+    "decoder rows that push each other up": (weights(pushing_each_other_up), "at once would amplify them"),
     "NaN weights": (fill("encoder.weight", torch.nan), "not finite"),
     "one NaN": (fill("decoder.weight", torch.nan, row=(1, 3)), "not finite"),
     "infinite weights": (fill("decoder.weight", torch.inf), "not finite"),
