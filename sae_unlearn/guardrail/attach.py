@@ -15,6 +15,7 @@ from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.calibration import check_threshold
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.guardrail.forward_inputs import remove_hooks
 from sae_unlearn.guardrail.guarded_model import GuardedModel
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.model import MODEL_TAGS, SAEGuardrailModel, guard_layers, remove_call_hooks
@@ -179,7 +180,9 @@ def _take_back(
     """Undo a `_place` that did not come to its end."""
     for decoder_layer in find_decoder_layers(bare).layers:
         layer = getattr(decoder_layer, CHILD, None)
-        if layer is not None and name in layer.guard_config:
+        if layer is None:
+            remove_hooks(decoder_layer, SAEGuardrailLayer)  # of one that was never placed
+        elif name in layer.guard_config:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 layer.delete_adapter(name)

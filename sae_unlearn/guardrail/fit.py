@@ -16,8 +16,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.guardrail.attach import place_guardrail
 from sae_unlearn.guardrail.errors import as_guardrail_error
+from sae_unlearn.guardrail.fit_placing import place_fitted
 from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS, plan_fit
 from sae_unlearn.guardrail.fit_steps import Fit
 from sae_unlearn.sae import SparseAutoencoder
@@ -139,7 +139,4 @@ def fit_guardrail(
     fit.read("retain", retain)
     fit.choose()
     fit.calibrate()
-    guarded = place_guardrail(model, fit.artefact(), plan.name)
-    if fit.passes.checkpoint is not None:
-        fit.passes.checkpoint.remove()
-    return guarded
+    return place_fitted(model, {plan.name: fit.artefact()}, [fit.passes])

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.processes import summed
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.fit import fit_guardrail
 from sae_unlearn.guardrail.fit_checkpoint import FitCheckpoint, Stateful
 from sae_unlearn.guardrail.fit_passes import FitPasses, rows_of, settings_of
+from sae_unlearn.guardrail.fit_placing import place_fitted
 from sae_unlearn.guardrail.fit_plan import plan_fit
 from sae_unlearn.guardrail.fit_steps import Fit
 from sae_unlearn.guardrail.reading import read_batch
@@ -99,19 +99,7 @@ def fit_guardrails(
         with _named(name):
             fit.calibrate()
             artefacts[name] = fit.artefact()
-    guarded, placed = model, []
-    try:
-        for name, artefact in artefacts.items():
-            guarded = place_guardrail(guarded, artefact, name)
-            placed.append(name)
-    except BaseException:
-        for name in placed:
-            detach_guardrail(guarded, name)
-        raise
-    for passes in (shared, *(fit.passes for fit in fits.values())):
-        if passes.checkpoint is not None:
-            passes.checkpoint.remove()
-    return guarded
+    return place_fitted(model, artefacts, [shared, *(fit.passes for fit in fits.values())])
 
 
 class _TopicFit(Fit):

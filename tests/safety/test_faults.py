@@ -4,18 +4,16 @@ import errno
 import os
 import resource
 import shutil
-import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from moments import MOMENTS
 from safetensors.torch import load_file, save_file
 from zoo import base_model, random_sae
 
 from sae_unlearn import EntitySet, GuardrailError, UnlearnError, attach_guardrail, fit_guardrail, staging
-from sae_unlearn.alignment.trainer import ADAPTER_FILES
 from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 
 
@@ -51,51 +49,15 @@ def which(folder, root):
     raise AssertionError("a mixture")
 
 
-class Moments:
-    """A copy of a folder before every change that this thread makes to its file system, as a kill would leave it."""
-
-    CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime", "shutil.")
-
-    def __init__(self):
-        self.folder = self.thread = None
-        self.copies = []
-        sys.addaudithook(self.hook)  # cannot be taken off; quiet unless a folder is watched
-
-    def hook(self, event, args):
-        if self.thread != threading.get_ident():
-            return
-        if event.startswith(self.CHANGES) or (event == "open" and args[1] not in ("r", "rb", None)):
-            self.thread = None  # copying is no event
-            copied = self.into / str(len(self.copies))
-            if self.folder.exists():
-                shutil.copytree(self.folder, copied)
-                self.copies.append(copied)
-            self.thread = threading.get_ident()
-
-    def watch(self, folder, into):
-        self.folder, self.into, self.copies, self.thread = folder, into, [], threading.get_ident()
-
-
-MOMENTS = Moments()
-
-
-@pytest.fixture
-def moments():
-    yield MOMENTS
-    MOMENTS.thread = None
-
-
 @pytest.mark.parametrize("before", ["old", "none"])
-def test_a_kill_at_any_moment_of_saving_leaves_the_old_one_or_the_new_one(before, old_and_new, tmp_path, moments):
+def test_a_kill_at_any_moment_of_saving_leaves_the_old_one_or_the_new_one(before, old_and_new, tmp_path):
     models, root = old_and_new
-    folder, copies = tmp_path / "guard", tmp_path / "copies"
-    copies.mkdir()
+    folder = tmp_path / "guard"
     if before == "old":
         shutil.copytree(root / "old", folder)
-    moments.watch(folder, copies)
-    models["new"].save_pretrained(folder)
-    moments.thread = None
-    found = [which(copied, root) for copied in moments.copies] + [which(folder, root)]
+    with MOMENTS.watch(folder, tmp_path / "copies") as copies:
+        models["new"].save_pretrained(folder)
+    found = [which(left, root) for left in [*copies, folder]]
     assert len(found) > 5
     assert set(found) == {before, "new"}
     assert found == sorted(found, key=lambda name: name == "new")  # once it is the new one it stays so
@@ -220,43 +182,6 @@ def test_weights_that_are_replaced_while_they_are_read_are_those_that_were_check
     monkeypatch.setattr(os, "open", replaced)
     assert which(folder, root) == "old"
     assert not (tmp_path / "other").exists()
-
-
-def test_a_fit_that_is_killed_has_written_nothing_and_left_nothing_on_the_model(tmp_path, monkeypatch):
-    model = base_model("llama")
-    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for step in ("fit.place_guardrail", "fit_plan.fingerprint"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"sae_unlearn.guardrail.{step}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                fit_guardrail(model, None, random_sae(40), features=[3], threshold=0.2, clamp_value=-6.0)
-        assert list(model.state_dict()) == list(plain)
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_a_kill_while_an_alignment_adapter_is_saved_leaves_whole_files(tmp_path, moments):
-    """As `SAEAlignmentTrainer` saves: at every moment each file is the old one or the new one, from its first byte to
-    its last, and the config is the new one before the weights are."""
-    folder, copies = tmp_path / "adapter", tmp_path / "copies"
-    folder.mkdir()
-    copies.mkdir()
-    names = ("README.md", *ADAPTER_FILES)
-    for name in names:
-        (folder / name).write_text("old" * 1000)
-    moments.watch(folder, copies)
-    with staging.staged(folder, ADAPTER_FILES) as stage:
-        for name in names:
-            (stage / name).write_text("new" * 1000)
-    moments.thread = None
-    seen = []
-    for copied in [*moments.copies, folder]:
-        texts = [(copied / name).read_text() for name in names]
-        assert {text[:3] * 1000 for text in texts} == set(texts)
-        seen.append([text[:3] for text in texts])
-    assert seen[0] == ["old", "old", "old"]
-    assert seen[-1] == ["new", "new", "new"]
-    assert ["old", "old", "new"] not in seen
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
 def test_a_save_that_fails_half_way_leaves_the_old_files(tmp_path):
