@@ -6,7 +6,8 @@ its backbone (ids, mask, positions, and the length of the cache, which inside th
 updated). The backbone of a multimodal model is given embeddings and the attention kernel's mask; what counts then is
 what the model itself was given.
 
-The notes are kept in a context variable of transformers that is safe across threads and that `torch.compile` can trace.
+Every guardrail that is in force at a layer notes that it saw the pass. A pass that ends without that, because a layer
+was left out or was run past its hooks, raises.
 """
 
 import inspect
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.utils.output_capturing import CompileableContextVar
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
 from sae_unlearn.guardrail.history import find_cache, has_state, past_length
+from sae_unlearn.guardrail.pass_notes import CALL, INPUTS, NEXT, note, noted
 
 
 Hooks = TypeVar("Hooks")
@@ -28,6 +29,9 @@ class Guard(Protocol):
     """A guardrail's layer, as far as the hooks on its backbone know it."""
 
     def in_place(self, backbone_layer: nn.Module) -> bool: ...
+
+    @property
+    def in_force(self) -> bool: ...
 
 
 class ForwardInputs(NamedTuple):
@@ -42,6 +46,7 @@ class ForwardInputs(NamedTuple):
         recurrent: whether the cache has recurrent layers only, and they hold a state from before this pass.
         wanted: number of last positions whose logits are wanted; None if unknown or all.
         cache: the cache the model was called with, if any.
+        guarded: the layers at which guardrails have seen this pass so far; written by `seen_at`.
     """
 
     input_ids: Tensor | None
@@ -51,6 +56,7 @@ class ForwardInputs(NamedTuple):
     recurrent: bool
     wanted: int | None
     cache: Cache | None
+    guarded: list[int]
 
 
 class ModelCall(NamedTuple):
@@ -60,9 +66,6 @@ class ModelCall(NamedTuple):
     attention_mask: Any = None
     wanted: int | None = None
 
-
-_INPUTS = CompileableContextVar("sae_guardrail_forward_inputs")
-_CALL = CompileableContextVar("sae_guardrail_model_call")
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "cache_params", "state", "mems", "layer_past")
 
@@ -74,7 +77,7 @@ def current_inputs(batch: int, seq: int) -> ForwardInputs:
     Raises:
         GuardrailNotReady: the decoder layer was called outside of its model, where nothing is known of the tokens.
     """
-    inputs = _INPUTS.get()
+    inputs: ForwardInputs | None = noted(INPUTS)
     if inputs is None:
         raise GuardrailNotReady(
             "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see "
@@ -98,10 +101,10 @@ class ModelHooks:
         given = _by_name(self.names, args, kwargs)
         wanted = given.get("logits_to_keep")
         wanted = wanted if isinstance(wanted, int) and wanted > 0 else None
-        _CALL.set(ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted))
+        note(CALL, ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted))
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        _forget(_CALL)
+        note(CALL, None)
 
 
 class BackboneHooks:
@@ -124,9 +127,13 @@ class BackboneHooks:
         cache = find_cache(given.values())
         if cache is None:
             _refuse_foreign_cache(given)
-        call = _CALL.get() or ModelCall()  # the latter where the backbone is called by itself
+        call: ModelCall | None = noted(CALL)
+        if call is None:  # the backbone is called by itself
+            call = ModelCall()
+            note(NEXT, None)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        _INPUTS.set(
+        note(
+            INPUTS,
             ForwardInputs(
                 call.input_ids if ids is None else ids,
                 call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
@@ -135,11 +142,21 @@ class BackboneHooks:
                 has_state(cache),
                 call.wanted,
                 cache,
-            )
+                [],
+            ),
         )
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        _forget(_INPUTS)
+        inputs: ForwardInputs | None = noted(INPUTS)
+        note(INPUTS, None)
+        if output is None or inputs is None:  # an error is on its way
+            return
+        for index, guard in self.guards.items():
+            if guard.in_force and index not in inputs.guarded:
+                raise GuardrailNotReady(
+                    f"Layer {index} was not run in this pass, or was run past its hooks, so text would have passed "
+                    "unguarded. Call the layer and not its `forward`, and leave none out."
+                )
 
     def missing(self, backbone: nn.Module) -> list[int]:
         """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
@@ -242,11 +259,6 @@ def _is_2d(mask: Any) -> TypeGuard[Tensor]:
 def _by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of a function whose parameters are `names`."""
     return {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
-
-
-def _forget(variable: CompileableContextVar) -> None:
-    variable.set(None)
-    variable.reset(None)  # leaves the mode for compiled code, in which the next eager call would read a stale value
 
 
 def _refuse_packed(given: dict[str, Any]) -> None:

@@ -159,10 +159,33 @@ def past_length(cache: Cache | None) -> int | Tensor:
 
 def has_state(cache: Cache | None) -> bool:
     """Whether a cache of recurrent layers only, which do not know their length, holds earlier tokens."""
-    if cache is None or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+    if cache is None or not _is_recurrent(cache):
         return False
     linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
     return any(any(layer.has_previous_state.values()) for layer in linear)
+
+
+def forget_unseen(values: Any, layer: int, seeing: list[str]) -> None:
+    """Drop what the guardrails at `layer`, all but those called `seeing`, know of a request of which they do not see
+    this pass, if a cache among `values` does not know its length: by it they could not tell that they missed tokens."""
+    kept = {*seeing, *(tokens_of(name) for name in seeing)}
+
+    def stays(held: Any) -> bool:
+        return not isinstance(held, GateHistory) or held.owner[0] != layer or held.owner[1] in kept
+
+    for cache in values:
+        if isinstance(cache, Cache) and not isinstance(cache, EncoderDecoderCache) and _is_recurrent(cache):
+            cache.layers = [held for held in cache.layers if stays(held)]
+
+
+def tokens_of(name: str) -> str:
+    """What the history is called in which the guardrail `name` keeps the last tokens, where it refuses."""
+    return f"{name}: tokens"
+
+
+def _is_recurrent(cache: Cache) -> bool:
+    """Whether a cache has no layers but recurrent ones, and histories."""
+    return not any(isinstance(held, CacheLayerMixin) and not isinstance(held, GateHistory) for held in cache.layers)
 
 
 def history_of(
@@ -228,8 +251,13 @@ def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int
 
 
 def _unseen(owner: Owner, past: int | Tensor, seen: int | Tensor) -> str:
+    who = f"guardrail {owner[1]!r} (layer {owner[0]})"
+    counts = (
+        f"{int(past)} tokens, of which {who} has seen {int(seen)}"
+        if past != seen
+        else f"tokens that {who} has not seen"
+    )
     return (
-        f"The cache holds {int(past)} tokens, of which guardrail {owner[1]!r} (layer {owner[0]}) has seen {int(seen)}: "
-        "it was filled without it, or while it was disabled. Run the prompt again with the guardrail active and a new "
-        "cache."
+        f"The cache holds {counts}: it was filled without it, or while it was disabled. Run the prompt again with the "
+        "guardrail active and a new cache."
     )

@@ -38,7 +38,8 @@ from sae_unlearn.guardrail.firings import Recorder
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
 from sae_unlearn.guardrail.fused_step_use import serves
 from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
-from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, history_of, unseen
+from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, forget_unseen, history_of, unseen
+from sae_unlearn.guardrail.pass_notes import INPUTS, noted
 from sae_unlearn.guardrail.readiness import check_ready
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
 from sae_unlearn.sae import SAESlice
@@ -142,6 +143,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self._checked: dict[str, list[Any]] = {}
         self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
         self.tables = ConfigTables()
+        self.index = config.layer
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
         self.max_positions = max_positions(model) or 4096
@@ -174,11 +176,15 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
 
     def guard(self, decoder_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the decoder layer: the edited output, or None to leave it as it is."""
-        active = [name for name in self.active_adapters if name in self.sae_guardrail_encoder]
-        if self.disable_adapters or not active:
+        active = self._in_force()
+        if len(active) < len(self.guard_config):
+            noticed: ForwardInputs | None = noted(INPUTS)
+            forget_unseen((*args, *kwargs.values(), noticed and noticed.cache), self.index, active)
+        if not active:
             return None
         hidden = residual_of(decoder_layer, output)
         inputs = current_inputs(*hidden.shape[:2])
+        inputs.guarded.append(self.index)
         cache = find_cache((*args, *kwargs.values())) or inputs.cache
         edited = self._edited_step(active[0], hidden, inputs, cache) if len(active) == 1 else None
         if edited is None:
@@ -189,6 +195,17 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
                 return None
             edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    def _in_force(self) -> list[str]:
+        """The guardrails that act on what comes through."""
+        if self.disable_adapters:
+            return []
+        return [name for name in self.active_adapters if name in self.sae_guardrail_encoder]
+
+    @property
+    def in_force(self) -> bool:
+        """Whether a pass that does not come through `guard` has gone by a guardrail."""
+        return bool(self._in_force())
 
     def _edited_step(self, name: str, hidden: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Tensor | None:
         """The edited residual stream `[batch, 1, d_in]` of a decoding step by the fused kernels; None where they do not

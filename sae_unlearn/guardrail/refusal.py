@@ -22,16 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
-from transformers.utils.output_capturing import CompileableContextVar
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs
 from sae_unlearn.guardrail.gate import FIRED_AT, Decision
-from sae_unlearn.guardrail.history import GateHistory, StaticGateHistory, history_of
+from sae_unlearn.guardrail.history import GateHistory, StaticGateHistory, history_of, tokens_of
+from sae_unlearn.guardrail.pass_notes import NEXT, note, noted
 
 
-_NEXT = CompileableContextVar("sae_guardrail_next_tokens")
 _UNKNOWN = -1  # a token of which only the embedding is known, and padding
 
 
@@ -92,7 +91,7 @@ def note_refusal(
     n, seq = len(message) - 1, ids.shape[1]
     before = None
     if cache is not None:
-        history = history_of(cache, (config.layer, f"{name}: tokens"), inputs.past, inputs.recurrent, *known, seq)
+        history = history_of(cache, (config.layer, tokens_of(name)), inputs.past, inputs.recurrent, *known, seq)
         before = _last(history, n)
         history.append(ids[..., None].float())  # exact up to 2**24
     if before is None:
@@ -104,11 +103,11 @@ def note_refusal(
     fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
     choices = torch.stack([message[told], message[:1].expand_as(told)], dim=-1)
     choices = choices.masked_fill(~fired[..., None], _UNKNOWN)
-    earlier = _NEXT.get()
+    earlier = noted(NEXT)
     if earlier is not None:  # of a guardrail in an earlier layer: the first to refuse has the word
         earlier = earlier.to(choices.device)
         choices = torch.where(earlier >= 0, earlier, choices)
-    _NEXT.set(choices)
+    note(NEXT, choices)
 
 
 class RefusalHooks:
@@ -119,40 +118,34 @@ class RefusalHooks:
         model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _forget()  # of a call to the backbone alone, which has no logits
-        _NEXT.set(None)  # compiled code cannot read what was never set
+        note(NEXT, None)  # of a call to the backbone alone, which has no logits
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        noted = _NEXT.get()
-        _forget()
+        choices = noted(NEXT)
+        note(NEXT, None)
         wanted = kwargs.get("logits_to_keep")
-        return None if noted is None else refuse(output, noted, wanted if isinstance(wanted, int) else None)
+        return None if choices is None else refuse(output, choices, wanted if isinstance(wanted, int) else None)
 
 
-def refuse(output: Any, noted: Tensor, wanted: int | None) -> Any:
+def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:
     """Write what was noted into the logits of a call's output.
 
     Args:
-        noted: `[batch, seq, 2]`, the token that has to come after each, and the one if that is forbidden.
+        choices: `[batch, seq, 2]`, the token that has to come after each, and the one if that is forbidden.
         wanted: number of last positions whose logits were asked for; None or 0 if all were.
     """
     logits = getattr(output, "logits", None)
-    batch, seq = noted.shape[:2]
+    batch, seq = choices.shape[:2]
     if not isinstance(logits, Tensor) or logits.shape[:-1] not in ((batch, seq), (batch, wanted)):
         return output  # a tuple, no head, or a head that was shown picked positions: clamped, and not refused
-    count = min(wanted or 1, logits.shape[1], noted.shape[1])
-    noted = noted[:, -count:].to(logits.device)
+    count = min(wanted or 1, logits.shape[1], choices.shape[1])
+    choices = choices[:, -count:].to(logits.device)
     lowest = torch.finfo(logits.dtype).min
     told = torch.full_like(logits[:, -count:], lowest)
-    told = told.scatter(-1, noted[..., 1:].clamp(min=0), lowest / 2).scatter(-1, noted[..., :1].clamp(min=0), 0.0)
-    tail = torch.where(noted[..., :1] >= 0, told, logits[:, -count:])
+    told = told.scatter(-1, choices[..., 1:].clamp(min=0), lowest / 2).scatter(-1, choices[..., :1].clamp(min=0), 0.0)
+    tail = torch.where(choices[..., :1] >= 0, told, logits[:, -count:])
     output.logits = tail if count == logits.shape[1] else torch.cat([logits[:, :-count], tail], dim=1)
     return output
-
-
-def _forget() -> None:
-    _NEXT.set(None)
-    _NEXT.reset(None)  # see `forward_inputs`
 
 
 def _told(ids: Tensor, message: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from sae_unlearn.backbone.decoder_layers import find_decoder_layers
 from sae_unlearn.guardrail import forward_inputs
 from sae_unlearn.guardrail import layer as guard_module
 from sae_unlearn.guardrail.history import DynamicGateHistory
+from sae_unlearn.guardrail.pass_notes import CALL
 
 
 SCOPES = ("sequence", "prefix")
@@ -323,19 +324,11 @@ class drafts_judged_whole:
     """The naive implementation of the sequence scope: the tokens of a draft are judged together, as a prompt is."""
 
     def __enter__(self):
-        self.original = forward_inputs._CALL
-        forward_inputs._CALL = self
-
-    def get(self):
-        return None
-
-    def set(self, value):
-        pass
-
-    reset = set
+        self.original = forward_inputs.noted
+        forward_inputs.noted = lambda name: None if name == CALL else self.original(name)
 
     def __exit__(self, *_):
-        forward_inputs._CALL = self.original
+        forward_inputs.noted = self.original
 
 
 BOTH = {
