@@ -61,7 +61,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def synthetic_sae(d_in: int, d_sae: int, device: str, threshold: float = 0.0) -> SparseAutoencoder:
-    """Random weights: what a matrix product costs does not depend on what is in it."""
+    """Random weights, decoder and encoder tied: what a product costs does not depend on what is in it."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -69,9 +69,9 @@ def synthetic_sae(d_in: int, d_sae: int, device: str, threshold: float = 0.0) ->
 
     zeros = {"b_enc": torch.zeros(d_sae, device=device), "b_dec": torch.zeros(d_in, device=device)}
     thresholds = torch.full((d_sae,), threshold, device=device)
-    return SparseAutoencoder(
-        W_enc=draw(d_in, d_sae), W_dec=draw(d_sae, d_in), architecture="jumprelu", threshold=thresholds, **zeros
-    )
+    W_enc = draw(d_in, d_sae)
+    W_dec = W_enc.T.contiguous()  # in memory of its own, as a trained one has it
+    return SparseAutoencoder(W_enc=W_enc, W_dec=W_dec, architecture="jumprelu", threshold=thresholds, **zeros)
 
 
 def middle(model: nn.Module) -> int:
