@@ -28,7 +28,7 @@ HARNESS = ["lm-eval[hf]>=0.4.13", *EVAL]
 # What the tests compare with. dictionary-learning is one more, but asks for an nnsight of 2024 and for much that its
 # classes do not use, so it is installed with --no-deps; what it imports comes with these.
 ORACLES = ["eai-sparsify>=1.3.3", "nnsight>=0.8", "sae-lens>=6.54.12"]
-TEST = ["hypothesis>=6.100", "pytest>=8", *EVAL]
+TEST = ["hypothesis>=6.100", "pytest>=9", *EVAL]
 
 setup(
     name="sae-unlearn",
