@@ -6,6 +6,7 @@ import tracemalloc
 
 import pytest
 import torch
+from transformers import DynamicCache
 from zoo import base_model, guarded, padded, plant, planted_config, token_ids
 
 from sae_unlearn import record_firings
@@ -107,6 +108,37 @@ def test_memory_is_flat_over_thousands_of_calls():
     layer = guard_layers(model)[0]
     assert layer.recorders == []
     assert len(layer.tables.made) <= 1
+
+
+def live_tensors():
+    """How many tensors there are that anything refers to, and the bytes of their storages, each counted once."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+    return len(found), sum(storages.values())
+
+
+def test_tensors_are_not_kept_over_hundreds_of_texts():
+    """`generate` with caches of its own and with a caller's, whose tensors `tracemalloc` does not see."""
+    model = guarded("llama", threshold=0.5)
+    greedy = {"max_new_tokens": 3, "do_sample": False}
+
+    def texts(number):
+        for i in range(number):
+            batch = padded([token_ids(1, 1 + (i + j) % 7, seed=i)[0] for j in range(1 + i % 3)])
+            cache = {"past_key_values": DynamicCache(config=model.config)} if i % 2 else {}
+            model.generate(**batch, **greedy, **cache)
+            if i % 5 == 0:
+                with record_firings(model) as firings:
+                    model.generate(**batch, **greedy)
+                assert len(firings) == 1 + i % 3
+
+    texts(20)
+    tensors, size = live_tensors()
+    texts(200)
+    now, now_size = live_tensors()
+    assert now - tensors <= 5  # one a text would be 200
+    assert now_size - size < 10_000
 
 
 def test_attaching_and_detaching_over_and_over_leaves_nothing():
