@@ -19,6 +19,7 @@ from transformers import Cache
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
 from sae_unlearn.guardrail.history import find_cache, has_state, past_length
+from sae_unlearn.guardrail.kernel_mask import kept_by, why_not_one_text
 from sae_unlearn.guardrail.pass_notes import CALL, INPUTS, NEXT, note, noted
 
 
@@ -123,7 +124,6 @@ class BackboneHooks:
         if not torch.compiler.is_compiling():
             self._check_places(backbone)
         given = _by_name(self.names, args, kwargs)
-        _refuse_packed(given)
         cache = find_cache(given.values())
         if cache is None:
             _refuse_foreign_cache(given)
@@ -132,19 +132,18 @@ class BackboneHooks:
             call = ModelCall()
             note(NEXT, None)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        note(
-            INPUTS,
-            ForwardInputs(
-                call.input_ids if ids is None else ids,
-                call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
-                given.get("position_ids"),
-                past_length(cache),
-                has_state(cache),
-                call.wanted,
-                cache,
-                [],
-            ),
+        inputs = ForwardInputs(
+            call.input_ids if ids is None else ids,
+            call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
+            given.get("position_ids"),
+            past_length(cache),
+            has_state(cache),
+            call.wanted,
+            cache,
+            [],
         )
+        _refuse_packed(given, inputs)
+        note(INPUTS, inputs)
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs: ForwardInputs | None = noted(INPUTS)
@@ -204,7 +203,7 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
     Raises:
         GuardrailNotReady: the mask does not cover the tokens.
     """
-    mask, past = inputs.attention_mask, inputs.past
+    mask, past = _telling_mask(inputs), inputs.past
     if not _is_2d(mask):
         return None
     if isinstance(past, int):
@@ -220,36 +219,33 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
 
 
 def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:
-    """`[batch, seq]` bool: which tokens of this pass are not padding."""
+    """`[batch, seq]` bool: which tokens of this pass are not padding.
+
+    Raises:
+        GuardrailNotReady: a 2-D mask does not cover the tokens.
+        NotImplementedError: another mask does not tell, see `kernel_mask`.
+    """
     chunk = mask_of_pass(inputs, batch, seq)
     if chunk is not None:
         return chunk.to(device).bool()
-    visible = _visible_to_themselves(inputs, batch, seq)
-    if visible is not None:
-        return visible.to(device)
-    mask, positions = inputs.attention_mask, inputs.position_ids
-    if mask is not None and positions is not None and positions.ndim == 2 and seq > 1:
-        # a mask of another kind hides the padding, but left-padded rows show it in their positions: those of real
-        # tokens rise by one up to the last
-        ramp = positions[:, -1:] - torch.arange(seq - 1, -1, -1, device=positions.device)
-        return (positions == ramp).to(device).expand(batch, seq)
-    return torch.ones(batch, seq, dtype=torch.bool, device=device)
+    mask = _telling_mask(inputs)
+    if mask is None or (seq == 1 and not isinstance(mask, Tensor)):
+        return torch.ones(batch, seq, dtype=torch.bool, device=device)
+    return kept_by(mask, inputs.past, batch, seq).to(device)
 
 
-def _visible_to_themselves(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
-    """`[batch, seq]` bool by a 4-D mask `[batch or 1, heads or 1, seq, keys]`: padding is what not even it itself sees.
-    None without such a mask, or where its columns are not the cache's tokens in their order (sliding caches)."""
-    mask, past = inputs.attention_mask, inputs.past
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention")
-    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[2] != seq or mask.shape[0] not in (1, batch):
-        return None
-    if isinstance(past, int) and past + seq > mask.shape[3]:
-        return None
-    own = (torch.arange(seq, device=mask.device) + past).clamp(max=mask.shape[3] - 1)
-    found = mask[:, 0].gather(2, own[None, :, None].expand(mask.shape[0], seq, 1))[..., 0]
-    seen = found if found.dtype == torch.bool else (found > -1) if found.is_floating_point() else found != 0
-    return seen.expand(batch, seq)
+def _telling_mask(inputs: ForwardInputs) -> Any:
+    """The mask that tells what is padding: the one given, and of one for each kind of layer that of full attention.
+    Full attention without a mask sees everything."""
+    masks = inputs.attention_mask
+    if not isinstance(masks, dict):
+        return masks
+    if "full_attention" in masks:
+        return masks["full_attention"]
+    for mask in masks.values():
+        if mask is not None:
+            return mask
+    return None
 
 
 def _is_2d(mask: Any) -> TypeGuard[Tensor]:
@@ -261,22 +257,51 @@ def _by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
 
 
-def _refuse_packed(given: dict[str, Any]) -> None:
+def _refuse_packed(given: dict[str, Any], inputs: ForwardInputs) -> None:
+    """Refuse several texts in a row, of which the gate would make one. A pass of one token is not looked at, nor is
+    compiled code, and of a 2-D mask only the positions beside it are: to look waits for the device."""
     if given.get("cu_seq_lens_q") is not None:
         raise NotImplementedError(
             "A guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, padding-free "
             "training); use padded batches and `generate`."
         )
-    positions = given.get("position_ids")
-    if given.get("attention_mask") is not None or not isinstance(positions, Tensor) or positions.ndim != 2:
+    shape, mask = _shape_of(given), _telling_mask(inputs)
+    if shape is None or shape[1] == 1 or torch.compiler.is_compiling():
         return
-    if positions.shape[1] == 1:
-        return  # one token cannot restart, and to look would wait for the device at every step
-    if not torch.compiler.is_compiling() and bool((positions.diff(dim=1) <= 0).any()):
+    why = None if mask is None or _is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
+    positions = inputs.position_ids
+    if why is None and isinstance(positions, Tensor) and positions.ndim == 2:
+        why = _why_positions_are_packed(positions, inputs, *shape)
+    if why is not None:
         raise NotImplementedError(
-            "position_ids restart within a row and there is no attention mask: this looks like packed sequences, "
-            "which a guardrail cannot tell apart. Pass an attention mask, or one sequence per row."
+            f"This looks like packed sequences, which a guardrail cannot tell apart: {why}. Pass one text per row, "
+            "position_ids that rise, and a 2-D attention mask of 0 and 1."
         )
+
+
+def _why_positions_are_packed(positions: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> str | None:
+    """What in the positions `[batch or 1, seq]`, or in a 2-D mask beside them, is a sign of several texts in a row;
+    None without one. It waits for the device."""
+    if _telling_mask(inputs) is None:  # then transformers takes every gap for the start of another text
+        torn = bool((positions.diff(dim=1) != 1).any())
+        return "position_ids do not rise by one from token to token, and there is no attention mask" if torn else None
+    kept = kept_tokens(inputs, batch, seq, positions.device)
+    shown = positions.masked_fill(~kept, positions.amin())  # of padding they may be anything
+    fall = (kept & (shown < shown.cummax(dim=1).values)).any()
+    chunk = mask_of_pass(inputs, batch, seq)
+    numbered = torch.zeros_like(fall) if chunk is None else (chunk != chunk.bool()).any().to(fall.device)
+    if not bool(fall | numbered):
+        return None
+    return "the attention mask holds numbers other than 0 and 1" if bool(numbered) else "position_ids fall within a row"
+
+
+def _shape_of(given: dict[str, Any]) -> tuple[int, int] | None:
+    """Batch and tokens of a call of the backbone; None where it shows them in no way that is known."""
+    for name in ("input_ids", "inputs_embeds"):
+        tokens = given.get(name)
+        if isinstance(tokens, Tensor) and tokens.ndim >= 2:
+            return tokens.shape[0], tokens.shape[1]
+    return None
 
 
 def _refuse_foreign_cache(given: dict[str, Any]) -> None:

@@ -99,6 +99,21 @@ def test_a_decoding_step_waits_for_no_device(statistic, kind):
     assert added(waits, kind, **fields) == {}
 
 
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_decoding_step_reads_the_attention_kernels_mask_at_little_cost(kind, additive, monkeypatch):
+    def run(decoding, ids, length):
+        keys = 64 if kind == "static" else length
+        seen = (torch.arange(keys) <= torch.arange(length)[:, None])[None, None, -ids.shape[1] :]
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -1e9) if additive else seen
+        with torch.no_grad():
+            decoding.model(input_ids=ids, attention_mask=mask, past_key_values=decoding.cache, logits_to_keep=1)
+
+    monkeypatch.setattr(Decoding, "run", run)
+    assert sum(added(kernels, kind, threshold=0.4).values()) <= BOUNDS["ratio", kind] + additive
+    assert added(waits, kind, threshold=0.4) == {}
+
+
 def test_a_prompt_waits_for_no_device():
     found = []
     for model in (guarded("llama"), base_model("llama")):
