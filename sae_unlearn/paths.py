@@ -1,8 +1,20 @@
-"""Paths that come from elsewhere: they may not lead out of the folder that was named."""
+"""Paths that come from elsewhere: they are paths, and may not lead out of the folder that was named."""
 
+import os
 from pathlib import Path, PurePosixPath
 
 from sae_unlearn.errors import UnlearnError
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path` as a `Path`.
+
+    Raises:
+        UnlearnError: it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UnlearnError(f"path={path!r:.60} is a {type(path).__name__}; give the path of a file or folder.")
+    return Path(path)
 
 
 def clean_subfolder(subfolder: str | None) -> str:

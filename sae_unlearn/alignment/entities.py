@@ -12,6 +12,7 @@ from typing import Any, overload
 from sae_unlearn.alignment.entity import Entity, key_of, read_entity
 from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.backbone.json_lines import json_lines
+from sae_unlearn.paths import as_path
 from sae_unlearn.staging import write_whole
 
 
@@ -30,6 +31,10 @@ class EntitySet(Sequence[Entity]):
     """
 
     def __init__(self, entities: Iterable[Entity | Mapping[str, Any]] = (), entity_type: str | None = None) -> None:
+        if not isinstance(entities, Iterable):
+            raise AlignmentError(
+                f"entities={entities!r:.60} is a {type(entities).__name__}; pass a list of Entity or mappings."
+            )
         self._entities = tuple(
             item if isinstance(item, Entity) else read_entity(item, entity_type) for item in entities
         )
@@ -51,7 +56,7 @@ class EntitySet(Sequence[Entity]):
         Raises:
             AlignmentError: another suffix, or what the file's own reader raises.
         """
-        suffix = Path(path).suffix.lower()
+        suffix = as_path(path).suffix.lower()
         if suffix in (".json", ".jsonl"):
             return cls.from_json(path, entity_type)
         if suffix == ".csv":
@@ -65,7 +70,7 @@ class EntitySet(Sequence[Entity]):
         Raises:
             AlignmentError: not JSON in UTF-8, not a list, or items that are no entities.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
             items = json_lines(text) if path.suffix.lower() == ".jsonl" else json.loads(text)
@@ -85,7 +90,7 @@ class EntitySet(Sequence[Entity]):
             AlignmentError: a missing column, a row of more cells than the header has, or no CSV in UTF-8.
         """
         try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
+            with as_path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file))
         except (UnicodeDecodeError, csv.Error) as error:
             raise AlignmentError(f"{path} is no CSV that can be read ({error}); save it again in UTF-8.") from error
@@ -115,7 +120,7 @@ class EntitySet(Sequence[Entity]):
             AlignmentError: another suffix, which `read` would take for another format.
             UnlearnError: it cannot be written; what was there is as it was.
         """
-        path = Path(path)
+        path = as_path(path)
         if path.suffix.lower() != ".json":
             raise AlignmentError(f"{path} ends in {path.suffix!r}; entities are saved as .json.")
         write_whole(path, json.dumps([entity.to_dict() for entity in self], ensure_ascii=False, indent=1) + "\n")
@@ -163,22 +168,32 @@ class EntitySet(Sequence[Entity]):
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def of_type(self, entity_type: str) -> EntitySet:
-        """The entities of one type."""
+        """The entities of one type.
+
+        Raises:
+            AlignmentError: the type is no text.
+        """
+        if not isinstance(entity_type, str):
+            raise AlignmentError(f"entity_type={entity_type!r} is a {type(entity_type).__name__}; give a text.")
         return EntitySet(entity for entity in self if key_of(entity.entity_type) == key_of(entity_type))
 
     def without(self, other: EntitySet) -> EntitySet:
-        """The entities that share no name or alias, within their type, with any of `other`."""
-        taken = {key for entity in other for key in entity.keys}
+        """The entities that share no name or alias, within their type, with any of `other`.
+
+        Raises:
+            AlignmentError: `other` is no set of entities, nor what one is made of.
+        """
+        taken = {key for entity in EntitySet(other) for key in entity.keys}
         return EntitySet(entity for entity in self if not entity.keys & taken)
 
     def sample(self, n: int, seed: int = 0) -> EntitySet:
         """`n` entities at random, in their order here.
 
         Raises:
-            AlignmentError: fewer than `n` are there.
+            AlignmentError: fewer than `n` are there, or `n` is no whole number.
         """
-        if not 0 <= n <= len(self):
-            raise AlignmentError(f"Cannot sample {n} of {len(self)} entities.")
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self):
+            raise AlignmentError(f"Cannot sample {n!r} of {len(self)} entities; give a whole number up to that.")
         chosen = random.Random(seed).sample(range(len(self)), n)
         return EntitySet(self[i] for i in sorted(chosen))
 
@@ -189,9 +204,10 @@ class EntitySet(Sequence[Entity]):
         on `seed` and on the set, not on the set's order. Fractions that sum to less than 1 leave the rest out.
 
         Raises:
-            AlignmentError: fractions that are not positive or sum to more than 1.
+            AlignmentError: fractions that are not positive numbers or sum to more than 1.
         """
-        if not fractions or min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+        numbers = bool(fractions) and all(isinstance(part, (int, float)) and part > 0 for part in fractions)
+        if not numbers or sum(fractions) > 1 + 1e-9:
             raise AlignmentError(
                 f"Cannot split by fractions {fractions}; expected positive ones, summing to 1 at most."
             )

@@ -10,6 +10,7 @@ from sae_unlearn.alignment.answer_log import Asked
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.paths import as_path
 from sae_unlearn.staging import staged
 
 
@@ -45,20 +46,31 @@ class LabelledEntities:
 
         Args:
             label: from attribute -> matches of each of its questions to one of `LABELS`.
+
+        Raises:
+            AlignmentError: `candidates` is no set of entities, or nothing was asked about one of them.
         """
-        answers = tuple(answers)
+        candidates, answers = EntitySet(candidates), tuple(answers)
         matches: dict[tuple[str, str], dict[str, list[int]]] = {}
         for asked in answers:
             of_entity = matches.setdefault((asked.entity_type, asked.entity), {})
             of_entity.setdefault(asked.attribute, []).append(asked.matches)
         parts: dict[str, list[Entity]] = {name: [] for name in LABELS}
         for entity in candidates:
+            if (entity.entity_type, entity.entity) not in matches:
+                raise AlignmentError(f"No answer is about {entity.entity!r}; ask about it, or leave it out.")
             parts[label(matches[entity.entity_type, entity.entity])].append(entity)
         known, unknown, dropped = (EntitySet(parts[name]) for name in LABELS)
         return cls(known, unknown, dropped, answers, settings)
 
     def answers_about(self, entity: Entity) -> list[Asked]:
-        """What was asked about one entity."""
+        """What was asked about one entity.
+
+        Raises:
+            AlignmentError: it is no `Entity`, but for instance a name.
+        """
+        if not isinstance(entity, Entity):
+            raise AlignmentError(f"entity={entity!r:.60} is a {type(entity).__name__}; pass an Entity.")
         return [a for a in self.answers if (a.entity_type, a.entity) == (entity.entity_type, entity.entity)]
 
     def summary(self) -> dict[str, Any]:
@@ -90,8 +102,12 @@ class LabelledEntities:
 
     def save(self, folder: str | Path) -> None:
         """Write `known.json`, `unknown.json`, `dropped.json`, `answers.jsonl`, `settings.json` and, to be read by
-        people, `summary.json` into a folder."""
-        with staged(Path(folder)) as stage:
+        people, `summary.json` into a folder.
+
+        Raises:
+            UnlearnError: it cannot be written; what was there is as it was.
+        """
+        with staged(as_path(folder)) as stage:
             for name in LABELS:
                 getattr(self, name).save(stage / f"{name}.json")
             (stage / "answers.jsonl").write_text("".join(a.to_line() for a in self.answers), encoding="utf-8")
@@ -106,7 +122,7 @@ class LabelledEntities:
         Raises:
             AlignmentError: a file that is missing or malformed.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         try:
             known, unknown, dropped = (EntitySet.from_json(folder / f"{name}.json") for name in LABELS)
             lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")

@@ -182,7 +182,8 @@ class SAEAlignmentTrainer(Trainer):
         Args:
             eval_dataset: other entities of the same types.
         """
-        items = self._items(eval_dataset) if isinstance(eval_dataset, EntitySet) else eval_dataset
+        ready = eval_dataset is None or isinstance(eval_dataset, AlignmentItems)
+        items = eval_dataset if ready else self._items(eval_dataset)
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
     def portrait(self, entities: EntitySet | None = None) -> Portrait:
@@ -219,6 +220,7 @@ class SAEAlignmentTrainer(Trainer):
             commit_message, blocking, token: as for `Trainer.push_to_hub`.
             kwargs: `revision` and `private`, as for it, and `license`, as for `create_model_card`.
         """
+        _check_license(kwargs.get("license"))
         self._ask_for_licences(token)
         return super().push_to_hub(commit_message, blocking, token, **kwargs)
 
@@ -234,6 +236,7 @@ class SAEAlignmentTrainer(Trainer):
         unused = sorted(name for name, value in kwargs.items() if value)
         if unused:
             logger.warning("The card has no place for %s, which is left out.", ", ".join(unused))
+        _check_license(license)
         if license is not None:
             self._card = replace(self._card, license=license)
         if self.is_world_process_zero():
@@ -249,11 +252,14 @@ class SAEAlignmentTrainer(Trainer):
             reports: `evaluation=` and `audit=`, of `sae_unlearn.evaluation`.
 
         Raises:
-            AlignmentError: another name.
+            AlignmentError: another name, or what is no report.
         """
         unknown = sorted(set(reports) - set(REPORTS))
         if unknown:
             raise AlignmentError(f"The card has no place for {unknown}; give {' or '.join(REPORTS)}.")
+        for name, report in reports.items():
+            if not callable(getattr(report, "save", None)):
+                raise AlignmentError(f"{name} is a {type(report).__name__}; pass what sae_unlearn.evaluation returns.")
         self._card = replace(self._card, reports={**self._card.reports, **reports})
 
     def compute_loss(
@@ -342,7 +348,9 @@ class SAEAlignmentTrainer(Trainer):
             found = licences_on_the_hub(HfApi(token=token or self.args.hub_token), names)
             self._card = replace(self._card, licenses={**self._card.licenses, **found})
 
-    def _items(self, entities: EntitySet) -> AlignmentItems:
+    def _items(self, entities: Any) -> AlignmentItems:
+        if not isinstance(entities, EntitySet):
+            raise AlignmentError(f"{entities!r:.60} is a {type(entities).__name__}; pass an EntitySet to be judged.")
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)
 
     def _kl(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -367,3 +375,8 @@ class SAEAlignmentTrainer(Trainer):
                 found["variance_ratio"],
             )
         return found | (self._user_metrics(prediction) if self._user_metrics else {})
+
+
+def _check_license(license: Any) -> None:
+    if license is not None and not isinstance(license, str):
+        raise AlignmentError(f"license={license!r} is a {type(license).__name__}; give a name as on the Hub.")

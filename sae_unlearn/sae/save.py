@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.paths import as_path
 from sae_unlearn.staging import staged
 
 from .readers.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
@@ -23,7 +23,7 @@ def save_saelens(sae: SparseAutoencoder, save_directory: str | os.PathLike[str])
     """Writes `cfg.json` and `sae_weights.safetensors`; see `SparseAutoencoder.save_pretrained`."""
     from safetensors.torch import save_file  # late: keeps the import of this package light
 
-    folder = Path(save_directory)
+    folder = as_path(save_directory)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; pass a folder to write {CONFIG} and {WEIGHTS} into")
     config = saelens_config(sae)
