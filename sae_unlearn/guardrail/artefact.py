@@ -21,6 +21,7 @@ from sae_unlearn.foreign_json import read_foreign_json
 from sae_unlearn.guardrail.bundle_list import refuse_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.guardrail.facts import real
 from sae_unlearn.guardrail.layer import CHILD
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.guardrail.saving import staged_weights
@@ -33,7 +34,7 @@ from sae_unlearn.guardrail.seal import (
     config_digest,
 )
 from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
-from sae_unlearn.guardrail.values import check_tensors
+from sae_unlearn.guardrail.values import check_heard, check_tensors
 from sae_unlearn.regular_file import open_regular
 
 
@@ -126,6 +127,11 @@ def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
         )
     if config.evidence == "log_ratio" and config.feature_evidence is None:
         raise GuardrailError(f"{CONFIG_NAME} of {source} has no feature_evidence, which evidence='log_ratio' needs.")
+    if config.outlier_norm is not None and real((config.calibration or {}).get("residual_norm_median")) is None:
+        raise GuardrailError(
+            f"{CONFIG_NAME} of {source} has outlier_norm={config.outlier_norm}, and no residual_norm_median in its "
+            "calibration to compare it with; fit it again."
+        )
     revision = None
     if not is_local(source):
         revision = commit_of(config_path)
@@ -186,6 +192,7 @@ def _parse_tensors(data: bytes, source: Any, config: SAEGuardrailConfig) -> dict
         raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a sound safetensors file: {error}") from error
     tensors = {name: loaded[key] for name, key in keys.items()}
     check_tensors(tensors, str(source))
+    check_heard(config, tensors, str(source))
     return tensors
 
 

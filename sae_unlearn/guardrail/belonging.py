@@ -27,7 +27,8 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
                 f"The guardrail is for {origin} with {what} {expected}, but {type(model).__name__} has {found}; use it "
                 "on the model it was fitted on."
             )
-    _check_reach(config, model)
+    check_special(config, text_config(model).vocab_size)
+    check_longest(config, max_positions(model))
     if config.layer >= depth:
         raise GuardrailError(f"layer={config.layer}, but {type(model).__name__} has {depth} layers, 0 to {depth - 1}.")
     recorded = config.base_fingerprint
@@ -40,21 +41,29 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
     warnings.warn(message, stacklevel=3)
 
 
-def _check_reach(config: SAEGuardrailConfig, model: nn.Module) -> None:
-    """Raise if no text that the model can read would ever make the gate fire.
+def check_special(config: SAEGuardrailConfig, vocabulary: int) -> None:
+    """Raise if half of the vocabulary is declared special, which the gate does not look at.
 
     Raises:
-        GuardrailError: the longest text, hot throughout, stays below the threshold; or half of the vocabulary is
-            declared special, which the gate does not look at.
+        GuardrailError: naming how many tokens are.
     """
-    vocabulary = text_config(model).vocab_size
     special = [token for token in config.special_token_ids or [] if token < vocabulary]
     if 2 * len(special) >= vocabulary:
         raise GuardrailError(
             f"special_token_ids names {len(special)} of the model's {vocabulary} tokens, which the gate would not look "
             "at; name BOS, EOS, PAD and the like only."
         )
-    longest = max_positions(model)
+
+
+def check_longest(config: SAEGuardrailConfig, longest: int | None) -> None:
+    """Raise if the longest text that the model reads, hot throughout, stays below the threshold.
+
+    Args:
+        longest: its tokens; None if there is no bound.
+
+    Raises:
+        GuardrailError: naming the statistic and its highest value.
+    """
     if config.threshold is None or longest is None:
         return
     whole = config.hottest * longest / max(longest, config.min_tokens)

@@ -6,6 +6,8 @@ import struct
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.version import __version__
 
@@ -44,6 +46,7 @@ CHOICES = {
 def check_config(config: "SAEGuardrailConfig") -> None:
     """Raise GuardrailError unless every field holds what it may, and put lists of ids into one form."""
     check_version(config.format_version)
+    check_choices(config)
     _check_names(config)
     _check_evidence(config)
     check_numbers(config)
@@ -51,11 +54,15 @@ def check_config(config: "SAEGuardrailConfig") -> None:
     _check_strings(config)
 
 
-def _check_names(config: "SAEGuardrailConfig") -> None:
+def check_choices(config: "SAEGuardrailConfig") -> None:
+    """Raise unless every field of `CHOICES` is one of them."""
     for name, allowed in CHOICES.items():
         value = getattr(config, name)
         if value not in allowed:
             raise GuardrailError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
+
+
+def _check_names(config: "SAEGuardrailConfig") -> None:
     for name in ("sticky", "init_weights"):
         if not isinstance(getattr(config, name), bool):
             raise GuardrailError(f"{name}={getattr(config, name)!r} must be True or False.")
@@ -245,12 +252,15 @@ def _check_integer(name: str, value: Any, low: int, high: int) -> int:
 
 def check_real(name: str, value: Any) -> None:
     """Raise GuardrailError unless `value` is a number that float32 can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(as_float32(value)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(as_float32(value)) < math.inf:
         raise GuardrailError(f"{name}={value!r} must be a finite number.")
 
 
 def as_float32(value: float) -> float:
-    """`value` as the gate holds it; infinite where that cannot."""
+    """`value` as the gate holds it; infinite where that cannot. Code that is being compiled cannot round: there it is
+    `value` itself."""
+    if torch.compiler.is_compiling():
+        return value
     try:
         return struct.unpack("f", struct.pack("f", value))[0]
     except (OverflowError, struct.error):  # the latter for integers that no float holds

@@ -10,7 +10,7 @@ class GuardrailError(UnlearnError):
     """A guardrail that is malformed, does not belong to the model, or could not do its work there."""
 
 
-class GuardrailNotReady(RuntimeError):
+class GuardrailNotReady(UnlearnError, RuntimeError):
     """The model was called while a guardrail on it cannot work: its weights never arrived, or it cannot see what it
     needs. The call is stopped, since letting it pass would give unguarded text."""
 
@@ -20,7 +20,7 @@ def as_guardrail_error() -> Iterator[None]:
     """What the layers below refuse is raised as a `GuardrailError`; also a decorator."""
     try:
         yield
-    except GuardrailError:
+    except (GuardrailError, GuardrailNotReady):
         raise
     except UnlearnError as error:
         raise GuardrailError(str(error)) from error

@@ -146,7 +146,8 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.index = config.layer
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
-        self.max_positions = max_positions(model) or 4096
+        self.longest = max_positions(model)
+        self.max_positions = self.longest or 4096
         self._home = (decoder_layer,)  # in a tuple, so that it does not become a child of its own child
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
         decoder_layer.register_forward_hook(self.guard, with_kwargs=True, prepend=True)
@@ -318,14 +319,14 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
                 recorder.note(name, config, seen, cache)
 
     def check_ready(self, name: str) -> None:
-        """Raise unless the weights arrived and can be a guardrail's. Looks once per set of tensors, so it costs one
-        device synchronisation at the first call and none after it.
+        """Raise unless the config and the weights can be a guardrail's on this model; see `readiness`.
 
         Raises:
             GuardrailNotReady: naming what is missing.
         """
         encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
-        check_ready(name, self.guard_config[name], encoder, decoder, self._checked)
+        known = (self.vocabulary, self.longest)
+        check_ready(name, self.guard_config[name], encoder, decoder, self._checked, known)
 
     def in_place(self, backbone_layer: nn.Module) -> bool:
         """Whether a call of `backbone_layer`, the decoder layer or what wraps it, comes through `guard`."""

@@ -118,6 +118,23 @@ class SAEGuardrailModel(BaseTuner):
         found = own(state_dict)
         return own(model.state_dict()) if state_dict and len(found) < len(PARTS) else found
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: SAEGuardrailConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """As PEFT's, which comes here before it loads weights. Where its `load_adapter` finds the name taken, it loads
+        into what is there, and would mix two guardrails: the weights of one under the config of the other.
+
+        Raises:
+            GuardrailError: a guardrail of that name has its weights already.
+        """
+        if config.init_weights and any(_has_arrived(layer, adapter_name) for layer in guard_layers(model)):
+            raise GuardrailError(
+                f"There is a guardrail {adapter_name!r} on the model already, and PEFT would put other weights under "
+                "its config. Choose another name, or take it off first: `delete_adapter` or `detach_guardrail`."
+            )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Nothing: a guardrail's weights are frozen already, and other weights are not ours to freeze."""
 
@@ -129,6 +146,14 @@ class SAEGuardrailModel(BaseTuner):
             "A guardrail does not support continuous batching (`generate_batch`): requests share one row there. Use "
             "`generate` with a padded batch."
         )
+
+
+def _has_arrived(layer: SAEGuardrailLayer, name: str) -> bool:
+    """Whether guardrail `name` is at this layer, and something was put into its weights, which begin as NaN."""
+    if name not in layer.guard_config:
+        return False
+    weight = cast(Tensor, layer.sae_guardrail_encoder[name].weight)
+    return not (weight.is_meta or bool(weight.isnan().all()))
 
 
 def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:

@@ -25,6 +25,9 @@ def fetch_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -
     """
     hub = dict(hub)
     subfolder = clean_subfolder(hub.pop("subfolder", None))
+    revision = hub.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise GuardrailError(f"revision={revision!r} is a {type(revision).__name__}; give a branch, tag or commit.")
     if is_local(source):
         root = Path(source).expanduser()
         folder = root / subfolder

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
 
 
@@ -87,6 +88,33 @@ def _check_edit(tensors: Mapping[str, Tensor], source: str) -> None:
         raise GuardrailError(
             f"decoder.weight of {source}, taken together, has product {effect:.3g} with encoder.weight, which must be "
             "above 0: to clamp its features at once would amplify them. Fit or download it again."
+        )
+
+
+def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise if no token of a norm up to `outlier_norm` can be hot enough for the gate to fire: feature j says at most
+
+        |W_enc[:, j]| outlier_norm + b_enc[j]
+
+    to it. What norms the tokens really have is not known of the weights.
+
+    Raises:
+        GuardrailError: naming the limit.
+    """
+    if config.outlier_norm is None:
+        return
+    norms = torch.linalg.vector_norm(tensors["encoder.weight"].double(), dim=1)
+    highest = norms * config.outlier_norm + tensors["encoder.bias"].double()
+    active = (highest > tensors["encoder.threshold"].double()).tolist()
+    evidence = config.feature_evidence or [1.0] * len(active)
+    heard = [value for value, can in zip(evidence, active, strict=True) if can]
+    hottest = sum(heard) if config.evidence == "log_ratio" else max(heard, default=0.0)
+    needed = config.drift if config.statistic == "cusum" else config.tau
+    if not hottest > needed:
+        raise GuardrailError(
+            f"outlier_norm={config.outlier_norm} of {source} leaves out every token at which enough of its features "
+            f"could be active ({sum(active)} of {len(active)} can), so its gate would never fire. Raise it, or fit "
+            "again."
         )
 
 

@@ -108,7 +108,7 @@ def test_compiled_in_one_graph_it_says_the_same():
 
 
 def test_it_comes_back_from_a_folder(tmp_path):
-    model, limit = with_limit()
+    model, limit = with_limit(calibration={"residual_norm_median": 0.1})
     expected = [facts(model, input_ids=row[None]) for row in rows()]
     model.save_pretrained(tmp_path)
     again = attach_guardrail(model.unload(), tmp_path)

@@ -514,3 +514,19 @@ def test_a_config_is_not_changed_into_another_models(folders):
     before = (copied / "adapter_config.json").read_text()
     loaded(PeftModel.from_pretrained(base_model("llama"), copied))
     assert (copied / "adapter_config.json").read_text() == before
+
+
+def test_pefts_loader_puts_no_weights_under_the_config_of_another_guardrail(tmp_path):
+    """PEFT would keep the threshold and layer of the one that is there, and take the weights of the other."""
+    for layer in (1, 2):
+        guarded("llama", layer=layer, threshold=0.1).save_pretrained(tmp_path / str(layer))
+    model = guarded("llama", threshold=0.4)
+    expected = logits_of(model, token_ids(4, 10))
+    for layer in (1, 2):
+        with pytest.raises(GuardrailError, match="'default' on the model already"):
+            model.load_adapter(tmp_path / str(layer), "default")
+    assert torch.equal(logits_of(model, token_ids(4, 10)), expected)
+    model.load_adapter(tmp_path / "2", "other")
+    model.delete_adapter("default")
+    model.load_adapter(tmp_path / "1", "default")
+    assert model.peft_config["default"].threshold == 0.1

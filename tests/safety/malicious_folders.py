@@ -355,6 +355,11 @@ GUARDRAILS = {
     "amplifying clamp": (fill("decoder.clamp", 5.0), "amplify"),
     "amplifying clamp value": (config(clamp_value=500.0), "is positive"),
     "amplifying scale": (config(clamp_scale=-16.0), "is negative"),
+    "every token an outlier, said by nobody": (config(outlier_norm=1e-6, calibration=None), "no residual_norm_median"),
+    "every token an outlier, by a lying median": (
+        config(outlier_norm=1e-6, calibration={"residual_norm_median": 1e-9}),
+        r"outlier_norm=1e-06 of .* \(0 of 3 can\), so its gate would never fire",
+    ),
     "a decoder turned round": (scale("decoder.weight", -1.0), "would amplify it"),
     "one decoder row turned round": (scale("decoder.weight", -1.0, row=1), "for feature 1, .* would amplify it"),
     "decoder rows that push each other up": (weights(pushing_each_other_up), "at once would amplify them"),

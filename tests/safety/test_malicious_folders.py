@@ -198,6 +198,12 @@ def test_a_subfolder_does_not_lead_out(folder):
             attach_guardrail(base_model("llama"), folder, subfolder=subfolder)
 
 
+@pytest.mark.parametrize("revision", [5, True, ["main"]])
+def test_a_revision_is_text(revision):
+    with pytest.raises(GuardrailError, match="give a branch, tag or commit"):
+        attach_guardrail(base_model("llama"), "somebody/guard", revision=revision)
+
+
 def test_links_inside_of_the_hubs_cache_are_followed(folder, sound, tmp_path):
     repo = tmp_path / "models--me--guard"
     (repo / "blobs").mkdir(parents=True)

@@ -1,0 +1,100 @@
+"""What is changed on a guardrail that has been called already is looked at before the next call."""
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from zoo import EOS, VOCAB, base_model, guarded, logits_of, token_ids
+
+from sae_unlearn import GuardrailNotReady, UnlearnError, attach_guardrail, guardrail_status
+from sae_unlearn.guardrail.model import guard_layers
+
+
+IDS = token_ids(6, 12)
+NEVER = {
+    "threshold": 5.0,
+    "min_tokens": 10**6,
+    "window_weight": 0.0,
+    "outlier_norm": 1e-6,
+    "statistic": "x",
+    "clamp_mode": "x",
+    "action": "x",
+    "counting": "x",
+    "gate_scope": "x",
+    "sticky": "x",
+    "special_token_ids": list(range(VOCAB)),
+}
+WHILE_COMPILING = [name for name in NEVER if name not in ("outlier_norm", "sticky", "special_token_ids")]
+
+
+def assert_raises(model, match, run=None):
+    status = guardrail_status(model)
+    assert status.verdict == "raises", str(status)
+    with pytest.raises(GuardrailNotReady, match=match):
+        logits_of(model if run is None else run, IDS)
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_a_field_that_no_guardrail_has_stops_the_next_call(name):
+    model = guarded("llama")
+    logits_of(model, IDS)
+    setattr(model.peft_config["default"], name, NEVER[name])
+    assert_raises(model, name)
+
+
+@pytest.mark.parametrize("name", WHILE_COMPILING)
+def test_and_compiled_code(name):
+    torch._dynamo.reset()
+    model = guarded("llama")
+    compiled = torch.compile(model, backend="eager")
+    logits_of(compiled, IDS)
+    setattr(model.peft_config["default"], name, NEVER[name])
+    assert_raises(model, name, compiled)
+
+
+def test_a_list_that_grew_in_its_place_is_looked_at():
+    model = guarded("llama")
+    logits_of(model, IDS)
+    model.peft_config["default"].special_token_ids.extend(range(2, 60))
+    assert_raises(model, "special_token_ids names")
+
+
+def test_a_field_that_is_changed_to_a_sound_value_is_taken():
+    model = guarded("llama", threshold=0.4)
+    logits_of(model, IDS)
+    model.peft_config["default"].threshold = 0.45
+    found = logits_of(model, IDS)
+    torch.testing.assert_close(found, logits_of(guarded("llama", threshold=0.45), IDS))
+
+
+@pytest.mark.parametrize("name", ["threshold", "min_tokens", "special_token_ids"])
+def test_of_offloaded_weights_the_config_is_looked_at(name):
+    model = guarded("llama")
+    setattr(model.peft_config["default"], name, NEVER[name])
+    cpu_offload(model.get_base_model(), execution_device="cpu")
+    assert_raises(model, name)
+
+
+def spoilt(model):
+    with torch.inference_mode():
+        guard_layers(model)[0].sae_guardrail_encoder["default"].weight.zero_()
+    return model
+
+
+def test_weights_that_were_attached_in_inference_mode_cannot_be_changed_unseen(tmp_path):
+    guarded("llama").save_pretrained(tmp_path)
+    with torch.inference_mode():
+        model = attach_guardrail(base_model("llama"), tmp_path)
+        assert any(p.is_inference() for p in guard_layers(model)[0].sae_guardrail_encoder.parameters())
+        found = logits_of(model, IDS)
+    torch.testing.assert_close(found, logits_of(guarded("llama"), IDS))
+    assert_raises(spoilt(model), "zero for features")
+
+
+def test_a_message_beyond_the_vocabulary_is_told_beforehand():
+    model = guarded("llama", action="refuse", refusal_ids=[2**22, EOS])
+    assert_raises(model, "The refusal holds token 4194304")
+
+
+def test_what_stops_a_call_is_of_the_packages_errors():
+    assert issubclass(GuardrailNotReady, UnlearnError)
+    assert issubclass(GuardrailNotReady, RuntimeError)
