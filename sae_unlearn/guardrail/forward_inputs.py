@@ -142,7 +142,8 @@ class BackboneHooks:
             cache,
             [],
         )
-        _refuse_packed(given, inputs)
+        if any(guard.in_force for guard in self.guards.values()):
+            _refuse_packed(given, inputs)
         note(INPUTS, inputs)
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

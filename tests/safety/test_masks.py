@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
-from zoo import LayerTap, guarded, padded, token_ids
+from zoo import LayerTap, base_model, guarded, padded, token_ids
 
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail.forward_inputs import ForwardInputs, kept_tokens
@@ -205,6 +205,14 @@ def test_a_text_that_fires_alone_is_not_hidden_between_quiet_ones(packed, inputs
     with pytest.raises(NotImplementedError, match=f"packed sequences.*{match}"):
         records(model, row, **inputs)
     assert [fired for _, _, fired, *_ in records(model, loud)] == [True]
+
+
+def test_packed_texts_go_through_while_the_guardrail_is_off(packed):
+    model, row, _ = packed
+    inputs = {"input_ids": row, "position_ids": RESTARTING}
+    with model.disable_adapter(), torch.no_grad():
+        found = model(**inputs).logits
+    torch.testing.assert_close(found, base_model("llama")(**inputs).logits, atol=0, rtol=0)
 
 
 def test_numbers_in_a_2d_mask_without_positions_are_one_text_to_model_and_gate(packed):
