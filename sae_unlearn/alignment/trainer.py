@@ -258,7 +258,7 @@ class SAEAlignmentTrainer(Trainer):
         if unknown:
             raise AlignmentError(f"The card has no place for {unknown}; give {' or '.join(REPORTS)}.")
         for name, report in reports.items():
-            if not callable(getattr(report, "save", None)):
+            if not callable(getattr(report, "to_markdown", None)):
                 raise AlignmentError(f"{name} is a {type(report).__name__}; pass what sae_unlearn.evaluation returns.")
         self._card = replace(self._card, reports={**self._card.reports, **reports})
 

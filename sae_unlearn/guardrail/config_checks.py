@@ -43,13 +43,17 @@ CHOICES = {
 }
 
 
-def check_config(config: "SAEGuardrailConfig") -> None:
-    """Raise GuardrailError unless every field holds what it may, and put lists of ids into one form."""
+def check_config(config: "SAEGuardrailConfig", always: bool = False) -> None:
+    """Raise GuardrailError unless every field holds what it may, and put lists of ids into one form.
+
+    Args:
+        always: a threshold by which the gate fires on every text is taken, too.
+    """
     check_version(config.format_version)
     check_choices(config)
     _check_names(config)
     _check_evidence(config)
-    check_numbers(config)
+    check_numbers(config, always)
     _check_ids(config)
     _check_strings(config)
 
@@ -70,8 +74,8 @@ def _check_names(config: "SAEGuardrailConfig") -> None:
         raise GuardrailError(f"task_type={config.task_type!r}: a guardrail works on 'CAUSAL_LM' models only.")
 
 
-def check_numbers(config: "SAEGuardrailConfig") -> None:
-    """Raise unless every number is in its range."""
+def check_numbers(config: "SAEGuardrailConfig", always: bool = False) -> None:
+    """Raise unless every number is in its range; with `always`, a threshold may lie below its own."""
     at_least = {"layer": 0, "num_features": 0, "window": 1, "min_tokens": 1}
     for name, low in at_least.items():
         _check_integer(name, getattr(config, name), low, LARGEST_COUNT)
@@ -85,7 +89,7 @@ def check_numbers(config: "SAEGuardrailConfig") -> None:
     if config.threshold is not None:
         lowest, highest = config.threshold_bounds
         check_real("threshold", config.threshold)
-        if config.threshold < lowest or config.never_fires:
+        if (config.threshold < lowest and not always) or config.never_fires:
             raise GuardrailError(
                 f"threshold={config.threshold} is outside [{lowest}, {highest}), the range of statistic="
                 f"{config.statistic!r}: the gate would {'always' if config.threshold < lowest else 'never'} fire."

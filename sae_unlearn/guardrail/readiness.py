@@ -103,7 +103,7 @@ def _check_gate(name: str, config: SAEGuardrailConfig, known: tuple[int, int | N
         )
     try:
         check_choices(config)
-        check_numbers(config)
+        check_numbers(config, always=True)  # to guard every text is to guard
         check_longest(config, known[1])
     except GuardrailError as error:
         raise GuardrailNotReady(f"Guardrail {name!r} was changed: {error}") from error
@@ -112,7 +112,7 @@ def _check_gate(name: str, config: SAEGuardrailConfig, known: tuple[int, int | N
 def _check_config(name: str, config: SAEGuardrailConfig, known: tuple[int, int | None]) -> None:
     _check_gate(name, config, known)
     try:
-        check_config(config)
+        check_config(config, always=True)
         check_special(config, known[0])
     except GuardrailError as error:
         raise GuardrailNotReady(f"Guardrail {name!r} was changed: {error}") from error
