@@ -1,10 +1,10 @@
 """What a guardrail must know of the running forward pass and cannot see from inside a decoder layer.
 
 Decoder layers receive a 4-D mask, a block mask or none, depending on the attention kernel, and no token ids. Two pairs
-of hooks note what is needed on the way in: on the model (ids, mask, and how many positions' logits are wanted) and on
-its backbone (ids, mask, positions, and the length of the cache, which inside the loop over layers is already half
-updated). The backbone of a multimodal model is given embeddings and the attention kernel's mask; what counts then is
-what the model itself was given.
+of hooks note what is needed on the way in: on the model (ids, mask, and how many positions' logits are wanted; see
+`model_hooks`) and on its backbone (ids, mask, positions, and the length of the cache, which inside the loop over layers
+is already half updated). The backbone of a multimodal model is given embeddings and the attention kernel's mask; what
+counts then is what the model itself was given.
 
 Every guardrail that is in force at a layer notes that it saw the pass. A pass that ends without that, because a layer
 was left out or was run past its hooks, raises.
@@ -32,7 +32,7 @@ class Guard(Protocol):
     def in_place(self, backbone_layer: nn.Module) -> bool: ...
 
     @property
-    def in_force(self) -> bool: ...
+    def in_force(self) -> list[str]: ...
 
 
 class ForwardInputs(NamedTuple):
@@ -88,26 +88,6 @@ def current_inputs(batch: int, seq: int) -> ForwardInputs:
     return inputs if ids is None or ids.shape == (batch, seq) else inputs._replace(input_ids=None)
 
 
-class ModelHooks:
-    """Notes the token ids, the mask and `logits_to_keep` of a call to the model with its head."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.names = list(inspect.signature(model.forward).parameters)
-
-    def install(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(self.before, with_kwargs=True)
-        model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
-
-    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = _by_name(self.names, args, kwargs)
-        wanted = given.get("logits_to_keep")
-        wanted = wanted if isinstance(wanted, int) and wanted > 0 else None
-        note(CALL, ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted))
-
-    def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        note(CALL, None)
-
-
 class BackboneHooks:
     """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers."""
 
@@ -121,9 +101,7 @@ class BackboneHooks:
         backbone.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling():
-            self._check_places(backbone)
-        given = _by_name(self.names, args, kwargs)
+        given = by_name(self.names, args, kwargs)
         cache = find_cache(given.values())
         if cache is None:
             _refuse_foreign_cache(given)
@@ -142,8 +120,9 @@ class BackboneHooks:
             cache,
             [],
         )
-        if any(guard.in_force for guard in self.guards.values()):
-            _refuse_packed(given, inputs)
+        shape = _shape_of(given)
+        if (shape is None or shape[1] > 1) and any(guard.in_force for guard in self.guards.values()):
+            _refuse_packed(given, shape, inputs)
         note(INPUTS, inputs)
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -152,11 +131,8 @@ class BackboneHooks:
         if output is None or inputs is None:  # an error is on its way
             return
         for index, guard in self.guards.items():
-            if guard.in_force and index not in inputs.guarded:
-                raise GuardrailNotReady(
-                    f"Layer {index} was not run in this pass, or was run past its hooks, so text would have passed "
-                    "unguarded. Call the layer and not its `forward`, and leave none out."
-                )
+            if index not in inputs.guarded and guard.in_force:
+                raise GuardrailNotReady(self._why_not_seen(backbone, index))
 
     def missing(self, backbone: nn.Module) -> list[int]:
         """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
@@ -165,13 +141,16 @@ class BackboneHooks:
         run = min(len(layers), depth) if isinstance(depth, int) else len(layers)
         return [i for i, guard in self.guards.items() if i >= run or not guard.in_place(layers[i])]
 
-    def _check_places(self, backbone: nn.Module) -> None:
-        missing = self.missing(backbone)
-        if missing:
-            raise GuardrailNotReady(
-                f"Layer {missing[0]} was replaced, or its hooks were taken off, after a guardrail had been put on it: "
-                "text would pass unguarded. Attach the guardrail after such changes; `detach_guardrail` takes it off."
+    def _why_not_seen(self, backbone: nn.Module, index: int) -> str:
+        if not torch.compiler.is_compiling() and index in self.missing(backbone):
+            return (
+                f"Layer {index} was replaced, or its hooks were taken off, after a guardrail had been put on it: text "
+                "would have passed unguarded. Attach the guardrail after such changes; `detach_guardrail` takes it off."
             )
+        return (
+            f"Layer {index} was not run in this pass, or was run past its hooks, so text would have passed unguarded. "
+            "Call the layer and not its `forward`, and leave none out."
+        )
 
 
 def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
@@ -230,9 +209,14 @@ def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.devic
     if chunk is not None:
         return chunk.to(device).bool()
     mask = _telling_mask(inputs)
-    if mask is None or (seq == 1 and not isinstance(mask, Tensor)):
+    if mask is None or (seq == 1 and sees_all(inputs)):
         return torch.ones(batch, seq, dtype=torch.bool, device=device)
     return kept_by(mask, inputs.past, batch, seq).to(device)
+
+
+def sees_all(inputs: ForwardInputs) -> bool:
+    """Whether a single token is no padding for want of a mask that could say so, a tensor."""
+    return not isinstance(_telling_mask(inputs), Tensor)
 
 
 def _telling_mask(inputs: ForwardInputs) -> Any:
@@ -253,21 +237,21 @@ def _is_2d(mask: Any) -> TypeGuard[Tensor]:
     return isinstance(mask, Tensor) and mask.ndim == 2
 
 
-def _by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of a function whose parameters are `names`."""
     return {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
 
 
-def _refuse_packed(given: dict[str, Any], inputs: ForwardInputs) -> None:
-    """Refuse several texts in a row, of which the gate would make one. A pass of one token is not looked at, nor is
-    compiled code, and of a 2-D mask only the positions beside it are: to look waits for the device."""
+def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
+    """Refuse several texts in a row, of which the gate would make one. Compiled code is not looked at, and of a 2-D
+    mask only the positions beside it are: to look waits for the device."""
     if given.get("cu_seq_lens_q") is not None:
         raise NotImplementedError(
             "A guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, padding-free "
             "training); use padded batches and `generate`."
         )
-    shape, mask = _shape_of(given), _telling_mask(inputs)
-    if shape is None or shape[1] == 1 or torch.compiler.is_compiling():
+    mask = _telling_mask(inputs)
+    if shape is None or torch.compiler.is_compiling():
         return
     why = None if mask is None or _is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
     positions = inputs.position_ids

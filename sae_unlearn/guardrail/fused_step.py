@@ -14,10 +14,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, LOWEST, PEAK, STATE_SIZE, TOKENS, decide, usual_norm
+from sae_unlearn.guardrail.config_tables import ConfigTables
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, LOWEST, PEAK, STATE_SIZE, TOKENS
+from sae_unlearn.guardrail.history import DynamicGateHistory
+from sae_unlearn.guardrail.step_check import first_difference
 
 
 # Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.
@@ -165,26 +168,16 @@ def fused_step(
     encoder: Any,
     decoder: Any,
     config: SAEGuardrailConfig,
+    tables: ConfigTables,
     ids: Tensor | None,
-    content: Tensor | None,
     mask: Tensor | None,
-    previous: Tensor | None,
-    evidence: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One token of every row.
-
-    Args:
-        hidden: `[batch, 1, d_in]`, the residual stream.
-        encoder, decoder: the guardrail's, in float32.
-        config: of a guardrail with `statistic="ratio"`, `counting="content"` and `action="clamp"`.
-        ids, content: token ids `[batch, 1]`, and by token id whether it is content; None if all are.
-        mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
-        previous: `[batch, STATE_SIZE]`, the gate's state so far, in rows without gaps; None at a row's beginning.
-        evidence: `[N]`, what each active feature adds to its token; None if a hot token counts 1.
-
-    Returns:
-        The edited residual stream, as `hidden`, and the gate's state `[batch, 1, STATE_SIZE]`.
-    """
+    history: DynamicGateHistory,
+) -> Tensor:
+    """One token of every row; arguments and result as in `step_choice.Step`, all on one GPU."""
+    content = None
+    if config.special_token_ids and ids is not None:
+        content = tables.content(tuple(config.special_token_ids), hidden.device)
+    evidence, previous = tables.evidence(config, hidden.device), history.last()
     (batch, _, d_in), n = hidden.shape, encoder.bias.shape[0]
     pre = hidden.new_empty(batch, n, dtype=torch.float32)
     squares = None if config.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
@@ -237,7 +230,8 @@ def fused_step(
             **FIELDS,
             **EDIT_TILE,
         )
-    return edited, state
+    history.append(state)
+    return edited
 
 
 @cache
@@ -247,47 +241,9 @@ def works(device: torch.device, dtype: torch.dtype) -> bool:
     If not, it warns, and the guardrail goes on with the operators: the same guard, in more kernels.
     """
     try:
-        problem = _first_difference(device, dtype)
+        problem = first_difference(fused_step, device, dtype)
     except Exception as error:  # a compiler can fail in as many ways as there are machines
         problem = f"{type(error).__name__}: {error}"
     if problem:
         warnings.warn(f"The fused kernels do not work on {device}, so decoding takes more kernels there. {problem}")
     return problem is None
-
-
-def _first_difference(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with the kernels on two steps of a small random guardrail, against float64 on the CPU."""
-    generator, (batch, d_in, n) = torch.Generator().manual_seed(0), (8, 70, 21)
-    draw = {"weight": (n, d_in), "bias": (n,), "threshold": (n,), "clamp": (n,)}
-    guard = nn.ParameterDict({k: torch.randn(*shape, generator=generator) for k, shape in draw.items()})
-    guard["threshold"].data.abs_().mul_(8.0)
-    there = nn.ParameterDict({name: parameter.detach().clone() for name, parameter in guard.items()}).to(device)
-    config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1)
-    content = torch.tensor([True, False, True])
-    previous = before = None
-    for evidence, config.outlier_norm in ((torch.arange(1, n + 1) / 4, 20.0), (None, None)):
-        hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
-        hidden[::3] *= 5  # to norms of about 40
-        ids = torch.randint(0, 9, (batch, 1), generator=generator)
-        mask = torch.randint(0, 5, (batch, 1), generator=generator)
-        pre = hidden[:, 0].double() @ guard["weight"].double().T + guard["bias"]
-        counted = (mask != 0) & content[ids.clamp(max=2)]
-        active = (pre > guard["threshold"])[:, None]
-        said = active.any(-1).float() if evidence is None else (active * evidence).sum(-1)
-        usual = usual_norm(hidden, config)
-        hot = counted if usual is None else counted & usual
-        decision = decide(said * hot, counted, config, previous)
-        where = active & (decision.fire & hot)[..., None]
-        expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
-        given = (ids.to(device), content.to(device), mask.to(device))
-        weights = None if evidence is None else evidence.to(device)
-        edited, state = fused_step(
-            hidden.to(device), there, there, config, given[0], given[1], given[2], before, weights
-        )
-        if not torch.equal(state.cpu(), decision.state):
-            return f"Their gate's state is {state.cpu().tolist()}, not {decision.state.tolist()}."
-        error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()
-        if not error < 4 * torch.finfo(dtype).eps:
-            return f"Their edit is off by {float(error):.1e} of the largest value."
-        previous, before = decision.state[:, -1], state[:, -1]
-    return None

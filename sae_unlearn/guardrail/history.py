@@ -71,11 +71,47 @@ class GateHistory:
 
 
 class DynamicGateHistory(GateHistory, DynamicLayer):
-    """History that grows with the sequence."""
+    """History that grows with the sequence.
+
+    States that were worked out on the host stay there until somebody reads `keys`: a decoding step looks at the last
+    one only, and has it as it needs it.
+    """
 
     def __init__(self, owner: Owner) -> None:
+        self._later: list[list[list[float]]] = []  # by token and row, after those that are in `_keys`
         super().__init__()
         self.owner, self.readers = owner, []
+
+    @property
+    def keys(self) -> Tensor:
+        """`[batch, 1, tokens, STATE_SIZE]`; None before the first token, as in every layer of a cache."""
+        if self._later:
+            states, self._later = self._later, []
+            self.append(_as_tensor(states, self._keys.device).transpose(0, 1))
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Tensor) -> None:
+        self._keys, self._later = keys, []
+
+    def get_seq_length(self) -> int:
+        """Tokens that went by."""
+        stored = 0 if not self.is_initialized or self._keys.numel() == 0 else self._keys.shape[-2]
+        return stored + len(self._later)
+
+    def append_rows(self, rows: list[list[float]]) -> None:
+        """Add the states of a single token, one for each row."""
+        if self.is_initialized:
+            self._later.append(rows)
+        else:
+            self.append(_as_tensor(rows, torch.device("cpu"))[:, None])
+
+    def last_rows(self) -> list[list[float]] | None:
+        """`last` as numbers."""
+        if self._later:
+            return self._later[-1]
+        last = self.last()
+        return None if last is None else last.tolist()
 
     def reset(self) -> None:
         self.end()
@@ -86,6 +122,10 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
 
     def series(self) -> Series | None:
         return Series(self.keys[:, 0, :, HITS], self.keys[:, 0, :, TOKENS]) if self.get_seq_length() > 0 else None
+
+
+def _as_tensor(states: Any, device: torch.device) -> Tensor:
+    return torch.tensor(states, dtype=torch.float32, device=device)
 
 
 class StaticGateHistory(GateHistory, StaticLayer):

@@ -35,13 +35,20 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_checks import WINDOWED
 from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.firings import Recorder
-from sae_unlearn.guardrail.forward_inputs import ForwardInputs, current_inputs, kept_tokens, mask_of_pass, remove_hooks
-from sae_unlearn.guardrail.fused_step_use import serves
+from sae_unlearn.guardrail.forward_inputs import (
+    ForwardInputs,
+    current_inputs,
+    kept_tokens,
+    mask_of_pass,
+    remove_hooks,
+    sees_all,
+)
 from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
 from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, forget_unseen, history_of, unseen
 from sae_unlearn.guardrail.pass_notes import INPUTS, noted
-from sae_unlearn.guardrail.readiness import check_ready
+from sae_unlearn.guardrail.readiness import Looked, check_ready
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
+from sae_unlearn.guardrail.step_choice import step_for
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
 
@@ -140,7 +147,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self._checked: dict[str, list[Any]] = {}
+        self._looked: dict[str, Looked] = {}
         self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
         self.tables = ConfigTables()
         self.index = config.layer
@@ -177,7 +184,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
 
     def guard(self, decoder_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the decoder layer: the edited output, or None to leave it as it is."""
-        active = self._in_force()
+        active = self.in_force
         if len(active) < len(self.guard_config):
             noticed: ForwardInputs | None = noted(INPUTS)
             forget_unseen((*args, *kwargs.values(), noticed and noticed.cache), self.index, active)
@@ -186,8 +193,9 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         hidden = residual_of(decoder_layer, output)
         inputs = current_inputs(*hidden.shape[:2])
         inputs.guarded.append(self.index)
-        cache = find_cache((*args, *kwargs.values())) or inputs.cache
-        edited = self._edited_step(active[0], hidden, inputs, cache) if len(active) == 1 else None
+        cache = find_cache((*args, *kwargs.values())) if inputs.cache is None else inputs.cache
+        homes = [self.check_ready(name) for name in active]
+        edited = self._edited_step(active[0], hidden, homes[0], inputs, cache) if len(active) == 1 else None
         if edited is None:
             kept = kept_tokens(inputs, hidden.shape[0], hidden.shape[1], hidden.device)
             all_edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
@@ -197,39 +205,34 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-    def _in_force(self) -> list[str]:
-        """The guardrails that act on what comes through."""
-        if self.disable_adapters:
-            return []
-        return [name for name in self.active_adapters if name in self.sae_guardrail_encoder]
-
     @property
-    def in_force(self) -> bool:
-        """Whether a pass that does not come through `guard` has gone by a guardrail."""
-        return bool(self._in_force())
+    def in_force(self) -> list[str]:
+        """The guardrails that act on what comes through; a pass that does not come through `guard` has gone by them."""
+        if self._disable_adapters:
+            return []
+        names = self._active_adapter
+        return [name for name in ([names] if isinstance(names, str) else names) if name in self.guard_config]
 
-    def _edited_step(self, name: str, hidden: Tensor, inputs: ForwardInputs, cache: Cache | None) -> Tensor | None:
-        """The edited residual stream `[batch, 1, d_in]` of a decoding step by the fused kernels; None where they do not
-        serve, and the operators of `_edit` do."""
+    def _edited_step(
+        self, name: str, hidden: Tensor, home: torch.device | None, inputs: ForwardInputs, cache: Cache | None
+    ) -> Tensor | None:
+        """The edited residual stream `[batch, 1, d_in]` of a decoding step by what `step_choice` has for it; None where
+        it is left to the operators of `_edit`."""
         config = self.guard_config[name]
-        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
-        if cache is None or not serves(config, hidden, encoder, decoder):
+        step = None if cache is None else step_for(config, hidden, home)
+        if cache is None or step is None:
             return None
-        from sae_unlearn.guardrail.fused_step import fused_step, works  # late: needs Triton
-
-        self.check_ready(name)
-        history = self._history(name, inputs, cache, seq=1)
-        if not isinstance(history, DynamicGateHistory) or not works(hidden.device, hidden.dtype):
+        batch, seq = hidden.shape[:2]
+        history = self._history(name, inputs, cache, seq)
+        if not isinstance(history, DynamicGateHistory):
             return None
-        ids = content = None
-        if config.special_token_ids and inputs.input_ids is not None:
-            ids = inputs.input_ids.to(hidden.device)
-            content = self.tables.content(tuple(config.special_token_ids), hidden.device)
-        mask = mask_of_pass(inputs, hidden.shape[0], hidden.shape[1])
+        mask = mask_of_pass(inputs, batch, seq)
+        if mask is None and not sees_all(inputs):
+            return None
+        ids = None if inputs.input_ids is None else inputs.input_ids.to(hidden.device)
         mask = None if mask is None else mask.to(hidden.device)
-        evidence = self.tables.evidence(config, hidden.device)
-        edited, state = fused_step(hidden, encoder, decoder, config, ids, content, mask, history.last(), evidence)
-        history.append(state)
+        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
+        edited = step(hidden, encoder, decoder, config, self.tables, ids, mask, history)
         self._record(name, config, history, cache)
         return edited
 
@@ -238,7 +241,6 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
     ) -> Tensor | None:
         """What guardrail `name` adds to the residual stream `[batch, seq, d_in]`; None if it only records."""
         config = self.guard_config[name]
-        self.check_ready(name)
         history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
         activations = self.sae_guardrail_encoder[name](hidden)
         counted, eligible = self._content(name, kept, inputs)
@@ -318,21 +320,25 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             for recorder in Recorder.listening(self.recorders):
                 recorder.note(name, config, seen, cache)
 
-    def check_ready(self, name: str) -> None:
+    def check_ready(self, name: str) -> torch.device | None:
         """Raise unless the config and the weights can be a guardrail's on this model; see `readiness`.
+
+        Returns:
+            The device on which all weights lie as a kernel can read them, None without one.
 
         Raises:
             GuardrailNotReady: naming what is missing.
         """
         encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
         known = (self.vocabulary, self.longest)
-        check_ready(name, self.guard_config[name], encoder, decoder, self._checked, known)
+        return check_ready(name, self.guard_config[name], encoder, decoder, self._looked, known)
 
     def in_place(self, backbone_layer: nn.Module) -> bool:
         """Whether a call of `backbone_layer`, the decoder layer or what wraps it, comes through `guard`."""
         home = self._home[0]
-        hooked = any(getattr(hook, "__self__", None) is self for hook in home._forward_hooks.values())
-        return hooked and (backbone_layer is home or any(module is home for module in backbone_layer.modules()))
+        if backbone_layer is not home and all(module is not home for module in backbone_layer.modules()):
+            return False
+        return any(getattr(hook, "__self__", None) is self for hook in home._forward_hooks.values())
 
     # ------------------------------------------------------------------------------------------------ PEFT's interface
 

@@ -11,10 +11,10 @@ from sae_unlearn.guardrail.artefact import PARTS
 from sae_unlearn.guardrail.belonging import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.forward_inputs import BackboneHooks, ModelHooks, hooks_of, remove_hooks
+from sae_unlearn.guardrail.forward_inputs import BackboneHooks, hooks_of, remove_hooks
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, forget_compiled_code, remove_guard
+from sae_unlearn.guardrail.model_hooks import ModelHooks
 from sae_unlearn.guardrail.peft_type import METHOD
-from sae_unlearn.guardrail.refusal import RefusalHooks
 
 
 MODEL_TAGS = ["sae-guardrail", "unlearning"]
@@ -82,7 +82,6 @@ class SAEGuardrailModel(BaseTuner):
         place = find_decoder_layers(self.model)
         if hooks_of(self.model, ModelHooks) is None:
             ModelHooks(self.model).install(self.model)
-            RefusalHooks().install(self.model)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:
             hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2])
@@ -177,5 +176,4 @@ def remove_call_hooks(model: nn.Module) -> None:
             del hooks.guards[index]
     if not left:
         remove_hooks(model, ModelHooks)
-        remove_hooks(model, RefusalHooks)
         remove_hooks(backbone, BackboneHooks)

@@ -5,8 +5,7 @@ fields by their values (a list by being the same one, of the same length), the t
 """
 
 from collections.abc import Mapping
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,20 @@ from sae_unlearn.guardrail.refusal import check_message
 from sae_unlearn.guardrail.values import check_heard, check_tensors
 
 
-_LISTS = ("feature_evidence", "refusal_ids", "special_token_ids", "message_boundary_ids")
-_deciding = attrgetter(
-    *("threshold", "statistic", "evidence", "hottest", "outlier_norm", "gate_scope", "sticky", "window"),
-    *("window_weight", "drift", "min_tokens", "clamp_mode", "action", "counting", *_LISTS),
-)
-_lists = attrgetter(*_LISTS)
+class Looked(NamedTuple):
+    """What was looked at last, and found good.
+
+    Attributes:
+        fields: of the config, by name.
+        lengths: of its lists.
+        tensors: by what each is known again; None if they were not there to be looked at.
+        home: the device on which all tensors lie, each in one piece and in float32; None without one.
+    """
+
+    fields: dict[str, Any]
+    lengths: list[int]
+    tensors: list[tuple[int, int, int]] | None = None
+    home: torch.device | None = None
 
 
 def check_ready(
@@ -32,9 +39,9 @@ def check_ready(
     config: SAEGuardrailConfig,
     encoder: Any,
     decoder: Any,
-    checked: dict[str, list[Any]],
+    looked: dict[str, Looked],
     known: tuple[int, int | None],
-) -> None:
+) -> torch.device | None:
     """Raise unless the config can be a guardrail's on this model, and the weights arrived and can be one's. Weights
     are looked at once, which costs one device synchronisation at the first call and none after it.
 
@@ -45,44 +52,67 @@ def check_ready(
         name: of the guardrail.
         encoder, decoder: a `GuardrailEncoder` and a `GuardrailDecoder`. Weights that cannot tell whether they were
             changed, since they were made in inference mode, are replaced by copies that can.
-        checked: by name, what was looked at last: fields and tensors; written here.
+        looked: by name, what was looked at last; written here.
         known: of the model: the size of its vocabulary, and the length of the longest text, None without a bound.
+
+    Returns:
+        The device on which all weights lie, each in one piece, in float32 and frozen; None where there is no such, or
+        nobody looked.
 
     Raises:
         GuardrailNotReady: naming what is missing.
     """
     if torch.compiler.is_compiling():
         _check_gate(name, config, known)
-        return
-    fields, tensors = checked.get(name, (None, None))
-    if fields != _fields(config):
+        return None
+    last = looked.get(name)
+    if last is None or last.fields != vars(config) or last.lengths != _lengths(config):
         _check_config(name, config, known)
-        fields = _fields(config)
-        checked[name] = [fields, None]
-        tensors = None  # an outlier_norm goes with the weights
-    found = _places(encoder, decoder)
-    if found is None or found == tensors:
-        return
-    _check_weights(name, config, encoder, decoder)
-    checked[name] = [fields, found]
+        last = looked[name] = Looked(dict(vars(config)), _lengths(config))  # an outlier_norm goes with the weights
+    tensors = _places(encoder, decoder)
+    if tensors is None:
+        return None
+    if tensors != last.tensors:
+        _check_weights(name, config, encoder, decoder)
+        last = looked[name] = last._replace(tensors=tensors, home=_home(encoder, decoder))
+    return last.home
 
 
-def _fields(config: SAEGuardrailConfig) -> tuple[Any, ...]:
-    """What a call is decided by. Tuples compare what is the same object without looking into it."""
-    return (*_deciding(config), *[None if ids is None else len(ids) for ids in _lists(config)])
+def _lengths(config: SAEGuardrailConfig) -> list[int]:
+    """Of the lists, which may be changed in place. Dictionaries compare what is the same object without a look."""
+    lists = (config.feature_evidence, config.refusal_ids, config.special_token_ids, config.message_boundary_ids)
+    return [len(ids or ()) for ids in lists]
 
 
-def _places(encoder: Any, decoder: Any) -> list[Any] | None:
+def _places(encoder: Any, decoder: Any) -> list[tuple[int, int, int]] | None:
     """By what the tensors are known again; None if they are not there to be looked at."""
-    places: list[Any] = []
-    for module in (encoder, decoder):
-        for key, tensor in module._parameters.items():
-            if tensor.is_meta or (type(tensor) is not nn.Parameter and hasattr(tensor, "full_tensor")):
+    places: list[tuple[int, int, int]] = []
+    for parameters in (encoder._parameters, decoder._parameters):
+        for key, tensor in parameters.items():
+            if type(tensor) is not nn.Parameter and hasattr(tensor, "full_tensor"):
+                return None
+            place = tensor.data_ptr()
+            if place == 0 and tensor.is_meta:
                 return None
             if tensor.is_inference():
-                tensor = module._parameters[key] = _versioned(tensor)
-            places += (id(tensor), tensor.data_ptr(), tensor._version)
+                tensor = parameters[key] = _versioned(tensor)
+                place = tensor.data_ptr()
+            places.append((id(tensor), place, tensor._version))
     return places
+
+
+def _home(encoder: Any, decoder: Any) -> torch.device | None:
+    """The device of tensors that a kernel can read as they lie."""
+    tensors = (*encoder.parameters(), *decoder.parameters())
+    device: torch.device = tensors[0].device
+    plain = all(
+        tensor.device == device
+        and tensor.dtype == torch.float32
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+        for tensor in tensors
+    )
+    return device if plain else None
 
 
 def _versioned(tensor: Tensor) -> nn.Parameter:

@@ -20,7 +20,7 @@ end of the sequence (`min_new_tokens`), the message begins again.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedTokenizerBase
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -76,7 +76,7 @@ def note_refusal(
     cache: Cache | None,
     known: tuple[int, int],
 ) -> None:
-    """Note what the next token of each row has to be, for `refuse` to write it into the logits.
+    """Note what the next token of each row has to be, for `refuse` to write it into the logits (see `model_hooks`).
 
     Args:
         message: of the config, see `IdTables.message`.
@@ -108,23 +108,6 @@ def note_refusal(
         earlier = earlier.to(choices.device)
         choices = torch.where(earlier >= 0, earlier, choices)
     note(NEXT, choices)
-
-
-class RefusalHooks:
-    """Writes the messages of rows that are refused into what a call to the model with its head gives."""
-
-    def install(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(self.before, with_kwargs=True)
-        model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
-
-    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note(NEXT, None)  # of a call to the backbone alone, which has no logits
-
-    def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        choices = noted(NEXT)
-        note(NEXT, None)
-        wanted = kwargs.get("logits_to_keep")
-        return None if choices is None else refuse(output, choices, wanted if isinstance(wanted, int) else None)
 
 
 def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:

@@ -1,4 +1,4 @@
-"""The fixture that tests of fitting share; what it is made of is in `fitting`."""
+"""Fixtures that several files share; what `usual` is made of is in `fitting`."""
 
 import pytest
 
@@ -12,3 +12,11 @@ def usual():
     from fitting import fit
 
     return fit()
+
+
+@pytest.fixture
+def by_operators(monkeypatch):
+    """A function that leaves every step on the CPU to torch's operators from then on."""
+    from sae_unlearn.guardrail import step_choice
+
+    return lambda: monkeypatch.setattr(step_choice, "on_host", lambda hidden: False)

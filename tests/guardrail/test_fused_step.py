@@ -12,17 +12,17 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 pytest.importorskip("triton")
 
+from step_cases import FIELDS, LEFT_TO_OPERATORS, generated
 from test_speed import Decoding, kernels
-from zoo import guarded, padded, planted_config, token_ids
+from zoo import guarded, planted_config, token_ids
 
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail import fused_step as fused
-from sae_unlearn.guardrail import fused_step_use
-from sae_unlearn.guardrail.layer import GuardrailDecoder, GuardrailEncoder
+from sae_unlearn.guardrail import step_choice
+from sae_unlearn.guardrail.step_check import first_difference
 
 
 CPU = torch.device("cpu")
-GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
 @pytest.fixture
@@ -34,24 +34,17 @@ def steps(monkeypatch):
         calls.append(args)
         return step(*args)
 
-    monkeypatch.setattr(fused_step_use, "on_gpu", lambda hidden: True)
+    monkeypatch.setattr(step_choice, "on_host", lambda hidden: False)
+    monkeypatch.setattr(step_choice, "on_gpu", lambda hidden: True)
     monkeypatch.setattr(fused, "fused_step", counted)
     fused.works(CPU, torch.float32)
     calls.clear()
     return calls
 
 
-def generated(model, **how):
-    batch = padded([token_ids(1, n, seed=n)[0] for n in (4, 7, 12)])
-    batch["input_ids"][1, -2] = 96  # an EOS amid a prompt
-    with record_firings(model) as firings, torch.no_grad():
-        out = model.generate(**batch, **GREEDY | how, return_dict_in_generate=True, output_logits=True)
-    return out.sequences, torch.stack(out.logits), list(firings)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernels_give_what_the_operators_do(dtype):
-    assert fused._first_difference(CPU, dtype) is None
+    assert first_difference(fused.fused_step, CPU, dtype) is None
 
 
 @pytest.mark.parametrize("wrong", ["edit", "state", "error"])
@@ -59,34 +52,24 @@ def test_kernels_that_do_not_work_are_left_alone_with_a_warning(wrong, monkeypat
     step = fused.fused_step
 
     def broken(*args):
-        edited, state = step(*args)
+        edited = step(*args)
         if wrong == "error":
             raise RuntimeError("no compiler here")
-        return (edited + 0.01, state) if wrong == "edit" else (edited, state + 1)
+        if wrong == "state":
+            args[-1].keys = args[-1].keys + 1
+        return edited + 0.01 if wrong == "edit" else edited
 
     monkeypatch.setattr(fused, "fused_step", broken)
     with pytest.warns(UserWarning, match="fused kernels do not work on cpu"):
         assert not fused.works.__wrapped__(CPU, torch.float32)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"clamp_mode": "all", "gate_scope": "prefix"},
-        {"sticky": False, "threshold": 0.5},
-        {"special_token_ids": None, "threshold": 0.999},
-        {"num_features": 37},
-        {"evidence": "log_ratio", "feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 1.0},
-        {"outlier_norm": 20.0, "threshold": 0.1},
-    ],
-    ids=["default", "all", "not_sticky", "quiet", "features", "weighed", "outliers"],
-)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
 def test_generation_is_that_of_the_operators(fields, steps):
     model = guarded("llama", **{"min_tokens": 8, "threshold": 0.5} | fields)
     found = generated(model)
     assert len(steps) == 5
-    fused_step_use.on_gpu = lambda hidden: False  # put back by the fixture
+    step_choice.on_gpu = lambda hidden: False  # put back by the fixture
     expected = generated(model)
     assert len(steps) == 5
     assert torch.equal(found[0], expected[0])
@@ -104,7 +87,7 @@ def test_what_is_not_finite_fires_as_with_the_operators(value, steps):
         prepend=True,
     )
     for on in (True, False):
-        fused_step_use.on_gpu = lambda hidden, on=on: on  # put back by the fixture
+        step_choice.on_gpu = lambda hidden, on=on: on  # put back by the fixture
         decoding = Decoding(model)
         with record_firings(model) as firings:
             decoding.step()
@@ -119,7 +102,7 @@ def test_beams_are_those_of_the_operators(steps):
     model = guarded("llama", min_tokens=8, threshold=0.5, gate_scope="prefix")
     found = generated(model, num_beams=3, num_return_sequences=3)
     assert steps
-    fused_step_use.on_gpu = lambda hidden: False
+    step_choice.on_gpu = lambda hidden: False
     expected = generated(model, num_beams=3, num_return_sequences=3)
     assert torch.equal(found[0], expected[0])
     assert found[2] == expected[2]
@@ -148,30 +131,21 @@ def test_a_step_is_two_kernels_and_the_caches_append(steps, monkeypatch):
     assert {name: n for name, n in found.items() if n} == {"aten.cat": 1}
 
 
-@pytest.mark.parametrize(
-    ("fields", "prompt"),
-    [
-        ({"statistic": "window", "window": 8}, False),
-        ({"statistic": "cusum", "threshold": 1.5}, False),
-        ({"action": "record"}, False),
-        ({"counting": "columns"}, False),
-        ({}, True),
-    ],
-    ids=["window", "cusum", "record", "columns", "prompt"],
-)
-def test_what_the_kernels_do_not_compute_is_left_to_the_operators(fields, prompt, steps):
-    model = guarded("llama", **fields)
-    if prompt:
-        model(input_ids=token_ids(2, 6))
-    else:
-        generated(model)
+@pytest.mark.parametrize("fields", LEFT_TO_OPERATORS.values(), ids=LEFT_TO_OPERATORS)
+def test_what_the_kernels_do_not_compute_is_left_to_the_operators(fields, steps):
+    generated(guarded("llama", **fields))
     assert steps == []
 
 
-def test_training_and_lowered_weights_are_left_to_the_operators(steps):
+def test_prompts_are_left_to_the_operators(steps):
+    guarded("llama")(input_ids=token_ids(2, 6), use_cache=True)
+    assert steps == []
+
+
+def test_training_and_weights_elsewhere_are_left_to_the_operators(steps):
     hidden, config = torch.zeros(2, 1, 32), planted_config()
-    parts = GuardrailEncoder(32, 6), GuardrailDecoder(32, 6)
-    assert fused_step_use.serves(config, hidden, *parts)
-    assert not fused_step_use.serves(config, hidden.clone().requires_grad_(), *parts)
-    assert not fused_step_use.serves(config, hidden, parts[0], GuardrailDecoder(32, 6).double())
-    assert not fused_step_use.serves(config, hidden.expand(2, 2, 32), *parts)
+    assert step_choice.step_for(config, hidden, CPU) is fused.fused_step
+    assert step_choice.step_for(config, hidden.clone().requires_grad_(), CPU) is None
+    assert step_choice.step_for(config, hidden, None) is None
+    assert step_choice.step_for(config, hidden, torch.device("meta")) is None
+    assert step_choice.step_for(config, hidden.expand(2, 2, 32), CPU) is None

@@ -57,21 +57,24 @@ def added(count, kind: str, **fields):
 
 
 @pytest.mark.parametrize(("statistic", "kind"), BOUNDS)
-def test_a_decoding_step_takes_few_operators(statistic, kind):
+def test_a_decoding_step_takes_few_operators(statistic, kind, by_operators):
+    by_operators()
     fields = {"statistic": statistic, "threshold": THRESHOLDS[statistic], "window": 8}
     found = added(kernels, kind, **fields)
     assert 10 < sum(found.values()) <= BOUNDS[statistic, kind], found
 
 
 @pytest.mark.parametrize("statistic", ["ratio", "ratio_or_window"])
-def test_to_weigh_tokens_takes_a_few_more_and_waits_for_no_device(statistic):
+def test_to_weigh_tokens_takes_a_few_more_and_waits_for_no_device(statistic, by_operators):
+    by_operators()
     weights = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
     fields = {"statistic": statistic, "threshold": 0.4, "evidence": "log_ratio", "feature_evidence": weights}
     assert sum(added(kernels, "dynamic", **fields, window=8).values()) <= BOUNDS[statistic, "dynamic"] + WEIGHED
     assert added(waits, "dynamic", **fields, window=8) == {}
 
 
-def test_to_leave_out_outlying_tokens_takes_three_more_and_waits_for_no_device():
+def test_to_leave_out_outlying_tokens_takes_three_more_and_waits_for_no_device(by_operators):
+    by_operators()
     fields = {"threshold": 0.4, "outlier_norm": 20.0}
     assert sum(added(kernels, "dynamic", **fields).values()) <= BOUNDS["ratio", "dynamic"] + OUTLIERS
     assert added(waits, "dynamic", **fields) == {}
@@ -93,7 +96,8 @@ def test_a_disabled_guardrail_adds_no_operator():
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("statistic", THRESHOLDS)
-def test_a_decoding_step_waits_for_no_device(statistic, kind):
+def test_a_decoding_step_waits_for_no_device(statistic, kind, by_operators):
+    by_operators()
     fields = {"statistic": statistic, "threshold": THRESHOLDS[statistic], "window": 8}
     fields["special_token_ids"] = list(range(40))  # `torch.isin` waits where there are many
     assert added(waits, kind, **fields) == {}
@@ -145,7 +149,10 @@ def test_a_wait_would_be_seen():
     handle.remove()
 
 
-def test_the_operators_do_not_grow_with_what_was_read():
+@pytest.mark.parametrize("operators", [False, True])
+def test_the_operators_do_not_grow_with_what_was_read(operators, by_operators):
+    if operators:
+        by_operators()
     short, long = Decoding(guarded("llama"), prompt=4), Decoding(guarded("llama"), prompt=60)
     assert kernels(short.step) == kernels(long.step)
 

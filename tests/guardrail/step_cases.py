@@ -1,0 +1,34 @@
+"""What the steps for a decoded token are compared on with torch's operators, which they stand for."""
+
+import torch
+from zoo import padded, token_ids
+
+from sae_unlearn import record_firings
+
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+FIELDS = {
+    "default": {},
+    "all": {"clamp_mode": "all", "gate_scope": "prefix"},
+    "not_sticky": {"sticky": False, "threshold": 0.5},
+    "quiet": {"special_token_ids": None, "threshold": 0.999},
+    "features": {"num_features": 37},
+    "weighed": {"evidence": "log_ratio", "feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 1.0},
+    "outliers": {"outlier_norm": 20.0, "threshold": 0.1},
+}
+LEFT_TO_OPERATORS = {
+    "window": {"statistic": "window", "window": 8},
+    "cusum": {"statistic": "cusum", "threshold": 1.5},
+    "record": {"action": "record"},
+    "columns": {"counting": "columns"},
+    "messages": {"message_boundary_ids": [96]},
+}
+
+
+def generated(model, **how):
+    """Tokens, logits and records of a padded batch with an EOS amid a prompt."""
+    batch = padded([token_ids(1, n, seed=n)[0] for n in (4, 7, 12)])
+    batch["input_ids"][1, -2] = 96
+    with record_firings(model) as firings, torch.no_grad():
+        out = model.generate(**batch, **GREEDY | how, return_dict_in_generate=True, output_logits=True)
+    return out.sequences, torch.stack(out.logits), list(firings)
