@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from sae_unlearn.evaluation import Fact
+from sae_unlearn.evaluation.given import check_counts
 
 
 SIDES = ("forget", "retain")
@@ -29,7 +30,12 @@ class DemoTexts:
     prompts: dict[str, list[str]]
 
     def reduced(self, heldout: int, facts: int, prompts: int) -> "DemoTexts":
-        """The same with at most so many of each per side for the report, evenly drawn; the fit keeps all its text."""
+        """The same with at most so many of each per side for the report, evenly drawn; the fit keeps all its text.
+
+        Raises:
+            UnlearnError: a number below 1.
+        """
+        check_counts(heldout=heldout, facts=facts, prompts=prompts)
         return DemoTexts(
             self.forget,
             self.retain,

@@ -54,7 +54,10 @@ def load_demo_model(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel
 
     Raises:
         ImportError: The model is not in the cache yet and the packages of the extra `demo` are not installed.
+        TypeError: `dtype` is no floating one.
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype!r}; pass a floating torch.dtype, such as torch.float32.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = demo_model_folder()

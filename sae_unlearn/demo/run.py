@@ -14,6 +14,7 @@ from sae_unlearn.canvas import NO_MATPLOTLIB
 from sae_unlearn.demo.corpora import DemoTexts
 from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
+from sae_unlearn.evaluation.given import check_is
 from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
 from sae_unlearn.guardrail.card import CardDetails
 from sae_unlearn.guardrail.picture import PICTURE
@@ -105,7 +106,16 @@ def run_demo(
 
     Returns:
         The report, which is also printed and written to `output`.
+
+    Raises:
+        UnlearnError: something of another kind was given; nothing was written.
     """
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("sae", sae, SparseAutoencoder),
+        ("texts", texts, DemoTexts),
+    ):
+        check_is(value, kind, name)
     steps = steps or Steps(say)
     output = Path(output)
     adapter = output / ADAPTER_FOLDER

@@ -9,6 +9,7 @@ from typing import Any
 from sae_unlearn.evaluation.audit_row import AuditRow
 from sae_unlearn.evaluation.report import Report
 from sae_unlearn.evaluation.report_files import read_report, write_report
+from sae_unlearn.evaluation.stored import read_as
 
 
 NAME = "audit"
@@ -94,17 +95,18 @@ class AuditReport:
         """What `to_dict` gave.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is something else.
+            ValueError: it is something else, naming what is wrong.
         """
-        reports = {
-            name: None if stored[name] is None else Report.from_dict(stored[name])
-            for name in ("neighbours", "neighbours_base")
-        }
-        return cls(
-            title=str(stored["title"]),
-            rows=tuple(AuditRow.from_dict(row) for row in stored["rows"]),
-            budgets={str(name): str(text) for name, text in stored["budgets"].items()},
-            about=dict(stored["about"]),
-            notes=tuple(map(str, stored["notes"])),
-            **reports,
-        )
+        with read_as("audit"):
+            reports = {
+                name: None if stored[name] is None else Report.from_dict(stored[name])
+                for name in ("neighbours", "neighbours_base")
+            }
+            return cls(
+                title=str(stored["title"]),
+                rows=tuple(AuditRow.from_dict(row) for row in stored["rows"]),
+                budgets={str(name): str(text) for name, text in stored["budgets"].items()},
+                about=dict(stored["about"]),
+                notes=tuple(map(str, stored["notes"])),
+                **reports,
+            )

@@ -8,6 +8,7 @@ import torch
 
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure, figure_of_rows, plain_estimate
+from sae_unlearn.evaluation.stored import read_as
 
 
 RECALL = "alias_recall"
@@ -56,11 +57,12 @@ class AuditRow:
         """What `to_dict` gave.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            ValueError: it is something else, naming what is wrong.
         """
-        figures = {name: tuple(Figure.from_dict(one) for one in stored[name]) for name in ("audited", "base")}
-        change = None if stored["change"] is None else Estimate(**stored["change"])
-        return cls(**(dict(stored) | figures | {"change": change}))
+        with read_as("row of an audit"):
+            figures = {name: tuple(Figure.from_dict(one) for one in stored[name]) for name in ("audited", "base")}
+            change = None if stored["change"] is None else Estimate(**stored["change"])
+            return cls(**(dict(stored) | figures | {"change": change}))
 
 
 def any_of(metric: str, figures: Iterable[Figure]) -> Figure:

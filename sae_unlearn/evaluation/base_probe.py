@@ -27,7 +27,15 @@ class BaseProbe:
     pipeline: Pipeline
 
     def p_known(self, states: Tensor) -> Tensor:
-        """P(known), the mean over an entity's templates: `[entities, templates, d]` -> `[entities]` float64."""
+        """P(known), the mean over an entity's templates: `[entities, templates, d]` -> `[entities]` float64.
+
+        Raises:
+            UnlearnError: another shape.
+        """
+        check_tensors(3, states=states)
+        width = int(self.pipeline.n_features_in_)
+        if states.shape[2] != width:
+            raise UnlearnError(f"states has width {states.shape[2]}; the probe was fitted on states of {width}.")
         found = self.pipeline.predict_proba(states.flatten(0, 1).double().numpy())[:, 1]
         return torch.from_numpy(found).unflatten(0, states.shape[:2]).mean(dim=1)
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.evaluation.given import check_is
 from sae_unlearn.evaluation.intervals import bootstrap_interval
 from sae_unlearn.statistics import wilson_interval
 
@@ -33,6 +35,9 @@ class Estimate:
 
         Args:
             subjects: what each value is about; values about one subject are averaged and count as one.
+
+        Raises:
+            UnlearnError: no values, or not as many subjects.
         """
         values = torch.as_tensor(values, dtype=torch.float64)
         if subjects is not None:
@@ -48,7 +53,11 @@ class Estimate:
         Args:
             subjects: what each trial is about. Trials about one subject are not independent, so every subject counts as
                 one trial that succeeds by its share; that is the cautious end, as if they all agreed.
+
+        Raises:
+            UnlearnError: no trials, or not as many subjects.
         """
+        check_is(hits, Sequence, "hits")
         subjects = range(len(hits)) if subjects is None else subjects
         shares = [sum(found) / len(found) for found in _by_subject(map(bool, hits), subjects).values()]
         n, total = len(shares), min(sum(shares), float(len(shares)))  # rounding must not take it past n
@@ -65,6 +74,9 @@ class Estimate:
 
 def _by_subject(values: Iterable[Any], subjects: Iterable[Hashable]) -> dict[Hashable, list[Any]]:
     found: dict[Hashable, list[Any]] = {}
+    values, subjects = list(values), list(subjects)
+    if len(values) != len(subjects):
+        raise UnlearnError(f"{len(subjects)} subjects of {len(values)} values; name one for each.")
     for value, subject in zip(values, subjects, strict=True):
         found.setdefault(subject, []).append(value)
     return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
+from sae_unlearn.evaluation.stored import read_as
 from sae_unlearn.statistics import wilson_interval
 
 
@@ -96,7 +97,7 @@ class Figure:
         Raises:
             ValueError: a field that is missing, unknown or of the wrong kind.
         """
-        try:
+        with read_as("figure of a report"):
             numbers: dict[str, Any] = {name: _number(value) for name, value in stored["estimate"].items()}
             estimate = Estimate(**numbers)
             sequences = {
@@ -105,8 +106,6 @@ class Figure:
                 "groups": tuple(int(value) for value in stored["groups"]),
             }
             found = cls(**(stored | sequences | {"estimate": estimate}))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"This is no figure of a report: {type(error).__name__} {error}") from error
         if found.unit not in get_args(Unit):
             raise ValueError(f"A figure with unit {found.unit!r}; expected one of {', '.join(get_args(Unit))}.")
         return found

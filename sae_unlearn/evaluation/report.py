@@ -10,6 +10,7 @@ from sae_unlearn.console import printable
 from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.figure import Figure, Unit
 from sae_unlearn.evaluation.report_files import read_report, write_report
+from sae_unlearn.evaluation.stored import read_as
 
 
 NAME = "report"
@@ -87,11 +88,12 @@ class Report:
         """What `to_dict` gave.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            ValueError: it is something else, naming what is wrong.
         """
-        title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
-        figures = tuple(Figure.from_dict(one) for one in figures)
-        return cls(str(title), figures, dict(about), tuple(map(str, notes)))
+        with read_as("evaluation"):
+            title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
+            figures = tuple(Figure.from_dict(one) for one in figures)
+            return cls(str(title), figures, dict(about), tuple(map(str, notes)))
 
 
 def shown(value: float, unit: Unit, signed: bool = False) -> str:

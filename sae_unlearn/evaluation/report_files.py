@@ -49,7 +49,7 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
         source: its folder or its JSON file.
         name: of its files, as for `write_report`.
         what: what it is a report of, for errors.
-        parse: raises KeyError, TypeError, ValueError or AttributeError on values that are none of its own.
+        parse: raises ValueError on values that are none of its own.
 
     Raises:
         FileNotFoundError: there is none.
@@ -61,5 +61,5 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
         raise FileNotFoundError(f"There is no {name} at {source}; give a folder with {name}.json, or that file.")
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no report of {what}: {error}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.evaluation.estimate import Estimate
+from sae_unlearn.evaluation.given import check_is
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.staging import write_whole
@@ -73,8 +74,9 @@ class Sweep:
         """Raise unless it is a sweep of this guardrail.
 
         Raises:
-            GuardrailError: naming what differs.
+            UnlearnError: naming what differs.
         """
+        check_is(config, SAEGuardrailConfig, "config")
         mine = about(config)
         wrong = [name for name in mine if self.guardrail.get(name) != mine[name]]
         if wrong:

@@ -1,4 +1,5 @@
-"""Bad input to every public function of the evaluation: an error that names it, and never one from deep inside.
+"""Bad input to every public function of the evaluation and the demo, and to every method of their classes: an error
+that names it, and never one from deep inside.
 
 A row is a call and words of the message that it has to raise; `tests/safety/test_bad_input.py` is of the package.
 """
@@ -7,13 +8,24 @@ import inspect
 
 import pytest
 import torch
+from tiny_report import report
 from tiny_topic import tiny_tokenizer
 from zoo import base_model, guarded
 
-from sae_unlearn import Entity, SparseAutoencoder, UnlearnError, evaluation
+from sae_unlearn import Entity, SparseAutoencoder, UnlearnError, demo, evaluation
+from sae_unlearn.demo import DemoTexts, load_demo_model, load_demo_texts, run_demo
 from sae_unlearn.evaluation import (
+    AuditReport,
+    AuditRow,
+    BaseProbe,
     Choice,
+    Comparison,
+    Estimate,
     Fact,
+    Figure,
+    GuardrailPicture,
+    Report,
+    Sweep,
     answer_likelihoods,
     ask,
     audit,
@@ -73,6 +85,12 @@ def states(entities=4, width=32):
     return torch.randn(entities, 2, width, generator=torch.Generator().manual_seed(0))
 
 
+def probe():
+    return fit_base_probe(states(), -states())
+
+
+ROW = AuditRow("plain", "", 0.0, report("a").figures, ())
+AUDIT = AuditReport("an audit", (ROW,))
 FACTS, CHOICES = [Fact("w2", ("w3",))], [Choice("w2", ("w3", "w4"), 0)]
 ENTITIES = [Entity("w2", "thing", {"colour": "w3"})]
 NONE, SCORES = torch.zeros(0), torch.zeros(2, 3)
@@ -149,18 +167,71 @@ BAD = [
     (audit, lambda it: audit(*it.bare, None), "NoneType"),
     (audit, lambda it: audit(*it.bare, [3]), "int"),
     (audit, lambda it: audit(*it.bare, []), "empty"),
+    (AuditReport.find, lambda it: AUDIT.find("none"), "0 rows of 'none'"),
+    (AuditReport.save, lambda it: AUDIT.save(3), "not int"),
+    (AuditReport.load, lambda it: AuditReport.load("no/such"), "no/such"),
+    (AuditReport.load, lambda it: AuditReport.load(3), "not int"),
+    (AuditReport.from_dict, lambda it: AuditReport.from_dict({}), "no audit: .* 'neighbours'"),
+    (AuditReport.from_dict, lambda it: AuditReport.from_dict(3), "no audit"),
+    (AuditRow.from_dict, lambda it: AuditRow.from_dict({}), "no row of an audit: .* 'audited'"),
+    (BaseProbe.p_known, lambda it: probe().p_known([1.0]), "states is list"),
+    (BaseProbe.p_known, lambda it: probe().p_known(states(width=31)), "width 31"),
+    (Comparison.save, lambda it: Comparison("a", "b", ()).save(3), "not int"),
+    (Estimate.mean, lambda it: Estimate.mean(NONE), "at least one"),
+    (Estimate.mean, lambda it: Estimate.mean(torch.ones(2), subjects=["a"]), "1 subjects of 2 values"),
+    (Estimate.share, lambda it: Estimate.share([]), "n > 0"),
+    (Estimate.share, lambda it: Estimate.share(3), "hits is a int"),
+    (Estimate.share, lambda it: Estimate.share([True], subjects=[]), "0 subjects of 1 values"),
+    (Figure.from_dict, lambda it: Figure.from_dict({}), "no figure of a report: .* 'estimate'"),
+    (Figure.from_dict, lambda it: Figure.from_dict(3), "no figure of a report"),
+    (GuardrailPicture.save, lambda it: picture_guardrail(*it.both, ["w2"], progress=False).save(3), "not int"),
+    (Report.find, lambda it: report("a").find("none", "forget"), "0 figures of 'none'"),
+    (Report.save, lambda it: report("a").save(3), "not int"),
+    (Report.load, lambda it: Report.load("no/such"), "no/such"),
+    (Report.from_dict, lambda it: Report.from_dict({}), "no evaluation: .* 'title'"),
+    (Report.from_dict, lambda it: Report.from_dict({"title": 1, "about": 2, "notes": 3, "figures": 4}), "evaluation"),
+    (Sweep.save, lambda it: Sweep((), (), {}, {}).save(3), "not 'int'|not int"),
+    (Sweep.load, lambda it: Sweep.load("no/such"), "no/such"),
+    (Sweep.load, lambda it: Sweep.load(3), "3 is no sweep"),
+    (Sweep.check_is_of, lambda it: Sweep((), (), {}, {}).check_is_of("a config"), "config is a str"),
+    (load_demo_model, lambda it: load_demo_model(torch.int8), "dtype=torch.int8"),
+    (load_demo_model, lambda it: load_demo_model("float32"), "dtype='float32'"),
+    (DemoTexts.reduced, lambda it: load_demo_texts().reduced(0, 1, 1), "heldout=0"),
+    (run_demo, lambda it: run_demo("a model", it.tokenizer, it.sae, "x", load_demo_texts()), "model is a str"),
+    (run_demo, lambda it: run_demo(it.model, it.tokenizer, "an SAE", "x", load_demo_texts()), "sae is a str"),
+    (run_demo, lambda it: run_demo(it.model, it.tokenizer, it.sae, "x", ["w2"]), "texts is a list"),
 ]
+WITHOUT_A_ROW = {
+    "AuditRow.find": "None where there is no such figure",
+    "AuditRow.fires": "None where there is no such figure",
+    "load_demo_sae": "it is given nothing",
+    "load_demo_texts": "it is given nothing",
+}
 
 
 @pytest.mark.parametrize(
     ("call", "words"), [row[1:] for row in BAD], ids=[f"{i}-{r[0].__name__}" for i, r in enumerate(BAD)]
 )
 def test_bad_input_is_refused_by_name(call, words, it):
-    with pytest.raises((UnlearnError, ValueError, OSError), match=rf"(?i){words}"):
+    with pytest.raises((UnlearnError, ValueError, TypeError, KeyError, OSError), match=rf"(?i){words}"):
         call(it)
 
 
-def test_every_public_function_has_a_row():
-    tested = {row[0] for row in BAD}
-    functions = [getattr(evaluation, name) for name in evaluation.__all__]
-    assert [f.__name__ for f in functions if inspect.isfunction(f) and f not in tested] == []
+def public_calls():
+    """By name, every public function, and every method that is given something."""
+    for module in (evaluation, demo):
+        for name in module.__all__:
+            found = getattr(module, name)
+            if inspect.isfunction(found):
+                yield name, found
+            for method in vars(found) if inspect.isclass(found) and not issubclass(found, tuple) else ():
+                call = getattr(found, method)
+                given = inspect.signature(call).parameters.keys() - {"self"} if inspect.isroutine(call) else ()
+                if not method.startswith("_") and given:
+                    yield f"{name}.{method}", call
+
+
+def test_every_public_function_and_method_has_a_row():
+    tested, public = {row[0] for row in BAD}, dict(public_calls())
+    assert [name for name, call in public.items() if call not in tested and name not in WITHOUT_A_ROW] == []
+    assert set(WITHOUT_A_ROW) <= set(public)
