@@ -193,7 +193,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         hidden = residual_of(decoder_layer, output)
         inputs = current_inputs(*hidden.shape[:2])
         inputs.guarded.append(self.index)
-        cache = find_cache((*args, *kwargs.values())) if inputs.cache is None else inputs.cache
+        cache = find_cache((*args, *kwargs.values())) or inputs.cache
         homes = [self.check_ready(name) for name in active]
         edited = self._edited_step(active[0], hidden, homes[0], inputs, cache) if len(active) == 1 else None
         if edited is None:
