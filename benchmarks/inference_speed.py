@@ -9,8 +9,9 @@ guardrails fire where they are said to: what is timed does not depend on them. A
 cells (phase and batch) that are missing. `--table` prints the table of a file that is there.
 
 Arms: `none` no adapter; `off` guardrail attached and disabled; `idle` and `fires` a guardrail of 20 features on rows on
-which its gate is quiet, or fires; `fires N=200`; `fires x4` four guardrails at one layer; `sae 16k` the published
-procedure with an SAE of that width in a hook; `lora 16` a LoRA of rank 16 on every linear layer, not merged.
+which its gate is quiet, or fires, and edits what is timed; `fires N=200`; `fires x4` four guardrails at one layer;
+`sae 16k` the published procedure with an SAE of that width in a hook; `lora 16` a LoRA of rank 16 on every linear
+layer, not merged.
 
 Phases: `prefill` a prompt, `step` one decoded token, `compiled` one decoded token by code that `torch.compile` made of
 the whole model (`fullgraph=True`, a static cache), where kernels are those that it wrote.
@@ -34,6 +35,7 @@ from transformers import DynamicCache, StaticCache
 
 from sae_unlearn import record_firings
 from sae_unlearn.backbone.decoder_layers import text_config
+from sae_unlearn.guardrail.gate import HITS
 
 
 PROMPT = {1: 128, 8: 64, 32: 32}  # tokens of a prompt by batch, so that a prefill takes seconds on a CPU
@@ -117,12 +119,17 @@ def arms(model: nn.Module, widths: list[str]) -> dict[str, nn.Module]:
 
 
 def check_gates(made: dict[str, nn.Module], batch: int) -> None:
-    """A guardrail that is said to fire does so on every row, and one that is said to be quiet on none."""
+    """A guardrail that is said to fire does so on every row, and one that is said to be quiet on none. The tokens that
+    are timed are hot for both, so that where a row fires there is something to edit."""
     for name in [name for name in made if name.startswith(("idle", "fires"))]:
+        running = Decoding(made[name], batch)
         with record_firings(made[name]) as firings:
-            Decoding(made[name], batch).step()
+            running.step()
         if {firing.fired for firing in firings} != {name.startswith("fires")}:
             raise SystemExit(f"{name}: {list(firings)}")
+        hits = running.cache.layers[-1].keys[:, 0, :, HITS]
+        if not bool((hits[:, -1] > hits[:, -2]).all()):
+            raise SystemExit(f"{name}: the token that is timed is not hot.")
 
 
 def measure(made: dict[str, nn.Module], phase: str, batch: int, seconds: float, clock: str) -> dict[str, Any]:
@@ -242,7 +249,8 @@ def main() -> None:
     missing = [cell for cell in cells if f"{cell[0]}, batch {cell[1]}" not in results.cells]
     if missing and not args.table:
         made = arms(load(args.model, args.device, getattr(torch, args.dtype)), args.widths)
-        check_gates(made, 1)
+        for batch in args.batches:
+            check_gates(made, batch)
         for phase, batch in tqdm(missing, desc="cells"):
             results.add(f"{phase}, batch {batch}", measure(made, phase, batch, args.seconds, args.clock))
             args.output.with_suffix(".txt").write_text(table(results.data) + "\n", encoding="utf-8")

@@ -79,10 +79,10 @@ def middle(model: nn.Module) -> int:
 
 
 def guarded(model: nn.Module, num_features: int, fires: bool, guardrails: int = 1, **fields: Any) -> nn.Module:
-    """A twin with guardrails for which about half of random tokens are hot; they fire on every row, or on none."""
+    """A twin with guardrails, about half of whose features are active on any token; they fire on every row, or on
+    none."""
     d_in, layer, device = text_config(model).hidden_size, middle(model), str(next(model.parameters()).device)
     sae = synthetic_sae(d_in, num_features, device)
-    sae.threshold.fill_(_median_peak(model, layer, sae))
     bare = twin(model)
     for index in range(guardrails):
         config = SAEGuardrailConfig(
@@ -132,20 +132,6 @@ def with_whole_sae(model: nn.Module, sae: SparseAutoencoder, num_features: int) 
 def with_lora(model: nn.Module, rank: int = 16) -> nn.Module:
     """A twin with a LoRA on every linear layer, not merged."""
     return get_peft_model(twin(model), LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-
-
-def _median_peak(model: nn.Module, layer: int, sae: SparseAutoencoder) -> float:
-    peaks: list[Tensor] = []
-
-    def note(module: nn.Module, args: tuple, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        peaks.append(sae.pre_activations(hidden).amax(-1).flatten())
-
-    handle = find_decoder_layers(model).layers[layer].register_forward_hook(note)
-    with torch.no_grad():
-        model(input_ids=random_ids(model, 4, 32), use_cache=False, logits_to_keep=1)
-    handle.remove()
-    return float(torch.cat(peaks).median().clamp(min=0))
 
 
 def random_ids(model: nn.Module, batch: int, seq: int) -> Tensor:
