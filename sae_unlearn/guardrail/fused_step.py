@@ -64,7 +64,7 @@ def encode_kernel(
 
 @triton.jit
 def gate_kernel(
-    hidden,
+    onto,
     pre,
     squares,
     threshold,
@@ -103,7 +103,7 @@ def gate_kernel(
     TILE_N: tl.constexpr,
     TILE_D: tl.constexpr,
 ):
-    """The gate of a row, and a tile of its edited residual stream. Every program of a row comes to the same decision,
+    """The gate of a row, and a tile of `onto`, edited. Every program of a row comes to the same decision,
     and the first writes it down; a row that is not edited is copied, and its decoder rows are not read."""
     row, tile = tl.program_id(0), tl.program_id(1)
     counted = row >= 0
@@ -148,7 +148,7 @@ def gate_kernel(
         tl.store(state + row * STATE + FIRED_AT, fired_at)
 
     i = tile * TILE_D + tl.arange(0, TILE_D)
-    h = tl.load(hidden + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
+    h = tl.load(onto + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
     edit = tl.zeros([TILE_D], tl.float32)
     if (hit != 0.0) & (fired_at > 0.0):
         for start in range(0, n, TILE_N):
@@ -165,6 +165,7 @@ def gate_kernel(
 
 def fused_step(
     hidden: Tensor,
+    onto: Tensor,
     encoder: Any,
     decoder: Any,
     config: SAEGuardrailConfig,
@@ -182,7 +183,7 @@ def fused_step(
     pre = hidden.new_empty(batch, n, dtype=torch.float32)
     squares = None if config.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
     state = hidden.new_empty(batch, 1, STATE_SIZE, dtype=torch.float32)
-    edited = hidden.new_empty(batch, 1, d_in)
+    edited = onto.new_empty(batch, 1, d_in)
     with torch.cuda.device_of(hidden):
         encode_kernel[batch, triton.cdiv(n, ENCODE_TILE["TILE_N"])](
             hidden,
@@ -197,7 +198,7 @@ def fused_step(
             **ENCODE_TILE,
         )
         gate_kernel[batch, triton.cdiv(d_in, EDIT_TILE["TILE_D"])](
-            hidden,
+            onto,
             pre,
             squares,
             encoder.threshold,
@@ -210,7 +211,7 @@ def fused_step(
             evidence,
             state,
             edited,
-            hidden.stride(0),
+            onto.stride(0),
             0 if ids is None else ids.stride(0),
             0 if mask is None else mask.stride(0),
             0 if previous is None else previous.stride(0),

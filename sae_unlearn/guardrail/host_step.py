@@ -25,6 +25,7 @@ LARGEST = 1024
 
 def host_step(
     hidden: Tensor,
+    onto: Tensor,
     encoder: Any,
     decoder: Any,
     config: SAEGuardrailConfig,
@@ -34,23 +35,23 @@ def host_step(
     history: DynamicGateHistory,
 ) -> Tensor:
     """One token of every row; arguments and result as in `step_choice.Step`, all on the CPU."""
-    rows = hidden[:, 0].to(torch.float32)
+    batch = len(hidden)
     with without_autocast(hidden):
-        pre = torch.nn.functional.linear(rows, encoder.weight, encoder.bias)
+        pre = torch.nn.functional.linear(hidden[:, 0].to(torch.float32), encoder.weight, encoder.bias)
     usual = usual_norm(hidden, config)
     judge = _Judge(config, encoder.threshold, decoder.clamp)
-    states = history.last_rows() or [[0.0] * STATE_SIZE] * len(rows)
-    counted = _counted(len(rows), ids, config, mask)
-    norms = [True] * len(rows) if usual is None else usual[:, 0].tolist()
+    states = history.last_rows() or [[0.0] * STATE_SIZE] * batch
+    counted = _counted(batch, ids, config, mask)
+    norms = [True] * batch if usual is None else usual[:, 0].tolist()
     judged = [judge(*row) for row in zip(pre.tolist(), states, counted, norms, strict=True)]
     history.append_rows([state for state, _ in judged])
     if all(change is None for _, change in judged):
-        return hidden
+        return onto
     nothing = [0.0] * config.num_features
     changes = torch.tensor([change or nothing for _, change in judged], dtype=torch.float32, device=hidden.device)
     with without_autocast(hidden):
-        edited = torch.addmm(rows, changes, decoder.weight)
-    return edited[:, None].to(hidden.dtype)
+        edited = torch.addmm(onto[:, 0].to(torch.float32), changes, decoder.weight)
+    return edited[:, None].to(onto.dtype)
 
 
 def _counted(batch: int, ids: Tensor | None, config: SAEGuardrailConfig, mask: Tensor | None) -> list[bool]:

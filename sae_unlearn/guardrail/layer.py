@@ -48,7 +48,7 @@ from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_
 from sae_unlearn.guardrail.pass_notes import INPUTS, noted
 from sae_unlearn.guardrail.readiness import Looked, check_ready
 from sae_unlearn.guardrail.refusal import check_message, note_refusal
-from sae_unlearn.guardrail.step_choice import step_for
+from sae_unlearn.guardrail.step_choice import Step, step_for
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
 
@@ -195,7 +195,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         inputs.guarded.append(self.index)
         cache = find_cache((*args, *kwargs.values())) or inputs.cache
         homes = [self.check_ready(name) for name in active]
-        edited = self._edited_step(active[0], hidden, homes[0], inputs, cache) if len(active) == 1 else None
+        edited = None if cache is None else self._edited_step(active, hidden, homes, inputs, cache)
         if edited is None:
             kept = kept_tokens(inputs, hidden.shape[0], hidden.shape[1], hidden.device)
             all_edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
@@ -214,27 +214,30 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         return [name for name in ([names] if isinstance(names, str) else names) if name in self.guard_config]
 
     def _edited_step(
-        self, name: str, hidden: Tensor, home: torch.device | None, inputs: ForwardInputs, cache: Cache | None
+        self, names: list[str], hidden: Tensor, homes: list[torch.device | None], inputs: ForwardInputs, cache: Cache
     ) -> Tensor | None:
         """The edited residual stream `[batch, 1, d_in]` of a decoding step by what `step_choice` has for it; None where
         it is left to the operators of `_edit`."""
-        config = self.guard_config[name]
-        step = None if cache is None else step_for(config, hidden, home)
-        if cache is None or step is None:
-            return None
         batch, seq = hidden.shape[:2]
-        history = self._history(name, inputs, cache, seq)
-        if not isinstance(history, DynamicGateHistory):
-            return None
+        plan: list[tuple[str, Step, DynamicGateHistory]] = []
+        for name, home in zip(names, homes, strict=True):
+            step = step_for(self.guard_config[name], hidden, home)
+            history = None if step is None else self._history(name, inputs, cache, seq)
+            if step is None or not isinstance(history, DynamicGateHistory):
+                return None
+            plan.append((name, step, history))
         mask = mask_of_pass(inputs, batch, seq)
         if mask is None and not sees_all(inputs):
             return None
-        ids = None if inputs.input_ids is None else inputs.input_ids.to(hidden.device)
         mask = None if mask is None else mask.to(hidden.device)
-        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
-        edited = step(hidden, encoder, decoder, config, self.tables, ids, mask, history)
-        self._record(name, config, history, cache)
-        return edited
+        ids = None if inputs.input_ids is None else inputs.input_ids.to(hidden.device)
+        edited = hidden if len(names) == 1 else hidden.float()  # rounded once
+        for name, step, history in plan:
+            config = self.guard_config[name]
+            encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
+            edited = step(hidden, edited, encoder, decoder, config, self.tables, ids, mask, history)
+            self._record(name, config, history, cache)
+        return edited.to(hidden.dtype)
 
     def _edit(
         self, name: str, hidden: Tensor, kept: Tensor, inputs: ForwardInputs, cache: Cache | None

@@ -39,7 +39,8 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
         decision = decide(said * hot, counted, config, previous)
         where = active & (decision.fire & hot)[..., None]
         expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
-        edited = step(hidden.to(device), there, there, config, ConfigTables(), ids.to(device), mask.to(device), history)
+        moved, given = hidden.to(device), (ids.to(device), mask.to(device))
+        edited = step(moved, moved, there, there, config, ConfigTables(), *given, history)
         state, previous = history.last(), decision.state[:, -1]
         if state is None or not torch.equal(state.cpu(), previous):
             return f"The gate's state is {state}, not {previous.tolist()}."

@@ -20,6 +20,7 @@ class Step(Protocol):
     def __call__(
         self,
         hidden: Tensor,
+        onto: Tensor,
         encoder: Any,
         decoder: Any,
         config: SAEGuardrailConfig,
@@ -32,6 +33,7 @@ class Step(Protocol):
 
         Args:
             hidden: `[batch, 1, d_in]`, the residual stream.
+            onto: `[batch, 1, d_in]`, what the edit is added to: the same, or what another guardrail made of it.
             encoder, decoder: the guardrail's, in float32.
             config, tables: its config, and the lists of it as tensors.
             ids: token ids `[batch, 1]`; None if they are not known.
@@ -39,7 +41,7 @@ class Step(Protocol):
             history: the rows' states of the gate, to which the next are added.
 
         Returns:
-            The edited residual stream, as `hidden`.
+            `onto` and the edit, in its dtype.
         """
 
 

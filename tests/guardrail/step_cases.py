@@ -1,9 +1,9 @@
 """What the steps for a decoded token are compared on with torch's operators, which they stand for."""
 
 import torch
-from zoo import padded, token_ids
+from zoo import guarded, padded, plant, planted_config, token_ids
 
-from sae_unlearn import record_firings
+from sae_unlearn import record_firings, use_guardrails
 
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -32,3 +32,12 @@ def generated(model, **how):
     with record_firings(model) as firings, torch.no_grad():
         out = model.generate(**batch, **GREEDY | how, return_dict_in_generate=True, output_logits=True)
     return out.sequences, torch.stack(out.logits), list(firings)
+
+
+def two_guardrails():
+    """A model with two guardrails at one layer, of other features, which fire on other rows."""
+    model = guarded("llama", min_tokens=8, threshold=0.5)
+    model.add_adapter("second", planted_config(min_tokens=4, threshold=0.3, num_features=5, clamp_mode="all"))
+    plant(model, "second", seed=7)
+    use_guardrails(model, ["default", "second"])
+    return model

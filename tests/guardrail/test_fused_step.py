@@ -12,7 +12,7 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 pytest.importorskip("triton")
 
-from step_cases import FIELDS, LEFT_TO_OPERATORS, generated
+from step_cases import FIELDS, LEFT_TO_OPERATORS, generated, two_guardrails
 from test_speed import Decoding, kernels
 from zoo import guarded, planted_config, token_ids
 
@@ -37,7 +37,7 @@ def steps(monkeypatch):
     monkeypatch.setattr(step_choice, "on_host", lambda hidden: False)
     monkeypatch.setattr(step_choice, "on_gpu", lambda hidden: True)
     monkeypatch.setattr(fused, "fused_step", counted)
-    fused.works(CPU, torch.float32)
+    fused.works(CPU, torch.float32), fused.works(CPU, torch.bfloat16)
     calls.clear()
     return calls
 
@@ -76,6 +76,18 @@ def test_generation_is_that_of_the_operators(fields, steps):
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
     assert found[2] == expected[2]
     assert any(firing.fired for firing in found[2]) is (fields.get("threshold") != 0.999)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_guardrails_at_a_layer_add_their_edits_as_with_the_operators(dtype, steps):
+    model = two_guardrails().to(dtype)
+    found = generated(model)
+    assert len(steps) == 2 * 5
+    step_choice.on_gpu = lambda hidden: False  # put back by the fixture
+    expected = generated(model)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5)
+    assert found[2] == expected[2]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

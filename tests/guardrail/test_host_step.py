@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import FIELDS, LEFT_TO_OPERATORS, generated
+from step_cases import FIELDS, LEFT_TO_OPERATORS, generated, two_guardrails
 from test_speed import Decoding, added, kernels, waits
 from transformers import StaticCache
 from zoo import LayerTap, guarded, planted_config, token_ids
@@ -55,6 +55,26 @@ def test_generation_is_that_of_the_operators(fields, steps, by_operators):
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
     assert found[2] == expected[2]
     assert any(firing.fired for firing in found[2]) is (fields.get("threshold") != 0.999)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_guardrails_at_a_layer_add_their_edits_as_with_the_operators(dtype, steps, by_operators):
+    model = two_guardrails().to(dtype)
+    found = generated(model)
+    assert len(steps) == 2 * 5
+    by_operators()
+    expected = generated(model)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5)
+    assert found[2] == expected[2]
+    assert len({(firing.adapter, firing.fired) for firing in found[2]}) > 2
+
+
+def test_a_layer_of_which_one_guardrail_is_left_to_the_operators_is_left_to_them_whole(steps):
+    model = two_guardrails()
+    model.peft_config["second"].action = "record"
+    generated(model)
+    assert steps == []
 
 
 def test_beams_are_those_of_the_operators(steps, by_operators):
@@ -120,7 +140,7 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
     else:
         history.append(previous[:, None])
 
-    edited = host.host_step(hidden, encoder, decoder, config, ConfigTables(), ids, mask, history)
+    edited = host.host_step(hidden, hidden, encoder, decoder, config, ConfigTables(), ids, mask, history)
 
     counted = (mask != 0) & (ids != 1)
     pre = torch.nn.functional.linear(hidden, encoder.weight, encoder.bias)  # a product spreads what is not finite
