@@ -34,6 +34,23 @@ class SavedReport(Protocol):
         ...
 
 
+def adapter_metadata(base_model: str | None, license: str | None, tags: Iterable[str]) -> ModelCardData:
+    """The metadata of an adapter's card.
+
+    Args:
+        base_model: its Hub id; None where there is none to be named.
+        license: the adapter's own, as the Hub names licences.
+    """
+    return ModelCardData(
+        base_model=base_model,
+        base_model_relation="adapter" if base_model else None,
+        library_name="peft",
+        license=license,
+        tags=list(tags),
+        pipeline_tag="text-generation",
+    )
+
+
 def write_model_card(
     folder: str | os.PathLike[str], template: Path, data: ModelCardData, fields: Mapping[str, str]
 ) -> None:

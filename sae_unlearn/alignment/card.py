@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.picture import PICTURE
 from sae_unlearn.alignment.setting import AlignmentSetting
 from sae_unlearn.card_base import CardBase, licence_lines
-from sae_unlearn.model_card import SavedReport, picture_line, report_section, write_model_card
+from sae_unlearn.model_card import SavedReport, adapter_metadata, picture_line, report_section, write_model_card
 from sae_unlearn.sae_source import source_line
 
 
@@ -61,14 +59,7 @@ def write_card(
         metrics: of the last evaluation; may be empty.
     """
     hub_id = card.base.hub_id
-    data = ModelCardData(
-        base_model=hub_id,
-        base_model_relation="adapter" if hub_id else None,
-        library_name="peft",
-        license=card.license,
-        tags=TAGS,
-        pipeline_tag="text-generation",
-    )
+    data = adapter_metadata(hub_id, card.license, TAGS)
     parts = {name: report_section(card.reports.get(name), folder, name) for name in REPORTS}
     shown = {
         **fields,

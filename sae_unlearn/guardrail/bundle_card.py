@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
 from torch import nn
 
 from sae_unlearn.guardrail.card import CardDetails, base_of
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.model import MODEL_TAGS
-from sae_unlearn.model_card import report_section, write_model_card
+from sae_unlearn.model_card import adapter_metadata, report_section, write_model_card
 
 
 TEMPLATE = Path(__file__).parent / "bundle_card_template.md"
@@ -20,14 +19,8 @@ def write_bundle_card(
 ) -> None:
     """Write the card of a bundle from the template; the members' own cards lie in their folders."""
     base = base_of(next(iter(configs.values())), model)
-    data = ModelCardData(
-        base_model=base.hub_id,
-        base_model_relation="adapter" if base.hub_id else None,
-        library_name="peft",
-        license=details.license,
-        tags=sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"} | ({"lora"} if lora else set())),
-        pipeline_tag="text-generation",
-    )
+    tags = sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"} | ({"lora"} if lora else set()))
+    data = adapter_metadata(base.hub_id, details.license, tags)
     fields = {
         **base.fields(),
         "repo_id": details.repo_id or "this repository",

@@ -5,13 +5,12 @@ A model does not tell where its LoRA came from, so the card says what the config
 
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
 from peft import LoraConfig
 from torch import nn
 
 from sae_unlearn.card_base import licence_lines
 from sae_unlearn.guardrail.card import CardDetails, attached, base_of
-from sae_unlearn.model_card import as_plain_text, report_section, write_model_card
+from sae_unlearn.model_card import adapter_metadata, as_plain_text, report_section, write_model_card
 
 
 TEMPLATE = Path(__file__).parent / "bundle_lora_card_template.md"
@@ -20,14 +19,8 @@ TEMPLATE = Path(__file__).parent / "bundle_lora_card_template.md"
 def write_lora_card(folder: Path, config: LoraConfig, model: nn.Module, details: CardDetails) -> None:
     """Write the card of a bundle's LoRA from the template."""
     base = base_of(config, model)
-    data = ModelCardData(
-        base_model=base.hub_id,
-        base_model_relation="adapter" if base.hub_id else None,
-        library_name="peft",
-        license=details.license,
-        tags=["lora", "sae_unlearn"],
-        pipeline_tag="text-generation",
-    )
+    tags = ["lora", "sae_unlearn"]
+    data = adapter_metadata(base.hub_id, details.license, tags)
     modules = sorted(map(str, config.target_modules or []))
     fields = {
         **base.fields(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi
 from peft import PeftConfig
 from torch import nn
 
@@ -26,6 +26,7 @@ from sae_unlearn.guardrail.model import MODEL_TAGS
 from sae_unlearn.guardrail.picture import PICTURE, draw_calibration
 from sae_unlearn.model_card import (
     SavedReport,
+    adapter_metadata,
     as_plain_text,
     licences_on_the_hub,
     picture_line,
@@ -76,14 +77,8 @@ def write_card(
     """
     details = details or CardDetails()
     base = base_of(config, model)
-    data = ModelCardData(
-        base_model=base.hub_id,
-        base_model_relation="adapter" if base.hub_id else None,
-        library_name="peft",
-        license=details.license,
-        tags=sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"}),
-        pipeline_tag="text-generation",
-    )
+    tags = sorted({*MODEL_TAGS, "sae_unlearn", "sparse-autoencoder"})
+    data = adapter_metadata(base.hub_id, details.license, tags)
     _draw(config, Path(folder) / PICTURE)
     write_model_card(folder, TEMPLATE, data, _fields(config, base, Path(folder), details))
 
