@@ -18,12 +18,17 @@ _ABANDONED = 3600.0  # seconds after which the folder of a save that never ended
 
 
 @contextmanager
-def staged(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
+def staged(folder: Path, first: Sequence[str] = (), key: str | None = None) -> Iterator[Path]:
     """A folder `.saving-...` in `folder`, to write into. After the block its files replace those of `folder`, one
     by one, each as a whole: those called as in `first` in that order, then the others.
 
     If the block fails, `folder` is left as it was. If the replacing is cut short, what was not moved yet stays in the
     stage.
+
+    Args:
+        key: a file without which nobody reads the others. Where the new one is another, the old one is taken away
+            before any file is replaced, and the new one comes last, so that at no moment it stands beside files that
+            it is not about.
 
     Raises:
         UnlearnError: the disk is full, or `folder` cannot be written.
@@ -40,7 +45,7 @@ def staged(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
                 "another folder."
             ) from error
         raise
-    _move(stage, folder, list(first))
+    _move(stage, folder, list(first), key)
     shutil.rmtree(stage, ignore_errors=True)
     for left in folder.glob(f"{STAGE}*"):
         if time.time() - left.stat().st_mtime > _ABANDONED:
@@ -57,11 +62,30 @@ def write_whole(path: Path, text: str) -> None:
         (stage / path.name).write_text(text, encoding="utf-8")
 
 
-def _move(stage: Path, folder: Path, first: list[str]) -> None:
+def _differ(new: Path, old: Path) -> bool:
+    return new.is_file() and old.is_file() and new.read_bytes() != old.read_bytes()
+
+
+def _move(stage: Path, folder: Path, first: list[str], key: str | None) -> None:
+    """Move the files of the stage into the folder; if the first of them cannot be, the folder is as it was."""
+
     def turn(path: Path) -> int:
+        if path.name == key:
+            return len(first) + 1
         return first.index(path.name) if path.name in first else len(first)
 
-    for path in sorted((path for path in stage.rglob("*") if path.is_file()), key=turn):
-        target = folder / path.relative_to(stage)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
+    files = sorted((path for path in stage.rglob("*") if path.is_file()), key=turn)
+    moved, old_key = False, None
+    if key is not None and _differ(stage / key, folder / key):
+        old_key = stage / f"{key}.old"
+        os.replace(folder / key, old_key)
+    try:
+        for path in files:
+            target = folder / path.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+            moved = True
+    except BaseException:
+        if key is not None and old_key is not None and not moved:
+            os.replace(old_key, folder / key)
+        raise

@@ -14,6 +14,7 @@ from sae_unlearn.paths import as_path
 from sae_unlearn.staging import staged
 
 
+ANSWERS = "answers.jsonl"
 LABELS = ("known", "unknown", "dropped")
 
 
@@ -102,15 +103,16 @@ class LabelledEntities:
 
     def save(self, folder: str | Path) -> None:
         """Write `known.json`, `unknown.json`, `dropped.json`, `answers.jsonl`, `settings.json` and, to be read by
-        people, `summary.json` into a folder.
+        people, `summary.json` into a folder. A kill at any moment leaves the old ones, the new ones, or files that
+        `load` refuses for want of the answers.
 
         Raises:
             UnlearnError: it cannot be written; what was there is as it was.
         """
-        with staged(as_path(folder)) as stage:
+        with staged(as_path(folder), key=ANSWERS) as stage:
             for name in LABELS:
                 getattr(self, name).save(stage / f"{name}.json")
-            (stage / "answers.jsonl").write_text("".join(a.to_line() for a in self.answers), encoding="utf-8")
+            (stage / ANSWERS).write_text("".join(a.to_line() for a in self.answers), encoding="utf-8")
             for name, values in (("settings", self.settings), ("summary", self.summary())):
                 text = json.dumps(values, ensure_ascii=False, indent=1)
                 (stage / f"{name}.json").write_text(text + "\n", encoding="utf-8")
@@ -125,7 +127,7 @@ class LabelledEntities:
         folder = as_path(folder)
         try:
             known, unknown, dropped = (EntitySet.from_json(folder / f"{name}.json") for name in LABELS)
-            lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+            lines = (folder / ANSWERS).read_text(encoding="utf-8").split("\n")
             answers = tuple(Asked.from_dict(json.loads(line)) for line in lines if line)
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         except AlignmentError:

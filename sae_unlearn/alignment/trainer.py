@@ -314,12 +314,15 @@ class SAEAlignmentTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Each file appears whole or not at all, the adapter's two after each other.
+        """Each file appears whole or not at all. No file system replaces two at once: where the adapter's config is
+        another one, a kill between them leaves none to be found, and never the weights of one under the config of the
+        other.
 
         Raises:
             UnlearnError: the folder could not be written; what was in it is as it was.
         """
-        with staged(Path(output_dir or self.args.output_dir), ADAPTER_FILES) as stage:
+        config, weights = ADAPTER_FILES
+        with staged(Path(output_dir or self.args.output_dir), first=(weights,), key=config) as stage:
             super()._save(str(stage), state_dict)
             self._write_card(str(stage))  # in the place of PEFT's generic one
 

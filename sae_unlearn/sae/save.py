@@ -13,6 +13,8 @@ from .readers.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .autoencoder import SparseAutoencoder
 
 # The release of SAELens whose layout is written; without it SAELens reads the file as one from before version 6.
@@ -28,8 +30,12 @@ def save_saelens(sae: SparseAutoencoder, save_directory: str | os.PathLike[str])
         raise NotADirectoryError(f"{folder} is a file; pass a folder to write {CONFIG} and {WEIGHTS} into")
     config = saelens_config(sae)
     names = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if config["architecture"] == "jumprelu" else [])
-    tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
-    with staged(folder, first=(WEIGHTS, CONFIG)) as stage:
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensor = getattr(sae, name).detach().cpu().contiguous()
+        shared = any(tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in tensors.values())
+        tensors[name] = tensor.clone() if shared else tensor  # safetensors writes no memory twice
+    with staged(folder, key=CONFIG) as stage:
         save_file(tensors, stage / WEIGHTS)
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -172,3 +172,11 @@ def test_saving_onto_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="pass a folder"):
         tiny().save_pretrained(tmp_path / "file")
+
+
+def test_weights_that_share_their_memory_are_saved_each_for_itself(tmp_path):
+    square, zeros = torch.eye(8), torch.zeros(8)
+    sae = SparseAutoencoder(square, zeros, square, zeros, threshold=torch.ones(8))
+    sae.save_pretrained(tmp_path)
+    loaded = SparseAutoencoder.from_pretrained(tmp_path)
+    assert all(torch.equal(getattr(sae, name), getattr(loaded, name)) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))

@@ -24,9 +24,19 @@ from tiny_topic import topic_texts
 from zoo import base_model, guarded, logits_of, token_ids
 
 import sae_unlearn
-from sae_unlearn import SAEAlignmentTrainer, attach_guardrail, guardrail_status
+from sae_unlearn import (
+    Entity,
+    EntitySet,
+    LabelledEntities,
+    SAEAlignmentTrainer,
+    SparseAutoencoder,
+    attach_guardrail,
+    guardrail_status,
+)
+from sae_unlearn.alignment.answer_log import Asked
 from sae_unlearn.alignment.trainer import ADAPTER_FILES
 from sae_unlearn.guardrail import fit_passes
+from sae_unlearn.staging import staged
 
 
 CONFIG, WEIGHTS = ADAPTER_FILES
@@ -75,6 +85,63 @@ def test_a_kill_while_the_trainer_saves_leaves_the_old_adapter_or_the_new_one(be
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (tmp_path / "new").iterdir())
     if before == "old":  # replaced, and not written over: that is done by a library whose writing nothing tells of
         assert (tmp_path / "linked").read_bytes() == (tmp_path / "old" / WEIGHTS).read_bytes()
+
+
+def test_a_kill_between_two_configs_leaves_no_mixture(tmp_path):
+    """PEFT would put weights of one under the alpha of another, without a word."""
+    for name, alpha in (("old", 4), ("new", 32)):
+        it = trainer(tmp_path / "out")
+        it.model.peft_config["default"].lora_alpha = alpha
+        with torch.no_grad():
+            for parameter_name, parameter in it.model.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.add_(alpha)
+        it.save_model(str(tmp_path / name))
+    folder = tmp_path / "adapter"
+    shutil.copytree(tmp_path / "old", folder)
+    with MOMENTS.watch(folder, tmp_path / "copies") as copies:
+        it.save_model(str(folder))
+    found = []
+    for left in [*copies, folder]:
+        name = adapter_in(left, old=tmp_path / "old", new=tmp_path / "new")
+        if name != "none":
+            assert (left / CONFIG).read_text() == (tmp_path / name / CONFIG).read_text()
+        found.append(name)
+    assert found == sorted(found, key=["old", "none", "new"].index)
+    assert {found[0], found[-1]} == {"old", "new"}
+
+
+@pytest.mark.parametrize("what", ["an SAE", "labelled entities", "any files"])
+def test_files_of_two_saves_never_stand_beside_each_other(what, tmp_path):
+    def save(which):
+        if what == "an SAE":
+            weights = torch.full((4, 4), float(which))
+            SparseAutoencoder(weights, weights[0], weights, weights[0], architecture="topk", k=which).save_pretrained(
+                tmp_path / "it"
+            )
+        elif what == "labelled entities":
+            entity = Entity("w2", "thing", {"colour": "w3"})
+            known, unknown = (EntitySet([entity]), EntitySet()) if which == 1 else (EntitySet(), EntitySet([entity]))
+            answers = (Asked("w2", "thing", "colour", "w4", ("w3",), ("w3",), which),)
+            LabelledEntities(known, unknown, EntitySet(), answers, {}).save(tmp_path / "it")
+        else:
+            with staged(tmp_path / "it", key="key") as stage:
+                (stage / "key").write_text(str(which)), (stage / "other").write_text(str(which))
+
+    def held(folder):
+        files = {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+        key = {"an SAE": "cfg.json", "labelled entities": "answers.jsonl", "any files": "key"}[what]
+        return files if key in files else None
+
+    save(1)
+    old = held(tmp_path / "it")
+    with MOMENTS.watch(tmp_path / "it", tmp_path / "copies") as copies:
+        save(2)
+    new = held(tmp_path / "it")
+    found = [held(copied) for copied in copies]
+    assert len(found) > 3
+    assert all(files in (None, old, new) for files in found)
+    assert found[0] == old != new
 
 
 @pytest.mark.parametrize("before", ["old", "none"])
