@@ -1,7 +1,7 @@
 """Whether a guardrail can guard: its weights arrived, and its gate can fire.
 
 Asked at every call. What decides is looked at when it is new, and then known again by what costs no wait: the config's
-fields by their values (a list by being the same one, of the same length), the tensors by their place and version.
+fields by their values, the tensors by their place and version.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,12 @@ class Looked(NamedTuple):
     """What was looked at last, and found good.
 
     Attributes:
-        fields: of the config, by name.
-        lengths: of its lists.
+        fields: of the config, by name, lists as copies.
         tensors: by what each is known again; None if they were not there to be looked at.
         home: the device on which all tensors lie, each in one piece and in float32; None without one.
     """
 
     fields: dict[str, Any]
-    lengths: list[int]
     tensors: list[tuple[int, int, int]] | None = None
     home: torch.device | None = None
 
@@ -66,9 +64,10 @@ def check_ready(
         _check_gate(name, config, known)
         return None
     last = looked.get(name)
-    if last is None or last.fields != vars(config) or last.lengths != _lengths(config):
+    if last is None or last.fields != vars(config):
         _check_config(name, config, known)
-        last = looked[name] = Looked(dict(vars(config)), _lengths(config))  # an outlier_norm goes with the weights
+        fields = {field: list(value) if isinstance(value, list) else value for field, value in vars(config).items()}
+        last = looked[name] = Looked(fields)  # an outlier_norm goes with the weights
     tensors = _places(encoder, decoder)
     if tensors is None:
         return None
@@ -76,12 +75,6 @@ def check_ready(
         _check_weights(name, config, encoder, decoder)
         last = looked[name] = last._replace(tensors=tensors, home=_home(encoder, decoder))
     return last.home
-
-
-def _lengths(config: SAEGuardrailConfig) -> list[int]:
-    """Of the lists, which may be changed in place. Dictionaries compare what is the same object without a look."""
-    lists = (config.feature_evidence, config.refusal_ids, config.special_token_ids, config.message_boundary_ids)
-    return [len(ids or ()) for ids in lists]
 
 
 def _places(encoder: Any, decoder: Any) -> list[tuple[int, int, int]] | None:

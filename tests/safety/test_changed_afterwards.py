@@ -58,6 +58,14 @@ def test_a_list_that_grew_in_its_place_is_looked_at():
     assert_raises(model, "special_token_ids names")
 
 
+def test_a_list_that_was_changed_in_its_place_is_looked_at():
+    evidence = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
+    model = guarded("llama", evidence="log_ratio", feature_evidence=evidence)
+    logits_of(model, IDS)
+    model.peft_config["default"].feature_evidence[2] = -1.5
+    assert_raises(model, "feature_evidence holds -1.5")
+
+
 def test_a_field_that_is_changed_to_a_sound_value_is_taken():
     model = guarded("llama", threshold=0.4)
     logits_of(model, IDS)
