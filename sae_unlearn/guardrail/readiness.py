@@ -68,13 +68,23 @@ def check_ready(
         _check_config(name, config, known)
         fields = {field: list(value) if isinstance(value, list) else value for field, value in vars(config).items()}
         last = looked[name] = Looked(fields)  # an outlier_norm goes with the weights
+    if last.tensors is not None and _are_still(last.tensors, encoder, decoder):
+        return last.home
     tensors = _places(encoder, decoder)
     if tensors is None:
         return None
-    if tensors != last.tensors:
-        _check_weights(name, config, encoder, decoder)
-        last = looked[name] = last._replace(tensors=tensors, home=_home(encoder, decoder))
-    return last.home
+    _check_weights(name, config, encoder, decoder)
+    looked[name] = last._replace(tensors=tensors, home=_home(encoder, decoder))
+    return looked[name].home
+
+
+def _are_still(tensors: list[tuple[int, int, int]], encoder: Any, decoder: Any) -> bool:
+    """Whether the parameters are those that were looked at, unchanged; as `_places` finds them, in less time."""
+    found = (*encoder._parameters.values(), *decoder._parameters.values())
+    try:
+        return tensors == [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in found]
+    except RuntimeError:  # of a tensor that has no memory or no version
+        return False
 
 
 def _places(encoder: Any, decoder: Any) -> list[tuple[int, int, int]] | None:
