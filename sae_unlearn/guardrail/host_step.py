@@ -5,6 +5,7 @@ operator costs some microseconds whatever it is given, and a guardrail takes thi
 sooner dealt with here. Two operators are left, and one where no row fires: there the edit is 0, and is not computed.
 """
 
+from array import array
 from math import isfinite, nan
 from typing import Any
 
@@ -48,9 +49,10 @@ def host_step(
     if all(change is None for _, change in judged):
         return onto
     nothing = [0.0] * config.num_features
-    changes = torch.tensor([change or nothing for _, change in judged], dtype=torch.float32, device=hidden.device)
+    changes = array("f", [number for _, change in judged for number in change or nothing])
+    by_row = torch.frombuffer(changes, dtype=torch.float32).view(batch, -1)
     with without_autocast(hidden):
-        edited = torch.addmm(onto[:, 0].to(torch.float32), changes, decoder.weight)
+        edited = torch.addmm(onto[:, 0].to(torch.float32), by_row, decoder.weight)
     return edited[:, None].to(onto.dtype)
 
 

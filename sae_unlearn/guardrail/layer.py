@@ -23,7 +23,7 @@ Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.
 import secrets
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -234,7 +234,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         edited = hidden if len(names) == 1 else hidden.float()  # rounded once
         for name, step, history in plan:
             config = self.guard_config[name]
-            encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
+            encoder, decoder = self._parts(name)
             edited = step(hidden, edited, encoder, decoder, config, self.tables, ids, mask, history)
             self._record(name, config, history, cache)
         return edited.to(hidden.dtype)
@@ -323,6 +323,11 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             for recorder in Recorder.listening(self.recorders):
                 recorder.note(name, config, seen, cache)
 
+    def _parts(self, name: str) -> tuple[Any, Any]:
+        """Encoder and decoder of a guardrail, without the detour that a module's attributes take."""
+        encoders, decoders = (cast(Any, self._modules[attribute]) for attribute in self.adapter_layer_names)
+        return encoders._modules[name], decoders._modules[name]
+
     def check_ready(self, name: str) -> torch.device | None:
         """Raise unless the config and the weights can be a guardrail's on this model; see `readiness`.
 
@@ -332,7 +337,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         Raises:
             GuardrailNotReady: naming what is missing.
         """
-        encoder, decoder = self.sae_guardrail_encoder[name], self.sae_guardrail_decoder[name]
+        encoder, decoder = self._parts(name)
         known = (self.vocabulary, self.longest)
         return check_ready(name, self.guard_config[name], encoder, decoder, self._looked, known)
 
