@@ -121,7 +121,8 @@ class BackboneHooks:
             [],
         )
         shape = _shape_of(given)
-        if (shape is None or shape[1] > 1) and any(guard.in_force for guard in self.guards.values()):
+        several = shape is None or shape[1] > 1 or given.get("cu_seq_lens_q") is not None  # texts in a row, perhaps
+        if several and any(guard.in_force for guard in self.guards.values()):
             _refuse_packed(given, shape, inputs)
         note(INPUTS, inputs)
 
@@ -250,9 +251,9 @@ def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs:
             "A guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, padding-free "
             "training); use padded batches and `generate`."
         )
-    mask = _telling_mask(inputs)
     if shape is None or torch.compiler.is_compiling():
         return
+    mask = _telling_mask(inputs)
     why = None if mask is None or _is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
     positions = inputs.position_ids
     if why is None and isinstance(positions, Tensor) and positions.ndim == 2:

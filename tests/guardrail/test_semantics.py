@@ -375,17 +375,18 @@ def test_a_cache_that_is_not_transformers_own_is_refused(cache):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "match"),
+    ("tokens", "inputs"),
     [
-        ({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}, "packed sequences"),
-        ({"cu_seq_lens_q": torch.tensor([0, 3, 6], dtype=torch.int32)}, "packed sequences"),
+        (6, {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}),
+        (6, {"cu_seq_lens_q": torch.tensor([0, 3, 6], dtype=torch.int32)}),
+        (1, {"cu_seq_lens_q": torch.tensor([0, 1], dtype=torch.int32)}),
     ],
-    ids=["position_ids", "cu_seq_lens"],
+    ids=["position_ids", "cu_seq_lens", "one token"],
 )
-def test_packed_sequences_are_refused(inputs, match):
+def test_packed_sequences_are_refused(tokens, inputs):
     model = guarded("llama")
-    with pytest.raises(NotImplementedError, match=match):
-        forward(model, input_ids=token_ids(1, 6), **inputs)
+    with pytest.raises(NotImplementedError, match="packed sequences"):
+        forward(model, input_ids=token_ids(1, tokens), **inputs)
     with model.disable_adapter():
         pass
     forward(model, input_ids=token_ids(1, 6))
