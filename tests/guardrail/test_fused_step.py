@@ -1,7 +1,9 @@
 """The fused kernels under Triton's interpreter, without a GPU: `pip install triton`, and run this file by itself."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +47,24 @@ def steps(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernels_give_what_the_operators_do(dtype):
     assert first_difference(fused.fused_step, CPU, dtype) is None
+
+
+@pytest.mark.parametrize("target", ["cuda 75 32", "cuda 80 32", "cuda 90 32", "hip gfx942 64"])
+def test_the_kernels_compile_to_the_machine_code_of_gpus(target, tmp_path):
+    here = Path(__file__)
+    paths = [str(here.parents[2]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET")
+    done = subprocess.run(
+        [sys.executable, here.with_name("compiled_kernels.py"), *target.split()],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 2
 
 
 @pytest.mark.parametrize("wrong", ["edit", "state", "error"])

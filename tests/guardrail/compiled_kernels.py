@@ -1,0 +1,49 @@
+"""Compile the fused kernels to a GPU's machine code, without a GPU: `python compiled_kernels.py cuda 80 32`.
+
+Run by a test in a process of its own, in which Triton compiles and does not interpret.
+"""
+
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sae_unlearn.guardrail import fused_step as fused
+
+
+NUMBERS = dict.fromkeys(("min_tokens", "tau", "limit"), "fp32")
+NUMBERS |= dict.fromkeys(("row_stride", "ids_stride", "mask_stride", "previous_stride", "last_id", "d_in", "n"), "i32")
+TENSORS = {"ids": "*i64", "mask": "*i64", "content": "*i1"}
+STREAMS = ("hidden", "onto", "edited")
+FLAGS = ("HAS_LIMIT", "HAS_IDS", "HAS_MASK", "HAS_PREVIOUS", "HAS_EVIDENCE", "STICKY", "CLAMP_ALL")
+
+
+def size_of(kernel: Any, constants: dict[str, Any], stream: str, target: GPUTarget) -> int:
+    """Bytes of a kernel's machine code, for a residual stream of a type such as "*fp32"."""
+    names = [parameter.name for parameter in kernel.params]
+    kinds = dict.fromkeys(names, "*fp32") | TENSORS | NUMBERS | dict.fromkeys(STREAMS, stream)
+    kinds |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(
+        fn=kernel,
+        signature={name: kinds[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    made = triton.compile(source, target=target).asm
+    return len(made["cubin" if target.backend == "cuda" else "hsaco"])
+
+
+def main() -> None:
+    backend, architecture, warp = sys.argv[1:]
+    target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp))
+    for stream, on in (("*fp32", True), ("*bf16", False)):
+        encode = {"HAS_LIMIT": on, **fused.ENCODE_TILE}
+        gate = dict.fromkeys(FLAGS, on) | fused.FIELDS | fused.EDIT_TILE
+        sizes = [size_of(fused.encode_kernel, encode, stream, target)]
+        sizes.append(size_of(fused.gate_kernel, gate, stream, target))
+        print(target, stream, on, sizes)
+
+
+if __name__ == "__main__":
+    main()
