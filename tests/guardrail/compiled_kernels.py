@@ -1,9 +1,8 @@
-"""Compile the fused kernels to a GPU's machine code, without a GPU: `python compiled_kernels.py cuda 80 32`.
+"""Compile the fused kernels to the machine code of GPUs, without one.
 
 Run by a test in a process of its own, in which Triton compiles and does not interpret.
 """
 
-import sys
 from typing import Any
 
 import triton
@@ -13,6 +12,7 @@ from triton.compiler import ASTSource
 from sae_unlearn.guardrail import fused_step as fused
 
 
+TARGETS = [GPUTarget("cuda", architecture, 32) for architecture in (75, 80, 90)] + [GPUTarget("hip", "gfx942", 64)]
 NUMBERS = dict.fromkeys(("min_tokens", "tau", "limit"), "fp32")
 NUMBERS |= dict.fromkeys(("row_stride", "ids_stride", "mask_stride", "previous_stride", "last_id", "d_in", "n"), "i32")
 TENSORS = {"ids": "*i64", "mask": "*i64", "content": "*i1"}
@@ -35,14 +35,13 @@ def size_of(kernel: Any, constants: dict[str, Any], stream: str, target: GPUTarg
 
 
 def main() -> None:
-    backend, architecture, warp = sys.argv[1:]
-    target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp))
-    for stream, on in (("*fp32", True), ("*bf16", False)):
-        encode = {"HAS_LIMIT": on, **fused.ENCODE_TILE}
-        gate = dict.fromkeys(FLAGS, on) | fused.FIELDS | fused.EDIT_TILE
-        sizes = [size_of(fused.encode_kernel, encode, stream, target)]
-        sizes.append(size_of(fused.gate_kernel, gate, stream, target))
-        print(target, stream, on, sizes)
+    for target in TARGETS:
+        for stream, on in (("*fp32", True), ("*bf16", False)):
+            encode = {"HAS_LIMIT": on, **fused.ENCODE_TILE}
+            gate = dict.fromkeys(FLAGS, on) | fused.FIELDS | fused.EDIT_TILE
+            sizes = [size_of(fused.encode_kernel, encode, stream, target)]
+            sizes.append(size_of(fused.gate_kernel, gate, stream, target))
+            print(target.arch, stream, on, sizes)
 
 
 if __name__ == "__main__":

@@ -49,14 +49,13 @@ def test_the_kernels_give_what_the_operators_do(dtype):
     assert first_difference(fused.fused_step, CPU, dtype) is None
 
 
-@pytest.mark.parametrize("target", ["cuda 75 32", "cuda 80 32", "cuda 90 32", "hip gfx942 64"])
-def test_the_kernels_compile_to_the_machine_code_of_gpus(target, tmp_path):
+def test_the_kernels_compile_to_the_machine_code_of_gpus(tmp_path):
     here = Path(__file__)
     paths = [str(here.parents[2]), *sys.path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET")
     done = subprocess.run(
-        [sys.executable, here.with_name("compiled_kernels.py"), *target.split()],
+        [sys.executable, here.with_name("compiled_kernels.py")],
         env=environment,
         capture_output=True,
         text=True,
@@ -64,7 +63,7 @@ def test_the_kernels_compile_to_the_machine_code_of_gpus(target, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 2
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {"75", "80", "90", "gfx942"}
 
 
 @pytest.mark.parametrize("wrong", ["edit", "state", "error"])
