@@ -6,7 +6,8 @@ its own.
 Rows are random tokens, which are made as they are read: those of forget text from the lower half of the vocabulary,
 those of retain text from all of it. What a fit puts aside for its threshold and its report is bounded by
 `max_held_out`, which is set so low that the smaller corpus fills it already; all later rows pass by. A fit leaves the
-guardrail's folder on the disk. `published` is the whole forward pass with all hidden states; the SAE's activations of
+guardrail's folder on the disk. All weights are read once beforehand, since of a file that is mapped only what was read
+counts as memory, and more of the embedding is read by a larger corpus. `published` is the whole forward pass with all hidden states; the SAE's activations of
 all tokens are kept, and written to the disk to be read again, as in the authors' code.
 """
 
@@ -50,6 +51,8 @@ def measure(procedure: str, model_name: str, rows: int, max_held_out: int, d_sae
     model, sae, layer = load_with_sae(model_name, d_sae, threshold=2.0)
     size = text_config(model).vocab_size
     sides = {"forget": corpus(size // 2, rows, 1), "retain": corpus(size, rows, 2)}
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.float().sum()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         forget_peak()
