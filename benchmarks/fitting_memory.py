@@ -6,9 +6,11 @@ its own.
 Rows are random tokens, which are made as they are read: those of forget text from the lower half of the vocabulary,
 those of retain text from all of it. What a fit puts aside for its threshold and its report is bounded by
 `max_held_out`, which is set so low that the smaller corpus fills it already; all later rows pass by. A fit leaves the
-guardrail's folder on the disk. All weights are read once beforehand, since of a file that is mapped only what was read
-counts as memory, and more of the embedding is read by a larger corpus. `published` is the whole forward pass with all hidden states; the SAE's activations of
-all tokens are kept, and written to the disk to be read again, as in the authors' code.
+guardrail's folder on the disk. All weights are read once beforehand: of a file that is mapped only what was read counts
+as memory, and a larger corpus reads more of the embedding.
+
+`published` is the whole forward pass with all hidden states; the SAE's activations of all tokens are kept, and written
+to the disk to be read again, as in the authors' code.
 """
 
 import argparse
