@@ -30,6 +30,10 @@ from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
 Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the guardrail of that name
 
 
+MOST_LATER = 64
+"""Numbers of Python take ten times the memory of a tensor's."""
+
+
 class Reader(Protocol):
     """Who looks at a history later."""
 
@@ -73,8 +77,8 @@ class GateHistory:
 class DynamicGateHistory(GateHistory, DynamicLayer):
     """History that grows with the sequence.
 
-    States that were worked out on the host stay there until somebody reads `keys`: a decoding step looks at the last
-    one only, and has it as it needs it.
+    States that were worked out on the host stay there until somebody reads `keys`, or there are `MOST_LATER` tokens of
+    them: a decoding step looks at the last one only, and has it as it needs it.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -85,9 +89,7 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
     @property
     def keys(self) -> Tensor:
         """`[batch, 1, tokens, STATE_SIZE]`; None before the first token, as in every layer of a cache."""
-        if self._later:
-            states, self._later = self._later, []
-            self.append(_as_tensor(states, self._keys.device).transpose(0, 1))
+        self._settle()
         return self._keys
 
     @keys.setter
@@ -101,10 +103,18 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
 
     def append_rows(self, rows: list[list[float]]) -> None:
         """Add the states of a single token, one for each row."""
-        if self.is_initialized:
-            self._later.append(rows)
-        else:
+        if not self.is_initialized:
             self.append(_as_tensor(rows, torch.device("cpu"))[:, None])
+            return
+        if len(self._later) == MOST_LATER:
+            self._settle()
+        self._later.append(rows)
+
+    def _settle(self) -> None:
+        """Put the states that lie on the host into the tensor."""
+        if self._later:
+            states, self._later = self._later, []
+            self.append(_as_tensor(states, self._keys.device).transpose(0, 1))
 
     def last_rows(self) -> list[list[float]] | None:
         """`last` as numbers."""

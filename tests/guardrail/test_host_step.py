@@ -17,7 +17,7 @@ from sae_unlearn.guardrail import host_step as host
 from sae_unlearn.guardrail import step_choice
 from sae_unlearn.guardrail.config_tables import ConfigTables
 from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of
-from sae_unlearn.guardrail.history import DynamicGateHistory
+from sae_unlearn.guardrail.history import MOST_LATER, DynamicGateHistory
 from sae_unlearn.guardrail.layer import GuardrailDecoder, GuardrailEncoder
 from sae_unlearn.guardrail.step_check import first_difference
 
@@ -313,3 +313,15 @@ def test_a_cache_is_handled_between_steps_as_with_the_operators(change, by_opera
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1]
     torch.testing.assert_close(found[2], expected[2], atol=1e-5, rtol=1e-5)
+
+
+def test_few_states_lie_on_the_host_at_a_time():
+    model = guarded("llama", special_token_ids=None)
+    decoding, most = Decoding(model), 0
+    for _ in range(MOST_LATER + 10):
+        decoding.step()
+        history = decoding.cache.layers[-1]
+        most = max(most, len(history._later))
+        assert history.get_seq_length() == decoding.length
+    assert most == MOST_LATER
+    assert history.keys[0, 0, :, 1].tolist() == list(range(1, decoding.length + 1))
