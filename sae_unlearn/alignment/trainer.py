@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -46,8 +47,6 @@ from sae_unlearn.staging import staged
 
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class SAEAlignmentTrainer(Trainer):
@@ -321,8 +320,7 @@ class SAEAlignmentTrainer(Trainer):
         Raises:
             UnlearnError: the folder could not be written; what was in it is as it was.
         """
-        config, weights = ADAPTER_FILES
-        with staged(Path(output_dir or self.args.output_dir), first=(weights,), key=config) as stage:
+        with staged(Path(output_dir or self.args.output_dir), key=CONFIG_NAME) as stage:
             super()._save(str(stage), state_dict)
             self._write_card(str(stage))  # in the place of PEFT's generic one
 

@@ -8,6 +8,7 @@ import inspect
 
 import pytest
 import torch
+from public_calls import methods
 from tiny_report import report
 from tiny_topic import tiny_tokenizer
 from zoo import base_model, guarded
@@ -224,11 +225,8 @@ def public_calls():
             found = getattr(module, name)
             if inspect.isfunction(found):
                 yield name, found
-            for method in vars(found) if inspect.isclass(found) and not issubclass(found, tuple) else ():
-                call = getattr(found, method)
-                given = inspect.signature(call).parameters.keys() - {"self"} if inspect.isroutine(call) else ()
-                if not method.startswith("_") and given:
-                    yield f"{name}.{method}", call
+            elif inspect.isclass(found) and not issubclass(found, tuple):
+                yield from methods(name, found)
 
 
 def test_every_public_function_and_method_has_a_row():

@@ -25,6 +25,17 @@ LEFT_TO_OPERATORS = {
 }
 
 
+def counted(step):
+    """A step that does the same, and the list that grows by one at each of its calls."""
+    calls = []
+
+    def counting(*args):
+        calls.append(args)
+        return step(*args)
+
+    return counting, calls
+
+
 def generated(model, **how):
     """Tokens, logits and records of a padded batch with an EOS amid a prompt."""
     batch = padded([token_ids(1, n, seed=n)[0] for n in (4, 7, 12)])

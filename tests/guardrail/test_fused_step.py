@@ -14,7 +14,7 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 pytest.importorskip("triton")
 
-from step_cases import FIELDS, LEFT_TO_OPERATORS, generated, two_guardrails
+from step_cases import FIELDS, LEFT_TO_OPERATORS, counted, generated, two_guardrails
 from test_speed import Decoding, kernels
 from zoo import guarded, planted_config, token_ids
 
@@ -30,15 +30,10 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def steps(monkeypatch):
     """The kernels serve wherever they would on a GPU; the list grows by one at each step they do."""
-    calls, step = [], fused.fused_step
-
-    def counted(*args):
-        calls.append(args)
-        return step(*args)
-
+    step, calls = counted(fused.fused_step)
     monkeypatch.setattr(step_choice, "on_host", lambda hidden: False)
     monkeypatch.setattr(step_choice, "on_gpu", lambda hidden: True)
-    monkeypatch.setattr(fused, "fused_step", counted)
+    monkeypatch.setattr(fused, "fused_step", step)
     fused.works(CPU, torch.float32), fused.works(CPU, torch.bfloat16)
     calls.clear()
     return calls

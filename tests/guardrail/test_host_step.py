@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import FIELDS, LEFT_TO_OPERATORS, generated, two_guardrails
+from step_cases import FIELDS, LEFT_TO_OPERATORS, counted, generated, two_guardrails
 from test_speed import Decoding, added, kernels, waits
 from transformers import StaticCache
 from zoo import LayerTap, guarded, planted_config, token_ids
@@ -28,13 +28,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def steps(monkeypatch):
     """How often the step served: one entry for each time."""
-    calls, step = [], host.host_step
-
-    def counted(*args):
-        calls.append(args)
-        return step(*args)
-
-    monkeypatch.setattr(step_choice, "host_step", counted)
+    step, calls = counted(host.host_step)
+    monkeypatch.setattr(step_choice, "host_step", step)
     return calls
 
 

@@ -8,6 +8,7 @@ import inspect
 
 import pytest
 import torch
+from public_calls import methods
 from sae_folders import D_IN, D_SAE, tensors, tiny
 from tiny_entities import parts, settings
 from tiny_topic import tiny_tokenizer
@@ -251,11 +252,8 @@ def public_calls():
         if not callable(found) or (inspect.isclass(found) and issubclass(found, Exception)):
             continue
         yield name, found
-        for method in vars(found) if inspect.isclass(found) else ():
-            call = getattr(found, method)
-            given = inspect.signature(call).parameters.keys() - {"self"} if inspect.isroutine(call) else ()
-            if not method.startswith("_") and given:
-                yield f"{name}.{method}", call
+        if inspect.isclass(found):
+            yield from methods(name, found)
 
 
 def test_every_public_function_and_method_has_a_row():

@@ -18,6 +18,7 @@ import torch
 from fitting import config_of, fit, same_fit
 from moments import MOMENTS
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from tiny_entities import parts, settings
 from tiny_topic import topic_texts
@@ -34,12 +35,11 @@ from sae_unlearn import (
     guardrail_status,
 )
 from sae_unlearn.alignment.answer_log import Asked
-from sae_unlearn.alignment.trainer import ADAPTER_FILES
 from sae_unlearn.guardrail import fit_passes
 from sae_unlearn.staging import staged
 
 
-CONFIG, WEIGHTS = ADAPTER_FILES
+CONFIG, WEIGHTS = CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 
 # ----------------------------------------------------------------------------------------------------------- alignments
