@@ -42,9 +42,10 @@ setup(
     package_data={
         "sae_unlearn": ["py.typed"],
         "sae_unlearn.demo": ["texts/*", "gemma-3-270m-sae-l9/*"],
-        "sae_unlearn.guardrail": ["*.md"],
+        "sae_unlearn.guardrail.bundles": ["*.md"],
+        "sae_unlearn.guardrail.storage": ["*.md"],
         "sae_unlearn.alignment": ["*.md"],
-        "sae_unlearn.evaluation.page": ["*.css", "*.html"],
+        "sae_unlearn.evaluation.explorer": ["*.css", "*.html"],
     },
     install_requires=CORE,
     extras_require={
@@ -58,8 +59,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "sae-unlearn=sae_unlearn.cli:main",
-            "sae-unlearn-lm-eval=sae_unlearn.commands.lm_eval:main",
+            "sae-unlearn=sae_unlearn.cli.main:main",
+            "sae-unlearn-lm-eval=sae_unlearn.cli.lm_eval:main",
         ]
     },
     classifiers=[

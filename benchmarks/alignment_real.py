@@ -29,8 +29,8 @@ from topics import data_folder
 
 from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
 from sae_unlearn.alignment import Entity, EntitySet
-from sae_unlearn.alignment.lora import with_adapter
-from sae_unlearn.commands.loading import load_model, load_sae
+from sae_unlearn.alignment.adapter import with_adapter
+from sae_unlearn.cli.inputs import load_model, load_sae
 
 
 VALIDATION_SEED = 99

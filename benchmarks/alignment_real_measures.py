@@ -29,9 +29,9 @@ from sae_unlearn.evaluation import (
     row_losses,
     variance_ratio,
 )
-from sae_unlearn.evaluation.attacks.direction import direction_attack, known_direction
-from sae_unlearn.evaluation.attacks.relearning import relearning_attack, split_subjects
-from sae_unlearn.evaluation.attacks.rounding import rounding_attack
+from sae_unlearn.evaluation.audit.attacks.direction import direction_attack, known_direction
+from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack, split_subjects
+from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 
 TRAINED_QUESTIONS = (QUESTIONS[0], "{entity} is a city in the country of")

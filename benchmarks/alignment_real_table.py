@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.alignment.picture import draw_portrait
-from sae_unlearn.alignment.portrait import Portrait
-from sae_unlearn.console import table
+from sae_unlearn.alignment.metrics import Portrait
+from sae_unlearn.alignment.plot import draw_portrait
+from sae_unlearn.files.terminal import table
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.layers import find_decoder_layers
 
 
 class Front:

@@ -21,15 +21,15 @@ from tail import Kept, keep_residuals, tail_losses
 from topics import data_folder
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, fit_guardrail, record_firings
-from sae_unlearn.backbone.corpus import special_token_ids
+from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.demo.model import load_demo_model
 from sae_unlearn.demo.sae import load_demo_sae
 from sae_unlearn.evaluation import bootstrap_interval, row_losses
 from sae_unlearn.guardrail.attach import detach_guardrail
-from sae_unlearn.guardrail.calibration import percentile_threshold
+from sae_unlearn.guardrail.fit.calibration import percentile_threshold
+from sae_unlearn.guardrail.fit.selection import FeatureSums, select_features
 from sae_unlearn.guardrail.gate import row_statistic
 from sae_unlearn.guardrail.rows import FORGET_CYCLE, RETAIN_CYCLE
-from sae_unlearn.guardrail.selection import FeatureSums, select_features
 
 
 TEXTS = {

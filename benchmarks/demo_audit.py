@@ -19,10 +19,10 @@ from guardrail_table import RESULTS
 from topics import data_folder, questions
 
 from sae_unlearn import attach_guardrail
-from sae_unlearn.commands.loading import load_model
-from sae_unlearn.demo.corpora import SIDES, load_demo_texts
+from sae_unlearn.cli.inputs import load_model
+from sae_unlearn.demo.texts import SIDES, load_demo_texts
 from sae_unlearn.evaluation import AuditReport, audit, put_into_card
-from sae_unlearn.evaluation.audit_attacks import ATTACKS
+from sae_unlearn.evaluation.audit.registry import ATTACKS
 
 
 NEIGHBOURS = "neighbours"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from torch import nn
 
-from sae_unlearn.commands.demo import LICENCE
+from sae_unlearn.cli.demo import LICENCE
 from sae_unlearn.demo.run import ADAPTER_FOLDER
 from sae_unlearn.evaluation import AuditReport
-from sae_unlearn.guardrail.artefact import read_config
-from sae_unlearn.guardrail.card import CardDetails, write_card
+from sae_unlearn.guardrail.storage.card import CardDetails, write_card
+from sae_unlearn.guardrail.storage.reading import read_config
 
 
 SHIPPED = Path(__file__).parents[1] / "model_cards" / "forget-biology-gemma-3-270m"

@@ -17,15 +17,15 @@ import torch
 from guardrail_table import RESULTS
 
 from sae_unlearn import detach_guardrail, fit_guardrail
-from sae_unlearn.commands.loading import load_model, load_sae
-from sae_unlearn.console import table
-from sae_unlearn.demo.corpora import SIDES, load_demo_texts
+from sae_unlearn.cli.inputs import load_model, load_sae
+from sae_unlearn.demo.texts import SIDES, load_demo_texts
 from sae_unlearn.evaluation import Estimate
-from sae_unlearn.evaluation.attacks.dilution import diluted
-from sae_unlearn.evaluation.attacks.rephrasing import TEMPLATES, rephrased
-from sae_unlearn.evaluation.attacks.wrappers import WRAPPERS
+from sae_unlearn.evaluation.audit.attacks.dilution import diluted
+from sae_unlearn.evaluation.audit.attacks.rephrasing import TEMPLATES, rephrased
+from sae_unlearn.evaluation.audit.attacks.wrappers import WRAPPERS
 from sae_unlearn.evaluation.the_guardrail import the_guardrail
-from sae_unlearn.guardrail.reading import read_batch
+from sae_unlearn.files.terminal import table
+from sae_unlearn.guardrail.offline import read_batch
 from sae_unlearn.guardrail.unguarded import unguarded_residuals
 
 

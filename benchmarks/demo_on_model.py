@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn import detach_guardrail, fit_guardrail
-from sae_unlearn.commands.loading import load_model, load_sae
+from sae_unlearn.cli.inputs import load_model, load_sae
 from sae_unlearn.demo import load_demo_texts, run_demo
 from sae_unlearn.evaluation import Report, compare, evaluate
 

@@ -31,7 +31,7 @@ from timing import machine
 from torch import nn
 
 from sae_unlearn import SparseAutoencoder, fit_guardrail
-from sae_unlearn.backbone.decoder_layers import input_device, text_config
+from sae_unlearn.backbone.layers import input_device, text_config
 
 
 GROWTH = 10

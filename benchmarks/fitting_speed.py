@@ -20,11 +20,11 @@ from timing import Results, compare, interleaved, machine
 from torch import nn
 
 from sae_unlearn import SparseAutoencoder
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_device, text_config
+from sae_unlearn.backbone.layers import find_decoder_layers, input_device, text_config
 from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.backbone.truncation import LayerReached, stop_after
-from sae_unlearn.guardrail.selection import FeatureSums
+from sae_unlearn.guardrail.fit.selection import FeatureSums
 
 
 def corpus(model: nn.Module, number: int) -> list[list[int]]:

@@ -25,17 +25,17 @@ from topics import data_folder
 from torch import Tensor
 
 from sae_unlearn import SAEGuardrailConfig
-from sae_unlearn.backbone.corpus import special_token_ids
-from sae_unlearn.console import table
+from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.demo.model import load_demo_model
 from sae_unlearn.demo.sae import load_demo_sae
-from sae_unlearn.evaluation.attacks.dilution import diluted
-from sae_unlearn.guardrail.calibration import between, percentile_threshold
-from sae_unlearn.guardrail.dose import EditMoments, clamp_values
-from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
+from sae_unlearn.evaluation.audit.attacks.dilution import diluted
+from sae_unlearn.files.terminal import table
+from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
+from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
+from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
+from sae_unlearn.guardrail.fit.selection import log_ratios, select_features
 from sae_unlearn.guardrail.layer import GuardrailEncoder
-from sae_unlearn.guardrail.reading import read_batch
-from sae_unlearn.guardrail.selection import log_ratios, select_features
+from sae_unlearn.guardrail.offline import read_batch
 
 
 RESULTS = Path(__file__).parent / "results"

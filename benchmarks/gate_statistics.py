@@ -30,14 +30,14 @@ from guardrail_table import RESULTS
 from torch import Tensor
 
 from sae_unlearn import SAEGuardrailConfig
-from sae_unlearn.backbone.corpus import special_token_ids
-from sae_unlearn.backbone.residuals import residual_batches
-from sae_unlearn.console import table
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.evaluation import Estimate
-from sae_unlearn.evaluation.attacks.dilution import diluted
-from sae_unlearn.guardrail.calibration import conformal_threshold, percentile_threshold
-from sae_unlearn.guardrail.config_tables import ConfigTables
-from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
+from sae_unlearn.evaluation.audit.attacks.dilution import diluted
+from sae_unlearn.files.terminal import table
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.fit.calibration import conformal_threshold, percentile_threshold
+from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
 from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic
 
 

@@ -36,7 +36,7 @@ from guardrail_setting import QUICK, SETS, Setting, Size, load_texts
 from guardrail_table import summarise
 from topics import data_folder
 
-from sae_unlearn.commands.loading import load_model, load_sae
+from sae_unlearn.cli.inputs import load_model, load_sae
 
 
 QUICK_STEPS = 4

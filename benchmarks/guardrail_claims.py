@@ -26,7 +26,7 @@ from guardrail_setting import Setting
 from guardrail_table import RESULTS
 from topics import data_folder
 
-from sae_unlearn.console import table
+from sae_unlearn.files.terminal import table
 
 
 ELSEWHERE = {

@@ -24,7 +24,7 @@ from guardrail_setting import PlainText, Setting
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from sae_unlearn import fit_guardrail
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail import GuardrailError, detach_guardrail
 
 

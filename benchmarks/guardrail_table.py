@@ -8,8 +8,8 @@ import torch
 from guardrail_choice import BUDGET
 from guardrail_methods import METHODS
 
-from sae_unlearn.console import table
 from sae_unlearn.evaluation import Estimate
+from sae_unlearn.files.terminal import table
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, StaticCache
 
 from sae_unlearn import record_firings
-from sae_unlearn.backbone.decoder_layers import text_config
+from sae_unlearn.backbone.layers import text_config
 from sae_unlearn.guardrail.gate import HITS
 
 

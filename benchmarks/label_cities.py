@@ -25,7 +25,7 @@ from pathlib import Path
 from topics import data_folder
 
 from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.alignment.labelling import label_entities
+from sae_unlearn.alignment.labelling.label import label_entities
 from sae_unlearn.demo import load_demo_model
 
 

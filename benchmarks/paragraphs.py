@@ -40,7 +40,7 @@ from typing import NamedTuple
 
 from topics import FIT_PARAGRAPHS, Topic
 
-from sae_unlearn.demo.corpora import load_demo_texts
+from sae_unlearn.demo.texts import load_demo_texts
 
 
 ENWIKI = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, attach_guardrail
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.layers import find_decoder_layers, text_config
 from sae_unlearn.guardrail.model import guard_layers
 
 

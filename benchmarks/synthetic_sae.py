@@ -17,7 +17,7 @@ from synthetic_world import World
 from torch import Tensor, nn
 
 from sae_unlearn import SparseAutoencoder
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.backbone.residual_stream import residual_batches
 
 
 class Kept(NamedTuple):

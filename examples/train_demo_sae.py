@@ -39,7 +39,7 @@ from demo_sae_texts import SOURCES, held_out_texts, train_texts
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sae_unlearn.commands.loading import load_model
+from sae_unlearn.cli.inputs import load_model
 
 
 SEQUENCE_LENGTH = 128

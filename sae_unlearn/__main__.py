@@ -2,7 +2,7 @@
 
 import sys
 
-from sae_unlearn.cli import main
+from sae_unlearn.cli.main import main
 
 
 sys.exit(main())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from sae_unlearn.model_card import as_plain_text
+from sae_unlearn.cards.card import as_plain_text
 
 
 _SHOWN = ("id", "revision", "subfolder", "architecture", "sha256")

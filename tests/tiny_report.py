@@ -1,8 +1,8 @@
 """A report with one figure, for cards."""
 
 from sae_unlearn.evaluation import Report
-from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.figure import Figure
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.figure import Figure
 
 
 def report(title: str) -> Report:

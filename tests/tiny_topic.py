@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from zoo import BOS, EOS, PAD, VOCAB, base_model
 
 from sae_unlearn import SparseAutoencoder, fit_guardrail
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.backbone.residual_stream import residual_batches
 
 
 LAYER = 1

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.guardrail.model import guard_layers
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines.method import Method, Reference, register
 from baselines.rows import Batch
-from sae_unlearn.backbone.decoder_layers import input_device
+from sae_unlearn.backbone.layers import input_device
 from sae_unlearn.backbone.truncation import truncated
 
 

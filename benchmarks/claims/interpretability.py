@@ -10,8 +10,8 @@ from guardrail_fitting import fitted
 from guardrail_setting import Setting
 
 from claims.claim import Claim, Verdict, Work, holds
-from sae_unlearn.backbone.corpus import special_token_ids
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.guardrail.outliers import OUTLIER_FACTOR
 
 

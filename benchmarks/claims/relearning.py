@@ -15,7 +15,7 @@ from torch import nn
 
 from claims.claim import Claim, Verdict, Work, holds
 from sae_unlearn.evaluation import Fact
-from sae_unlearn.evaluation.attacks.relearning import relearning_attack
+from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack
 
 
 GRADIENT = "NPO"

@@ -13,7 +13,7 @@ from guardrail_methods import GRADIENTS, OURS, RESIDUAL_DOSES, Guard
 from guardrail_setting import Setting
 
 from claims.claim import NOT_MEASURED, Claim, Verdict, Work, holds
-from sae_unlearn.canvas import new_canvas
+from sae_unlearn.cards.plotting import new_canvas
 from sae_unlearn.evaluation import Estimate
 
 

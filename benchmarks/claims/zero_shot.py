@@ -16,9 +16,9 @@ from guardrail_setting import Setting
 
 from claims.claim import DEFAULT_DOSE, Claim, Verdict, Work, figures_on_test, holds, outcome, pooled, within
 from sae_unlearn import fit_guardrail
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
-from sae_unlearn.backbone.residuals import residual_batches
-from sae_unlearn.evaluation.attacks.dilution import FILLER
+from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
 from sae_unlearn.guardrail import detach_guardrail
 
 

@@ -1,12 +1,12 @@
 """Alignment: a LoRA that makes the activations of known entities look like those of unknown ones."""
 
+from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.labelled import LabelledEntities
-from sae_unlearn.alignment.labelling import label_entities
-from sae_unlearn.alignment.retain_budget import RetainBudgetCallback
+from sae_unlearn.alignment.labelling.label import label_entities
+from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.trainer import SAEAlignmentTrainer
 
 

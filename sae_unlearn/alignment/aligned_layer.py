@@ -4,9 +4,9 @@ from torch import nn
 
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.backbone.decoder_layers import text_config
-from sae_unlearn.backbone.sae_fit import check_sae
+from sae_unlearn.backbone.layers import text_config
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.compatibility import check_sae
 
 
 def aligned_layer(model: nn.Module, sae: SparseAutoencoder | None, args: SAEAlignmentConfig) -> int:

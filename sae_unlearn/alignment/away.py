@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sae_unlearn.alignment.loss import huber, squared
 from sae_unlearn.alignment.standing import Standing
-from sae_unlearn.alignment.toward import huber, squared
 
 
 MARGIN = 1.0

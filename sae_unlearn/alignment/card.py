@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.alignment.config import SAEAlignmentConfig
-from sae_unlearn.alignment.picture import PICTURE
-from sae_unlearn.alignment.setting import AlignmentSetting
-from sae_unlearn.card_base import CardBase, licence_lines
-from sae_unlearn.model_card import SavedReport, adapter_metadata, picture_line, report_section, write_model_card
+from sae_unlearn.alignment.plot import PICTURE
+from sae_unlearn.alignment.reference import AlignmentSetting
+from sae_unlearn.cards.card import SavedReport, adapter_metadata, picture_line, report_section, write_model_card
+from sae_unlearn.cards.provenance import CardBase, licence_lines
 from sae_unlearn.sae_source import source_line
 
 

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from sae_unlearn.alignment.away import AWAY
 from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.toward import TOWARD
+from sae_unlearn.alignment.loss import TOWARD
 
 
 PARTS = ("toward", "away", "mse", "kl")
@@ -31,7 +31,7 @@ class SAEAlignmentConfig(TrainingArguments):
     Args:
         preset: "default" (paired, hinge), or "centroid" (centroid, repel), after the abstract of arXiv 2509.15631,
             whose equations could not be had.
-        toward: "paired", "centroid", "cosine" or "mmd"; None is the preset's. See `sae_unlearn.alignment.toward`.
+        toward: "paired", "centroid", "cosine" or "mmd"; None is the preset's. See `sae_unlearn.alignment.loss`.
         away: "hinge", "triplet", "repel" or "none"; None is the preset's. See `sae_unlearn.alignment.away`.
         toward_weight, away_weight: of these parts. With `away="repel"`, `away_weight / toward_weight` is lambda, and
             has to be below 1: from there on the loss has no minimum.

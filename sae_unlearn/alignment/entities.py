@@ -12,8 +12,8 @@ from typing import Any, overload
 from sae_unlearn.alignment.entity import Entity, key_of, read_entity
 from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.backbone.json_lines import json_lines
+from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.paths import as_path
-from sae_unlearn.staging import write_whole
 
 
 class EntitySet(Sequence[Entity]):

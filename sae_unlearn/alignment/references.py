@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.alignment.prompts import PromptRow
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
 
 
 _SMALLEST_SPREAD = 0.01  # of the median spread: a code that never moves must not rule the loss

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.statistics import auc
+from sae_unlearn.stats import auc
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sae_unlearn.backbone.decoder_layers import input_embeddings, max_positions
+from sae_unlearn.backbone.layers import input_embeddings, max_positions
 from sae_unlearn.errors import UnlearnError
 
 

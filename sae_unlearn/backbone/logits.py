@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from sae_unlearn.backbone.decoder_layers import input_device, output_embeddings
+from sae_unlearn.backbone.layers import input_device, output_embeddings
 from sae_unlearn.errors import UnlearnError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, residual_of
+from sae_unlearn.backbone.layers import find_decoder_layers, residual_of
 
 
 class LayerReached(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.demo.corpora import SIDES, DemoTexts
+from sae_unlearn.demo.texts import SIDES, DemoTexts
 from sae_unlearn.evaluation import Recall, complete, recall, row_losses
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.model import guard_layers

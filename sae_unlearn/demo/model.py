@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sae_unlearn.card_base import DEMO_MODEL_NAME
+from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
 
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from sae_unlearn.console import printable, side_by_side, table
-from sae_unlearn.demo.corpora import SIDES, DemoTexts
 from sae_unlearn.demo.measure import Snapshot
+from sae_unlearn.demo.texts import SIDES, DemoTexts
 from sae_unlearn.evaluation import bootstrap_interval
+from sae_unlearn.files.terminal import printable, side_by_side, table
 from sae_unlearn.guardrail import SAEGuardrailConfig
-from sae_unlearn.statistics import wilson_interval
+from sae_unlearn.stats import wilson_interval
 
 
 _NAMES = {"forget": "the topic", "retain": "other things"}

@@ -10,15 +10,15 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.canvas import NO_MATPLOTLIB
-from sae_unlearn.demo.corpora import DemoTexts
+from sae_unlearn.cards.plotting import NO_MATPLOTLIB
+from sae_unlearn.checks import check_is
 from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
-from sae_unlearn.evaluation.given import check_is
+from sae_unlearn.demo.texts import DemoTexts
 from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
-from sae_unlearn.guardrail.card import CardDetails
-from sae_unlearn.guardrail.picture import PICTURE
-from sae_unlearn.guardrail.seal import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.storage.calibration_plot import PICTURE
+from sae_unlearn.guardrail.storage.card import CardDetails
 from sae_unlearn.sae import SparseAutoencoder
 
 

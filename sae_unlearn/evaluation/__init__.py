@@ -1,39 +1,44 @@
 """Measuring what a model knows, with and without an adapter, and what it holds of entities."""
 
-from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.answers import REFUSALS, AnswerCounts, ask, count_answers
-from sae_unlearn.evaluation.audit import audit
-from sae_unlearn.evaluation.audit_card import put_into_card
-from sae_unlearn.evaluation.audit_report import AuditReport
-from sae_unlearn.evaluation.audit_row import AuditRow
-from sae_unlearn.evaluation.base_probe import BaseProbe, ProbeReading, fit_base_probe, read_base_probe
+from sae_unlearn.evaluation.audit.audit import audit
+from sae_unlearn.evaluation.audit.card import put_into_card
+from sae_unlearn.evaluation.audit.report import AuditReport
+from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.choice import Choice
-from sae_unlearn.evaluation.choice_accuracy import option_likelihoods, right_by_letter, right_by_likelihood
-from sae_unlearn.evaluation.collapse import VarianceRatio, variance_ratio
-from sae_unlearn.evaluation.comparison import Change, Comparison, compare
 from sae_unlearn.evaluation.discriminator import Discrimination, refit_discriminator
 from sae_unlearn.evaluation.entity_facts import entity_facts
-from sae_unlearn.evaluation.entity_states import entity_states
-from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.evaluate import evaluate
-from sae_unlearn.evaluation.feature_contexts import Context, FeatureContexts, GuardedFeature, feature_contexts
-from sae_unlearn.evaluation.figure import Figure
-from sae_unlearn.evaluation.fire_rates import row_firings
-from sae_unlearn.evaluation.guardrail_picture import GuardrailPicture, picture_guardrail, stored_picture
-from sae_unlearn.evaluation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
+from sae_unlearn.evaluation.explorer.explorer import GuardrailPicture, picture_guardrail, stored_picture
+from sae_unlearn.evaluation.explorer.feature_contexts import (
+    Context,
+    FeatureContexts,
+    GuardedFeature,
+    feature_contexts,
+)
+from sae_unlearn.evaluation.explorer.sweep import Sweep, SweepPoint
 from sae_unlearn.evaluation.interference import interference
 from sae_unlearn.evaluation.intervals import bootstrap_interval
 from sae_unlearn.evaluation.kl import row_divergences
 from sae_unlearn.evaluation.loss import row_losses
-from sae_unlearn.evaluation.ranking import Ranks, candidate_log_probs, rank_answers
-from sae_unlearn.evaluation.recall import Fact, Recall, complete, recall
-from sae_unlearn.evaluation.report import Report
+from sae_unlearn.evaluation.metrics.choices import option_likelihoods, right_by_letter, right_by_likelihood
+from sae_unlearn.evaluation.metrics.firing import row_firings
+from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
+from sae_unlearn.evaluation.metrics.ranking import Ranks, candidate_log_probs, rank_answers
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, complete, recall
+from sae_unlearn.evaluation.metrics.tofu import ModelUtility, TofuSet, model_utility
+from sae_unlearn.evaluation.metrics.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
+from sae_unlearn.evaluation.report.comparison import Change, Comparison, compare
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.figure import Figure
+from sae_unlearn.evaluation.report.report import Report
+from sae_unlearn.evaluation.representation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
+from sae_unlearn.evaluation.representation.probes import BaseProbe, ProbeReading, fit_base_probe, read_base_probe
+from sae_unlearn.evaluation.representation.states import entity_states
+from sae_unlearn.evaluation.representation.variance_ratio import VarianceRatio, variance_ratio
 from sae_unlearn.evaluation.rouge import RougeL, rouge_l
-from sae_unlearn.evaluation.sweep import Sweep, SweepPoint
 from sae_unlearn.evaluation.sweeping import sweep_guardrail
-from sae_unlearn.evaluation.tofu_utility import ModelUtility, TofuSet, model_utility
-from sae_unlearn.evaluation.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
-from sae_unlearn.statistics import wilson_interval
+from sae_unlearn.stats import wilson_interval
 
 
 __all__ = [

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.given import check_all
-from sae_unlearn.evaluation.recall import LEADING, Fact, Recall, recall
+from sae_unlearn.checks import check_all
+from sae_unlearn.evaluation.metrics.recall import LEADING, Fact, Recall, recall
+from sae_unlearn.evaluation.report.estimate import Estimate
 
 
 REFUSALS = (

@@ -1,12 +1,12 @@
 """The tables of an audit, in Markdown."""
 
-from sae_unlearn.evaluation.audit_attacks import BLACK_BOX
-from sae_unlearn.evaluation.audit_report import AuditReport
-from sae_unlearn.evaluation.audit_row import RECALL, AuditRow, any_of
-from sae_unlearn.evaluation.comparison import compare
-from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.figure import Figure
-from sae_unlearn.evaluation.report import cell, markdown_table
+from sae_unlearn.evaluation.audit.registry import BLACK_BOX
+from sae_unlearn.evaluation.audit.report import AuditReport
+from sae_unlearn.evaluation.audit.row import RECALL, AuditRow, any_of
+from sae_unlearn.evaluation.report.comparison import compare
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.figure import Figure
+from sae_unlearn.evaluation.report.report import cell, markdown_table
 
 
 STRENGTHS = {

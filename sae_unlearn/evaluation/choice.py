@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from sae_unlearn.evaluation.given import check_all, check_is
+from sae_unlearn.checks import check_all, check_is
 
 
 @dataclass(frozen=True)

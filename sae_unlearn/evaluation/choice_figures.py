@@ -9,13 +9,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.choice import Choice, lettered
-from sae_unlearn.evaluation.choice_accuracy import option_likelihoods, right_by_letter, right_by_likelihood
-from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint
-from sae_unlearn.evaluation.fire_rates import row_firings
+from sae_unlearn.evaluation.metrics.choices import option_likelihoods, right_by_letter, right_by_likelihood
+from sae_unlearn.evaluation.metrics.firing import row_firings
+from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.prompting import question_prompt
-from sae_unlearn.evaluation.report import Report
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
+from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.evaluation.settings import Settings
-from sae_unlearn.evaluation.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.guardrail.model import guard_layers
 
 

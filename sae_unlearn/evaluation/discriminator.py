@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.evaluation.classifiers import Kind, classifier
-from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.pair_auc import pair_auc
-from sae_unlearn.statistics import pair_wins
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.stats import pair_wins
 
 
 @dataclass(frozen=True)

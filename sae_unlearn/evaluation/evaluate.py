@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.processes import gathered, process_index
-from sae_unlearn.backbone.residuals import evaluation_mode
+from sae_unlearn.backbone.distributed import gathered, process_index
+from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.choice_figures import choice_figures
-from sae_unlearn.evaluation.fact_figures import fact_figures
-from sae_unlearn.evaluation.figure import Figure, fingerprint
-from sae_unlearn.evaluation.recall import Fact
-from sae_unlearn.evaluation.report import Report
+from sae_unlearn.evaluation.figures import fact_figures
+from sae_unlearn.evaluation.metrics.recall import Fact
+from sae_unlearn.evaluation.report.figure import Figure, fingerprint
+from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.evaluation.settings import Settings
 from sae_unlearn.evaluation.text_figures import text_figures
 from sae_unlearn.version import __version__

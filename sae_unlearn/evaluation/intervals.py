@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sae_unlearn.evaluation.given import check_tensors
+from sae_unlearn.checks import check_tensors
 
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, measured_rows
+from sae_unlearn.evaluation.metrics.text import PredictedTokens, measured_rows
 
 
 _CHUNK = 64  # positions whose distributions are held at once: with 262,144 tokens, 64 MB each in float32

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.evaluation.predicted_tokens import PredictedTokens, measured_rows
+from sae_unlearn.evaluation.metrics.text import PredictedTokens, measured_rows
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.intervals import percentile_interval, times_drawn
+from sae_unlearn.evaluation.report.estimate import Estimate
 
 
 def pair_auc(

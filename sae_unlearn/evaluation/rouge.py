@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_unlearn.evaluation.given import check_all
-from sae_unlearn.evaluation.recall import Recall
+from sae_unlearn.checks import check_all
+from sae_unlearn.evaluation.metrics.recall import Recall
 
 
 class RougeL(NamedTuple):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.residuals import evaluation_mode
-from sae_unlearn.evaluation.estimate import Estimate
-from sae_unlearn.evaluation.guarded_texts import GuardedTexts
+from sae_unlearn.backbone.residual_stream import evaluation_mode
+from sae_unlearn.evaluation.explorer.sweep import Sweep, SweepPoint, about
+from sae_unlearn.evaluation.explorer.texts import GuardedTexts
 from sae_unlearn.evaluation.loss import batch_losses
-from sae_unlearn.evaluation.predicted_tokens import predicted_rows
-from sae_unlearn.evaluation.sweep import Sweep, SweepPoint, about
+from sae_unlearn.evaluation.metrics.text import predicted_rows
+from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.the_guardrail import alone_and_clamping, clamp_of
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.unguarded import guards_off

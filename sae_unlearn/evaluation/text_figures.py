@@ -8,11 +8,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.evaluation.figure import Figure, figure_of_rows, fingerprint
-from sae_unlearn.evaluation.fire_rates import row_firings
 from sae_unlearn.evaluation.kl import row_divergences
 from sae_unlearn.evaluation.loss import row_losses
-from sae_unlearn.evaluation.predicted_tokens import predicted_tokens
+from sae_unlearn.evaluation.metrics.firing import row_firings
+from sae_unlearn.evaluation.metrics.text import predicted_tokens
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.settings import Settings
 from sae_unlearn.guardrail.model import guard_layers
 

@@ -8,19 +8,19 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
-from sae_unlearn.guardrail.bundle import attach_bundle, push_bundle, save_bundle
+from sae_unlearn.guardrail.bundles.bundle import attach_bundle, push_bundle, save_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
-from sae_unlearn.guardrail.firing_sinks import Firing
-from sae_unlearn.guardrail.firings import record_firings
-from sae_unlearn.guardrail.fit import fit_guardrail
-from sae_unlearn.guardrail.fit_several import fit_guardrails
-from sae_unlearn.guardrail.guarded_model import GuardedModel
+from sae_unlearn.guardrail.fit.fit import fit_guardrail
+from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
+from sae_unlearn.guardrail.manage import ForgetSet, list_guardrails, set_action, use_guardrails
 from sae_unlearn.guardrail.model import SAEGuardrailModel
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
-from sae_unlearn.guardrail.sets import ForgetSet, list_guardrails, set_action, use_guardrails
+from sae_unlearn.guardrail.runtime.firing import Firing
+from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.status import GuardrailState, GuardrailStatus, guardrail_status
+from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 
 
 if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:

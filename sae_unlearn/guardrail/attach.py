@@ -9,19 +9,19 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import base_model_of, check_module, find_decoder_layers, uncompiled
-from sae_unlearn.guardrail.artefact import Artefact, read_artefact
-from sae_unlearn.guardrail.belonging import check_belongs
-from sae_unlearn.guardrail.calibration import check_threshold
+from sae_unlearn.backbone.layers import base_model_of, check_module, find_decoder_layers, uncompiled
+from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.forward_inputs import remove_hooks
-from sae_unlearn.guardrail.guarded_model import GuardedModel
+from sae_unlearn.guardrail.fit.calibration import check_threshold
 from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.model import MODEL_TAGS, SAEGuardrailModel, guard_layers, remove_call_hooks
 from sae_unlearn.guardrail.plain_text import check_plain_text
-from sae_unlearn.guardrail.seal import SEALS
-from sae_unlearn.guardrail.values import check_tensors
+from sae_unlearn.guardrail.runtime.hooks import remove_hooks
+from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
+from sae_unlearn.guardrail.storage.reading import Artefact, read_artefact
+from sae_unlearn.guardrail.weights import check_tensors
 from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
 

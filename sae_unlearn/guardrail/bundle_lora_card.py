@@ -8,12 +8,12 @@ from pathlib import Path
 from peft import LoraConfig
 from torch import nn
 
-from sae_unlearn.card_base import licence_lines
-from sae_unlearn.guardrail.card import CardDetails, attached, base_of
-from sae_unlearn.model_card import adapter_metadata, as_plain_text, report_section, write_model_card
+from sae_unlearn.cards.card import adapter_metadata, as_plain_text, report_section, write_model_card
+from sae_unlearn.cards.provenance import licence_lines
+from sae_unlearn.guardrail.storage.card import CardDetails, attached, base_of
 
 
-TEMPLATE = Path(__file__).parent / "bundle_lora_card_template.md"
+TEMPLATE = Path(__file__).parent / "bundles" / "lora_card_template.md"
 
 
 def write_lora_card(folder: Path, config: LoraConfig, model: nn.Module, details: CardDetails) -> None:

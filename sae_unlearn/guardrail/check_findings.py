@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.guardrail.belonging import check_belongs
-from sae_unlearn.guardrail.calibration import fire_rate
+from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.check_report import Finding, Status
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.facts import real
 from sae_unlearn.guardrail.fingerprint import fingerprint
+from sae_unlearn.guardrail.fit.calibration import fire_rate
+from sae_unlearn.guardrail.summary import real
 
 
 SMALL_EDIT, LARGE_EDIT = 0.05, 1.0

@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_unlearn.cards.card import CARD_NAME, REPORT_FILES
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.foreign_json import read_foreign_json
-from sae_unlearn.guardrail.bundle_list import BUNDLE_NAME, Bundle, parse_bundle
+from sae_unlearn.files.untrusted import read_foreign_json
+from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
-from sae_unlearn.guardrail.picture import PICTURE
-from sae_unlearn.guardrail.seal import CONFIG_LIMIT, CONFIG_NAME, WEIGHTS_NAME
-from sae_unlearn.model_card import CARD_NAME, REPORT_FILES
+from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, Bundle, parse_bundle
+from sae_unlearn.guardrail.storage.calibration_plot import PICTURE
 
 
 _ENTRIES = (CONFIG_NAME, BUNDLE_NAME)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers, input_embeddings, text_config
-from sae_unlearn.guardrail.facts import real
+from sae_unlearn.backbone.layers import find_decoder_layers, input_embeddings, text_config
+from sae_unlearn.guardrail.summary import real
 
 
 _SAMPLES = 32

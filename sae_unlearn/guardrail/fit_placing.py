@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from peft import PeftModel
 from torch import nn
 
-from sae_unlearn.guardrail.artefact import Artefact
 from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
-from sae_unlearn.guardrail.fit_passes import FitPasses
+from sae_unlearn.guardrail.fit.passes import FitPasses
+from sae_unlearn.guardrail.storage.reading import Artefact
 
 
 def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: Iterable[FitPasses]) -> PeftModel:

@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_checks import WINDOWED
+from sae_unlearn.guardrail.config_validation import WINDOWED
 from sae_unlearn.guardrail.messages import by_message
 
 

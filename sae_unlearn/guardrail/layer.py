@@ -30,12 +30,22 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
 
-from sae_unlearn.backbone.decoder_layers import execution_device, max_positions, residual_of, text_config
+from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_checks import WINDOWED
-from sae_unlearn.guardrail.config_tables import ConfigTables
-from sae_unlearn.guardrail.firings import Recorder
-from sae_unlearn.guardrail.forward_inputs import (
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.config_validation import WINDOWED
+from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
+from sae_unlearn.guardrail.kernels.dispatch import Step, step_for
+from sae_unlearn.guardrail.runtime.cache_state import (
+    DynamicGateHistory,
+    GateHistory,
+    find_cache,
+    forget_unseen,
+    history_of,
+    unseen,
+)
+from sae_unlearn.guardrail.runtime.call_context import INPUTS, noted
+from sae_unlearn.guardrail.runtime.hooks import (
     ForwardInputs,
     current_inputs,
     kept_tokens,
@@ -43,12 +53,9 @@ from sae_unlearn.guardrail.forward_inputs import (
     remove_hooks,
     sees_all,
 )
-from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
-from sae_unlearn.guardrail.history import DynamicGateHistory, GateHistory, find_cache, forget_unseen, history_of, unseen
-from sae_unlearn.guardrail.pass_notes import INPUTS, noted
-from sae_unlearn.guardrail.readiness import Looked, check_ready
-from sae_unlearn.guardrail.refusal import check_message, note_refusal
-from sae_unlearn.guardrail.step_choice import Step, step_for
+from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
+from sae_unlearn.guardrail.runtime.recording import Recorder
+from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
 from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
 

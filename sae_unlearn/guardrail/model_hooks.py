@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from sae_unlearn.guardrail.forward_inputs import ModelCall, by_name
-from sae_unlearn.guardrail.pass_notes import CALL, NEXT, note, noted
-from sae_unlearn.guardrail.refusal import refuse
+from sae_unlearn.guardrail.runtime.call_context import CALL, NEXT, note, noted
+from sae_unlearn.guardrail.runtime.hooks import ModelCall, by_name
+from sae_unlearn.guardrail.runtime.refusal import refuse
 
 
 class ModelHooks:

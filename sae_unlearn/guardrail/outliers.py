@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sae_unlearn.guardrail.selection import FeatureSums
+from sae_unlearn.guardrail.fit.selection import FeatureSums
 
 
 OUTLIER_FACTOR = 2.0

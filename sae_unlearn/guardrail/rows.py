@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
 
-from sae_unlearn.backbone.corpus import Document
+from sae_unlearn.backbone.tokens import Document
 
 
 # Which documents serve for what, by their number modulo the cycle's length. The report's documents are seen neither by

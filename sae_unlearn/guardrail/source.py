@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from sae_unlearn.files.hub import explain_download
 from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.hub_errors import explain_download
 from sae_unlearn.paths import check_inside, clean_subfolder
 
 

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import nn
 
 from sae_unlearn.guardrail.errors import GuardrailNotReady
-from sae_unlearn.guardrail.forward_inputs import BackboneHooks, hooks_of
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
 
 
 State = Literal["guarding", "recording", "off", "raising", "missing"]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from sae_unlearn.backbone.residuals import ResidualBatch, residual_batches
+from sae_unlearn.backbone.residual_stream import ResidualBatch, residual_batches
 from sae_unlearn.guardrail.model import guard_layers
 
 

@@ -1,9 +1,9 @@
 """Sparse autoencoders: the equations, the published file formats, and the rows a guardrail needs."""
 
-from .autoencoder import SparseAutoencoder
-from .errors import SAEFormatError
-from .readers import register_reader
-from .slice import SAESlice
+from sae_unlearn.sae.autoencoder import SparseAutoencoder
+from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.sae.formats import register_reader
+from sae_unlearn.sae.slice import SAESlice
 
 
 __all__ = ["SAEFormatError", "SAESlice", "SparseAutoencoder", "register_reader"]

@@ -10,10 +10,15 @@ import torch
 from torch import nn
 
 from sae_unlearn.errors import UnlearnError
-
-from .equations import affine_encode, cast_input, jumprelu, layer_normed, topk_relu, without_autocast
-from .slice import SAESlice, at_one_deviation, check_feature_ids, not_sliceable
-from .validate import check_architecture, check_dimensions, check_input_norm, check_layer, check_parameters
+from sae_unlearn.sae.equations import affine_encode, cast_input, jumprelu, layer_normed, topk_relu, without_autocast
+from sae_unlearn.sae.slice import SAESlice, at_one_deviation, check_feature_ids, not_sliceable
+from sae_unlearn.sae.validate import (
+    check_architecture,
+    check_dimensions,
+    check_input_norm,
+    check_layer,
+    check_parameters,
+)
 
 
 class SparseAutoencoder(nn.Module):
@@ -124,7 +129,7 @@ class SparseAutoencoder(nn.Module):
             SAEFormatError: no known format there, a malformed file, or an SAE that cannot be represented exactly.
             FileNotFoundError: `id_or_path` is neither a folder nor a repository id.
         """
-        from .load import load_pretrained  # late: loading knows this class
+        from sae_unlearn.sae.loading import load_pretrained  # late: loading knows this class
 
         return load_pretrained(cls, id_or_path, subfolder, revision, device, dtype, cache_dir, token, local_files_only)
 
@@ -142,7 +147,7 @@ class SparseAutoencoder(nn.Module):
             TypeError: `sae` has no `cfg.to_dict()` and `state_dict()`.
             SAEFormatError: an SAE of another place, or a setting that cannot be represented exactly.
         """
-        from .from_saelens import convert_saelens  # late: converting knows this class
+        from sae_unlearn.sae.from_saelens import convert_saelens  # late: converting knows this class
 
         return convert_saelens(cls, sae, device, dtype)
 
@@ -253,7 +258,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             UnlearnError: the disk is full, or the folder cannot be written.
         """
-        from .save import save_saelens  # late: saving knows this class
+        from sae_unlearn.sae.saving import save_saelens  # late: saving knows this class
 
         save_saelens(self, save_directory)
 

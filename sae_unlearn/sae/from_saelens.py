@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_unlearn.errors import UnlearnError
-
-from .load import build
-from .readers.saelens import TENSORS, fold_saelens
-from .readers.saelens_config import parse_config
-from .shapes import check_names
+from sae_unlearn.sae.formats.saelens import TENSORS, fold_saelens
+from sae_unlearn.sae.formats.saelens_config import parse_config
+from sae_unlearn.sae.loading import build
+from sae_unlearn.sae.shapes import check_names
 
 
 if TYPE_CHECKING:
-    from .autoencoder import SparseAutoencoder
+    from sae_unlearn.sae.autoencoder import SparseAutoencoder
 
 
 def convert_saelens(

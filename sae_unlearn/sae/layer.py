@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import SAEFormatError
+from sae_unlearn.sae.errors import SAEFormatError
 
 
 # No model has layers of more than four digits; and what `int` reads is bounded.

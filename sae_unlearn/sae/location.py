@@ -12,8 +12,7 @@ from pathlib import Path
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.paths import check_inside
 from sae_unlearn.regular_file import check_regular
-
-from .errors import SAEFormatError
+from sae_unlearn.sae.errors import SAEFormatError
 
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import SAEFormatError
+from sae_unlearn.sae.errors import SAEFormatError
 
 
 # Raw per-feature vectors of the published formats, beside the matrices.

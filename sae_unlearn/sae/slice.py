@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from sae_unlearn.errors import UnlearnError
-
-from .equations import EPSILON, affine_encode, jumprelu
-from .validate import check_dimensions, check_tensor
+from sae_unlearn.sae.equations import EPSILON, affine_encode, jumprelu
+from sae_unlearn.sae.validate import check_dimensions, check_tensor
 
 
 def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> list[int]:

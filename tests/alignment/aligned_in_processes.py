@@ -12,7 +12,7 @@ from torch.distributed import init_process_group
 from torch.distributed.tensor import DTensor
 
 from sae_unlearn.alignment import SAEAlignmentTrainer
-from sae_unlearn.backbone.processes import leaving_launch
+from sae_unlearn.backbone.distributed import leaving_launch
 
 
 SHARDED = {

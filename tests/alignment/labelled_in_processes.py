@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 from test_labelling import label
 
-from sae_unlearn.backbone.processes import leaving_launch
+from sae_unlearn.backbone.distributed import leaving_launch
 
 
 def labelled(cache: Path | None = None) -> dict:

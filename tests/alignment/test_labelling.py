@@ -13,14 +13,14 @@ from torch import nn
 from transformers import GenerationConfig
 from zoo import EOS, ZOO, base_model
 
-from sae_unlearn.alignment import labelling
-from sae_unlearn.alignment.answers import AnswerMatcher
 from sae_unlearn.alignment.entities import Entity, EntitySet
 from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.labelled import LabelledEntities
-from sae_unlearn.alignment.labelling import LabellingRule, label_entities
-from sae_unlearn.alignment.sampling import sample_continuations
-from sae_unlearn.backbone.model_key import model_key
+from sae_unlearn.alignment.labelling import label as labelling
+from sae_unlearn.alignment.labelling.answer_matching import AnswerMatcher
+from sae_unlearn.alignment.labelling.label import LabellingRule, label_entities
+from sae_unlearn.alignment.labelling.result import LabelledEntities
+from sae_unlearn.alignment.labelling.sampling import sample_continuations
+from sae_unlearn.backbone.identity import model_key
 
 
 QUESTIONS = {"word": {"next": "w5 {entity}", "last": ("{entity} w6 w7", "{entity} w8")}}

@@ -7,14 +7,14 @@ import torch
 from tiny_entities import entities, parts, settings
 
 from sae_unlearn import AlignmentError, EntitySet, SparseAutoencoder
-from sae_unlearn.alignment.items import AlignmentItems, draw_pairs
+from sae_unlearn.alignment.dataset import AlignmentItems, draw_pairs
 from sae_unlearn.alignment.latents import firing_frequency, latent_scores, select_latents
-from sae_unlearn.alignment.plan import plan_entities
 from sae_unlearn.alignment.prompts import PromptRow, TemplateGroups
 from sae_unlearn.alignment.references import code_statistics, entity_states
 from sae_unlearn.alignment.separation import mean_per_entity, separation
+from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.alignment.trainer import SAEAlignmentTrainer
-from sae_unlearn.statistics import auc
+from sae_unlearn.stats import auc
 
 
 KNOWN = torch.tensor([[0.9, 0.8, 0.1, 0.0, 0.5], [0.2, 0.7, 0.1, 0.1, 0.5]])

@@ -10,9 +10,9 @@ from sae_unlearn.alignment.away import AWAY, away_part
 from sae_unlearn.alignment.codes import LatentCodes, RawCodes
 from sae_unlearn.alignment.collapse import variance_ratio
 from sae_unlearn.alignment.latents import Latents
+from sae_unlearn.alignment.loss import TOWARD
 from sae_unlearn.alignment.retain import hidden_mse, kl_to_base
 from sae_unlearn.alignment.standing import Standing
-from sae_unlearn.alignment.toward import TOWARD
 
 
 ROWS, N, KNOWN = 5, 6, 3

@@ -13,8 +13,8 @@ from tiny_entities import entities, parts, settings
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 
 from sae_unlearn.alignment import AlignmentError, Entity, EntitySet, SAEAlignmentTrainer
-from sae_unlearn.alignment.retain_budget import RetainBudgetCallback
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.alignment.callbacks import RetainBudgetCallback
+from sae_unlearn.backbone.layers import find_decoder_layers
 
 
 def trainer(folder, name="llama", **options) -> SAEAlignmentTrainer:

@@ -11,9 +11,9 @@ from tiny_setting import setting_of
 from tiny_topic import tiny_parts
 
 from sae_unlearn import SAEGuardrailConfig, attach_guardrail, record_firings
-from sae_unlearn.backbone.corpus import special_token_ids
+from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.guardrail import detach_guardrail
-from sae_unlearn.guardrail.fit_plan import DEFAULT_MIN_TOKENS
+from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
 
 
 @pytest.fixture(scope="module")

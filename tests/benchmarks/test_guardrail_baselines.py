@@ -21,7 +21,7 @@ from tiny_setting import SIZE, setting_of
 from tiny_topic import tiny_parts, topic_texts
 
 from sae_unlearn.evaluation import row_losses
-from sae_unlearn.evaluation.fire_rates import row_firings
+from sae_unlearn.evaluation.metrics.firing import row_firings
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 from demo_card import SHIPPED, write_demo_card
 from hub_metadata import metadata
 
-from sae_unlearn.guardrail.artefact import read_config
+from sae_unlearn.guardrail.storage.reading import read_config
 
 
 CARD = (SHIPPED / "README.md").read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from sae_unlearn.backbone import processes
-from sae_unlearn.cli import main
-from sae_unlearn.guardrail import fit_steps
+from sae_unlearn.backbone import distributed as processes
+from sae_unlearn.cli.main import main
+from sae_unlearn.guardrail.fit import steps as fit_steps
 
 
 def breaks_down(value):

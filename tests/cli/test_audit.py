@@ -7,9 +7,9 @@ import pytest
 from tiny_topic import save_adapters, tiny_parts, topic_texts
 
 from sae_unlearn import attach_guardrail
-from sae_unlearn.cli import main
-from sae_unlearn.commands import audit as command
-from sae_unlearn.commands.evaluate import read_sets
+from sae_unlearn.cli import audit as command
+from sae_unlearn.cli.evaluate import read_sets
+from sae_unlearn.cli.main import main
 from sae_unlearn.evaluation import AuditReport, audit
 
 

@@ -11,13 +11,13 @@ from tiny_topic import save_corpora, save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import __version__, attach_guardrail, fit_guardrail
-from sae_unlearn.cli import COMMANDS, main
-from sae_unlearn.commands import fit as fit_command
-from sae_unlearn.commands import loading
-from sae_unlearn.commands import show as show_command
+from sae_unlearn.cli import fit as fit_command
+from sae_unlearn.cli import inputs as loading
+from sae_unlearn.cli import show as show_command
+from sae_unlearn.cli.main import COMMANDS, main
 from sae_unlearn.commands.texts import drawn, read_texts
-from sae_unlearn.console import printable, side_by_side, table
 from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
+from sae_unlearn.files.terminal import printable, side_by_side, table
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_show_writes_a_page_with_the_features_on_texts_and_keeps_the_sweep(parts
     picture = picture_guardrail(guarded, tokenizer, **texts, contexts=2, progress=False)
     assert picture.to_html() == first
     assert Sweep.load(sweep) == picture.sweep
-    monkeypatch.setattr("sae_unlearn.evaluation.guardrail_picture.swept", None)  # not measured again
+    monkeypatch.setattr("sae_unlearn.evaluation.explorer.explorer.swept", None)  # not measured again
     assert main(page) == 0
     assert html.read_text(encoding="utf-8") == first
     assert main([*page[:3], page[4]]) == 0
@@ -396,7 +396,7 @@ def test_an_unexpected_error_is_named(monkeypatch, capsys):
     def fail(args):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr("sae_unlearn.commands.show.run", fail)
+    monkeypatch.setattr("sae_unlearn.cli.show.run", fail)
     fails(capsys, ["show", "x"], "RuntimeError: out of memory (--debug shows where)")
 
 
@@ -404,7 +404,7 @@ def test_interrupting_is_no_error_of_the_program(monkeypatch, capsys):
     def interrupt(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sae_unlearn.commands.show.run", interrupt)
+    monkeypatch.setattr("sae_unlearn.cli.show.run", interrupt)
     assert main(["show", "x"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

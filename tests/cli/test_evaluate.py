@@ -8,8 +8,8 @@ from tiny_topic import save_adapters, tiny_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import attach_guardrail, save_bundle
-from sae_unlearn.cli import main
-from sae_unlearn.commands import evaluate as command
+from sae_unlearn.cli import evaluate as command
+from sae_unlearn.cli.main import main
 from sae_unlearn.evaluation import Report, compare, evaluate
 
 

@@ -12,8 +12,8 @@ from test_cli import fit_arguments
 from tiny_topic import save_adapters, save_corpora, topic_texts
 from torch.distributed import destroy_process_group, init_process_group, is_initialized
 
-from sae_unlearn.backbone import processes
-from sae_unlearn.cli import main
+from sae_unlearn.backbone import distributed as processes
+from sae_unlearn.cli.main import main
 
 
 COMMAND = ["-m", "sae_unlearn"]

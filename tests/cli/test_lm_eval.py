@@ -8,7 +8,7 @@ import pytest
 from tiny_topic import save_adapters, tiny_parts, topic_texts
 
 from sae_unlearn import attach_guardrail
-from sae_unlearn.commands import lm_eval as command
+from sae_unlearn.cli import lm_eval as command
 from sae_unlearn.evaluation import Choice, option_likelihoods, right_by_likelihood
 
 
@@ -46,7 +46,7 @@ def parts(tmp_path_factory):
 def test_every_token_of_a_long_text_counts(parts, words):
     """As with the harness' own model, in windows of one token less than the model reads."""
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    from sae_unlearn.commands.harness_model import HarnessModel
+    from sae_unlearn.cli.lm_eval_model import HarnessModel
 
     folder = str(parts / "model")
     text = " ".join(f"w{2 + i * 7 % 90}" for i in range(words))

@@ -8,7 +8,7 @@ from tiny_topic import save_adapters, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import attach_guardrail, save_bundle
-from sae_unlearn.cli import main
+from sae_unlearn.cli.main import main
 from sae_unlearn.evaluation import AuditReport, Report
 
 

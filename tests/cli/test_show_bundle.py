@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from zoo import base_model, guarded
 
 from sae_unlearn import attach_guardrail, push_bundle, save_bundle
-from sae_unlearn.cli import main
+from sae_unlearn.cli.main import main
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from tiny_topic import save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig, label_entities
-from sae_unlearn.alignment.answer_log import Asked
-from sae_unlearn.alignment.labelled import LabelledEntities
-from sae_unlearn.cli import main
-from sae_unlearn.commands import train as train_command
+from sae_unlearn.alignment.labelling.answer_log import Asked
+from sae_unlearn.alignment.labelling.result import LabelledEntities
+from sae_unlearn.cli import train as train_command
+from sae_unlearn.cli.main import main
 
 
 sys.path.append(str(Path(__file__).parents[1] / "alignment"))

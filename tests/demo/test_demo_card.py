@@ -9,8 +9,8 @@ from tiny_topic import tiny_parts
 from zoo import guarded
 
 from sae_unlearn import save_bundle
-from sae_unlearn.card_base import DEMO_MODEL_NAME, card_base
-from sae_unlearn.commands.demo import LICENCE
+from sae_unlearn.cards.provenance import DEMO_MODEL_NAME, card_base
+from sae_unlearn.cli.demo import LICENCE
 from sae_unlearn.demo import load_demo_sae, run_demo
 from sae_unlearn.guardrail.model import guard_layers
 

@@ -17,7 +17,7 @@ from pages import CARDS, DOCS, PAGES, ROOT, Block, blocks, commands, prose
 from peft import PeftConfig
 
 from sae_unlearn import SAEGuardrailConfig
-from sae_unlearn.cli import build_parser
+from sae_unlearn.cli.main import build_parser
 
 
 NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]

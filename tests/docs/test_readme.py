@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_unlearn import SparseAutoencoder, attach_guardrail, demo, fit_guardrail
 from sae_unlearn.alignment import EntitySet, LabelledEntities, SAEAlignmentConfig
-from sae_unlearn.cli import main
-from sae_unlearn.commands import loading
+from sae_unlearn.cli import inputs as loading
+from sae_unlearn.cli.main import main
 from sae_unlearn.demo import DemoTexts
 from sae_unlearn.evaluation import Fact
 

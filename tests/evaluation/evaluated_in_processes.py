@@ -12,7 +12,7 @@ from test_evaluate_models import ANSWERS, EXAM, FACTS, TEXTS
 from tiny_topic import tiny_parts
 
 from sae_unlearn import attach_guardrail
-from sae_unlearn.backbone.processes import leaving_launch
+from sae_unlearn.backbone.distributed import leaving_launch
 from sae_unlearn.evaluation import evaluate
 
 

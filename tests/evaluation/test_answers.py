@@ -5,7 +5,7 @@ from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
 from sae_unlearn.evaluation.answers import ask, count_answers, verdict
-from sae_unlearn.evaluation.recall import Fact, Recall, complete
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, complete
 
 
 def completed(text, right=False, subject=""):

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_tokenizer
 from zoo import BOS, base_model, token_ids
 
-from sae_unlearn.evaluation.attacks import (
+from sae_unlearn.evaluation.audit.attacks import (
     direction_attack,
     entity_free_recall,
     known_direction,
@@ -16,10 +16,10 @@ from sae_unlearn.evaluation.attacks import (
     rounding_attack,
     split_subjects,
 )
-from sae_unlearn.evaluation.attacks.direction import adding
-from sae_unlearn.evaluation.attacks.entity_free import naming_prompts
-from sae_unlearn.evaluation.attacks.rounding import round_weights
-from sae_unlearn.evaluation.recall import Fact, complete, recall
+from sae_unlearn.evaluation.audit.attacks.direction import adding
+from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
+from sae_unlearn.evaluation.audit.attacks.rounding import round_weights
+from sae_unlearn.evaluation.metrics.recall import Fact, complete, recall
 
 
 IDS = token_ids(3, 7)

@@ -9,22 +9,13 @@ from tiny_topic import tiny_parts, tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import fit_guardrail, set_action
-from sae_unlearn.evaluation import (
-    AuditReport,
-    Choice,
-    Estimate,
-    Fact,
-    audit,
-    complete,
-    evaluate,
-    recall,
-)
-from sae_unlearn.evaluation.attacks.dilution import diluted
-from sae_unlearn.evaluation.audit_attacks import ATTACKS, budget
-from sae_unlearn.evaluation.audit_inquiry import as_facts
-from sae_unlearn.evaluation.audit_row import RECALL, AuditRow, any_of
+from sae_unlearn.evaluation import AuditReport, Choice, Estimate, Fact, audit, complete, evaluate, recall
+from sae_unlearn.evaluation.audit.attacks.dilution import diluted
+from sae_unlearn.evaluation.audit.context import as_facts
+from sae_unlearn.evaluation.audit.registry import ATTACKS, budget
+from sae_unlearn.evaluation.audit.row import RECALL, AuditRow, any_of
 from sae_unlearn.evaluation.audit_tables import best
-from sae_unlearn.evaluation.figure import figure_of_rows
+from sae_unlearn.evaluation.report.figure import figure_of_rows
 
 
 def facts(side, number, model=None):

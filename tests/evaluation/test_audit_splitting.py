@@ -11,8 +11,8 @@ from zoo import base_model
 
 from sae_unlearn import fit_guardrail, record_firings
 from sae_unlearn.evaluation import Fact, complete, recall
-from sae_unlearn.evaluation.attacks import splitting_attack
-from sae_unlearn.evaluation.attacks.splitting import converse, harmless_first, in_parts
+from sae_unlearn.evaluation.audit.attacks import splitting_attack
+from sae_unlearn.evaluation.audit.attacks.splitting import converse, harmless_first, in_parts
 
 
 FACTS = [Fact(text, ("w3",), f"s{i}") for i, text in enumerate(topic_texts("forget", 4, words=7))]

@@ -10,9 +10,9 @@ from zoo import base_model
 
 from sae_unlearn import attach_guardrail, fit_guardrail, record_firings
 from sae_unlearn.evaluation import Fact, recall
-from sae_unlearn.evaluation.attacks import displacement, relearning_attack, removal_attack, rounding_attack
-from sae_unlearn.evaluation.attacks.direction import adding
-from sae_unlearn.evaluation.attacks.merged import base_copy, merged_copy
+from sae_unlearn.evaluation.audit.attacks import displacement, relearning_attack, removal_attack, rounding_attack
+from sae_unlearn.evaluation.audit.attacks.direction import adding
+from sae_unlearn.evaluation.audit.attacks.merged import base_copy, merged_copy
 from sae_unlearn.guardrail.model import guard_layers
 
 

@@ -5,10 +5,16 @@ import torch
 from lettered_words import LETTERS, lettered_tokenizer
 from zoo import BOS, base_model
 
-from sae_unlearn.evaluation import Choice, answer_likelihoods, option_likelihoods, right_by_letter, right_by_likelihood
-from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods
+from sae_unlearn.evaluation import (
+    Choice,
+    answer_likelihoods,
+    option_likelihoods,
+    right_by_letter,
+    right_by_likelihood,
+)
 from sae_unlearn.evaluation.choice import lettered, rotated
 from sae_unlearn.evaluation.choice_figures import choice_figures
+from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.prompting import question_prompt, turn_prompt
 from sae_unlearn.evaluation.settings import Settings
 
@@ -143,7 +149,7 @@ def test_a_preferred_letter_gets_no_more_than_its_share(monkeypatch):
     def likes_b(model, tokenizer, prompts, letters, *rest):
         return torch.tensor([[0.0, 9.0, 0.0, 0.0][: len(letters)]] * len(prompts), dtype=torch.float64)
 
-    monkeypatch.setattr("sae_unlearn.evaluation.choice_accuracy.candidate_log_probs", likes_b)
+    monkeypatch.setattr("sae_unlearn.evaluation.metrics.choices.candidate_log_probs", likes_b)
     four = [Choice(f"q{i}", ("a", "b", "c", "d"), 1) for i in range(5)]
     assert right_by_letter(None, lettered_tokenizer(), four, orders=1).mean() == 1.0
     assert right_by_letter(None, lettered_tokenizer(), four).mean() == 0.25
@@ -153,7 +159,7 @@ def test_a_preferred_letter_gets_no_more_than_its_share_among_fewer_options_than
     def likes_a(model, tokenizer, prompts, letters, *rest):
         return torch.tensor([[9.0] + [0.0] * (len(letters) - 1)] * len(prompts), dtype=torch.float64)
 
-    monkeypatch.setattr("sae_unlearn.evaluation.choice_accuracy.candidate_log_probs", likes_a)
+    monkeypatch.setattr("sae_unlearn.evaluation.metrics.choices.candidate_log_probs", likes_a)
     mixed = [Choice(f"q{n}", tuple(f"w{i}" for i in range(20, 20 + n)), 0) for n in (2, 3, 4)]
     figures = choice_figures(
         base_model("llama"), lettered_tokenizer(), mixed, "retain", "mixed", Settings(progress=False)

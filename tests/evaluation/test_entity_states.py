@@ -7,7 +7,7 @@ from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
 from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.evaluation.entity_states import entity_states
+from sae_unlearn.evaluation.representation.states import entity_states
 
 
 LAYER = 1

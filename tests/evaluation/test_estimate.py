@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sae_unlearn.evaluation.estimate import Estimate
 from sae_unlearn.evaluation.pair_auc import pair_auc
-from sae_unlearn.statistics import pair_wins, wilson_interval
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.stats import pair_wins, wilson_interval
 
 
 # by hand and from published tables (Newcombe, Statistics in Medicine 17, 1998: 81 of 263, 15 of 148, 0 of 20, 1 of 29)

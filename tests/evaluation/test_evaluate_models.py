@@ -30,8 +30,8 @@ from sae_unlearn.evaluation import (
     row_firings,
     row_losses,
 )
-from sae_unlearn.evaluation.fact_figures import tokens_needed
-from sae_unlearn.evaluation.recall import Recall
+from sae_unlearn.evaluation.figures import tokens_needed
+from sae_unlearn.evaluation.metrics.recall import Recall
 
 
 TEXTS = topic_texts("retain", 7)

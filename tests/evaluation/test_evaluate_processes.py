@@ -8,7 +8,7 @@ from evaluated_in_processes import evaluated
 from launched import launch
 from tiny_topic import save_adapters, tiny_parts, tiny_tokenizer
 
-from sae_unlearn.backbone import processes
+from sae_unlearn.backbone import distributed as processes
 from sae_unlearn.evaluation import Fact, recall, row_losses
 
 

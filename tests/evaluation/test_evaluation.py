@@ -8,7 +8,7 @@ from tokenizers import processors
 from zoo import BOS, EOS, base_model
 
 from sae_unlearn import UnlearnError, fit_guardrail, record_firings
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.evaluation import (
     Choice,
@@ -21,9 +21,9 @@ from sae_unlearn.evaluation import (
     recall,
     row_losses,
 )
-from sae_unlearn.evaluation.attacks import relearning_attack
-from sae_unlearn.evaluation.attacks.splitting import converse
-from sae_unlearn.evaluation.recall import begins_with
+from sae_unlearn.evaluation.audit.attacks import relearning_attack
+from sae_unlearn.evaluation.audit.attacks.splitting import converse
+from sae_unlearn.evaluation.metrics.recall import begins_with
 
 
 TEXTS = [*topic_texts("forget", 3), *topic_texts("retain", 4, words=5), "w3 w4"]

@@ -6,7 +6,7 @@ from tiny_topic import LAYER, tiny_parts, topic_texts
 from zoo import BOS
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.evaluation import feature_contexts
 from sae_unlearn.evaluation.token_pieces import token_pieces
 

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sae_unlearn import GuardrailError, SparseAutoencoder, attach_guardrail, fit_guardrail, fit_guardrails
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
-from sae_unlearn.evaluation import neuronpedia, picture_guardrail, stored_picture
+from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.evaluation import picture_guardrail, stored_picture
+from sae_unlearn.evaluation.explorer import neuronpedia
 
 
 TEXTS = {"forget": topic_texts("forget", 8, seed=3), "retain": topic_texts("retain", 8, seed=3)}

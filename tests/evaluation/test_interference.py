@@ -6,7 +6,7 @@ from tiny_topic import WORDS, tiny_parts, topic_texts
 
 from sae_unlearn import GuardrailError, fit_guardrails, list_guardrails, save_bundle, use_guardrails
 from sae_unlearn.evaluation import Report, interference, row_losses
-from sae_unlearn.evaluation.fire_rates import row_firings
+from sae_unlearn.evaluation.metrics.firing import row_firings
 
 
 HELD_OUT = {"first": topic_texts("forget", 10, seed=3), "second": topic_texts("retain", 10, seed=4)}

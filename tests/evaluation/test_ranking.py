@@ -5,7 +5,7 @@ import torch
 from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
-from sae_unlearn.evaluation.ranking import candidate_log_probs, rank_answers
+from sae_unlearn.evaluation.metrics.ranking import candidate_log_probs, rank_answers
 
 
 PROMPTS = ["w3 w4 w5", "w6", "w7 w8 w9 w10 w11"]

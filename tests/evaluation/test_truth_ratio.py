@@ -8,7 +8,7 @@ import torch
 from scipy.stats import ks_2samp, kstwobign
 
 from sae_unlearn.evaluation import Choice, forget_quality, log_truth_ratios, truth_scores
-from sae_unlearn.evaluation.answer_likelihood import AnswerLikelihoods
+from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 
 
 def likelihoods(log_probs, tokens):

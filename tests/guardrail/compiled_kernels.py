@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sae_unlearn.guardrail import fused_step as fused
+from sae_unlearn.guardrail.kernels import triton_step as fused
 
 
 TARGETS = [GPUTarget("cuda", architecture, 32) for architecture in (75, 80, 90)] + [GPUTarget("hip", "gfx942", 64)]

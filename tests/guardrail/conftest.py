@@ -17,6 +17,6 @@ def usual():
 @pytest.fixture
 def by_operators(monkeypatch):
     """A function that leaves every step on the CPU to torch's operators from then on."""
-    from sae_unlearn.guardrail import step_choice
+    from sae_unlearn.guardrail.kernels import dispatch as step_choice
 
     return lambda: monkeypatch.setattr(step_choice, "on_host", lambda hidden: False)

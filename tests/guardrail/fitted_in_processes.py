@@ -9,7 +9,7 @@ from accelerate import PartialState
 from fitting import FORGET, RETAIN, config_of, fit, random_sae, tensors
 from tiny_topic import topic_texts
 
-from sae_unlearn.backbone.processes import leaving_launch
+from sae_unlearn.backbone.distributed import leaving_launch
 
 
 WORDS = 60  # a row; enough tokens for the median to be known before the forget text ends

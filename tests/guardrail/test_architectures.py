@@ -17,11 +17,11 @@ from transformers import DynamicCache
 from zoo import LAYERS, ZOO, base_model, padded, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailNotReady, detach_guardrail, record_firings
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
-from sae_unlearn.guardrail import forward_inputs
+from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.guardrail import layer as guard_module
-from sae_unlearn.guardrail.history import DynamicGateHistory
-from sae_unlearn.guardrail.pass_notes import CALL
+from sae_unlearn.guardrail.runtime import hooks as forward_inputs
+from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.guardrail.runtime.call_context import CALL
 
 
 SCOPES = ("sequence", "prefix")

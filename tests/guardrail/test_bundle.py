@@ -23,8 +23,8 @@ from sae_unlearn import (
     record_firings,
     save_bundle,
 )
-from sae_unlearn.guardrail.card import CardDetails
 from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.storage.card import CardDetails
 
 
 IDS = token_ids(24, 12)

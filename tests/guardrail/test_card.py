@@ -17,7 +17,7 @@ from zoo import base_model, guarded, planted_config, random_sae
 from sae_unlearn import attach_guardrail, fit_guardrail
 from sae_unlearn.evaluation import Report
 from sae_unlearn.guardrail import GuardedModel
-from sae_unlearn.guardrail.card import write_card
+from sae_unlearn.guardrail.storage.card import write_card
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_without_matplotlib_the_card_has_no_picture(fitted, tmp_path, monkeypatc
     def missing(*_):
         raise ImportError
 
-    monkeypatch.setattr("sae_unlearn.guardrail.card.draw_calibration", missing)
+    monkeypatch.setattr("sae_unlearn.guardrail.storage.card.draw_calibration", missing)
     fitted.save_pretrained(tmp_path)
     assert "![" not in card_of(tmp_path).text
 

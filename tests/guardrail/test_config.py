@@ -7,8 +7,8 @@ import pytest
 from peft import PeftConfig
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig
-from sae_unlearn.guardrail.artefact import read_config
-from sae_unlearn.guardrail.config_checks import CHOICES
+from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.storage.reading import read_config
 
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -11,18 +11,12 @@ from peft import LoraConfig, get_peft_model
 from tiny_report import report
 from zoo import base_model, logits_of, plant, planted_config, token_ids
 
-from sae_unlearn import (
-    GuardrailError,
-    attach_bundle,
-    attach_guardrail,
-    list_guardrails,
-    push_bundle,
-    save_bundle,
-)
-from sae_unlearn.evaluation import audit_report, comparison
-from sae_unlearn.evaluation import report as report_module
+from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, save_bundle
+from sae_unlearn.cards.card import REPORT_FILES
+from sae_unlearn.evaluation.audit import report as audit_report
+from sae_unlearn.evaluation.report import comparison
+from sae_unlearn.evaluation.report import report as report_module
 from sae_unlearn.guardrail import GuardedModel
-from sae_unlearn.model_card import REPORT_FILES
 
 
 REPO = "me/forget"

@@ -9,7 +9,7 @@ from zoo import base_model, guarded, logits_of, planted_config, random_sae, toke
 
 from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, guardrail_status
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.values import check_lowers
+from sae_unlearn.guardrail.weights import check_lowers
 
 
 def turned_round(sae, ids):

@@ -15,9 +15,9 @@ from sae_unlearn import (
     fit_guardrail,
     record_firings,
 )
+from sae_unlearn.guardrail.fit.selection import FeatureSums, log_ratios
 from sae_unlearn.guardrail.gate import heard, hits_of
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.selection import FeatureSums, log_ratios
 
 
 WEIGHTS = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]

@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 from zoo import guarded, token_ids
 
 from sae_unlearn import Firing, GuardrailError, record_firings
-from sae_unlearn.guardrail.firing_sinks import firing_line
+from sae_unlearn.guardrail.runtime.firing import firing_line
 
 
 IDS = token_ids(12, 10)

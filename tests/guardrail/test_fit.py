@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from zoo import base_model, planted_config
 
 from sae_unlearn import GuardrailError, attach_guardrail, detach_guardrail, fit_guardrail, record_firings
-from sae_unlearn.backbone.decoder_layers import find_decoder_layers
+from sae_unlearn.backbone.layers import find_decoder_layers
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "mixtral", "falcon_h1", "mamba"])

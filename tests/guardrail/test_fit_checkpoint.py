@@ -8,7 +8,7 @@ from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import GuardrailError, fit_guardrails
-from sae_unlearn.guardrail import fit_passes
+from sae_unlearn.guardrail.fit import passes as fit_passes
 
 
 FORGET, RETAIN = texts("forget", 70), texts("retain", 90)

@@ -3,9 +3,9 @@
 import torch
 from zoo import base_model, random_sae, token_ids
 
-from sae_unlearn.backbone.residuals import residual_batches
-from sae_unlearn.guardrail import selection
-from sae_unlearn.guardrail.selection import FeatureSums
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.guardrail.fit import selection
+from sae_unlearn.guardrail.fit.selection import FeatureSums
 
 
 def test_rows_of_like_length_share_a_batch_so_that_little_is_padding():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fitting import FORGET, SAE, config_of, fit, tensors, token_rows
 
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail.model import guard_layers
 
 

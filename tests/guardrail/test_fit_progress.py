@@ -5,7 +5,7 @@ import re
 import pytest
 from fitting import FORGET, RETAIN, config_of, fit
 
-from sae_unlearn.guardrail import fit_passes
+from sae_unlearn.guardrail.fit import passes as fit_passes
 
 
 @pytest.mark.parametrize("shown", [True, False])

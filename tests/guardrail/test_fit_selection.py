@@ -8,8 +8,8 @@ import zoo
 from fitting import FORGET, RETAIN, SAE, config_of, fit, same_fit, token_rows
 from zoo import BOS, base_model
 
-from sae_unlearn.backbone.residuals import residual_batches
-from sae_unlearn.guardrail.selection import FeatureSums
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.guardrail.fit.selection import FeatureSums
 
 
 def test_rows_put_aside_are_bounded_and_the_rest_goes_to_the_selection():

@@ -6,7 +6,7 @@ from tiny_topic import tiny_parts, topic_texts
 from zoo import token_ids
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
-from sae_unlearn.guardrail.fit_passes import FitPasses
+from sae_unlearn.guardrail.fit.passes import FitPasses
 from sae_unlearn.guardrail.model import guard_layers
 
 

@@ -5,8 +5,8 @@ import torch
 from fitting import FORGET, RETAIN, config_of, fit, random_sae, token_rows
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail.calibration import between
-from sae_unlearn.guardrail.config_checks import CHOICES
+from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.fit.calibration import between
 
 
 def test_given_features_are_calibrated_on_retain_text():

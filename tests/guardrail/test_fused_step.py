@@ -19,9 +19,9 @@ from test_speed import Decoding, kernels
 from zoo import guarded, planted_config, token_ids
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail import fused_step as fused
-from sae_unlearn.guardrail import step_choice
-from sae_unlearn.guardrail.step_check import first_difference
+from sae_unlearn.guardrail.kernels import dispatch as step_choice
+from sae_unlearn.guardrail.kernels import triton_step as fused
+from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 
 
 CPU = torch.device("cpu")

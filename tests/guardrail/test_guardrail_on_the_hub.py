@@ -12,7 +12,7 @@ from peft import PeftModel
 from zoo import base_model, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, record_firings
-from sae_unlearn.cli import main
+from sae_unlearn.cli.main import main
 from sae_unlearn.guardrail import GuardedModel
 
 

@@ -13,13 +13,13 @@ from transformers import StaticCache
 from zoo import LayerTap, guarded, planted_config, token_ids
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail import host_step as host
-from sae_unlearn.guardrail import step_choice
-from sae_unlearn.guardrail.config_tables import ConfigTables
+from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of
-from sae_unlearn.guardrail.history import MOST_LATER, DynamicGateHistory
+from sae_unlearn.guardrail.kernels import cpu_step as host
+from sae_unlearn.guardrail.kernels import dispatch as step_choice
+from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 from sae_unlearn.guardrail.layer import GuardrailDecoder, GuardrailEncoder
-from sae_unlearn.guardrail.step_check import first_difference
+from sae_unlearn.guardrail.runtime.cache_state import MOST_LATER, DynamicGateHistory
 
 
 CPU = torch.device("cpu")

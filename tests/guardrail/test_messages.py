@@ -10,8 +10,8 @@ from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, base_model, guarded, padded, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_guardrail
-from sae_unlearn.guardrail.facts import guardrail_facts
 from sae_unlearn.guardrail.gate import PEAK, decide, row_statistic
+from sae_unlearn.guardrail.summary import guardrail_facts
 
 
 TURN = 7  # a token that ends a message

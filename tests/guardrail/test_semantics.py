@@ -12,7 +12,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, WIDTH, LayerTap, base_model, guarded, padded, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailNotReady, SparseAutoencoder, attach_guardrail, record_firings
-from sae_unlearn.guardrail.config_checks import CHOICES
+from sae_unlearn.guardrail.config_validation import CHOICES
 from sae_unlearn.guardrail.model import guard_layers
 
 

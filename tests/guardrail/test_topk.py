@@ -8,9 +8,9 @@ from fitting import FORGET, RETAIN, config_of, fit, random_sae, tensors, token_r
 from zoo import BOS, base_model
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail
-from sae_unlearn.backbone.residuals import residual_batches
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.topk import Disagreement, TopKThresholds
 
 
 K = 12

@@ -5,9 +5,9 @@ import torch
 from sae_folders import tensors, write_saelens
 from zoo import WIDTH, base_model
 
-from sae_unlearn.backbone.residuals import residual_batches
-from sae_unlearn.backbone.sae_fit import check_sae
+from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
+from sae_unlearn.sae.compatibility import check_sae
 from sae_unlearn.sae.layer import layer_of_hook
 
 

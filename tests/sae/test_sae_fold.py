@@ -4,8 +4,8 @@ import pytest
 import torch
 from sae_folders import D_SAE, residual, tensors
 
-from sae_unlearn.sae import fold
 from sae_unlearn.sae.equations import jumprelu
+from sae_unlearn.sae.formats import folding as fold
 
 
 H = residual(64, dtype=torch.float64)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from sae_folders import D_IN, D_SAE, tensors, write_gemma_scope, write_gemma_scope_2, write_saelens
 
-from sae_unlearn.sae import SAEFormatError, SparseAutoencoder, npz_file
+from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
+from sae_unlearn.sae.files import npz as npz_file
 
 
 def load(folder, **kwargs):

@@ -15,7 +15,7 @@ from sae_folders import (
 )
 
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder, register_reader
-from sae_unlearn.sae.readers import READERS, Reader, needs
+from sae_unlearn.sae.formats import READERS, Reader, needs
 
 
 H = residual(64, dtype=torch.float64)
@@ -271,7 +271,7 @@ def test_a_folder_with_two_formats_is_ambiguous(tmp_path):
 
 
 def test_a_reader_can_be_added_and_not_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_unlearn.sae.readers.registry.READERS", dict(READERS))
+    monkeypatch.setattr("sae_unlearn.sae.formats.base.READERS", dict(READERS))
     mine = Reader("mine", "checkpoints/final.npz", needs("checkpoints/final.npz"), lambda folder: gemma(folder))
 
     def gemma(folder):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sae_unlearn.sae import SAEFormatError
-from sae_unlearn.sae.torch_file import read_state_dict
-from sae_unlearn.sae.torch_pickle import Name, parse_pickle
+from sae_unlearn.sae.files.torch_pickle import Name, parse_pickle
+from sae_unlearn.sae.files.torch_zip import read_state_dict
 
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}

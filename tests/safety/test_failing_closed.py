@@ -18,13 +18,7 @@ from transformers import DynamicCache
 from transformers.generation.configuration_utils import CompileConfig
 from zoo import LAYERS, base_model, guarded, padded, plant, planted_config, token_ids
 
-from sae_unlearn import (
-    GuardrailNotReady,
-    attach_guardrail,
-    detach_guardrail,
-    guardrail_status,
-    record_firings,
-)
+from sae_unlearn import GuardrailNotReady, attach_guardrail, detach_guardrail, guardrail_status, record_firings
 from sae_unlearn.guardrail.model import guard_layers
 
 

@@ -13,8 +13,9 @@ from moments import MOMENTS
 from safetensors.torch import load_file, save_file
 from zoo import base_model, random_sae
 
-from sae_unlearn import EntitySet, GuardrailError, UnlearnError, attach_guardrail, fit_guardrail, staging
-from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
+from sae_unlearn import EntitySet, GuardrailError, UnlearnError, attach_guardrail, fit_guardrail
+from sae_unlearn.files import atomic as staging
+from sae_unlearn.guardrail.storage.reading import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 
 
 def fit(features, threshold, seed=0):

@@ -24,11 +24,11 @@ from sae_unlearn import (
     fit_guardrail,
     record_firings,
 )
-from sae_unlearn.backbone.corpus import read_corpus
-from sae_unlearn.guardrail.artefact import CONFIG_NAME, WEIGHTS_NAME, read_artefact
-from sae_unlearn.guardrail.calibration import fire_rate, percentile_threshold
-from sae_unlearn.guardrail.config_checks import CHOICES
+from sae_unlearn.backbone.tokens import read_corpus
+from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.fit.calibration import fire_rate, percentile_threshold
 from sae_unlearn.guardrail.gate import decide, row_statistic
+from sae_unlearn.guardrail.storage.reading import CONFIG_NAME, WEIGHTS_NAME, read_artefact
 
 
 QUICK = settings(

@@ -26,7 +26,7 @@ from sae_folders import tensors, write_gemma_scope, write_gemma_scope_2, write_s
 from safetensors import safe_open
 
 from sae_unlearn import SAEFormatError, SparseAutoencoder, UnlearnError
-from sae_unlearn.sae.torch_pickle import parse_pickle
+from sae_unlearn.sae.files.torch_pickle import parse_pickle
 
 
 FILES = {

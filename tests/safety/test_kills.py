@@ -34,9 +34,9 @@ from sae_unlearn import (
     attach_guardrail,
     guardrail_status,
 )
-from sae_unlearn.alignment.answer_log import Asked
-from sae_unlearn.guardrail import fit_passes
-from sae_unlearn.staging import staged
+from sae_unlearn.alignment.labelling.answer_log import Asked
+from sae_unlearn.files.atomic import staged
+from sae_unlearn.guardrail.fit import passes as fit_passes
 
 
 CONFIG, WEIGHTS = CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME

@@ -243,7 +243,7 @@ def test_a_card_is_written_of_any_config(tmp_path):
         config = planted_config(
             calibration=calibration, sae_source={"id": bad, "architecture": [bad]}, base_model_name_or_path=bad
         )
-        from sae_unlearn.guardrail.card import write_card
+        from sae_unlearn.guardrail.storage.card import write_card
 
         write_card(tmp_path, config, base_model("llama"))
         body = (tmp_path / "README.md").read_text().split("---", 2)[2]

@@ -8,10 +8,10 @@ from transformers.masking_utils import create_masks_for_generate
 from zoo import LayerTap, base_model, guarded, padded, token_ids
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail.forward_inputs import ForwardInputs, kept_tokens
 from sae_unlearn.guardrail.gate import HITS, TOKENS
-from sae_unlearn.guardrail.history import GateHistory
 from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.runtime.cache_state import GateHistory
+from sae_unlearn.guardrail.runtime.hooks import ForwardInputs, kept_tokens
 
 
 SEQ, HEADS = 12, 4

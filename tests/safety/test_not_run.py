@@ -11,7 +11,7 @@ from zoo import EOS, LayerTap, base_model, guarded, plant, planted_config, token
 
 from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.pass_notes import CALL, INPUTS, NEXT, noted
+from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, noted
 
 
 IDS = token_ids(6, 12)

@@ -2,8 +2,8 @@
 
 from sae_unlearn.evaluation.datasets.mmlu import mmlu_choices
 from sae_unlearn.evaluation.datasets.muse import muse_facts, muse_passages, muse_texts
-from sae_unlearn.evaluation.datasets.named import READERS, read_named
 from sae_unlearn.evaluation.datasets.questions import read_questions
+from sae_unlearn.evaluation.datasets.registry import READERS, read_named
 from sae_unlearn.evaluation.datasets.relations import relation_facts
 from sae_unlearn.evaluation.datasets.rwku import rwku_facts
 from sae_unlearn.evaluation.datasets.tofu import tofu_choices, tofu_facts

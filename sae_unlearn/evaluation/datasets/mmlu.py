@@ -11,7 +11,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from sae_unlearn.evaluation.choice import Choice
-from sae_unlearn.evaluation.datasets.rows import read_rows, text_of
+from sae_unlearn.evaluation.datasets.files import read_rows, text_of
 
 
 HUB_ID = "cais/mmlu"

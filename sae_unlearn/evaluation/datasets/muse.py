@@ -6,8 +6,8 @@ Hub: `muse-bench/MUSE-News` and `muse-bench/MUSE-Books`. In a folder: `knowmem/f
 
 from typing import Any
 
-from sae_unlearn.evaluation.datasets.rows import read_rows, text_of
-from sae_unlearn.evaluation.recall import Fact
+from sae_unlearn.evaluation.datasets.files import read_rows, text_of
+from sae_unlearn.evaluation.metrics.recall import Fact
 
 
 HUB_ID = "muse-bench/MUSE-News"

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.evaluation.recall import Fact
+from sae_unlearn.evaluation.metrics.recall import Fact
 
 
 def relation_facts(

@@ -4,8 +4,8 @@ Hub: `jinzhuoran/RWKU`. In a folder: `forget_level1.json` and so on, the same in
 `forget_level1/test/*.parquet`.
 """
 
-from sae_unlearn.evaluation.datasets.rows import read_rows, text_of
-from sae_unlearn.evaluation.recall import Fact
+from sae_unlearn.evaluation.datasets.files import read_rows, text_of
+from sae_unlearn.evaluation.metrics.recall import Fact
 
 
 HUB_ID = "jinzhuoran/RWKU"

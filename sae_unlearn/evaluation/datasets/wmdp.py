@@ -5,8 +5,8 @@ Hub: `cais/wmdp`. In a folder: `bio_questions.json` (the authors' release), `wmd
 """
 
 from sae_unlearn.evaluation.choice import Choice
+from sae_unlearn.evaluation.datasets.files import read_rows
 from sae_unlearn.evaluation.datasets.mmlu import exam_choices
-from sae_unlearn.evaluation.datasets.rows import read_rows
 
 
 HUB_ID = "cais/wmdp"

@@ -1,0 +1,1 @@
+"""Label entities as known or unknown by asking the model."""

@@ -1,0 +1,162 @@
+"""Which entities, prompts and texts of an alignment serve for what."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.alignment.config import SAEAlignmentConfig
+from sae_unlearn.alignment.entities import EntitySet, overlap
+from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.alignment.prompts import PromptRow, TemplateGroups, prompt_rows
+from sae_unlearn.alignment.templates import questions, render
+from sae_unlearn.backbone.tokens import read_corpus
+
+
+LEAST_ENTITIES = 8  # of each kind: fewer leave nothing to hold out
+_LEAST_PART = 2  # of those held out, and of the others: one entity has no spread
+_HELD_OUT_RETAIN = 0.1
+
+
+@dataclass
+class EntityPlan:
+    """Which entities, prompts and texts serve for what. Nothing here needs the model.
+
+    Reference rows are numbered through: known entities first. `fit` entities choose the latents and are what targets
+    are paired with; `held_out` ones judge. The same holds for templates and retain rows.
+    """
+
+    targets: EntitySet
+    known: EntitySet
+    unknown: EntitySet
+    groups: TemplateGroups
+    known_rows: list[PromptRow]
+    unknown_rows: list[PromptRow]
+    fit_known: list[int]
+    fit_unknown: list[int]
+    retain: list[list[int]]
+    eval_retain: list[list[int]]
+    text_rows: list[list[int]]
+
+    @property
+    def rows(self) -> list[PromptRow]:
+        """The reference rows."""
+        return [*self.known_rows, *self.unknown_rows]
+
+
+def plan_entities(
+    targets: EntitySet,
+    known: EntitySet,
+    unknown: EntitySet,
+    retain: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    args: SAEAlignmentConfig,
+) -> EntityPlan:
+    """Sort entities and texts into what trains and what judges.
+
+    Raises:
+        AlignmentError: too few entities, sets that share one, a type of the targets that the others lack, or nothing to
+            hold predictions on.
+    """
+    for name, entities in (("train_dataset", targets), ("known", known), ("unknown", unknown)):
+        if not isinstance(entities, EntitySet):
+            raise AlignmentError(f"{name} is a {type(entities).__name__}; pass an EntitySet.")
+    if not len(targets):
+        raise AlignmentError("train_dataset holds no entities; give the targets that are to be forgotten.")
+    for (a, first), (b, second) in (
+        (("train_dataset", targets), ("known", known)),
+        (("train_dataset", targets), ("unknown", unknown)),
+        (("known", known), ("unknown", unknown)),
+    ):
+        if shared := overlap(first, second):
+            raise AlignmentError(
+                f"{a} and {b} share {len(shared)} names, such as {shared[0]!r}: an entity cannot be both. Take them "
+                f"out, for instance with {b}.without({a})."
+            )
+    split: dict[str, tuple[EntitySet, list[int]]] = {}
+    for name, entities in (("known", known), ("unknown", unknown)):
+        chosen: list[Any] = []
+        fit: list[int] = []
+        for kind in targets.types:
+            mine = entities.of_type(kind)
+            limit = max(LEAST_ENTITIES, args.max_reference_entities // len(targets.types))
+            mine = mine.sample(limit, seed=args.seed) if len(mine) > limit else mine
+            if len(mine) < LEAST_ENTITIES:
+                raise AlignmentError(
+                    f"There are {len(mine)} {name} entities of type {kind!r}, which targets have; give at least "
+                    f"{LEAST_ENTITIES}, of which some are held out to judge by."
+                )
+            numbers = list(range(len(chosen), len(chosen) + len(mine)))
+            random.Random(f"{args.seed}:{name}:{kind}").shuffle(numbers)
+            held_out = max(_LEAST_PART, round(len(mine) * args.held_out_fraction))
+            fit += sorted(numbers[min(held_out, len(mine) - _LEAST_PART) :])
+            chosen += list(mine)
+        split[name] = EntitySet(chosen), fit
+    groups = TemplateGroups(targets.types, args.templates, args.held_out_templates)
+
+    def rows(entities: EntitySet, held_out: bool) -> list[PromptRow]:
+        return prompt_rows(entities, tokenizer, groups, held_out, args.chat_template)
+
+    (known, fit_known), (unknown, fit_unknown) = split["known"], split["unknown"]
+    texts = _text_rows(retain, tokenizer, args)
+    held_out_known = [i for i in range(len(known)) if i not in set(fit_known)]
+    apart = max(1, round(len(texts) * _HELD_OUT_RETAIN)) if len(texts) > 1 else 0
+    train_retain = _mixed(texts[apart:], _question_rows(known, fit_known, tokenizer, args))
+    eval_retain = _mixed(texts[:apart], _question_rows(known, held_out_known, tokenizer, args))
+    if args.kl_weight > 0 and not train_retain:
+        raise AlignmentError(
+            f"kl_weight={args.kl_weight:g}, but there is nothing to hold predictions on; give retain text, or known "
+            "entities with attributes to ask about, or set kl_weight=0."
+        )
+    if args.retain_budget is not None and not eval_retain:
+        raise AlignmentError(
+            f"retain_budget={args.retain_budget:g}, but no retain rows are left to measure it on; give more retain "
+            "text, or known entities with attributes to ask about."
+        )
+    return EntityPlan(
+        targets,
+        known,
+        unknown,
+        groups,
+        [*rows(known, False), *rows(known, True)],
+        [*rows(unknown, False), *rows(unknown, True)],
+        fit_known,
+        fit_unknown,
+        train_retain,
+        eval_retain,
+        texts[apart:],
+    )
+
+
+def _text_rows(retain: Any, tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig) -> list[list[int]]:
+    if retain is None:
+        return []
+    documents = read_corpus(retain, tokenizer, "retain", args.retain_max_length, args.chat_template)
+    rows = [row for document in documents for row in document.rows]
+    random.Random(args.seed).shuffle(rows)
+    return rows
+
+
+def _question_rows(
+    entities: EntitySet, numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig
+) -> list[list[int]]:
+    """What is asked about some entities' attributes, each question up to where its answer begins."""
+    texts = [
+        render(template, entities[i]).text
+        for i in numbers
+        for attribute in entities[i].attributes
+        for template in questions(entities[i].entity_type, attribute, args.questions)
+    ]
+    random.Random(args.seed).shuffle(texts)
+    documents = read_corpus(texts, tokenizer, "questions", args.retain_max_length, args.chat_template)
+    return [row for document in documents for row in document.rows]
+
+
+def _mixed(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
+    """Both lists, the shorter one repeated, so that a draw meets either as often."""
+    if not a or not b:
+        return a or b
+    longest = max(len(a), len(b))
+    return [part[i % len(part)] for i in range(longest) for part in (a, b)]

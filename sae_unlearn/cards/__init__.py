@@ -1,0 +1,1 @@
+"""Model cards: what the cards of all artefacts share."""

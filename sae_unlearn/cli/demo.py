@@ -1,0 +1,58 @@
+"""`sae-unlearn demo`."""
+
+import argparse
+from pathlib import Path
+
+
+HELP = "fit a guardrail on a real language model, offline, and see what it forgets and what it keeps"
+EXAMPLES = """examples:
+  sae-unlearn demo
+  sae-unlearn demo --output my-demo --quick
+"""
+
+LICENCE = "gemma"  # of the demo's model and its SAE, and so of what is fitted with them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", default="sae-unlearn-demo", help="folder for what it writes (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="report on a third of the texts; the fit is the same")
+
+
+def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.cli.inputs import output_folder
+    from sae_unlearn.demo import load_demo_model, load_demo_sae, load_demo_texts, run_demo
+    from sae_unlearn.demo.run import Steps
+
+    output = output_folder(args.output)
+    steps = Steps()
+    with steps("load", "Loading Gemma 3 270M and its SAE (the first time converts it: about a minute)"):
+        model, tokenizer = load_demo_model()
+        sae = load_demo_sae()
+    report = run_demo(
+        model,
+        tokenizer,
+        sae,
+        output,
+        load_demo_texts(),
+        quick=args.quick,
+        progress=args.progress,
+        steps=steps,
+        license=LICENCE,
+    )
+    if not report.same:
+        print("The adapter from disk does not answer as the one that was fitted; see above.")
+        return 1
+    print(_usage(report.adapter))
+    return 0
+
+
+def _usage(adapter: Path) -> str:
+    return f"""
+To use it:
+
+    from sae_unlearn import attach_guardrail
+    from sae_unlearn.demo import load_demo_model
+    model = attach_guardrail(load_demo_model()[0], "{adapter.as_posix()}")
+
+More:  sae-unlearn show {adapter.as_posix()}
+       sae-unlearn check demo {adapter.as_posix()}"""

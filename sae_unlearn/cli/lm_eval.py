@@ -1,0 +1,30 @@
+"""`sae-unlearn-lm-eval`: the LM evaluation harness, with the model "sae-unlearn" among its models.
+
+The harness finds models by a list of its own, so a package can add one only before its command begins. This command
+does that, and then is the harness' own:
+
+    sae-unlearn-lm-eval --model sae-unlearn --model_args pretrained=google/gemma-2-2b-it,adapter=forget-biology \\
+        --tasks wmdp_bio,mmlu
+"""
+
+import sys
+
+
+def main() -> int:
+    """Run the harness' command line. Returns 2 where the harness is not installed."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        print(
+            f'sae-unlearn-lm-eval: the harness is missing ({error}); run: pip install "sae-unlearn[harness]"',
+            file=sys.stderr,
+        )
+        return 2
+    from sae_unlearn.cli import lm_eval_model as harness_model  # noqa: F401  registers the model
+
+    cli_evaluate()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measure how much forgotten knowledge attacks recover, and the false positives."""

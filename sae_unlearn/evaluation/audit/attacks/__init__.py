@@ -1,0 +1,33 @@
+"""Attacks: what someone would try to get forgotten knowledge back. One file each, with its budget."""
+
+from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
+from sae_unlearn.evaluation.audit.attacks.dilution import dilution_attack
+from sae_unlearn.evaluation.audit.attacks.direction import direction_attack, displacement, known_direction
+from sae_unlearn.evaluation.audit.attacks.entity_free import entity_free_recall
+from sae_unlearn.evaluation.audit.attacks.neighbours import benign_neighbours
+from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack, split_subjects
+from sae_unlearn.evaluation.audit.attacks.removal import removal_attack
+from sae_unlearn.evaluation.audit.attacks.rephrasing import rephrasing_attack
+from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
+from sae_unlearn.evaluation.audit.attacks.spelling import spelling_attack
+from sae_unlearn.evaluation.audit.attacks.splitting import splitting_attack
+from sae_unlearn.evaluation.audit.attacks.wrappers import wrapper_attack
+
+
+__all__ = [
+    "AttackPoint",
+    "benign_neighbours",
+    "dilution_attack",
+    "direction_attack",
+    "displacement",
+    "entity_free_recall",
+    "known_direction",
+    "relearning_attack",
+    "removal_attack",
+    "rephrasing_attack",
+    "rounding_attack",
+    "spelling_attack",
+    "split_subjects",
+    "splitting_attack",
+    "wrapper_attack",
+]

@@ -1,0 +1,135 @@
+"""Attack: teach the tuned model some of what it forgot, and see whether the rest comes back.
+
+What was only hidden returns with a few steps on other facts of the same kind; what is gone has to be learnt again, as
+unknown entities do. So the curve means something only beside its control: the same training of the *base* model on
+facts of unknown entities, measured on other unknown entities.
+
+Guardrails stay in force while it is trained, as at a service that lets its users fine-tune; whoever holds the weights
+takes them off instead. Where all weights are trained, it is in float32 whatever the model's dtype is: in bfloat16 most
+steps would be lost in rounding, and in float16 AdamW divides by 0, and either would pass for resistance.
+
+Budget: white box, a LoRA of rank `rank` on every linear layer or all weights, `steps` steps of `batch_size` facts.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.layers import input_device
+from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured
+from sae_unlearn.evaluation.audit.attacks.merged import guarded_again, merged_parts
+from sae_unlearn.evaluation.metrics.recall import Fact
+
+
+def relearning_attack(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    taught: Sequence[Fact],
+    measure: Callable[[nn.Module], Measured],
+    steps: Sequence[int] = (0, 5, 10, 20, 40, 80),
+    learning_rate: float | None = None,
+    rank: int = 8,
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: str | None = None,
+    full: bool = False,
+) -> list[AttackPoint[Measured]]:
+    """Fine-tune a merged copy on `taught` and measure on the way.
+
+    The loss is that of the answer's tokens (the first accepted one), prompts are given. AdamW, constant learning rate.
+
+    Args:
+        model: the tuned model, or the base model for the control; left as it is.
+        taught: facts to teach; none of them, nor another fact of the same entities, may be in what is measured.
+        measure: what to do with the model at each of `steps`; it is in evaluation mode then.
+        learning_rate: None takes 2e-4 for a LoRA and 2e-5 for all weights.
+        steps: after how many optimiser steps to measure; the strengths of the points. 0 is before any.
+        seed: of the LoRA's weights and the order of the facts.
+        progress: title of a progress bar; None for no bar.
+        full: train all weights instead of a LoRA; `rank` says nothing then.
+
+    Raises:
+        ValueError: nothing to teach.
+    """
+    if not taught:
+        raise ValueError("No facts to teach; pass at least one.")
+    rows = [_row(tokenizer, fact) for fact in taught]
+    order = _batches(len(rows), batch_size, seed)
+    points = []
+    with torch.random.fork_rng():  # the caller's generator is left alone
+        torch.manual_seed(seed)
+        student = _student(model, None if full else rank)
+        rate = (2e-5 if full else 2e-4) if learning_rate is None else learning_rate
+        optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=rate)
+        wanted = sorted(set(steps))
+        for step in tqdm(range(wanted[-1] + 1), desc=progress, unit="step", disable=progress is None):
+            if step:
+                student.train()
+                with torch.enable_grad():
+                    loss = _answer_loss(student, [rows[i] for i in next(order)])
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+            if step in wanted:
+                points.append(AttackPoint(float(step), measure(student.eval())))
+    return points
+
+
+def _student(model: nn.Module, rank: int | None) -> nn.Module:
+    """A merged copy to be trained: a new LoRA of that rank, or all weights. Its guardrails are put on it last."""
+    student, guards = merged_parts(model)
+    if rank is None:
+        student = student.float().requires_grad_(True)
+    else:
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        student = get_peft_model(student, config, adapter_name="relearning")
+    return guarded_again(student, guards)
+
+
+def split_subjects(facts: Sequence[Fact], share: float = 0.5, seed: int = 0) -> tuple[list[Fact], list[Fact]]:
+    """Facts to teach and facts to measure, no subject in both.
+
+    Raises:
+        ValueError: a fact without a subject, or a side that would be empty.
+    """
+    subjects = sorted({fact.subject for fact in facts})
+    if "" in subjects:
+        raise ValueError("A fact has no subject; name it, so that no entity is both taught and measured.")
+    random.Random(seed).shuffle(subjects)
+    taught = set(subjects[: round(share * len(subjects))])
+    if not 0 < len(taught) < len(subjects):
+        raise ValueError(f"share={share} of {len(subjects)} subjects leaves one side empty.")
+    return [f for f in facts if f.subject in taught], [f for f in facts if f.subject not in taught]
+
+
+def _row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> tuple[list[int], int]:
+    """Token ids of prompt and answer, and how many of them are the prompt's."""
+    whole = prompt_ids(tokenizer, f"{fact.prompt} {fact.answers[0]}")
+    return whole, len(prompt_ids(tokenizer, fact.prompt))
+
+
+def _batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Indices of batches without end; every row comes once before any comes again."""
+    draw = random.Random(seed)
+    pending: list[int] = []
+    while True:
+        while len(pending) < batch_size:
+            pending += draw.sample(range(rows), rows)
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+def _answer_loss(model: nn.Module, rows: list[tuple[list[int], int]]) -> Tensor:
+    ids, kept = right_padded([row for row, _ in rows])
+    labels = ids.masked_fill(~kept, -100)
+    for label, (_, prompt) in zip(labels, rows, strict=True):
+        label[:prompt] = -100
+    device = input_device(model)
+    return model(input_ids=ids.to(device), attention_mask=kept.long().to(device), labels=labels.to(device)).loss

@@ -1,0 +1,196 @@
+"""Attack: spread the question over several turns of one conversation, or begin with harmless ones.
+
+A server keeps the cache of a conversation, so what the first turn left there is not computed again. A gate that had no
+reason to fire in the first turns let their tokens through unedited, and one that forgets its state between calls would
+judge each turn alone.
+
+Budget: black box, one conversation per fact, way and number of turns.
+"""
+
+import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.layers import input_device, text_config
+from sae_unlearn.backbone.logits import FiniteLogits
+from sae_unlearn.backbone.padding import padding_id
+from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.backbone.residual_stream import evaluation_mode
+from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
+from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
+from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, filler_words
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with
+from sae_unlearn.evaluation.prompting import conversation
+from sae_unlearn.guardrail import record_firings
+from sae_unlearn.guardrail.model import guard_layers
+
+
+Way = Literal["in parts", "harmless first"]
+
+_WORDS = 40  # of a harmless turn
+
+
+class Conversations(NamedTuple):
+    """What came of one conversation for each fact.
+
+    Attributes:
+        found: the last turns' completions.
+        fired: by guardrail, whether it fired in any turn, `[n]` bool; empty without guardrails.
+    """
+
+    found: list[Recall]
+    fired: dict[str, Tensor]
+
+
+def splitting_attack(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    turns: Sequence[int] = (2, 3),
+    ways: Sequence[Way] = get_args(Way),
+    filler: Sequence[str] = FILLER,
+    max_new_tokens: int = 8,
+    reply_tokens: int = 16,
+    chat_template: bool = False,
+    seed: int = 0,
+    progress: str | None = None,
+) -> list[AttackPoint[Conversations]]:
+    """Ask each fact in so many turns, all on one cache.
+
+    With a chat template every part is a user's turn and the model replies to each; without one the parts are given one
+    after the other, as a client does that keeps a cache, and their text is that of the whole prompt.
+
+    Control: the same conversations with the base model, and harmless facts divided likewise. An adapter of the weights
+    computes the same in one turn as in several without a template; a difference there is rounding.
+
+    Args:
+        turns: the strengths of the points; a fact with fewer words has as many turns as words.
+        ways: "in parts", the question cut between words; "harmless first", the whole question in the last turn, and 40
+            words of filler in each before it. The variants of the points.
+        filler: harmless paragraphs.
+        seed: of the filler drawn; the parts have nothing random in them.
+        reply_tokens: of the model's replies in between, where there is a chat template.
+        progress: title of a progress bar; None for no bar.
+
+    Raises:
+        ValueError: fewer than one turn, an unknown way, or no chat template.
+    """
+    unknown = next((way for way in ways if way not in get_args(Way)), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown!r} is no way of splitting; choose from {', '.join(get_args(Way))}.")
+    points = []
+    with (
+        evaluation_mode(model),
+        tqdm(total=len(ways) * len(turns) * len(facts), desc=progress, unit="talk", disable=progress is None) as bar,
+    ):
+        for way, number in [(way, number) for way in ways for number in turns]:
+            found: list[Any] = []
+            fired: dict[str, Any] = {}
+            for index, fact in enumerate(facts):
+                parts = in_parts(fact.prompt, number)
+                if way == "harmless first":
+                    parts = harmless_first(fact.prompt, number, filler, random.Random(f"{seed} {index}"))
+                with record_firings(model) if guard_layers(model) else nullcontext(()) as firings:
+                    text = converse(model, tokenizer, parts, max_new_tokens, reply_tokens, chat_template)
+                    of_fact: dict[str, bool] = {}
+                    for firing in firings:
+                        of_fact[firing.adapter] = of_fact.get(firing.adapter, False) or firing.fired
+                for name, hit in of_fact.items():
+                    fired.setdefault(name, []).append(hit)
+                found.append(Recall(fact, text, begins_with(text, fact.answers)))
+                bar.update()
+            rates = {name: torch.tensor(hits, dtype=torch.bool) for name, hits in fired.items()}
+            points.append(AttackPoint(float(number), Conversations(found, rates), way))
+    return points
+
+
+def in_parts(prompt: str, turns: int) -> list[str]:
+    """A prompt cut between words into `turns` parts of like length, which joined are the prompt; every part but the
+    first begins with its blank. The cue ("Answer:") stays with the last."""
+    if turns < 1:
+        raise ValueError(f"turns={turns}; expected at least 1.")
+    stem, cue = split_cue(prompt)
+    words = stem.split(" ")
+    turns = min(turns, len(words))
+    ends = [round(i * len(words) / turns) for i in range(turns + 1)]
+    parts = [" ".join(words[a:b]) for a, b in pairwise(ends)]
+    return [parts[0], *(f" {part}" for part in parts[1:-1]), with_cue(f" {parts[-1]}", cue)] if turns > 1 else [prompt]
+
+
+def harmless_first(prompt: str, turns: int, filler: Sequence[str], draw: random.Random) -> list[str]:
+    """`turns` - 1 turns of filler, each a paragraph, and the prompt."""
+    words = filler_words(_WORDS * (turns - 1), filler, draw)
+    return [*(" ".join(words[i : i + _WORDS]) + "\n\n" for i in range(0, len(words), _WORDS)), prompt]
+
+
+@torch.no_grad()
+def converse(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[str],
+    max_new_tokens: int,
+    reply_tokens: int = 16,
+    chat_template: bool = False,
+) -> str:
+    """The greedy completion of the last turn, all turns on one cache.
+
+    Where a template or a tokenizer writes the beginning otherwise once more follows, the cache does not fit any longer,
+    and the conversation is read anew, as a server would.
+    """
+    known: list[int] = []
+    cache, text = DynamicCache(config=text_config(model)), ""
+    said: list[str] = []
+    for number, turn in enumerate(turns, 1):
+        said.append(turn.strip() if chat_template else turn)
+        whole = conversation(tokenizer, said) if chat_template else "".join(said)
+        ids = _continued(tokenizer, known, text, whole)
+        if ids[: len(known)] != known:
+            cache = DynamicCache(config=text_config(model))
+        if number < len(turns) and not chat_template:
+            seen = cache.get_seq_length()
+            if seen < len(ids):  # a turn of blanks may add no token
+                _read(model, ids, seen, cache)
+            known, text = ids, whole
+            continue
+        new = max_new_tokens if number == len(turns) else reply_tokens
+        row = torch.tensor([ids], device=input_device(model))
+        mask = torch.ones_like(row)
+        out = cast(Any, model).generate(
+            input_ids=row,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=padding_id(tokenizer),
+            logits_processor=LogitsProcessorList([FiniteLogits()]),
+        )
+        reply = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        known, text = out[0].tolist(), whole + tokenizer.decode(out[0, len(ids) :])
+        said.append(reply)
+    return reply
+
+
+def _read(model: nn.Module, ids: list[int], seen: int, cache: DynamicCache) -> None:
+    """Put the tokens from `seen` on into the cache."""
+    row = torch.tensor([ids], device=input_device(model))
+    model(
+        input_ids=row[:, seen:],
+        attention_mask=torch.ones_like(row),
+        past_key_values=cache,
+        use_cache=True,
+    )
+
+
+def _continued(tokenizer: PreTrainedTokenizerBase, known: list[int], text: str, whole: str) -> list[int]:
+    """The ids of `whole`; after `known`, the ids of its beginning `text`, where it goes on from there."""
+    ids = prompt_ids(tokenizer, whole)
+    if ids[: len(known)] == known or not whole.startswith(text):
+        return ids
+    return known + tokenizer(whole[len(text) :], add_special_tokens=False)["input_ids"]

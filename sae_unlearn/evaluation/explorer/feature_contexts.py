@@ -1,0 +1,199 @@
+"""The guarded features on given texts: where each is most active, how often it is, and what the gate makes of the rows.
+
+One pass through the model, up to the guarded layer. Of each feature only the best contexts are kept, so memory does not
+grow with the texts.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.residual_stream import ResidualBatch
+from sae_unlearn.evaluation.explorer.texts import GuardedTexts
+from sae_unlearn.evaluation.token_pieces import token_pieces
+from sae_unlearn.guardrail.offline import judged_tokens
+
+
+@dataclass(frozen=True)
+class Context:
+    """Tokens around a place at which a feature is very active.
+
+    Attributes:
+        role: "forget" or "retain", whose text it is.
+        document: number of the text in its corpus, from 0.
+        tokens: the text, token by token.
+        activations: the feature's activation at each, 0 where it is not active or the token is no content.
+        peak: place of the largest one.
+        cut: whether the row goes on before these tokens, and after them.
+    """
+
+    role: str
+    document: int
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    peak: int
+    cut: tuple[bool, bool]
+
+
+@dataclass(frozen=True)
+class GuardedFeature:
+    """A guarded feature on the texts.
+
+    Attributes:
+        feature: its id in the SAE, None if the guardrail does not record it.
+        contexts: the rows with the highest peaks, highest first; one context of each.
+        density: by role, the share of content tokens at which it is active.
+        mean_squared: by role, the mean over content tokens of the squared activation.
+    """
+
+    feature: int | None
+    contexts: tuple[Context, ...]
+    density: dict[str, float]
+    mean_squared: dict[str, float]
+
+    @property
+    def ratio(self) -> float | None:
+        """Mean squared activation on forget over that on retain text; None without both, or where the latter is 0."""
+        retain = self.mean_squared.get("retain")
+        return self.mean_squared["forget"] / retain if retain and "forget" in self.mean_squared else None
+
+
+@dataclass(frozen=True)
+class FeatureContexts:
+    """What `feature_contexts` found.
+
+    Attributes:
+        features: in the order in which the guardrail has them.
+        statistics: by role, the gate's statistic of each row.
+        documents, tokens: by role, how many texts and content tokens there were.
+    """
+
+    features: tuple[GuardedFeature, ...]
+    statistics: dict[str, list[float]]
+    documents: dict[str, int]
+    tokens: dict[str, int]
+
+
+def feature_contexts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Iterable[Any] | None = None,
+    retain: Iterable[Any] | None = None,
+    *,
+    adapter_name: str | None = None,
+    contexts: int = 5,
+    around: int = 16,
+    text_column: str = "text",
+    batch_size: int = 8,
+    progress: bool = True,
+) -> FeatureContexts:
+    """Run texts through the model up to the guarded layer, and read the guarded features there.
+
+    The features are those of the guardrail: for a topk SAE, its approximation by thresholds. Texts are read as the fit
+    read them: cut at its length, in its chat template.
+
+    Args:
+        model: a model with the guardrail; its guardrails are out of force during the pass.
+        forget, retain: texts of the topic, and others, as for `fit_guardrail`. One of the two may be left out.
+        adapter_name: which guardrail; None takes the only one.
+        contexts: of each feature.
+        around: tokens shown before a peak, and after it.
+        text_column: column of datasets and mappings that holds the text.
+        batch_size: rows per forward pass; the result does not depend on it, up to rounding.
+        progress: show progress bars.
+
+    Raises:
+        GuardrailError: there is no such guardrail, no text, or an empty corpus.
+        ValueError: `contexts` or `around` is out of range.
+    """
+    texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
+    return contexts_in(texts, contexts, around)
+
+
+@torch.no_grad()
+def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureContexts:
+    """`feature_contexts` of texts that may be read for something else too."""
+    if contexts < 1 or around < 0:
+        raise ValueError(f"contexts={contexts}, around={around}; expected at least 1 and 0.")
+    config, encoder = texts.config, texts.layer.sae_guardrail_encoder[texts.name]
+    best = _Best(config.num_features, contexts, around)
+    sums = {role: _Sums(config.num_features) for role in texts.documents}
+    for role, seen in sums.items():
+        of_row = [number for number, _ in texts.rows(role)]
+        for batch in texts.residuals(role):
+            _, eligible = judged_tokens(batch, config)
+            activations = encoder(batch.residual)
+            activations = activations.where(eligible[..., None] & (activations > 0), 0)
+            seen.add(activations, eligible)
+            best.add(batch, activations, role, of_row)
+    density = {role: (seen.active / max(seen.tokens, 1)).tolist() for role, seen in sums.items()}
+    squares = {role: (seen.squares / max(seen.tokens, 1)).tolist() for role, seen in sums.items()}
+    ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
+    features = tuple(
+        GuardedFeature(
+            feature=feature,
+            contexts=best.contexts(place, texts.tokenizer),
+            density={role: values[place] for role, values in density.items()},
+            mean_squared={role: values[place] for role, values in squares.items()},
+        )
+        for place, feature in enumerate(ids)
+    )
+    return FeatureContexts(
+        features,
+        statistics={role: texts.statistics(role).tolist() for role in sums},
+        documents={role: len(found) for role, found in texts.documents.items()},
+        tokens={role: seen.tokens for role, seen in sums.items()},
+    )
+
+
+class _Sums:
+    """Running sums over content tokens: of how many a feature is active at, and of squared activations, `[N]`."""
+
+    def __init__(self, n: int) -> None:
+        self.tokens = 0
+        self.active, self.squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+
+    def add(self, activations: Tensor, content: Tensor) -> None:
+        self.tokens += int(content.sum())
+        self.active += (activations > 0).sum(dim=(0, 1)).double().cpu()
+        self.squares += activations.double().square().sum(dim=(0, 1)).cpu()
+
+
+class _Best:
+    """The rows with the highest peaks of each feature; of equal ones the earlier."""
+
+    def __init__(self, n: int, number: int, around: int) -> None:
+        self._number, self._around = number, around
+        self._heaps: list[list[tuple[float, int, int, tuple[Any, ...]]]] = [[] for _ in range(n)]
+
+    def add(self, batch: ResidualBatch, activations: Tensor, role: str, documents: list[int]) -> None:
+        """Offer the rows of a batch, with their activations `[batch, seq, N]`, 0 where none counts."""
+        peaks, places = activations.max(dim=1)
+        peaks, places = peaks.float().cpu(), places.cpu()
+        lowest = torch.tensor([heap[0][0] if len(heap) == self._number else 0.0 for heap in self._heaps])
+        for i, feature in ((peaks >= lowest) & (peaks > 0)).nonzero().tolist():
+            place, row = int(places[i, feature]), batch.index[i]
+            length = int(batch.kept[i].sum())
+            window = slice(max(0, place - self._around), min(place + self._around + 1, length))
+            cut = (window.start > 0, window.stop < length)
+            ids, values = batch.input_ids[i, window].tolist(), activations[i, window, feature].float().tolist()
+            # forget rows come first: of equal peaks theirs is kept
+            key = (float(peaks[i, feature]), 0 if role == "forget" else -1, -row)
+            entry = (*key, (role, documents[row], ids, values, place - window.start, cut))
+            if len(self._heaps[feature]) < self._number:
+                heapq.heappush(self._heaps[feature], entry)
+            else:
+                heapq.heappushpop(self._heaps[feature], entry)
+
+    def contexts(self, feature: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Context, ...]:
+        """Those of a feature, highest peak first."""
+        kept = [entry[-1] for entry in sorted(self._heaps[feature], reverse=True)]
+        return tuple(
+            Context(role, document, tuple(token_pieces(tokenizer, ids)), tuple(values), *places)
+            for role, document, ids, values, *places in kept
+        )

@@ -1,0 +1,136 @@
+"""Recall of facts by completion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.distributed import gathered, is_mine
+from sae_unlearn.backbone.layers import check_module, input_device
+from sae_unlearn.backbone.logits import FiniteLogits
+from sae_unlearn.backbone.padding import padding_id
+from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.checks import check_all, check_counts, check_is
+
+
+LEADING = " \t\n\"'“‘*(["
+_ARTICLES = ("the ", "a ", "an ")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A sentence's beginning and the answers that complete it rightly.
+
+    Attributes:
+        prompt: the beginning.
+        answers: the accepted answers, the first one canonical.
+        subject: what the fact is about; facts of one subject are not independent of each other. Empty if not known.
+
+    Raises:
+        UnlearnError: the prompt is no text, or the answers are no texts, or one text and not a list of them.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        check_is(self.prompt, str, "prompt")
+        check_all(self.answers, str, f"answers of {self.prompt[:60]!r}")
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a model made of one fact.
+
+    Attributes:
+        fact: the fact.
+        completion: what the model wrote.
+        right: whether the completion begins with one of the answers (case and leading blanks aside, whole words).
+    """
+
+    fact: Fact
+    completion: str
+    right: bool
+
+
+@torch.no_grad()
+def recall(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    max_new_tokens: int = 8,
+    batch_size: int = 16,
+    progress: str | None = None,
+    shared: bool = False,
+) -> list[Recall]:
+    """Complete each fact's prompt greedily, and see whether the completion begins with an answer.
+
+    Args:
+        model: any causal language model, with or without adapters.
+        progress: title of a progress bar; None for no bar.
+        shared: share the batches out among the processes of a launch, all of which have to call; see
+            `backbone.processes`. Each is given all of the result.
+    """
+    check_module(model)
+    check_all(facts, Fact, "facts")
+    check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    said: dict[int, list[str]] = {}  # completions by the batch's number
+    with tqdm(total=len(facts), desc=progress, unit="fact", disable=progress is None) as bar:
+        for number, start in enumerate(range(0, len(facts), batch_size)):
+            prompts = [fact.prompt for fact in facts[start : start + batch_size]]
+            if is_mine(number) or not shared:
+                said[number] = complete(model, tokenizer, prompts, max_new_tokens)
+            bar.update(len(prompts))
+    if shared:
+        said = {number: texts for part in gathered(said) for number, texts in part.items()}
+    completions = [text for number in sorted(said) for text in said[number]]
+    return [Recall(fact, text, begins_with(text, fact.answers)) for fact, text in zip(facts, completions, strict=True)]
+
+
+@torch.no_grad()
+def complete(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy completions of prompts, as one left-padded batch.
+
+    Raises:
+        UnlearnError: the model's logits are not finite.
+    """
+    check_all(prompts, str, "prompts", least=1)
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    width = max(map(len, rows))
+    padding = padding_id(tokenizer)
+    ids = torch.full((len(rows), width), padding)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    device = input_device(model)
+    out = cast(Any, model).generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=padding,
+        logits_processor=LogitsProcessorList([FiniteLogits()]),
+    )
+    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+
+
+def begins_with(text: str, answers: Sequence[str]) -> bool:
+    """Whether `text` begins with one of `answers` as whole words; case, leading blanks, quotes and articles aside."""
+    text = _without_article(text.lstrip(LEADING).lower())
+    for answer in (_without_article(answer.lower()) for answer in answers):
+        if text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum():
+            return True
+    return False
+
+
+def _without_article(text: str) -> str:
+    article = next((article for article in _ARTICLES if text.startswith(article)), "")
+    return text[len(article) :].lstrip(LEADING)

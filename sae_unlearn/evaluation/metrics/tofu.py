@@ -1,0 +1,128 @@
+"""Model utility, as TOFU defines it (Maini et al., 2024, arXiv 2401.06121, section 2.2.1): what should have stayed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import harmonic_mean
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.checks import check_is
+from sae_unlearn.evaluation.choice import Choice
+from sae_unlearn.evaluation.figures import tokens_needed
+from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
+from sae_unlearn.evaluation.metrics.choices import option_likelihoods
+from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
+from sae_unlearn.evaluation.metrics.recall import Fact, recall
+from sae_unlearn.evaluation.metrics.truth_ratio import log_truth_ratios, truth_scores
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint, group_sums
+from sae_unlearn.evaluation.rouge import rouge_l
+
+
+@dataclass(frozen=True)
+class TofuSet:
+    """The same questions twice, in one order.
+
+    Attributes:
+        facts: from `tofu_facts`: the true answer.
+        choices: from `tofu_choices`: the paraphrased true answer (the true one where there is none), and perturbed
+            ones.
+
+    Raises:
+        ValueError: no questions, or not the same number of both.
+    """
+
+    facts: Sequence[Fact]
+    choices: Sequence[Choice]
+
+    def __post_init__(self) -> None:
+        if not self.facts or len(self.facts) != len(self.choices):
+            raise ValueError(
+                f"{len(self.facts)} facts and {len(self.choices)} choices; pass both of the same questions."
+            )
+
+
+@dataclass(frozen=True)
+class ModelUtility:
+    """TOFU's model utility.
+
+    Attributes:
+        utility: the harmonic mean of the nine parts, 0 to 1, with the bootstrap interval over questions (over authors
+            where they are known); its n is the number of all of them.
+        parts: of each set probability, ROUGE-L recall and truth score.
+    """
+
+    utility: Estimate
+    parts: tuple[Figure, ...]
+
+
+def model_utility(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    retain: TofuSet,
+    real_authors: TofuSet,
+    world_facts: TofuSet,
+    batch_size: int = 8,
+    max_new_tokens: int | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> ModelUtility:
+    """The harmonic mean of three measures on three sets.
+
+        retain          mean P(a | q)^(1/|a|),                                    |a| in tokens
+        the others      mean P(a | q)^(1/|a|) / sum_{a' in all answers} P(a' | q)^(1/|a'|)
+        all             mean ROUGE-L recall of the greedy answer,   mean max(0, 1 - R), R the truth ratio
+
+    As in the authors' published code, probabilities are taken to the power of 1/|a| on all three sets.
+
+    Args:
+        retain: questions on the fictitious authors that were kept; `real_authors`, `world_facts`: the subsets of that
+            name.
+        max_new_tokens: of the answers; None takes as many as the longest true one needs, and no more than 128.
+        progress: show progress bars.
+        seed: of the bootstrap.
+
+    Raises:
+        ImportError: rouge-score is not installed.
+    """
+    parts: list[Figure] = []
+    draws: list[Tensor] = []
+    sets = {"retain": retain, "real_authors": real_authors, "world_facts": world_facts}
+    for name, questions in sets.items():
+        check_is(questions, TofuSet, name)
+    for number, (name, questions) in enumerate(sets.items()):
+        bar = f"{name}: %s" if progress else None
+        options = option_likelihoods(model, tokenizer, questions.choices, batch_size, progress=bar and bar % "options")
+        if name == "retain":
+            prompts, answers = zip(*((fact.prompt, fact.answers[0]) for fact in questions.facts), strict=True)
+            title = bar and bar % "answers"
+            likelihoods = answer_likelihoods(model, tokenizer, prompts, answers, batch_size, progress=title)
+            probability = likelihoods.per_token.exp()
+        else:
+            probability = _shares(questions.choices, options)
+        tokens = max_new_tokens or tokens_needed(tokenizer, questions.facts)
+        said = recall(model, tokenizer, questions.facts, tokens, batch_size, bar and bar % "recall")
+        measures: dict[str, Tensor] = {
+            "probability": probability,
+            "rouge_l_recall": rouge_l(said).recall,
+            "truth_score": truth_scores(log_truth_ratios(questions.choices, options)),
+        }
+        rows = fingerprint([[fact.prompt, fact.answers] for fact in questions.facts])
+        subjects = [fact.subject for fact in questions.facts]
+        for metric, values in measures.items():
+            part = figure_of_rows("retain", name, metric, "score", values, subjects, rows)
+            parts.append(part)
+            draws.append(ratio_draws(*group_sums(part), seed=seed + number))  # a set's three are drawn alike
+    drawn = len(parts) / (1 / torch.stack(draws)).sum(dim=0)  # a part that is zero makes it zero
+    low, high = percentile_interval(drawn)
+    number = sum(part.estimate.n for part in parts[::3])
+    value = harmonic_mean([part.estimate.value for part in parts])
+    return ModelUtility(Estimate(value, low, high, number), tuple(parts))
+
+
+def _shares(choices: Sequence[Choice], likelihoods: Sequence[AnswerLikelihoods]) -> Tensor:
+    """The true answer's part of the probability of all answers, `[n]`."""
+    pairs = zip(choices, likelihoods, strict=True)
+    return torch.stack([found.per_token.softmax(dim=0)[choice.right] for choice, found in pairs])

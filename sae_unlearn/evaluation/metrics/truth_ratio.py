@@ -1,0 +1,102 @@
+"""Truth ratio and forget quality, as TOFU defines them (Maini et al., 2024, arXiv 2401.06121, section 2.2)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.checks import check_tensors
+from sae_unlearn.evaluation.choice import Choice
+from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
+from sae_unlearn.evaluation.report.estimate import Estimate
+
+
+def log_truth_ratios(
+    choices: Sequence[Choice],
+    likelihoods: Sequence[AnswerLikelihoods],
+    average: Literal["arithmetic", "geometric"] = "arithmetic",
+) -> Tensor:
+    """log R of each question, `[n]` float64: how much likelier false answers are than the true one.
+
+        R = mean_{a' in perturbed} P(a' | q)^(1/|a'|)  /  P(a | q)^(1/|a|)
+
+    with |a| in tokens, and a the paraphrased true answer where there is one. The logarithm is returned since R has no
+    upper bound.
+
+    Args:
+        choices: the true answer is the right option, the perturbed ones are the others.
+        likelihoods: of their options, from `option_likelihoods`.
+        average: over the perturbed answers; the paper's equation is "arithmetic", the authors' published code takes
+            the mean of the losses, which is "geometric".
+    """
+    if average not in ("arithmetic", "geometric"):
+        raise ValueError(f"average={average!r}; expected 'arithmetic' or 'geometric'.")
+    found = []
+    for choice, likelihood in zip(choices, likelihoods, strict=True):
+        scores = likelihood.per_token
+        others = torch.cat([scores[: choice.right], scores[choice.right + 1 :]])
+        mean = others.mean() if average == "geometric" else others.logsumexp(dim=0) - math.log(len(others))
+        found.append(mean - scores[choice.right])
+    return torch.stack(found)
+
+
+def truth_scores(log_ratios: Tensor) -> Tensor:
+    """max(0, 1 - R), `[n]`: the part of the truth ratio in TOFU's model utility."""
+    check_tensors(1, log_ratios=log_ratios)
+    return (1 - log_ratios.exp()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class ForgetQuality:
+    """How alike a model's truth ratios are to those of a model that never saw the forget set.
+
+    Attributes:
+        p_value: of the two-sample Kolmogorov-Smirnov test: TOFU's forget quality. Above 0.05 the test tells no
+            difference; with few questions it never does, so read it with `distance`. Its ends are the p-values at the
+            ends of `distance`.
+        distance: the KS distance, with a 95 % interval by the Dvoretzky-Kiefer-Wolfowitz inequality, which is wide but
+            holds for every distribution.
+    """
+
+    p_value: Estimate
+    distance: Estimate
+
+
+def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
+    """Compare truth ratios on the forget set, `[n]`, with those of the reference model, `[m]`.
+
+        D = sup_x |F(x) - G(x)|;   |D - D_true| <= sqrt(ln(4 / 0.05) / 2n) + sqrt(ln(4 / 0.05) / 2m)
+
+    (a DKW band of 97.5 % around each of F and G). The test sees ranks only, so logarithms serve as well as ratios.
+
+    Raises:
+        ImportError: scipy is not installed.
+        ValueError: a side without values.
+    """
+    check_tensors(1, log_ratios=log_ratios, reference=reference)
+    if not len(log_ratios) or not len(reference):
+        raise ValueError(f"{len(log_ratios)} and {len(reference)} truth ratios; pass at least one of each model.")
+    try:
+        from scipy.stats import ks_2samp
+    except ImportError as error:
+        raise ImportError('forget quality needs scipy; run: pip install "sae-unlearn[eval]"') from error
+    n, m = len(log_ratios), len(reference)
+    found = ks_2samp(log_ratios.double().numpy(), reference.double().numpy())
+    reach = sum(math.sqrt(math.log(4 / 0.05) / (2 * size)) for size in (n, m))
+    distance = float(found.statistic)
+    low, high = max(0.0, distance - reach), min(1.0, distance + reach)
+    p_value = float(found.pvalue)
+    # the asymptotic p at other distances; where it differs from the exact one, the value stays between the ends
+    ends = sorted([_asymptotic_p(high, n, m), _asymptotic_p(low, n, m)])
+    return ForgetQuality(
+        Estimate(p_value, min(p_value, ends[0]), max(p_value, ends[1]), n), Estimate(distance, low, high, n)
+    )
+
+
+def _asymptotic_p(distance: float, n: int, m: int) -> float:
+    from scipy.stats import kstwobign
+
+    return float(kstwobign.sf(distance * math.sqrt(n * m / (n + m))))

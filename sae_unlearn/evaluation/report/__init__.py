@@ -1,0 +1,1 @@
+"""Reports: estimates with intervals, figures, files, tables, and plots."""

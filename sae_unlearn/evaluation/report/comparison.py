@@ -1,0 +1,124 @@
+"""Two reports on the same rows, and what changed between them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_unlearn.checks import check_is
+from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.figure import Figure, Unit, group_sums, in_unit, plain_estimate
+from sae_unlearn.evaluation.report.files import write_report
+from sae_unlearn.evaluation.report.report import Report, cell, markdown_table, shown, shown_interval
+
+
+NAME = "comparison"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one figure.
+
+    Attributes:
+        side, data, metric, unit: as in `Figure`.
+        title: the metric in words.
+        before, after: the figures themselves.
+        change: after minus before, with the paired bootstrap's interval over subjects (rows, where they stand alone).
+            Where nothing changed in any row the interval is a point, and says nothing of rows not measured.
+    """
+
+    side: str
+    data: str
+    metric: str
+    title: str
+    unit: Unit
+    before: Estimate
+    after: Estimate
+    change: Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The changes from one report to another.
+
+    Attributes:
+        before, after: titles of the reports.
+        changes: of the figures that both have.
+        only_after: figures that only the second has, such as a guardrail's fire rates.
+    """
+
+    before: str
+    after: str
+    changes: tuple[Change, ...]
+    only_after: tuple[Figure, ...] = ()
+
+    def to_markdown(self) -> str:
+        """The changes as a Markdown table."""
+        rows = []
+        for one in self.changes:
+            values = [f"{shown(e.value, one.unit)} ({shown_interval(e, one.unit)})" for e in (one.before, one.after)]
+            change = shown(one.change.value, one.unit, signed=True)
+            between = shown_interval(one.change, one.unit, signed=True)
+            rows.append([one.side, one.data, one.title, *values, f"{change} ({between})", one.change.n])
+        for figure in self.only_after:
+            value = f"{shown(figure.estimate.value, figure.unit)} ({shown_interval(figure.estimate, figure.unit)})"
+            rows.append([figure.side, figure.data, figure.title, "", value, "", figure.estimate.n])
+        head = ["side", "data", "measure", "before", "after", "change", "n"]
+        title = f"# {cell(self.before)}, then {cell(self.after)}"
+        note = "95 % intervals in brackets; those of changes are paired, by subject or row."
+        return "\n".join([title, "", note, "", *markdown_table(head, rows)]) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a mapping that JSON can hold."""
+        changes = []
+        for one in self.changes:
+            estimates = {name: plain_estimate(getattr(one, name)) for name in ("before", "after", "change")}
+            changes.append(one.__dict__ | estimates)
+        only = [figure.to_dict() for figure in self.only_after]
+        return {"before": self.before, "after": self.after, "changes": changes, "only_after": only}
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write `comparison.json` and `comparison.md`; returns what was written."""
+        return write_report(folder, NAME, self.to_dict(), self.to_markdown())
+
+
+def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
+    """The changes from one model to another, measured on the same rows.
+
+        change = f(after) - f(before),   both drawn with the same subjects in every bootstrap draw
+
+    Raises:
+        ValueError: the two have no figure in common, or one that was measured on other rows.
+    """
+    check_is(before, Report, "before")
+    check_is(after, Report, "after")
+    known = {figure.key: figure for figure in before.figures}
+    both = [figure for figure in after.figures if figure.values and figure.key in known]
+    changes = [_change(known[figure.key], figure, seed) for figure in both]
+    if not changes:
+        raise ValueError(
+            f"{before.title!r} and {after.title!r} have no figure in common; evaluate both on the same data."
+        )
+    only = tuple(figure for figure in after.figures if figure.key not in known)
+    return Comparison(before.title, after.title, tuple(changes), only)
+
+
+def _change(before: Figure, after: Figure, seed: int) -> Change:
+    if (before.rows, before.groups) != (after.rows, after.groups):
+        raise ValueError(
+            f"{'/'.join(after.key)} was measured on other rows before ({len(before.values)}) than after "
+            f"({len(after.values)}); evaluate both models on the same data, with the same settings."
+        )
+    change = paired_change(before, after, seed)
+    return Change(
+        after.side, after.data, after.metric, after.title, after.unit, before.estimate, after.estimate, change
+    )
+
+
+def paired_change(before: Figure, after: Figure, seed: int = 0) -> Estimate:
+    """After minus before, drawn with the same subjects in every bootstrap draw. That the two are of the same rows is
+    for the caller to see to."""
+    draws = [in_unit(ratio_draws(*group_sums(figure), seed=seed), figure.unit) for figure in (before, after)]
+    low, high = percentile_interval(draws[1] - draws[0])
+    return Estimate(after.estimate.value - before.estimate.value, low, high, after.estimate.n)

@@ -1,0 +1,201 @@
+"""One figure of a report: what was measured on what, with its interval and the rows it comes from."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
+from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.stored import read_as
+from sae_unlearn.stats import wilson_interval
+
+
+Unit = Literal["share", "score", "nats", "perplexity", "ratio", "p"]
+"""share: of successes, 0 to 1. score: a mean of scores, 0 to 1. nats: a mean. perplexity, ratio: the exponential of a
+mean of logarithms. p: a p-value."""
+
+_EXPONENTIAL = ("perplexity", "ratio")
+
+TITLES = {
+    "exact_recall": "recall, canonical answer",
+    "alias_recall": "recall, any accepted answer",
+    "rouge_l_recall": "ROUGE-L recall",
+    "rouge_l_f1": "ROUGE-L F1",
+    "refusals": "refusals",
+    "likelihood_accuracy": "accuracy by log-probability",
+    "likelihood_accuracy_per_character": "accuracy by log-probability per character",
+    "letter_accuracy": "accuracy by letter, over option orders",
+    "letter_accuracy_as_given": "accuracy by letter, options as given",
+    "truth_ratio": "truth ratio R, geometric mean",
+    "truth_score": "truth score, max(0, 1 - R)",
+    "probability": "probability of the true answer, per token",
+    "ks_distance": "KS distance of R to the reference",
+    "forget_quality": "forget quality (p of the KS test)",
+    "perplexity": "perplexity",
+    "kl": "KL to the base, nats per token",
+    "interference": "change of loss by the other guardrails, nats per token",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number of one set of data.
+
+    Attributes:
+        side: "forget" or "retain".
+        data: name of the set.
+        metric: what was measured; a key of `TITLES`, or "fires:" and the name of a guardrail.
+        unit: see `Unit`.
+        estimate: the number, its 95 % interval, and how many independent things it is over.
+        values: one for each row (logarithms where the unit is an exponential); empty for what is no mean over rows.
+        weights: of the rows, such as their tokens; empty for rows that count alike.
+        groups: which rows are about one subject, and so are drawn together; a number for each row.
+        rows: a fingerprint of the rows, by which figures of the same data are known. No text is kept.
+    """
+
+    side: str
+    data: str
+    metric: str
+    unit: Unit
+    estimate: Estimate
+    values: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    groups: tuple[int, ...] = ()
+    rows: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Side, data and metric: what tells it from the report's other figures."""
+        return self.side, self.data, self.metric
+
+    @property
+    def title(self) -> str:
+        """The metric in words."""
+        if self.metric.startswith("fires:"):
+            return f"gate fires ({self.metric.removeprefix('fires:')})"
+        if self.metric.startswith("loss:"):
+            return f"change of loss, nats per token ({self.metric.removeprefix('loss:')})"
+        return TITLES.get(self.metric, self.metric)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a mapping that JSON can hold; what is not finite becomes None."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found["estimate"] = plain_estimate(self.estimate)
+        found["values"] = [_finite(value) for value in self.values]
+        return found | {"weights": list(self.weights), "groups": list(self.groups)}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Figure":
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: a field that is missing, unknown or of the wrong kind.
+        """
+        with read_as("figure of a report"):
+            numbers: dict[str, Any] = {name: _number(value) for name, value in stored["estimate"].items()}
+            estimate = Estimate(**numbers)
+            sequences = {
+                "values": tuple(_number(value) for value in stored["values"]),
+                "weights": tuple(_number(value) for value in stored["weights"]),
+                "groups": tuple(int(value) for value in stored["groups"]),
+            }
+            found = cls(**(stored | sequences | {"estimate": estimate}))
+        if found.unit not in get_args(Unit):
+            raise ValueError(f"A figure with unit {found.unit!r}; expected one of {', '.join(get_args(Unit))}.")
+        return found
+
+
+def figure_of_rows(
+    side: str,
+    data: str,
+    metric: str,
+    unit: Unit,
+    values: Tensor,
+    subjects: Sequence[str],
+    rows: str,
+    weights: Tensor | None = None,
+) -> Figure:
+    """A figure from a value for each row.
+
+        share, score, nats:   m = sum_g mean_(i in g) v_i / (number of g)
+        perplexity, ratio:    exp m;   with weights w:  m = sum_i w_i v_i / sum_i w_i
+
+    Rows of one subject are one group g, and are drawn together. A share's interval is Wilson's, over groups; all other
+    intervals are the percentile bootstrap's.
+
+    Args:
+        values: `[n]`.
+        subjects: of each row, "" for rows that stand alone.
+        rows: fingerprint of the rows, see `fingerprint`.
+        weights: `[n]`, None for rows that count alike.
+    """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    groups = group_numbers(subjects)
+    found = Figure(
+        side,
+        data,
+        metric,
+        unit,
+        Estimate(math.nan, math.nan, math.nan, 0),
+        tuple(values.tolist()),
+        () if weights is None else tuple(torch.as_tensor(weights, dtype=torch.float64).tolist()),
+        tuple(groups),
+        rows,
+    )
+    totals, of_group = group_sums(found)
+    value = float(in_unit(totals.sum() / of_group.sum(), unit))
+    if unit == "share":
+        low, high = wilson_interval(min(float(totals.sum()), float(len(totals))), len(totals))
+    else:
+        low, high = percentile_interval(in_unit(ratio_draws(totals, of_group), unit))
+    return Figure(**(found.__dict__ | {"estimate": Estimate(value, low, high, len(totals))}))
+
+
+def group_sums(figure: Figure) -> tuple[Tensor, Tensor]:
+    """Weighted sums of a figure's values and sums of their weights by group, `[groups]` twice."""
+    values = torch.tensor(figure.values, dtype=torch.float64)
+    groups = torch.tensor(figure.groups)
+    sizes = torch.bincount(groups).double()
+    weights = torch.tensor(figure.weights, dtype=torch.float64) if figure.weights else 1 / sizes[groups]
+    empty = torch.zeros(len(sizes), dtype=torch.float64)
+    return empty.index_add(0, groups, weights * values), empty.index_add(0, groups, weights)
+
+
+def in_unit(means: Tensor, unit: Unit) -> Tensor:
+    """Means of values as they are told in the unit."""
+    return means.exp() if unit in _EXPONENTIAL else means
+
+
+def group_numbers(subjects: Sequence[str]) -> list[int]:
+    """A number for each row, the same for rows of one subject; rows without one ("") have a number of their own."""
+    names = [subject or i for i, subject in enumerate(subjects)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
+
+
+def fingerprint(rows: Sequence[Any]) -> str:
+    """16 hexadecimal digits of the SHA-256 of rows as JSON."""
+    return hashlib.sha256(json.dumps(list(rows), ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def plain_estimate(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate as JSON can hold it: what is not finite becomes None."""
+    return {name: _finite(value) for name, value in estimate.to_dict().items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    return value

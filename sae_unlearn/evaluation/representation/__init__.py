@@ -1,0 +1,1 @@
+"""How entities are represented in the residual stream."""

@@ -1,0 +1,1 @@
+"""Files that others may have written, files that are written whole, the Hub, and the terminal."""

@@ -1,0 +1,1 @@
+"""Several guardrails, and a LoRA, in one folder."""

@@ -1,0 +1,1 @@
+"""From two corpora of text to a guardrail."""

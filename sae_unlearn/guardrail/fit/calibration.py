@@ -1,0 +1,174 @@
+"""The threshold, and what it does on rows that had no part in choosing it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.stats import auc, wilson_interval
+
+
+CURVE_PERCENTILES = (50.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 99.0, 100.0)
+MIN_THRESHOLD_ROWS = 8
+_KEPT_VALUES = 512  # row statistics kept in the artefact, for its picture
+
+
+def percentile_threshold(retain: Tensor, percentile: float) -> float:
+    """The percentile of the rows' statistics, linearly interpolated (as numpy's default); the paper's `tau`."""
+    return float(torch.quantile(retain.double(), percentile / 100))
+
+
+def between(low: float, forget: Tensor, margin: float) -> float:
+    """The threshold moved from `low` towards the lower quartile of the forget rows' statistics, if that is higher:
+
+        tau = low + margin * max(0, quartile(forget) - low)
+
+    Where the topic stands well above other text, this keeps away from both; where it does not, `low` is kept.
+    """
+    return low + margin * max(0.0, percentile_threshold(forget, 25.0) - low) if len(forget) else low
+
+
+def conformal_threshold(retain: Tensor, alpha: float) -> float | None:
+    """The split-conformal threshold: a fresh retain row exceeds it with probability at most `alpha`, if rows are
+    exchangeable. It is the `ceil((n + 1)(1 - alpha))`-th smallest statistic; None if n rows are too few for `alpha`.
+
+    Source: Vovk et al. 2005; Bates et al. 2023 (arXiv 2104.08279).
+    """
+    n = len(retain)
+    rank = math.ceil((n + 1) * (1 - alpha))
+    return float(retain.sort().values[rank - 1]) if rank <= n else None
+
+
+def fire_rate(statistics: Tensor, threshold: float) -> dict[str, Any]:
+    """`{"rate", "n", "low", "high"}`: share of rows above the threshold, with its 95 % interval."""
+    hits, n = int((statistics > threshold).sum()), len(statistics)
+    low, high = wilson_interval(hits, n) if n else (0.0, 1.0)
+    return {"rate": round(hits / n, 4) if n else None, "n": n, "low": round(low, 4), "high": round(high, 4)}
+
+
+def check_threshold(threshold: float, config: SAEGuardrailConfig, percentile: float | None) -> None:
+    """Raise if the gate could never fire at this threshold.
+
+    Raises:
+        GuardrailError: naming the threshold and the range.
+    """
+    low, high = config.threshold_bounds
+    if low <= threshold < high:
+        return
+    cause = (
+        f"the {percentile}th percentile of the retain rows' {config.statistic!r} statistic is"
+        if percentile is not None
+        else "it is"
+    )
+    raise GuardrailError(
+        f"threshold={threshold}: {cause} outside [{low}, {high}), where the gate can work. The chosen features are "
+        "active on nearly all tokens of those rows: give more or other retain text, fewer features (num_features), a "
+        "lower threshold_percentile, or a threshold by hand."
+    )
+
+
+def report(
+    config: SAEGuardrailConfig,
+    calibrated_on: Tensor,
+    forget: Tensor,
+    retain: Tensor,
+    percentile: float | None,
+    margin: float | None = None,
+) -> dict[str, Any]:
+    """What the gate does, as plain data for the artefact and its card.
+
+    Args:
+        calibrated_on: statistics of the retain rows that set the threshold, `[n]`.
+        forget, retain: statistics of the rows held out from selection and threshold.
+        percentile, margin: those asked for; None if the threshold was given.
+    """
+    found: dict[str, Any] = {
+        "threshold": config.threshold,
+        "threshold_percentile": percentile,
+        "threshold_margin": margin,
+        "fire_rate_forget": fire_rate(forget, config.tau),
+        "fire_rate_retain": fire_rate(retain, config.tau),
+        "auroc": _auroc(forget, retain),
+        "statistic_forget": _kept(forget),
+        "statistic_retain": _kept(retain),
+        "statistic_threshold_rows": _kept(calibrated_on),
+    }
+    if len(calibrated_on):
+        alpha = 1 - percentile / 100 if percentile is not None else 0.05
+        found["conformal"] = {
+            "alpha": _rounded(alpha),
+            "n": len(calibrated_on),
+            "threshold": conformal_threshold(calibrated_on, alpha),
+        }
+        found["curve"] = [_at_percentile(p, calibrated_on, forget, retain) for p in CURVE_PERCENTILES]
+    return found
+
+
+PLAIN_TEXT = (
+    "Fitted on plain text, and the tokenizer has a chat template: in the template this gate may never fire. If the "
+    "model is used in it, fit with chat_template=True."
+)
+"""Of a model that is likely to be used in chats. Measured: `docs/evidence.md`, "A second model"."""
+
+NO_BOUNDARIES = (
+    "The chat template marks its messages by no special token, so the gate judges a conversation as one text: a long "
+    "system prompt or an earlier message can dilute a short question. Measure it on conversations as you serve them."
+)
+
+
+def warnings_of(calibration: dict[str, Any]) -> list[str]:
+    """What a user should know before trusting this gate, in sentences; empty if nothing stands out."""
+    found = []
+    curve = calibration.get("curve") or []
+    n = (calibration.get("conformal") or {}).get("n", 0)
+    percentile = calibration.get("threshold_percentile")
+    if percentile is not None and n * (1 - percentile / 100) < 1:
+        found.append(
+            f"The threshold is the {percentile}th percentile of only {n} retain rows, so it is close to their largest; "
+            f"give at least {math.ceil(4 / (1 - percentile / 100))} retain documents."
+        )
+    forget_rate = calibration["fire_rate_forget"]
+    if forget_rate["n"] and forget_rate["rate"] < 0.8:
+        found.append(
+            f"The gate fires on only {forget_rate['rate']:.0%} of {forget_rate['n']} held-out forget rows; the rest "
+            "pass unguarded. Give more forget text in the format of deployment, or lower threshold_percentile."
+        )
+    retain_rate = calibration["fire_rate_retain"]
+    expected = 1 - (percentile if percentile is not None else 95.0) / 100
+    if retain_rate["n"] and retain_rate["low"] > expected + 0.02:
+        found.append(
+            f"The gate fires on {retain_rate['rate']:.0%} of {retain_rate['n']} held-out retain rows, more than the "
+            f"{expected:.0%} asked for; the retain text is uneven or too little."
+        )
+    near = [c for c in curve if percentile is not None and abs(c["percentile"] - percentile) <= 5 and c["forget_rate"]]
+    if near and max(c["forget_rate"] for c in near) - min(c["forget_rate"] for c in near) > 0.2:
+        found.append(
+            "The margin is thin: moving threshold_percentile by 5 changes the share of forget rows caught by more "
+            "than 20 points (see the curve)."
+        )
+    return found
+
+
+def _at_percentile(percentile: float, calibrated_on: Tensor, forget: Tensor, retain: Tensor) -> dict[str, Any]:
+    threshold = percentile_threshold(calibrated_on, percentile)
+    return {
+        "percentile": percentile,
+        "threshold": _rounded(threshold),
+        "forget_rate": fire_rate(forget, threshold)["rate"],
+        "retain_rate": fire_rate(retain, threshold)["rate"],
+    }
+
+
+def _auroc(forget: Tensor, retain: Tensor) -> float | None:
+    return _rounded(auc(forget, retain)) if len(forget) and len(retain) else None
+
+
+def _kept(values: Tensor) -> list[float]:
+    return [round(float(v), 5) for v in values[:_KEPT_VALUES].tolist()]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 5)

@@ -1,0 +1,186 @@
+"""`fit_guardrails`: several topics over one pass of the retain text.
+
+Each topic gets the guardrail that `fit_guardrail` alone would give it: the same features, threshold and tensors. What
+is shared is the model's work on the retain text, which is most of it: every row is run once, and every topic reads it.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.distributed import summed
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.guardrail.fit.checkpoint import FitCheckpoint, Stateful
+from sae_unlearn.guardrail.fit.fit import fit_guardrail
+from sae_unlearn.guardrail.fit.options import plan_fit
+from sae_unlearn.guardrail.fit.passes import FitPasses, rows_of, settings_of
+from sae_unlearn.guardrail.fit.steps import Fit
+from sae_unlearn.guardrail.fit_placing import place_fitted
+from sae_unlearn.guardrail.offline import read_batch
+from sae_unlearn.guardrail.rows import Rows
+from sae_unlearn.sae import SparseAutoencoder
+
+
+_SHARED = {"threshold": "retain: threshold", "report": "retain: report"}
+
+
+@as_guardrail_error()
+def fit_guardrails(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sae: SparseAutoencoder,
+    forget: Mapping[str, Any],
+    retain: Any,
+    **options: Any,
+) -> PeftModel:
+    """Fit a guardrail for each of several topics, and put all of them on the model.
+
+    Args:
+        model, tokenizer, sae, retain: as for `fit_guardrail`.
+        forget: the text of each topic, by the name that its guardrail gets. Another topic's text is not retain text,
+            so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
+        options: any other argument of `fit_guardrail`, for all topics alike; but for `adapter_name`. In a
+            `checkpoint_dir` each topic has a folder, and so has what they share.
+
+    Returns:
+        A `PeftModel` with all of them active.
+
+    Raises:
+        GuardrailError: as `fit_guardrail`, naming the topic; the model is left as it was.
+
+    Example:
+
+    ```python
+    guarded = fit_guardrails(model, tokenizer, sae, {"biology": biology, "books": books}, retain=other)
+    use_guardrails(guarded, "books")
+    ```
+    """
+    if not isinstance(forget, Mapping) or not forget:
+        raise GuardrailError("forget must be a mapping from the names of topics to their texts, with one at least.")
+    if "adapter_name" in options:
+        raise GuardrailError("adapter_name cannot be given: each guardrail is named after its topic.")
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(fit_guardrail).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        raise GuardrailError(f"{unknown[0]!r} is no argument of `fit_guardrail`.")
+    folder = None if options.get("checkpoint_dir") is None else Path(options["checkpoint_dir"])
+    fits: dict[str, _TopicFit] = {}
+    for name, texts in forget.items():
+        with _named(name):
+            given = defaults | options | {"adapter_name": name}
+            if folder is not None:
+                given["checkpoint_dir"] = folder / f"topic-{len(fits)}"
+            fits[name] = _TopicFit(plan_fit(model, tokenizer, sae, texts, retain, **given))
+    for name, fit in fits.items():
+        with _named(name):
+            fit.read("forget", forget[name])
+    shared = _SharedPasses(list(fits.values()), folder)
+    if retain is not None:
+        _read_retain(shared, retain)
+    for name, fit in fits.items():
+        with _named(name):
+            fit.choose()
+    if retain is not None:
+        _share_statistics(shared)
+    artefacts = {}
+    for name, fit in fits.items():
+        with _named(name):
+            fit.calibrate()
+            artefacts[name] = fit.artefact()
+    return place_fitted(model, artefacts, [shared, *(fit.passes for fit in fits.values())])
+
+
+class _TopicFit(Fit):
+    """A fit whose statistics of retain rows come from a pass that others share."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.shared: dict[str, Tensor] = {}
+
+    def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
+        return self.shared[title] if title in self.shared else super()._statistics(rows, title, moments)
+
+
+class _SharedPasses(FitPasses):
+    """The passes over retain text, which all topics read."""
+
+    def __init__(self, fits: list[_TopicFit], folder: Path | None) -> None:
+        super().__init__(fits[0].plan._replace(checkpoint_dir=None))
+        self.fits = fits
+        if folder is not None:  # what it hangs on: the topics' settings, and their texts, which have been read by now
+            settings = {
+                fit.plan.name: settings_of(fit.plan)
+                | {"forget": fit.rows["forget"].digest.hexdigest() if "forget" in fit.rows else None}
+                for fit in fits
+            }
+            self.checkpoint = FitCheckpoint(folder / "retain", settings)
+
+    def standing(self) -> Stateful:
+        return _Together([fit.outliers for fit in self.fits])
+
+    def is_shared_out(self) -> bool:
+        return all(fit.passes.is_shared_out() for fit in self.fits)
+
+
+class _Together:
+    """Several things that can be taken up again, as one."""
+
+    def __init__(self, parts: Sequence[Stateful]) -> None:
+        self._parts = parts
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{i} {name}": t for i, part in enumerate(self._parts) for name, t in part.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for i, part in enumerate(self._parts):
+            start = f"{i} "
+            part.restore({name.removeprefix(start): t for name, t in state.items() if name.startswith(start)})
+
+
+def _read_retain(shared: _SharedPasses, retain: Any) -> None:
+    fits = shared.fits
+    rows: Rows = rows_of(fits[0].plan, "retain", retain)
+    total = rows.selected_of(len(retain)) if hasattr(retain, "__len__") else None
+    for fit in fits:
+        fit.begin("retain", rows)
+    parts = {"sums": _Together([fit.sums["retain"] for fit in fits])}
+    for batch in shared.run(rows, "retain: features", total, parts):
+        for fit in fits:
+            fit.add("retain", batch)
+    for fit in fits:
+        fit.end("retain")
+
+
+def _share_statistics(shared: _SharedPasses) -> None:
+    fits = shared.fits
+    for use, title in _SHARED.items():
+        rows = getattr(fits[0].rows["retain"], use)
+        for fit in fits:
+            fit.shared[title] = torch.zeros(len(rows))
+        values = {fit.plan.name: fit.shared[title] for fit in fits}
+        for batch in shared.run(rows, title, len(rows), values):
+            for fit in fits:
+                fit.shared[title][batch.index] = read_batch(batch, fit.encoder, fit.config).statistics
+        for fit in fits:
+            fit.shared |= summed({title: fit.shared[title]})
+
+
+@contextmanager
+def _named(topic: str) -> Iterator[None]:
+    """Errors inside name the topic."""
+    try:
+        yield
+    except UnlearnError as error:
+        raise GuardrailError(f"{topic}: {error}") from error

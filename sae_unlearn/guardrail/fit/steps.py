@@ -1,0 +1,275 @@
+"""The steps of a fit, and what each leaves to the next."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.backbone.distributed import gathered, is_mine, summed
+from sae_unlearn.backbone.residual_stream import ResidualBatch
+from sae_unlearn.guardrail.attach import tensors_of
+from sae_unlearn.guardrail.config_validation import check_numbers
+from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.fit.calibration import (
+    MIN_THRESHOLD_ROWS,
+    NO_BOUNDARIES,
+    PLAIN_TEXT,
+    between,
+    check_threshold,
+    percentile_threshold,
+    report,
+    warnings_of,
+)
+from sae_unlearn.guardrail.fit.checkpoint import Stateful
+from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
+from sae_unlearn.guardrail.fit.options import FitPlan
+from sae_unlearn.guardrail.fit.passes import FitPasses, rows_of
+from sae_unlearn.guardrail.fit.selection import FeatureSums, feature_figures, log_ratios, select_features
+from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds, approximation_warning, joined
+from sae_unlearn.guardrail.layer import GuardrailEncoder
+from sae_unlearn.guardrail.offline import content_tokens, read_batch
+from sae_unlearn.guardrail.rows import Rows
+from sae_unlearn.guardrail.storage.reading import Artefact
+from sae_unlearn.guardrail.weights import check_lowers, check_tensors
+from sae_unlearn.sae import SAESlice
+
+
+MANY_OUTLIERS = 0.5
+"""Tokens of outlying norm in a row, from which on the gate leaves them out as the sums do. Models without BOS have one
+at each row's start, so there it does so anyway, also after a fit on texts that begin with a chat template's tokens;
+elsewhere they are rare, and to look at every token's norm would cost more than they do."""
+LEAST_ABLATIONS = 2.0  # the usual dose is at least so many times what setting the features to 0 takes away
+
+
+class Fit:
+    """The state of one fit, in the order of its steps: `read` both corpora, `choose`, `calibrate`, then `artefact`."""
+
+    def __init__(self, plan: FitPlan) -> None:
+        self.plan = plan
+        self.config, self.sae, self.faithful = plan.config, plan.sae, plan.faithful
+        self.passes = FitPasses(plan)
+        self.outliers = self.passes.outliers
+        self.outliers_left_out = 0  # by all processes, once everything was read
+        self.rows: dict[str, Rows] = {}
+        self.sums: dict[str, FeatureSums] = {}
+        self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
+        self.percentile: float | None = None
+        self.margin: float | None = None
+        self.topk: TopKThresholds | None = None
+        self.disagreement: dict[str, Disagreement] = {}
+
+    def read(self, role: str, corpus: Any) -> None:
+        """Run the selection rows of a corpus and sum their activations."""
+        if corpus is None:
+            return
+        rows = rows_of(self.plan, role, corpus)
+        total = rows.selected_of(len(corpus)) if hasattr(corpus, "__len__") else None
+        self.begin(role, rows)
+        for batch in self.passes.run(rows, f"{role}: features", total, {"sums": self.sums[role]}):
+            self.add(role, batch)
+        self.end(role)
+
+    def begin(self, role: str, rows: Rows) -> None:
+        """The rows of a corpus are about to be run."""
+        self.rows[role], self.sums[role] = rows, FeatureSums(self.sae)
+
+    def add(self, role: str, batch: ResidualBatch) -> None:
+        """Sum the activations of a batch of selection rows."""
+        content = batch.residual[content_tokens(batch, self.config)].float()
+        sums = self.sums[role] if is_mine(batch.number) else None
+        for owner, tokens in self.outliers.filter(sums, content):
+            owner.add(tokens)
+
+    def end(self, role: str) -> None:
+        """All selection rows of a corpus were run.
+
+        Raises:
+            GuardrailError: there was nothing in it.
+        """
+        for owner, tokens in self.outliers.flush():
+            owner.add(tokens)
+        rows = self.rows[role]
+        if len({*gathered(rows.digest.hexdigest())}) > 1:
+            raise GuardrailError(
+                f"The processes were given different {role} corpora; give all of them the same one, which is shared "
+                "out among them."
+            )
+        self.sums[role].restore(summed(self.sums[role].state()))
+        if not rows.documents:
+            raise GuardrailError(f"The {role} corpus is empty; pass at least {8 if role == 'forget' else 32} texts.")
+        if not self.sums[role].tokens:
+            raise GuardrailError(f"The {role} corpus has {rows.rows} rows but no content tokens in its selection part.")
+
+    def choose(self) -> None:
+        """Select the features, if they were not given, and take their rows of the SAE."""
+        if self.config.feature_ids is None:
+            plan = self.plan
+            chosen = select_features(
+                self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
+            )
+            self.config.feature_ids, self.config.num_features = chosen, len(chosen)
+        self.outliers_left_out = sum(gathered(self.outliers.dropped))
+        many = self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
+        if (many or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
+            self.config.outlier_norm = self.outliers.limit
+        if self.config.evidence == "log_ratio":
+            ids = self.config.feature_ids
+            self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
+            check_numbers(self.config)  # a threshold by hand, and `drift`, must lie within what they can say
+        thresholds = self._topk_thresholds()
+        std = None if self.topk is None else self.topk.std
+        self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
+        check_lowers(self.part.W_enc.T, self.part.W_dec, "the SAE")
+        self.encoder = GuardrailEncoder.of(self.part)
+        self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
+
+    def calibrate(self) -> None:
+        """Set the threshold, if it was not given, and measure the gate on the report rows."""
+        percentile, margin = self.plan.threshold_percentile, self.plan.margin
+        above = torch.zeros(0)
+        if "forget" in self.rows and not self.faithful:
+            above = self._statistics(self.rows["forget"].threshold, "forget: threshold", moments=True)
+        if "retain" in self.rows:
+            rows = self.rows["retain"].threshold
+            if self.config.threshold is None and len(rows) < MIN_THRESHOLD_ROWS:
+                raise GuardrailError(
+                    f"Only {len(rows)} retain rows are left for the threshold, of {self.rows['retain'].rows}; give at "
+                    f"least {4 * MIN_THRESHOLD_ROWS} retain documents, or a threshold."
+                )
+            self.statistics["threshold"] = self._statistics(rows, "retain: threshold")
+            if self.config.threshold is None:
+                found = percentile_threshold(self.statistics["threshold"], percentile)
+                check_threshold(found, self.config, percentile)
+                self.config.threshold = between(found, above, margin)
+                self.percentile, self.margin = percentile, margin
+            self.statistics["retain"] = self._held_out("retain")
+        if "forget" in self.rows:
+            self.statistics["forget"] = self._held_out("forget")
+
+    def artefact(self) -> Artefact:
+        """The guardrail."""
+        tensors, plan = self.tensors(), self.plan
+        self.config.calibration = self.calibration() | {
+            "importance": plan.importance,
+            "ratio_percentile": None if plan.given_features else plan.ratio_percentile,
+            "max_length": plan.read["max_length"],
+            "chat_template": plan.read["chat_template"],
+        }
+        if self.topk is not None:
+            warnings.warn(approximation_warning(self.config.calibration["topk"]), stacklevel=4)
+        if plan.store_probe:
+            self.config.calibration["probe"] = {role: rows.report[:2] for role, rows in self.rows.items()}
+        return Artefact(self.config, tensors, None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The guardrail's tensors, checked. The usual dose is raised where the features are much of the residual."""
+        mean_active = None
+        if "forget" in self.sums:
+            mean_active = self.sums["forget"].mean_active()[self.config.feature_ids]
+            silent = [i for i, m in zip(self.part.feature_ids, mean_active.tolist(), strict=True) if m == 0]
+            if silent and self.config.clamp_unit != "absolute":
+                raise GuardrailError(
+                    f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
+                    f"{self.config.clamp_unit!r} is nothing; leave them out, or give clamp_value."
+                )
+        if self.plan.usual_dose and self.config.clamp_unit == "residual" and self.outliers.median:
+            least = LEAST_ABLATIONS * self.moments.norm(torch.zeros(self.config.num_features)) / self.outliers.median
+            self.config.clamp_scale = max(self.config.clamp_scale or 0.0, least)
+        self.clamp = clamp_values(
+            self.config.clamp_unit,
+            float(self.config.clamp_scale or 0.0),
+            mean_active,
+            self.moments,
+            self.outliers.median,
+            self.config.num_features,
+        )
+        tensors = tensors_of(self.part, self.clamp)
+        check_tensors(tensors, "the SAE")
+        return tensors
+
+    def calibration(self) -> dict[str, Any]:
+        """What was seen and measured, as plain data."""
+        median = self.outliers.median
+        edit = self.moments.norm(self.clamp) if self.moments.tokens else None
+        found: dict[str, Any] = {
+            "corpora": {
+                role: {
+                    "documents": rows.documents,
+                    "rows": rows.rows,
+                    "tokens": rows.tokens,
+                    "selection_rows": rows.selection_rows,
+                    "threshold_rows": len(rows.threshold),
+                    "report_rows": len(rows.report),
+                }
+                for role, rows in self.rows.items()
+            },
+            "residual_norm_median": median,
+            "outlier_tokens_left_out": self.outliers_left_out,
+            "edit_norm": edit,
+            "edit_to_residual": edit / median if edit is not None and median else None,
+        }
+        if self.rows:
+            found |= report(
+                self.config,
+                self.statistics["threshold"],
+                self.statistics["forget"],
+                self.statistics["retain"],
+                self.percentile,
+                self.margin,
+            )
+            found["warnings"] = warnings_of(found)
+            found["features"] = feature_figures(self.config.feature_ids or [], self.sums, self.plan.importance)
+        if self.topk is not None:
+            compared = {role: counts.rates() for role, counts in self.disagreement.items()}
+            about = {"rule": "threshold", "k": self.sae.k, "std": self.topk.std, "tokens": self.topk.tokens}
+            found["topk"] = about | compared
+            found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
+        if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
+            found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
+        if self.rows and self.plan.by_message and not self.config.message_boundary_ids:
+            found["warnings"] = [NO_BOUNDARIES, *found["warnings"]]
+        return found
+
+    def _held_out(self, role: str) -> Tensor:
+        rows = self.rows[role].report
+        found = self._statistics(rows, f"{role}: report", moments=self.faithful and role == "forget")
+        if self.topk is not None:
+            self.disagreement[role] = self._disagreement(self.topk, rows, f"{role}: disagreement")
+        return found
+
+    def _topk_thresholds(self) -> Tensor | None:
+        """Thresholds that stand for the features of an SAE that cannot be sliced `[N]`; None for others."""
+        if self.sae.exact_in_slices:
+            return None
+        self.topk = TopKThresholds(self.sae, self.config.feature_ids or [])
+        for role, rows in self.rows.items():
+            title = f"{role}: thresholds of features"
+            for batch in self.passes.run(rows.again, title, len(rows.again), {"topk": self.topk}):
+                self.topk.add(batch.residual[content_tokens(batch, self.config)])
+        self.topk.restore(joined(gathered(self.topk.state())))
+        return self.topk.thresholds()
+
+    def _disagreement(self, topk: TopKThresholds, rows: list[list[int]], title: str) -> Disagreement:
+        """Where the thresholds of a topk SAE and the SAE itself differ."""
+        found, threshold = Disagreement.none(self.config.num_features), torch.tensor(self.config.threshold)
+        for batch in self.passes.run(rows, title, len(rows)):
+            tokens = batch.residual[content_tokens(batch, self.config)]
+            fires = [
+                read_batch(batch, encoder, self.config).statistics > threshold for encoder in (topk.true, self.encoder)
+            ]
+            found = found.plus(Disagreement.of(topk.true(tokens) > 0, self.encoder(tokens) > 0, *fires))
+        return Disagreement(**summed(found._asdict()))
+
+    def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
+        values = torch.zeros(len(rows))
+        parts: dict[str, Tensor | Stateful] = {"values": values} | ({"moments": self.moments} if moments else {})
+        for batch in self.passes.run(rows, title, len(rows), parts):
+            reading = read_batch(batch, self.encoder, self.config)
+            values[batch.index] = reading.statistics
+            if moments:
+                self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
+        if moments:
+            self.moments.restore(summed(self.moments.state()))
+        return summed({"values": values})["values"]

@@ -1,0 +1,107 @@
+"""One decoded token per row on a CPU: torch computes the two products, and plain Python the gate between them.
+
+It is what `SAEGuardrailLayer` does with torch's operators for the `ratio` statistic, and comes to the same counts. An
+operator costs some microseconds whatever it is given, and a guardrail takes thirty of them; a few dozen numbers are
+sooner dealt with here. Two operators are left, and one where no row fires: there the edit is 0, and is not computed.
+"""
+
+from array import array
+from math import isfinite, nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.config_validation import as_float32
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, STATE_SIZE, TOKENS, usual_norm
+from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.sae.equations import without_autocast
+
+
+LARGEST = 1024
+"""More activations in a batch than this the operators deal with no slower."""
+
+
+def host_step(
+    hidden: Tensor,
+    onto: Tensor,
+    encoder: Any,
+    decoder: Any,
+    config: SAEGuardrailConfig,
+    tables: ConfigTables,
+    ids: Tensor | None,
+    mask: Tensor | None,
+    history: DynamicGateHistory,
+) -> Tensor:
+    """One token of every row; arguments and result as in `step_choice.Step`, all on the CPU."""
+    batch = len(hidden)
+    with without_autocast(hidden):
+        pre = torch.nn.functional.linear(hidden[:, 0].to(torch.float32), encoder.weight, encoder.bias)
+    usual = usual_norm(hidden, config)
+    judge = _Judge(config, encoder.threshold, decoder.clamp)
+    states = history.last_rows() or [[0.0] * STATE_SIZE] * batch
+    counted = _counted(batch, ids, config, mask)
+    norms = [True] * batch if usual is None else usual[:, 0].tolist()
+    judged = [judge(*row) for row in zip(pre.tolist(), states, counted, norms, strict=True)]
+    history.append_rows([state for state, _ in judged])
+    if all(change is None for _, change in judged):
+        return onto
+    nothing = [0.0] * config.num_features
+    changes = array("f", [number for _, change in judged for number in change or nothing])
+    by_row = torch.frombuffer(changes, dtype=torch.float32).view(batch, -1)
+    with without_autocast(hidden):
+        edited = torch.addmm(onto[:, 0].to(torch.float32), by_row, decoder.weight)
+    return edited[:, None].to(onto.dtype)
+
+
+def _counted(batch: int, ids: Tensor | None, config: SAEGuardrailConfig, mask: Tensor | None) -> list[bool]:
+    """The rows whose token counts."""
+    counted = [True] * batch if mask is None else [kept != 0 for (kept,) in mask.tolist()]
+    if ids is None:
+        return counted
+    special = set(config.special_token_ids or ())
+    return [counts and token not in special for counts, (token,) in zip(counted, ids.tolist(), strict=True)]
+
+
+class _Judge:
+    """The gate of one row, and what it changes; the equations are those of `gate` and `layer`."""
+
+    def __init__(self, config: SAEGuardrailConfig, threshold: Tensor, clamp: Tensor) -> None:
+        self.threshold, self.clamp = threshold.tolist(), clamp
+        self.evidence = config.feature_evidence
+        self.min_tokens, self.tau = config.min_tokens, as_float32(config.tau)
+        self.sticky, self.all = config.sticky, config.clamp_mode == "all"
+
+    def __call__(
+        self, pre: list[float], state: list[float], counts: bool, usual: bool
+    ) -> tuple[list[float], list[float] | None]:
+        """The row's next state, and by how much each activation is changed; None if the row does not fire.
+
+        Args:
+            pre: the N pre-activations.
+            state: of the gate, before this token.
+            counts, usual: whether the token is content, and no outlier.
+        """
+        activations = [x * (x > t) * usual for x, t in zip(pre, self.threshold, strict=True)] if counts else []
+        active = [j for j, a in enumerate(activations) if a]  # NaN is one
+        if not isfinite(sum(activations)):
+            hot = nan
+        elif self.evidence is None:
+            hot = float(bool(active))
+        else:
+            hot = sum([self.evidence[j] for j in active])
+        hits, tokens = state[HITS] + hot, state[TOKENS] + counts
+        value = as_float32(hits / max(tokens, self.min_tokens))
+        fired_at = 0.0 if value <= self.tau else tokens  # NaN fires
+        if self.sticky and state[FIRED_AT] > 0:
+            fired_at = state[FIRED_AT]
+        after = [0.0] * STATE_SIZE
+        after[HITS], after[TOKENS], after[PEAK], after[FIRED_AT] = hits, tokens, value, fired_at
+        if not (fired_at > 0 and hot):
+            return after, None
+        change, clamp = [0.0] * len(pre), self.clamp.tolist()
+        for j in range(len(pre)) if self.all else active:
+            change[j] = clamp[j] - activations[j]
+        return after, change

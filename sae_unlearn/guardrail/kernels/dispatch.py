@@ -1,0 +1,93 @@
+"""How one decoded token per row is guarded: by Triton's kernels on a GPU, by Python on a CPU, or by torch's operators,
+which do everything."""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.kernels.cpu_step import LARGEST, host_step
+from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+
+
+class Step(Protocol):
+    """One token of every row, of a guardrail with `statistic="ratio"`, `counting="content"` and `action="clamp"`."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        onto: Tensor,
+        encoder: Any,
+        decoder: Any,
+        config: SAEGuardrailConfig,
+        tables: ConfigTables,
+        ids: Tensor | None,
+        mask: Tensor | None,
+        history: DynamicGateHistory,
+    ) -> Tensor:
+        """Guard the token.
+
+        Args:
+            hidden: `[batch, 1, d_in]`, the residual stream.
+            onto: `[batch, 1, d_in]`, what the edit is added to: the same, or what another guardrail made of it.
+            encoder, decoder: the guardrail's, in float32.
+            config, tables: its config, and the lists of it as tensors.
+            ids: token ids `[batch, 1]`; None if they are not known.
+            mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
+            history: the rows' states of the gate, to which the next are added.
+
+        Returns:
+            `onto` and the edit, in its dtype.
+        """
+
+
+def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | None) -> Step | None:
+    """What guards the token of `hidden [batch, seq, d_in]`; None if it is left to torch's operators.
+
+    They do prompts, other statistics and actions, training (the steps have no gradient), weights that are offloaded or
+    not in float32, and compiled code, where torch fuses them by itself.
+
+    Args:
+        home: the device on which all weights of the guardrail lie whole; see `readiness.check_ready`.
+    """
+    if (
+        hidden.shape[1] != 1
+        or home != hidden.device
+        or torch.compiler.is_compiling()
+        or (config.statistic, config.counting, config.action) != ("ratio", "content", "clamp")
+        or config.message_boundary_ids
+        or (hidden.requires_grad and torch.is_grad_enabled())
+    ):
+        return None
+    if on_host(hidden):
+        return host_step if hidden.shape[0] * config.num_features <= LARGEST else None
+    if on_gpu(hidden) and hidden.stride(-1) == 1:
+        from sae_unlearn.guardrail.kernels.triton_step import fused_step, works  # late: needs Triton
+
+        return fused_step if works(hidden.device, hidden.dtype) else None
+    return None
+
+
+def on_host(hidden: Tensor) -> bool:
+    """Whether Python can see what is computed from `hidden`: its numbers are here, nobody traces them, and float32
+    holds them."""
+    return (
+        hidden.is_cpu
+        and type(hidden) is Tensor
+        and hidden.dtype != torch.float64
+        and torch._C._get_tracing_state() is None  # as every module asks at its call
+    )
+
+
+def on_gpu(hidden: Tensor) -> bool:
+    """Whether Triton can run where `hidden` is."""
+    return hidden.is_cuda and triton_is_here()
+
+
+@cache
+def triton_is_here() -> bool:
+    return find_spec("triton") is not None

@@ -1,0 +1,50 @@
+"""Whether a step gives what the equations say, asked where it may not: of kernels that a compiler made."""
+
+import torch
+from torch import nn
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate import decide, usual_norm
+from sae_unlearn.guardrail.kernels.dispatch import Step
+from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+
+
+def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with a step of the usual kind, if anything is: on two tokens of a small random guardrail, against
+    float64 on the CPU.
+
+    Args:
+        device, dtype: of the residual stream that the step is given.
+    """
+    generator, (batch, d_in, n) = torch.Generator().manual_seed(0), (8, 70, 21)
+    draw = {"weight": (n, d_in), "bias": (n,), "threshold": (n,), "clamp": (n,)}
+    guard = nn.ParameterDict({k: torch.randn(*shape, generator=generator) for k, shape in draw.items()})
+    guard["threshold"].data.abs_().mul_(8.0)
+    there = nn.ParameterDict({name: parameter.detach().clone() for name, parameter in guard.items()}).to(device)
+    config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1, special_token_ids=[1])
+    history, previous = DynamicGateHistory((0, "check")), None
+    for config.feature_evidence, config.outlier_norm in (([j / 4 for j in range(1, n + 1)], 20.0), (None, None)):
+        hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
+        hidden[::3] *= 5  # to norms of about 40
+        ids = torch.randint(0, 9, (batch, 1), generator=generator)
+        mask = torch.randint(0, 5, (batch, 1), generator=generator)
+        pre = hidden[:, 0].double() @ guard["weight"].double().T + guard["bias"]
+        counted = (mask != 0) & (ids != 1)
+        active = (pre > guard["threshold"])[:, None]
+        evidence = config.feature_evidence
+        said = active.any(-1).float() if evidence is None else (active * torch.tensor(evidence)).sum(-1)
+        usual = usual_norm(hidden, config)
+        hot = counted if usual is None else counted & usual
+        decision = decide(said * hot, counted, config, previous)
+        where = active & (decision.fire & hot)[..., None]
+        expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
+        moved, given = hidden.to(device), (ids.to(device), mask.to(device))
+        edited = step(moved, moved, there, there, config, ConfigTables(), *given, history)
+        state, previous = history.last(), decision.state[:, -1]
+        if state is None or not torch.equal(state.cpu(), previous):
+            return f"The gate's state is {state}, not {previous.tolist()}."
+        error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()
+        if not error < 4 * torch.finfo(dtype).eps:
+            return f"The edit is off by {float(error):.1e} of the largest value."
+    return None

@@ -1,0 +1,262 @@
+"""What each row did: `record_firings`."""
+
+import logging
+import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from sae_unlearn.backbone.layers import check_module
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, TOKENS
+from sae_unlearn.guardrail.runtime.cache_state import GateHistory
+from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, send_firings
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Request:
+    """What one guardrail saw of one request.
+
+    Attributes:
+        name, config: the guardrail's.
+        call: number of the request among those of this guardrail.
+        seen: its `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`.
+        cache: the cache in which the history is, while somebody waits for its end.
+        records: what its rows did, once the request is over and was read.
+    """
+
+    name: str
+    config: SAEGuardrailConfig
+    call: int
+    seen: GateHistory | Tensor | None
+    cache: weakref.ref[Cache] | None = None
+    records: list[Firing] | None = None
+
+    def is_over(self) -> bool:
+        """Whether nothing can be added to it."""
+        return not isinstance(self.seen, GateHistory) or (self.cache is not None and self.cache() is None)
+
+    def rows(self) -> list[Firing]:
+        """What its rows did so far. Waits for the device, unless the request was read."""
+        if self.records is not None:
+            return self.records
+        state = _state_of(self.seen)
+        if state is None:  # of nothing seen; or another thread has just read it
+            return self.records or []
+        rows = state.float().cpu().tolist()
+        return [_firing(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
+
+
+class Recorder:
+    """Collects what guarded layers saw. Recording waits for no device: a state is read when somebody asks for it, or
+    when its request is over and there is a sink that it goes to.
+
+    Args:
+        to: where records go as requests end, see `send_firings`; None for nowhere.
+    """
+
+    def __init__(self, to: FiringSink | None = None) -> None:
+        self.thread = threading.get_ident()
+        self._to = to
+        self._requests: list[_Request] = []
+        self._unread: list[_Request] = []
+        self._calls: dict[str, int] = {}
+        self._unsent: deque[Firing] = deque()
+        self._sending = threading.Lock()
+        self._due = self._failed = self._closed = False
+
+    @staticmethod
+    def listening(recorders: list["Recorder"]) -> list["Recorder"]:
+        """The recorders a call of this thread goes to: those this thread opened, or else all."""
+        own = [recorder for recorder in recorders if recorder.thread == threading.get_ident()]
+        return own or list(recorders)
+
+    def note(
+        self, name: str, config: SAEGuardrailConfig, seen: GateHistory | Tensor, cache: Cache | None = None
+    ) -> None:
+        """Take note of what a guardrail saw in a forward pass.
+
+        Args:
+            seen: the request's history, or the last state `[batch, STATE_SIZE]` where there is no cache.
+            cache: the cache in which the history is.
+        """
+        if self._closed:
+            return
+        if isinstance(seen, GateHistory):
+            if any(request.seen is seen for request in self._unread):
+                return
+            seen.readers.append(self)
+        call = self._calls[name] = self._calls.get(name, -1) + 1
+        request = _Request(name, config, call, seen)
+        self._requests.append(request)
+        self._unread.append(request)
+        if self._to is None or torch.compiler.is_compiling():
+            return
+        if cache is not None:
+            request.cache = weakref.ref(cache, self._dropped)
+        elif isinstance(seen, Tensor) and seen.device.type == "cpu":  # elsewhere it would wait for the layers before
+            self._deliver()
+
+    def keep(self, history: GateHistory) -> None:
+        """Remember how a request ended whose cache is about to be used for another."""
+        for request in list(self._unread):
+            if request.seen is history:
+                request.seen = _state_of(history)
+        self._deliver()
+
+    def close(self) -> None:
+        """The recording is over: what comes after it changes nothing, caches are let go, and what was not sent is.
+
+        Raises:
+            Exception: what the sink raised.
+        """
+        self._closed = True
+        for request in list(self._unread):
+            if isinstance(request.seen, GateHistory):
+                request.seen.readers[:] = [reader for reader in request.seen.readers if reader is not self]
+                request.seen = _state_of(request.seen)
+            request.cache = None
+        if self._to is not None:
+            with self._sending:
+                self._send(self._to)
+
+    def __deepcopy__(self, memo: Any) -> "Recorder":
+        return self  # of copies of a cache or a model, the same recording
+
+    def firings(self) -> list[Firing]:
+        """All rows of all requests so far."""
+        return [firing for request in list(self._requests) for firing in request.rows()]
+
+    def _dropped(self, cache: weakref.ref[Cache]) -> None:
+        """A request is over, since nobody has its cache any more."""
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Send what is known of requests that are over. Called where an answer is on its way, in any thread, and again
+        from within a sink: it raises nothing, and waits for nobody who is sending, but has him look once more. What
+        could not be sent is kept for the next time, and raises at the end of the recording.
+        """
+        if self._to is None or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return
+        self._due = True
+        while self._due and self._sending.acquire(blocking=False):
+            try:
+                self._due = False
+                self._send(self._to)
+            except Exception as error:
+                if not self._failed:
+                    logger.warning("records of firings cannot be sent, and are kept for later: %r", error)
+                self._failed = True
+            finally:
+                self._sending.release()
+
+    def _send(self, to: FiringSink) -> None:
+        for request in [request for request in self._unread if request.is_over()]:
+            request.records = request.rows()
+            request.seen = request.cache = None
+            self._unread.remove(request)
+            self._unsent.extend(request.records)
+        send_firings(self._unsent, to)
+
+
+class Firings:
+    """A live view of a recording, used like a list; see `Firing`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __iter__(self) -> Iterator[Firing]:
+        return iter(self._recorder.firings())
+
+    def __len__(self) -> int:
+        return len(self._recorder.firings())
+
+    def __getitem__(self, index: int) -> Firing:
+        return self._recorder.firings()[index]
+
+    def __repr__(self) -> str:
+        return f"Firings({self._recorder.firings()!r})"
+
+
+@contextmanager
+def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[Firings]:
+    """Report what every guardrail on `model` does with every row inside the `with` block.
+
+    Rows are described by their statistic only; no text or token is kept. Calls made by other threads are recorded too,
+    except those of a thread that has a recording of its own.
+
+    Args:
+        model: a model with guardrails.
+        to: where each request's records go when it ends, that is when its cache is dropped or emptied (`generate`
+            drops its own before it returns; compiled code does not see it), and what is left at the end of the block,
+            even if an error ends it: a `logging.Logger`, a callable that is given each `Firing`, or a file to which
+            each is added as a line of JSON. What fails there while the block runs breaks no answer: it is tried again,
+            and raised at the end.
+
+    Example:
+
+    ```python
+    with record_firings(model) as firings:
+        model.generate(**inputs)
+    for firing in firings:
+        print(firing.adapter, firing.row, firing.statistic, firing.fired)
+    ```
+
+    Raises:
+        GuardrailError: there is no guardrail on the model, or `to` is nothing that records can go to.
+    """
+    with as_guardrail_error():
+        check_module(model)
+    layers: list[Any] = [
+        module for module in model.modules() if hasattr(module, "recorders") and hasattr(module, "guard_config")
+    ]
+    if not layers:
+        raise GuardrailError(f"There is no guardrail on this {type(model).__name__}; attach one first.")
+    recorder = Recorder(None if to is None else check_sink(to))
+    for layer in layers:
+        layer.recorders.append(recorder)
+    try:
+        yield Firings(recorder)
+    finally:
+        for layer in layers:
+            layer.recorders.remove(recorder)
+        recorder.close()
+
+
+def _state_of(seen: GateHistory | Tensor | None) -> Tensor | None:
+    """The state `[batch, STATE_SIZE]` as it is now; None of a history that is empty."""
+    state = seen.last() if isinstance(seen, GateHistory) else seen
+    return None if state is None else state.detach().clone()
+
+
+def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
+    fired_at, finite = int(values[FIRED_AT]), math.isfinite(values[HITS])
+    return Firing(
+        adapter=name,
+        call=call,
+        row=row,
+        statistic=values[PEAK],
+        threshold=config.tau,
+        fired=fired_at > 0,
+        at_token=fired_at or None,
+        hot_tokens=_number(values[HITS] if finite else values[TOKENS]),
+        tokens=int(values[TOKENS]),
+        finite=finite,
+    )
+
+
+def _number(value: float) -> float:
+    """A count as an int."""
+    return int(value) if value.is_integer() else value

@@ -1,0 +1,1 @@
+"""Guardrails on disk and on the Hub."""

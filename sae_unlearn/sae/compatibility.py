@@ -1,0 +1,34 @@
+"""Whether an SAE can read a model."""
+
+from torch import nn
+
+from sae_unlearn.backbone.layers import text_config
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.sae import SparseAutoencoder
+
+
+def check_sae(sae: SparseAutoencoder, model: nn.Module, layer: int | None) -> int:
+    """The 0-based layer of `model` whose output this SAE reads.
+
+    Raises:
+        UnlearnError: the SAE has another width, is of another layer, or its layer is not known.
+    """
+    if not isinstance(sae, SparseAutoencoder):
+        raise UnlearnError(f"The SAE is a {type(sae).__name__}; pass a SparseAutoencoder.")
+    width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
+    name = type(model).__name__
+    if sae.d_in != width:
+        raise UnlearnError(
+            f"The SAE has d_in={sae.d_in}, but {name} has hidden size {width}; pass an SAE trained on this model."
+        )
+    chosen = sae.layer if layer is None else layer
+    if chosen is None:
+        raise UnlearnError("The SAE does not say which layer it reads; pass `layer=` (0-based, its output).")
+    if layer is not None and sae.layer is not None and layer != sae.layer:
+        raise UnlearnError(
+            f"layer={layer}, but the SAE reads the output of layer {sae.layer}; leave `layer` out, or pass an SAE "
+            f"trained on layer {layer}."
+        )
+    if not 0 <= chosen < depth:
+        raise UnlearnError(f"layer={chosen}, but {name} has {depth} layers, 0 to {depth - 1}.")
+    return chosen

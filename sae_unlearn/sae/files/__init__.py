@@ -1,0 +1,1 @@
+"""Containers in which published SAEs come: npz, PyTorch zip files, safetensors, JSON."""

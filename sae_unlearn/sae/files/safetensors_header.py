@@ -1,0 +1,42 @@
+"""Reading a safetensors file whose header is checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.sae.shapes import check_names
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_tensors(path: Path, allowed: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """The tensors of `path`, on the CPU, in the file's dtypes.
+
+    safetensors itself refuses headers whose offsets, shapes and sizes contradict each other or the file's length, so
+    the memory asked for is bounded by the file.
+
+    Args:
+        path: the file.
+        allowed: the names of weights that may occur; unknown ones are refused, since they may change the result.
+        others: names that may occur and may have any dtype, such as an integer k.
+
+    Raises:
+        SAEFormatError: malformed file, an unexpected tensor, or a weight that is not floating.
+    """
+    from safetensors import SafetensorError, safe_open  # late: keeps the import of this package light
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = list(file.keys())
+            check_names(names, (*allowed, *others), path)
+            for name in names:
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in FLOATS and name not in others:
+                    raise SAEFormatError(f"{name} in {path} has dtype {dtype}; expected one of {', '.join(FLOATS)}")
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise SAEFormatError(f"{path} is not a valid safetensors file ({error}); download or save it again") from error

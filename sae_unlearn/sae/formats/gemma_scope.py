@@ -1,0 +1,61 @@
+"""Gemma Scope: `params.npz` with W_enc, b_enc, W_dec, b_dec, threshold; no configuration file.
+
+The layer is told by the folder ("layer_3/width_16k/average_l0_142"), the place by the repository's name
+("gemma-scope-2b-pt-res"). Source: Lieberum et al. 2024 (arXiv 2408.05147) and
+https://huggingface.co/google/gemma-scope-2b-pt-res
+"""
+
+from __future__ import annotations
+
+import re
+
+from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.sae.files.npz import read_arrays
+from sae_unlearn.sae.folder import SAEFolder
+from sae_unlearn.sae.formats.base import Reader, needs
+from sae_unlearn.sae.shapes import check_shapes, require
+from sae_unlearn.sae.weights import SAEWeights
+
+
+PARAMS = "params.npz"
+TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+
+# Repositories of the other places, also under the name that the Hub's cache gives them.
+OTHER_PLACE = re.compile(r"gemma-scope-[\w.-]*-(mlp|att|transcoders?)(?:-[\w.-]*)?")
+LAYER = re.compile(r"layer_(\d+)")
+
+
+def layer_of(label: str) -> int | None:
+    """The layer in a path such as ".../layer_3/width_16k/average_l0_142"; None where the path does not say.
+
+    Raises:
+        SAEFormatError: the path names another place than the residual stream after a layer.
+    """
+    parts = label.split("/")
+    for part in parts:
+        if match := OTHER_PLACE.search(part):
+            raise SAEFormatError(
+                f"{label} is a Gemma Scope {match[1]} SAE, which does not read the output of a decoder layer; "
+                "use a '-res' repository such as google/gemma-scope-2b-pt-res"
+            )
+    if "embedding" in parts:
+        raise SAEFormatError(f"{label} reads the token embedding; use a folder that starts with 'layer_'")
+    layers = [int(match[1]) for part in parts if (match := LAYER.fullmatch(part))]
+    return layers[-1] if layers else None
+
+
+def read(folder: SAEFolder) -> SAEWeights:
+    """The weights of a Gemma Scope folder; they need no folding.
+
+    Raises:
+        SAEFormatError: malformed, or not a residual-stream SAE.
+    """
+    layer = layer_of(folder.label)
+    path = folder.file(PARAMS)
+    tensors = read_arrays(path, TENSORS)
+    W_enc, b_enc, W_dec, b_dec, threshold = require(tensors, TENSORS, path)
+    check_shapes(tensors, path)
+    return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "jumprelu", threshold, layer=layer)
+
+
+READER = Reader(name="gemma_scope", layout=PARAMS, find=needs(PARAMS), read=read)

@@ -1,0 +1,205 @@
+"""Llama Scope: `hyperparams.json` + `checkpoints/final.safetensors`, one folder per layer ("Llama3_1-8B-Base-L9R-8x").
+
+The weights are those of training, on inputs scaled to an average norm of sqrt(d_model):
+
+    x = s * h,  s = sqrt(d_model) / dataset_average_activation_norm
+    pre = x @ W_enc + b_enc                       (of x - b_dec, if apply_decoder_bias_to_pre_encoder)
+    h' = (a @ W_dec + b_dec) / s
+
+The family's inference folds s, and then n_j = |W_dec[j]| if sparsity_include_decoder_norm: features are
+`pre / s * n_j`, and these are compared with `jump_relu_threshold`, which therefore stays as it is (in units of h, not
+of x). That is `standardize_parameters_of_dataset_norm` and `transform_to_unit_decoder_norm` in its initializer; its
+authors corrected SAELens' loader in the same sense (SAELens #483).
+
+Source: He et al. 2024 (arXiv 2410.20526), https://github.com/OpenMOSS/Language-Model-SAEs and
+https://huggingface.co/fnlp/Llama3_1-8B-Base-LXR-8x
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.sae.files.config_json import integer, number, read_json_object, switch
+from sae_unlearn.sae.files.safetensors_header import read_tensors
+from sae_unlearn.sae.folder import SAEFolder
+from sae_unlearn.sae.formats.base import Reader, needs
+from sae_unlearn.sae.formats.folding import fold_b_dec_into_b_enc, fold_decoder_norm
+from sae_unlearn.sae.layer import layer_of_hook
+from sae_unlearn.sae.shapes import check_shapes, check_stated_sizes, require, transpose
+from sae_unlearn.sae.weights import SAEWeights
+
+
+CONFIG = "hyperparams.json"
+WEIGHTS = "checkpoints/final.safetensors"
+TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+
+# What the SAE computes after the encoder: act_fn -> this library's architecture.
+ACTIVATIONS = {"jumprelu": "jumprelu", "topk": "topk", "relu": "standard"}
+
+
+@dataclass(frozen=True)
+class LlamaScopeConfig:
+    """The settings of `hyperparams.json` that change the numbers.
+
+    Attributes:
+        architecture: this library's name for it.
+        scale: s above; 1 where the weights are standardised already.
+        threshold: of the folded features, for jumprelu.
+        k: for topk.
+        decoder_bias: whether there is a b_dec.
+        subtract_b_dec: whether it is subtracted from the scaled input.
+        decoder_norm: whether features are multiplied by their decoder rows' norms.
+        layer: 0-based decoder layer read.
+    """
+
+    architecture: str
+    scale: float
+    threshold: float | None
+    k: int | None
+    decoder_bias: bool
+    subtract_b_dec: bool
+    decoder_norm: bool
+    layer: int
+
+
+def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
+    """Reads `hyperparams.json`; defaults changed between releases of the family, so every setting has to be there.
+
+    Raises:
+        SAEFormatError: a setting is missing, malformed, or cannot be represented exactly.
+    """
+    layer = layer_from(raw, where)
+    act_fn, threshold = raw.get("act_fn"), number(raw, "jump_relu_threshold", where)
+    if act_fn == "topk" and threshold > 0:
+        act_fn = "jumprelu"  # as the family's inference does: the threshold was measured to replace the k largest
+    if not isinstance(act_fn, str) or act_fn not in ACTIVATIONS:
+        raise SAEFormatError(f"act_fn={act_fn!r} in {where} is not supported; expected one of {', '.join(ACTIVATIONS)}")
+    decoder_bias = switch(raw, "use_decoder_bias", where)
+    return LlamaScopeConfig(
+        architecture=ACTIVATIONS[act_fn],
+        scale=scale_of(raw, where),
+        threshold=threshold if act_fn == "jumprelu" else None,
+        k=integer(raw, "top_k", where) if act_fn == "topk" else None,
+        decoder_bias=decoder_bias,
+        subtract_b_dec=decoder_bias and switch(raw, "apply_decoder_bias_to_pre_encoder", where),
+        decoder_norm=switch(raw, "sparsity_include_decoder_norm", where),
+        layer=layer,
+    )
+
+
+def layer_from(raw: dict[str, Any], where: str) -> int:
+    """The 0-based decoder layer that is read and rebuilt; raises SAEFormatError where it is another place, or two."""
+    place, output = raw.get("hook_point_in"), raw.get("hook_point_out") or raw.get("hook_point_in")
+    if place != output:
+        raise SAEFormatError(f"{where} maps {place!r} to {output!r} (a transcoder); use an 'LXR' repository")
+    try:
+        layer = layer_of_hook(cast(Any, place))  # what is no text is refused there
+    except SAEFormatError as error:
+        raise SAEFormatError(f"{where}: {error}; use an 'LXR' repository") from None
+    if raw.get("use_glu_encoder"):
+        raise SAEFormatError(f"use_glu_encoder is on in {where}: a gated encoder cannot be folded; use another SAE")
+    return layer
+
+
+def is_scaled(raw: dict[str, Any], where: str) -> bool:
+    """Whether the weights are for scaled inputs; raises SAEFormatError where the scale depends on the token."""
+    mode = raw.get("norm_activation")
+    if mode in ("inference", "none"):
+        return False
+    if mode != "dataset-wise":
+        raise SAEFormatError(
+            f"norm_activation={mode!r} in {where} depends on each token's norm, so it cannot be folded; "
+            "use an SAE with norm_activation='dataset-wise'"
+        )
+    return True
+
+
+def scale_of(raw: dict[str, Any], where: str) -> float:
+    """s = sqrt(d_model) / average norm, or 1 where the weights need none; raises where it depends on the token."""
+    if not is_scaled(raw, where):
+        return 1.0
+    norms = raw.get("dataset_average_activation_norm")
+    if not isinstance(norms, dict):
+        raise SAEFormatError(
+            f"dataset_average_activation_norm in {where} is {norms!r}; expected {{'in': .., 'out': ..}}"
+        )
+    norm = number(norms, "in", f"dataset_average_activation_norm in {where}")
+    if norm <= 0 or norms.get("out", norm) != norm:
+        raise SAEFormatError(
+            f"dataset_average_activation_norm in {where} is {norms!r}; "
+            "input and output are the same place, so expected one number > 0 for both"
+        )
+    return math.sqrt(integer(raw, "d_model", where)) / norm
+
+
+def read(folder: SAEFolder) -> SAEWeights:
+    """The folded weights of a Llama Scope folder.
+
+    Raises:
+        SAEFormatError: malformed, not a residual-stream SAE, or a setting that cannot be folded into the weights.
+    """
+    where, path = str(folder.file(CONFIG)), folder.file(WEIGHTS)
+    raw = read_json_object(folder.file(CONFIG))
+    config = parse_config(raw, where)
+    expected = TENSORS if config.decoder_bias else TENSORS[:-1]
+    named = matrices(read_tensors(path, expected), expected, path)
+    sizes = check_shapes(named, path)
+    check_stated_sizes(sizes, (raw.get("d_model"), raw.get("d_sae")), path, where)
+    folded = fold_training(**named, scale=config.scale, subtract=config.subtract_b_dec, by_norm=config.decoder_norm)
+    threshold = None
+    if config.threshold is not None:
+        threshold = torch.full((sizes[1],), config.threshold, dtype=torch.float64)
+    return SAEWeights(*folded, path, config.architecture, threshold, config.k, config.layer)
+
+
+def matrices(state: dict[str, torch.Tensor], expected: tuple[str, ...], path: Path) -> dict[str, torch.Tensor]:
+    """The family's tensors under our names; where `expected` has no decoder bias it is zero.
+
+    Args:
+        expected: of TENSORS, all or all but the last.
+
+    Raises:
+        SAEFormatError: one is missing, not finite, or no matrix where one is needed.
+    """
+    encoder, b_enc, decoder, *bias = require(state, expected, path)
+    W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
+    return {
+        "W_enc": W_enc,
+        "b_enc": b_enc,
+        "W_dec": W_dec,
+        "b_dec": bias[0] if bias else encoder.new_zeros(len(W_enc)),
+    }
+
+
+def fold_training(
+    W_enc: torch.Tensor,
+    b_enc: torch.Tensor,
+    W_dec: torch.Tensor,
+    b_dec: torch.Tensor,
+    *,
+    scale: float,
+    subtract: bool,
+    by_norm: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of training as weights on h, whose features are `pre / s`, and with `by_norm` `pre / s * n_j`.
+
+    Args:
+        scale: s.
+        subtract: whether b_dec is subtracted from the scaled input.
+        by_norm: whether features are multiplied by their decoder rows' norms.
+    """
+    if subtract:
+        b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
+    b_enc, b_dec = b_enc.double() / scale, b_dec.double() / scale
+    if by_norm:
+        W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
+    return W_enc, b_enc, W_dec, b_dec
+
+
+READER = Reader(name="llama_scope", layout=f"{CONFIG} + {WEIGHTS}", find=needs(CONFIG, WEIGHTS), read=read)

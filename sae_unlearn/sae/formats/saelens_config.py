@@ -1,0 +1,170 @@
+"""SAELens' `cfg.json`, in the spellings of SAELens 3 to 6, reduced to what changes the numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.sae.files.config_json import LARGEST, integer, switch
+from sae_unlearn.sae.layer import layer_of_hook
+
+
+CONFIG = "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
+NEURONPEDIA_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+SCALER = "activation_scaler.json"  # written beside training checkpoints, whose input scale is not folded yet
+
+ARCHITECTURES = {
+    "standard": "standard",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+    "topk": "topk",
+    "batchtopk": "batchtopk",
+    "matryoshka_batchtopk": "batchtopk",
+}
+# Spellings before SAELens 6, where everything lay at the top level.
+RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
+SWITCHES = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
+LAYER_NORM = "layer_norm"  # mean and standard deviation are taken out of each token, and put back
+RESCALE_MEND = "fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that"
+
+
+@dataclass(frozen=True)
+class SAELensConfig:
+    """The settings of a SAELens SAE that the weights do not show by themselves.
+
+    Attributes:
+        architecture: this library's name for it.
+        d_in, d_sae: sizes, or None where the file does not say.
+        k: for topk.
+        layer: 0-based decoder layer read, or None where the file does not say.
+        apply_b_dec_to_input: whether b_dec is subtracted from the input.
+        rescale_acts_by_decoder_norm: whether pre-activations are multiplied by the decoder rows' norms.
+        finetuning_scaling_factor: whether a gain on the activations applies.
+        input_scale: factor on the input, whose inverse applies to the output.
+        neuronpedia_id: of its page at neuronpedia.org, or None where the file does not say.
+        input_norm: as in `SparseAutoencoder`.
+    """
+
+    architecture: str
+    d_in: int | None
+    d_sae: int | None
+    k: int | None
+    layer: int | None
+    apply_b_dec_to_input: bool
+    rescale_acts_by_decoder_norm: bool
+    finetuning_scaling_factor: bool
+    input_scale: float
+    neuronpedia_id: str | None = None
+    input_norm: str | None = None
+
+
+def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> SAELensConfig:
+    """Reads `cfg.json` (and the scale of a training checkpoint, where there is one).
+
+    Raises:
+        SAEFormatError: a setting that cannot be represented exactly, named with its mend.
+    """
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise SAEFormatError(f"metadata in {where} is a {type(metadata).__name__}; expected an object")
+    cfg = {RENAMED.get(key, key): value for key, value in {**metadata, **raw}.items()}
+
+    refuse_unfoldable(cfg, where)
+    architecture = architecture_of(cfg, where)
+    k = None
+    if architecture == "topk":
+        kwargs = cfg.get("activation_fn_kwargs")
+        k = integer(cfg if "k" in cfg or not isinstance(kwargs, dict) else kwargs, "k", where)
+    cfg = SWITCHES | cfg
+    selects_by_norm = raw.get("architecture") in ("topk", "batchtopk", "matryoshka_batchtopk")
+    return SAELensConfig(
+        architecture=architecture,
+        d_in=cfg.get("d_in"),
+        d_sae=cfg.get("d_sae"),
+        k=k,
+        layer=layer_from(cfg, where),
+        apply_b_dec_to_input=switch(cfg, "apply_b_dec_to_input", where),
+        rescale_acts_by_decoder_norm=selects_by_norm and switch(cfg, "rescale_acts_by_decoder_norm", where),
+        finetuning_scaling_factor=switch(cfg, "finetuning_scaling_factor", where),
+        input_scale=input_scale_of(cfg, scaler, where),
+        neuronpedia_id=neuronpedia_id_of(cfg),
+        input_norm="layer" if cfg.get("normalize_activations") == LAYER_NORM else None,
+    )
+
+
+def neuronpedia_id_of(cfg: dict[str, Any]) -> str | None:
+    """The id of the SAE's page, such as "gemma-2-2b/3-gemmascope-res-16k"; None for anything else that stands there."""
+    found = cfg.get("neuronpedia_id")
+    return found if isinstance(found, str) and NEURONPEDIA_ID.fullmatch(found) else None
+
+
+def architecture_of(cfg: dict[str, Any], where: str) -> str:
+    """This library's name for the architecture; a folded JumpReLU keeps the name it was trained under."""
+    name = str(cfg.get("architecture", "standard"))
+    activation = cfg.get("activation_fn") or "relu"
+    if name == "standard" and activation == "topk":
+        name = "topk"  # how SAELens before 6 wrote it
+    elif activation not in ("relu", "topk", "jumprelu"):
+        raise SAEFormatError(f"activation_fn={activation!r} in {where} is not supported; expected 'relu' or 'topk'")
+    if name not in ARCHITECTURES:
+        raise SAEFormatError(
+            f"architecture={name!r} in {where} is not supported; expected one of {', '.join(ARCHITECTURES)}"
+        )
+    trained_as = ARCHITECTURES.get(str(cfg.get("training_architecture")))
+    if name == "jumprelu" and trained_as in ("batchtopk", "gated"):
+        return trained_as
+    return ARCHITECTURES[name]
+
+
+def refuse_unfoldable(cfg: dict[str, Any], where: str) -> None:
+    """Raises where the SAE reads one attention head or reshapes its input."""
+    reshape = cfg.get("reshape_activations") or "none"
+    if reshape != "none":
+        raise SAEFormatError(
+            f"reshape_activations={reshape!r} in {where}: attention-head SAEs do not read the residual stream; "
+            "choose an SAE on 'blocks.L.hook_resid_post'"
+        )
+    if cfg.get("hook_head_index") is not None:
+        raise SAEFormatError(
+            f"hook_head_index={cfg['hook_head_index']!r} in {where}: the SAE reads one attention head; "
+            "choose an SAE on 'blocks.L.hook_resid_post'"
+        )
+
+
+def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> float:
+    """The constant factor on the input: 1, or the one in `activation_scaler.json`; anything else is refused."""
+    mode = cfg.get("normalize_activations")
+    if isinstance(mode, bool):  # before SAELens 4
+        mode = "expected_average_only_in" if mode else "none"
+    if mode in (None, "none", LAYER_NORM):
+        return 1.0
+    if mode != "expected_average_only_in":
+        raise SAEFormatError(
+            f"normalize_activations={mode!r} in {where} depends on each token's norm or on statistics that are not in "
+            "the weights, so it cannot be folded; use an SAE with normalize_activations='none'"
+        )
+    if scaler is None:
+        raise SAEFormatError(
+            f"normalize_activations='expected_average_only_in' in {where}, but the scale is not in the "
+            f"folder; {RESCALE_MEND}"
+        )
+    scale = scaler.get("scaling_factor")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < LARGEST:
+        raise SAEFormatError(f"scaling_factor in {SCALER} beside {where} is {scale!r:.80}; expected a number > 0")
+    if scaler.get("has_whitening"):
+        raise SAEFormatError(f"{SCALER} beside {where} asks for whitening, which is not supported; {RESCALE_MEND}")
+    return float(scale)
+
+
+def layer_from(cfg: dict[str, Any], where: str) -> int | None:
+    """The layer that `hook_name` names, or `hf_hook_name` where there is no `hook_name`."""
+    name = cfg.get("hook_name") or cfg.get("hf_hook_name")
+    if not name:
+        return None
+    try:
+        return layer_of_hook(name)
+    except SAEFormatError as error:
+        raise SAEFormatError(f"{where}: {error}") from None
