@@ -21,8 +21,7 @@ from pathlib import Path
 
 from topics import data_folder
 
-from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.alignment.entity import Entity
+from sae_unlearn.alignment.entities import Entity, EntitySet
 from sae_unlearn.evaluation import Fact, entity_facts
 from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 

@@ -15,11 +15,10 @@ from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.backbone.truncation import truncated
+from sae_unlearn.backbone.residual_stream import truncated
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack
-from sae_unlearn.evaluation.discriminator import refit_discriminator
 from sae_unlearn.evaluation.metrics.recall import Fact
-from sae_unlearn.evaluation.representation.probes import fit_base_probe, read_base_probe
+from sae_unlearn.evaluation.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
 from sae_unlearn.evaluation.representation.states import entity_states
 from sae_unlearn.evaluation.representation.variance_ratio import variance_ratio
 

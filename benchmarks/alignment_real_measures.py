@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment import Entity, EntitySet
-from sae_unlearn.alignment.matching import match_unknown
+from sae_unlearn.alignment.dataset import match_unknown
 from sae_unlearn.evaluation import (
     Estimate,
     Fact,

@@ -22,14 +22,13 @@ from topics import data_folder
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, fit_guardrail, record_firings
 from sae_unlearn.backbone.tokens import special_token_ids
-from sae_unlearn.demo.model import load_demo_model
-from sae_unlearn.demo.sae import load_demo_sae
+from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.evaluation import bootstrap_interval, row_losses
 from sae_unlearn.guardrail.attach import detach_guardrail
 from sae_unlearn.guardrail.fit.calibration import percentile_threshold
+from sae_unlearn.guardrail.fit.passes import FORGET_CYCLE, RETAIN_CYCLE
 from sae_unlearn.guardrail.fit.selection import FeatureSums, select_features
 from sae_unlearn.guardrail.gate import row_statistic
-from sae_unlearn.guardrail.rows import FORGET_CYCLE, RETAIN_CYCLE
 
 
 TEXTS = {

@@ -23,10 +23,9 @@ from sae_unlearn.evaluation import Estimate
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.evaluation.audit.attacks.rephrasing import TEMPLATES, rephrased
 from sae_unlearn.evaluation.audit.attacks.wrappers import WRAPPERS
-from sae_unlearn.evaluation.the_guardrail import the_guardrail
+from sae_unlearn.evaluation.explorer.texts import the_guardrail
 from sae_unlearn.files.terminal import table
-from sae_unlearn.guardrail.offline import read_batch
-from sae_unlearn.guardrail.unguarded import unguarded_residuals
+from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
 
 
 GATES: dict[str, dict[str, Any]] = {

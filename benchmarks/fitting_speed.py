@@ -21,9 +21,8 @@ from torch import nn
 
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.backbone.layers import find_decoder_layers, input_device, text_config
-from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.backbone.residual_stream import residual_batches
-from sae_unlearn.backbone.truncation import LayerReached, stop_after
+from sae_unlearn.backbone.residual_stream import LayerReached, residual_batches, stop_after
+from sae_unlearn.backbone.tokens import right_padded
 from sae_unlearn.guardrail.fit.selection import FeatureSums
 
 

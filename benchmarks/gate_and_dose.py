@@ -26,16 +26,15 @@ from torch import Tensor
 
 from sae_unlearn import SAEGuardrailConfig
 from sae_unlearn.backbone.tokens import special_token_ids
-from sae_unlearn.demo.model import load_demo_model
-from sae_unlearn.demo.sae import load_demo_sae
+from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.files.terminal import table
 from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
 from sae_unlearn.guardrail.fit.selection import log_ratios, select_features
-from sae_unlearn.guardrail.layer import GuardrailEncoder
 from sae_unlearn.guardrail.offline import read_batch
+from sae_unlearn.guardrail.weights import GuardrailEncoder
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.evaluation import Choice, Estimate, option_likelihoods, right_by_likelihood, row_losses
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.offline import read_batch
-from sae_unlearn.guardrail.unguarded import unguarded_residuals
+from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
 
 
 SIDES = ("test", "other_test")

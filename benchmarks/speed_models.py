@@ -47,7 +47,7 @@ def load_with_sae(name: str, d_sae: int = 4096, threshold: float = 0.0) -> tuple
     """The model on the CPU in float32, an SAE, and the layer it reads: the demo's own, or one with random weights."""
     model = load(name, "cpu", torch.float32)
     if name == "demo":
-        from sae_unlearn.demo.sae import load_demo_sae
+        from sae_unlearn.demo.model import load_demo_sae
 
         sae = load_demo_sae()
         return model, sae, sae.layer

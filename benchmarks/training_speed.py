@@ -18,9 +18,8 @@ import torch
 from timing import Results, compare, interleaved, machine
 
 from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig, SAEAlignmentTrainer
-from sae_unlearn.alignment.passes import retain_logits
-from sae_unlearn.demo.model import load_demo_model
-from sae_unlearn.demo.sae import load_demo_sae
+from sae_unlearn.alignment.adapter import retain_logits
+from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.demo.texts import load_demo_texts
 
 

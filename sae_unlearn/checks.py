@@ -8,6 +8,25 @@ from torch import Tensor
 from sae_unlearn.errors import UnlearnError
 
 
+def shown(value: Any, form: str) -> str:
+    """A number as `form` writes it, "-" for anything else."""
+    number = real(value)
+    return "-" if number is None else f"{number:{form}}"
+
+
+def real(value: Any) -> float | None:
+    """A number that can be shown; None for anything else that stands in a config."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e100:  # not NaN either
+        return None
+    return float(value)
+
+
+def reals(values: Any) -> list[float]:
+    """The numbers of a list."""
+    found = [real(value) for value in values] if isinstance(values, list) else []
+    return [value for value in found if value is not None]
+
+
 def check_all(items: Any, kind: type, what: str, least: int = 0) -> None:
     """Raise unless `items` are things of one kind, at least so many.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from baselines.method import Method, Reference, register
 from baselines.rows import Batch
 from sae_unlearn.backbone.layers import input_device
-from sae_unlearn.backbone.truncation import truncated
+from sae_unlearn.backbone.residual_stream import truncated
 
 
 @register("rmu")

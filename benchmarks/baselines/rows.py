@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.tokens import right_padded
 
 
 class TextRow(Protocol):

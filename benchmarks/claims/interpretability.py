@@ -12,7 +12,7 @@ from guardrail_setting import Setting
 from claims.claim import Claim, Verdict, Work, holds
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.backbone.tokens import special_token_ids
-from sae_unlearn.guardrail.outliers import OUTLIER_FACTOR
+from sae_unlearn.guardrail.fit.selection import OUTLIER_FACTOR
 
 
 TOP, SHOWN, AROUND = 10, 3, 8

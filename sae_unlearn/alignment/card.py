@@ -11,8 +11,7 @@ from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.plot import PICTURE
 from sae_unlearn.alignment.reference import AlignmentSetting
 from sae_unlearn.cards.card import SavedReport, adapter_metadata, picture_line, report_section, write_model_card
-from sae_unlearn.cards.provenance import CardBase, licence_lines
-from sae_unlearn.sae_source import source_line
+from sae_unlearn.cards.provenance import CardBase, licence_lines, source_line
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"

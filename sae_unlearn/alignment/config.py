@@ -5,12 +5,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from sae_unlearn.alignment.away import AWAY
-from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.loss import TOWARD
+from sae_unlearn.alignment.loss import AWAY, PARTS, TOWARD
+from sae_unlearn.errors import AlignmentError
 
 
-PARTS = ("toward", "away", "mse", "kl")
 PRESETS = {
     "default": {"toward": "paired", "away": "hinge"},
     "centroid": {"toward": "centroid", "away": "repel"},
@@ -32,7 +30,7 @@ class SAEAlignmentConfig(TrainingArguments):
         preset: "default" (paired, hinge), or "centroid" (centroid, repel), after the abstract of arXiv 2509.15631,
             whose equations could not be had.
         toward: "paired", "centroid", "cosine" or "mmd"; None is the preset's. See `sae_unlearn.alignment.loss`.
-        away: "hinge", "triplet", "repel" or "none"; None is the preset's. See `sae_unlearn.alignment.away`.
+        away: "hinge", "triplet", "repel" or "none"; None is the preset's. See `sae_unlearn.alignment.loss`.
         toward_weight, away_weight: of these parts. With `away="repel"`, `away_weight / toward_weight` is lambda, and
             has to be below 1: from there on the loss has no minimum.
         kl_weight: of KL(base || tuned) on retain rows, in nats per token; 0 leaves these rows out of the pass.

@@ -1,4 +1,7 @@
-"""Where known, unknown and target entities stand, before and after training."""
+"""Where known, unknown and target entities stand, before and after training.
+
+Whether targets still differ from each other as unknown entities do.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,11 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_unlearn.alignment.collapse import variance_ratio
-from sae_unlearn.alignment.reference import AlignmentSetting
-from sae_unlearn.alignment.references import States
-from sae_unlearn.alignment.separation import knownness, mean_per_entity
+from sae_unlearn.alignment.latents import knownness, mean_per_entity
+from sae_unlearn.alignment.reference import AlignmentSetting, States
 from sae_unlearn.stats import auc
+
+
+COLLAPSED = 0.5
+
+
+def variance_ratio(z: Tensor, group: Tensor, scale: Tensor) -> float:
+    """`mean over codes of var(targets) / var(unknown)`, within (type, template): `[rows, n]` -> float.
+
+    Near 1, targets spread as unknown entities do; below 0.5 they have collapsed toward one point, which a re-fitted
+    probe would tell from unknown entities.
+
+    Args:
+        z: codes of the targets.
+        group: `[rows]`, number of each row's (type, template).
+        scale: `[rows, n]`, standard deviation of the unknown entities.
+
+    Returns:
+        NaN where no template has two targets.
+    """
+    ratios, weights = [], []
+    for one in group.unique():
+        rows = group == one
+        if int(rows.sum()) > 1:
+            ratios.append((z[rows].var(dim=0) / scale[rows][0].square()).mean())
+            weights.append(int(rows.sum()) - 1)
+    if not ratios:
+        return float("nan")
+    weight = torch.tensor(weights, dtype=z.dtype, device=z.device)
+    return float((torch.stack(ratios) * weight).sum() / weight.sum())
 
 
 @dataclass(frozen=True)
@@ -45,7 +75,7 @@ def judge(setting: AlignmentSetting, targets: States) -> dict[str, float]:
 
     Returns:
         `known_auc`: the probability that a target looks more known than a held-out unknown entity; 0.5 is
-        indistinguishable. `variance_ratio`: see `sae_unlearn.alignment.collapse`.
+        indistinguishable. `variance_ratio`: see `sae_unlearn.alignment.metrics`.
     """
     looks = [_knownness(setting, states) for states in (targets, _held_out(setting, False, targets.group))]
     scale = setting.statistics.scale[targets.group]

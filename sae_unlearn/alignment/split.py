@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.entities import EntitySet, overlap
-from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.alignment.prompts import PromptRow, TemplateGroups, prompt_rows
 from sae_unlearn.alignment.templates import questions, render
 from sae_unlearn.backbone.tokens import read_corpus
+from sae_unlearn.errors import AlignmentError
 
 
 LEAST_ENTITIES = 8  # of each kind: fewer leave nothing to hold out

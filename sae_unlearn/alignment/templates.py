@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import NamedTuple
 
-from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.alignment.entities import Entity
+from sae_unlearn.errors import AlignmentError
 
 
 ENTITY_TEMPLATES: dict[str, tuple[str, ...]] = {

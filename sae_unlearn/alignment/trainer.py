@@ -15,35 +15,33 @@ from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from sae_unlearn.alignment.adapter import adapter_on, no_gradient, require_gradients
-from sae_unlearn.alignment.aligned_layer import aligned_layer
-from sae_unlearn.alignment.away import away_part
+from sae_unlearn.alignment.adapter import (
+    adapter_on,
+    aligned_layer,
+    check_sharding,
+    last_states,
+    no_gradient,
+    require_gradients,
+    retain_logits,
+    without_base_dropout,
+)
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.card import REPORTS, AlignmentCard, card_fields, write_card
-from sae_unlearn.alignment.collapse import COLLAPSED
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.dataset import AlignmentItems, collate
-from sae_unlearn.alignment.dropout import without_base_dropout
 from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.latents import Latents
-from sae_unlearn.alignment.loss import TOWARD
-from sae_unlearn.alignment.metrics import Portrait, judge, portrait_of
-from sae_unlearn.alignment.part_sums import PartSums, count_of, counts_of
-from sae_unlearn.alignment.passes import last_states, retain_logits
+from sae_unlearn.alignment.latents import Latents, Separation
+from sae_unlearn.alignment.loss import TOWARD, PartSums, away_part, count_of, counts_of, hidden_mse, kl_to_base
+from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_of
 from sae_unlearn.alignment.plot import PICTURE, draw_portrait
-from sae_unlearn.alignment.reference import AlignmentSetting
-from sae_unlearn.alignment.references import States, entity_states
-from sae_unlearn.alignment.retain import hidden_mse, kl_to_base
-from sae_unlearn.alignment.separation import Separation
-from sae_unlearn.alignment.sharding import check_sharding
+from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
 from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.cards.card import SavedReport, licences_on_the_hub
-from sae_unlearn.cards.provenance import card_base
+from sae_unlearn.cards.provenance import card_base, public_source
+from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import staged
 from sae_unlearn.sae import SparseAutoencoder
-from sae_unlearn.sae_source import public_source
 
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,21 @@
-"""To know a model again, with the adapters that are in force."""
+"""To know a model again, with the adapters that are in force.
+
+A few numbers by which a base model is known again, whatever dtype or quantisation it is loaded in.
+
+Taken from the input embedding and from the one-dimensional weights (norms and biases) up to the guarded layer: those
+are not quantised by the usual schemes, and a LoRA or a guardrail beside them does not change them.
+"""
 
 import hashlib
+import math
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
+
+from sae_unlearn.backbone.layers import find_decoder_layers, input_embeddings, text_config
+from sae_unlearn.checks import real
 
 
 def model_key(model: nn.Module) -> str:
@@ -25,3 +36,79 @@ def model_key(model: nn.Module) -> str:
         if isinstance(module, BaseTunerLayer):
             digest.update(f"{name} {sorted(module.active_adapters)} {module.disable_adapters}".encode())
     return digest.hexdigest()[:16]
+
+
+_SAMPLES = 32
+_TOLERANCE = 2.0**-7  # one step of bfloat16
+_MATCHING = 0.95
+
+
+def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[str, Any] | None:
+    """`{"model_type": str, "rows": int, "embedding": [float], "norms": [float]}`; None where weights are not in memory
+    (`meta`).
+
+    Args:
+        model: the bare transformers model.
+        layer: the guarded layer; weights after it play no part.
+        rows: how many rows of the embedding, from the first on, are sampled. Default the first quarter: vocabularies
+            are padded and extended at their end.
+    """
+    embedding = input_embeddings(model).weight
+    rows = max(embedding.shape[0] // 4, 1) if rows is None else rows
+    place = find_decoder_layers(model)
+    vectors = [
+        (name, parameter)
+        for depth, decoder_layer in enumerate(place.layers[: layer + 1])
+        for name, parameter in decoder_layer.named_parameters(prefix=str(depth))
+        if parameter.ndim == 1 and parameter.is_floating_point() and "sae_guardrail" not in name and "lora" not in name
+    ]
+    if embedding.is_meta or any(parameter.is_meta for _, parameter in vectors):
+        return None
+    values = [float(parameter.detach().flatten()[0]) for _, parameter in _spread(vectors)]
+    return {
+        "model_type": text_config(model).model_type,
+        "rows": rows,
+        "embedding": _sample(embedding.detach(), rows),
+        "norms": [_short(value) for value in values],
+    }
+
+
+def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str | None:
+    """What tells `model` from the one the fingerprint was taken of; None if nothing does, or it cannot be known."""
+    rows, available = recorded.get("rows"), input_embeddings(model).weight.shape[0]
+    if not isinstance(rows, int) or not 1 <= rows <= available:
+        return f"its vocabulary of {available} tokens is not the recorded one ({rows!r} sampled)"
+    found = fingerprint(model, layer, rows)
+    if found is None:
+        return None
+    if recorded.get("model_type") != found["model_type"]:
+        return f"it is a {found['model_type']!r} model and not {recorded.get('model_type')!r}"
+    for part in ("embedding", "norms"):
+        expected = recorded.get(part)
+        if not isinstance(expected, list) or len(expected) != len(found[part]):
+            return f"its {part} are of another number"
+        same = [_close(a, b) for a, b in zip(expected, found[part], strict=True)]
+        if same and sum(same) / len(same) < _MATCHING:
+            return f"{same.count(False)} of {len(same)} sampled {part} weights differ"
+    return None
+
+
+def _spread(items: list[Any]) -> list[Any]:
+    step = max(1, len(items) // _SAMPLES)
+    return items[::step][:_SAMPLES]
+
+
+def _sample(matrix: Tensor, rows: int) -> list[float]:
+    where = torch.linspace(0, rows - 1, _SAMPLES).long()
+    columns = torch.linspace(0, matrix.shape[1] - 1, _SAMPLES).long()
+    picked = matrix[where.to(matrix.device), columns.to(matrix.device)]
+    return [_short(value) for value in picked.float().cpu().tolist()]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def _close(a: Any, b: float) -> bool:
+    found = real(a)
+    return found is not None and math.isclose(found, b, rel_tol=_TOLERANCE, abs_tol=1e-6)

@@ -6,7 +6,25 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sae_unlearn.errors import UnlearnError
+from sae_unlearn.errors import GuardrailError, UnlearnError
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside.
+
+    Raises:
+        GuardrailError: a `PeftModel` of a kind that a guardrail cannot join.
+    """
+    check_module(model)
+    model, inner = uncompiled(model), base_model_of(model)
+    if not isinstance(model, PeftModel):
+        return inner
+    if model.active_peft_config.is_prompt_learning or isinstance(inner, PeftModel):
+        raise GuardrailError(
+            f"A guardrail cannot join {type(model.active_peft_config).__name__}: prompt learning and nested PeftModels "
+            "change what the model sees. Attach it to the base model."
+        )
+    return inner
 
 
 class DecoderLayers(NamedTuple):

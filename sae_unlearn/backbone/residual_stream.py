@@ -1,17 +1,126 @@
-"""Truncated forward passes: the residual stream after one layer, and nothing computed past it."""
+"""Truncated forward passes: the residual stream after one layer, and nothing computed past it.
+
+Forward passes that end at a decoder layer: what lies past it is not run.
+
+What a model can read at all: ids of its vocabulary, and as many tokens as it has learned positions.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.layers import find_decoder_layers, input_device
-from sae_unlearn.backbone.limits import Limits
-from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.backbone.truncation import LayerReached, stop_after
+from sae_unlearn.backbone.layers import find_decoder_layers, input_device, input_embeddings, max_positions, residual_of
+from sae_unlearn.backbone.tokens import right_padded
 from sae_unlearn.errors import UnlearnError
+
+
+class LayerReached(Exception):
+    """Raised by a layer inside `stop_after`, with its output, the residual stream `[batch, seq, d_in]`."""
+
+    def __init__(self, residual: Tensor) -> None:
+        self.residual = residual
+
+
+@contextmanager
+def stop_after(decoder_layer: nn.Module) -> Iterator[None]:
+    """Inside, a forward pass through `decoder_layer` ends there with `LayerReached`."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        raise LayerReached(residual_of(module, output))
+
+    # before a guardrail's hook on the same layer, but after FSDP's, which must see the layer end
+    handle = decoder_layer.register_forward_hook(stop, prepend=not _is_sharded(decoder_layer))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP (`fully_shard`) has put its hooks on a module."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+@contextmanager
+def truncated(model: nn.Module, layer: int) -> Iterator[None]:
+    """Inside, `model` returns the residual stream after `layer`, and so does whatever wraps it.
+
+    The pass ends inside of the model, so that wrappers (PEFT, DistributedDataParallel, accelerate's autocast) see an
+    ordinary call that returns a tensor; gradients flow back through it as usual.
+
+    Args:
+        model: the bare transformers model, not a wrapper around it.
+        layer: 0-based decoder layer whose output `[batch, seq, d_in]` is returned.
+    """
+    whole, own = model.forward, model.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        try:
+            whole(*args, **kwargs)
+        except LayerReached as reached:
+            return reached.residual
+        raise RuntimeError(f"Layer {layer} of {type(model).__name__} was never run.")
+
+    model.forward = forward
+    try:
+        with stop_after(find_decoder_layers(model).layers[layer]):
+            yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
+
+
+class Limits(NamedTuple):
+    """The limits of a model.
+
+    Attributes:
+        vocabulary: number of token ids; None if it cannot be told.
+        positions: number of tokens of a row; None where positions are computed, and not looked up in a table.
+    """
+
+    vocabulary: int | None
+    positions: int | None
+
+    @classmethod
+    def of(cls, model: nn.Module, backbone: nn.Module) -> "Limits":
+        """Of a bare transformers model and its text decoder, which is without what a multimodal model reads pictures
+        with. A table of positions is an embedding there with as many rows as the config names positions, or two more,
+        as in OPT."""
+        tokens: Any = input_embeddings(model)
+        named = max_positions(model)
+        tables = [m for m in backbone.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+        learned = named is not None and any(m.num_embeddings in (named, named + 2) for m in tables)
+        return cls(getattr(tokens, "num_embeddings", None), named if learned else None)
+
+    def check(self, index: list[int], rows: list[list[int]]) -> None:
+        """Raise unless the model can read the rows, which the corpus holds at places `index`. On a GPU it would fail
+        without a word of why, and take the process with it.
+
+        Raises:
+            UnlearnError: naming the row and what is too large.
+        """
+        for i, row in zip(index, rows, strict=True):
+            if self.positions is not None and len(row) > self.positions:
+                raise UnlearnError(
+                    f"Row {i} has {len(row)} tokens, and the model has learned {self.positions} positions; give "
+                    f"shorter rows, or max_length={self.positions}."
+                )
+            if self.vocabulary is not None and row and not 0 <= min(row) <= max(row) < self.vocabulary:
+                wrong = max(row) if max(row) >= self.vocabulary else min(row)
+                raise UnlearnError(
+                    f"Row {i} holds token id {wrong}, and the model has the ids 0 to {self.vocabulary - 1}; is the "
+                    "tokenizer that of the model?"
+                )
 
 
 class ResidualBatch(NamedTuple):

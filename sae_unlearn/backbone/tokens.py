@@ -1,9 +1,17 @@
-"""From what a user calls a corpus to rows of token ids."""
+"""From what a user calls a corpus to rows of token ids.
 
-from collections.abc import Iterable, Iterator, Mapping
+Rows of token ids as tensors.
+
+Token ids of a text that something is to follow.
+
+How questions become prompts, for plain models and for those with a chat template.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.errors import UnlearnError
@@ -131,3 +139,67 @@ def _rows_of_batch(batch: Mapping[str, Any], name: str) -> Iterator[list[int]]:
     for row, kept in zip(ids, mask, strict=True):
         if kept.any():
             yield row[kept].tolist()
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids `[batch, seq]`, zeros at padding, and a bool mask, True at tokens; seq is at least 1."""
+    ids = torch.zeros(len(rows), max(1, *map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that pads. GPT-2 and others have none of their own: it is the one that ends a sequence then, or 0."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if token is not None)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """`text` as the tokenizer makes it, less an EOS or SEP with which some tokenizers close every text: nothing would
+    follow that. One that stands at the end of the text itself stays."""
+    ids = list(tokenizer(text)["input_ids"])
+    closing = [getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id")]
+    if len(ids) > 1 and ids[-1] in closing:
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids[:-1] if ids[-1 - len(own) : -1] == own else ids
+    return ids
+
+
+def question_prompt(tokenizer: PreTrainedTokenizerBase, question: str, chat_template: bool = False) -> str:
+    """A question up to where its answer begins: "question\\nAnswer:".
+
+    With `chat_template` the question is the user's turn and the model's turn begins with "Answer:". Either way the
+    answer's first token carries the blank before it.
+    """
+    if not chat_template:
+        return f"{question}\nAnswer:"
+    return turn_prompt(tokenizer, question) + "Answer:"
+
+
+def turn_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` as the user's turn, and the beginning of the model's, as text to be tokenised in the ordinary way.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    return conversation(tokenizer, [text])
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, said: Sequence[str]) -> str:
+    """What user and model said in turn, the user first and last, and the beginning of the model's next turn; as text to
+    be tokenised in the ordinary way. A BOS that the template writes is left out where the tokenizer writes one itself.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("chat_template=True, but this tokenizer has no chat template; leave it out.")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    bos = tokenizer.bos_token
+    if bos and rendered.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        rendered = rendered[len(bos) :]
+    return rendered

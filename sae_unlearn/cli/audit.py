@@ -54,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cards.card import CARD_NAME
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
     from sae_unlearn.cli.evaluate import read_sets, with_adapter
-    from sae_unlearn.cli.inputs import NO_ADAPTER, load_model, output_folder
-    from sae_unlearn.commands.texts import read_texts
+    from sae_unlearn.cli.inputs import NO_ADAPTER, load_model, output_folder, read_texts
     from sae_unlearn.evaluation import audit, put_into_card
 
     if args.limit is not None and args.limit < 1:

@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sae_unlearn.cli.inputs import load_model
-    from sae_unlearn.commands.texts import read_texts
+    from sae_unlearn.cli.inputs import load_model, read_texts
     from sae_unlearn.demo import load_demo_texts
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.check import check_guardrail

@@ -105,7 +105,7 @@ def read_sets(names: list[str], text_column: str = "text", limit: int | None = N
     """
     from pathlib import Path
 
-    from sae_unlearn.commands.texts import drawn, read_texts
+    from sae_unlearn.cli.inputs import drawn, read_texts
     from sae_unlearn.evaluation.datasets import read_questions
     from sae_unlearn.evaluation.datasets.registry import is_named, read_named
 
@@ -137,9 +137,9 @@ def with_adapter(
     """
     from peft import PeftConfig, PeftModel
 
+    from sae_unlearn.files.untrusted import clean_subfolder
     from sae_unlearn.guardrail import SAEGuardrailConfig, attach_bundle, attach_guardrail
     from sae_unlearn.guardrail.storage.bundle_index import find_bundle
-    from sae_unlearn.paths import clean_subfolder
 
     inside = clean_subfolder(subfolder)
     hub: dict[str, Any] = {"revision": revision, "subfolder": inside or None}

@@ -82,11 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.distributed import process_index
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
-    from sae_unlearn.cli.inputs import load_model, load_sae, output_folder
+    from sae_unlearn.cli.inputs import load_model, load_sae, output_folder, read_texts
     from sae_unlearn.cli.show import describe
-    from sae_unlearn.commands.texts import read_texts
     from sae_unlearn.guardrail import fit_guardrail
-    from sae_unlearn.guardrail.storage.calibration_plot import PICTURE
+    from sae_unlearn.guardrail.layout import PICTURE
 
     output = output_folder(args.output)
     column = args.text_column or DEFAULTS["text_column"]

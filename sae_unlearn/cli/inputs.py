@@ -1,14 +1,25 @@
-"""What commands read: models, SAEs and folders by the names that a user types."""
+"""What commands read: models, SAEs and folders by the names that a user types.
+
+Texts from a file, or from a dataset.
+"""
 
 import argparse
+import csv
+import json
+import random
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sae_unlearn.files.untrusted import json_lines
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sae_unlearn.sae import SparseAutoencoder
+
 
 DEMO = "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -79,3 +90,97 @@ def output_folder(name: str) -> Path:
         raise NotADirectoryError(f"--output {name} is a file; give a folder.")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
+
+_ENCODING = "utf-8-sig"  # with or without the mark that some editors write first
+
+
+def read_texts(source: str, column: str = "text", split: str | None = None) -> Iterable[Any]:
+    """The texts of a file, or the rows of a dataset.
+
+    Args:
+        source: a `.txt` file (paragraphs with blank lines between them), `.json` (a list of strings, or of objects with
+            `column`), `.jsonl` (one of these a line), `.csv` (with a header), a folder that `datasets` reads, or the id
+            of a dataset on the Hub.
+        column: the column, or key, that holds the text.
+        split: of a dataset; default "train".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not hold texts in that column.
+        ImportError: it is a dataset and `datasets` is not installed; names the extra.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{source} ends in {path.suffix!r}; texts are read from {', '.join(SUFFIXES)}.")
+        texts = _read_file(path, column)
+        if not texts:
+            raise ValueError(f"{source} holds no texts.")
+        return texts
+    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+        raise FileNotFoundError(f"There is no file {source}.")
+    return _read_dataset(source, column, split)
+
+
+def drawn(rows: list[Any], limit: int | None) -> list[Any]:
+    """At most `limit` of the rows, in their order, always the same ones."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), limit))]
+
+
+def _read_file(path: Path, column: str) -> list[str]:
+    try:
+        if path.suffix.lower() == ".txt":
+            paragraphs = re.split(r"\n\s*\n", path.read_text(encoding=_ENCODING))
+            return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding=_ENCODING, newline="") as file:
+                rows: Any = list(csv.DictReader(file))
+        elif path.suffix.lower() == ".jsonl":
+            rows = json_lines(path.read_text(encoding=_ENCODING))
+        else:
+            rows = json.loads(path.read_text(encoding=_ENCODING))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV that can be read ({error}); save it as .jsonl.") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}; expected a list of texts, or of objects with texts.")
+    return [_text(row, number, path, column) for number, row in enumerate(rows, 1)]
+
+
+def _text(row: Any, number: int, path: Path, column: str) -> str:
+    text = row.get(column) if isinstance(row, dict) else row
+    if isinstance(text, str):
+        return text
+    if isinstance(row, dict) and column not in row:
+        columns = ", ".join(map(str, row))
+        raise ValueError(f"Row {number} of {path} has no {column!r}, only {columns}; name the column by --text-column.")
+    raise ValueError(f"Row {number} of {path} is a {type(text).__name__}; expected a text.")
+
+
+def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f'{source} is no file, and reading a dataset needs `datasets`; run: pip install "sae-unlearn[eval]"'
+        ) from error
+    path = Path(source).expanduser()
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source, split=split or "train")
+    if isinstance(found, dict):
+        wanted = split or "train"
+        if wanted not in found:
+            raise ValueError(f"{source} has no split {wanted!r}, only {', '.join(found)}.")
+        found = found[wanted]
+    if column not in found.column_names:
+        columns = ", ".join(found.column_names)
+        raise ValueError(f"{source} has no column {column!r}, only {columns}; name it by --text-column.")
+    return found

@@ -79,8 +79,7 @@ def _target(name: str) -> Path:
 
 
 def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture":
-    from sae_unlearn.cli.inputs import load_model
-    from sae_unlearn.commands.texts import drawn, read_texts
+    from sae_unlearn.cli.inputs import drawn, load_model, read_texts
     from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
     from sae_unlearn.guardrail import attach_guardrail
 
@@ -147,9 +146,9 @@ def describe_bundle(source: str | os.PathLike[str], bundle: "Bundle", **hub: Any
     Raises:
         GuardrailError: a member is missing or malformed.
     """
+    from sae_unlearn.files.hub import fetch_file
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.layout import CONFIG_NAME
-    from sae_unlearn.guardrail.source import fetch_file
 
     hub |= {"revision": bundle.revision or hub.get("revision")}
     lines = [f"Bundle {printable(source)}", "", *(f"  guardrail   {name}" for name in bundle.guardrails)]
@@ -163,8 +162,9 @@ def describe_bundle(source: str | os.PathLike[str], bundle: "Bundle", **hub: Any
 
 
 def _calibration(calibration: dict[str, Any]) -> str:
+    from sae_unlearn.checks import real
     from sae_unlearn.files.terminal import table
-    from sae_unlearn.guardrail.summary import curve_rows, fire_rows, real
+    from sae_unlearn.guardrail.summary import curve_rows, fire_rows
 
     fires = [[f"fires on {role} text", *numbers] for role, *numbers in fire_rows(calibration)]
     if not fires:

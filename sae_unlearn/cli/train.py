@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     from sae_unlearn.alignment import EntitySet
     from sae_unlearn.backbone.distributed import process_index
-    from sae_unlearn.cli.inputs import load_model, load_sae, output_folder
-    from sae_unlearn.commands.texts import read_texts
+    from sae_unlearn.cli.inputs import load_model, load_sae, output_folder, read_texts
 
     if not args.candidates and not (args.known and args.unknown):
         raise ValueError("Give --known and --unknown, or --candidates, of which the model itself says which it knows.")

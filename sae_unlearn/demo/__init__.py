@@ -1,8 +1,7 @@
 """The demo: a guardrail fitted on a real, small language model, and its parts for trying things out."""
 
-from sae_unlearn.demo.model import load_demo_model
+from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.demo.run import DemoReport, run_demo
-from sae_unlearn.demo.sae import load_demo_sae
 from sae_unlearn.demo.texts import DemoTexts, load_demo_texts
 
 

@@ -6,6 +6,8 @@ dequantised weights and the tokenizer are saved in transformers' own format (1.1
 seconds. Nothing is fetched from a network at any point.
 
 The model is Gemma-derived: the Gemma Terms of Use apply, and a copy of them lies beside the converted weights.
+
+The sparse autoencoder that the project ships for its demo model.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.resources import files
+from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,9 @@ from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sae_unlearn.sae import SparseAutoencoder
+
 
 logger = logging.getLogger(__name__)
 
@@ -144,3 +149,22 @@ def _parsed_once(gguf_path: Path) -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader = original
+
+
+DEMO_SAE_NAME = "gemma-3-270m-sae-l9"
+"""The folder, beside this file, that holds the SAE in SAELens' layout."""
+
+
+def load_demo_sae() -> SparseAutoencoder:
+    """Load the SAE for layer 9 (0-based) of `load_demo_model()`'s Gemma 3 270M.
+
+    JumpReLU, 4,096 features, about 40 active on a token. How it was trained, on what, and how good it is stands in
+    its model card, `model_cards/gemma-3-270m-sae-l9.md`, and in the `metrics.json` beside its weights.
+    `W_enc` and `W_dec` are stored in 16 bits and loaded as float32.
+    """
+    from sae_unlearn.sae import SparseAutoencoder
+
+    with as_file(files(__package__) / DEMO_SAE_NAME) as folder:
+        sae = SparseAutoencoder.from_pretrained(folder)
+    sae.source["license"] = "gemma"  # as its NOTICE says; whatever is made of it names it
+    return sae

@@ -1,13 +1,9 @@
 """Measuring what a model knows, with and without an adapter, and what it holds of entities."""
 
-from sae_unlearn.evaluation.answers import REFUSALS, AnswerCounts, ask, count_answers
 from sae_unlearn.evaluation.audit.audit import audit
 from sae_unlearn.evaluation.audit.card import put_into_card
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
-from sae_unlearn.evaluation.choice import Choice
-from sae_unlearn.evaluation.discriminator import Discrimination, refit_discriminator
-from sae_unlearn.evaluation.entity_facts import entity_facts
 from sae_unlearn.evaluation.evaluate import evaluate
 from sae_unlearn.evaluation.explorer.explorer import GuardrailPicture, picture_guardrail, stored_picture
 from sae_unlearn.evaluation.explorer.feature_contexts import (
@@ -16,16 +12,25 @@ from sae_unlearn.evaluation.explorer.feature_contexts import (
     GuardedFeature,
     feature_contexts,
 )
-from sae_unlearn.evaluation.explorer.sweep import Sweep, SweepPoint
+from sae_unlearn.evaluation.explorer.sweep import Sweep, SweepPoint, sweep_guardrail
 from sae_unlearn.evaluation.interference import interference
-from sae_unlearn.evaluation.intervals import bootstrap_interval
-from sae_unlearn.evaluation.kl import row_divergences
-from sae_unlearn.evaluation.loss import row_losses
-from sae_unlearn.evaluation.metrics.choices import option_likelihoods, right_by_letter, right_by_likelihood
+from sae_unlearn.evaluation.metrics.choices import Choice, option_likelihoods, right_by_letter, right_by_likelihood
 from sae_unlearn.evaluation.metrics.firing import row_firings
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.metrics.ranking import Ranks, candidate_log_probs, rank_answers
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, complete, recall
+from sae_unlearn.evaluation.metrics.recall import (
+    REFUSALS,
+    AnswerCounts,
+    Fact,
+    Recall,
+    RougeL,
+    ask,
+    complete,
+    count_answers,
+    recall,
+    rouge_l,
+)
+from sae_unlearn.evaluation.metrics.text import row_divergences, row_losses
 from sae_unlearn.evaluation.metrics.tofu import ModelUtility, TofuSet, model_utility
 from sae_unlearn.evaluation.metrics.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.comparison import Change, Comparison, compare
@@ -33,12 +38,17 @@ from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.evaluation.representation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
-from sae_unlearn.evaluation.representation.probes import BaseProbe, ProbeReading, fit_base_probe, read_base_probe
-from sae_unlearn.evaluation.representation.states import entity_states
+from sae_unlearn.evaluation.representation.probes import (
+    BaseProbe,
+    Discrimination,
+    ProbeReading,
+    fit_base_probe,
+    read_base_probe,
+    refit_discriminator,
+)
+from sae_unlearn.evaluation.representation.states import entity_facts, entity_states
 from sae_unlearn.evaluation.representation.variance_ratio import VarianceRatio, variance_ratio
-from sae_unlearn.evaluation.rouge import RougeL, rouge_l
-from sae_unlearn.evaluation.sweeping import sweep_guardrail
-from sae_unlearn.stats import wilson_interval
+from sae_unlearn.stats import bootstrap_interval, wilson_interval
 
 
 __all__ = [

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.unguarded import guards_off
+from sae_unlearn.guardrail.offline import guards_off
 
 
 def has_adapters(model: nn.Module) -> bool:

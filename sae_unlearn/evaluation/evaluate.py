@@ -11,14 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import gathered, process_index
 from sae_unlearn.backbone.residual_stream import evaluation_mode
-from sae_unlearn.evaluation.choice import Choice
-from sae_unlearn.evaluation.choice_figures import choice_figures
-from sae_unlearn.evaluation.figures import fact_figures
+from sae_unlearn.evaluation.figures import Settings, choice_figures, fact_figures, text_figures
+from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
 from sae_unlearn.evaluation.report.figure import Figure, fingerprint
 from sae_unlearn.evaluation.report.report import Report
-from sae_unlearn.evaluation.settings import Settings
-from sae_unlearn.evaluation.text_figures import text_figures
 from sae_unlearn.version import __version__
 
 

@@ -1,24 +1,71 @@
-"""The figures of a set of facts: recall, refusals, and where the gate fires."""
+"""The figures of a set of facts: recall, refusals, and where the gate fires.
+
+The figures of a set of choices: accuracy by probability and by letter, truth ratio, and where the gate fires.
+
+The figures of a set of texts: perplexity, KL to the base, and where the gate fires.
+
+How an evaluation is done, whatever it measures.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import is_mine
-from sae_unlearn.evaluation.answers import verdict
-from sae_unlearn.evaluation.metrics.firing import fired_rows
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with, recall
-from sae_unlearn.evaluation.prompting import turn_prompt
+from sae_unlearn.backbone.tokens import question_prompt, turn_prompt
+from sae_unlearn.evaluation.metrics.choices import (
+    Choice,
+    lettered,
+    option_likelihoods,
+    right_by_letter,
+    right_by_likelihood,
+)
+from sae_unlearn.evaluation.metrics.firing import fired_rows, row_firings
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with, recall, rouge_l, verdict
+from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergences, row_losses
+from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
-from sae_unlearn.evaluation.rouge import rouge_l
-from sae_unlearn.evaluation.settings import Settings
+from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.model import guard_layers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `evaluate`.
+
+    Attributes:
+        batch_size: rows per forward pass.
+        max_length: tokens of a text at most; what is longer is cut.
+        max_new_tokens: of completions; None takes as many as the longest accepted answer has, and four more, but no
+            more than 128.
+        orders: of the options where letters are asked for; None turns them all the way round.
+        chat_template: put questions and prompts into the tokenizer's chat template.
+        progress: show progress bars.
+    """
+
+    batch_size: int = 8
+    max_length: int = 512
+    max_new_tokens: int | None = None
+    orders: int | None = None
+    chat_template: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("batch_size", 1), ("max_length", 2), ("max_new_tokens", 1), ("orders", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name}={value}; expected at least {lowest}.")
+
+    def bar(self, *parts: str) -> str | None:
+        """Title of a progress bar, or None for no bar."""
+        return ", ".join(parts) if self.progress else None
 
 
 _LONGEST = 128
@@ -97,3 +144,132 @@ def tokens_needed(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> 
     answers = [f" {answer}" for fact in facts for answer in fact.answers]
     longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
     return min(longest + 4, _LONGEST)
+
+
+_UNCUT = 2**20  # tokens; questions are read whole, whatever the texts are cut to
+
+
+def choice_figures(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    choices: Sequence[Choice],
+    side: str,
+    data: str,
+    settings: Settings,
+    reference: Report | None = None,
+) -> list[Figure]:
+    """Accuracy by log-probability of every set; by letter where options are shown; truth ratios where they are not.
+
+    Args:
+        reference: report of a model that never saw the forget set, evaluated on the same questions; with it, forget
+            quality is told.
+
+    Raises:
+        ValueError: some options are shown and some are not; or `reference` holds no truth ratios of these questions.
+    """
+    if len({choice.shown for choice in choices}) > 1:
+        raise ValueError(f"{side}, {data}: some options are shown and some are not; give them as two sets.")
+    shown = choices[0].shown
+    rows = fingerprint([[astuple(choice) for choice in choices], settings.chat_template])
+    figure = partial(figure_of_rows, side, data, subjects=[choice.subject for choice in choices], rows=rows)
+    likelihoods = option_likelihoods(
+        model,
+        tokenizer,
+        choices,
+        settings.batch_size,
+        settings.chat_template,
+        settings.bar(side, data, "options"),
+        shared=True,
+    )
+    figures = [
+        figure("likelihood_accuracy", "share", right_by_likelihood(choices, likelihoods)),
+        figure("likelihood_accuracy_per_character", "share", right_by_likelihood(choices, likelihoods, True)),
+    ]
+    if shown:
+        hits = right_by_letter(
+            model,
+            tokenizer,
+            choices,
+            settings.orders,
+            settings.batch_size,
+            settings.chat_template,
+            settings.bar(side, data, "letters"),
+            shared=True,
+        )
+        in_orders = fingerprint([rows, hits.shape[1]])
+        # of a question with fewer options, the orders that only repeat others are left out
+        means = torch.stack([row[: len(c.options)].mean() for row, c in zip(hits, choices, strict=True)])
+        figures.append(figure("letter_accuracy", "share", means, rows=in_orders))
+        figures.append(figure("letter_accuracy_as_given", "share", hits[:, 0]))
+    else:
+        ratios = log_truth_ratios(choices, likelihoods)
+        figures.append(figure("truth_ratio", "ratio", ratios))
+        if side == "retain":
+            figures.append(figure("truth_score", "score", truth_scores(ratios)))
+        elif reference is not None:
+            figures += _quality(figures[-1], reference)
+    if guard_layers(model):
+        prompts = [
+            question_prompt(tokenizer, lettered(choice) if shown else choice.question, settings.chat_template)
+            for choice in choices
+        ]
+        bar = settings.bar(side, data, "gate")
+        fired = row_firings(model, tokenizer, prompts, settings.batch_size, _UNCUT, bar, shared=True)
+        figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
+    return figures
+
+
+def _quality(ratios: Figure, reference: Report) -> list[Figure]:
+    other = next((f for f in reference.figures if f.metric == "truth_ratio" and f.rows == ratios.rows), None)
+    if other is None:
+        raise ValueError(
+            f"The reference report {reference.title!r} holds no truth ratios of {ratios.side}/{ratios.data}; evaluate "
+            "the reference model on the same questions, with the same settings."
+        )
+    quality = forget_quality(torch.tensor(ratios.values), torch.tensor(other.values))
+    return [
+        Figure(ratios.side, ratios.data, "ks_distance", "score", quality.distance, rows=ratios.rows),
+        Figure(ratios.side, ratios.data, "forget_quality", "p", quality.p_value, rows=ratios.rows),
+    ]
+
+
+def text_figures(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    side: str,
+    data: str,
+    settings: Settings,
+    base: nn.Module | None = None,
+) -> list[Figure]:
+    """Perplexity over all tokens of the texts, and the mean over texts of the KL per token.
+
+        perplexity = exp( sum_i n_i loss_i / sum_i n_i ),   n_i predicted tokens of text i
+
+    Args:
+        base: what KL is measured to; None takes a `PeftModel` with its adapters disabled, and no KL for other models.
+    """
+    rows = fingerprint([list(texts), settings.max_length])
+    figure = partial(figure_of_rows, side, data, subjects=[""] * len(texts), rows=rows)
+    sizes = (settings.batch_size, settings.max_length)
+    losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"), shared=True)
+    counts = predicted_counts(tokenizer, texts, settings.max_length)
+    figures = [figure("perplexity", "perplexity", losses, weights=counts)]
+    # inside `disable_adapter()` there is nothing to compare, and leaving a second one would switch the adapters on
+    if base is not None or (isinstance(model, PeftModel) and model.get_model_status().enabled is not False):
+        divergences = row_divergences(
+            model, tokenizer, texts, base, *sizes, settings.bar(side, data, "KL"), shared=True
+        )
+        figures.append(figure("kl", "nats", divergences))
+    if guard_layers(model):
+        fired = row_firings(model, tokenizer, texts, *sizes, settings.bar(side, data, "gate"), shared=True)
+        figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
+    return figures
+
+
+def predicted_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Tensor:
+    """How many tokens of each text are predicted, `[n]`."""
+    counts = torch.zeros(len(texts), dtype=torch.long)
+    for batch in predicted_tokens(tokenizer, texts, 64, max_length):
+        counts[batch.index] = torch.tensor(batch.counts)
+    return counts

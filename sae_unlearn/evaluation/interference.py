@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.evaluation.loss import row_losses
 from sae_unlearn.evaluation.metrics.firing import row_firings
+from sae_unlearn.evaluation.metrics.text import row_losses
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.guardrail import GuardrailError, list_guardrails, use_guardrails

@@ -7,19 +7,26 @@ layers are placed), and beside them the gate, its state, fitting and attaching. 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.bundle import attach_bundle, push_bundle, save_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.fit.fit import fit_guardrail
 from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
-from sae_unlearn.guardrail.manage import ForgetSet, list_guardrails, set_action, use_guardrails
+from sae_unlearn.guardrail.manage import (
+    ForgetSet,
+    GuardrailState,
+    GuardrailStatus,
+    guardrail_status,
+    list_guardrails,
+    set_action,
+    use_guardrails,
+)
 from sae_unlearn.guardrail.model import SAEGuardrailModel
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
-from sae_unlearn.guardrail.status import GuardrailState, GuardrailStatus, guardrail_status
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 
 

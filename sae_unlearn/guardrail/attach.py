@@ -7,22 +7,22 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
-from sae_unlearn.backbone.layers import base_model_of, check_module, find_decoder_layers, uncompiled
+from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, uncompiled
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.fit.calibration import check_threshold
-from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.config_validation import check_threshold
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.layout import SEALS
-from sae_unlearn.guardrail.model import MODEL_TAGS, SAEGuardrailModel, guard_layers, remove_call_hooks
-from sae_unlearn.guardrail.plain_text import check_plain_text
+from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks
+from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
-from sae_unlearn.guardrail.storage.reading import Artefact, read_artefact
-from sae_unlearn.guardrail.weights import check_tensors
-from sae_unlearn.sae import SAESlice, SparseAutoencoder
+from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text, read_artefact
+from sae_unlearn.guardrail.weights import check_tensors, tensors_of
+from sae_unlearn.sae import SparseAutoencoder
 
 
 _IN_PATHS = '/\\:*?"<>|'
@@ -201,36 +201,6 @@ def _take_back(
 
 def _active_guards(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(n for layer in guard_layers(model) for n in layer.active_adapters))
-
-
-def bare_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside.
-
-    Raises:
-        GuardrailError: a `PeftModel` of a kind that a guardrail cannot join.
-    """
-    check_module(model)
-    model, inner = uncompiled(model), base_model_of(model)
-    if not isinstance(model, PeftModel):
-        return inner
-    if model.active_peft_config.is_prompt_learning or isinstance(inner, PeftModel):
-        raise GuardrailError(
-            f"A guardrail cannot join {type(model.active_peft_config).__name__}: prompt learning and nested PeftModels "
-            "change what the model sees. Attach it to the base model."
-        )
-    return inner
-
-
-def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
-    """A slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU."""
-    tensors = {
-        "encoder.weight": part.W_enc.T,
-        "encoder.bias": part.b_enc,
-        "encoder.threshold": part.threshold,
-        "decoder.weight": part.W_dec,
-        "decoder.clamp": clamp,
-    }
-    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
 
 
 def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> Artefact:

@@ -4,10 +4,10 @@ import warnings
 
 from torch import nn
 
+from sae_unlearn.backbone.identity import differences
 from sae_unlearn.backbone.layers import max_positions, text_config
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.fingerprint import differences
 
 
 def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool = True) -> None:

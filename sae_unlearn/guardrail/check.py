@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.layers import input_embeddings
+from sae_unlearn.backbone.layers import bare_model, input_embeddings
+from sae_unlearn.errors import as_guardrail_error
 from sae_unlearn.guardrail import check_findings
-from sae_unlearn.guardrail.attach import bare_model
-from sae_unlearn.guardrail.check_report import CheckReport, Finding
+from sae_unlearn.guardrail.check_findings import CheckReport, Finding
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import as_guardrail_error
 from sae_unlearn.guardrail.fit.dose import EditMoments
-from sae_unlearn.guardrail.layer import GuardrailEncoder
-from sae_unlearn.guardrail.offline import ROW_LIMIT, content_tokens, read_batch, rows_as_fitted
+from sae_unlearn.guardrail.offline import ROW_LIMIT, content_tokens, read_batch, rows_as_fitted, unguarded_residuals
 from sae_unlearn.guardrail.storage.reading import Artefact, read_artefact
 from sae_unlearn.guardrail.summary import fit_warnings
-from sae_unlearn.guardrail.unguarded import unguarded_residuals
+from sae_unlearn.guardrail.weights import GuardrailEncoder
 
 
 _PROBE_LIMIT = 16  # rows; and tokens below

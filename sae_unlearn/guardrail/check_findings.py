@@ -1,18 +1,51 @@
-"""What `check_guardrail` says of each thing that it looks at."""
+"""What `check_guardrail` says of each thing that it looks at.
+
+What `check_guardrail` gives: findings, in sentences.
+"""
 
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sae_unlearn.backbone.identity import fingerprint
+from sae_unlearn.checks import real
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.base_match import check_belongs
-from sae_unlearn.guardrail.check_report import Finding, Status
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.fingerprint import fingerprint
 from sae_unlearn.guardrail.fit.calibration import fire_rate
-from sae_unlearn.guardrail.summary import real
+
+
+Status = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what it is about, in a word or two.
+        status: "ok", "warning" or "problem".
+        sentence: what was found, with its value, and the mend if there is something to mend.
+    """
+
+    subject: str
+    status: Status
+    sentence: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_guardrail` found, in the order in which it looked."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem; warnings are not problems."""
+        return all(finding.status != "problem" for finding in self.findings)
 
 
 SMALL_EDIT, LARGE_EDIT = 0.05, 1.0

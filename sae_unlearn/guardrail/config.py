@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig
 
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_validation import FORMAT_VERSION, as_float32, check_config, check_version
-from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.version import __version__

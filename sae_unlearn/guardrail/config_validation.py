@@ -8,12 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.version import __version__
 
 
 if TYPE_CHECKING:
     from sae_unlearn.guardrail.config import SAEGuardrailConfig
+
+
+def check_threshold(threshold: float, config: "SAEGuardrailConfig", percentile: float | None) -> None:
+    """Raise if the gate could never fire at this threshold.
+
+    Raises:
+        GuardrailError: naming the threshold and the range.
+    """
+    low, high = config.threshold_bounds
+    if low <= threshold < high:
+        return
+    cause = (
+        f"the {percentile}th percentile of the retain rows' {config.statistic!r} statistic is"
+        if percentile is not None
+        else "it is"
+    )
+    raise GuardrailError(
+        f"threshold={threshold}: {cause} outside [{low}, {high}), where the gate can work. The chosen features are "
+        "active on nearly all tokens of those rows: give more or other retain text, fewer features (num_features), a "
+        "lower threshold_percentile, or a threshold by hand."
+    )
 
 
 FORMAT_VERSION = 1

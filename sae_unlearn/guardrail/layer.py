@@ -35,7 +35,9 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import WINDOWED
 from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
-from sae_unlearn.guardrail.kernels.dispatch import Step, step_for
+from sae_unlearn.guardrail.kernels.dispatch import step_for
+from sae_unlearn.guardrail.kernels.interface import Step
+from sae_unlearn.guardrail.peft_type import CHILD
 from sae_unlearn.guardrail.runtime.cache_state import (
     DynamicGateHistory,
     GateHistory,
@@ -44,91 +46,13 @@ from sae_unlearn.guardrail.runtime.cache_state import (
     history_of,
     unseen,
 )
-from sae_unlearn.guardrail.runtime.call_context import INPUTS, noted
-from sae_unlearn.guardrail.runtime.hooks import (
-    ForwardInputs,
-    current_inputs,
-    kept_tokens,
-    mask_of_pass,
-    remove_hooks,
-    sees_all,
-)
+from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
+from sae_unlearn.guardrail.runtime.hooks import remove_hooks
+from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_all
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
-from sae_unlearn.sae import SAESlice
-from sae_unlearn.sae.equations import without_autocast
-
-
-CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
-
-
-class FullPrecision(nn.Module):
-    """A module whose parameters are never lowered below float32: a threshold is a comparison, and casting the model to
-    half precision must not move it."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def keep(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.is_floating_point() and moved.dtype.itemsize < 4 <= tensor.dtype.itemsize:
-                return tensor.to(moved.device)
-            return moved
-
-        return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
-
-
-def _empty(*shape: int) -> nn.Parameter:
-    """A frozen parameter of NaN: a weight that never arrives is found out, and cannot be taken for one that is 0."""
-    return nn.Parameter(torch.full(shape, torch.nan), requires_grad=False)
-
-
-class GuardrailEncoder(FullPrecision):
-    """The guarded columns of an SAE's encoder.
-
-    Parameters: `weight [N, d_in]` (= `W_enc[:, S].T`), `bias [N]`, `threshold [N]`.
-    """
-
-    def __init__(self, d_in: int, num_features: int) -> None:
-        super().__init__()
-        self.weight = _empty(num_features, d_in)
-        self.bias = _empty(num_features)
-        self.threshold = _empty(num_features)
-
-    @classmethod
-    def of(cls, part: SAESlice) -> "GuardrailEncoder":
-        """The encoder of a slice of an SAE, in float32."""
-        encoder = cls(*part.W_enc.shape)
-        for parameter, tensor in (
-            (encoder.weight, part.W_enc.T),
-            (encoder.bias, part.b_enc),
-            (encoder.threshold, part.threshold),
-        ):
-            parameter.data.copy_(tensor)
-        return encoder
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`[..., d_in]` -> activations `a [..., N]`, in the parameters' precision."""
-        with without_autocast(hidden):
-            pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        return pre * (pre > self.threshold)
-
-
-class GuardrailDecoder(FullPrecision):
-    """The guarded rows of an SAE's decoder, and the values their features are clamped to.
-
-    Parameters: `weight [N, d_in]` (= `W_dec[S]`), `clamp [N]` (= `v`).
-    """
-
-    def __init__(self, d_in: int, num_features: int) -> None:
-        super().__init__()
-        self.weight = _empty(num_features, d_in)
-        self.clamp = _empty(num_features)
-
-    def forward(self, activations: Tensor, where: Tensor) -> Tensor:
-        """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
-        change = torch.where(where, self.clamp, activations) - activations
-        with without_autocast(change):
-            return change @ self.weight
+from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 
 class SAEGuardrailLayer(nn.Module, BaseTunerLayer):

@@ -11,7 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    pass
+
+
+PICTURE = "calibration.png"  # beside the card
 
 
 CONFIG_NAME = "adapter_config.json"

@@ -7,17 +7,13 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.layers import check_module, find_decoder_layers, text_config
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.layer import CHILD, SAEGuardrailLayer, forget_compiled_code, remove_guard
-from sae_unlearn.guardrail.model_hooks import ModelHooks
-from sae_unlearn.guardrail.peft_type import METHOD
-from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of, remove_hooks
-from sae_unlearn.guardrail.storage.reading import PARTS
-
-
-MODEL_TAGS = ["sae-guardrail", "unlearning"]
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer, forget_compiled_code, remove_guard
+from sae_unlearn.guardrail.peft_type import CHILD, METHOD
+from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, remove_hooks
+from sae_unlearn.guardrail.weights import PARTS
 
 
 class SAEGuardrailModel(BaseTuner):

@@ -1,19 +1,24 @@
 """What a guardrail makes of rows outside of a model's call, for fitting and checking: the gate's own functions, on the
-residual streams of `residual_batches`."""
+residual streams of `residual_batches`.
 
-from collections.abc import Iterable
+The residual stream as it is without guardrails.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.residual_stream import ResidualBatch
+from sae_unlearn.backbone.residual_stream import ResidualBatch, residual_batches
 from sae_unlearn.backbone.tokens import Document, read_corpus
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic, usual_norm
+from sae_unlearn.guardrail.model import guard_layers
 
 
 ROW_LIMIT = 8192  # tokens of a row, whatever the config says
@@ -107,3 +112,28 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
         activations[hot],
         batch.residual[hot].float().norm(dim=-1),
     )
+
+
+@contextmanager
+def guards_off(model: nn.Module) -> Iterator[None]:
+    """Guardrails that are on the model are out of force; other adapters stay as they are."""
+    guards = [layer for layer in guard_layers(model) if not layer.disable_adapters]
+    for layer in guards:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in guards:
+            layer.enable_adapters(True)
+
+
+def unguarded_residuals(
+    model: nn.Module,
+    rows: Iterable[list[int]],
+    layer: int,
+    batch_size: int,
+    wanted: Callable[[int], bool] | None = None,
+) -> Iterator[ResidualBatch]:
+    """`residual_batches` with the model's guardrails out of force. Arguments and errors are the same."""
+    with guards_off(model):
+        yield from residual_batches(model, rows, layer, batch_size, wanted=wanted)

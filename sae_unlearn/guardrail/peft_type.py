@@ -8,6 +8,12 @@ place where that is done, and it gives way the day PEFT ships a member of that n
 from peft.utils import PeftType
 
 
+CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
+
+
+MODEL_TAGS = ["sae-guardrail", "unlearning"]
+
+
 METHOD = "sae_guardrail"
 
 

@@ -1,9 +1,11 @@
 """What a guardrail is and what its fit recorded, in words. Its config may come from anybody: what is no number where
-one is expected is left out or shown as "-", and no string is escaped for anything."""
+one is expected is left out or shown as "-", and no string is escaped for anything.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+from sae_unlearn.checks import real, shown
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
@@ -90,22 +92,3 @@ def fit_warnings(calibration: dict[str, Any]) -> list[str]:
     """What the fit warned of."""
     found = calibration.get("warnings")
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
-
-
-def shown(value: Any, form: str) -> str:
-    """A number as `form` writes it, "-" for anything else."""
-    number = real(value)
-    return "-" if number is None else f"{number:{form}}"
-
-
-def real(value: Any) -> float | None:
-    """A number that can be shown; None for anything else that stands in a config."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e100:  # not NaN either
-        return None
-    return float(value)
-
-
-def reals(values: Any) -> list[float]:
-    """The numbers of a list."""
-    found = [real(value) for value in values] if isinstance(values, list) else []
-    return [value for value in found if value is not None]

@@ -1,13 +1,106 @@
 """Can these tensors be a guardrail's? Asked of every file before it is used, and of every guardrail before its first
-call, however its weights came onto the model."""
+call, however its weights came onto the model.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.sae import SAESlice
+from sae_unlearn.sae.equations import without_autocast
+
+
+def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
+    """A slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU."""
+    tensors = {
+        "encoder.weight": part.W_enc.T,
+        "encoder.bias": part.b_enc,
+        "encoder.threshold": part.threshold,
+        "decoder.weight": part.W_dec,
+        "decoder.clamp": clamp,
+    }
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+
+
+class FullPrecision(nn.Module):
+    """A module whose parameters are never lowered below float32: a threshold is a comparison, and casting the model to
+    half precision must not move it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype.itemsize < 4 <= tensor.dtype.itemsize:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+
+
+def _empty(*shape: int) -> nn.Parameter:
+    """A frozen parameter of NaN: a weight that never arrives is found out, and cannot be taken for one that is 0."""
+    return nn.Parameter(torch.full(shape, torch.nan), requires_grad=False)
+
+
+class GuardrailEncoder(FullPrecision):
+    """The guarded columns of an SAE's encoder.
+
+    Parameters: `weight [N, d_in]` (= `W_enc[:, S].T`), `bias [N]`, `threshold [N]`.
+    """
+
+    def __init__(self, d_in: int, num_features: int) -> None:
+        super().__init__()
+        self.weight = _empty(num_features, d_in)
+        self.bias = _empty(num_features)
+        self.threshold = _empty(num_features)
+
+    @classmethod
+    def of(cls, part: SAESlice) -> "GuardrailEncoder":
+        """The encoder of a slice of an SAE, in float32."""
+        encoder = cls(*part.W_enc.shape)
+        for parameter, tensor in (
+            (encoder.weight, part.W_enc.T),
+            (encoder.bias, part.b_enc),
+            (encoder.threshold, part.threshold),
+        ):
+            parameter.data.copy_(tensor)
+        return encoder
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., d_in]` -> activations `a [..., N]`, in the parameters' precision."""
+        with without_autocast(hidden):
+            pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        return pre * (pre > self.threshold)
+
+
+class GuardrailDecoder(FullPrecision):
+    """The guarded rows of an SAE's decoder, and the values their features are clamped to.
+
+    Parameters: `weight [N, d_in]` (= `W_dec[S]`), `clamp [N]` (= `v`).
+    """
+
+    def __init__(self, d_in: int, num_features: int) -> None:
+        super().__init__()
+        self.weight = _empty(num_features, d_in)
+        self.clamp = _empty(num_features)
+
+    def forward(self, activations: Tensor, where: Tensor) -> Tensor:
+        """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
+        change = torch.where(where, self.clamp, activations) - activations
+        with without_autocast(change):
+            return change @ self.weight
+
+
+PARTS = {
+    "encoder.weight": "sae_guardrail_encoder.weight",
+    "encoder.bias": "sae_guardrail_encoder.bias",
+    "encoder.threshold": "sae_guardrail_encoder.threshold",
+    "decoder.weight": "sae_guardrail_decoder.weight",
+    "decoder.clamp": "sae_guardrail_decoder.clamp",
+}
 
 
 # A row of an SAE's matrix has a norm near 1, up to the scale of its model's residual stream, which is folded in: no

@@ -147,7 +147,7 @@ class SparseAutoencoder(nn.Module):
             TypeError: `sae` has no `cfg.to_dict()` and `state_dict()`.
             SAEFormatError: an SAE of another place, or a setting that cannot be represented exactly.
         """
-        from sae_unlearn.sae.from_saelens import convert_saelens  # late: converting knows this class
+        from sae_unlearn.sae.loading import convert_saelens  # late: converting knows this class
 
         return convert_saelens(cls, sae, device, dtype)
 

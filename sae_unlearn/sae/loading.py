@@ -1,27 +1,168 @@
-"""From a folder or a repository to a `SparseAutoencoder`."""
+"""From a folder or a repository to a `SparseAutoencoder`.
+
+Where an SAE lies: a local folder, or a repository of the Hugging Face Hub.
+
+A `sae_lens.SAE` in memory as a `SparseAutoencoder`, by its configuration and weights; SAELens is not imported.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_unlearn.errors import UnlearnError
-from sae_unlearn.paths import clean_subfolder
-from sae_unlearn.sae.errors import SAEFormatError
-from sae_unlearn.sae.folder import SAEFolder
+from sae_unlearn.errors import SAEFormatError, UnlearnError
+from sae_unlearn.files.untrusted import check_inside, check_regular, clean_subfolder
 from sae_unlearn.sae.formats import find_reader, matching_readers
-from sae_unlearn.sae.location import Location, locate
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.formats.base import SAEFolder, SAEWeights
+from sae_unlearn.sae.formats.saelens import TENSORS, fold_saelens
+from sae_unlearn.sae.formats.saelens_config import parse_config
+from sae_unlearn.sae.validate import check_names
 
 
 if TYPE_CHECKING:
     from sae_unlearn.sae.autoencoder import SparseAutoencoder
+
+
+logger = logging.getLogger(__name__)
+
+# Files listed of a local folder at most: a wrong path such as "/" must end soon.
+MAX_FILES = 50_000
+REPO_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A tree of files that can be listed and fetched.
+
+    Attributes:
+        names: every file's path below the root, with "/".
+        revision: the commit, for a repository; None for a local folder.
+        fetch: puts one of `names` on this machine and returns its path.
+    """
+
+    names: tuple[str, ...]
+    revision: str | None
+    fetch: Callable[[str], Path]
+
+
+def locate(
+    id_or_path: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Location:
+    """The files of a local folder, or else of a Hub repository at one commit.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository id.
+        huggingface_hub.errors.*: the Hub's own errors (no such repository, no access, not in the cache).
+    """
+    path = Path(id_or_path).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise UnlearnError(f"revision={revision!r} was given, but {id_or_path} is a local folder; leave it out")
+
+        def inside(name: str) -> Path:
+            check_inside(path / name, path)
+            check_regular(path / name)
+            return path / name
+
+        return Location(list_files(path), None, inside)
+    if path.exists():
+        raise SAEFormatError(f"{id_or_path} is a file; pass the folder that holds the SAE")
+    if not REPO_ID.fullmatch(id_or_path):
+        raise FileNotFoundError(
+            f"{id_or_path} is no folder on this machine and no Hub repository id; expected a path, or an id such as "
+            "'google/gemma-scope-2b-pt-res' (the folder inside it goes into subfolder=)"
+        )
+    return locate_repository(id_or_path, revision, cache_dir, token, local_files_only)
+
+
+def list_files(root: Path) -> tuple[str, ...]:
+    """Every file below `root`, relative, with "/"; hidden folders are left out."""
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        names.extend((Path(folder) / name).relative_to(root).as_posix() for name in sorted(files))
+        if len(names) > MAX_FILES:
+            raise SAEFormatError(f"{root} holds more than {MAX_FILES} files; pass the folder of one SAE")
+    return tuple(names)
+
+
+def locate_repository(
+    repo_id: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Location:
+    """A repository at the commit that `revision` is now; the cached copy where the Hub cannot be asked."""
+    import huggingface_hub  # late: not needed for local folders
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if not (local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE):
+        try:
+            info = huggingface_hub.HfApi(token=token).model_info(repo_id, revision=revision)
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception as error:  # no connection: which class says so depends on huggingface_hub's version
+            cached = cached_repository(repo_id, revision, cache_dir)
+            if cached is None:
+                raise
+            logger.warning("the Hub could not be asked about %s (%s); using the cached copy", repo_id, error)
+            return cached
+        commit = info.sha
+
+        def fetch(name: str) -> Path:
+            # Asked for by its branch or tag, so that the cache learns which commit that is and serves it offline.
+            for wanted in (revision, commit):
+                path = huggingface_hub.hf_hub_download(repo_id, name, revision=wanted, cache_dir=cache_dir, token=token)
+                if commit in Path(path).parts:
+                    break  # else the branch moved since it was listed
+            return Path(path)
+
+        return Location(tuple(sibling.rfilename for sibling in info.siblings or ()), commit, fetch)
+
+    cached = cached_repository(repo_id, revision, cache_dir)
+    if cached is None:
+        raise huggingface_hub.errors.LocalEntryNotFoundError(
+            f"{repo_id} at revision {revision or 'main'} is neither a folder here nor in the cache, and "
+            "local_files_only (or HF_HUB_OFFLINE) forbids a download; allow it, or download the repository first"
+        )
+    return cached
+
+
+def cached_repository(repo_id: str, revision: str | None, cache_dir: str | os.PathLike[str] | None) -> Location | None:
+    """What the Hub's cache holds of a repository at `revision`, or None.
+
+    Layout: `models--org--name/refs/<branch or tag>` holds a commit, `snapshots/<commit>/` links to the files; see
+    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    import huggingface_hub
+
+    cache = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE).expanduser()
+    storage = cache / ("models--" + repo_id.replace("/", "--"))
+    commit = revision or "main"
+    if not COMMIT.fullmatch(commit):
+        ref = storage / "refs" / commit
+        if ".." in Path(commit).parts or not ref.is_file():
+            return None
+        commit = ref.read_text(encoding="utf-8").strip()
+    snapshot = storage / "snapshots" / commit
+    if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        return None
+    return Location(list_files(snapshot), commit, lambda name: snapshot / name)
 
 
 def load_pretrained(
@@ -136,3 +277,30 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def convert_saelens(
+    cls: type[SparseAutoencoder], sae: Any, device: torch.device | str | None, dtype: torch.dtype
+) -> SparseAutoencoder:
+    """Does the work of `SparseAutoencoder.from_saelens`; arguments and errors are described there."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UnlearnError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
+    where = f"the {type(sae).__name__} given"
+    config: Any = getattr(sae, "cfg", None)
+    if not callable(getattr(config, "to_dict", None)) or not callable(getattr(sae, "state_dict", None)):
+        raise TypeError(
+            f"expected a sae_lens.SAE, with cfg.to_dict() and state_dict(), got {type(sae).__name__}; "
+            "for a folder or a repository use SparseAutoencoder.from_pretrained"
+        )
+    raw = dict(config.to_dict())
+    metadata: Any = raw.get("metadata")
+    if hasattr(metadata, "to_dict"):
+        raw["metadata"] = metadata.to_dict()
+    settings = parse_config(raw, None, f"the cfg of {where}")
+    # Copies, so that the two never change each other; on the CPU, where float64 is always there.
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in sae.state_dict().items()}
+    named = [name if t.is_floating_point() else f"{name} of {t.dtype}" for name, t in tensors.items()]
+    check_names(named, TENSORS, where)
+    weights = fold_saelens(tensors, settings, Path(where), f"the cfg of {where}")
+    source = {"id": None, "architecture": weights.architecture, "format": "saelens"}
+    return build(cls, weights, source, where, device, dtype)

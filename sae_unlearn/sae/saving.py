@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.files.atomic import staged
-from sae_unlearn.paths import as_path
+from sae_unlearn.files.untrusted import as_path
 from sae_unlearn.sae.formats.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
 
 

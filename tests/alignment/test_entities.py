@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sae_unlearn.alignment.entities import Entity, EntitySet, overlap
-from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.errors import AlignmentError
 
 
 ROWS = [

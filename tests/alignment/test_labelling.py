@@ -14,13 +14,13 @@ from transformers import GenerationConfig
 from zoo import EOS, ZOO, base_model
 
 from sae_unlearn.alignment.entities import Entity, EntitySet
-from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.alignment.labelling import label as labelling
 from sae_unlearn.alignment.labelling.answer_matching import AnswerMatcher
 from sae_unlearn.alignment.labelling.label import LabellingRule, label_entities
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.labelling.sampling import sample_continuations
 from sae_unlearn.backbone.identity import model_key
+from sae_unlearn.errors import AlignmentError
 
 
 QUESTIONS = {"word": {"next": "w5 {entity}", "last": ("{entity} w6 w7", "{entity} w8")}}

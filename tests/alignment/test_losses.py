@@ -6,13 +6,9 @@ from torch.nn import functional as F
 
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment import AlignmentError, SAEAlignmentConfig
-from sae_unlearn.alignment.away import AWAY, away_part
-from sae_unlearn.alignment.codes import LatentCodes, RawCodes
-from sae_unlearn.alignment.collapse import variance_ratio
-from sae_unlearn.alignment.latents import Latents
-from sae_unlearn.alignment.loss import TOWARD
-from sae_unlearn.alignment.retain import hidden_mse, kl_to_base
-from sae_unlearn.alignment.standing import Standing
+from sae_unlearn.alignment.latents import LatentCodes, Latents, RawCodes
+from sae_unlearn.alignment.loss import AWAY, TOWARD, Standing, away_part, hidden_mse, kl_to_base
+from sae_unlearn.alignment.metrics import variance_ratio
 
 
 ROWS, N, KNOWN = 5, 6, 3

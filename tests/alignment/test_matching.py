@@ -2,9 +2,9 @@
 
 import pytest
 
+from sae_unlearn.alignment.dataset import match_unknown
 from sae_unlearn.alignment.entities import Entity, EntitySet
-from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.matching import match_unknown
+from sae_unlearn.errors import AlignmentError
 
 
 def named(*names, entity_type="city"):

@@ -6,8 +6,7 @@ import pytest
 from small_tokenizers import SMALL_TOKENIZERS, across_words, byte_level, unigram, word_level
 
 from sae_unlearn.alignment.entities import Entity
-from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.position import locate_entity
+from sae_unlearn.alignment.prompts import locate_entity
 from sae_unlearn.alignment.templates import (
     ENTITY_TEMPLATES,
     GENERIC_TEMPLATES,
@@ -18,6 +17,7 @@ from sae_unlearn.alignment.templates import (
     render,
 )
 from sae_unlearn.demo.model import demo_model_folder, load_demo_model
+from sae_unlearn.errors import AlignmentError
 
 
 TEMPLATES = (

@@ -13,8 +13,8 @@ from oracles import with_package
 from peft import PeftModel
 from tiny_topic import tiny_parts
 
-from sae_unlearn.alignment.errors import AlignmentError
-from sae_unlearn.alignment.sharding import check_sharding
+from sae_unlearn.alignment.adapter import check_sharding
+from sae_unlearn.errors import AlignmentError
 
 
 SCRIPT = Path(__file__).with_name("aligned_in_processes.py")

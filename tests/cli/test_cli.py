@@ -14,8 +14,8 @@ from sae_unlearn import __version__, attach_guardrail, fit_guardrail
 from sae_unlearn.cli import fit as fit_command
 from sae_unlearn.cli import inputs as loading
 from sae_unlearn.cli import show as show_command
+from sae_unlearn.cli.inputs import drawn, read_texts
 from sae_unlearn.cli.main import COMMANDS, main
-from sae_unlearn.commands.texts import drawn, read_texts
 from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
 from sae_unlearn.files.terminal import printable, side_by_side, table
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from sae_unlearn.demo import model as demo_model
-from sae_unlearn.demo.model import CACHE_VARIABLE, DEMO_MODEL_NAME, demo_model_folder, load_demo_model
-from sae_unlearn.demo.sae import load_demo_sae
+from sae_unlearn.demo.model import CACHE_VARIABLE, DEMO_MODEL_NAME, demo_model_folder, load_demo_model, load_demo_sae
 
 
 TEXT = """The heart is a muscular organ that pumps blood through the vessels of the circulatory system. In a person at

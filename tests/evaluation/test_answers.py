@@ -4,8 +4,7 @@ import pytest
 from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
-from sae_unlearn.evaluation.answers import ask, count_answers, verdict
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, complete
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, ask, complete, count_answers, verdict
 
 
 def completed(text, right=False, subject=""):

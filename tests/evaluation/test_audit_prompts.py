@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from sae_unlearn.evaluation import Fact
-from sae_unlearn.evaluation.attacks.cue import END_OF_SENTENCE, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks import dilution_attack, rephrasing_attack, spelling_attack, wrapper_attack
+from sae_unlearn.evaluation.audit.attacks.base import END_OF_SENTENCE, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, diluted, filler_words
 from sae_unlearn.evaluation.audit.attacks.rephrasing import TEMPLATES, rephrased
 from sae_unlearn.evaluation.audit.attacks.spelling import respelt

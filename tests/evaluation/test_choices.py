@@ -5,6 +5,7 @@ import torch
 from lettered_words import LETTERS, lettered_tokenizer
 from zoo import BOS, base_model
 
+from sae_unlearn.backbone.tokens import question_prompt, turn_prompt
 from sae_unlearn.evaluation import (
     Choice,
     answer_likelihoods,
@@ -12,11 +13,9 @@ from sae_unlearn.evaluation import (
     right_by_letter,
     right_by_likelihood,
 )
-from sae_unlearn.evaluation.choice import lettered, rotated
-from sae_unlearn.evaluation.choice_figures import choice_figures
+from sae_unlearn.evaluation.figures import Settings, choice_figures
+from sae_unlearn.evaluation.metrics.choices import lettered, rotated
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
-from sae_unlearn.evaluation.prompting import question_prompt, turn_prompt
-from sae_unlearn.evaluation.settings import Settings
 
 
 CHOICES = [

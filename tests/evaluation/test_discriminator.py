@@ -5,8 +5,7 @@ import sys
 import pytest
 import torch
 
-from sae_unlearn.evaluation.discriminator import refit_discriminator
-from sae_unlearn.evaluation.representation.probes import fit_base_probe, read_base_probe
+from sae_unlearn.evaluation.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
 
 
 D, TEMPLATES = 640, 3

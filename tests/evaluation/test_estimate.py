@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sae_unlearn.evaluation.pair_auc import pair_auc
-from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.estimate import Estimate, pair_auc
 from sae_unlearn.stats import pair_wins, wilson_interval
 
 

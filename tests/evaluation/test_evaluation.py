@@ -9,7 +9,7 @@ from zoo import BOS, EOS, base_model
 
 from sae_unlearn import UnlearnError, fit_guardrail, record_firings
 from sae_unlearn.backbone.layers import find_decoder_layers
-from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.backbone.tokens import prompt_ids
 from sae_unlearn.evaluation import (
     Choice,
     Fact,

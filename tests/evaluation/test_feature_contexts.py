@@ -8,7 +8,7 @@ from zoo import BOS
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.evaluation import feature_contexts
-from sae_unlearn.evaluation.token_pieces import token_pieces
+from sae_unlearn.evaluation.explorer.feature_contexts import token_pieces
 
 
 TEXTS = {"forget": topic_texts("forget", 21, seed=3), "retain": topic_texts("retain", 17, seed=3)}

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 
-from sae_unlearn.evaluation.kl import row_divergences
+from sae_unlearn.evaluation.metrics.text import row_divergences
 
 
 TEXTS = [*topic_texts("forget", 3), "w3 w4 <eos> w5"]

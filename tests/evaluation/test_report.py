@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sae_unlearn.evaluation import Estimate, Figure, Report, compare
-from sae_unlearn.evaluation.intervals import bootstrap_interval, ratio_draws
 from sae_unlearn.evaluation.report.figure import figure_of_rows, fingerprint, group_numbers
+from sae_unlearn.stats import bootstrap_interval, ratio_draws
 
 
 HITS = [1, 0, 1, 1, 0, 0, 1, 1]

@@ -100,7 +100,7 @@ def test_the_model_is_left_as_it_was(monkeypatch):
     assert found.doses[-1].change["forget"].value != 0  # it clamps while it is swept
     assert list_guardrails(guarded) == before[0]
     assert all(torch.equal(value, before[1][key]) for key, value in guarded.state_dict().items())
-    monkeypatch.setattr("sae_unlearn.evaluation.sweeping.batch_losses", None)
+    monkeypatch.setattr("sae_unlearn.evaluation.explorer.sweep.batch_losses", None)
     with pytest.raises(TypeError):
         sweep_guardrail(guarded, tokenizer, **TEXTS, adapter_name="first", progress=False)
     assert list_guardrails(guarded) == before[0]

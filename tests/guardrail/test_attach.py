@@ -352,7 +352,7 @@ def test_from_the_hub_at_a_pinned_revision(hub, fitted):
 
 def test_both_files_are_of_one_commit(hub, fitted, monkeypatch):
     """A branch that moves between the two reads does not mix a config with another commit's weights."""
-    from sae_unlearn.guardrail import source
+    from sae_unlearn.files import hub as source
 
     original = source.hf_hub_download
     (hub / "models--me--guard" / "refs" / "main").write_text(COMMIT)

@@ -8,7 +8,7 @@ from zoo import WIDTH, base_model
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 from sae_unlearn.sae.compatibility import check_sae
-from sae_unlearn.sae.layer import layer_of_hook
+from sae_unlearn.sae.formats.base import layer_of_hook
 
 
 def test_resid_pre_of_a_layer_is_what_the_layer_before_it_gives_out():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_unlearn.sae_source import public_source, source_line
+from sae_unlearn.cards.provenance import public_source, source_line
 
 
 COMMIT = "f" * 40

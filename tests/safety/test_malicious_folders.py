@@ -120,7 +120,7 @@ def test_loading_a_sound_guardrail_opens_no_socket_and_imports_and_unpickles_not
 
 def test_the_hub_client_is_the_only_one_that_is_asked(monkeypatch):
     """What is no folder goes to `hf_hub_download`, and offline that opens no socket either."""
-    from sae_unlearn.guardrail import source
+    from sae_unlearn.files import hub as source
 
     asked = []
     original = source.hf_hub_download

@@ -11,7 +11,8 @@ from sae_unlearn import record_firings
 from sae_unlearn.guardrail.gate import HITS, TOKENS
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
-from sae_unlearn.guardrail.runtime.hooks import ForwardInputs, kept_tokens
+from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
+from sae_unlearn.guardrail.runtime.masks import kept_tokens
 
 
 SEQ, HEADS = 12, 4

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.errors import AlignmentError
 
 
 FORMAT = 1

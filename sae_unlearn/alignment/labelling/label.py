@@ -16,20 +16,19 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.errors import AlignmentError
+from sae_unlearn.alignment.entities import Entity, EntitySet
 from sae_unlearn.alignment.labelling.answer_log import AnswerLog, Asked, Question
 from sae_unlearn.alignment.labelling.answer_matching import MATCHES, AnswerMatcher
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.labelling.sampling import sample_continuations
-from sae_unlearn.alignment.position import in_chat
+from sae_unlearn.alignment.prompts import in_chat
 from sae_unlearn.alignment.templates import Prompt, Questions, render
 from sae_unlearn.alignment.templates import questions as questions_for
 from sae_unlearn.backbone.distributed import gathered, process_count, process_index
 from sae_unlearn.backbone.identity import model_key
-from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.backbone.residual_stream import evaluation_mode
+from sae_unlearn.backbone.tokens import prompt_ids
+from sae_unlearn.errors import AlignmentError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.errors import AlignmentError
 from sae_unlearn.backbone.layers import base_model_of, input_device
+from sae_unlearn.errors import AlignmentError
 
 
 _ROWS_AT_ONCE = 64  # rows whose probabilities over the vocabulary are held in double precision at once

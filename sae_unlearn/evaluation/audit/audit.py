@@ -18,8 +18,8 @@ from sae_unlearn.evaluation.audit.registry import ATTACKS, FROM_ZERO, budget
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.evaluate import about_model
+from sae_unlearn.evaluation.figures import Settings
 from sae_unlearn.evaluation.report.comparison import paired_change
-from sae_unlearn.evaluation.settings import Settings
 
 
 def audit(

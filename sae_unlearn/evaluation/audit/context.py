@@ -16,11 +16,10 @@ from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 from sae_unlearn.evaluation.audit.attacks.splitting import Conversations
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.base_model import has_adapters, without_adapters
-from sae_unlearn.evaluation.choice import Choice, lettered
-from sae_unlearn.evaluation.figures import check_answers, fact_figures, recall_figures
+from sae_unlearn.evaluation.figures import Settings, check_answers, fact_figures, recall_figures
+from sae_unlearn.evaluation.metrics.choices import Choice, lettered
 from sae_unlearn.evaluation.metrics.recall import Fact
 from sae_unlearn.evaluation.report.figure import Figure, fingerprint
-from sae_unlearn.evaluation.settings import Settings
 
 
 Figures = tuple[Figure, ...]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers, max_positions, text_config
+from sae_unlearn.backbone.tokens import turn_prompt
 from sae_unlearn.evaluation.audit.attacks import (
     dilution,
     direction,
@@ -29,7 +30,6 @@ from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.base_model import has_adapters
 from sae_unlearn.evaluation.figures import tokens_needed
 from sae_unlearn.evaluation.metrics.recall import Fact
-from sae_unlearn.evaluation.prompting import turn_prompt
 from sae_unlearn.guardrail.model import guard_layers
 
 

@@ -8,7 +8,7 @@ import torch
 
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, plain_estimate
-from sae_unlearn.evaluation.stored import read_as
+from sae_unlearn.evaluation.report.files import read_as
 
 
 RECALL = "alias_recall"

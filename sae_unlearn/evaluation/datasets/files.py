@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.backbone.json_lines import json_lines
+from sae_unlearn.files.untrusted import json_lines
 
 
 def read_rows(

@@ -10,8 +10,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.datasets.files import read_rows, text_of
+from sae_unlearn.evaluation.metrics.choices import Choice
 
 
 HUB_ID = "cais/mmlu"

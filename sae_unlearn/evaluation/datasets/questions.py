@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.datasets.files import read_file, text_of
 from sae_unlearn.evaluation.datasets.mmlu import exam_choices
+from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
 
 

@@ -4,13 +4,13 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.datasets.mmlu import mmlu_choices
 from sae_unlearn.evaluation.datasets.muse import muse_facts, muse_passages, muse_texts
 from sae_unlearn.evaluation.datasets.relations import relation_facts
 from sae_unlearn.evaluation.datasets.rwku import rwku_facts
 from sae_unlearn.evaluation.datasets.tofu import tofu_choices, tofu_facts
 from sae_unlearn.evaluation.datasets.wmdp import wmdp_choices
+from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
 
 

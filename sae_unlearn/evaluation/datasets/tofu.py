@@ -5,8 +5,8 @@ Hub: `locuslab/TOFU`. In a folder: `forget10.json`, `forget10_perturbed.json` an
 
 from typing import Any
 
-from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.datasets.files import read_rows, text_of
+from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
 
 

@@ -4,9 +4,9 @@ Hub: `cais/wmdp`. In a folder: `bio_questions.json` (the authors' release), `wmd
 `wmdp-bio/test-*.parquet`; `chem` and `cyber` alike.
 """
 
-from sae_unlearn.evaluation.choice import Choice
 from sae_unlearn.evaluation.datasets.files import read_rows
 from sae_unlearn.evaluation.datasets.mmlu import exam_choices
+from sae_unlearn.evaluation.metrics.choices import Choice
 
 
 HUB_ID = "cais/wmdp"

@@ -10,10 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.explorer.feature_contexts import FeatureContexts, contexts_in
-from sae_unlearn.evaluation.explorer.sweep import Sweep
-from sae_unlearn.evaluation.explorer.texts import GuardedTexts
-from sae_unlearn.evaluation.sweeping import swept
-from sae_unlearn.evaluation.the_guardrail import clamp_of
+from sae_unlearn.evaluation.explorer.sweep import Sweep, swept
+from sae_unlearn.evaluation.explorer.texts import GuardedTexts, clamp_of
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.storage.reading import read_artefact

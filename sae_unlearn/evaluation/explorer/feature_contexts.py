@@ -2,10 +2,12 @@
 
 One pass through the model, up to the guarded layer. Of each feature only the best contexts are kept, so memory does not
 grow with the texts.
+
+What each token of a row adds to its text.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,25 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts
-from sae_unlearn.evaluation.token_pieces import token_pieces
 from sae_unlearn.guardrail.offline import judged_tokens
+
+
+_UNFINISHED = "\ufffd"  # what a decoder gives for bytes that are a part of a character
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of a row of token ids as one piece for each token; together they are the text.
+
+    A character of several tokens belongs to the last of them, and the others are empty. Blanks before words are kept,
+    which a token that is decoded alone may lose.
+    """
+    pieces, done = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        whole = text if end == len(ids) else text.rstrip(_UNFINISHED)
+        pieces.append(whole[len(done) :])
+        done = whole if len(whole) > len(done) else done
+    return pieces
 
 
 @dataclass(frozen=True)

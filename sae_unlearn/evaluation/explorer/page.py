@@ -6,16 +6,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from sae_unlearn.checks import shown
 from sae_unlearn.evaluation.explorer import charts
 from sae_unlearn.evaluation.explorer import view as contents
-from sae_unlearn.guardrail.summary import (
-    curve_rows,
-    fire_rows,
-    fit_warnings,
-    guardrail_facts,
-    shown,
-    statistic_in_words,
-)
+from sae_unlearn.guardrail.summary import curve_rows, fire_rows, fit_warnings, guardrail_facts, statistic_in_words
 from sae_unlearn.version import __version__
 
 

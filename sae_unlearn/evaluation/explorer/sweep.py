@@ -1,16 +1,38 @@
-"""What a sweep over doses and thresholds found: points of loss and firing, which can be kept, and known again."""
+"""What a sweep over doses and thresholds found: points of loss and firing, which can be kept, and known again.
+
+What another dose, or another threshold, would do: the change of the loss on forget and on retain text.
+
+With `loss_i(none)` the loss of row i without the guardrail, in nats per token, the change at dose `m` (the clamp values
+times m) and threshold `tau` is
+
+    change_i(m, tau) = loss_i(m, tau) - loss_i(none),        0 for rows on which the gate does not fire
+
+Under `gate_scope="sequence"` a row is judged whole, so its loss is one of two numbers, and the curve over thresholds
+costs one pass with the gate open. Under `"prefix"` every threshold is a pass of its own over the rows that fire.
+"""
 
 import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.checks import check_is
+from sae_unlearn.evaluation.explorer.texts import GuardedTexts, alone_and_clamping, clamp_of
+from sae_unlearn.evaluation.metrics.text import batch_losses, predicted_rows
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.offline import guards_off
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class Sweep:
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            doses, thresholds = (tuple(map(_point, stored[name])) for name in ("doses", "thresholds"))
+            doses, thresholds = (tuple(map(_stored_point, stored[name])) for name in ("doses", "thresholds"))
             base = {str(role): float(loss) for role, loss in stored["base_loss"].items()}
             return cls(doses, thresholds, base, dict(stored["guardrail"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -91,6 +113,134 @@ def about(config: SAEGuardrailConfig) -> dict[str, Any]:
     return {"layer": config.layer, "feature_ids": config.feature_ids, "threshold": config.threshold}
 
 
-def _point(stored: dict[str, Any]) -> SweepPoint:
+def _stored_point(stored: dict[str, Any]) -> SweepPoint:
     change = {str(role): Estimate(**found) for role, found in stored["change"].items()}
     return SweepPoint(float(stored["setting"]), change, {str(r): float(v) for r, v in stored["fires"].items()})
+
+
+DOSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+ALL_FIRE = -1.0  # a threshold that every statistic exceeds
+_STEPS = {"sequence": 24, "prefix": 6}
+
+
+def sweep_guardrail(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Iterable[Any] | None = None,
+    retain: Iterable[Any] | None = None,
+    *,
+    adapter_name: str | None = None,
+    doses: Sequence[float] = DOSES,
+    thresholds: Sequence[float] | None = None,
+    text_column: str = "text",
+    batch_size: int = 4,
+    progress: bool = True,
+) -> Sweep:
+    """Measure the loss on texts at other doses and thresholds of a guardrail. It clamps, whatever its action; other
+    guardrails are out of force, and other adapters stay as they are. Afterwards all is as before.
+
+    The cost is two forward passes over all rows, one up to the guarded layer, and one for each dose over the rows on
+    which the gate fires.
+
+    Args:
+        model: a model with the guardrail.
+        forget, retain: texts of the topic, and others, held out from fitting. One of the two may be left out. They are
+            read as the fit read its own.
+        adapter_name: which guardrail; None takes the only one.
+        doses: multiples of the guardrail's clamp values; 1 is measured anyway.
+        thresholds: None spreads some from 0 to the largest statistic; the guardrail's own is measured anyway.
+        text_column: column of datasets and mappings that holds the text.
+        batch_size: rows per forward pass; the result does not depend on it, up to rounding.
+        progress: show progress bars.
+
+    Raises:
+        GuardrailError: there is no such guardrail, no text, or an empty corpus.
+        ValueError: a dose is negative, which would amplify the topic.
+    """
+    texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
+    return swept(texts, doses, thresholds)
+
+
+def swept(texts: GuardedTexts, doses: Sequence[float] = DOSES, thresholds: Sequence[float] | None = None) -> Sweep:
+    """`sweep_guardrail` on texts that may have been read for something else too."""
+    if any(dose < 0 for dose in doses):
+        raise ValueError(f"doses={list(doses)}; a negative one would amplify the topic.")
+    config, own = texts.config, texts.config.tau
+    sides = {role: _Side(texts, role) for role in texts.documents}
+    highest = max(own, *(float(side.statistics.max()) for side in sides.values()))
+    asked = torch.linspace(0, highest, _STEPS[config.gate_scope]).tolist() if thresholds is None else thresholds
+    with evaluation_mode(texts.model), alone_and_clamping(texts.model, texts.name):
+        by_threshold = [_point(tau, sides, 1.0, tau) for tau in sorted({own, *map(float, asked)})]
+        by_dose = [_point(dose, sides, dose, own) for dose in sorted({1.0, *map(float, doses)})]
+    base = {role: float(Estimate.mean(side.base, subjects=side.subjects).value) for role, side in sides.items()}
+    return Sweep(tuple(by_dose), tuple(by_threshold), base, about(config))
+
+
+class _Side:
+    """The rows of one role, their statistics, and their losses without the guardrail and with it."""
+
+    def __init__(self, texts: GuardedTexts, role: str) -> None:
+        self._texts, self._role = texts, role
+        # where padding counts, a row is judged as it is alone
+        self._size = 1 if texts.config.counting == "columns" else texts.batch_size
+        self._special = texts.tokenizer.all_special_ids
+        rows = texts.rows(role)
+        kept = [i for i, (_, row) in enumerate(rows) if any(next(predicted_rows([row], self._special, 1)).counts)]
+        if not kept:
+            raise GuardrailError(f"The {role} corpus has no token to predict; give longer texts.")
+        self.subjects, self.rows = [rows[i][0] for i in kept], [rows[i][1] for i in kept]
+        self.statistics = texts.statistics(role)[kept]
+        with evaluation_mode(texts.model), guards_off(texts.model):
+            self.base = self._losses(torch.arange(len(self.rows)), "without")
+        self._open: Tensor | None = None
+
+    def fires(self, tau: float) -> float:
+        """Share of rows on which the gate fires."""
+        return float((self.statistics > tau).double().mean())
+
+    def change(self, dose: float, tau: float) -> Tensor:
+        """`[n]`, the change of the loss of each row."""
+        which, change = (self.statistics > tau).nonzero().flatten(), torch.zeros_like(self.base)
+        whole = self._texts.config.gate_scope == "sequence"
+        if whole and dose == 1.0:
+            if self._open is None:
+                self._open = self._losses(torch.arange(len(self.rows)), "gate open", 1.0, ALL_FIRE)
+            found = self._open[which]
+        else:
+            title = f"dose {dose:g}" if whole else f"dose {dose:g}, threshold {tau:.3g}"
+            found = self._losses(which, title, dose, ALL_FIRE if whole else tau)
+        change[which] = found - self.base[which]
+        return change
+
+    @contextmanager
+    def _set(self, dose: float, tau: float) -> Iterator[None]:
+        """Another dose and threshold, until the end of the block."""
+        config, clamp = self._texts.config, clamp_of(self._texts.layer, self._texts.name)
+        own = config.threshold
+        before = clamp.detach().clone()
+        try:
+            with torch.no_grad():
+                clamp.copy_(before * dose)
+            config.threshold = tau
+            yield
+        finally:
+            with torch.no_grad():
+                clamp.copy_(before)
+            config.threshold = own
+
+    def _losses(self, which: Tensor, title: str, dose: float = 1.0, tau: float = ALL_FIRE) -> Tensor:
+        """`[len(which)]` float64, at a dose and a threshold."""
+        losses = torch.zeros(len(which), dtype=torch.float64)
+        rows = [self.rows[i] for i in which.tolist()]
+        title, hidden = f"{self._role}: {title}", not self._texts.progress or not rows
+        with self._set(dose, tau), tqdm(total=len(rows), desc=title, unit="row", disable=hidden) as bar:
+            for batch in predicted_rows(rows, self._special, self._size):
+                losses[batch.index] = batch_losses(self._texts.model, batch)
+                bar.update(len(batch.index))
+        return losses
+
+
+def _point(setting: float, sides: dict[str, _Side], dose: float, tau: float) -> SweepPoint:
+    """All sides at a dose and a threshold, one of which is the setting."""
+    change = {role: Estimate.mean(side.change(dose, tau), subjects=side.subjects) for role, side in sides.items()}
+    return SweepPoint(setting, change, {role: side.fires(tau) for role, side in sides.items()})

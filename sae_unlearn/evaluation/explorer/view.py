@@ -3,12 +3,13 @@ string. A config may have been written by anybody: what is no number where one i
 
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.checks import real, reals, shown
 from sae_unlearn.evaluation.explorer.feature_contexts import Context, GuardedFeature
 from sae_unlearn.evaluation.explorer.neuronpedia import feature_page, neuronpedia_id
 from sae_unlearn.evaluation.explorer.sweep import SweepPoint
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.files.terminal import printable
-from sae_unlearn.guardrail.summary import ROLES, real, reals, shown
+from sae_unlearn.guardrail.summary import ROLES
 
 
 if TYPE_CHECKING:

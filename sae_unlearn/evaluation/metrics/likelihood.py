@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
-from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.backbone.tokens import prompt_ids, right_padded
 
 
 class AnswerLikelihoods(NamedTuple):

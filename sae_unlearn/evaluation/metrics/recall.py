@@ -1,20 +1,25 @@
-"""Recall of facts by completion."""
+"""Recall of facts by completion.
+
+What a model says when it is asked: right, wrong, or a refusal.
+
+ROUGE-L of completions against accepted answers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import gathered, is_mine
 from sae_unlearn.backbone.layers import check_module, input_device
 from sae_unlearn.backbone.logits import FiniteLogits
-from sae_unlearn.backbone.padding import padding_id
-from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.backbone.tokens import padding_id, prompt_ids
 from sae_unlearn.checks import check_all, check_counts, check_is
+from sae_unlearn.evaluation.report.estimate import Estimate
 
 
 LEADING = " \t\n\"'“‘*(["
@@ -134,3 +139,132 @@ def begins_with(text: str, answers: Sequence[str]) -> bool:
 def _without_article(text: str) -> str:
     article = next((article for article in _ARTICLES if text.startswith(article)), "")
     return text[len(article) :].lstrip(LEADING)
+
+
+REFUSALS = (
+    "i don't know",
+    "i do not know",
+    "i'm not sure",
+    "i am not sure",
+    "i'm not aware",
+    "i am not aware",
+    "i'm not familiar",
+    "i am not familiar",
+    "i'm sorry",
+    "i am sorry",
+    "i apologize",
+    "i cannot",
+    "i can't",
+    "i have no information",
+    "i have no idea",
+    "i don't have",
+    "i do not have",
+    "i'm unable",
+    "i am unable",
+    "no idea",
+    "unknown",
+    "not known",
+    "it is not known",
+    "it is unknown",
+    "it's unknown",
+    "there is no information",
+    "no information",
+    "there is no such",
+    "sorry",
+    "unfortunately",
+)
+"""Beginnings of completions that count as a refusal, in lower case and with plain apostrophes."""
+
+Verdict = Literal["right", "wrong", "refused"]
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """Shares of completions that are right, wrong or a refusal; the three add up to one.
+
+    The intervals are Wilson's, over subjects where the facts name them.
+    """
+
+    right: Estimate
+    wrong: Estimate
+    refused: Estimate
+
+
+def ask(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    max_new_tokens: int = 8,
+    batch_size: int = 16,
+    refusals: Sequence[str] = REFUSALS,
+    progress: str | None = None,
+) -> AnswerCounts:
+    """Complete each fact's prompt greedily, and count what comes.
+
+    Args:
+        model: any causal language model, with or without adapters.
+        facts: prompts and accepted answers; facts of one `subject` count as one observation in the intervals.
+        refusals: see `verdict`.
+        progress: title of a progress bar; None for no bar.
+    """
+    return count_answers(recall(model, tokenizer, facts, max_new_tokens, batch_size, progress), refusals)
+
+
+def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -> AnswerCounts:
+    """Shares of right, wrong and refused completions.
+
+    Raises:
+        ValueError: no completions.
+    """
+    if not found:
+        raise ValueError("No completions to count; pass at least one fact.")
+    check_all(found, Recall, "found")
+    verdicts = [verdict(one, refusals) for one in found]
+    subjects = [one.fact.subject or str(number) for number, one in enumerate(found)]
+    return AnswerCounts(*(Estimate.share([v == kind for v in verdicts], subjects) for kind in get_args(Verdict)))
+
+
+def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
+    """Right where the completion begins with an answer; else refused where it begins with one of `refusals` (case and
+    leading blanks aside, whole words); else wrong."""
+    if found.right:
+        return "right"
+    text = found.completion.lstrip(LEADING).lower().replace("’", "'")
+    for phrase in refusals:
+        if text.startswith(phrase) and not text[len(phrase) : len(phrase) + 1].isalnum():
+            return "refused"
+    return "wrong"
+
+
+class RougeL(NamedTuple):
+    """Of each completion, `[n]` float64, against the accepted answer it fits best.
+
+    Attributes:
+        recall: LCS / words of the answer, as TOFU and RWKU report it. What a completion goes on to say does not lower
+            it.
+        f1: the harmonic mean of that and of LCS / words of the completion, as MUSE reports it.
+    """
+
+    recall: Tensor
+    f1: Tensor
+
+
+def rouge_l(found: Sequence[Recall]) -> RougeL:
+    """ROUGE-L by the longest common subsequence of words (C.-Y. Lin, 2004).
+
+    Words are stemmed, and made of Latin letters and digits: answers in other scripts get 0.
+
+    Raises:
+        ImportError: rouge-score is not installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ImportError('ROUGE-L needs rouge-score; run: pip install "sae-unlearn[eval]"') from error
+    check_all(found, Recall, "found")
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [[scorer.score(answer, one.completion)["rougeL"] for answer in one.fact.answers] for one in found]
+    return RougeL(
+        torch.tensor([max(score.recall for score in each) for each in scores], dtype=torch.float64),
+        torch.tensor([max(score.fmeasure for score in each) for each in scores], dtype=torch.float64),
+    )

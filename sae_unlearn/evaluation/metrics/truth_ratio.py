@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.checks import check_tensors
-from sae_unlearn.evaluation.choice import Choice
+from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.report.estimate import Estimate
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.checks import check_is
-from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, Unit, group_sums, in_unit, plain_estimate
 from sae_unlearn.evaluation.report.files import write_report
 from sae_unlearn.evaluation.report.report import Report, cell, markdown_table, shown, shown_interval
+from sae_unlearn.stats import percentile_interval, ratio_draws
 
 
 NAME = "comparison"

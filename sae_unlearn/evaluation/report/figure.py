@@ -10,10 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sae_unlearn.evaluation.intervals import percentile_interval, ratio_draws
 from sae_unlearn.evaluation.report.estimate import Estimate
-from sae_unlearn.evaluation.stored import read_as
-from sae_unlearn.stats import wilson_interval
+from sae_unlearn.evaluation.report.files import read_as
+from sae_unlearn.stats import percentile_interval, ratio_draws, wilson_interval
 
 
 Unit = Literal["share", "score", "nats", "perplexity", "ratio", "p"]

@@ -1,9 +1,12 @@
-"""The files of a report: JSON, Markdown, and a picture where it can be drawn."""
+"""The files of a report: JSON, Markdown, and a picture where it can be drawn.
+
+What was read from JSON, and may be anything.
+"""
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,3 +66,18 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path} is no report of {what}: {error}") from error
+
+
+@contextmanager
+def read_as(what: str) -> Iterator[None]:
+    """Within it, whatever a value that is missing or of another kind raises is a `ValueError`, naming it.
+
+    Args:
+        what: that is being read.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"This is no {what}: it has no {error}.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"This is no {what}: {error}") from error

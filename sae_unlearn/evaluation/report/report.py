@@ -8,8 +8,7 @@ from typing import Any
 
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, Unit
-from sae_unlearn.evaluation.report.files import read_report, write_report
-from sae_unlearn.evaluation.stored import read_as
+from sae_unlearn.evaluation.report.files import read_as, read_report, write_report
 from sae_unlearn.files.terminal import printable
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.checks import check_is
-from sae_unlearn.evaluation.intervals import percentile_interval, times_drawn
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.stats import percentile_interval, times_drawn
 
 
 ALARM = 0.5

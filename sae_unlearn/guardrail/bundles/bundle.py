@@ -20,16 +20,15 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from torch import nn
 
-from sae_unlearn.backbone.layers import uncompiled
+from sae_unlearn.backbone.layers import bare_model, uncompiled
 from sae_unlearn.cards.card import SavedReport
-from sae_unlearn.guardrail.attach import attach_guardrail, bare_model, detach_guardrail, free_name
-from sae_unlearn.guardrail.bundle_lora_card import write_lora_card
-from sae_unlearn.guardrail.bundles.card import write_bundle_card
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.files.hub import fetch_file
+from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail, free_name
+from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
 from sae_unlearn.guardrail.bundles.lora import check_lora_config, put_lora, take_lora_off, trained
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.source import fetch_file
 from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licences, write_card
 from sae_unlearn.guardrail.storage.reading import read_artefact

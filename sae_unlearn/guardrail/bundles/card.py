@@ -1,14 +1,21 @@
-"""The card of a bundle, `README.md` in its folder."""
+"""The card of a bundle, `README.md` in its folder.
+
+The card of the LoRA of a bundle, `README.md` in its folder.
+
+A model does not tell where its LoRA came from, so the card says what the config does and no more.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from peft import LoraConfig
 from torch import nn
 
-from sae_unlearn.cards.card import adapter_metadata, report_section, write_model_card
+from sae_unlearn.cards.card import adapter_metadata, as_plain_text, report_section, write_model_card
+from sae_unlearn.cards.provenance import licence_lines
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.model import MODEL_TAGS
-from sae_unlearn.guardrail.storage.card import CardDetails, base_of
+from sae_unlearn.guardrail.peft_type import MODEL_TAGS
+from sae_unlearn.guardrail.storage.card import CardDetails, attached, base_of
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
@@ -39,3 +46,26 @@ def _members(configs: Mapping[str, SAEGuardrailConfig], lora: str | None) -> str
     if lora:
         lines.append(f"| [{lora}]({lora}/README.md) | LoRA | | | | |")
     return "\n".join(lines)
+
+
+LORA_TEMPLATE = Path(__file__).parent / "lora_card_template.md"
+
+
+def write_lora_card(folder: Path, config: LoraConfig, model: nn.Module, details: CardDetails) -> None:
+    """Write the card of a bundle's LoRA from the template."""
+    base = base_of(config, model)
+    tags = ["lora", "sae_unlearn"]
+    data = adapter_metadata(base.hub_id, details.license, tags)
+    modules = sorted(map(str, config.target_modules or []))
+    fields = {
+        **base.fields(),
+        "attached": attached(details),
+        "rank": str(config.r),
+        "alpha": f"{config.lora_alpha:g}",
+        "modules": ", ".join(f"`{as_plain_text(module)}`" for module in modules[:20])
+        + (f" and {len(modules) - 20} more" if len(modules) > 20 else ""),
+        "evaluation": report_section(details.evaluation, folder, "evaluation") or "Nothing was saved with this bundle.",
+        "audit": report_section(details.audit, folder, "audit") or "None was saved with this bundle.",
+        "licences": licence_lines(base, None, details.licenses),
+    }
+    write_model_card(folder, LORA_TEMPLATE, data, fields)

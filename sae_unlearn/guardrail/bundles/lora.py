@@ -19,10 +19,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sae_unlearn.checks import real
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.files.untrusted import read_foreign_json
-from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
-from sae_unlearn.guardrail.summary import real
 
 
 LARGEST_RANK = 4096

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
 from sae_unlearn.stats import auc, wilson_interval
 
 
@@ -47,27 +46,6 @@ def fire_rate(statistics: Tensor, threshold: float) -> dict[str, Any]:
     hits, n = int((statistics > threshold).sum()), len(statistics)
     low, high = wilson_interval(hits, n) if n else (0.0, 1.0)
     return {"rate": round(hits / n, 4) if n else None, "n": n, "low": round(low, 4), "high": round(high, 4)}
-
-
-def check_threshold(threshold: float, config: SAEGuardrailConfig, percentile: float | None) -> None:
-    """Raise if the gate could never fire at this threshold.
-
-    Raises:
-        GuardrailError: naming the threshold and the range.
-    """
-    low, high = config.threshold_bounds
-    if low <= threshold < high:
-        return
-    cause = (
-        f"the {percentile}th percentile of the retain rows' {config.statistic!r} statistic is"
-        if percentile is not None
-        else "it is"
-    )
-    raise GuardrailError(
-        f"threshold={threshold}: {cause} outside [{low}, {high}), where the gate can work. The chosen features are "
-        "active on nearly all tokens of those rows: give more or other retain text, fewer features (num_features), a "
-        "lower threshold_percentile, or a threshold by hand."
-    )
 
 
 def report(

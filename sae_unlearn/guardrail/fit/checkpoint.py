@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.backbone.distributed import process_count, process_index
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.files.atomic import staged
-from sae_unlearn.guardrail.errors import GuardrailError
 
 
 FORMAT = 2

@@ -7,8 +7,11 @@ Every row of the corpora is run through the model once, up to the guarded layer:
 3. report rows, seen by neither: what the gate does to text it was not fitted on.
 
 The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
+
+The end of a fit: all its guardrails are on the model, or none is.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,33 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.guardrail.errors import as_guardrail_error
+from sae_unlearn.errors import as_guardrail_error
+from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS, plan_fit
+from sae_unlearn.guardrail.fit.passes import FitPasses
 from sae_unlearn.guardrail.fit.steps import Fit
-from sae_unlearn.guardrail.fit_placing import place_fitted
+from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.sae import SparseAutoencoder
+
+
+def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: Iterable[FitPasses]) -> PeftModel:
+    """Put what was fitted on a model, by name, and remove what `passes` had written down.
+
+    If any of that fails or is interrupted, the model is left as it was.
+    """
+    guarded, placed = model, []
+    try:
+        for name, artefact in artefacts.items():
+            guarded = place_guardrail(guarded, artefact, name)
+            placed.append(name)
+        for each in passes:
+            if each.checkpoint is not None:
+                each.checkpoint.remove()
+    except BaseException:
+        for name in placed:
+            detach_guardrail(guarded, name)
+        raise
+    return guarded
 
 
 @as_guardrail_error()

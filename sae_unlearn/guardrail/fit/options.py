@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.backbone.identity import fingerprint
+from sae_unlearn.backbone.layers import bare_model, find_decoder_layers
 from sae_unlearn.backbone.tokens import begins_bare, message_boundary_ids, special_token_ids
-from sae_unlearn.guardrail.attach import bare_model, free_name
+from sae_unlearn.cards.provenance import public_source
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.attach import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import BY_MESSAGE, check_real
-from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.fingerprint import fingerprint
 from sae_unlearn.guardrail.fit.selection import IMPORTANCE
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk
 from sae_unlearn.guardrail.runtime.refusal import message_ids
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.compatibility import check_sae
-from sae_unlearn.sae_source import public_source
 
 
 DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}

@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import summed
-from sae_unlearn.errors import UnlearnError
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.errors import GuardrailError, UnlearnError, as_guardrail_error
 from sae_unlearn.guardrail.fit.checkpoint import FitCheckpoint, Stateful
-from sae_unlearn.guardrail.fit.fit import fit_guardrail
+from sae_unlearn.guardrail.fit.fit import fit_guardrail, place_fitted
 from sae_unlearn.guardrail.fit.options import plan_fit
-from sae_unlearn.guardrail.fit.passes import FitPasses, rows_of, settings_of
+from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of, settings_of
 from sae_unlearn.guardrail.fit.steps import Fit
-from sae_unlearn.guardrail.fit_placing import place_fitted
 from sae_unlearn.guardrail.offline import read_batch
-from sae_unlearn.guardrail.rows import Rows
 from sae_unlearn.sae import SparseAutoencoder
 
 

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from sae_unlearn.backbone.distributed import gathered, is_mine, summed
 from sae_unlearn.backbone.residual_stream import ResidualBatch
-from sae_unlearn.guardrail.attach import tensors_of
-from sae_unlearn.guardrail.config_validation import check_numbers
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_validation import check_numbers, check_threshold
 from sae_unlearn.guardrail.fit.calibration import (
     MIN_THRESHOLD_ROWS,
     NO_BOUNDARIES,
     PLAIN_TEXT,
     between,
-    check_threshold,
     percentile_threshold,
     report,
     warnings_of,
@@ -25,14 +23,12 @@ from sae_unlearn.guardrail.fit.calibration import (
 from sae_unlearn.guardrail.fit.checkpoint import Stateful
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.options import FitPlan
-from sae_unlearn.guardrail.fit.passes import FitPasses, rows_of
+from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
 from sae_unlearn.guardrail.fit.selection import FeatureSums, feature_figures, log_ratios, select_features
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds, approximation_warning, joined
-from sae_unlearn.guardrail.layer import GuardrailEncoder
 from sae_unlearn.guardrail.offline import content_tokens, read_batch
-from sae_unlearn.guardrail.rows import Rows
 from sae_unlearn.guardrail.storage.reading import Artefact
-from sae_unlearn.guardrail.weights import check_lowers, check_tensors
+from sae_unlearn.guardrail.weights import GuardrailEncoder, check_lowers, check_tensors, tensors_of
 from sae_unlearn.sae import SAESlice
 
 

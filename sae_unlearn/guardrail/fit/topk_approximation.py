@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.equations import EPSILON
 from sae_unlearn.sae.slice import not_sliceable

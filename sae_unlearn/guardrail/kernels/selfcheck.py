@@ -6,7 +6,7 @@ from torch import nn
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import decide, usual_norm
-from sae_unlearn.guardrail.kernels.dispatch import Step
+from sae_unlearn.guardrail.kernels.interface import Step
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from sae_unlearn.guardrail.errors import GuardrailNotReady
+from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
 
 

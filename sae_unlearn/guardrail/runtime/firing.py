@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError
 
 
 @dataclass(frozen=True)

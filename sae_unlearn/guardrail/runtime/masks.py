@@ -8,10 +8,120 @@ even that is as good as minus infinity sees nothing (transformers fills the rows
 A single token has nobody to see it yet. It is padding if it itself sees nothing.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+
+from sae_unlearn.errors import GuardrailNotReady
+from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
+
+
+def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
+    """`[batch, seq]`, the part of a 2-D attention mask that is about this pass, as given; None without such a mask.
+
+    Raises:
+        GuardrailNotReady: the mask does not cover the tokens.
+    """
+    mask, past = _telling_mask(inputs), inputs.past
+    if not _is_2d(mask):
+        return None
+    if isinstance(past, int):
+        chunk = mask if mask.shape[1] == seq else mask[:, past : past + seq]
+    else:  # counted from the start: a static cache may come with a mask padded to the full length on the right
+        chunk = mask.index_select(1, torch.arange(seq, device=mask.device) + past)
+    if chunk.shape != (batch, seq):
+        raise GuardrailNotReady(
+            f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
+            f"ones of a batch of {batch}; pass the mask of the whole sequence."
+        )
+    return chunk
+
+
+def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:
+    """`[batch, seq]` bool: which tokens of this pass are not padding.
+
+    Raises:
+        GuardrailNotReady: a 2-D mask does not cover the tokens.
+        NotImplementedError: another mask does not tell, see `kernel_mask`.
+    """
+    chunk = mask_of_pass(inputs, batch, seq)
+    if chunk is not None:
+        return chunk.to(device).bool()
+    mask = _telling_mask(inputs)
+    if mask is None or (seq == 1 and sees_all(inputs)):
+        return torch.ones(batch, seq, dtype=torch.bool, device=device)
+    return kept_by(mask, inputs.past, batch, seq).to(device)
+
+
+def sees_all(inputs: ForwardInputs) -> bool:
+    """Whether a single token is no padding for want of a mask that could say so, a tensor."""
+    return not isinstance(_telling_mask(inputs), Tensor)
+
+
+def _telling_mask(inputs: ForwardInputs) -> Any:
+    """The mask that tells what is padding: the one given, and of one for each kind of layer that of full attention.
+    Full attention without a mask sees everything."""
+    masks = inputs.attention_mask
+    if not isinstance(masks, dict):
+        return masks
+    if "full_attention" in masks:
+        return masks["full_attention"]
+    for mask in masks.values():
+        if mask is not None:
+            return mask
+    return None
+
+
+def _is_2d(mask: Any) -> TypeGuard[Tensor]:
+    return isinstance(mask, Tensor) and mask.ndim == 2
+
+
+def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
+    """Refuse several texts in a row, of which the gate would make one. Compiled code is not looked at, and of a 2-D
+    mask only the positions beside it are: to look waits for the device."""
+    if given.get("cu_seq_lens_q") is not None:
+        raise NotImplementedError(
+            "A guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, padding-free "
+            "training); use padded batches and `generate`."
+        )
+    if shape is None or torch.compiler.is_compiling():
+        return
+    mask = _telling_mask(inputs)
+    why = None if mask is None or _is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
+    positions = inputs.position_ids
+    if why is None and isinstance(positions, Tensor) and positions.ndim == 2:
+        why = _why_positions_are_packed(positions, inputs, *shape)
+    if why is not None:
+        raise NotImplementedError(
+            f"This looks like packed sequences, which a guardrail cannot tell apart: {why}. Pass one text per row, "
+            "position_ids that rise, and a 2-D attention mask of 0 and 1."
+        )
+
+
+def _why_positions_are_packed(positions: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> str | None:
+    """What in the positions `[batch or 1, seq]`, or in a 2-D mask beside them, is a sign of several texts in a row;
+    None without one. It waits for the device."""
+    if _telling_mask(inputs) is None:  # then transformers takes every gap for the start of another text
+        torn = bool((positions.diff(dim=1) != 1).any())
+        return "position_ids do not rise by one from token to token, and there is no attention mask" if torn else None
+    kept = kept_tokens(inputs, batch, seq, positions.device)
+    shown = positions.masked_fill(~kept, positions.amin())  # of padding they may be anything
+    fall = (kept & (shown < shown.cummax(dim=1).values)).any()
+    chunk = mask_of_pass(inputs, batch, seq)
+    numbered = torch.zeros_like(fall) if chunk is None else (chunk != chunk.bool()).any().to(fall.device)
+    if not bool(fall | numbered):
+        return None
+    return "the attention mask holds numbers other than 0 and 1" if bool(numbered) else "position_ids fall within a row"
+
+
+def _shape_of(given: dict[str, Any]) -> tuple[int, int] | None:
+    """Batch and tokens of a call of the backbone; None where it shows them in no way that is known."""
+    for name in ("input_ids", "inputs_embeds"):
+        tokens = given.get(name)
+        if isinstance(tokens, Tensor) and tokens.ndim >= 2:
+            return tokens.shape[0], tokens.shape[1]
+    return None
 
 
 FAR = 1e3

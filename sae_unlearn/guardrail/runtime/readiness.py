@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.base_match import check_longest, check_special
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import check_choices, check_config, check_numbers
-from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.runtime.refusal import check_message
 from sae_unlearn.guardrail.weights import check_heard, check_tensors
 

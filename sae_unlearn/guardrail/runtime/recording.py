@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from sae_unlearn.backbone.layers import check_module
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, TOKENS
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, send_firings

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedTokenizerBase
 
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.gate import FIRED_AT, Decision
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory, StaticGateHistory, history_of, tokens_of
-from sae_unlearn.guardrail.runtime.call_context import NEXT, note, noted
-from sae_unlearn.guardrail.runtime.hooks import ForwardInputs
+from sae_unlearn.guardrail.runtime.call_context import NEXT, ForwardInputs, note, noted
 
 
 _UNKNOWN = -1  # a token of which only the embedding is known, and padding

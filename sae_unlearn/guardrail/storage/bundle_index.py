@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.files.hub import commit_of, fetch_file, is_local
 from sae_unlearn.files.untrusted import read_foreign_json
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
 
 
 BUNDLE_NAME = "bundle.json"

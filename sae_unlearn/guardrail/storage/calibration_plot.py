@@ -7,14 +7,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
-from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.summary import ROLES, real, reals
+from sae_unlearn.checks import real, reals
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.summary import ROLES
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PICTURE = "calibration.png"  # beside the card
+
 _FORGET, _RETAIN, _INK = VERMILLION, BLUE, "#333333"
 _BINS = 24
 

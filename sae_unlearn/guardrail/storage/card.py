@@ -19,21 +19,14 @@ from sae_unlearn.cards.card import (
     report_section,
     write_model_card,
 )
-from sae_unlearn.cards.provenance import CardBase, card_base, licence_lines
+from sae_unlearn.cards.provenance import CardBase, card_base, licence_lines, source_line
+from sae_unlearn.checks import real, shown
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError
-from sae_unlearn.guardrail.model import MODEL_TAGS
-from sae_unlearn.guardrail.storage.calibration_plot import PICTURE, draw_calibration
-from sae_unlearn.guardrail.summary import (
-    curve_rows,
-    fire_rows,
-    fit_warnings,
-    real,
-    shown,
-    statistic_in_words,
-    tokens_in_words,
-)
-from sae_unlearn.sae_source import source_line
+from sae_unlearn.guardrail.layout import PICTURE
+from sae_unlearn.guardrail.peft_type import MODEL_TAGS
+from sae_unlearn.guardrail.storage.calibration_plot import draw_calibration
+from sae_unlearn.guardrail.summary import curve_rows, fire_rows, fit_warnings, statistic_in_words, tokens_in_words
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"

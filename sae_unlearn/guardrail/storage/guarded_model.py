@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModelForCausalLM
 
 from sae_unlearn.cards.card import SavedReport
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licences, write_card
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository

@@ -6,6 +6,8 @@
 
 Nothing else in the folder is read. Sizes are checked before the weights are read as such, names, shapes and dtypes in
 their header before any tensor is made, and values before any is used.
+
+Strings of a guardrail's config that are shown on its card, where markup would be carried out.
 """
 
 import hashlib
@@ -17,10 +19,11 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import load
 from torch import Tensor
 
-from sae_unlearn.files.untrusted import read_foreign_json
+from sae_unlearn.checks import real
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.files.hub import commit_of, fetch_file, is_local
+from sae_unlearn.files.untrusted import open_regular, read_foreign_json
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.layer import CHILD
 from sae_unlearn.guardrail.layout import (
     CONFIG_LIMIT,
     CONFIG_NAME,
@@ -29,24 +32,13 @@ from sae_unlearn.guardrail.layout import (
     WEIGHTS_SEAL,
     config_digest,
 )
-from sae_unlearn.guardrail.peft_type import PEFT_TYPE
-from sae_unlearn.guardrail.source import commit_of, fetch_file, is_local
+from sae_unlearn.guardrail.peft_type import CHILD, PEFT_TYPE
 from sae_unlearn.guardrail.storage.bundle_index import refuse_bundle
 from sae_unlearn.guardrail.storage.saving import staged_weights
-from sae_unlearn.guardrail.summary import real
-from sae_unlearn.guardrail.weights import check_heard, check_tensors
-from sae_unlearn.regular_file import open_regular
+from sae_unlearn.guardrail.weights import PARTS, check_heard, check_tensors
 
 
 _HEADER_LIMIT = 2**20
-
-PARTS = {
-    "encoder.weight": "sae_guardrail_encoder.weight",
-    "encoder.bias": "sae_guardrail_encoder.bias",
-    "encoder.threshold": "sae_guardrail_encoder.threshold",
-    "decoder.weight": "sae_guardrail_decoder.weight",
-    "decoder.clamp": "sae_guardrail_decoder.clamp",
-}
 
 
 class Artefact(NamedTuple):
@@ -207,3 +199,25 @@ def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:
             f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{layer}.{CHILD}.{suffix}, expected 1."
         )
     return found[0]
+
+
+_MARKUP = frozenset("<>`")
+
+
+def check_plain_text(config: SAEGuardrailConfig) -> None:
+    """Raise if a string that goes on the card holds markup or control characters; no fit writes such.
+
+    Raises:
+        GuardrailError: naming the field.
+    """
+    shown = {"base_model_name_or_path": config.base_model_name_or_path}
+    shown |= {f"sae_source[{key!r}]": value for key, value in (config.sae_source or {}).items()}
+    warnings = (config.calibration or {}).get("warnings")
+    shown |= {
+        f"calibration warning {i}": value for i, value in enumerate(warnings if isinstance(warnings, list) else [])
+    }
+    for name, value in shown.items():
+        if isinstance(value, str) and (not value.isprintable() or _MARKUP.intersection(value)):
+            raise GuardrailError(
+                f"{name}={value[:80]!r} holds markup or control characters; this guardrail was not written by a fit."
+            )

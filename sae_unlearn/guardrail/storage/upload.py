@@ -8,9 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.files.hub import explain_upload
-from sae_unlearn.guardrail.earlier_save import earlier_save
-from sae_unlearn.guardrail.errors import GuardrailError
+from sae_unlearn.guardrail.storage.saving import earlier_save
 
 
 # What a guardrail's folder, or a bundle of them, may hold; nothing else that lies there is published.

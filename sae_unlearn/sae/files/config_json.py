@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.errors import UnlearnError
+from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.files.untrusted import read_foreign_json
-from sae_unlearn.sae.errors import SAEFormatError
 
 
 # Published configurations are below 10 kB.

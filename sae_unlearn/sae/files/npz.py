@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 
 
 # Trained floats hardly compress; an archive that claims to hold more than this many times its own size is a zip bomb.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sae_unlearn.sae.errors import SAEFormatError
-from sae_unlearn.sae.shapes import check_names
+from sae_unlearn.errors import SAEFormatError
+from sae_unlearn.sae.validate import check_names
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")

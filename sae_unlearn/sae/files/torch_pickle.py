@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 
 
 DTYPES = {

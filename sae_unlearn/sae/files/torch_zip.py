@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import torch
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.npz import BROKEN
 from sae_unlearn.sae.files.torch_pickle import Storage, StoredTensor, parse_pickle
-from sae_unlearn.sae.shapes import check_names
+from sae_unlearn.sae.validate import check_names
 
 
 # Published descriptions are below 2 kB.

@@ -1,14 +1,69 @@
-"""The published formats that can be read, found by the files in a folder."""
+"""The published formats that can be read, found by the files in a folder.
+
+A folder with one SAE, wherever it came from.
+
+What a reader hands back: the folded weights of one autoencoder.
+
+Which decoder layer an SAE reads, from the names that published SAEs give to the place.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
-from sae_unlearn.sae.errors import SAEFormatError
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.weights import SAEWeights
+import torch
+
+from sae_unlearn.errors import SAEFormatError
+
+
+@dataclass(frozen=True)
+class SAEFolder:
+    """What a reader is given.
+
+    Attributes:
+        path: the folder on this machine in which the SAE's files lie.
+        files: the files that the reader asked for, relative to `path`.
+        label: where the SAE comes from as people write it, e.g. "google/gemma-scope-2b-pt-res/layer_3/width_16k";
+            formats without a configuration file tell the layer and the place only there.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    label: str
+
+    def has(self, name: str) -> bool:
+        """Whether the optional file `name` is there."""
+        return name in self.files
+
+    def file(self, name: str) -> Path:
+        """The path of one of `files` on this machine."""
+        return self.path / name
+
+
+@dataclass(frozen=True, eq=False)
+class SAEWeights:
+    """Folded weights in the file's dtype, or in float64 where folding changed them.
+
+    Attributes:
+        W_enc, b_enc, W_dec, b_dec, threshold, architecture, k, layer, input_norm: as in `SparseAutoencoder`.
+        weights_file: the file the tensors came from; its sha256 identifies the SAE.
+        neuronpedia_id: of its page at neuronpedia.org, "<model>/<layer and set>", where the file names one.
+    """
+
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    weights_file: Path
+    architecture: str
+    threshold: torch.Tensor | None = None
+    k: int | None = None
+    layer: int | None = None
+    neuronpedia_id: str | None = None
+    input_norm: str | None = None
 
 
 Find = Callable[[Collection[str]], tuple[str, ...] | None]
@@ -113,3 +168,33 @@ def summary(names: Collection[str], limit: int = 8) -> str:
     shown = sorted(names, key=lambda name: (name.count("/"), name))[:limit]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(shown) or "no files") + more
+
+
+# No model has layers of more than four digits; and what `int` reads is bounded.
+# TransformerLens: the residual stream after block L, or before it (which is the one after block L - 1).
+RESID_POST = re.compile(r"blocks\.(\d{1,4})\.hook_resid_post", re.ASCII)
+RESID_PRE = re.compile(r"blocks\.(\d{1,4})\.hook_resid_pre", re.ASCII)
+
+# Hugging Face: a decoder layer as a module, or its output, under the names that the model families use.
+LAYER_OUTPUT = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h)\.(\d{1,4})(?:\.output)?", re.ASCII)
+
+
+def layer_of_hook(name: str) -> int:
+    """The 0-based decoder layer whose output the hook point `name` is.
+
+    "blocks.9.hook_resid_post", "blocks.10.hook_resid_pre" and "model.layers.9.output" are the same tensor: what
+    layer 9 hands to layer 10.
+
+    Raises:
+        SAEFormatError: `name` is another place (MLP, attention, embedding, ...).
+    """
+    if not isinstance(name, str):
+        raise SAEFormatError(f"hook name is {name!r:.80}; expected text such as 'blocks.9.hook_resid_post'")
+    if match := RESID_POST.fullmatch(name) or LAYER_OUTPUT.fullmatch(name):
+        return int(match[1])
+    if (match := RESID_PRE.fullmatch(name)) and int(match[1]) >= 1:
+        return int(match[1]) - 1
+    raise SAEFormatError(
+        f"this SAE reads {name!r:.80}, which is not the output of a decoder layer; only residual-stream SAEs are "
+        "supported ('blocks.L.hook_resid_post', or 'blocks.L.hook_resid_pre' with L >= 1)"
+    )

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.npz import read_arrays
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader, needs
-from sae_unlearn.sae.shapes import check_shapes, require
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, needs
+from sae_unlearn.sae.validate import check_shapes, require
 
 
 PARAMS = "params.npz"

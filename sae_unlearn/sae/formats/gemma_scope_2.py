@@ -10,14 +10,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import read_json_object
 from sae_unlearn.sae.files.safetensors_header import read_tensors
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader, needs
-from sae_unlearn.sae.layer import layer_of_hook
-from sae_unlearn.sae.shapes import check_shapes, require
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, layer_of_hook, needs
+from sae_unlearn.sae.validate import check_shapes, require
 
 
 PARAMS = "params.safetensors"

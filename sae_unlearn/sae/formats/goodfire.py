@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import re
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.torch_zip import read_state_dict
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader, one_of
-from sae_unlearn.sae.shapes import check_shapes, require, transpose
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, one_of
+from sae_unlearn.sae.validate import check_shapes, require, transpose
 
 
 FILE = re.compile(r"[\w.-]+-SAE-l(\d{1,4})\.pth?", re.ASCII)

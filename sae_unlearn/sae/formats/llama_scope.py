@@ -24,15 +24,12 @@ from typing import Any, cast
 
 import torch
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import integer, number, read_json_object, switch
 from sae_unlearn.sae.files.safetensors_header import read_tensors
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader, needs
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, layer_of_hook, needs
 from sae_unlearn.sae.formats.folding import fold_b_dec_into_b_enc, fold_decoder_norm
-from sae_unlearn.sae.layer import layer_of_hook
-from sae_unlearn.sae.shapes import check_shapes, check_stated_sizes, require, transpose
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.validate import check_shapes, check_stated_sizes, require, transpose
 
 
 CONFIG = "hyperparams.json"

@@ -15,15 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import integer, number, read_json_object, switch
 from sae_unlearn.sae.files.safetensors_header import read_tensors
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights
 from sae_unlearn.sae.formats.llama_scope import TENSORS, fold_training, is_scaled, layer_from, matrices
 from sae_unlearn.sae.formats.saelens_config import CONFIG as SAELENS_CONFIG
-from sae_unlearn.sae.shapes import check_shapes, check_stated_sizes, require
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.validate import check_shapes, check_stated_sizes, require
 
 
 CONFIG = "config.json"

@@ -19,13 +19,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.torch_zip import read_state_dict
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader, one_of
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, one_of
 from sae_unlearn.sae.formats.folding import fold_b_dec_into_b_enc
-from sae_unlearn.sae.shapes import check_shapes, require, transpose
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.validate import check_shapes, require, transpose
 
 
 FILE = re.compile(r"(\d+)\.pt")

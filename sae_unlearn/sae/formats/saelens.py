@@ -10,16 +10,13 @@ from pathlib import Path
 
 import torch
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import read_json_object
 from sae_unlearn.sae.files.safetensors_header import read_tensors
-from sae_unlearn.sae.folder import SAEFolder
-from sae_unlearn.sae.formats.base import Reader, needs
+from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, needs
 from sae_unlearn.sae.formats.folding import fold_b_dec_into_b_enc, fold_decoder_norm, fold_gate, fold_input_scale
 from sae_unlearn.sae.formats.saelens_config import CONFIG, SCALER, WEIGHTS, SAELensConfig, parse_config
-from sae_unlearn.sae.shapes import check_shapes, check_stated_sizes, require
-from sae_unlearn.sae.validate import THRESHOLD_ARCHITECTURES
-from sae_unlearn.sae.weights import SAEWeights
+from sae_unlearn.sae.validate import THRESHOLD_ARCHITECTURES, check_shapes, check_stated_sizes, require
 
 
 TENSORS = (

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sae_unlearn.sae.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import LARGEST, integer, switch
-from sae_unlearn.sae.layer import layer_of_hook
+from sae_unlearn.sae.formats.base import layer_of_hook
 
 
 CONFIG = "cfg.json"

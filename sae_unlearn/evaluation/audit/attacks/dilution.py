@@ -13,8 +13,14 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from sae_unlearn.evaluation.attacks.cue import END_OF_SENTENCE, split_cue, unfinished
-from sae_unlearn.evaluation.audit.attacks.base import AskFacts, AttackPoint, Measured
+from sae_unlearn.evaluation.audit.attacks.base import (
+    END_OF_SENTENCE,
+    AskFacts,
+    AttackPoint,
+    Measured,
+    split_cue,
+    unfinished,
+)
 from sae_unlearn.evaluation.metrics.recall import Fact
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers, residual_of
 from sae_unlearn.backbone.logits import run_for_hooks
-from sae_unlearn.backbone.padding import right_padded
+from sae_unlearn.backbone.tokens import right_padded
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured, NotPossible
 from sae_unlearn.evaluation.base_model import without_adapters
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.evaluation.answers import AnswerCounts, ask
-from sae_unlearn.evaluation.metrics.recall import Fact
+from sae_unlearn.evaluation.metrics.recall import AnswerCounts, Fact, ask
 
 
 def entity_free_recall(

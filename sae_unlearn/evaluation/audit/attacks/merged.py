@@ -10,7 +10,8 @@ from sae_unlearn.evaluation.audit.attacks.base import NotPossible
 from sae_unlearn.guardrail import detach_guardrail
 from sae_unlearn.guardrail.attach import place_guardrail
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.storage.reading import PARTS, Artefact
+from sae_unlearn.guardrail.storage.reading import Artefact
+from sae_unlearn.guardrail.weights import PARTS
 
 
 Guards = list[tuple[str, Artefact]]

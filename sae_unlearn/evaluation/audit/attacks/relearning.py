@@ -21,8 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import input_device
-from sae_unlearn.backbone.padding import right_padded
-from sae_unlearn.backbone.prompt_ids import prompt_ids
+from sae_unlearn.backbone.tokens import prompt_ids, right_padded
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured
 from sae_unlearn.evaluation.audit.attacks.merged import guarded_again, merged_parts
 from sae_unlearn.evaluation.metrics.recall import Fact

@@ -14,8 +14,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
-from sae_unlearn.evaluation.audit.attacks.base import AskFacts, AttackPoint, Measured
+from sae_unlearn.evaluation.audit.attacks.base import AskFacts, AttackPoint, Measured, split_cue, with_cue
 from sae_unlearn.evaluation.metrics.recall import Fact
 
 

@@ -20,14 +20,11 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerB
 
 from sae_unlearn.backbone.layers import input_device, text_config
 from sae_unlearn.backbone.logits import FiniteLogits
-from sae_unlearn.backbone.padding import padding_id
-from sae_unlearn.backbone.prompt_ids import prompt_ids
 from sae_unlearn.backbone.residual_stream import evaluation_mode
-from sae_unlearn.evaluation.attacks.cue import split_cue, with_cue
-from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
+from sae_unlearn.backbone.tokens import conversation, padding_id, prompt_ids
+from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, filler_words
 from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with
-from sae_unlearn.evaluation.prompting import conversation
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.model import guard_layers
 

@@ -1,0 +1,38 @@
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+
+
+class Step(Protocol):
+    """One token of every row, of a guardrail with `statistic="ratio"`, `counting="content"` and `action="clamp"`."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        onto: Tensor,
+        encoder: Any,
+        decoder: Any,
+        config: SAEGuardrailConfig,
+        tables: ConfigTables,
+        ids: Tensor | None,
+        mask: Tensor | None,
+        history: DynamicGateHistory,
+    ) -> Tensor:
+        """Guard the token.
+
+        Args:
+            hidden: `[batch, 1, d_in]`, the residual stream.
+            onto: `[batch, 1, d_in]`, what the edit is added to: the same, or what another guardrail made of it.
+            encoder, decoder: the guardrail's, in float32.
+            config, tables: its config, and the lists of it as tensors.
+            ids: token ids `[batch, 1]`; None if they are not known.
+            mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
+            history: the rows' states of the gate, to which the next are added.
+
+        Returns:
+            `onto` and the edit, in its dtype.
+        """
