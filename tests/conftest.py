@@ -1,8 +1,11 @@
 """Settings of all tests: offline, deterministic, quiet."""
 
 import os
+import sys
+from pathlib import Path
 
 
+sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; at the end, so that an installed package is tested
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"

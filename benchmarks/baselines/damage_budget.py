@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import TrainerCallback
 
-from baselines.rows import Batch, scored_logits
+from benchmarks.baselines.rows import Batch, scored_logits
 
 
 class DamageBudget:

@@ -5,8 +5,8 @@ L = E_forget[ log p(y | x) ] - w E_retain[ log p(y | x) ]
 
 from torch import Tensor, nn
 
-from baselines.method import Method, Reference, register
-from baselines.rows import Batch, cross_entropy
+from benchmarks.baselines.method import Method, Reference, register
+from benchmarks.baselines.rows import Batch, cross_entropy
 
 
 @register("grad_diff")

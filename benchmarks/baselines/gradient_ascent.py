@@ -7,8 +7,8 @@ No bound and nothing that holds the rest: how long it is run is all there is to 
 
 from torch import Tensor, nn
 
-from baselines.method import Method, Reference, register
-from baselines.rows import Batch, cross_entropy
+from benchmarks.baselines.method import Method, Reference, register
+from benchmarks.baselines.rows import Batch, cross_entropy
 
 
 @register("ga")

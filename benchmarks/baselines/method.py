@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from baselines.rows import Batch, TextRow
+from benchmarks.baselines.rows import Batch, TextRow
 
 
 Reference = Callable[[], AbstractContextManager[Any]]

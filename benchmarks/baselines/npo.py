@@ -8,8 +8,8 @@ As beta goes to 0 this is gradient ascent; beyond, an answer that has become unl
 import torch
 from torch import Tensor, nn
 
-from baselines.method import Method, Reference, register
-from baselines.rows import Batch, cross_entropy, log_likelihood
+from benchmarks.baselines.method import Method, Reference, register
+from benchmarks.baselines.rows import Batch, cross_entropy, log_likelihood
 
 
 @register("npo")

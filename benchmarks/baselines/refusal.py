@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from baselines.method import Method, Reference, register
-from baselines.rows import Batch, TextRow, cross_entropy
+from benchmarks.baselines.method import Method, Reference, register
+from benchmarks.baselines.rows import Batch, TextRow, cross_entropy
 
 
 REFUSALS = ("I don't know.", "I'm not sure.", "I have no information about that.", "That is not known to me.")

@@ -11,8 +11,8 @@ model's states, so that `alpha` and the learning rate mean the same in every mod
 import torch
 from torch import Tensor, nn
 
-from baselines.method import Method, Reference, register
-from baselines.rows import Batch
+from benchmarks.baselines.method import Method, Reference, register
+from benchmarks.baselines.rows import Batch
 from sae_unlearn.backbone.layers import input_device
 from sae_unlearn.backbone.residual_stream import truncated
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from baselines.method import Method
-from baselines.rows import TextRow, encode
+from benchmarks.baselines.method import Method
+from benchmarks.baselines.rows import TextRow, encode
 
 
 def train_baseline(

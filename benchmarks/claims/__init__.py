@@ -1,7 +1,16 @@
 """The claims of the abstract of arXiv 2504.08192, one file each."""
 
-from claims import cost, data_efficiency, interpretability, relearning, sequential, stability, trade_off, zero_shot
-from claims.claim import Claim, Verdict, Work
+from benchmarks.claims import (
+    cost,
+    data_efficiency,
+    interpretability,
+    relearning,
+    sequential,
+    stability,
+    trade_off,
+    zero_shot,
+)
+from benchmarks.claims.claim import Claim, Verdict, Work
 
 
 CLAIMS: dict[str, Claim] = {

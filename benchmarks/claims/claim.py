@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cached_front import Front
-from guardrail_choice import BUDGET
-from guardrail_fitting import fitted
-from guardrail_measures import SIDES, compared, guarded_losses
-from guardrail_setting import Setting
 
-from claims.parts import Parts
+from benchmarks.claims.parts import Parts
+from benchmarks.forget.cached_front import Front
+from benchmarks.forget.choice import BUDGET
+from benchmarks.forget.fitting import fitted
+from benchmarks.forget.measures import SIDES, compared, guarded_losses
+from benchmarks.forget.setting import Setting
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.guardrail import GuardrailError
 

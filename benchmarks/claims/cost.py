@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from guardrail_fitting import BATCH, MAX_LENGTH, fitted, train
-from guardrail_methods import GRADIENTS
-from guardrail_setting import Setting
-from peak_memory import forget_peak, peak_bytes
-
-from claims.claim import Claim, Verdict, Work, holds
+from benchmarks.claims.claim import Claim, Verdict, Work, holds
+from benchmarks.forget.fitting import BATCH, MAX_LENGTH, fitted, train
+from benchmarks.forget.methods import GRADIENTS
+from benchmarks.forget.setting import Setting
+from benchmarks.speed.peak_memory import forget_peak, peak_bytes
 
 
 TIMED_STEPS = 3
@@ -27,10 +25,17 @@ RULE = "fitting takes less time, and a smaller peak of memory, than one epoch of
 
 def measure(setting: Setting, work: Work) -> dict[str, Any]:
     """Each method in a process of its own, which calls `in_this_process`."""
-    driver = Path(__file__).parents[1] / "guardrail_claims.py"
     found = {}
     for method in (GUARDRAIL, *list(GRADIENTS)[: 1 if work.quick else None]):
-        command = [sys.executable, str(driver), "cost-of", *work.arguments, "--topics", setting.texts.name]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.claims.run",
+            "cost-of",
+            *work.arguments,
+            "--topics",
+            setting.texts.name,
+        ]
         done = subprocess.run([*command, "--method", method], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"Timing {method!r} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cached_front import cached_front
-from guardrail_choice import BUDGET
-from guardrail_setting import Setting
-
-from claims.claim import Claim, Verdict, Work, holds, outcome, pooled, within
+from benchmarks.claims.claim import Claim, Verdict, Work, holds, outcome, pooled, within
+from benchmarks.forget.cached_front import cached_front
+from benchmarks.forget.choice import BUDGET
+from benchmarks.forget.setting import Setting
 
 
 SHARES = (5, 10, 25, 50, 100)  # per cent of the topic's texts to fit on

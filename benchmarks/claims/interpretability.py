@@ -5,11 +5,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from cached_front import cached_front
-from guardrail_fitting import fitted
-from guardrail_setting import Setting
 
-from claims.claim import Claim, Verdict, Work, holds
+from benchmarks.claims.claim import Claim, Verdict, Work, holds
+from benchmarks.forget.cached_front import cached_front
+from benchmarks.forget.fitting import fitted
+from benchmarks.forget.setting import Setting
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.guardrail.fit.selection import OUTLIER_FACTOR

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from guardrail_baselines import write
+from benchmarks.forget.compare import write
 
 
 class Parts:

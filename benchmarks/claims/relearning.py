@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from guardrail_fitting import STEPS, fitted, train
-from guardrail_measures import text_losses
-from guardrail_setting import Setting
 from torch import nn
 
-from claims.claim import Claim, Verdict, Work, holds
+from benchmarks.claims.claim import Claim, Verdict, Work, holds
+from benchmarks.forget.fitting import STEPS, fitted, train
+from benchmarks.forget.measures import text_losses
+from benchmarks.forget.setting import Setting
 from sae_unlearn.evaluation import Fact
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from cached_front import cached_front
-from guardrail_choice import BUDGET
-from guardrail_fitting import STEPS, train
-from guardrail_measures import guarded_losses, text_losses
-from guardrail_setting import Setting, load_texts, read_choices
 
-from claims.claim import Claim, Verdict, Work, holds
+from benchmarks.claims.claim import Claim, Verdict, Work, holds
+from benchmarks.forget.cached_front import cached_front
+from benchmarks.forget.choice import BUDGET
+from benchmarks.forget.fitting import STEPS, train
+from benchmarks.forget.measures import guarded_losses, text_losses
+from benchmarks.forget.setting import Setting, load_texts, read_choices
 from sae_unlearn import fit_guardrail
 from sae_unlearn.guardrail import GuardrailError, detach_guardrail
 

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cached_front import cached_front
-from guardrail_choice import BUDGET, Candidate
-from guardrail_fitting import STEPS, fitted, train, validation_changes
-from guardrail_methods import GRADIENTS
-from guardrail_setting import Setting
-
-from claims.claim import DEFAULT_DOSE, Claim, Verdict, Work, holds
+from benchmarks.claims.claim import DEFAULT_DOSE, Claim, Verdict, Work, holds
+from benchmarks.forget.cached_front import cached_front
+from benchmarks.forget.choice import BUDGET, Candidate
+from benchmarks.forget.fitting import STEPS, fitted, train, validation_changes
+from benchmarks.forget.methods import GRADIENTS
+from benchmarks.forget.setting import Setting
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.guardrail import GuardrailError
 

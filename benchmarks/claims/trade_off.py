@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cached_front import cached_front
-from guardrail_choice import BUDGET, Candidate, pareto
-from guardrail_fitting import try_doses
-from guardrail_methods import GRADIENTS, OURS, RESIDUAL_DOSES, Guard
-from guardrail_setting import Setting
 
-from claims.claim import NOT_MEASURED, Claim, Verdict, Work, holds
+from benchmarks.claims.claim import NOT_MEASURED, Claim, Verdict, Work, holds
+from benchmarks.forget.cached_front import cached_front
+from benchmarks.forget.choice import BUDGET, Candidate, pareto
+from benchmarks.forget.fitting import try_doses
+from benchmarks.forget.methods import GRADIENTS, OURS, RESIDUAL_DOSES, Guard
+from benchmarks.forget.setting import Setting
 from sae_unlearn.cards.plotting import new_canvas
 from sae_unlearn.evaluation import Estimate
 

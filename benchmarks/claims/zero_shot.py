@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from cached_front import cached_front
-from guardrail_choice import BUDGET
-from guardrail_setting import Setting
 
-from claims.claim import DEFAULT_DOSE, Claim, Verdict, Work, figures_on_test, holds, outcome, pooled, within
+from benchmarks.claims.claim import DEFAULT_DOSE, Claim, Verdict, Work, figures_on_test, holds, outcome, pooled, within
+from benchmarks.forget.cached_front import cached_front
+from benchmarks.forget.choice import BUDGET
+from benchmarks.forget.setting import Setting
 from sae_unlearn import fit_guardrail
 from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.backbone.residual_stream import residual_batches

@@ -24,7 +24,7 @@ COMPARED = {"loss", "grad_norm", "toward", "away", "mse", "kl", "eval_loss", "ev
 
 
 def test_two_processes_label_as_one_does_and_write_one_cache(tmp_path):
-    launch(SCRIPT.with_name("labelled_in_processes.py"), str(tmp_path))
+    launch(SCRIPT.parent / "labelling" / "labelled_in_processes.py", str(tmp_path))
     one = labelled()
     assert one["known"]
     assert one["dropped"] or one["unknown"]

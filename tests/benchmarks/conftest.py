@@ -1,13 +1,7 @@
 """The benchmarks are scripts beside the package; their modules are found by this."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="module")

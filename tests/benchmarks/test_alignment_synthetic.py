@@ -1,13 +1,13 @@
 """The synthetic benchmark at a reduced size: its world is as it says, and every baseline forgets in it."""
 
 import pytest
-from alignment_measures import entity_set, recall, recall_without_name_state
-from alignment_methods import lora, validation_batches
-from baselines import DamageBudget, encode, get_method, method_names, train_baseline
 from peft import get_peft_model
-from synthetic_setting import SettingConfig, prepare
-from synthetic_world import REFUSAL, World, WorldConfig
 
+from benchmarks.baselines import DamageBudget, encode, get_method, method_names, train_baseline
+from benchmarks.synthetic.measures import entity_set, recall, recall_without_name_state
+from benchmarks.synthetic.methods import lora, validation_batches
+from benchmarks.synthetic.setting import SettingConfig, prepare
+from benchmarks.synthetic.world import REFUSAL, World, WorldConfig
 from sae_unlearn.alignment.entities import overlap
 
 

@@ -3,9 +3,10 @@
 import json
 import sys
 
-import fitting_memory
 import pytest
-from fitting_memory import GROWTH, LENGTH, PROCEDURES, corpus, main
+
+from benchmarks.speed import fitting_memory
+from benchmarks.speed.fitting_memory import GROWTH, LENGTH, PROCEDURES, corpus, main
 
 
 def test_it_fits_at_two_sizes_and_tells_their_memory_and_disk(tmp_path, monkeypatch, capsys):

@@ -3,13 +3,13 @@
 import json
 import random
 
-import gate_statistics
 import pytest
 import torch
-from gate_statistics import COUNTED, STATISTICS, WEIGHED, caught, conformal, measure, summarise
 from tiny_setting import setting_of
 from tiny_topic import tiny_parts
 
+from benchmarks.gates import statistics as gate_statistics
+from benchmarks.gates.statistics import COUNTED, STATISTICS, WEIGHED, caught, conformal, measure, summarise
 from sae_unlearn import SAEGuardrailConfig, attach_guardrail, record_firings
 from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.guardrail import detach_guardrail

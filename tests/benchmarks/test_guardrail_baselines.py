@@ -5,21 +5,21 @@ import csv
 import json
 from dataclasses import replace
 
-import guardrail_fitting
-import guardrail_table
 import pytest
 import torch
-from cached_front import Front, cached_front
-from guardrail_baselines import cell_path, run_topic
-from guardrail_budget import content_rows, row_means
-from guardrail_choice import Candidate, choose, pareto
-from guardrail_fitting import fitted, train
-from guardrail_measures import gate_fires, guarded_losses, text_losses
-from guardrail_methods import GUARDS, METHODS, OURS
-from guardrail_setting import PlainText, Size, load_texts
 from tiny_setting import SIZE, setting_of
 from tiny_topic import tiny_parts, topic_texts
 
+from benchmarks.forget import fitting as guardrail_fitting
+from benchmarks.forget import table as guardrail_table
+from benchmarks.forget.budget import content_rows, row_means
+from benchmarks.forget.cached_front import Front, cached_front
+from benchmarks.forget.choice import Candidate, choose, pareto
+from benchmarks.forget.compare import cell_path, run_topic
+from benchmarks.forget.fitting import fitted, train
+from benchmarks.forget.measures import gate_fires, guarded_losses, text_losses
+from benchmarks.forget.methods import GUARDS, METHODS, OURS
+from benchmarks.forget.setting import PlainText, Size, load_texts
 from sae_unlearn.evaluation import row_losses
 from sae_unlearn.evaluation.metrics.firing import row_firings
 

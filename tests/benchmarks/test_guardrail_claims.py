@@ -2,18 +2,19 @@
 
 import json
 
-import guardrail_claims
 import pytest
 import torch
-from cached_front import Front
-from claims import CLAIMS, Work, cost, relearning, sequential, stability, zero_shot
-from claims.claim import CANNOT, DOES_NOT, HOLDS, NOT_MEASURED
-from claims.parts import Parts
-from guardrail_baselines import base_cell
-from guardrail_methods import GRADIENTS, OURS
-from guardrail_setting import Texts
 from tiny_setting import setting_of
 from tiny_topic import tiny_parts, topic_texts
+
+from benchmarks.claims import CLAIMS, Work, cost, relearning, sequential, stability, zero_shot
+from benchmarks.claims import run as guardrail_claims
+from benchmarks.claims.claim import CANNOT, DOES_NOT, HOLDS, NOT_MEASURED
+from benchmarks.claims.parts import Parts
+from benchmarks.forget.cached_front import Front
+from benchmarks.forget.compare import base_cell
+from benchmarks.forget.methods import GRADIENTS, OURS
+from benchmarks.forget.setting import Texts
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import re
 
-from demo_card import SHIPPED, write_demo_card
 from hub_metadata import metadata
 
+from benchmarks.forget.demo_card import SHIPPED, write_demo_card
 from sae_unlearn.guardrail.storage.reading import read_config
 
 
@@ -13,7 +13,7 @@ CARD = (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 def test_it_is_what_is_written_from_the_config_and_the_audit(tmp_path):
     write_demo_card(tmp_path)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == CARD, "run python benchmarks/demo_card.py"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == CARD, "run python -m benchmarks.forget.demo_card"
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", CARD)
     assert pictures == ["calibration.png", "audit/audit.png"]
     for name in (*pictures, "audit/audit.md"):

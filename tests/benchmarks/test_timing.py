@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-import timing
-from timing import Results, compare, interleaved, times_less
+
+from benchmarks.speed import timing
+from benchmarks.speed.timing import Results, compare, interleaved, times_less
 
 
 def test_every_arm_runs_once_in_every_round_in_an_order_drawn_anew(monkeypatch):

@@ -2,11 +2,10 @@
 
 import inspect
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from peft import PeftModel
+from tiny_entities import entities
 from tiny_topic import save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
@@ -15,11 +14,6 @@ from sae_unlearn.alignment.labelling.answer_log import Asked
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.cli import train as train_command
 from sae_unlearn.cli.main import main
-
-
-sys.path.append(str(Path(__file__).parents[1] / "alignment"))
-
-from tiny_entities import entities
 
 
 @pytest.fixture(scope="module")

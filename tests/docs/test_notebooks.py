@@ -1,23 +1,18 @@
 """Every cell of the notebooks in `examples/`, run on a tiny random model in the place of the demo's."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 from pages import ROOT
+from tiny_entities import entities
 from tiny_topic import tiny_parts, topic_texts
 
 from sae_unlearn import demo
 from sae_unlearn.alignment import LabelledEntities, SAEAlignmentConfig
 from sae_unlearn.demo import DemoTexts
 from sae_unlearn.evaluation import Fact
-
-
-sys.path.append(str(Path(__file__).parents[1] / "alignment"))
-
-from tiny_entities import entities
 
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))

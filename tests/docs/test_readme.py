@@ -4,7 +4,6 @@ What is exchanged: models, tokenizers and SAEs by name are tiny ones, `<commit>`
 which entities a random model knows is said rather than asked.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from hub_stand_in import OWNER
 from pages import ROOT, blocks_of, commands
+from tiny_entities import entities
 from tiny_topic import tiny_parts, topic_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,11 +21,6 @@ from sae_unlearn.cli import inputs as loading
 from sae_unlearn.cli.main import main
 from sae_unlearn.demo import DemoTexts
 from sae_unlearn.evaluation import Fact
-
-
-sys.path.append(str(Path(__file__).parents[1] / "alignment"))
-
-from tiny_entities import entities
 
 
 BLOCKS = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]

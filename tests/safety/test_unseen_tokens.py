@@ -1,20 +1,13 @@
 """Static caches count on the device: tokens that went by without the guardrail are found there too, without a wait."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 from zoo import base_model, guarded, padded, plant, planted_config, token_ids
 
+from benchmarks.speed.kernel_count import waits
 from sae_unlearn import GuardrailNotReady, attach_guardrail, detach_guardrail, record_firings
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from kernel_count import waits
 
 
 FULL, SLIDING = ["llama", "gpt2"], ["gemma3", "mistral"]  # by the layer that tells a cache's length

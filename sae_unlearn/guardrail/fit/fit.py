@@ -105,7 +105,7 @@ def fit_guardrail(
         num_features: N, how many features are guarded; default 40 (20 for the faithful preset, as published).
         ratio_percentile: features below this percentile of the forget/retain ratio are left out; default 99.0 (95.0
             for the faithful preset, as published). Of a narrow SAE, 95 lets features pass that are active on most
-            text, and the gate cannot tell the topic (measured in `benchmarks/default_preset.py`).
+            text, and the gate cannot tell the topic (measured in `benchmarks/gates/default_preset.py`).
         threshold_percentile: the threshold is at least this percentile of the statistic over retain rows put aside;
             default 97.5 (95.0 for the faithful preset, as published). Higher ones lie close to the largest statistic of
             a usual corpus, where one odd row may spoil the gate: see the warnings and the curve in `calibration`.

@@ -1,0 +1,1 @@
+"""The alignment on a real model."""

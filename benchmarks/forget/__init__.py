@@ -1,0 +1,1 @@
+"""What a guardrail forgets and damages, beside gradient methods."""

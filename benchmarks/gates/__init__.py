@@ -1,0 +1,1 @@
+"""The gate: statistics, doses, and thresholds."""

@@ -1,0 +1,1 @@
+"""The alignment in a synthetic world whose facts are known."""
