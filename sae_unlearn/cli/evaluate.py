@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
     from sae_unlearn.cli.inputs import NO_ADAPTER, load_model, output_folder
     from sae_unlearn.evaluation import Report, compare, evaluate
-    from sae_unlearn.evaluation.report.plot import draw_reports
+    from sae_unlearn.evaluation.report.report import draw_reports
 
     if not args.forget and not args.retain:
         raise ValueError("Nothing to measure; give --forget, --retain, or both.")

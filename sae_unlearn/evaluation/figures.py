@@ -27,7 +27,7 @@ from sae_unlearn.evaluation.metrics.choices import (
     right_by_likelihood,
 )
 from sae_unlearn.evaluation.metrics.firing import fired_rows, row_firings
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with, recall, rouge_l, verdict
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with, recall, rouge_l, tokens_needed, verdict
 from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergences, row_losses
 from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
@@ -66,9 +66,6 @@ class Settings:
     def bar(self, *parts: str) -> str | None:
         """Title of a progress bar, or None for no bar."""
         return ", ".join(parts) if self.progress else None
-
-
-_LONGEST = 128
 
 
 def fact_figures(
@@ -137,13 +134,6 @@ def recall_figures(
         notes.append(f"{side}, {data}: no ROUGE-L; {error}")
     figures.append(figure("refusals", "share", torch.tensor([verdict(one) == "refused" for one in found])))
     return figures + [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
-
-
-def tokens_needed(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> int:
-    """Tokens of the longest accepted answer, and four more for what may stand before it; 128 at most."""
-    answers = [f" {answer}" for fact in facts for answer in fact.answers]
-    longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
-    return min(longest + 4, _LONGEST)
 
 
 _UNCUT = 2**20  # tokens; questions are read whole, whatever the texts are cut to

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.sae import SAESlice
 from sae_unlearn.sae.equations import without_autocast
+from sae_unlearn.sae.slice import SAESlice
 
 
 def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:

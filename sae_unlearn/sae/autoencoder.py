@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae_unlearn.errors import UnlearnError
+from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.sae.equations import affine_encode, cast_input, jumprelu, layer_normed, topk_relu, without_autocast
+from sae_unlearn.sae.loading import StoredSAE, read_pretrained, read_saelens
+from sae_unlearn.sae.saving import save_saelens
 from sae_unlearn.sae.slice import SAESlice, at_one_deviation, check_feature_ids, not_sliceable
 from sae_unlearn.sae.validate import (
     check_architecture,
     check_dimensions,
+    check_dtype,
     check_input_norm,
     check_layer,
     check_parameters,
@@ -129,9 +132,9 @@ class SparseAutoencoder(nn.Module):
             SAEFormatError: no known format there, a malformed file, or an SAE that cannot be represented exactly.
             FileNotFoundError: `id_or_path` is neither a folder nor a repository id.
         """
-        from sae_unlearn.sae.loading import load_pretrained  # late: loading knows this class
-
-        return load_pretrained(cls, id_or_path, subfolder, revision, device, dtype, cache_dir, token, local_files_only)
+        check_dtype(dtype)
+        stored = read_pretrained(id_or_path, subfolder, revision, cache_dir, token, local_files_only)
+        return cls._from_stored(stored, device, dtype)
 
     @classmethod
     def from_saelens(
@@ -147,9 +150,34 @@ class SparseAutoencoder(nn.Module):
             TypeError: `sae` has no `cfg.to_dict()` and `state_dict()`.
             SAEFormatError: an SAE of another place, or a setting that cannot be represented exactly.
         """
-        from sae_unlearn.sae.loading import convert_saelens  # late: converting knows this class
+        check_dtype(dtype)
+        return cls._from_stored(read_saelens(sae), device, dtype)
 
-        return convert_saelens(cls, sae, device, dtype)
+    @classmethod
+    def _from_stored(
+        cls, stored: StoredSAE, device: torch.device | str | None, dtype: torch.dtype
+    ) -> SparseAutoencoder:
+        """Round the folded weights to `dtype` once, and check them."""
+
+        def placed(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(dtype).to(device)
+
+        weights = stored.weights
+        try:
+            return cls(
+                placed(weights.W_enc),
+                placed(weights.b_enc),
+                placed(weights.W_dec),
+                placed(weights.b_dec),
+                architecture=weights.architecture,
+                threshold=None if weights.threshold is None else placed(weights.threshold),
+                k=weights.k,
+                layer=weights.layer,
+                source=stored.source,
+                input_norm=weights.input_norm,
+            )
+        except ValueError as error:
+            raise SAEFormatError(f"{stored.where}: {error}") from error
 
     @property
     def dtype(self) -> torch.dtype:
@@ -258,9 +286,16 @@ class SparseAutoencoder(nn.Module):
         Raises:
             UnlearnError: the disk is full, or the folder cannot be written.
         """
-        from sae_unlearn.sae.saving import save_saelens  # late: saving knows this class
-
-        save_saelens(self, save_directory)
+        tensors = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+        save_saelens(
+            save_directory,
+            tensors,
+            architecture=self.architecture,
+            k=self.k,
+            layer=self.layer,
+            input_norm=self.input_norm,
+            neuronpedia_id=self.source.get("neuronpedia_id"),
+        )
 
     def extra_repr(self) -> str:
         k = "" if self.k is None else f", k={self.k}"

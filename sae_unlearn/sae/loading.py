@@ -1,8 +1,6 @@
-"""From a folder or a repository to a `SparseAutoencoder`.
+"""Read the weights of an SAE from a local folder, a Hub repository, or a `sae_lens.SAE` in memory.
 
-Where an SAE lies: a local folder, or a repository of the Hugging Face Hub.
-
-A `sae_lens.SAE` in memory as a `SparseAutoencoder`, by its configuration and weights; SAELens is not imported.
+SAELens is not imported: an SAE in memory is read by its configuration and weights.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.files.untrusted import check_inside, check_regular, clean_subfolder
@@ -26,10 +22,6 @@ from sae_unlearn.sae.formats.base import SAEFolder, SAEWeights
 from sae_unlearn.sae.formats.saelens import TENSORS, fold_saelens
 from sae_unlearn.sae.formats.saelens_config import parse_config
 from sae_unlearn.sae.validate import check_names
-
-
-if TYPE_CHECKING:
-    from sae_unlearn.sae.autoencoder import SparseAutoencoder
 
 
 logger = logging.getLogger(__name__)
@@ -165,20 +157,30 @@ def cached_repository(repo_id: str, revision: str | None, cache_dir: str | os.Pa
     return Location(list_files(snapshot), commit, lambda name: snapshot / name)
 
 
-def load_pretrained(
-    cls: type[SparseAutoencoder],
+@dataclass(frozen=True, eq=False)
+class StoredSAE:
+    """The folded weights of an SAE and its origin.
+
+    Attributes:
+        weights: in the dtype of the file, or in float64 where folding changed them.
+        source: `SparseAutoencoder.source`.
+        where: the folder or repository, for error messages.
+    """
+
+    weights: SAEWeights
+    source: dict[str, str | None]
+    where: str
+
+
+def read_pretrained(
     id_or_path: str | os.PathLike[str],
     subfolder: str | None,
     revision: str | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype,
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
     local_files_only: bool,
-) -> SparseAutoencoder:
-    """Does the work of `SparseAutoencoder.from_pretrained`; arguments and errors are described there."""
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UnlearnError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
+) -> StoredSAE:
+    """Read the SAE of a folder or a repository; see `SparseAutoencoder.from_pretrained` for arguments and errors."""
     name = os.fspath(id_or_path)
     subfolder = clean_subfolder(subfolder)
     location = locate(name, revision, cache_dir, token, local_files_only)
@@ -207,39 +209,9 @@ def load_pretrained(
         "format": reader.name,
         "sha256": sha256_of(weights.weights_file),
     }
-    return build(cls, weights, source, where, device, dtype)
-
-
-def build(
-    cls: type[SparseAutoencoder],
-    weights: SAEWeights,
-    source: dict[str, str | None],
-    where: str,
-    device: torch.device | str | None,
-    dtype: torch.dtype,
-) -> SparseAutoencoder:
-    """Rounds the folded weights to `dtype`, once, and checks them."""
-
-    def placed(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype).to(device)
-
     if weights.neuronpedia_id is not None:
-        source = source | {"neuronpedia_id": weights.neuronpedia_id}
-    try:
-        return cls(
-            placed(weights.W_enc),
-            placed(weights.b_enc),
-            placed(weights.W_dec),
-            placed(weights.b_dec),
-            architecture=weights.architecture,
-            threshold=None if weights.threshold is None else placed(weights.threshold),
-            k=weights.k,
-            layer=weights.layer,
-            source=source,
-            input_norm=weights.input_norm,
-        )
-    except ValueError as error:
-        raise SAEFormatError(f"{where}: {error}") from error
+        source["neuronpedia_id"] = weights.neuronpedia_id
+    return StoredSAE(weights, source, where)
 
 
 def subfolder_hint(location: Location, wanted: str) -> str:
@@ -279,12 +251,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def convert_saelens(
-    cls: type[SparseAutoencoder], sae: Any, device: torch.device | str | None, dtype: torch.dtype
-) -> SparseAutoencoder:
-    """Does the work of `SparseAutoencoder.from_saelens`; arguments and errors are described there."""
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UnlearnError(f"dtype={dtype!r}; expected a floating torch.dtype such as torch.float32")
+def read_saelens(sae: Any) -> StoredSAE:
+    """Read a `sae_lens.SAE` in memory; see `SparseAutoencoder.from_saelens` for arguments and errors."""
     where = f"the {type(sae).__name__} given"
     config: Any = getattr(sae, "cfg", None)
     if not callable(getattr(config, "to_dict", None)) or not callable(getattr(sae, "state_dict", None)):
@@ -302,5 +270,7 @@ def convert_saelens(
     named = [name if t.is_floating_point() else f"{name} of {t.dtype}" for name, t in tensors.items()]
     check_names(named, TENSORS, where)
     weights = fold_saelens(tensors, settings, Path(where), f"the cfg of {where}")
-    source = {"id": None, "architecture": weights.architecture, "format": "saelens"}
-    return build(cls, weights, source, where, device, dtype)
+    source: dict[str, str | None] = {"id": None, "architecture": weights.architecture, "format": "saelens"}
+    if weights.neuronpedia_id is not None:
+        source["neuronpedia_id"] = weights.neuronpedia_id
+    return StoredSAE(weights, source, where)

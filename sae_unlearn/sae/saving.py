@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 from sae_unlearn.files.atomic import staged
 from sae_unlearn.files.untrusted import as_path
 from sae_unlearn.sae.formats.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sae_unlearn.sae.autoencoder import SparseAutoencoder
-
 # The release of SAELens whose layout is written; without it SAELens reads the file as one from before version 6.
 SAELENS_LAYOUT = "6.0.0"
 
 
-def save_saelens(sae: SparseAutoencoder, save_directory: str | os.PathLike[str]) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors`; see `SparseAutoencoder.save_pretrained`."""
+def save_saelens(
+    save_directory: str | os.PathLike[str],
+    weights: Mapping[str, Tensor],
+    *,
+    architecture: str,
+    k: int | None,
+    layer: int | None,
+    input_norm: str | None,
+    neuronpedia_id: str | None,
+) -> None:
+    """Write `cfg.json` and `sae_weights.safetensors`; see `SparseAutoencoder.save_pretrained`.
+
+    Args:
+        save_directory: the folder; it is made if it is missing.
+        weights: `W_enc` [d_in, d_sae], `b_enc` and `threshold` [d_sae], `W_dec` [d_sae, d_in], `b_dec` [d_in].
+        architecture, k, layer, input_norm: as in `SparseAutoencoder`.
+        neuronpedia_id: of its page at neuronpedia.org, if it has one.
+    """
     from safetensors.torch import save_file  # late: keeps the import of this package light
 
     folder = as_path(save_directory)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; pass a folder to write {CONFIG} and {WEIGHTS} into")
-    config = saelens_config(sae)
+    config = saelens_config(weights["W_enc"], architecture, k, layer, input_norm, neuronpedia_id)
     names = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if config["architecture"] == "jumprelu" else [])
     tensors: dict[str, Tensor] = {}
     for name in names:
-        tensor = getattr(sae, name).detach().cpu().contiguous()
+        tensor = weights[name].detach().cpu().contiguous()
         shared = any(tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in tensors.values())
         tensors[name] = tensor.clone() if shared else tensor  # safetensors writes no memory twice
     with staged(folder, key=CONFIG) as stage:
@@ -39,25 +53,32 @@ def save_saelens(sae: SparseAutoencoder, save_directory: str | os.PathLike[str])
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def saelens_config(sae: SparseAutoencoder) -> dict[str, Any]:
-    """The `cfg.json` under which SAELens computes what `sae` computes."""
-    architecture = sae.architecture if sae.architecture in ("standard", "topk") else "jumprelu"
-    metadata: dict[str, Any] = {"sae_lens_version": SAELENS_LAYOUT, "training_architecture": sae.architecture}
-    if sae.layer is not None:
-        metadata["hook_name"] = f"blocks.{sae.layer}.hook_resid_post"
-    if sae.source.get("neuronpedia_id"):
-        metadata["neuronpedia_id"] = sae.source["neuronpedia_id"]
+def saelens_config(
+    W_enc: Tensor,
+    architecture: str,
+    k: int | None,
+    layer: int | None,
+    input_norm: str | None,
+    neuronpedia_id: str | None,
+) -> dict[str, Any]:
+    """The `cfg.json` under which SAELens computes what the SAE computes; arguments as in `save_saelens`."""
+    metadata: dict[str, Any] = {"sae_lens_version": SAELENS_LAYOUT, "training_architecture": architecture}
+    if layer is not None:
+        metadata["hook_name"] = f"blocks.{layer}.hook_resid_post"
+    if neuronpedia_id:
+        metadata["neuronpedia_id"] = neuronpedia_id
+    d_in, d_sae = W_enc.shape
     config: dict[str, Any] = {
-        "architecture": architecture,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "dtype": str(sae.dtype).removeprefix("torch."),
+        "architecture": architecture if architecture in ("standard", "topk") else "jumprelu",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": str(W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none" if sae.input_norm is None else LAYER_NORM,
+        "normalize_activations": "none" if input_norm is None else LAYER_NORM,
         "reshape_activations": "none",
         "metadata": metadata,
     }
     if architecture == "topk":
-        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+        config |= {"k": k, "rescale_acts_by_decoder_norm": False}
     return config

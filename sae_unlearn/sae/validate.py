@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -152,3 +153,9 @@ def check_stated_sizes(
     for name, size, claim in zip(("d_in", "d_sae"), sizes, stated, strict=True):
         if claim not in (None, size):
             raise SAEFormatError(f"{path} has {name}={size} but {where} says {claim}")
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise unless `dtype` is a floating `torch.dtype`."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UnlearnError(f"dtype={dtype!r}: expected a floating torch.dtype such as torch.float32.")

@@ -167,9 +167,9 @@ def test_files_that_are_named_are_there(page) -> None:
 @pytest.mark.parametrize(
     ("shown", "used"),
     {
-        "guardrail": "guardrail/card_template.md",
-        "bundle": "guardrail/bundle_card_template.md",
-        "bundle-lora": "guardrail/bundle_lora_card_template.md",
+        "guardrail": "guardrail/storage/card_template.md",
+        "bundle": "guardrail/bundles/card_template.md",
+        "bundle-lora": "guardrail/bundles/lora_card_template.md",
         "alignment": "alignment/card_template.md",
     }.items(),
 )

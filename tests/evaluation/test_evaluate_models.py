@@ -30,8 +30,7 @@ from sae_unlearn.evaluation import (
     row_firings,
     row_losses,
 )
-from sae_unlearn.evaluation.figures import tokens_needed
-from sae_unlearn.evaluation.metrics.recall import Recall
+from sae_unlearn.evaluation.metrics.recall import Recall, tokens_needed
 
 
 TEXTS = topic_texts("retain", 7)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
-from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.report.figure import Figure
 from sae_unlearn.files.terminal import printable
@@ -32,32 +31,37 @@ _START = {"dilution": 0.0, "splitting": 1.0, "spelling": 0.0}
 """Where the questions as they are stand on an attack's axis."""
 
 
-def draw_audit(report: AuditReport, path: str | os.PathLike[str]) -> None:
+def draw_audit(title: str, rows: Sequence[AuditRow], path: str | os.PathLike[str]) -> None:
     """Draw an audit as a PNG: curves over the strength where an attack has one, points where it has ways.
+
+    Args:
+        title: of the picture.
+        rows: of the audit; the first is of the questions as they are.
+        path: the PNG file to write.
 
     Raises:
         ImportError: matplotlib is not installed; names the extra.
     """
-    panels = _panels(report)
+    panels = _panels(rows)
     columns = min(3, len(panels))
     height = math.ceil(len(panels) / columns)
     canvas = new_canvas(4.3 * columns, 3.1 * height + 0.9, dpi=130)
     grid = canvas.subplots(height, columns, squeeze=False).flatten()
     drawn: dict[str, Any] = {}
-    for axes, (attack, variant, rows) in zip(grid, panels, strict=False):
-        _draw_panel(axes, attack, variant, rows, drawn)
+    for axes, (attack, variant, own) in zip(grid, panels, strict=False):
+        _draw_panel(axes, attack, variant, own, drawn)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    canvas.suptitle(printable(report.title), fontsize=11, parse_math=False)
+    canvas.suptitle(printable(title), fontsize=11, parse_math=False)
     canvas.legend(drawn.values(), drawn, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     canvas.savefig(os.fspath(path), format="png")
 
 
-def _panels(report: AuditReport) -> list[tuple[str, str, list[AuditRow]]]:
+def _panels(all_rows: Sequence[AuditRow]) -> list[tuple[str, str, list[AuditRow]]]:
     """A panel for each attack with ways and no strength, and for each way of an attack with strengths."""
-    start = report.rows[0]
+    start = all_rows[0]
     found: dict[tuple[str, str], list[AuditRow]] = {}
-    for row in report.rows[1:]:
+    for row in all_rows[1:]:
         key = (row.attack, row.variant) if row.attack in _AXES else (row.attack, "")
         found.setdefault(key, []).append(row)
     panels = []

@@ -28,8 +28,7 @@ from sae_unlearn.evaluation.audit.attacks.merged import base_copy
 from sae_unlearn.evaluation.audit.context import Figures, Inquiry
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.base_model import has_adapters
-from sae_unlearn.evaluation.figures import tokens_needed
-from sae_unlearn.evaluation.metrics.recall import Fact
+from sae_unlearn.evaluation.metrics.recall import Fact, tokens_needed
 from sae_unlearn.guardrail.model import guard_layers
 
 

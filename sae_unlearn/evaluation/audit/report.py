@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.evaluation.audit.plot import draw_audit
 from sae_unlearn.evaluation.audit.registry import BLACK_BOX
 from sae_unlearn.evaluation.audit.row import RECALL, AuditRow, any_of
 from sae_unlearn.evaluation.report.comparison import compare
@@ -81,9 +82,9 @@ class AuditReport:
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `audit.json`, `audit.md`, and with matplotlib `audit.png`; returns what was written."""
-        from sae_unlearn.evaluation.audit.plot import draw_audit
-
-        return write_report(folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_audit(self, path))
+        return write_report(
+            folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_audit(self.title, self.rows, path)
+        )
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "AuditReport":

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.evaluation.explorer.feature_contexts import FeatureContexts, contexts_in
+from sae_unlearn.evaluation.explorer.page import render_page
 from sae_unlearn.evaluation.explorer.sweep import Sweep, swept
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, clamp_of
 from sae_unlearn.files.atomic import write_whole
@@ -37,9 +38,7 @@ class GuardrailPicture:
 
     def to_html(self) -> str:
         """The page: one HTML file that fetches nothing and runs no script. Without contexts no text is on it."""
-        from sae_unlearn.evaluation.explorer import render_page  # late: the template engine is needed for pages only
-
-        return render_page(self)
+        return render_page(self.title, self.config, self.clamp, self.contexts, self.sweep)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page, and say where it is."""

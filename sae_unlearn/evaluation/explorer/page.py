@@ -1,7 +1,8 @@
 """From a picture to its page, by the template `page.html` and the style sheet `page.css`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -9,27 +10,32 @@ from markupsafe import Markup
 from sae_unlearn.checks import shown
 from sae_unlearn.evaluation.explorer import charts
 from sae_unlearn.evaluation.explorer import view as contents
+from sae_unlearn.evaluation.explorer.feature_contexts import FeatureContexts
+from sae_unlearn.evaluation.explorer.sweep import Sweep
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.summary import curve_rows, fire_rows, fit_warnings, guardrail_facts, statistic_in_words
 from sae_unlearn.version import __version__
 
 
-if TYPE_CHECKING:
-    from sae_unlearn.evaluation.explorer.explorer import GuardrailPicture
-
 HERE = Path(__file__).parent
 
 
-def render_page(picture: "GuardrailPicture") -> str:
-    """The page of a guardrail, see `GuardrailPicture.to_html`. All that comes from outside is escaped."""
-    config, seen, sweep = picture.config, picture.contexts, picture.sweep
+def render_page(
+    title: str,
+    config: SAEGuardrailConfig,
+    clamp: Sequence[float],
+    seen: FeatureContexts | None,
+    sweep: Sweep | None,
+) -> str:
+    """The page of a guardrail, see `GuardrailPicture` for the arguments. All that comes from outside is escaped."""
     calibration = config.calibration or {}
     stored = contents.stored_statistics(calibration)
-    features, words = contents.feature_rows(picture), statistic_in_words(config)
+    features, words = contents.feature_rows(config, clamp, seen), statistic_in_words(config)
     fields: dict[str, Any] = {
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        "title": picture.title,
+        "title": title,
         "version": __version__,
-        "facts": guardrail_facts(config, picture.clamp),
+        "facts": guardrail_facts(config, clamp),
         "threshold": f"{config.tau:.4g}",
         "statistic": words,
         "fire_rows": fire_rows(calibration),

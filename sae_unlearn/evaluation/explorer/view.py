@@ -1,19 +1,18 @@
 """What a guardrail's page says of features, contexts and sweeps, as plain data for its template, which escapes every
 string. A config may have been written by anybody: what is no number where one is expected is left out."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from sae_unlearn.checks import real, reals, shown
-from sae_unlearn.evaluation.explorer.feature_contexts import Context, GuardedFeature
+from sae_unlearn.evaluation.explorer.feature_contexts import Context, FeatureContexts, GuardedFeature
 from sae_unlearn.evaluation.explorer.neuronpedia import feature_page, neuronpedia_id
 from sae_unlearn.evaluation.explorer.sweep import SweepPoint
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.files.terminal import printable
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.summary import ROLES
 
-
-if TYPE_CHECKING:
-    from sae_unlearn.evaluation.explorer.explorer import GuardrailPicture
 
 _LIMIT = 20_000  # characters of a piece of text
 
@@ -24,18 +23,20 @@ def stored_statistics(calibration: dict[str, Any]) -> dict[str, list[float]]:
     return {role: rows for role, rows in found.items() if rows}
 
 
-def feature_rows(picture: "GuardrailPicture") -> list[dict[str, Any]]:
+def feature_rows(
+    config: SAEGuardrailConfig, clamp: Sequence[float], contexts: FeatureContexts | None
+) -> list[dict[str, Any]]:
     """The features: id, page, clamp value, what the fit recorded, and what the texts showed."""
-    config, identity = picture.config, neuronpedia_id(picture.config.sae_source)
+    identity = neuronpedia_id(config.sae_source)
     ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
-    recorded = _recorded(picture)
-    seen = picture.contexts.features if picture.contexts else [None] * len(ids)
+    recorded = _recorded(config, len(clamp))
+    seen = contexts.features if contexts else [None] * len(ids)
     return [
         {
             "name": f"{place + 1} (id not recorded)" if feature is None else str(feature),
             "anchor": f"feature-{place + 1}",
             "page": feature_page(identity, feature),
-            "clamp": f"{picture.clamp[place]:.4g}",
+            "clamp": f"{clamp[place]:.4g}",
             "fit": {name: values[place] for name, values in recorded.items()},
             "seen": _seen(one),
             "contexts": [_context(context, one) for context in one.contexts] if one else [],
@@ -53,14 +54,14 @@ def sweep_rows(points: tuple[SweepPoint, ...]) -> list[list[str]]:
     ]
 
 
-def _recorded(picture: "GuardrailPicture") -> dict[str, list[str]]:
+def _recorded(config: SAEGuardrailConfig, count: int) -> dict[str, list[str]]:
     """What the fit recorded of each feature, of what it recorded of all of them."""
-    found = (picture.config.calibration or {}).get("features")
+    found = (config.calibration or {}).get("features")
     found = found if isinstance(found, dict) else {}
     lists = {
         key: [real(value) for value in values]
         for key, values in found.items()
-        if isinstance(values, list) and len(values) == len(picture.clamp)
+        if isinstance(values, list) and len(values) == count
     }
     rows = {
         f"density_{role}": [shown(v, ".2%") for v in lists[f"density_{role}"]]

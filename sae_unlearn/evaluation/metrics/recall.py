@@ -268,3 +268,13 @@ def rouge_l(found: Sequence[Recall]) -> RougeL:
         torch.tensor([max(score.recall for score in each) for each in scores], dtype=torch.float64),
         torch.tensor([max(score.fmeasure for score in each) for each in scores], dtype=torch.float64),
     )
+
+
+_LONGEST = 128
+
+
+def tokens_needed(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> int:
+    """Tokens of the longest accepted answer, and four more for what may stand before it; 128 at most."""
+    answers = [f" {answer}" for fact in facts for answer in fact.answers]
+    longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+    return min(longest + 4, _LONGEST)

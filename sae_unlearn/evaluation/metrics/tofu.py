@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.checks import check_is
-from sae_unlearn.evaluation.figures import tokens_needed
 from sae_unlearn.evaluation.metrics.choices import Choice, option_likelihoods
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
-from sae_unlearn.evaluation.metrics.recall import Fact, recall, rouge_l
+from sae_unlearn.evaluation.metrics.recall import Fact, recall, rouge_l, tokens_needed
 from sae_unlearn.evaluation.metrics.truth_ratio import log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint, group_sums

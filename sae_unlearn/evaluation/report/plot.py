@@ -7,7 +7,6 @@ from typing import Any
 
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
 from sae_unlearn.evaluation.report.figure import Figure
-from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.files.terminal import printable
 
 
@@ -17,15 +16,19 @@ _PANELS = (("share", "score"), ("p",), ("nats",), ("perplexity",), ("ratio",))
 _LABELS = ("share, or score", "p", "nats per token", "perplexity", "ratio (logarithmic)")
 
 
-def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
-    """Draw one or more reports side by side as a PNG: a panel for each unit, a line for each figure.
+def draw_figures(reports: Sequence[tuple[str, Sequence[Figure]]], path: str | os.PathLike[str]) -> None:
+    """Draw the figures of one or more reports as a PNG: a panel for each unit, a line for each figure.
+
+    Args:
+        reports: title and figures of each.
+        path: the PNG file to write.
 
     Raises:
         ImportError: matplotlib is not installed; names the extra.
         ValueError: the reports hold no figures.
     """
-    keys = sorted(dict.fromkeys(figure.key for report in reports for figure in report.figures), key=lambda key: key[0])
-    known = [{figure.key: figure for figure in report.figures} for report in reports]
+    keys = sorted(dict.fromkeys(figure.key for _, figures in reports for figure in figures), key=lambda key: key[0])
+    known = [{figure.key: figure for figure in figures} for _, figures in reports]
     first = {key: next(figures[key] for figures in known if key in figures) for key in keys}
     panels = [
         (label, [key for key in keys if first[key].unit in units])
@@ -56,7 +59,7 @@ def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> Non
         elif label.startswith("ratio"):
             axes.set_xscale("log")
     handles = [all_axes[0].plot([], [], _MARKS[i % 5], color="0.3")[0] for i in range(len(reports))]
-    titles = [printable(report.title) for report in reports]
+    titles = [printable(title) for title, _ in reports]
     canvas.legend(handles, titles, loc="outside upper left", frameon=False, fontsize=9, ncols=min(3, len(reports)))
     for text in canvas.legends[0].get_texts():
         text.set_parse_math(False)

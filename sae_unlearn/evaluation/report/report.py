@@ -1,7 +1,7 @@
 """What an evaluation found, as tables, a picture and JSON."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, Unit
 from sae_unlearn.evaluation.report.files import read_as, read_report, write_report
+from sae_unlearn.evaluation.report.plot import draw_figures
 from sae_unlearn.files.terminal import printable
 
 
@@ -68,8 +69,6 @@ class Report:
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write `report.json`, `report.md`, and with matplotlib `report.png`; returns what was written."""
-        from sae_unlearn.evaluation.report.plot import draw_reports
-
         return write_report(folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_reports([self], path))
 
     @classmethod
@@ -117,3 +116,13 @@ def markdown_table(head: list[str], rows: list[list[Any]]) -> list[str]:
 def cell(value: Any) -> str:
     """A value as the text of a table's cell."""
     return printable(value).replace("|", "\\|").replace("<", "&lt;")
+
+
+def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
+    """Draw one or more reports side by side as a PNG: a panel for each unit, a line for each figure.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the extra.
+        ValueError: the reports hold no figures.
+    """
+    draw_figures([(report.title, report.figures) for report in reports], path)

@@ -29,7 +29,7 @@ from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThres
 from sae_unlearn.guardrail.offline import content_tokens, read_batch
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.guardrail.weights import GuardrailEncoder, check_lowers, check_tensors, tensors_of
-from sae_unlearn.sae import SAESlice
+from sae_unlearn.sae.slice import SAESlice
 
 
 MANY_OUTLIERS = 0.5

@@ -5,6 +5,7 @@ import torch
 
 from sae_unlearn import UnlearnError
 from sae_unlearn.evaluation import AuditReport, AuditRow, put_into_card
+from sae_unlearn.evaluation.audit import report as audit_report
 from sae_unlearn.evaluation.audit.row import RECALL
 from sae_unlearn.evaluation.report.figure import figure_of_rows
 from sae_unlearn.guardrail import SAEGuardrailConfig
@@ -74,7 +75,7 @@ def test_a_disk_that_is_full_leaves_card_and_report_as_they_were(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sae_unlearn.evaluation.audit.plot.draw_audit", full)
+    monkeypatch.setattr(audit_report, "draw_audit", full)
     for write in (put_into_card, lambda found, folder: found.save(folder / "audit")):
         with pytest.raises(UnlearnError, match="No space left on device"):
             write(report(5), tmp_path)
