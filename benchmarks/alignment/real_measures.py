@@ -9,6 +9,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.alignment.data import QUESTIONS, AlignmentData, question_facts
+from benchmarks.representation.held_out_latents import held_out_firing, held_out_latents
+from benchmarks.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
+from benchmarks.representation.states import entity_states
+from benchmarks.representation.variance_ratio import variance_ratio
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment import Entity, EntitySet
 from sae_unlearn.alignment.dataset import match_unknown
@@ -17,17 +21,10 @@ from sae_unlearn.evaluation import (
     Fact,
     ask,
     candidate_log_probs,
-    entity_states,
-    fit_base_probe,
-    held_out_firing,
-    held_out_latents,
     rank_answers,
-    read_base_probe,
     recall,
-    refit_discriminator,
     row_divergences,
     row_losses,
-    variance_ratio,
 )
 from sae_unlearn.evaluation.audit.attacks.direction import direction_attack, known_direction
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack, split_subjects

@@ -10,6 +10,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from benchmarks.baselines.rows import Batch, encode
+from benchmarks.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
+from benchmarks.representation.states import entity_states
+from benchmarks.representation.variance_ratio import variance_ratio
 from benchmarks.synthetic.world import HELD_OUT_TEMPLATES, QUESTIONS, REFUSAL, TEMPLATES, VALUES, Person, Row, World
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment.entities import EntitySet
@@ -18,9 +21,6 @@ from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.residual_stream import truncated
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack
 from sae_unlearn.evaluation.metrics.recall import Fact
-from sae_unlearn.evaluation.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
-from sae_unlearn.evaluation.representation.states import entity_states
-from sae_unlearn.evaluation.representation.variance_ratio import variance_ratio
 
 
 RELEARNING_STEPS = (0, 10, 20, 40)

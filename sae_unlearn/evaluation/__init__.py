@@ -1,9 +1,10 @@
-"""Measuring what a model knows, with and without an adapter, and what it holds of entities."""
+"""Measure what a model knows, with and without an adapter."""
 
 from sae_unlearn.evaluation.audit.audit import audit
 from sae_unlearn.evaluation.audit.card import put_into_card
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
+from sae_unlearn.evaluation.datasets.entities import entity_facts
 from sae_unlearn.evaluation.evaluate import evaluate
 from sae_unlearn.evaluation.explorer.explorer import GuardrailPicture, picture_guardrail, stored_picture
 from sae_unlearn.evaluation.explorer.feature_contexts import (
@@ -37,17 +38,6 @@ from sae_unlearn.evaluation.report.comparison import Change, Comparison, compare
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure
 from sae_unlearn.evaluation.report.report import Report
-from sae_unlearn.evaluation.representation.held_out_latents import HeldOutFiring, held_out_firing, held_out_latents
-from sae_unlearn.evaluation.representation.probes import (
-    BaseProbe,
-    Discrimination,
-    ProbeReading,
-    fit_base_probe,
-    read_base_probe,
-    refit_discriminator,
-)
-from sae_unlearn.evaluation.representation.states import entity_facts, entity_states
-from sae_unlearn.evaluation.representation.variance_ratio import VarianceRatio, variance_ratio
 from sae_unlearn.stats import bootstrap_interval, wilson_interval
 
 
@@ -57,12 +47,10 @@ __all__ = [
     "AnswerLikelihoods",
     "AuditReport",
     "AuditRow",
-    "BaseProbe",
     "Change",
     "Choice",
     "Comparison",
     "Context",
-    "Discrimination",
     "Estimate",
     "Fact",
     "FeatureContexts",
@@ -70,9 +58,7 @@ __all__ = [
     "ForgetQuality",
     "GuardedFeature",
     "GuardrailPicture",
-    "HeldOutFiring",
     "ModelUtility",
-    "ProbeReading",
     "Ranks",
     "Recall",
     "Report",
@@ -80,7 +66,6 @@ __all__ = [
     "Sweep",
     "SweepPoint",
     "TofuSet",
-    "VarianceRatio",
     "answer_likelihoods",
     "ask",
     "audit",
@@ -90,13 +75,9 @@ __all__ = [
     "complete",
     "count_answers",
     "entity_facts",
-    "entity_states",
     "evaluate",
     "feature_contexts",
-    "fit_base_probe",
     "forget_quality",
-    "held_out_firing",
-    "held_out_latents",
     "interference",
     "log_truth_ratios",
     "model_utility",
@@ -104,9 +85,7 @@ __all__ = [
     "picture_guardrail",
     "put_into_card",
     "rank_answers",
-    "read_base_probe",
     "recall",
-    "refit_discriminator",
     "right_by_letter",
     "right_by_likelihood",
     "rouge_l",
@@ -116,6 +95,5 @@ __all__ = [
     "stored_picture",
     "sweep_guardrail",
     "truth_scores",
-    "variance_ratio",
     "wilson_interval",
 ]

@@ -18,7 +18,6 @@ from sae_unlearn.demo import DemoTexts, load_demo_model, load_demo_texts, run_de
 from sae_unlearn.evaluation import (
     AuditReport,
     AuditRow,
-    BaseProbe,
     Choice,
     Comparison,
     Estimate,
@@ -36,13 +35,9 @@ from sae_unlearn.evaluation import (
     complete,
     count_answers,
     entity_facts,
-    entity_states,
     evaluate,
     feature_contexts,
-    fit_base_probe,
     forget_quality,
-    held_out_firing,
-    held_out_latents,
     interference,
     log_truth_ratios,
     model_utility,
@@ -50,9 +45,7 @@ from sae_unlearn.evaluation import (
     picture_guardrail,
     put_into_card,
     rank_answers,
-    read_base_probe,
     recall,
-    refit_discriminator,
     right_by_letter,
     right_by_likelihood,
     rouge_l,
@@ -62,7 +55,6 @@ from sae_unlearn.evaluation import (
     stored_picture,
     sweep_guardrail,
     truth_scores,
-    variance_ratio,
     wilson_interval,
 )
 
@@ -80,14 +72,6 @@ class Given:
 @pytest.fixture(scope="module")
 def it():
     return Given()
-
-
-def states(entities=4, width=32):
-    return torch.randn(entities, 2, width, generator=torch.Generator().manual_seed(0))
-
-
-def probe():
-    return fit_base_probe(states(), -states())
 
 
 ROW = AuditRow("plain", "", 0.0, report("a").figures, ())
@@ -133,22 +117,7 @@ BAD = [
     (bootstrap_interval, lambda it: bootstrap_interval([1.0]), "values is list"),
     (wilson_interval, lambda it: wilson_interval(-1, 2), "-1 successes"),
     (wilson_interval, lambda it: wilson_interval(0, 0), "n > 0"),
-    (variance_ratio, lambda it: variance_ratio([1], [2]), "targets is a list"),
-    (variance_ratio, lambda it: variance_ratio(states(1), states(4)), "at least two"),
     (entity_facts, lambda it: entity_facts([3]), "entities holds a int"),
-    (entity_states, lambda it: entity_states(*it.bare, [], 1), "at least one"),
-    (entity_states, lambda it: entity_states(*it.bare, [3], 1), "entities holds a int"),
-    (entity_states, lambda it: entity_states(*it.bare, ENTITIES, 9, templates=["{entity}"]), "layers 0 to 3"),
-    (fit_base_probe, lambda it: fit_base_probe(states(0), states(4)), "at least one"),
-    (fit_base_probe, lambda it: fit_base_probe(states(width=3), states(width=4)), "shapes"),
-    (read_base_probe, lambda it: read_base_probe("a probe", states(), states()), "probe is a str"),
-    (held_out_latents, lambda it: held_out_latents("an SAE", states(), states(), []), "sae is a str"),
-    (held_out_latents, lambda it: held_out_latents(it.sae, states(width=3), states(width=3), []), "d_in"),
-    (held_out_latents, lambda it: held_out_latents(it.sae, states(), states(), [], number=0), "number=0"),
-    (held_out_firing, lambda it: held_out_firing(it.sae, [99], states(), states(), states()), "99"),
-    (held_out_firing, lambda it: held_out_firing(it.sae, [], states(), states(), states()), "No latents"),
-    (refit_discriminator, lambda it: refit_discriminator(states(9), states(9), states(9), kind="x"), "kind='x'"),
-    (refit_discriminator, lambda it: refit_discriminator(states(0), states(9), states(9)), "0 targets"),
     (compare, lambda it: compare("a", "b"), "before is a str"),
     (model_utility, lambda it: model_utility(*it.bare, None, None, None), "retain is a NoneType"),
     (evaluate, lambda it: evaluate(*it.bare, forget=["w2"], batch_size=0), "batch_size=0"),
@@ -175,8 +144,6 @@ BAD = [
     (AuditReport.from_dict, lambda it: AuditReport.from_dict({}), "no audit: .* 'neighbours'"),
     (AuditReport.from_dict, lambda it: AuditReport.from_dict(3), "no audit"),
     (AuditRow.from_dict, lambda it: AuditRow.from_dict({}), "no row of an audit: .* 'audited'"),
-    (BaseProbe.p_known, lambda it: probe().p_known([1.0]), "states is list"),
-    (BaseProbe.p_known, lambda it: probe().p_known(states(width=31)), "width 31"),
     (Comparison.save, lambda it: Comparison("a", "b", ()).save(3), "not int"),
     (Estimate.mean, lambda it: Estimate.mean(NONE), "at least one"),
     (Estimate.mean, lambda it: Estimate.mean(torch.ones(2), subjects=["a"]), "1 subjects of 2 values"),

@@ -6,8 +6,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
+from benchmarks.representation.states import entity_states
 from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.evaluation.representation.states import entity_states
 
 
 LAYER = 1

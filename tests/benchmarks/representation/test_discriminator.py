@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from sae_unlearn.evaluation.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
+from benchmarks.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
 
 
 D, TEMPLATES = 640, 3

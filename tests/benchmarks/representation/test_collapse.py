@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_topic import tiny_parts
 
-from sae_unlearn.evaluation.representation.held_out_latents import held_out_firing, held_out_latents
-from sae_unlearn.evaluation.representation.variance_ratio import variance_ratio
+from benchmarks.representation.held_out_latents import held_out_firing, held_out_latents
+from benchmarks.representation.variance_ratio import variance_ratio
 
 
 def codes(n, seed, spread=1.0, d=30):

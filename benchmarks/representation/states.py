@@ -1,9 +1,6 @@
-"""What the model holds at the last token of an entity's name.
+"""Residual states of a model at the last token of an entity's name."""
 
-What there is to ask about entities.
-"""
-
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -13,11 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.entities import Entity
 from sae_unlearn.alignment.prompts import locate_entity
-from sae_unlearn.alignment.templates import Questions, entity_templates, questions, render
+from sae_unlearn.alignment.templates import entity_templates, render
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.checks import check_all
-from sae_unlearn.evaluation.metrics.recall import Fact
 
 
 def entity_states(
@@ -70,24 +66,3 @@ def entity_states(
             for row, index in zip(batch.residual, batch.index, strict=True):
                 found[index] = row[places[index]].float().cpu()
     return torch.stack([found[i] for i in range(len(rows))]).unflatten(0, (len(entities), -1))
-
-
-def entity_facts(
-    entities: Iterable[Entity], attributes: Collection[str] | None = None, given: Questions | None = None
-) -> list[Fact]:
-    """Every question about every attribute of every entity; a fact's subject is the entity's type and name.
-
-    Args:
-        entities: entities with accepted answers.
-        attributes: which to ask about; None asks about all that an entity has.
-        given: questions by type and attribute that stand in for the library's.
-    """
-    entities = list(entities)
-    check_all(entities, Entity, "entities")
-    return [
-        Fact(render(question, entity).text, answers, f"{entity.entity_type} {entity.entity}")
-        for entity in entities
-        for attribute, answers in entity.attributes.items()
-        if attributes is None or attribute in attributes
-        for question in questions(entity.entity_type, attribute, given)
-    ]
