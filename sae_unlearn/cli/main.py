@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sae_unlearn.cli import audit, check, demo, evaluate, fit, show, train
+from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, show, train
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.version import __version__
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": audit,
     "show": show,
     "check": check,
+    "env": env,
 }
 
 SHARED = ("fit", "train", "evaluate")  # what several processes of a launch do together
@@ -35,6 +36,7 @@ _EXAMPLES = """examples:
   sae-unlearn audit --model MODEL --adapter forget-topic --forget questions.json --retain others.json --output audit
   sae-unlearn show forget-topic
   sae-unlearn check MODEL forget-topic
+  sae-unlearn env
 
 `sae-unlearn COMMAND --help` tells the rest
 """
