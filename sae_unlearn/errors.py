@@ -32,12 +32,16 @@ class GuardrailNotReady(UnlearnError, RuntimeError):
     needs. The call is stopped, since letting it pass would give unguarded text."""
 
 
+class GuardrailUnsupported(UnlearnError, NotImplementedError):
+    """The model was called in a way in which a guardrail cannot work, or that needs another version of transformers."""
+
+
 @contextmanager
 def as_guardrail_error() -> Iterator[None]:
     """What the layers below refuse is raised as a `GuardrailError`; also a decorator."""
     try:
         yield
-    except (GuardrailError, GuardrailNotReady):
+    except (GuardrailError, GuardrailNotReady, GuardrailUnsupported):
         raise
     except UnlearnError as error:
         raise GuardrailError(str(error)) from error

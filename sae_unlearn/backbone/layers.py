@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sae_unlearn.errors import GuardrailError, UnlearnError
 
@@ -48,7 +49,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         model: the bare transformers model, not a `PeftModel` around it.
 
     Raises:
-        UnlearnError: the model is an encoder-decoder, or has no such list.
+        UnlearnError: the model is an encoder-decoder, or has no such list, or several.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -67,10 +68,33 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         raise UnlearnError(
             f"{type(model).__name__} has no list of {num_layers} decoder layers; open an issue with the model's name."
         )
-    inner = min(found, key=lambda name: name.count("."))
+    inner = _list_of_layers(decoder, found)
     name = f"{start}.{inner}" if start else inner
     layers = cast(nn.ModuleList, decoder.get_submodule(inner))
     return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, layers)
+
+
+def _list_of_layers(decoder: nn.Module, names: list[str]) -> str:
+    """Return the name of the list of whole layers, among lists of that length.
+
+    A model may keep the parts of its layers in one list each (XLM: attentions, norms, MLPs), and has no module whose
+    output is the residual stream.
+
+    Raises:
+        UnlearnError: If several lists may be it.
+    """
+    depth = min(name.count(".") for name in names)
+    lists = {name: cast(nn.ModuleList, decoder.get_submodule(name)) for name in names if name.count(".") == depth}
+    lists = {name: parts for name, parts in lists.items() if any(True for _ in parts.parameters())} or lists
+    if len(lists) > 1:
+        whole = [name for name, parts in lists.items() if isinstance(parts[0], GradientCheckpointingLayer)]
+        if len(whole) != 1:
+            raise UnlearnError(
+                f"{type(decoder).__name__}: expected one list of decoder layers, got {', '.join(lists)}. "
+                "Use a model whose layers are modules of their own."
+            )
+        return whole[0]
+    return next(iter(lists))
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
+from sae_unlearn.guardrail.call_cache import cache_of_layer
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import WINDOWED
@@ -41,7 +42,6 @@ from sae_unlearn.guardrail.peft_type import CHILD
 from sae_unlearn.guardrail.runtime.cache_state import (
     DynamicGateHistory,
     GateHistory,
-    find_cache,
     forget_unseen,
     history_of,
     unseen,
@@ -124,7 +124,7 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         hidden = residual_of(decoder_layer, output)
         inputs = current_inputs(*hidden.shape[:2])
         inputs.guarded.append(self.index)
-        cache = find_cache((*args, *kwargs.values())) or inputs.cache
+        cache = cache_of_layer(args, kwargs) or inputs.cache
         homes = [self.check_ready(name) for name in active]
         edited = None if cache is None else self._edited_step(active, hidden, homes, inputs, cache)
         if edited is None:

@@ -7,11 +7,26 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
-from zoo import BOS, EOS, PAD, WIDTH, LayerTap, base_model, guarded, padded, plant, planted_config, token_ids
+from zoo import (
+    BOS,
+    EOS,
+    PAD,
+    WIDTH,
+    LayerTap,
+    base_model,
+    guarded,
+    padded,
+    plant,
+    planted_config,
+    token_ids,
+    with_cache,
+)
 
 from sae_unlearn import GuardrailNotReady, SparseAutoencoder, attach_guardrail, record_firings
+from sae_unlearn.backbone.call_arguments import cache_name, cache_of
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.config_validation import CHOICES
 from sae_unlearn.guardrail.model import guard_layers
 
@@ -245,10 +260,10 @@ def test_a_cache_that_is_reset_for_the_next_request_leaves_the_records_of_the_la
     with record_firings(model) as firings:
         for ids in requests:
             cache.reset()
-            forward(model, input_ids=ids, past_key_values=cache)
+            forward(model, input_ids=ids, **with_cache(model, cache))
         before = list(firings)
     cache.reset()
-    forward(model, input_ids=requests[0], past_key_values=cache)
+    forward(model, input_ids=requests[0], **with_cache(model, cache))
     assert list(firings) == before
     assert [(f.call, f.row) for f in before] == [(call, row) for call in range(3) for row in range(3)]
     assert [(f.statistic, f.fired) for f in before] == [(f.statistic, f.fired) for f in expected]
@@ -342,23 +357,22 @@ def test_beams_keep_the_gates_of_two_guardrails():
 def test_a_cache_filled_while_the_guardrail_was_disabled_is_refused():
     for name in ("llama", "mamba"):
         model, ids = guarded(name), token_ids(1, 6)
-        key = "cache_params" if name == "mamba" else "past_key_values"
         with model.disable_adapter():
-            cache = getattr(forward(model, input_ids=ids, use_cache=True), key)
+            cache = cache_of(forward(model, input_ids=ids, use_cache=True))
         with pytest.raises(GuardrailNotReady, match="filled without it"):
-            forward(model, input_ids=ids[:, :1], **{key: cache})
+            forward(model, input_ids=ids[:, :1], **with_cache(model, cache))
         forward(model, input_ids=ids)  # the model is not spoilt by it
 
 
 def test_a_cache_of_which_the_guardrail_missed_a_part_is_refused():
     model, ids, cache = guarded("llama"), token_ids(1, 6), DynamicCache()
-    forward(model, input_ids=ids, past_key_values=cache)
+    forward(model, input_ids=ids, **with_cache(model, cache))
     with model.disable_adapter():
-        forward(model, input_ids=ids[:, :1], past_key_values=cache)
+        forward(model, input_ids=ids[:, :1], **with_cache(model, cache))
     with pytest.raises(
         GuardrailNotReady, match="holds 7 tokens, of which guardrail 'default' \\(layer 1\\) has seen 6"
     ):
-        forward(model, input_ids=ids[:, :1], past_key_values=cache)
+        forward(model, input_ids=ids[:, :1], **with_cache(model, cache))
 
 
 class Foreign:
@@ -368,10 +382,66 @@ class Foreign:
         return 0
 
 
-@pytest.mark.parametrize("cache", [((torch.zeros(1, 2, 3, 8),) * 2,) * 4, Foreign()], ids=["legacy", "foreign"])
-def test_a_cache_that_is_not_transformers_own_is_refused(cache):
-    with pytest.raises(NotImplementedError, match="not a transformers `Cache`"):
-        forward(guarded("llama"), input_ids=token_ids(1, 6), past_key_values=cache)
+LEGACY = ((torch.zeros(1, 2, 3, 8),) * 2,) * 4
+OF_AN_ENCODER = EncoderDecoderCache(DynamicCache(), DynamicCache())
+UNKNOWN = {
+    **{("legacy", name): (LEGACY, name) for name in ("past_key_values", "cache", "cache_params", "layer_past")},
+    **{("foreign", name): (Foreign(), name) for name in ("past_key_values", "cache", "session", "kv_cache")},
+    **{("encoder's", name): (OF_AN_ENCODER, name) for name in ("past_key_values", "cache")},
+    ("XLM's of old", "cache"): ({"slen": torch.zeros(1)}, "cache"),
+    ("recurrent", "state"): ([torch.zeros(1, 8)] * 5, "state"),
+    ("XLNet's", "mems"): ([torch.zeros(3, 1, 8)], "mems"),
+    ("one tensor", "past_state"): (torch.zeros(1, 8), "past_state"),
+    ("a name", "cache"): ("session 1", "cache"),
+    ("nested", "extra"): ({"a": [1, {"b": torch.zeros(1)}]}, "extra"),
+    ("a cache in a list", "extra"): ([DynamicCache()], "extra"),
+}
+
+
+@pytest.mark.parametrize(("cache", "name"), UNKNOWN.values(), ids=[f"{kind}-{name}" for kind, name in UNKNOWN])
+def test_what_may_carry_earlier_tokens_and_is_no_known_cache_is_refused_by_its_name(cache, name):
+    """Under the names of every version, whatever the model itself would make of it."""
+    model, ids = guarded("llama"), token_ids(1, 6)
+    backbone = model.get_base_model().model
+    for run in (model, backbone):
+        with pytest.raises(GuardrailUnsupported, match=f"^{given_as(model, run, name)}: expected "):
+            forward(run, input_ids=ids, **{name: cache})
+    forward(model, input_ids=ids)
+
+
+def given_as(model, run, name):
+    """The name by which the backbone is given an argument of a call of `run`."""
+    own = cache_name(model.get_base_model())
+    return own if run is model and {name, own} <= {"past_key_values", "cache"} else name
+
+
+@pytest.mark.parametrize("second", [DynamicCache(), LEGACY], ids=["cache", "legacy"])
+def test_a_second_cache_beside_the_first_is_refused(second):
+    model = guarded("llama")
+    with pytest.raises(GuardrailUnsupported, match=r"^memory: expected"):
+        forward(model, input_ids=token_ids(1, 6), **with_cache(model, DynamicCache()), memory=second)
+
+
+@pytest.mark.parametrize(
+    "harmless", [{"use_cache": True}, {"sizes": [(1, 2)], "kind": "a"}, {"mask_of_images": torch.zeros(1)}], ids=str
+)
+def test_an_argument_that_can_carry_no_tokens_is_passed_on(harmless):
+    model, ids = guarded("llama"), token_ids(1, 6)
+    assert torch.equal(forward(model, input_ids=ids, **harmless).logits, forward(model, input_ids=ids).logits)
+
+
+def test_without_a_guardrail_in_force_the_base_model_takes_what_it_takes():
+    model, ids = guarded("llama"), token_ids(1, 6)
+    bare = model.get_base_model()
+    with model.disable_adapter():
+        found = forward(bare.model, input_ids=ids, memory=LEGACY).last_hidden_state
+    assert torch.equal(found, forward(base_model("llama").model, input_ids=ids).last_hidden_state)
+
+
+def test_an_argument_by_position_that_has_no_name_is_refused():
+    model = guarded("llama")
+    with pytest.raises(NotImplementedError, match="by position"):
+        model.get_base_model()(*[None] * 30)
 
 
 @pytest.mark.parametrize(
@@ -399,9 +469,9 @@ def test_continuous_batching_is_refused():
 
 def test_a_mask_that_does_not_cover_the_tokens_is_refused():
     model, cache = guarded("llama"), DynamicCache()
-    forward(model, input_ids=token_ids(2, 6), past_key_values=cache)
+    forward(model, input_ids=token_ids(2, 6), **with_cache(model, cache))
     with pytest.raises((GuardrailNotReady, RuntimeError), match=r"cover|size"):
-        forward(model, input_ids=token_ids(2, 3), past_key_values=cache, attention_mask=torch.ones(2, 5))
+        forward(model, input_ids=token_ids(2, 3), **with_cache(model, cache), attention_mask=torch.ones(2, 5))
 
 
 def test_a_decoder_layer_called_outside_of_its_model_is_refused():

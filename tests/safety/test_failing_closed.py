@@ -16,7 +16,7 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.func import functional_call
 from transformers import DynamicCache
 from transformers.generation.configuration_utils import CompileConfig
-from zoo import LAYERS, base_model, guarded, padded, plant, planted_config, token_ids
+from zoo import LAYERS, base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, attach_guardrail, detach_guardrail, guardrail_status, record_firings
 from sae_unlearn.guardrail.model import guard_layers
@@ -565,11 +565,11 @@ def test_a_cache_that_it_has_not_seen_stops_the_call():
     cache = DynamicCache()
     with model.disable_adapter(), torch.no_grad():
         assert guardrail_status(model).verdict == "unguarded"
-        model(input_ids=IDS, past_key_values=cache)
+        model(input_ids=IDS, **with_cache(model, cache))
     with pytest.raises(GuardrailNotReady, match="filled without it"):
-        model(input_ids=IDS[:, :1], past_key_values=cache)
+        model(input_ids=IDS[:, :1], **with_cache(model, cache))
     with pytest.raises(NotImplementedError, match="nowhere to keep its state"):
-        model(input_ids=IDS[:, :1], past_key_values=((torch.zeros(1), torch.zeros(1)),))
+        model(input_ids=IDS[:, :1], **with_cache(model, ((torch.zeros(1), torch.zeros(1)),)))
 
 
 @pytest.mark.parametrize(
@@ -595,10 +595,10 @@ def test_a_cache_that_another_guardrail_of_its_name_has_seen_stops_the_call():
         plant(model, seed=seed)
         if seed == 0:
             with torch.no_grad():
-                model(input_ids=IDS, past_key_values=cache)
+                model(input_ids=IDS, **with_cache(model, cache))
             detach_guardrail(model)
     with pytest.raises(GuardrailNotReady, match="has seen 0"), torch.no_grad():
-        model(input_ids=IDS[:, :1], past_key_values=cache)
+        model(input_ids=IDS[:, :1], **with_cache(model, cache))
 
 
 CAUSAL = torch.full((12, 12), -torch.inf).triu(1)[None, None].expand(len(IDS), 1, 12, 12)

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 import torch
 from transformers import DynamicCache
-from zoo import base_model, guarded, padded, plant, planted_config, token_ids
+from zoo import base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail.model import guard_layers
@@ -124,7 +124,7 @@ def test_tensors_are_not_kept_over_hundreds_of_texts():
     def texts(number):
         for i in range(number):
             batch = padded([token_ids(1, 1 + (i + j) % 7, seed=i)[0] for j in range(1 + i % 3)])
-            cache = {"past_key_values": DynamicCache(config=model.config)} if i % 2 else {}
+            cache = with_cache(model, DynamicCache(config=model.config)) if i % 2 else {}
             model.generate(**batch, **greedy, **cache)
             if i % 5 == 0:
                 with record_firings(model) as firings:

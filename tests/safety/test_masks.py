@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
-from zoo import LayerTap, base_model, guarded, padded, token_ids
+from zoo import LayerTap, base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail.gate import HITS, TOKENS
@@ -92,8 +92,8 @@ def masks_of(model, ids, mask, cache, positions):
         config=model.config,
         inputs_embeds=model.get_input_embeddings()(ids),
         attention_mask=mask,
-        past_key_values=cache,
         position_ids=positions,
+        **with_cache(model, cache),
     )
 
 
@@ -111,10 +111,10 @@ def read_in_passes(name, kind, side, cache_kind, four_dimensional):
     found, kinds, done = [], set(), 0
     for end in (15,) if cache_kind is None else (9, 15, 21, 22, 23):
         inputs = {"position_ids": positions[:, done:end], "attention_mask": mask[:, :end]}
-        inputs |= {"use_cache": False} if cache_kind is None else {"past_key_values": cache}
+        inputs |= {"use_cache": False} if cache_kind is None else with_cache(model, cache)
         if four_dimensional:
             inputs["attention_mask"] = masks_of(
-                model, ids[:, done:end], mask[:, :end], inputs.get("past_key_values"), inputs["position_ids"]
+                model, ids[:, done:end], mask[:, :end], None if cache_kind is None else cache, inputs["position_ids"]
             )
             given = inputs["attention_mask"]
             kinds |= {m.ndim for m in (given.values() if isinstance(given, dict) else [given]) if m is not None}
@@ -153,8 +153,8 @@ def test_compiled_code_reads_such_a_mask_as_eager_code_does(past):
         cache = StaticCache(config=model.config, max_cache_len=16)
         with torch.no_grad():
             if past:
-                base(IDS[:, :past], attention_mask=torch.zeros(len(IDS), past), past_key_values=cache)
-            run(batch["input_ids"][:, past : past + seq], attention_mask=mask, past_key_values=cache)
+                base(IDS[:, :past], attention_mask=torch.zeros(len(IDS), past), **with_cache(model, cache))
+            run(batch["input_ids"][:, past : past + seq], attention_mask=mask, **with_cache(model, cache))
         history = next(layer for layer in cache.layers if isinstance(layer, GateHistory))
         counts.append(history.last()[:, [HITS, TOKENS]].tolist())
     assert counts[0] == counts[1]

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
-from zoo import EOS, LayerTap, base_model, guarded, plant, planted_config, token_ids
+from zoo import EOS, LayerTap, base_model, guarded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, record_firings
+from sae_unlearn.backbone.call_arguments import cache_of
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, noted
 
@@ -146,18 +147,18 @@ def test_a_recurrent_cache_with_tokens_that_went_by_a_resting_guardrail_is_refus
         plant(model, "other", seed=7)
         model.base_model.set_adapter(["default", "other"])
     with torch.no_grad():
-        cache = model(input_ids=IDS[:, :6], use_cache=True).cache_params
-        cache = model(input_ids=IDS[:, 6:7], use_cache=True, cache_params=cache).cache_params
+        cache = cache_of(model(input_ids=IDS[:, :6], use_cache=True))
+        cache = cache_of(model(input_ids=IDS[:, 6:7], use_cache=True, **with_cache(model, cache)))
         if other:
             model.base_model.set_adapter(["other"])
-            model(input_ids=IDS[:, 7:8], use_cache=True, cache_params=cache)
-            model(input_ids=IDS[:, 8:9], use_cache=True, cache_params=cache)
+            model(input_ids=IDS[:, 7:8], use_cache=True, **with_cache(model, cache))
+            model(input_ids=IDS[:, 8:9], use_cache=True, **with_cache(model, cache))
             model.base_model.set_adapter(["default", "other"])
         else:
             with model.disable_adapter():
-                model(input_ids=IDS[:, 7:8], use_cache=True, cache_params=cache)
+                model(input_ids=IDS[:, 7:8], use_cache=True, **with_cache(model, cache))
         with pytest.raises(GuardrailNotReady, match=r"'default' \(layer 1\) has (not seen|seen 0)"):
-            model(input_ids=IDS[:, 9:10], use_cache=True, cache_params=cache)
+            model(input_ids=IDS[:, 9:10], use_cache=True, **with_cache(model, cache))
 
 
 def test_a_refusal_in_a_call_to_the_backbone_alone_is_not_told_to_the_next():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
-from zoo import base_model, guarded, padded, plant, planted_config, token_ids
+from zoo import base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from benchmarks.speed.kernel_count import waits
 from sae_unlearn import GuardrailNotReady, attach_guardrail, detach_guardrail, record_firings
@@ -41,7 +41,7 @@ class Request:
         end = self.done + (tokens or left)
         inputs = {"input_ids": self.ids[:, self.done : end], "attention_mask": self.mask[:, :end]}
         self.done = end
-        return self.run(**inputs, past_key_values=self.cache, logits_to_keep=1).logits
+        return self.run(**inputs, **with_cache(self.model, self.cache), logits_to_keep=1).logits
 
     def unguarded(self, tokens=None):
         with self.model.disable_adapter():
@@ -78,7 +78,7 @@ def test_several_turns_in_one_static_cache_are_those_of_a_dynamic_one(architectu
         for turn in range(3):
             more = token_ids(len(ROWS), 3, seed=turn)
             ids[kind], mask = torch.cat([ids[kind], more], dim=1), torch.cat([mask, torch.ones_like(more)], dim=1)
-            settings = {"past_key_values": request.cache, "disable_compile": True}
+            settings = with_cache(model, request.cache) | {"disable_compile": True}
             ids[kind] = model.generate(input_ids=ids[kind], attention_mask=mask, **settings, **GREEDY)
             mask = torch.nn.functional.pad(mask, (0, ids[kind].shape[1] - mask.shape[1]), value=1)
     assert torch.equal(ids["static"], ids["dynamic"])
@@ -173,7 +173,7 @@ def test_generating_from_such_a_cache_raises_or_gives_nothing():
         """Read a prompt, answer it without the guardrail, and answer with it after `tokens` more."""
         request = Request(model)
         request.read()
-        settings = {"past_key_values": request.cache, "disable_compile": True}
+        settings = with_cache(model, request.cache) | {"disable_compile": True}
         ids = torch.cat([request.ids, token_ids(3, 1)], dim=1)
         with model.disable_adapter():
             ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **GREEDY)
@@ -247,7 +247,7 @@ def test_one_compiled_graph_finds_out_what_happens_between_its_calls():
 
     def step(run):
         with torch.no_grad():
-            return run(input_ids=ids, attention_mask=mask, past_key_values=request.cache, logits_to_keep=1).logits
+            return run(input_ids=ids, attention_mask=mask, **with_cache(model, request.cache), logits_to_keep=1).logits
 
     for _ in range(3):
         assert step(request.run).isfinite().all()
@@ -269,7 +269,9 @@ def test_compiled_generation_in_one_static_cache_turn_after_turn(architecture):
         request = Request(model, kind=kind)
         ids, mask = request.ids, request.mask
         for _ in range(2):
-            ids = model.generate(input_ids=ids, attention_mask=mask, past_key_values=request.cache, **options, **GREEDY)
+            ids = model.generate(
+                input_ids=ids, attention_mask=mask, **with_cache(model, request.cache), **options, **GREEDY
+            )
             ids = torch.cat([ids, token_ids(3, 2)], dim=1)
             mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
         found[kind] = ids

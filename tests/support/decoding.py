@@ -21,7 +21,7 @@ class Decoding:
     @torch.no_grad()
     def run(self, ids, length):
         mask = torch.ones(2, length, dtype=torch.long)
-        return self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, logits_to_keep=1)
+        return self.model(input_ids=ids, attention_mask=mask, **with_cache(self.model, self.cache), logits_to_keep=1)
 
 
 def added(count, kind: str, **fields):

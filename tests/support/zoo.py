@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from typing import Any
 
 import torch
 import transformers as t
@@ -10,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder
-from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.backbone.call_arguments import cache_name
+from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -202,6 +204,13 @@ def padded(rows: list[torch.Tensor], side: str = "left") -> dict[str, torch.Tens
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         ids[i, place], mask[i, place] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """A cache as the argument that the model takes it by: the name changed with transformers 5.24."""
+    name = cache_name(base_model_of(model))
+    assert name is not None
+    return {name: cache}
 
 
 def guarded(name: str, **fields) -> nn.Module:

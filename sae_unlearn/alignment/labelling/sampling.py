@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.call_arguments import cache_name, cache_of, knows_length
 from sae_unlearn.backbone.layers import base_model_of, input_device
 from sae_unlearn.errors import AlignmentError
 
@@ -89,7 +90,7 @@ class _Reader:
         self._accepted = inspect.signature(base_model_of(model).forward).parameters
         # virtual tokens (prompt tuning) would be put before every token that follows
         prompt_learning = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-        self._cached = "past_key_values" in self._accepted and not prompt_learning
+        self._cache_name = None if prompt_learning else cache_name(base_model_of(model))
         self._cache: Cache | None = None
         self._device = input_device(model)
         width = max(len(row) for row in rows)
@@ -116,15 +117,17 @@ class _Reader:
         """Run the last tokens of every row; those before are in the cache."""
         given = {
             "position_ids": (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -last:].to(self._device),
-            "past_key_values": self._cache,
-            "use_cache": self._cached,
+            "use_cache": self._cache_name is not None,
             "logits_to_keep": 1,
         }
+        if self._cache_name is not None:
+            given[self._cache_name] = self._cache
         given = {name: value for name, value in given.items() if name in self._accepted and value is not None}
         ids, mask = self._ids[:, -last:].to(self._device), self._mask.to(self._device)
         out = self._model(input_ids=ids, attention_mask=mask, **given)
-        cache = out.get("past_key_values") if self._cached else None
-        self._cache = cache if isinstance(cache, Cache) else None
+        cache = None if self._cache_name is None else cache_of(out)
+        # a recurrent model's cache does not know which of the columns of a mask are in it
+        self._cache = cache if cache is not None and knows_length(cache) else None
         return out.logits[:, -1]
 
 

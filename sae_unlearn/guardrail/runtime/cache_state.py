@@ -23,6 +23,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from sae_unlearn.backbone.call_arguments import knows_length
 from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
 
@@ -187,22 +188,17 @@ _BY_LAYERS = {
 
 
 def find_cache(values: Any) -> Cache | None:
-    """The first transformers `Cache` among the arguments of a call.
-
-    Raises:
-        NotImplementedError: it is one of a decoder and an encoder.
-    """
+    """The first transformers `Cache` of a decoder among the arguments of a call; see `call_cache` for one that raises
+    for all others."""
     for value in values:  # not `next` of a generator, which older versions of torch.compile cannot read
-        if isinstance(value, EncoderDecoderCache):
-            raise NotImplementedError("A guardrail works on decoder-only models; this call has an encoder's cache.")
-        if isinstance(value, Cache):
+        if isinstance(value, Cache) and not isinstance(value, EncoderDecoderCache):
             return value
     return None
 
 
 def past_length(cache: Cache | None) -> int | Tensor:
     """Tokens already in the cache: an int, or (static caches) a 0-d tensor, copied since it counts in place."""
-    if cache is None or not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+    if cache is None or not knows_length(cache):
         return 0
     return cache.get_seq_length() + 0
 

@@ -13,13 +13,14 @@ The hooks on the model with its head: what it was called with on the way in, and
 on the way out.
 """
 
-import inspect
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from sae_unlearn.errors import GuardrailNotReady
+from sae_unlearn.backbone.call_arguments import by_name, positional_names
+from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
+from sae_unlearn.guardrail.call_cache import cache_of_call
 from sae_unlearn.guardrail.runtime.cache_state import find_cache, has_state, past_length
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, ForwardInputs, ModelCall, note, noted
 from sae_unlearn.guardrail.runtime.masks import _is_2d, _refuse_packed, _shape_of
@@ -38,14 +39,17 @@ class Guard(Protocol):
     def in_force(self) -> list[str]: ...
 
 
-_CACHE_NAMES = ("past_key_values", "past_key_value", "cache_params", "state", "mems", "layer_past")
+_SEVERAL_AFTER_STATE = (
+    "cache: expected one token after those in a recurrent cache, got several. transformers (5.24) reads there in "
+    "`generate` the old tokens again, and Mamba forgets some. Pass the whole text without a cache."
+)
 
 
 class BackboneHooks:
     """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers."""
 
     def __init__(self, backbone: nn.Module, list_name: str) -> None:
-        self.names = list(inspect.signature(backbone.forward).parameters)
+        self.names = positional_names(backbone.forward)
         self.list_name = list_name
         self.guards: dict[int, Guard] = {}
 
@@ -55,9 +59,8 @@ class BackboneHooks:
 
     def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = by_name(self.names, args, kwargs)
-        cache = find_cache(given.values())
-        if cache is None:
-            _refuse_foreign_cache(given)
+        in_force = any(guard.in_force for guard in self.guards.values())
+        cache = cache_of_call(given) if in_force else find_cache(given.values())
         call: ModelCall | None = noted(CALL)
         if call is None:  # the backbone is called by itself
             call = ModelCall()
@@ -75,7 +78,9 @@ class BackboneHooks:
         )
         shape = _shape_of(given)
         several = shape is None or shape[1] > 1 or given.get("cu_seq_lens_q") is not None  # texts in a row, perhaps
-        if several and any(guard.in_force for guard in self.guards.values()):
+        if several and in_force:
+            if inputs.recurrent:
+                raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
             _refuse_packed(given, shape, inputs)
         note(INPUTS, inputs)
 
@@ -131,25 +136,11 @@ def remove_hooks(module: nn.Module, kind: type) -> None:
                 extra.pop(key, None)
 
 
-def by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of a function whose parameters are `names`."""
-    return {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
-
-
-def _refuse_foreign_cache(given: dict[str, Any]) -> None:
-    for name in _CACHE_NAMES:
-        if given.get(name) is not None:
-            raise NotImplementedError(
-                f"{name} is a {type(given[name]).__name__}, not a transformers `Cache`: the guardrail has nowhere to "
-                "keep its state. Call with `use_cache=False`, or with a `DynamicCache`."
-            )
-
-
 class ModelHooks:
     """Notes the token ids, the mask and `logits_to_keep` of a call, and writes what was refused into what it gives."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = list(inspect.signature(model.forward).parameters)
+        self.names = positional_names(model.forward)
 
     def install(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, with_kwargs=True)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_cases import FIELDS, LEFT_TO_OPERATORS, counted, generated, two_guardrails
 from transformers import StaticCache
-from zoo import LayerTap, guarded, planted_config, token_ids
+from zoo import LayerTap, guarded, planted_config, token_ids, with_cache
 
 from benchmarks.speed.kernel_count import kernels, waits
 from sae_unlearn import record_firings
+from sae_unlearn.backbone.call_arguments import cache_of
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of
 from sae_unlearn.guardrail.kernels import cpu_step as host
@@ -195,7 +196,7 @@ def test_prompts_and_static_caches_are_left_to_the_operators(steps):
     model = guarded("llama")
     model(input_ids=token_ids(2, 6), use_cache=True)
     Decoding(model, "static").step()
-    model(input_ids=token_ids(2, 1), past_key_values=StaticCache(config=model.config, max_cache_len=8))
+    model(input_ids=token_ids(2, 1), **with_cache(model, StaticCache(config=model.config, max_cache_len=8)))
     assert steps == []
 
 
@@ -240,7 +241,7 @@ def test_a_mask_in_bfloat16_is_read():
         first = model(input_ids=token_ids(2, 6), use_cache=True)
         mask = torch.ones(2, 7, dtype=dtype)
         outputs.append(
-            model(input_ids=token_ids(2, 1), attention_mask=mask, past_key_values=first.past_key_values).logits
+            model(input_ids=token_ids(2, 1), attention_mask=mask, **with_cache(model, cache_of(first))).logits
         )
     assert torch.equal(*outputs)
 
@@ -249,10 +250,10 @@ def test_a_mask_in_bfloat16_is_read():
 def test_a_mask_of_the_attention_kernel_says_of_one_token_whether_it_is_padding(seen, steps):
     model = guarded("llama", threshold=0.4)
     first = model(input_ids=token_ids(2, 6), use_cache=True)
-    cache = first.past_key_values
+    cache = cache_of(first)
     mask = torch.full((2, 1, 1, 7), seen)
     with torch.no_grad():
-        model(input_ids=token_ids(2, 1), attention_mask=mask, past_key_values=cache)
+        model(input_ids=token_ids(2, 1), attention_mask=mask, **with_cache(model, cache))
     history = cache.layers[-1].keys[:, 0, :, 1]
     assert (history[:, -1] - history[:, -2]).tolist() == [float(seen)] * 2
     assert steps == []
@@ -269,7 +270,7 @@ def test_defaults_of_dtype_and_device_do_not_matter(steps):
             ids = decoding.ids[:, -1:]
             with torch.no_grad():
                 for _ in range(3):
-                    model(input_ids=ids, past_key_values=decoding.cache)
+                    model(input_ids=ids, **with_cache(model, decoding.cache))
             keys = decoding.cache.layers[-1].keys
     finally:
         torch.set_default_dtype(torch.float32)
@@ -300,7 +301,7 @@ def test_a_cache_is_handled_between_steps_as_with_the_operators(change, by_opera
         ids = token_ids({"select": 3, "repeat": 4}.get(change, 2), 1, seed=3)
         with torch.no_grad():
             for _ in range(2):
-                logits = decoding.model(input_ids=ids, past_key_values=cache).logits
+                logits = decoding.model(input_ids=ids, **with_cache(decoding.model, cache)).logits
         return cache.layers[-1].keys, cache.layers[-1].values.shape, logits
 
     found = run()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from decoding import Decoding, added
 from peft import get_peft_model
-from zoo import EOS, base_model, guarded, plant, planted_config
+from zoo import EOS, base_model, guarded, plant, planted_config, with_cache
 
 from benchmarks.speed.kernel_count import kernels, waits
 from sae_unlearn import record_firings
@@ -74,7 +74,9 @@ def test_a_decoding_step_reads_the_attention_kernels_mask_at_little_cost(kind, a
         seen = (torch.arange(keys) <= torch.arange(length)[:, None])[None, None, -ids.shape[1] :]
         mask = torch.zeros(seen.shape).masked_fill(~seen, -1e9) if additive else seen
         with torch.no_grad():
-            decoding.model(input_ids=ids, attention_mask=mask, past_key_values=decoding.cache, logits_to_keep=1)
+            decoding.model(
+                input_ids=ids, attention_mask=mask, **with_cache(decoding.model, decoding.cache), logits_to_keep=1
+            )
 
     monkeypatch.setattr(Decoding, "run", run)
     assert sum(added(kernels, kind, threshold=0.4).values()) <= BOUNDS["ratio", kind] + additive
@@ -133,7 +135,7 @@ def test_decoding_with_a_static_cache_is_one_graph_for_all_steps(scope):
     for _ in range(5):
         with torch.no_grad():
             found = compiled.model(
-                input_ids=ids, attention_mask=mask, past_key_values=compiled.cache, logits_to_keep=1
+                input_ids=ids, attention_mask=mask, **with_cache(compiled.model, compiled.cache), logits_to_keep=1
             ).logits
         eager.length += 1
         torch.testing.assert_close(found, eager.run(ids, eager.length).logits, atol=1e-5, rtol=1e-5)

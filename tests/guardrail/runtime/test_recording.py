@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
-from zoo import guarded, token_ids
+from zoo import guarded, token_ids, with_cache
 
 from sae_unlearn import Firing, GuardrailError, record_firings
 from sae_unlearn.guardrail.runtime.firing import firing_line
@@ -96,7 +96,7 @@ def test_a_request_goes_on_as_long_as_somebody_has_its_cache(model):
     given, cache = [], DynamicCache(config=model.config)
     with record_firings(model, to=given.append), torch.no_grad():
         for part in IDS.split(4, dim=1):
-            model(input_ids=part, past_key_values=cache)
+            model(input_ids=part, **with_cache(model, cache))
             model(input_ids=IDS[:1], use_cache=False)  # another request meanwhile
         assert [(firing.call, firing.row) for firing in given] == [(1, 0), (2, 0), (3, 0)]
         del cache
@@ -108,7 +108,7 @@ def test_a_cache_that_is_emptied_ends_a_request(model):
     given, cache = [], StaticCache(config=model.config, max_cache_len=16)
     with record_firings(model, to=given.append), torch.no_grad():
         for n in (0, 1):
-            model(input_ids=IDS, past_key_values=cache)
+            model(input_ids=IDS, **with_cache(model, cache))
             assert len(given) == n * len(IDS)
             cache.reset()
             assert len(given) == (n + 1) * len(IDS)

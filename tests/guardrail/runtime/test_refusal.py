@@ -7,9 +7,10 @@ import torch
 from peft import get_peft_model
 from tiny_topic import tiny_tokenizer
 from transformers import TextIteratorStreamer
-from zoo import EOS, base_model, guarded, padded, plant, planted_config, token_ids
+from zoo import EOS, base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, record_firings, set_action
+from sae_unlearn.backbone.call_arguments import cache_of
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -129,7 +130,7 @@ def test_a_second_turn_is_refused_anew():
     first = model.generate(input_ids=IDS[row], max_new_tokens=8, eos_token_id=EOS, return_dict_in_generate=True)
     again = torch.cat([first.sequences, token_ids(1, 5, seed=3)], dim=1)
     second = model.generate(
-        input_ids=again, past_key_values=first.past_key_values, max_new_tokens=8, eos_token_id=EOS, pad_token_id=0
+        input_ids=again, **with_cache(model, cache_of(first)), max_new_tokens=8, eos_token_id=EOS, pad_token_id=0
     )
     assert told(second[0, again.shape[1] :]) == MESSAGE
 

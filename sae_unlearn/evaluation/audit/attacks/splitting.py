@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.layers import input_device, text_config
+from sae_unlearn.backbone.call_arguments import cache_name, knows_length
+from sae_unlearn.backbone.layers import base_model_of, input_device, text_config
 from sae_unlearn.backbone.logits import FiniteLogits
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import conversation, padding_id, prompt_ids
@@ -142,16 +143,17 @@ def converse(
     and the conversation is read anew, as a server would.
     """
     known: list[int] = []
-    cache, text = DynamicCache(config=text_config(model)), ""
+    name = cache_name(base_model_of(model))
+    cache, text = _new_cache(model, name), ""
     said: list[str] = []
     for number, turn in enumerate(turns, 1):
         said.append(turn.strip() if chat_template else turn)
         whole = conversation(tokenizer, said) if chat_template else "".join(said)
         ids = _continued(tokenizer, known, text, whole)
-        if ids[: len(known)] != known:
-            cache = DynamicCache(config=text_config(model))
+        if ids[: len(known)] != known or not cache:
+            cache = _new_cache(model, name)
         if number < len(turns) and not chat_template:
-            seen = cache.get_seq_length()
+            seen = next(iter(cache.values())).get_seq_length() if cache else len(ids)
             if seen < len(ids):  # a turn of blanks may add no token
                 _read(model, ids, seen, cache)
             known, text = ids, whole
@@ -162,7 +164,7 @@ def converse(
         out = cast(Any, model).generate(
             input_ids=row,
             attention_mask=mask,
-            past_key_values=cache,
+            **cache,
             max_new_tokens=new,
             do_sample=False,
             pad_token_id=padding_id(tokenizer),
@@ -174,15 +176,22 @@ def converse(
     return reply
 
 
-def _read(model: nn.Module, ids: list[int], seen: int, cache: DynamicCache) -> None:
+def _read(model: nn.Module, ids: list[int], seen: int, cache: dict[str, DynamicCache]) -> None:
     """Put the tokens from `seen` on into the cache."""
     row = torch.tensor([ids], device=input_device(model))
     model(
         input_ids=row[:, seen:],
         attention_mask=torch.ones_like(row),
-        past_key_values=cache,
+        **cache,
         use_cache=True,
     )
+
+
+def _new_cache(model: nn.Module, name: str | None) -> dict[str, DynamicCache]:
+    """An empty cache under the name by which the model takes it. Without an entry where the model takes none, or has
+    one that does not count its tokens (Mamba): each turn then reads the conversation anew."""
+    cache = DynamicCache(config=text_config(model))
+    return {} if name is None or not knows_length(cache) else {name: cache}
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, known: list[int], text: str, whole: str) -> list[int]:
