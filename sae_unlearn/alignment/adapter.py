@@ -20,7 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sae_unlearn.alignment.config import SAEAlignmentConfig
-from sae_unlearn.backbone.layers import text_config
+from sae_unlearn.backbone.checkpointing import is_reentrant, repeats_hooks, version_needed
+from sae_unlearn.backbone.layers import find_decoder_layers, text_config
 from sae_unlearn.backbone.logits import head_sees
 from sae_unlearn.backbone.residual_stream import truncated
 from sae_unlearn.errors import AlignmentError
@@ -134,6 +135,9 @@ def check_sharding(state: Any) -> None:
         )
 
 
+NOT_REENTRANT = 'Set gradient_checkpointing_kwargs={"use_reentrant": False}.'
+
+
 def last_states(
     model: nn.Module, bare: nn.Module, layer: int, inputs: Mapping[str, Any], with_still: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -143,7 +147,11 @@ def last_states(
         model: what is called; it wraps `bare`, which holds the layers.
         inputs: a batch of `AlignmentItems`.
         with_still: whether the entities that are to stay are run; their states are None else.
+
+    Raises:
+        AlignmentError: the layer's checkpoints would let no gradient through.
     """
+    _check_checkpoints(bare, layer)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if with_still:
         width = max(ids.shape[1], inputs["still_ids"].shape[1])
@@ -165,6 +173,14 @@ def retain_logits(model: nn.Module, bare: nn.Module, inputs: Mapping[str, Any]) 
         rows = {"input_ids": inputs["retain_ids"], "attention_mask": inputs["retain_mask"]}
         logits = model(**rows, use_cache=False).logits
     return logits[0] if picked else logits[wanted]
+
+
+def _check_checkpoints(bare: nn.Module, layer: int) -> None:
+    """Raise where the pass would end inside a checkpoint that has no gradients: the loss would lose these parts."""
+    place = find_decoder_layers(bare)
+    aligned = place.layers[layer]
+    if repeats_hooks(place.backbone, aligned) and is_reentrant(place.backbone, aligned):
+        raise AlignmentError(f"{version_needed('use_reentrant=True')} {NOT_REENTRANT}")
 
 
 def aligned_layer(model: nn.Module, sae: SparseAutoencoder | None, args: SAEAlignmentConfig) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from sae_unlearn.alignment.adapter import (
+    NOT_REENTRANT,
     adapter_on,
     aligned_layer,
     check_sharding,
@@ -36,6 +37,7 @@ from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_o
 from sae_unlearn.alignment.plot import PICTURE, draw_portrait
 from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
 from sae_unlearn.alignment.split import plan_entities
+from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.cards.card import SavedReport, licences_on_the_hub
 from sae_unlearn.cards.provenance import card_base, public_source
@@ -111,6 +113,7 @@ class SAEAlignmentTrainer(Trainer):
     ) -> None:
         if not isinstance(args, SAEAlignmentConfig):
             raise AlignmentError(f"args is a {type(args).__name__}; pass a SAEAlignmentConfig.")
+        _check_checkpoints(args)
         bare = base_model_of(model)
         layer = aligned_layer(bare, sae, args)
         plan = plan_entities(train_dataset, known, unknown, retain_dataset, processing_class, args)
@@ -374,6 +377,13 @@ class SAEAlignmentTrainer(Trainer):
                 found["variance_ratio"],
             )
         return found | (self._user_metrics(prediction) if self._user_metrics else {})
+
+
+def _check_checkpoints(args: SAEAlignmentConfig) -> None:
+    """As `passes.last_states` does at the first step, before anything is computed."""
+    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+    if args.gradient_checkpointing and reentrant and not HOOKS_OUTSIDE:
+        raise AlignmentError(f"{version_needed(f'use_reentrant={reentrant}')} {NOT_REENTRANT}")
 
 
 def _check_license(license: Any) -> None:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 
 from sae_unlearn.alignment import AlignmentError, Entity, EntitySet, SAEAlignmentTrainer
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
+from sae_unlearn.backbone import checkpointing
+from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE
 from sae_unlearn.backbone.layers import find_decoder_layers
 
 
@@ -125,12 +127,29 @@ def test_gradient_checkpointing_gives_the_same_weights(tmp_path, reentrant):
         {},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}},
     ):
+        if reentrant and options and not HOOKS_OUTSIDE:
+            with pytest.raises(AlignmentError, match=r"^use_reentrant=True: expected transformers >= 5\.23"):
+                trainer(tmp_path, optim="sgd", learning_rate=0.1, **options)
+            return
         it = trainer(tmp_path, optim="sgd", learning_rate=0.1, **options)
         untouched = lora_weights(it)
         it.train()
         weights.append(lora_weights(it))
         assert largest_difference(untouched, weights[-1]) > 0
     assert largest_difference(*weights) < 1e-6
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_that_let_no_gradient_out_of_a_hook_are_refused_at_the_first_step(tmp_path, reentrant, monkeypatch):
+    """Switched on by hand, and by a class of layers that checkpoints its `__call__`, as before transformers 5.23."""
+    monkeypatch.setattr(checkpointing, "HOOKS_OUTSIDE", False)
+    it = trainer(tmp_path, max_steps=1)
+    it._bare.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        with pytest.raises(AlignmentError, match=r"^use_reentrant=True: expected transformers"):
+            it.train()
+    else:
+        it.train()
 
 
 def test_an_adapter_that_receives_no_gradient_is_refused_at_the_first_step(tmp_path):

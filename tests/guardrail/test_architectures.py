@@ -16,7 +16,9 @@ from transformers import DynamicCache
 from zoo import LAYERS, ZOO, base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, detach_guardrail, record_firings
+from sae_unlearn.backbone import checkpointing
 from sae_unlearn.backbone.call_arguments import cache_of
+from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE
 from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.errors import GuardrailUnsupported, UnlearnError
 from sae_unlearn.guardrail import layer as guard_module
@@ -368,7 +370,10 @@ UNSUPPORTED = {
 )
 def test_mode(architecture, mode, scope):
     it = case(architecture, scope)
-    if (architecture, mode) in UNSUPPORTED:
+    if mode == "gradient_checkpointing" and not HOOKS_OUTSIDE:
+        with pytest.raises(GuardrailUnsupported, match=r"^gradient_checkpointing=True: expected transformers >= 5\.23"):
+            MODES[mode](it)
+    elif (architecture, mode) in UNSUPPORTED:
         with pytest.raises(ValueError, match=UNSUPPORTED[architecture, mode]):
             MODES[mode](it)
     else:
@@ -459,6 +464,21 @@ def test_a_recurrent_cache_goes_on_token_by_token_and_refuses_several_at_once():
             out = model(input_ids=token, use_cache=True, **with_cache(model, cache_of(out)))
     torch.testing.assert_close(out.logits[:, -1], expected[:, -1], atol=1e-5, rtol=1e-5)
     assert [(f.statistic, f.tokens) for f in parts] == [(f.statistic, f.tokens) for f in whole]
+
+
+def test_checkpoints_that_run_hooks_again_are_refused_where_a_guardrail_is_in_force(monkeypatch):
+    """As a layer's are before transformers 5.23."""
+    monkeypatch.setattr(checkpointing, "HOOKS_OUTSIDE", False)
+    model, ids = guarded("llama"), token_ids(1, 6)
+    model.get_base_model().gradient_checkpointing_enable()
+    model(input_ids=ids)  # nothing is checkpointed while it is evaluated
+    model.train()
+    with torch.no_grad():
+        model(input_ids=ids)
+    with pytest.raises(GuardrailUnsupported, match=r"^gradient_checkpointing=True: expected transformers"):
+        model(input_ids=ids)
+    with model.disable_adapter():
+        model(input_ids=ids)
 
 
 def plant_uncached(model):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
+from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 from sae_unlearn.guardrail.call_cache import cache_of_call
 from sae_unlearn.guardrail.runtime.cache_state import find_cache, has_state, past_length
@@ -62,6 +63,8 @@ class BackboneHooks:
         in_force = any(guard.in_force for guard in self.guards.values())
         cache = cache_of_call(given) if in_force else find_cache(given.values())
         call: ModelCall | None = noted(CALL)
+        if in_force:
+            self._refuse_checkpoints(backbone)
         if call is None:  # the backbone is called by itself
             call = ModelCall()
             note(NEXT, None)
@@ -99,6 +102,18 @@ class BackboneHooks:
         depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", len(layers))  # how many are run
         run = min(len(layers), depth) if isinstance(depth, int) else len(layers)
         return [i for i, guard in self.guards.items() if i >= run or not guard.in_place(layers[i])]
+
+    def _refuse_checkpoints(self, backbone: nn.Module) -> None:
+        """Raise where the hooks of a guarded layer would run again in the backward pass, when nothing is known of the
+        call."""
+        if not (backbone.training and torch.is_grad_enabled()):
+            return
+        layers = getattr(backbone, self.list_name)
+        for index, guard in self.guards.items():
+            if guard.in_force and index < len(layers) and repeats_hooks(backbone, layers[index]):
+                raise GuardrailUnsupported(
+                    f"{version_needed('gradient_checkpointing=True')} Train without it, or install that version."
+                )
 
     def _why_not_seen(self, backbone: nn.Module, index: int) -> str:
         if not torch.compiler.is_compiling() and index in self.missing(backbone):
