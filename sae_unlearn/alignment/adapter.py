@@ -19,9 +19,16 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sae_unlearn.alignment.adapter_checks import (
+    AsGiven,
+    check_bare,
+    check_base_frozen,
+    check_new_config,
+    check_peft_model,
+)
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.backbone.checkpointing import is_reentrant, repeats_hooks, version_needed
-from sae_unlearn.backbone.layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers, text_config
 from sae_unlearn.backbone.logits import head_sees
 from sae_unlearn.backbone.residual_stream import truncated
 from sae_unlearn.errors import AlignmentError
@@ -32,43 +39,40 @@ from sae_unlearn.sae.compatibility import check_sae
 RANK = 8
 
 
-def with_adapter(model: nn.Module, peft_config: PeftConfig | None, layer: int) -> PeftModel:
+@contextmanager
+def adapter_on(model: nn.Module, peft_config: PeftConfig | None, layer: int, row: list[int]) -> Iterator[PeftModel]:
     """`model` with the adapter to train; a `PeftModel` is taken as it is.
 
     A LoRA is laid on the blocks up to `layer` unless its config names layers: later blocks receive nothing from the
-    alignment. Without a config it is one of rank 8 on every linear module.
+    alignment. Without a config it is one of rank 8 on every linear module. If an error comes up inside the block, an
+    adapter that was added is removed and the model is as it was given.
+
+    Args:
+        row: token ids on which the model without its adapter is compared with the model as it was given.
 
     Raises:
-        AlignmentError: a `PeftModel` that has nothing to train, carries a guardrail, or comes with another config.
+        AlignmentError: a `PeftModel` that has nothing to train, carries a guardrail, or comes with another config; an
+            adapter without which the model is not what it was (see `adapter_checks`).
     """
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise AlignmentError("The model is a PeftModel already; pass the bare model, or leave peft_config out.")
-        if any(str(getattr(c.peft_type, "value", c.peft_type)) == "SAE_GUARDRAIL" for c in model.peft_config.values()):
-            raise AlignmentError("The model carries a guardrail; train the LoRA on the bare model and attach it after.")
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise AlignmentError("The PeftModel has nothing to train; load its adapter with is_trainable=True.")
-        return model
+        _check_given(model)
+        yield model
+        return
+    check_bare(model)
     if peft_config is None:
         peft_config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    peft_config = copy.deepcopy(peft_config)
-    by_pattern = isinstance(getattr(peft_config, "target_modules", None), str) and (
-        peft_config.target_modules != "all-linear"
-    )
-    if getattr(peft_config, "layers_to_transform", layer) is None and not by_pattern:
-        peft_config.layers_to_transform = list(range(layer + 1))
-    return get_peft_model(model, peft_config)
-
-
-@contextmanager
-def adapter_on(model: nn.Module, peft_config: PeftConfig | None, layer: int) -> Iterator[PeftModel]:
-    """`with_adapter`, taken back if an error comes up inside: the model is then as it was given."""
-    if isinstance(model, PeftModel):
-        yield with_adapter(model, peft_config, layer)
-        return
+    check_new_config(peft_config)
+    bare = base_model_of(model)
+    given = AsGiven(bare, row)
     frozen = {parameter: not parameter.requires_grad for parameter in model.parameters()}
-    tuned = with_adapter(model, peft_config, layer)
+    config: Any = bare.config
+    use_cache = getattr(config, "use_cache", None)  # which `Trainer` sets
+    tuned = get_peft_model(model, _up_to(peft_config, layer))
     try:
+        given.check(peft_config)
+        check_base_frozen(bare)
         yield tuned
     except BaseException:
         tuned.unload()
@@ -76,7 +80,29 @@ def adapter_on(model: nn.Module, peft_config: PeftConfig | None, layer: int) -> 
             del model.peft_config
         for parameter, was_frozen in frozen.items():
             parameter.requires_grad_(not was_frozen)
+        if use_cache is not None:
+            config.use_cache = use_cache
         raise
+
+
+def _check_given(model: PeftModel) -> None:
+    if any(str(getattr(c.peft_type, "value", c.peft_type)) == "SAE_GUARDRAIL" for c in model.peft_config.values()):
+        raise AlignmentError("The model carries a guardrail; train the LoRA on the bare model and attach it after.")
+    check_peft_model(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise AlignmentError("The PeftModel has nothing to train; load its adapter with is_trainable=True.")
+    check_base_frozen(base_model_of(model))
+
+
+def _up_to(peft_config: PeftConfig, layer: int) -> PeftConfig:
+    """A copy of the config that lies on the blocks up to `layer`, unless it names layers itself."""
+    peft_config = copy.deepcopy(peft_config)
+    by_pattern = isinstance(getattr(peft_config, "target_modules", None), str) and (
+        peft_config.target_modules != "all-linear"
+    )
+    if getattr(peft_config, "layers_to_transform", layer) is None and not by_pattern:
+        peft_config.layers_to_transform = list(range(layer + 1))
+    return peft_config
 
 
 def require_gradients(parameters: Iterable[nn.Parameter]) -> None:

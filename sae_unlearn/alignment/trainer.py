@@ -37,6 +37,7 @@ from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_o
 from sae_unlearn.alignment.plot import PICTURE, draw_portrait
 from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
 from sae_unlearn.alignment.split import plan_entities
+from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.cards.card import SavedReport, licences_on_the_hub
@@ -117,7 +118,7 @@ class SAEAlignmentTrainer(Trainer):
         bare = base_model_of(model)
         layer = aligned_layer(bare, sae, args)
         plan = plan_entities(train_dataset, known, unknown, retain_dataset, processing_class, args)
-        with adapter_on(model, peft_config, layer) as model:
+        with adapter_on(model, peft_config, layer, plan.rows[0].input_ids) as model:
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()  # or reentrant checkpoints of frozen blocks pass no gradient on
             self._user_metrics = compute_metrics
@@ -145,7 +146,7 @@ class SAEAlignmentTrainer(Trainer):
             source = None if sae is None else public_source(sae.source)
             self._card = AlignmentCard(base, source, license=args.license)
             training = model.training
-            with model.disable_adapter():
+            with adapters_off(model):
                 self.setting = AlignmentSetting(plan, bare, processing_class, sae, layer, args)
             model.train(training)
             self.setting.to(args.device)
@@ -203,7 +204,7 @@ class SAEAlignmentTrainer(Trainer):
             return found.to(self.setting.codes.device)
 
         after = states()
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
+        with adapters_off(self.model):
             before = states()
         return portrait_of(self.setting, before, after)
 
@@ -318,6 +319,8 @@ class SAEAlignmentTrainer(Trainer):
         another one, a kill between them leaves none to be found, and never the weights of one under the config of the
         other.
 
+        if not self._gradients_seen:
+            check_base_frozen(self._bare)  # again: somebody may have unfrozen it since
         Raises:
             UnlearnError: the folder could not be written; what was in it is as it was.
         """
@@ -356,7 +359,7 @@ class SAEAlignmentTrainer(Trainer):
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)
 
     def _kl(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
+        with torch.no_grad(), adapters_off(model):
             base = retain_logits(model, self._bare, inputs)
         return kl_to_base(base, retain_logits(model, self._bare, inputs))
 

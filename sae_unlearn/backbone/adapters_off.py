@@ -1,0 +1,52 @@
+"""A model without its adapters, with nothing else about it changed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeGuard
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Disable every adapter of `model` inside the block and restore the state in which each one was.
+
+    `PeftModel.disable_adapter` is not used: on leaving, it makes the active adapters trainable, parameters that were
+    frozen included, and enables adapters that were disabled (peft 0.21).
+
+    Args:
+        model (`nn.Module`): A model with PEFT adapters, wrapped by a `PeftModel` or not.
+    """
+    were = [(part, part.disable_adapters) for part in model.modules() if is_adapter_module(part)]
+    try:
+        for part, _ in were:
+            part._disable_adapters = True
+        yield
+    finally:
+        for part, disabled in were:
+            part._disable_adapters = disabled
+
+
+def is_adapter_module(module: nn.Module) -> TypeGuard[BaseTunerLayer | AuxiliaryTrainingWrapper]:
+    """Return whether PEFT has put adapters on this module: a tuner layer, or a trained copy of a module."""
+    return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def base_parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and parameter of everything in `model` that is not part of an adapter.
+
+    Args:
+        model (`nn.Module`): The transformers model, not the `PeftModel` around it.
+        prefix (`str`, *optional*, defaults to `""`): Put before each name.
+    """
+    if isinstance(model, BaseTunerLayer):
+        yield from base_parameters(model.get_base_layer(), prefix)
+    elif isinstance(model, AuxiliaryTrainingWrapper):
+        yield from base_parameters(model.original_module, prefix)
+    else:
+        for name, parameter in model.named_parameters(recurse=False):
+            yield prefix + name, parameter
+        for name, child in model.named_children():
+            yield from base_parameters(child, f"{prefix}{name}.")
