@@ -5,7 +5,7 @@ of `m` with which the row's tokens end, the next token of a row that fired is
 
     m_{k+1}    for k < n        m_n    for k = n
 
-and every other token gets the lowest logit there is. The row itself thus says how much of the message has been given,
+and every other token gets a logit that is `LOW` below it. The row itself thus says how much of the message has been given,
 so beams, rejected drafts, a batch's other rows, several turns and a request without a cache need no state but the last
 `n` tokens, which are kept in the request's cache beside the gate's history.
 
@@ -29,6 +29,13 @@ from sae_unlearn.guardrail.gate import FIRED_AT, Decision
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory, StaticGateHistory, history_of, tokens_of
 from sae_unlearn.guardrail.runtime.call_context import NEXT, ForwardInputs, note, noted
 
+
+LOW = 2e4
+"""Logit by which all other tokens lie below the one that has to come; half of it for the one if that is forbidden.
+
+No dtype's edge: what comes after the logits divides them by a temperature, weighs them against a second pass, adds them
+up along a beam, and must still tell these three values apart. `exp(-LOW / 2)` is 0 in float32 up to a temperature of
+90, and float16 holds both."""
 
 _UNKNOWN = -1  # a token of which only the embedding is known, and padding
 
@@ -122,9 +129,8 @@ def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:
         return output  # a tuple, no head, or a head that was shown picked positions: clamped, and not refused
     count = min(wanted or 1, logits.shape[1], choices.shape[1])
     choices = choices[:, -count:].to(logits.device)
-    lowest = torch.finfo(logits.dtype).min
-    told = torch.full_like(logits[:, -count:], lowest)
-    told = told.scatter(-1, choices[..., 1:].clamp(min=0), lowest / 2).scatter(-1, choices[..., :1].clamp(min=0), 0.0)
+    told = torch.full_like(logits[:, -count:], -LOW)
+    told = told.scatter(-1, choices[..., 1:].clamp(min=0), -LOW / 2).scatter(-1, choices[..., :1].clamp(min=0), 0.0)
     tail = torch.where(choices[..., :1] >= 0, told, logits[:, -count:])
     output.logits = tail if count == logits.shape[1] else torch.cat([logits[:, :-count], tail], dim=1)
     return output

@@ -124,6 +124,46 @@ def test_where_the_end_is_forbidden_the_message_begins_again():
         assert found[row].tolist() == MESSAGE[:-1] * 2
 
 
+FORBIDDING = {
+    "the end": ({"min_new_tokens": 8}, MESSAGE[:-1] * 2),
+    "a token of it": ({"bad_words_ids": [[41]]}, [40] * 8),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.01, 0.4, 20.0])
+@pytest.mark.parametrize(("settings", "expected"), FORBIDDING.values(), ids=FORBIDDING)
+def test_sampling_at_any_temperature_meets_a_forbidden_token(settings, expected, temperature, dtype):
+    model = refusing().to(dtype)
+    fired = fired_rows(model)
+    found = generate(model, do_sample=True, temperature=temperature, **settings)
+    for row in fired.nonzero().flatten():
+        assert found[row].tolist() == expected
+
+
+def test_a_token_that_may_not_come_again_ends_no_batch():
+    model = refusing()
+    found = generate(model, do_sample=True, temperature=0.3, no_repeat_ngram_size=1)
+    assert found.shape[0] == len(IDS)
+    for row in fired_rows(model).nonzero().flatten():
+        assert found[row, :2].tolist() == MESSAGE[:2]
+
+
+def test_guidance_by_a_second_pass_tells_the_message():
+    model = refusing()
+    found = generate(model, do_sample=True, guidance_scale=1.5)
+    for row in fired_rows(model).nonzero().flatten():
+        assert told(found[row]) == MESSAGE
+
+
+@pytest.mark.parametrize("num_beams", [2, 3, 4])
+def test_beams_end_no_sooner_than_they_may(num_beams):
+    model = refusing()
+    found = generate(model, num_beams=num_beams, min_new_tokens=8)
+    for row in fired_rows(model).nonzero().flatten():
+        assert EOS not in found[row, :8].tolist()
+
+
 def test_a_second_turn_is_refused_anew():
     model = refusing()
     row = fired_rows(model).nonzero()[0]
