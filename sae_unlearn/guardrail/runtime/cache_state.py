@@ -42,11 +42,18 @@ class Reader(Protocol):
         """Its request is over, and it is about to be emptied for another."""
 
 
+class Readers(list[Reader]):
+    """The readers of one history, and not of its copies, which are other requests."""
+
+    def __deepcopy__(self, memo: Any) -> "Readers":
+        return Readers()
+
+
 class GateHistory:
     """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty."""
 
     owner: Owner
-    readers: list[Reader]
+    readers: Readers
     keys: Tensor
     update: Callable[..., Any]
     get_seq_length: Callable[..., Any]
@@ -85,7 +92,7 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
     def __init__(self, owner: Owner) -> None:
         self._later: list[list[list[float]]] = []  # by token and row, after those that are in `_keys`
         super().__init__()
-        self.owner, self.readers = owner, []
+        self.owner, self.readers = owner, Readers()
 
     @property
     def keys(self) -> Tensor:
@@ -148,7 +155,7 @@ class StaticGateHistory(GateHistory, StaticLayer):
 
     def __init__(self, owner: Owner, max_cache_len: int, sliding: bool = False) -> None:
         super().__init__(max_cache_len=max_cache_len)
-        self.owner, self.readers = owner, []
+        self.owner, self.readers = owner, Readers()
         self.counted = 0 if sliding else None
 
     def seen(self) -> int | Tensor:

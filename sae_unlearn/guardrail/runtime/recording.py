@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink,
 logger = logging.getLogger(__name__)
 
 
+MOST_WAITING = 256
+"""Requests without a cache whose states wait on a device to be read; then one wait is taken for all of them."""
+
+MOST_UNSENT = 100_000
+"""Records that are kept for a sink that fails."""
+
+
 @dataclass(eq=False)
 class _Request:
     """What one guardrail saw of one request.
@@ -33,7 +41,7 @@ class _Request:
         name, config: the guardrail's.
         call: number of the request among those of this guardrail.
         seen: its `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`.
-        cache: the cache in which the history is, while somebody waits for its end.
+        cache: the cache in which the history is.
         records: what its rows did, once the request is over and was read.
     """
 
@@ -48,20 +56,27 @@ class _Request:
         """Whether nothing can be added to it."""
         return not isinstance(self.seen, GateHistory) or (self.cache is not None and self.cache() is None)
 
+    def end(self) -> None:
+        """Let go of the history and the cache; the last state is left."""
+        self.seen, self.cache = _state_of(self.seen), None
+
     def rows(self) -> list[Firing]:
         """What its rows did so far. Waits for the device, unless the request was read."""
         if self.records is not None:
             return self.records
-        state = _state_of(self.seen)
+        state, over = _state_of(self.seen), self.is_over()
         if state is None:  # of nothing seen; or another thread has just read it
             return self.records or []
         rows = state.float().cpu().tolist()
-        return [_firing(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
+        records = [_firing(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
+        if over:
+            self.records, self.seen = records, None
+        return records
 
 
 class Recorder:
     """Collects what guarded layers saw. Recording waits for no device: a state is read when somebody asks for it, or
-    when its request is over and there is a sink that it goes to.
+    when its request is over and there is a sink that it goes to. What a sink was sent is let go.
 
     Args:
         to: where records go as requests end, see `send_firings`; None for nowhere.
@@ -70,10 +85,13 @@ class Recorder:
     def __init__(self, to: FiringSink | None = None) -> None:
         self.thread = threading.get_ident()
         self._to = to
-        self._requests: list[_Request] = []
-        self._unread: list[_Request] = []
+        self._requests: dict[int, _Request] = {}  # in their order, without those whose records were read for the sink
+        self._unread: dict[int, _Request] = {}  # those whose cache is in use
+        self._ended: deque[int] = deque()  # those that the sink has not had
+        self._numbers = count()
         self._calls: dict[str, int] = {}
         self._unsent: deque[Firing] = deque()
+        self._dropped = 0
         self._sending = threading.Lock()
         self._due = self._failed = self._closed = False
 
@@ -92,28 +110,27 @@ class Recorder:
             seen: the request's history, or the last state `[batch, STATE_SIZE]` where there is no cache.
             cache: the cache in which the history is.
         """
-        if self._closed:
+        if self._closed or (isinstance(seen, GateHistory) and any(reader is self for reader in seen.readers)):
             return
-        if isinstance(seen, GateHistory):
-            if any(request.seen is seen for request in self._unread):
-                return
-            seen.readers.append(self)
         call = self._calls[name] = self._calls.get(name, -1) + 1
-        request = _Request(name, config, call, seen)
-        self._requests.append(request)
-        self._unread.append(request)
-        if self._to is None or torch.compiler.is_compiling():
-            return
-        if cache is not None:
-            request.cache = weakref.ref(cache, self._dropped)
-        elif isinstance(seen, Tensor) and seen.device.type == "cpu":  # elsewhere it would wait for the layers before
-            self._deliver()
+        number, request = next(self._numbers), _Request(name, config, call, seen)
+        self._requests[number] = request
+        if isinstance(seen, GateHistory):
+            seen.readers.append(self)
+            self._unread[number] = request
+            if cache is not None and not torch.compiler.is_compiling():
+                request.cache = weakref.ref(cache, self._let_go)
+        elif self._to is not None:
+            self._ended.append(number)
+            at_once = seen.device.type == "cpu"  # elsewhere it would wait for the layers before
+            if (at_once or len(self._ended) >= MOST_WAITING) and not torch.compiler.is_compiling():
+                self._deliver()
 
     def keep(self, history: GateHistory) -> None:
         """Remember how a request ended whose cache is about to be used for another."""
-        for request in list(self._unread):
+        for request in list(self._unread.values()):
             if request.seen is history:
-                request.seen = _state_of(history)
+                request.end()
         self._deliver()
 
     def close(self) -> None:
@@ -121,37 +138,50 @@ class Recorder:
 
         Raises:
             Exception: what the sink raised.
+            GuardrailError: records were dropped, since the sink had failed for too long.
         """
         self._closed = True
-        for request in list(self._unread):
+        for request in list(self._unread.values()):
             if isinstance(request.seen, GateHistory):
                 request.seen.readers[:] = [reader for reader in request.seen.readers if reader is not self]
-                request.seen = _state_of(request.seen)
-            request.cache = None
-        if self._to is not None:
-            with self._sending:
-                self._send(self._to)
+                request.end()
+        if self._to is None:
+            return
+        with self._sending:
+            self._send(self._to)
+        if self._dropped:
+            raise GuardrailError(f"to={self._to!r:.80}: {self._dropped} records were dropped. Use a sink that works.")
 
     def __deepcopy__(self, memo: Any) -> "Recorder":
-        return self  # of copies of a cache or a model, the same recording
+        return self  # of copies of a model, the same recording
 
     def firings(self) -> list[Firing]:
-        """All rows of all requests so far."""
-        return [firing for request in list(self._requests) for firing in request.rows()]
+        """All rows of all requests so far; where there is a sink, those that it has not been sent."""
+        read = [firing for request in list(self._requests.values()) for firing in request.rows()]
+        return [*self._unsent, *read]
 
-    def _dropped(self, cache: weakref.ref[Cache]) -> None:
+    def _let_go(self, cache: weakref.ref[Cache]) -> None:
         """A request is over, since nobody has its cache any more."""
         self._deliver()
+
+    def _collect(self) -> None:
+        """Let go of the histories of requests that are over."""
+        for number, request in list(self._unread.items()):
+            if request.is_over() and self._unread.pop(number, None) is not None:
+                request.end()
+                if self._to is not None:
+                    self._ended.append(number)
 
     def _deliver(self) -> None:
         """Send what is known of requests that are over. Called where an answer is on its way, in any thread, and again
         from within a sink: it raises nothing, and waits for nobody who is sending, but has him look once more. What
         could not be sent is kept for the next time, and raises at the end of the recording.
         """
-        if self._to is None or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return
-        self._due = True
-        while self._due and self._sending.acquire(blocking=False):
+        self._collect()
+        self._due = self._to is not None
+        while self._to is not None and self._due and self._sending.acquire(blocking=False):
             try:
                 self._due = False
                 self._send(self._to)
@@ -163,12 +193,17 @@ class Recorder:
                 self._sending.release()
 
     def _send(self, to: FiringSink) -> None:
-        for request in [request for request in self._unread if request.is_over()]:
-            request.records = request.rows()
-            request.seen = request.cache = None
-            self._unread.remove(request)
-            self._unsent.extend(request.records)
-        send_firings(self._unsent, to)
+        self._collect()
+        while self._ended:
+            number = self._ended.popleft()
+            self._unsent.extend(self._requests[number].rows())
+            del self._requests[number]
+        try:
+            send_firings(self._unsent, to)
+        finally:
+            while len(self._unsent) > MOST_UNSENT:
+                self._unsent.popleft()
+                self._dropped += 1
 
 
 class Firings:
@@ -202,8 +237,9 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
         to: where each request's records go when it ends, that is when its cache is dropped or emptied (`generate`
             drops its own before it returns; compiled code does not see it), and what is left at the end of the block,
             even if an error ends it: a `logging.Logger`, a callable that is given each `Firing`, or a file to which
-            each is added as a line of JSON. What fails there while the block runs breaks no answer: it is tried again,
-            and raised at the end.
+            each is added as a line of JSON. A record that was sent is no longer in the list that the block is given, so
+            a server can stay in one block. What fails there while the block runs breaks no answer: it is tried again,
+            and raised at the end; of more than 100,000 records that wait the oldest are dropped.
 
     Example:
 
@@ -215,7 +251,8 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
     ```
 
     Raises:
-        GuardrailError: there is no guardrail on the model, or `to` is nothing that records can go to.
+        GuardrailError: there is no guardrail on the model, or `to` is nothing that records can go to; at the end, if
+            records were dropped.
     """
     with as_guardrail_error():
         check_module(model)

@@ -5,9 +5,9 @@ of `m` with which the row's tokens end, the next token of a row that fired is
 
     m_{k+1}    for k < n        m_n    for k = n
 
-and every other token gets a logit that is `LOW` below it. The row itself thus says how much of the message has been given,
-so beams, rejected drafts, a batch's other rows, several turns and a request without a cache need no state but the last
-`n` tokens, which are kept in the request's cache beside the gate's history.
+and every other token gets a logit that is `LOW` below it. The row itself thus says how much of the message has been
+given, so beams, rejected drafts, a batch's other rows, several turns and a request without a cache need no state but
+the last `n` tokens, which are kept in the request's cache beside the gate's history.
 
 The logits are overwritten at the positions that `generate` asks for, and at the last one of a plain forward pass. All
 other positions of a row that fired, and whatever is read before the head, are clamped as with `action="clamp"`: no

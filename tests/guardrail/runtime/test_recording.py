@@ -1,5 +1,6 @@
 """Where records of firings go: `logging`, a callable, JSON lines; and that no text is in them."""
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -10,7 +11,10 @@ from transformers import DynamicCache, StaticCache
 from zoo import guarded, token_ids, with_cache
 
 from sae_unlearn import Firing, GuardrailError, record_firings
+from sae_unlearn.guardrail.runtime import recording as firings_module
+from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.firing import firing_line
+from sae_unlearn.guardrail.runtime.recording import Recorder
 
 
 IDS = token_ids(12, 10)
@@ -31,22 +35,24 @@ def recorded(model, to=None):
 
 def test_a_callable_is_given_every_record(model):
     given = []
-    assert recorded(model, given.append) == given
+    assert recorded(model, given.append) == []
+    assert given == recorded(model)
     assert len(given) == 2 * len(IDS)
 
 
 def test_json_lines_are_added_to_a_file(model, tmp_path):
     path = tmp_path / "firings.jsonl"
-    first, second = recorded(model, path), recorded(model, str(path))
+    recorded(model, path), recorded(model, str(path))
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [Firing(**fields) for fields in found] == first + second
+    assert [Firing(**fields) for fields in found] == 2 * recorded(model)
     assert all(set(fields) == FIELDS for fields in found)
 
 
 def test_a_logger_gets_warnings_for_what_fired(model, caplog):
     logger = logging.getLogger("tests.firings")
     with caplog.at_level(logging.DEBUG, logger.name):
-        firings = recorded(model, logger)
+        recorded(model, logger)
+    firings = recorded(model)
     assert [r.levelno for r in caplog.records] == [logging.WARNING if f.fired else logging.DEBUG for f in firings]
     assert [Firing(**r.firing) for r in caplog.records] == firings
     assert any(f.fired for f in firings)
@@ -87,8 +93,10 @@ def test_a_record_is_sent_when_its_request_ends(model, tmp_path, caplog):
                 assert count() == n * len(IDS)
             out = model(input_ids=IDS)
             assert count() == 2 * len(IDS)  # whoever has the cache can go on
+            assert len(firings) == len(IDS)
             del out
-            assert count() == len(firings) == 3 * len(IDS)
+            assert count() == 3 * len(IDS)
+            assert len(firings) == 0
         assert count() == 3 * len(IDS)
 
 
@@ -116,12 +124,105 @@ def test_a_cache_that_is_emptied_ends_a_request(model):
     assert recorded(model)[0].statistic == pytest.approx(given[0].statistic)
 
 
-def test_what_was_sent_is_held_on_the_device_no_longer(model):
-    with record_firings(model, to=print) as firings, torch.no_grad():
-        model.generate(input_ids=IDS, max_new_tokens=3)
-        (request,) = firings._recorder._requests
-        assert request.seen is None
-        assert len(request.records) == len(firings) == len(IDS)
+def kept(firings):
+    """How many requests, and of them how many histories, a recording holds."""
+    recorder = firings._recorder
+    requests = [*recorder._requests.values(), *recorder._unread.values()]
+    return len(recorder._requests), sum(isinstance(request.seen, GateHistory) for request in requests)
+
+
+def request(model, kind):
+    if kind == "no cache":
+        model(input_ids=IDS[:2], use_cache=False)
+    else:
+        cache = DynamicCache() if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=16)
+        model(input_ids=IDS[:2], past_key_values=cache)
+        if kind == "emptied":
+            cache.reset()
+
+
+@pytest.mark.parametrize("kind", ["no cache", "dynamic", "static", "emptied"])
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_block_without_an_end_holds_what_is_asked_for_and_no_more(model, kind, serving):
+    given = []
+    with record_firings(model, to=given.append if serving else None) as firings, torch.no_grad():
+        for _ in range(20):
+            request(model, kind)
+        assert kept(firings) == (0 if serving else 20, 0)
+        assert len(firings) == (0 if serving else 40)
+        assert len(firings._recorder._unsent) == 0
+    assert len(given) == (40 if serving else 0)
+
+
+def test_a_pass_looks_at_no_earlier_request(model):
+    with record_firings(model) as firings, torch.no_grad():
+        caches = [DynamicCache() for _ in range(5)]
+        for cache in caches:
+            model(input_ids=IDS[:2], past_key_values=cache)
+        recorder = firings._recorder
+        held, waiting = recorder._requests, recorder._unread
+        recorder._requests, recorder._unread = Unlookable(held), Unlookable(waiting)
+        try:
+            for cache in caches:
+                model(input_ids=IDS[:2], past_key_values=cache)
+        finally:
+            recorder._requests, recorder._unread = held, waiting
+    assert len(firings) == 10
+
+
+class Unlookable(dict):
+    def values(self):
+        pytest.fail("a pass went through all requests")
+
+    __iter__ = items = keys = values
+
+
+def test_a_copy_of_a_cache_is_another_request(model):
+    with record_firings(model) as firings, torch.no_grad():
+        cache = model(input_ids=IDS[:2]).past_key_values
+        other = copy.deepcopy(cache)
+        model(input_ids=IDS[:2], past_key_values=other)
+        model(input_ids=IDS[:2], past_key_values=cache)
+    assert [(firing.call, firing.tokens) for firing in firings] == [(0, 20)] * 2 + [(1, 20)] * 2
+
+
+def test_of_requests_without_a_cache_on_a_device_not_all_wait_to_the_end(model, monkeypatch):
+    given, states = [], torch.ones(2, 9)
+    config = model.peft_config["default"]
+    monkeypatch.setattr(firings_module, "MOST_WAITING", 4)
+    recorder = Recorder(given.append)
+    for n in range(10):
+        recorder.note("default", config, states.as_subclass(Elsewhere))
+        assert len(given) == 2 * (n + 1 - (n + 1) % 4)
+    recorder.close()
+    assert len(given) == 20
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says of itself that it lies on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_what_a_broken_sink_leaves_is_bounded_and_what_is_dropped_is_said(model, monkeypatch):
+    monkeypatch.setattr(firings_module, "MOST_UNSENT", 5)
+    given, works = [], []
+
+    def fragile(firing):
+        if not works:
+            raise OSError("the disk is full")
+        given.append(firing)
+
+    def serving():
+        with record_firings(model, to=fragile) as firings, torch.no_grad():
+            for _ in range(4):
+                request(model, "dynamic")
+            assert len(firings) == 5
+            works.append(True)
+
+    with pytest.raises(GuardrailError, match="3 records were dropped"):
+        serving()
+    assert [firing.call for firing in given] == [1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +269,7 @@ def test_a_sink_that_fails_breaks_no_answer_and_is_tried_again(model, caplog):
         assert given == []
         assert "the disk is full" in caplog.text
         model.generate(input_ids=IDS, max_new_tokens=3)
-        assert given == list(firings)
+        assert list(firings) == []
     assert answer.shape == (len(IDS), IDS.shape[1] + 3)
     assert len(given) == 2 * len(IDS)
 
