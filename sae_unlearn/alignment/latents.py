@@ -109,7 +109,7 @@ class LatentCodes(nn.Module):
         ids = torch.tensor([*latents.known, *latents.unknown], device=sae.device)
         self.register_buffer("W_enc", sae.W_enc.detach()[:, ids].float())
         self.register_buffer("b_enc", sae.b_enc.detach()[ids].float())
-        self.normed = sae.input_norm is not None
+        self.normed = sae.input_norm == "layer"
         self.known = slice(0, len(latents.known))
         self.unknown = slice(len(latents.known), len(ids))
 

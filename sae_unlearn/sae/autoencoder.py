@@ -39,6 +39,11 @@ class SparseAutoencoder(nn.Module):
 
         pre = x @ W_enc + b_enc,   x = (h - mean(h)) / (std(h) + 1e-5);      h' = (a @ W_dec + b_dec) std(h) + mean(h)
 
+    With `input_norm="center"` (SAELens' SAEs of models loaded with `center_writing_weights`) `h` is read without its
+    mean, which the columns of W_enc do by themselves, since their own mean is 0; it is put back as well:
+
+        h' = a @ W_dec + b_dec + mean(h)
+
     Architectures: `standard` is a ReLU SAE; `jumprelu` is Rajamanoharan et al. 2024 (arXiv 2407.14435); `gated`
     (arXiv 2404.16014) with tied weights is a JumpReLU exactly and is kept in that form; `batchtopk`
     (arXiv 2412.06410) is a JumpReLU with its inference threshold; `topk` is Gao et al. 2024 (arXiv 2406.04093).
@@ -58,7 +63,8 @@ class SparseAutoencoder(nn.Module):
             `hidden_states[layer + 1]`, but for the last layer, whose entry transformers gives after the final norm.
         source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file; and
             neuronpedia_id, where the files name the SAE's page.
-        input_norm: "layer" where mean and standard deviation are taken out of each token's input; None otherwise.
+        input_norm: "layer" where mean and standard deviation are taken out of each token's input; "center" where its
+            mean is, by columns of W_enc whose mean is 0; None otherwise.
 
     Raises:
         TypeError: something that has to be a tensor is not.
@@ -88,7 +94,7 @@ class SparseAutoencoder(nn.Module):
         d_in, d_sae = check_dimensions(W_enc)
         check_architecture(architecture, threshold, k, d_sae)
         check_layer(layer)
-        check_input_norm(input_norm, d_in)
+        check_input_norm(input_norm, W_enc)
         if threshold is None:
             threshold = W_enc.new_zeros(d_sae)
         tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
@@ -192,17 +198,17 @@ class SparseAutoencoder(nn.Module):
     @property
     def exact_in_slices(self) -> bool:
         """Whether each feature hangs on its own column and the input alone, so that `slice` is exact."""
-        return self.architecture != "topk" and self.input_norm is None
+        return self.architecture != "topk" and self.input_norm != "layer"
 
     def pre_activations(self, h: torch.Tensor) -> torch.Tensor:
-        """`h @ W_enc + b_enc`, of the normalised `h` with an `input_norm`: residual stream [..., d_in] -> [..., d_sae],
-        in the SAE's dtype.
+        """`h @ W_enc + b_enc`: residual stream [..., d_in] -> [..., d_sae], in the SAE's dtype; with
+        `input_norm="layer"` of the normalised `h`.
 
         Raises:
             TypeError: `h` is not a floating tensor.
             ValueError: the last dimension of `h` is not d_in.
         """
-        if self.input_norm is not None:
+        if self.input_norm == "layer":
             h = layer_normed(cast_input(h, self.d_in, self.dtype, "h", "d_in"))[0]
         return affine_encode(h, self.W_enc, self.b_enc)
 
@@ -235,6 +241,8 @@ class SparseAutoencoder(nn.Module):
         decoded = self.decode(self.encode(h))
         if self.input_norm is None:
             return decoded
+        if self.input_norm == "center":
+            return decoded + h.to(self.dtype).mean(dim=-1, keepdim=True)
         _, mean, std = layer_normed(h.to(self.dtype))
         return decoded * std + mean
 
@@ -247,21 +255,21 @@ class SparseAutoencoder(nn.Module):
             feature_ids: ids of the N features.
             threshold: only for an SAE that is not `exact_in_slices`, `[N]`: from which pre-activation each feature is
                 taken to be active. Such a slice is approximate.
-            std: only with an `input_norm`: the standard deviation that all tokens are taken to have.
+            std: only with `input_norm="layer"`: the standard deviation that all tokens are taken to have.
 
         Raises:
             TypeError: an id is not an integer.
             ValueError: no ids, an id twice or out of range, an SAE that cannot be sliced exactly without `threshold`
                 (and `std`), or another one with it.
         """
-        if not self.exact_in_slices and (threshold is None or (self.input_norm is not None and std is None)):
-            also = " and std=" if self.input_norm is not None else ""
+        if not self.exact_in_slices and (threshold is None or (self.input_norm == "layer" and std is None)):
+            also = " and std=" if self.input_norm == "layer" else ""
             mend = f"keep the whole SAE, or pass threshold= [N]{also} for an approximate slice"
             raise UnlearnError(not_sliceable(self.k, self.d_sae, mend))
         if self.exact_in_slices and threshold is not None:
             raise UnlearnError(f"architecture={self.architecture!r} is sliced exactly; leave threshold out")
-        if self.input_norm is None and std is not None:
-            raise UnlearnError("std is for an SAE with an input_norm; leave it out")
+        if self.input_norm != "layer" and std is not None:
+            raise UnlearnError("std is for an SAE with input_norm='layer'; leave it out")
         ids = check_feature_ids(feature_ids, self.d_sae)
         index = torch.tensor(ids, device=self.device)
         if threshold is None:

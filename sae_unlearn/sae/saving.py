@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sae_unlearn.files.atomic import staged
 from sae_unlearn.files.untrusted import as_path
-from sae_unlearn.sae.formats.saelens_config import CONFIG, LAYER_NORM, WEIGHTS
+from sae_unlearn.sae.formats.saelens_config import CONFIG, FOLDED, LAYER_NORM, WEIGHTS
+from sae_unlearn.sae.formats.saelens_model import CENTERING, KWARGS
 
 
 # The release of SAELens whose layout is written; without it SAELens reads the file as one from before version 6.
@@ -67,6 +68,8 @@ def saelens_config(
         metadata["hook_name"] = f"blocks.{layer}.hook_resid_post"
     if neuronpedia_id:
         metadata["neuronpedia_id"] = neuronpedia_id
+    if input_norm == "center":
+        metadata |= {KWARGS: {CENTERING: True}, FOLDED: True}
     d_in, d_sae = W_enc.shape
     config: dict[str, Any] = {
         "architecture": architecture if architecture in ("standard", "topk") else "jumprelu",
@@ -75,7 +78,7 @@ def saelens_config(
         "dtype": str(W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none" if input_norm is None else LAYER_NORM,
+        "normalize_activations": LAYER_NORM if input_norm == "layer" else "none",
         "reshape_activations": "none",
         "metadata": metadata,
     }

@@ -19,6 +19,12 @@ ARCHITECTURES = ("standard", "jumprelu", "gated", "batchtopk", "topk")
 # Architectures whose threshold is part of the weights; the others use 0.
 THRESHOLD_ARCHITECTURES = ("jumprelu", "gated", "batchtopk")
 
+# None; mean and standard deviation taken out of each token's input; its mean alone, folded into W_enc.
+INPUT_NORMS = (None, "layer", "center")
+
+# A column of d_in values rounded to bfloat16 has a mean of some 0.002 of norm / d_in; one with random values, of 1.
+CENTERED = 2.0**-6
+
 
 def check_tensor(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
     """Raises unless `tensor` is a finite floating tensor of `shape` (and of `dtype`, where one is given)."""
@@ -74,12 +80,24 @@ def check_architecture(architecture: str, threshold: torch.Tensor | None, k: int
         raise UnlearnError(f"k={k!r} belongs to architecture='topk' only; leave it out for {architecture!r}")
 
 
-def check_input_norm(input_norm: str | None, d_in: int) -> None:
-    """Raises unless `input_norm` is None, or "layer" with an input that has a standard deviation."""
-    if input_norm not in (None, "layer"):
-        raise UnlearnError(f"input_norm={input_norm!r}; expected 'layer' or None")
-    if input_norm is not None and d_in < 2:
+def check_input_norm(input_norm: str | None, W_enc: torch.Tensor) -> None:
+    """Raises unless `input_norm` is None or names a normalisation that `W_enc [d_in, d_sae]` can be of.
+
+    "layer" needs an input that has a standard deviation, and "center" columns whose mean is 0 up to rounding.
+    """
+    if input_norm not in INPUT_NORMS:
+        raise UnlearnError(f"input_norm={input_norm!r}; expected 'layer', 'center' or None")
+    d_in = W_enc.shape[0]
+    if input_norm == "layer" and d_in < 2:
         raise UnlearnError(f"input_norm={input_norm!r} needs d_in >= 2, got {d_in}")
+    if input_norm == "center":
+        norm = W_enc.float().norm(dim=0)
+        left = int((W_enc.float().mean(dim=0).abs() > CENTERED * norm / d_in).sum())
+        if left:
+            raise UnlearnError(
+                f"input_norm='center': expected columns of W_enc with mean 0, got {left} with another. "
+                "Subtract each column's mean."
+            )
 
 
 def check_layer(layer: int | None) -> None:

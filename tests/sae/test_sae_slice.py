@@ -58,7 +58,7 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
     for given in ({}, {"threshold": sae.threshold[ids]}):
         with pytest.raises(ValueError, match=r"each token's standard deviation .*pass threshold= \[N\] and std="):
             sae.slice(ids, **given)
-    with pytest.raises(ValueError, match="std is for an SAE with an input_norm"):
+    with pytest.raises(ValueError, match="std is for an SAE with input_norm='layer'"):
         tiny("topk").slice([1], threshold=torch.zeros(1), std=1.0)
     h = (h - h.mean(dim=-1, keepdim=True)) / h.std(dim=-1, keepdim=True) * 2.5 + h.mean(dim=-1, keepdim=True)
     part = sae.slice(ids, threshold=sae.threshold[ids], std=2.5)
@@ -67,7 +67,7 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
     without[:, ids] = 0
     edited = sae.decode(without) * h.std(dim=-1, keepdim=True) + h.mean(dim=-1, keepdim=True)
     torch.testing.assert_close(sae(h) - part.encode(h) @ part.W_dec, edited, rtol=0, atol=1e-9)
-    with pytest.raises(ValueError, match="input_norm='batch'; expected 'layer' or None"):
+    with pytest.raises(ValueError, match="input_norm='batch'; expected 'layer', 'center' or None"):
         tiny(input_norm="batch")
 
 

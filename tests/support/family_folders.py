@@ -134,7 +134,8 @@ def dictionary_state(name, dtype=torch.float32):
 
 def write_dictionary(folder, name="AutoEncoder", state=None, suffix=".pt", buffer=..., **trainer):
     folder = Path(folder)
-    settings = {"dict_class": name, "activation_dim": D_IN, "dict_size": D_SAE, "k": 3, "layer": 9}
+    settings = {"dict_class": name, "activation_dim": D_IN, "dict_size": D_SAE, "layer": 9}
+    settings |= {"k": 3} if "TopK" in str(name) else {}
     settings |= {"lm_name": "EleutherAI/pythia-70m-deduped", "submodule_name": "resid_post_layer_9"} | trainer
     settings = {key: value for key, value in settings.items() if value is not ...}
     write_json(folder / "config.json", {"trainer": settings, "buffer": buffer})

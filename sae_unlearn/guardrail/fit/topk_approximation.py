@@ -75,7 +75,7 @@ class TopKThresholds:
     def __init__(self, sae: SparseAutoencoder, feature_ids: list[int]) -> None:
         self.true = TrueTopK(sae, feature_ids)
         self._ids = feature_ids
-        self._normed = sae.input_norm is not None
+        self._normed = sae.input_norm == "layer"
         W_enc = sae.W_enc[:, feature_ids].float().cpu()
         self._W_enc = W_enc - W_enc.mean(dim=0) if self._normed else W_enc
         self._b_enc = sae.b_enc[feature_ids].float().cpu()

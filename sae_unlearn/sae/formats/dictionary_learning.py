@@ -154,6 +154,8 @@ def read(folder: SAEFolder) -> SAEWeights:
             f"trainer.dict_class in {where} is {name!r}, which is not supported; expected one of {', '.join(CLASSES)}"
         )
     kind, layer = CLASSES[name], layer_of(trainer, raw.get("buffer"), folder.label, where)
+    if "k" not in kind.counts and trainer.get("k") is not None:
+        raise SAEFormatError(f"k={trainer['k']!r:.40} in {where}; expected none with {name}. Correct one of them.")
     tensors = read_weights(path, kind)
     counts = {key: tensors.pop(key) for key in kind.counts if key in tensors}
     W_enc, W_dec, b_dec = (tensors[key] for key in ("W_enc", "W_dec", "b_dec"))

@@ -23,6 +23,14 @@ def fold_b_dec_into_b_enc(W_enc: torch.Tensor, b_enc: torch.Tensor, b_dec: torch
     return b_enc - torch.cat(shifts)
 
 
+def fold_input_mean(W_enc: torch.Tensor) -> torch.Tensor:
+    """`(h - mean(h)) @ W_enc  =  h @ (W_enc - mean over d_in of W_enc)`; returns the new W_enc.
+
+    Fold `b_dec` first: it is subtracted from the input whose mean is gone, so it meets the columns as they were.
+    """
+    return torch.cat([block - block.mean(dim=0) for block in map(torch.Tensor.double, W_enc.split(BLOCK, dim=1))], 1)
+
+
 def fold_input_scale(
     W_enc: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

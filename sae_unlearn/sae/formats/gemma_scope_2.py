@@ -14,7 +14,7 @@ from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import read_json_object
 from sae_unlearn.sae.files.safetensors_header import read_tensors
 from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, layer_of_hook, needs
-from sae_unlearn.sae.validate import check_shapes, require
+from sae_unlearn.sae.validate import check_shapes, check_stated_sizes, require
 
 
 PARAMS = "params.safetensors"
@@ -70,17 +70,17 @@ def read(folder: SAEFolder) -> SAEWeights:
     Raises:
         SAEFormatError: malformed, not a residual-stream SAE, or path and configuration name different layers.
     """
-    layer = layer_of_path(folder.label)
+    layer, width, where = layer_of_path(folder.label), None, str(folder.path / CONFIG)
     if folder.has(CONFIG):
-        where = str(folder.file(CONFIG))
-        stated = layer_of_config(read_json_object(folder.file(CONFIG)), where)
+        raw = read_json_object(folder.file(CONFIG))
+        stated, width = layer_of_config(raw, where), raw.get("width")
         if None not in (stated, layer) and stated != layer:
             raise SAEFormatError(f"{where} names layer {stated} but the folder {folder.label} names layer {layer}")
         layer = layer if stated is None else stated
     path = folder.file(PARAMS)
     W_enc, b_enc, W_dec, b_dec, threshold = require(read_tensors(path, TENSORS), TENSORS, path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
-    check_shapes(named, path)
+    check_stated_sizes(check_shapes(named, path), (None, width), path, where)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, "jumprelu", threshold, layer=layer)
 
 

@@ -75,6 +75,10 @@ def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
     act_fn, threshold = raw.get("act_fn"), number(raw, "jump_relu_threshold", where)
     if act_fn == "topk" and threshold > 0:
         act_fn = "jumprelu"  # as the family's inference does: the threshold was measured to replace the k largest
+    if act_fn == "relu" and threshold > 0:
+        raise SAEFormatError(
+            f"jump_relu_threshold={threshold} in {where}, but act_fn='relu' has no threshold. Correct one of them."
+        )
     if not isinstance(act_fn, str) or act_fn not in ACTIVATIONS:
         raise SAEFormatError(f"act_fn={act_fn!r} in {where} is not supported; expected one of {', '.join(ACTIVATIONS)}")
     decoder_bias = switch(raw, "use_decoder_bias", where)

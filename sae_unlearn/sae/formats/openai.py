@@ -77,6 +77,11 @@ def read(folder: SAEFolder) -> SAEWeights:
     k = k_of(state.get("activation_state_dict"), path) if activation == "TopK" else None
     if activation not in ("ReLU", "TopK"):
         raise SAEFormatError(f"activation={activation!r} in {path} is not supported; expected 'ReLU' or 'TopK'")
+    stated = state.get("activation_state_dict")
+    if activation == "ReLU" and isinstance(stated, dict) and stated.get("k") is not None:
+        raise SAEFormatError(
+            f"activation_state_dict in {path} has k={stated['k']!r:.40}, but the activation is 'ReLU'. Correct it."
+        )
     encoder, b_enc, decoder, b_dec = require(state, TENSORS, path)
     W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
     named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}

@@ -14,8 +14,15 @@ from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import read_json_object
 from sae_unlearn.sae.files.safetensors_header import read_tensors
 from sae_unlearn.sae.formats.base import Reader, SAEFolder, SAEWeights, needs
-from sae_unlearn.sae.formats.folding import fold_b_dec_into_b_enc, fold_decoder_norm, fold_gate, fold_input_scale
+from sae_unlearn.sae.formats.folding import (
+    fold_b_dec_into_b_enc,
+    fold_decoder_norm,
+    fold_gate,
+    fold_input_mean,
+    fold_input_scale,
+)
 from sae_unlearn.sae.formats.saelens_config import CONFIG, SCALER, WEIGHTS, SAELensConfig, parse_config
+from sae_unlearn.sae.formats.saelens_model import unsaid_settings
 from sae_unlearn.sae.validate import THRESHOLD_ARCHITECTURES, check_shapes, check_stated_sizes, require
 
 
@@ -34,9 +41,10 @@ def read(folder: SAEFolder) -> SAEWeights:
         SAEFormatError: malformed, or a setting that cannot be folded into the weights.
     """
     scaler = read_json_object(folder.file(SCALER)) if folder.has(SCALER) else None
-    config = parse_config(read_json_object(folder.file(CONFIG)), scaler, str(folder.file(CONFIG)))
+    raw, where = read_json_object(folder.file(CONFIG)), str(folder.file(CONFIG))
+    config = parse_config(raw, scaler, where, unsaid_settings(folder.label))
     path = folder.file(WEIGHTS)
-    return fold_saelens(read_tensors(path, TENSORS), config, path, str(folder.file(CONFIG)))
+    return fold_saelens(read_tensors(path, TENSORS), config, path, where)
 
 
 def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: Path, where: str) -> SAEWeights:
@@ -70,6 +78,8 @@ def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: 
             threshold = stored_threshold(tensors, topk_threshold, d_sae, path)
     if config.apply_b_dec_to_input:
         b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)
+    if config.input_norm == "center" and not config.folded_center:
+        W_enc = fold_input_mean(W_enc)
     gain = finetuning_gain(tensors, config, path)
     if gain is not None:
         W_dec = W_dec.double() * gain.double()[:, None]

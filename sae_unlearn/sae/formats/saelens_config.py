@@ -9,6 +9,8 @@ from typing import Any
 from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.files.config_json import LARGEST, integer, switch
 from sae_unlearn.sae.formats.base import layer_of_hook
+from sae_unlearn.sae.formats.saelens_checks import check_activation, check_layers, merge
+from sae_unlearn.sae.formats.saelens_model import reads_centered
 
 
 CONFIG = "cfg.json"
@@ -28,6 +30,7 @@ ARCHITECTURES = {
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
 SWITCHES = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
 LAYER_NORM = "layer_norm"  # mean and standard deviation are taken out of each token, and put back
+FOLDED = "sae_unlearn_center_folded"  # in the metadata that this library writes: W_enc's columns are centered
 RESCALE_MEND = "fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that"
 
 
@@ -46,6 +49,7 @@ class SAELensConfig:
         input_scale: factor on the input, whose inverse applies to the output.
         neuronpedia_id: of its page at neuronpedia.org, or None where the file does not say.
         input_norm: as in `SparseAutoencoder`.
+        folded_center: whether the stored W_enc takes the mean out of the input already.
     """
 
     architecture: str
@@ -59,26 +63,37 @@ class SAELensConfig:
     input_scale: float
     neuronpedia_id: str | None = None
     input_norm: str | None = None
+    folded_center: bool = False
 
 
-def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> SAELensConfig:
+def parse_config(
+    raw: dict[str, Any], scaler: dict[str, Any] | None, where: str, unsaid: dict[str, Any] | None = None
+) -> SAELensConfig:
     """Reads `cfg.json` (and the scale of a training checkpoint, where there is one).
 
+    Args:
+        raw: what is in the file.
+        scaler: what is in the file of the scale.
+        where: the file, for messages.
+        unsaid: settings that go before those of the file, see `unsaid_settings`.
+
     Raises:
-        SAEFormatError: a setting that cannot be represented exactly, named with its mend.
+        SAEFormatError: a setting that cannot be represented exactly, named with its mend; or two that contradict.
     """
     metadata = raw.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise SAEFormatError(f"metadata in {where} is a {type(metadata).__name__}; expected an object")
-    cfg = {RENAMED.get(key, key): value for key, value in {**metadata, **raw}.items()}
+    cfg = merge(RENAMED, raw, metadata, where=where) | (unsaid or {})
 
     refuse_unfoldable(cfg, where)
+    check_activation(cfg, where)
     architecture = architecture_of(cfg, where)
     k = None
     if architecture == "topk":
         kwargs = cfg.get("activation_fn_kwargs")
         k = integer(cfg if "k" in cfg or not isinstance(kwargs, dict) else kwargs, "k", where)
     cfg = SWITCHES | cfg
+    input_norm = input_norm_of(cfg, where)
     selects_by_norm = raw.get("architecture") in ("topk", "batchtopk", "matryoshka_batchtopk")
     return SAELensConfig(
         architecture=architecture,
@@ -91,8 +106,19 @@ def parse_config(raw: dict[str, Any], scaler: dict[str, Any] | None, where: str)
         finetuning_scaling_factor=switch(cfg, "finetuning_scaling_factor", where),
         input_scale=input_scale_of(cfg, scaler, where),
         neuronpedia_id=neuronpedia_id_of(cfg),
-        input_norm="layer" if cfg.get("normalize_activations") == LAYER_NORM else None,
+        input_norm=input_norm,
+        folded_center=input_norm == "center" and cfg.get(FOLDED) is True,
     )
+
+
+def input_norm_of(cfg: dict[str, Any], where: str) -> str | None:
+    """What is taken out of each token's input, as in `SparseAutoencoder`; "layer" takes its mean out as well."""
+    if cfg.get(FOLDED) is True:  # we wrote it
+        return "center"
+    centered = reads_centered(cfg, where)
+    if cfg.get("normalize_activations") == LAYER_NORM:
+        return "layer"
+    return "center" if centered else None
 
 
 def neuronpedia_id_of(cfg: dict[str, Any]) -> str | None:
@@ -140,6 +166,12 @@ def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: st
     if isinstance(mode, bool):  # before SAELens 4
         mode = "expected_average_only_in" if mode else "none"
     if mode in (None, "none", LAYER_NORM):
+        unused = (scaler or {}).get("scaling_factor")
+        if unused not in (None, 1):
+            raise SAEFormatError(
+                f"scaling_factor={unused!r:.40} in {SCALER}, but normalize_activations={mode!r} in {where}. Remove the "
+                "file, or correct the setting."
+            )
         return 1.0
     if mode != "expected_average_only_in":
         raise SAEFormatError(
@@ -165,6 +197,8 @@ def layer_from(cfg: dict[str, Any], where: str) -> int | None:
     if not name:
         return None
     try:
-        return layer_of_hook(name)
+        layer = layer_of_hook(name)
+        check_layers(cfg, layer)
     except SAEFormatError as error:
         raise SAEFormatError(f"{where}: {error}") from None
+    return layer

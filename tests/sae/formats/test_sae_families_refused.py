@@ -40,6 +40,7 @@ def refuse(folder, message, **kwargs):
         ({"act_fn": "batchtopk"}, "act_fn='batchtopk'"),
         ({"act_fn": ["jumprelu"]}, "act_fn="),
         ({"jump_relu_threshold": ...}, "jump_relu_threshold in .* is None"),
+        ({"act_fn": "relu"}, "jump_relu_threshold=0.52734375 in .*, but act_fn='relu'"),
         ({"jump_relu_threshold": float("nan")}, "jump_relu_threshold in .* is nan"),
         ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": 2.5}, "top_k in .* is 2.5"),
         ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": 11}, "k <= d_sae=10"),
@@ -122,6 +123,7 @@ def test_sparsify_of_other_places(tmp_path, place):
         ({"submodule_name": "mlp_out_layer_9"}, "mlp_out_layer_9"),
         ({"submodule_name": "attn_out_layer9"}, "attn_out_layer9"),
         ({"submodule_name": "model.layers.9.mlp"}, "model.layers.9.mlp"),
+        ({"k": 3}, "k=3 in .*expected none with AutoEncoder"),
         ({"layer": 8}, "names layer 8 but the place is 'resid_post_layer_9'"),
         ({"dict_size": 11}, "has d_sae=10 but .* says 11"),
         ({"buffer": {"io": "in_and_out"}}, "io='in_and_out'"),
@@ -152,6 +154,11 @@ def test_qwen_scope_without_its_name_and_with_another(tmp_path):
 def test_openai_topk_without_a_k_that_is_one(tmp_path, settings):
     state = openai_state(activation="TopK", activation_state_dict=settings)
     refuse(write_openai(tmp_path, state=state), r"activation_state_dict in .* has k=|1 <= k <= d_sae=10, got 11")
+
+
+def test_openai_relu_with_a_k(tmp_path):
+    state = openai_state(activation="ReLU", activation_state_dict={"k": 3})
+    refuse(write_openai(tmp_path, state=state), "has k=3, but the activation is 'ReLU'")
 
 
 def test_openai_of_other_activations_and_places(tmp_path):

@@ -87,6 +87,7 @@ def test_gemma_scope_2_takes_the_layer_from_its_configuration_or_path(tmp_path, 
         ("x", HOOK | {"hf_hook_point_out": "model.layers.9.post_feedforward_layernorm.output"}, "transcoder"),
         ("x", HOOK | {"affine_connection": True}, "affine"),
         ("x", HOOK | {"architecture": "topk"}, "topk"),
+        ("x", HOOK | {"width": 11}, "has d_sae=10 but .* says 11"),
         ("resid_post/layer_5_width_16k_l0_small", HOOK, "names layer 9 but the folder"),
     ],
 )

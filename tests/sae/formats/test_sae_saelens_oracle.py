@@ -119,3 +119,21 @@ def test_what_we_save_computes_the_same_in_saelens(tmp_path, architecture, dtype
     assert theirs.cfg.metadata.hook_name == "blocks.9.hook_resid_post"
     assert theirs.cfg.dtype == str(dtype).removeprefix("torch.")
     agree(ours, theirs, H.to(dtype), atol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_a_centered_stream_is_read_by_both_as_one(tmp_path):
+    """SAELens is given the centered stream, as its model makes it, and we the model's own."""
+    theirs = inference("jumprelu")
+    theirs.cfg.metadata.model_name = "gpt2-small"
+    theirs.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    theirs.save_model(tmp_path / "theirs")
+    mean = H.mean(dim=-1, keepdim=True)
+    for ours in (
+        SparseAutoencoder.from_saelens(theirs, dtype=torch.float64),
+        SparseAutoencoder.from_pretrained(tmp_path / "theirs", dtype=torch.float64),
+    ):
+        torch.testing.assert_close(ours.encode(H), theirs.encode(H - mean), rtol=0, atol=1e-9)
+        torch.testing.assert_close(ours(H), theirs(H - mean) + mean, rtol=0, atol=1e-9)
+    ours.save_pretrained(tmp_path / "ours")
+    again = sae_lens.SAE.load_from_disk(tmp_path / "ours")
+    torch.testing.assert_close(again.encode(H - mean), ours.encode(H), rtol=0, atol=1e-9)
