@@ -1,5 +1,7 @@
 """Where a model keeps its decoder layers."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,6 +30,9 @@ def bare_model(model: nn.Module) -> nn.Module:
     return inner
 
 
+_USUAL = ("layers", "layer", "h", "blocks")  # what transformers' models call the list
+
+
 class DecoderLayers(NamedTuple):
     """The list of decoder layers of a model.
 
@@ -45,32 +50,61 @@ class DecoderLayers(NamedTuple):
 def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     """Find the one list with an entry per `config.num_hidden_layers`, for any causal language model of transformers.
 
+    It is looked for in what the model calls its decoder, then in its base model, then in all of it: transformers'
+    `get_decoder()` goes by attributes' names, and in ModernBERT's decoder `decoder` is the head.
+
     Args:
-        model: the bare transformers model, not a `PeftModel` around it.
+        model (`nn.Module`): The bare transformers model, not a `PeftModel` around it.
 
     Raises:
-        UnlearnError: the model is an encoder-decoder, or has no such list, or several.
+        UnlearnError: If the model is an encoder-decoder, names no number of layers, or has no such list or several.
     """
     config = getattr(model, "config", None)
     if config is None:
         raise UnlearnError(f"{type(model).__name__} has no `config`; this works on transformers models.")
     if getattr(config, "is_encoder_decoder", False):
         raise UnlearnError(f"{type(model).__name__} is an encoder-decoder; this works on decoder-only models.")
-    num_layers = text_config(model).num_hidden_layers
-    decoder: nn.Module = cast(Any, model).get_decoder() if hasattr(model, "get_decoder") else model
-    start = next((name for name, module in model.named_modules() if module is decoder), "")
+    num_layers = getattr(text_config(model), "num_hidden_layers", None)
+    if not isinstance(num_layers, int):
+        raise UnlearnError(f"num_hidden_layers={num_layers!r}: expected the number of layers in the model's config.")
+    for decoder in _decoders(model):
+        place = _layer_list(model, decoder, num_layers)
+        if place is not None:
+            return place
+    raise UnlearnError(
+        f"{type(model).__name__} has no list of {num_layers} decoder layers; open an issue with the model's name."
+    )
+
+
+def _decoders(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a model that may hold its decoder layers, the likeliest first."""
+    with suppress(AttributeError, NotImplementedError):  # a model's own code may have no decoder to give
+        yield cast(Any, model).get_decoder()
+    base = getattr(model, "base_model", None)
+    if isinstance(base, nn.Module) and base is not model:
+        yield base
+    yield model
+
+
+def _layer_list(model: nn.Module, decoder: nn.Module | None, num_layers: int) -> DecoderLayers | None:
+    """The list of `num_layers` decoder layers in `decoder`, a part of `model`; None if there is none.
+
+    Raises:
+        UnlearnError: If several lists may be it.
+    """
+    start = next((name for name, module in model.named_modules() if module is decoder), None)
+    if start is None or decoder is None:
+        return None
     found = [
         name
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == num_layers
     ]
     if not found:
-        raise UnlearnError(
-            f"{type(model).__name__} has no list of {num_layers} decoder layers; open an issue with the model's name."
-        )
+        return None
     inner = _list_of_layers(decoder, found)
     name = f"{start}.{inner}" if start else inner
-    layers = cast(nn.ModuleList, decoder.get_submodule(inner))
+    layers = cast(nn.ModuleList, model.get_submodule(name))
     return DecoderLayers(model.get_submodule(name.rpartition(".")[0]), name, layers)
 
 
@@ -88,6 +122,8 @@ def _list_of_layers(decoder: nn.Module, names: list[str]) -> str:
     lists = {name: parts for name, parts in lists.items() if any(True for _ in parts.parameters())} or lists
     if len(lists) > 1:
         whole = [name for name, parts in lists.items() if isinstance(parts[0], GradientCheckpointingLayer)]
+        if len(whole) > 1:  # Idefics has as many cross-attention layers
+            whole = [name for name in whole if name.rpartition(".")[2] in _USUAL]
         if len(whole) != 1:
             raise UnlearnError(
                 f"{type(decoder).__name__}: expected one list of decoder layers, got {', '.join(lists)}. "

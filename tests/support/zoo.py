@@ -98,6 +98,7 @@ ZOO = {
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     ),
+    "modernbert_decoder": lambda: t.ModernBertDecoderConfig(**_NO_GROUPS, local_attention=8),
     "mamba": lambda: t.MambaConfig(
         vocab_size=VOCAB,
         hidden_size=WIDTH,
