@@ -2,8 +2,9 @@
 
 A few numbers by which a base model is known again, whatever dtype or quantisation it is loaded in.
 
-Taken from the input embedding and from the one-dimensional weights (norms and biases) up to the guarded layer: those
-are not quantised by the usual schemes, and a LoRA or a guardrail beside them does not change them.
+Taken from the input embedding and from the one-dimensional weights (norms and biases) up to the guarded layer, which
+the usual schemes do not quantise, and from the matrices of those layers, which fine-tuning changes. A LoRA or a
+guardrail beside them does not change them; a merged one does.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.backbone.layers import find_decoder_layers, input_embeddings, text_config
 from sae_unlearn.checks import real
+from sae_unlearn.guardrail.fingerprint_matrices import Comparison, base_parameters, compare_matrices, matrix_samples
 
 
 def model_key(model: nn.Module) -> str:
@@ -44,8 +46,8 @@ _MATCHING = 0.95
 
 
 def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[str, Any] | None:
-    """`{"model_type": str, "rows": int, "embedding": [float], "norms": [float]}`; None where weights are not in memory
-    (`meta`).
+    """`{"model_type": str, "rows": int, "embedding": [float], "norms": [float], "matrices": {name: [float]}}`; None
+    where the embedding or a norm is not in memory (`meta`). Matrices that cannot be read are left out.
 
     Args:
         model: the bare transformers model.
@@ -59,8 +61,8 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
     vectors = [
         (name, parameter)
         for depth, decoder_layer in enumerate(place.layers[: layer + 1])
-        for name, parameter in decoder_layer.named_parameters(prefix=str(depth))
-        if parameter.ndim == 1 and parameter.is_floating_point() and "sae_guardrail" not in name and "lora" not in name
+        for name, parameter in base_parameters(decoder_layer, depth)
+        if parameter.ndim == 1 and parameter.is_floating_point()
     ]
     if embedding.is_meta or any(parameter.is_meta for _, parameter in vectors):
         return None
@@ -70,6 +72,7 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
         "rows": rows,
         "embedding": _sample(embedding.detach(), rows),
         "norms": [_short(value) for value in values],
+        "matrices": matrix_samples(place.layers, layer),
     }
 
 
@@ -90,7 +93,17 @@ def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str |
         same = [_close(a, b) for a, b in zip(expected, found[part], strict=True)]
         if same and sum(same) / len(same) < _MATCHING:
             return f"{same.count(False)} of {len(same)} sampled {part} weights differ"
+    matrices = compared_matrices(recorded, model, layer)
+    if matrices.different:
+        return (
+            f"{len(matrices.different)} of {matrices.compared} sampled matrices differ, {matrices.different[0]!r} first"
+        )
     return None
+
+
+def compared_matrices(recorded: dict[str, Any], model: nn.Module, layer: int) -> Comparison:
+    """What the matrices of a fingerprint say of `model`; fingerprints of earlier versions name none."""
+    return compare_matrices(recorded.get("matrices"), find_decoder_layers(model).layers, layer)
 
 
 def _spread(items: list[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.identity import fingerprint
+from sae_unlearn.backbone.identity import compared_matrices, fingerprint
 from sae_unlearn.checks import real
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.base_match import check_belongs
@@ -89,6 +89,22 @@ def belonging(config: SAEGuardrailConfig, model: nn.Module) -> Finding:
             "base model",
             "warning",
             f"Only the shape fits ({shape}): the model's weights are not in memory and could not be compared.",
+        )
+    matrices = compared_matrices(config.base_fingerprint, model, config.layer)
+    if not matrices.recorded:
+        return Finding(
+            "base model",
+            "warning",
+            f"It was fitted on {origin}, whose embedding and norms these are ({shape}). The artefact records no "
+            "matrices, so a fine-tuned descendant would pass as well; fit it again to tell one.",
+        )
+    if matrices.compared < matrices.recorded:
+        return Finding(
+            "base model",
+            "warning",
+            f"It was fitted on {origin}, and this is that model as far as it could be compared ({shape}): "
+            f"{matrices.recorded - matrices.compared} of {matrices.recorded} recorded matrices are quantised, sharded "
+            "or not in memory here.",
         )
     return Finding("base model", "ok", f"It was fitted on {origin}, and this is that model ({shape}).")
 

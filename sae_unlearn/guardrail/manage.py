@@ -134,6 +134,8 @@ def _configs(model: nn.Module) -> dict[str, SAEGuardrailConfig]:
     return {name: config for layer in guard_layers(model) for name, config in layer.guard_config.items()}
 
 
+NO_MATRICES = "the artefact records no matrices of its base model, so a fine-tuned descendant passes for it"
+
 State = Literal["guarding", "recording", "off", "raising", "missing"]
 
 
@@ -147,7 +149,7 @@ class GuardrailState:
         state: "guarding"; "recording" (`action="record"`: it reports and edits nothing); "off" (disabled, or not among
             the active adapters); "raising" (the call is stopped); "missing" (the model names it in `peft_config`, but
             no layer carries it).
-        reason: a sentence; empty while guarding.
+        reason: a sentence; while guarding empty, but where the base model could not be told from a descendant.
     """
 
     adapter: str
@@ -243,7 +245,9 @@ def _state(layer: SAEGuardrailLayer, name: str, place: str | None) -> GuardrailS
         return GuardrailState(name, config.layer, "raising", str(error))
     if config.action == "record":
         return GuardrailState(name, config.layer, "recording", 'action="record": it reports, and edits nothing')
-    return GuardrailState(name, config.layer, "guarding")
+    fingerprint = config.base_fingerprint
+    weak = isinstance(fingerprint, dict) and not fingerprint.get("matrices")
+    return GuardrailState(name, config.layer, "guarding", NO_MATRICES if weak else "")
 
 
 def _configured(model: nn.Module) -> list[str]:

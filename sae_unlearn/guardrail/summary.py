@@ -38,8 +38,7 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
     edit = real((config.calibration or {}).get("edit_to_residual"))
     return {
         "base model": f"{config.base_model_name_or_path or 'not recorded'}"
-        f" ({config.num_layers or '?'} layers, width {config.hidden_size})"
-        + ("" if config.base_fingerprint else ", no fingerprint"),
+        f" ({config.num_layers or '?'} layers, width {config.hidden_size})" + _fingerprint_in_words(config),
         "layer": f"{config.layer} (its output)",
         "features": f"{config.num_features}: {ids}",
         "SAE": ", ".join(named) or "not recorded",
@@ -54,6 +53,12 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         + (f" ({config.clamp_scale:g} in unit {config.clamp_unit})" if config.clamp_scale is not None else ""),
         "edit": "not measured" if edit is None else f"{edit:.3g} of the residual stream's norm",
     }
+
+
+def _fingerprint_in_words(config: SAEGuardrailConfig) -> str:
+    if not config.base_fingerprint:
+        return ", no fingerprint"
+    return "" if config.base_fingerprint.get("matrices") else ", fingerprint without matrices"
 
 
 def statistic_in_words(config: SAEGuardrailConfig) -> str:
