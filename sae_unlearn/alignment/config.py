@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sae_unlearn.alignment.loss import AWAY, PARTS, TOWARD
+from sae_unlearn.alignment.settings_checks import check_followed
 from sae_unlearn.errors import AlignmentError
 
 
@@ -23,8 +24,10 @@ class SAEAlignmentConfig(TrainingArguments):
 
         loss = toward_weight * toward + away_weight * away + kl_weight * kl + mse_weight * mse
 
-    Where nothing else is said, a field means what it does in `TrainingArguments`. Defaults that differ: a learning rate
-    of 5e-4, batches of 10 targets, logs every 10 steps.
+    Where nothing else is said, a field means what it does in `TrainingArguments`; those that an alignment cannot follow
+    are refused by name (`sae_unlearn.alignment.settings_checks`). Defaults that differ: a learning rate of 5e-4,
+    batches of 10 targets, logs every 10 steps. `dataloader_drop_last` drops rows of training alone: evaluation reads
+    all.
 
     Args:
         preset: "default" (paired, hinge), or "centroid" (centroid, repel), after the abstract of arXiv 2509.15631,
@@ -129,11 +132,8 @@ class SAEAlignmentConfig(TrainingArguments):
         if self.retain_budget is not None and not self.retain_budget > 0:
             raise AlignmentError(f"retain_budget={self.retain_budget!r}; expected a number of nats > 0, or None.")
         self._check_repulsion()
+        check_followed(self)
         super().__post_init__()
-        if self.torch_compile:
-            raise AlignmentError(
-                "torch_compile=True does not go with alignment, whose passes end amid the model; leave it out."
-            )
         if self.retain_budget is not None and self.eval_strategy == "no":
             raise AlignmentError(
                 f"retain_budget={self.retain_budget:g} is compared with eval_kl, which is never measured with "
@@ -147,7 +147,7 @@ class SAEAlignmentConfig(TrainingArguments):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the Hub's token: `Trainer` pickles its settings beside every adapter, and uploads them."""
+        """Without the Hub's token, which a pickle of the settings is not to hold."""
         return self.__dict__ | {"hub_token": None}
 
     @property

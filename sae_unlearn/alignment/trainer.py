@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from sae_unlearn.alignment.adapter import (
@@ -26,6 +27,7 @@ from sae_unlearn.alignment.adapter import (
     retain_logits,
     without_base_dropout,
 )
+from sae_unlearn.alignment.adapter_checks import check_base_frozen
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.card import REPORTS, AlignmentCard, card_fields, write_card
 from sae_unlearn.alignment.config import SAEAlignmentConfig
@@ -36,6 +38,7 @@ from sae_unlearn.alignment.loss import TOWARD, PartSums, away_part, count_of, co
 from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_of
 from sae_unlearn.alignment.plot import PICTURE, draw_portrait
 from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
+from sae_unlearn.alignment.saved_folder import TRAINING_ARGS_NAME, trained_adapter_alone, unpublished_training_args
 from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
@@ -187,6 +190,27 @@ class SAEAlignmentTrainer(Trainer):
         items = eval_dataset if ready else self._items(eval_dataset)
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All rows, whatever `dataloader_drop_last` is: a set smaller than a batch would be judged by nothing."""
+        wanted = self.eval_dataset if eval_dataset is None else eval_dataset
+        kept: dict[str, Any] = getattr(self, "_eval_dataloaders", {})  # transformers 5.24: returned for any other set
+        if "eval" in kept and kept["eval"].dataset is not wanted:
+            del kept["eval"]
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(wanted)
+        finally:
+            self.args.dataloader_drop_last = drops
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        if not len(loader):
+            raise AlignmentError(
+                f"dataloader_drop_last=True: expected at least one whole batch, got {len(self.train_dataset)} rows for "
+                f"batches of {self._train_batch_size}. Set it to False, or a smaller per_device_train_batch_size."
+            )
+        return loader
+
     def portrait(self, entities: EntitySet | None = None) -> Portrait:
         """Where held-out known and unknown entities stand, and targets (or `entities`) before and after training.
 
@@ -289,12 +313,15 @@ class SAEAlignmentTrainer(Trainer):
         loss = sum(weights[part] * value / count_of(part, counts).clamp(min=1) for part, value in sums.items())
         if mode == "train" and not loss.requires_grad:
             raise no_gradient()
-        if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # counted over all processes, whose gradients are averaged
             loss = loss * self.accelerator.num_processes
         self._sums.add(mode, sums, own)
         return (loss, {"loss": loss, "h": h.float()}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if not self._gradients_seen:
+            check_base_frozen(self._bare)  # again: somebody may have unfrozen it since
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not self._gradients_seen and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             require_gradients(model.parameters())
@@ -315,17 +342,21 @@ class SAEAlignmentTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Each file appears whole or not at all. No file system replaces two at once: where the adapter's config is
+        """The trained adapter lies at the top of the folder, whatever its name: there `Trainer` looks for the best
+        checkpoint, and `PeftModel.from_pretrained` for the adapter. Adapters beside it are not saved.
+
+        Each file appears whole or not at all. No file system replaces two at once: where the adapter's config is
         another one, a kill between them leaves none to be found, and never the weights of one under the config of the
         other.
 
-        if not self._gradients_seen:
-            check_base_frozen(self._bare)  # again: somebody may have unfrozen it since
         Raises:
             UnlearnError: the folder could not be written; what was in it is as it was.
         """
         with staged(Path(output_dir or self.args.output_dir), key=CONFIG_NAME) as stage:
             super()._save(str(stage), state_dict)
+            (stage / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and nobody reads it
+            if (stage / CONFIG_NAME).is_file() or any(stage.glob(f"*/{CONFIG_NAME}")):
+                trained_adapter_alone(stage, self.accelerator.unwrap_model(self.model).active_adapters[0])
             self._write_card(str(stage))  # in the place of PEFT's generic one
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -333,7 +364,8 @@ class SAEAlignmentTrainer(Trainer):
             if not self._card.licenses:  # asked for once while it trains
                 self._ask_for_licences(self.args.hub_token)
             self._write_card(self.args.output_dir)  # which `Trainer` uploads, with all of the checkpoint but its card
-        super()._push_from_checkpoint(checkpoint_folder)
+        with unpublished_training_args(self.args.output_dir):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _write_card(self, folder: str) -> None:
         last: dict[str, float] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
@@ -367,7 +399,8 @@ class SAEAlignmentTrainer(Trainer):
         if not batch_samples:
             return None
         counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(dim=0).to(device)
-        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+        across = self.args.world_size > 1 and self.args.average_tokens_across_devices
+        return self.accelerator.reduce(counts, "sum") if across else counts
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         device = self.setting.codes.device

@@ -1,0 +1,54 @@
+"""Fields of `TrainingArguments` that an alignment cannot follow, each with its reason."""
+
+from typing import Any
+
+from sae_unlearn.errors import AlignmentError
+
+
+_PASSES = "passes over entities end inside the model"
+# Fields that have to keep a value that means "off", and why. `tests/alignment/test_settings.py` has all the others.
+NOT_FOLLOWED = {
+    "batch_eval_metrics": "the metrics compare all targets with each other",
+    "bf16_full_eval": "it rounds the base weights, which are the reference, and leaves them so",
+    "ddp_static_graph": f"{_PASSES}, so that the graph of a step changes",
+    "eval_use_gather_object": "states and numbers are gathered as tensors",
+    "fp16_full_eval": "it rounds the base weights, which are the reference, and leaves them so",
+    "include_num_input_tokens_seen": "a step also reads rows that are not in input_ids",
+    "label_names": "the loss has no labels of the model",
+    "label_smoothing_factor": "the loss has no labels to smooth",
+    "liger_kernel_config": "its kernels were not tried with passes that end inside the model",
+    "neftune_noise_alpha": "the base runs without noise while its adapter is trained",
+    "optim_target_modules": "it names modules of the base, which is frozen",
+    "parallelism_config": f"{_PASSES}, at the last token of a name, and a part of the sequence or of a layer has none",
+    "remove_unused_columns": "the loss reads all columns",
+    "torch_compile": _PASSES,
+    "torch_compile_backend": _PASSES,
+    "torch_compile_mode": _PASSES,
+    "use_cache": "no pass of a step uses a cache",
+    "use_liger_kernel": "its kernels were not tried with passes that end inside the model",
+}
+# Fields that have to keep their default, which is not "off".
+FIXED = {
+    "eval_do_concat_batches": (True, "the metrics compare all targets with each other"),
+    "length_column_name": ("length", "lengths are those of input_ids"),
+}
+_OFF = (None, False, 0, 0.0, "", "no", "NO")
+
+
+def check_followed(args: Any) -> None:
+    """Raise if a setting is given that training would not follow.
+
+    Args:
+        args (`TrainingArguments`): With the values as they were given, before `TrainingArguments` derives others.
+
+    Raises:
+        AlignmentError: If there is one. The message names it.
+    """
+    for name, reason in NOT_FOLLOWED.items():
+        value = getattr(args, name, None)
+        if value not in _OFF and value != []:
+            raise AlignmentError(f"{name}={value!r:.40}: expected it to be off, since {reason}. Leave it out.")
+    for name, (wanted, reason) in FIXED.items():
+        value = getattr(args, name, wanted)
+        if value != wanted:
+            raise AlignmentError(f"{name}={value!r:.40}: expected {wanted!r}, since {reason}. Leave it out.")
