@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +13,7 @@ from sae_unlearn.alignment.templates import entity_templates, render
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.checks import check_all
+from sae_unlearn.evaluation.base_model import adapters_off
 
 
 def entity_states(
@@ -61,7 +61,7 @@ def entity_states(
             rows.append(tokens.input_ids)
             places.append(tokens.position)
     found: dict[int, Tensor] = {}
-    with model.disable_adapter() if isinstance(model, PeftModel) and not adapters else nullcontext():
+    with nullcontext() if adapters else adapters_off(model):
         for batch in residual_batches(base_model_of(model), rows, layer, batch_size):
             for row, index in zip(batch.residual, batch.index, strict=True):
                 found[index] = row[places[index]].float().cpu()

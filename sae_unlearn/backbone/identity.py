@@ -36,7 +36,9 @@ def model_key(model: nn.Module) -> str:
         digest.update(flat[where.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            digest.update(f"{name} {sorted(module.active_adapters)} {module.disable_adapters}".encode())
+            # a guarded layer says itself what is in force: PEFT's switch may have been meant for another adapter
+            in_force = getattr(module, "in_force", module.active_adapters)
+            digest.update(f"{name} {sorted(in_force)} {module.disable_adapters}".encode())
     return digest.hexdigest()[:16]
 
 

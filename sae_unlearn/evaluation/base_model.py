@@ -1,7 +1,7 @@
 """A model as it is without its adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from peft import PeftModel
 from torch import nn
@@ -12,9 +12,9 @@ from sae_unlearn.guardrail.offline import guards_off
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether there are adapters in force that `without_adapters` could put out of force."""
-    if isinstance(model, PeftModel):
-        return model.get_model_status().enabled is not False
-    return any(not layer.disable_adapters for layer in guard_layers(model))
+    if isinstance(model, PeftModel) and model.get_model_status().enabled is not False:
+        return True
+    return any(layer.in_force for layer in guard_layers(model))
 
 
 @contextmanager
@@ -26,5 +26,13 @@ def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
     """
     if not has_adapters(model):
         raise ValueError(f"This {type(model).__name__} has no adapters in force; pass the base model as base=.")
-    with model.disable_adapter() if isinstance(model, PeftModel) else guards_off(model):
+    with adapters_off(model):
         yield model
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Adapters and guardrails are out of force inside the `with` block, if there are any. `disable_adapter()` of a LoRA
+    alone leaves a guardrail beside it in force."""
+    with guards_off(model), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        yield

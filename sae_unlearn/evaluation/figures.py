@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import is_mine
 from sae_unlearn.backbone.tokens import question_prompt, turn_prompt
+from sae_unlearn.evaluation.base_model import has_adapters
 from sae_unlearn.evaluation.metrics.choices import (
     Choice,
     lettered,
@@ -246,7 +247,7 @@ def text_figures(
     counts = predicted_counts(tokenizer, texts, settings.max_length)
     figures = [figure("perplexity", "perplexity", losses, weights=counts)]
     # inside `disable_adapter()` there is nothing to compare, and leaving a second one would switch the adapters on
-    if base is not None or (isinstance(model, PeftModel) and model.get_model_status().enabled is not False):
+    if base is not None or (isinstance(model, PeftModel) and has_adapters(model)):
         divergences = row_divergences(
             model, tokenizer, texts, base, *sizes, settings.bar(side, data, "KL"), shared=True
         )

@@ -165,7 +165,7 @@ def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             SAEGuardrailModel(bare_model(model), config, name)
     for layer in guard_layers(model):  # PEFT makes the newest the only active one, where it does not know of the others
-        layer.set_adapter([*active, name], inference_mode=True)
+        layer.activate([*active, name])
     bare = bare_model(model)
     layer = getattr(find_decoder_layers(bare).layers[config.layer], CHILD)
     _write(layer, name, artefact.tensors)
@@ -196,7 +196,7 @@ def _take_back(
     if isinstance(model, PeftModel) and isinstance(model.base_model, SAEGuardrailModel):
         _activate(model, _active_guards(model))
     for layer, names in active.items():
-        layer.set_adapter(names, inference_mode=True)
+        layer.activate(names)
 
 
 def _active_guards(model: nn.Module) -> list[str]:

@@ -22,11 +22,9 @@ Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.
 
 import secrets
 import sys
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -52,32 +50,22 @@ from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
+from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 
-class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
-    """The guardrails at one decoder layer, by adapter name. PEFT's interface; the work is in `guard`."""
-
-    adapter_layer_names = ("sae_guardrail_encoder", "sae_guardrail_decoder")
-    other_param_names = ("guard_config",)
-
-    # of `BaseTunerLayer`, which has no types
-    active_adapters: list[str]
-    disable_adapters: bool
-    enable_adapters: Callable[..., None]
-    delete_adapter: Callable[..., None]
+class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
+    """The guardrails at one decoder layer, by adapter name. PEFT's interface is in `tuner_layer`; the work is in
+    `guard`."""
 
     def __init__(self, decoder_layer: nn.Module, adapter_name: str, config: SAEGuardrailConfig, model: nn.Module):
         super().__init__()
         self.sae_guardrail_encoder = nn.ModuleDict()
         self.sae_guardrail_decoder = nn.ModuleDict()
         self.guard_config: dict[str, SAEGuardrailConfig] = {}
-        self.guards_of_model: dict[int, SAEGuardrailLayer] = {}  # by layer, this one too, once it is placed
+        self.guards_of_model: dict[int, GuardrailTunerLayer] = {}  # by layer, this one too, once it is placed
         self.recorders: list[Recorder] = []
-        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
-        self.merged_adapters: list[str] = []
-        self._disable_adapters = False
-        self._active_adapter = adapter_name
+        self.start(decoder_layer, adapter_name, model)
         self._looked: dict[str, Looked] = {}
         self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
         self.tables = ConfigTables()
@@ -86,7 +74,6 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
         self.vocabulary = text_config(model).vocab_size
         self.longest = max_positions(model)
         self.max_positions = self.longest or 4096
-        self._home = (decoder_layer,)  # in a tuple, so that it does not become a child of its own child
         # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
         decoder_layer.register_forward_hook(self.guard, with_kwargs=True, prepend=True)
         self.update_layer(adapter_name, config, decoder_layer)
@@ -135,14 +122,6 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
                 return None
             edited = (hidden + (edits[0] if len(edits) == 1 else sum(edits))).to(hidden.dtype)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-    @property
-    def in_force(self) -> list[str]:
-        """The guardrails that act on what comes through; a pass that does not come through `guard` has gone by them."""
-        if self._disable_adapters:
-            return []
-        names = self._active_adapter
-        return [name for name in ([names] if isinstance(names, str) else names) if name in self.guard_config]
 
     def _edited_step(
         self, names: list[str], hidden: Tensor, homes: list[torch.device | None], inputs: ForwardInputs, cache: Cache
@@ -279,37 +258,11 @@ class SAEGuardrailLayer(nn.Module, BaseTunerLayer):
             return False
         return any(getattr(hook, "__self__", None) is self for hook in home._forward_hooks.values())
 
-    # ------------------------------------------------------------------------------------------------ PEFT's interface
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Which guardrails are in force. Names of other methods' adapters alone change nothing: transformers activates
-        a LoRA on every tuner layer of the model, and would put guardrails at rest without a word."""
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        known = {name for guard in self.guards_of_model.values() for name in guard.guard_config}
-        if known and names and not known & set(names):
-            return
-        super().set_adapter(names, inference_mode=inference_mode)
+    def __dir__(self) -> list[str]:
+        return self.there(super().__dir__())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT reads the device from `base_layer`, which a child does not have; `update_layer` has done this already
-        for attribute in self.adapter_layer_names:
-            module = getattr(self, attribute)[adapter_name]
-            if device is not None and not any(p.is_meta for p in module.parameters()):
-                module.to(device)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError("A guardrail depends on its input and cannot be merged into weights.")
-
-    def unmerge(self) -> None:
-        raise NotImplementedError("A guardrail is never merged.")
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> "SAEGuardrailLayer":
-        return self  # `SAEGuardrailModel._replace_module` takes the child and its hooks off
 
 
 def remove_guard(decoder_layer: nn.Module) -> None:

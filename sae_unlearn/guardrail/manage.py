@@ -57,7 +57,7 @@ def list_guardrails(model: nn.Module) -> list[ForgetSet]:
             found.append(
                 ForgetSet(
                     name=name,
-                    active=name in layer.active_adapters and not layer.disable_adapters,
+                    active=name in layer.in_force,
                     action=config.action,
                     layer=config.layer,
                     num_features=config.num_features,
@@ -87,7 +87,7 @@ def use_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
     if absent:
         raise GuardrailError(f"There is no guardrail {absent[0]!r} on the model; there are {sorted(there)}.")
     for layer in guard_layers(model):
-        layer.set_adapter(wanted, inference_mode=True)
+        layer.activate(wanted)
     tuner: Any = getattr(model, "base_model", None)
     if hasattr(tuner, "active_adapter") and set(getattr(model, "peft_config", {})) == set(there):
         tuner.active_adapter = wanted
@@ -234,8 +234,8 @@ def _state(layer: SAEGuardrailLayer, name: str, place: str | None) -> GuardrailS
     if place == "misplaced":
         reason = "its layer was replaced, or the hooks were taken off; attach it again"
         return GuardrailState(name, config.layer, "raising", reason)
-    if layer.disable_adapters or name not in layer.active_adapters:
-        reason = "adapters are disabled" if layer.disable_adapters else "it is not among the active adapters"
+    if name not in layer.in_force:
+        reason = "adapters are disabled" if layer.off else "it is not among the active adapters"
         return GuardrailState(name, config.layer, "off", reason)
     if place is None:
         return GuardrailState(name, config.layer, "raising", "the hooks on the model were taken off; attach it again")

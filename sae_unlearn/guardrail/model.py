@@ -1,5 +1,7 @@
 """`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 from peft import PeftModel
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 from sae_unlearn.backbone.layers import check_module, find_decoder_layers, text_config
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
+from sae_unlearn.guardrail.base_saving import stop_watching, watch_saving
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer, forget_compiled_code, remove_guard
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
-from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, remove_hooks
+from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name, remove_hooks
 from sae_unlearn.guardrail.weights import PARTS
 
 
@@ -78,6 +81,7 @@ class SAEGuardrailModel(BaseTuner):
         place = find_decoder_layers(self.model)
         if hooks_of(self.model, ModelHooks) is None:
             ModelHooks(self.model).install(self.model)
+            watch_saving(self.model)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:
             hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2])
@@ -105,6 +109,9 @@ class SAEGuardrailModel(BaseTuner):
         PEFT has taken out of `state_dict` whatever has the name of another adapter between its dots: where that one is
         called "guardrail", or as something else on the way to the tensors, ours too. The model has them still.
         """
+        hooks = hooks_of(model.get_base_model() if isinstance(model, PeftModel) else model, ModelHooks)
+        if hooks is not None:
+            hooks.base.warn_if_changed(model)
         places = [f".{part}.{adapter_name}." for part in SAEGuardrailLayer.adapter_layer_names]
 
         def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +138,21 @@ class SAEGuardrailModel(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Nothing: a guardrail's weights are frozen already, and other weights are not ours to freeze."""
+        """Freeze the base under its first guardrail, whose own weights are never trained; see `base_state`."""
+        guardrails = [config for layer in guard_layers(model) for config in layer.guard_config.values()]
+        hooks = hooks_of(model, ModelHooks)
+        if hooks is not None and len(guardrails) == 1:
+            hooks.base.freeze(model, guardrails[0].layer)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        for layer in guard_layers(self.model):  # this switch is the guardrails' own, whatever else is on the model
+            layer.switch(enabled)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        refuse_rows_by_name(kwargs)  # PEFT takes these two out before it calls the model
+        yield
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError("A guardrail depends on its input and cannot be merged; take it off with `unload()`.")
@@ -171,5 +192,9 @@ def remove_call_hooks(model: nn.Module) -> None:
         for index in [index for index, guard in hooks.guards.items() if not any(guard is g for g in left)]:
             del hooks.guards[index]
     if not left:
+        model_hooks = hooks_of(model, ModelHooks)
+        if model_hooks is not None:
+            model_hooks.base.thaw(model)
+        stop_watching(model)
         remove_hooks(model, ModelHooks)
         remove_hooks(backbone, BackboneHooks)

@@ -117,14 +117,14 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
 @contextmanager
 def guards_off(model: nn.Module) -> Iterator[None]:
     """Guardrails that are on the model are out of force; other adapters stay as they are."""
-    guards = [layer for layer in guard_layers(model) if not layer.disable_adapters]
+    guards = [layer for layer in guard_layers(model) if not layer.off]
     for layer in guards:
-        layer.enable_adapters(False)
+        layer.bypass(True)
     try:
         yield
     finally:
         for layer in guards:
-            layer.enable_adapters(True)
+            layer.bypass(False)
 
 
 def unguarded_residuals(

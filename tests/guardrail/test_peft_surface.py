@@ -469,7 +469,7 @@ def test_a_call_is_what_pefts_own_forward_makes_of_it(architecture):
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     ways = [((ids,), {"attention_mask": mask}), ((ids, mask), {}), ((), {"input_ids": ids, "attention_mask": mask})]
-    ways.append(((ids,), {"attention_mask": mask, "adapter_names": ["default"] * 3}))
+    ways.append(((ids,), {"attention_mask": mask, "adapter_names": None}))
     with torch.no_grad():
         expected = PeftModelForCausalLM.forward(model, ids, mask).logits
         for args, kwargs in ways:

@@ -14,6 +14,7 @@ from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder
 from sae_unlearn.backbone.call_arguments import cache_name
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers
 from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.offline import guards_off
 
 
 VOCAB, WIDTH, LAYERS = 97, 32, 4
@@ -177,10 +178,9 @@ def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: 
         lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
     )
     with torch.no_grad():
-        layer.enable_adapters(False)
         ids = token_ids(16, 20)
-        bare(input_ids=ids, attention_mask=torch.ones_like(ids))
-        layer.enable_adapters(True)
+        with guards_off(model):
+            bare(input_ids=ids, attention_mask=torch.ones_like(ids))
         handle.remove()
         residual = seen[0].flatten(0, 1)
         directions = torch.randn(config.num_features, residual.shape[1], generator=generator)

@@ -52,7 +52,7 @@ def clamp_of(layer: SAEGuardrailLayer, name: str) -> Tensor:
 def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
     """Of the guardrails only this one is in force, and it clamps, whatever its action; afterwards all is as before."""
     _, layer = the_guardrail(model, name)
-    if any(each.disable_adapters for each in guard_layers(model)):
+    if any(each.off for each in guard_layers(model)):
         raise GuardrailError("The model's adapters are disabled; look at the guardrail outside of `disable_adapter()`.")
     config = layer.guard_config[name]
     active = [one.name for one in list_guardrails(model) if one.active]

@@ -7,7 +7,7 @@ How far a tuned model's predictions have moved from its base.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.evaluation.base_model import adapters_off
 
 
 class PredictedTokens(NamedTuple):
@@ -179,7 +180,7 @@ def row_divergences(
 
     def divergences(batch: PredictedTokens) -> Tensor:
         tokens = (batch.input_ids, batch.kept, batch.wanted)
-        with cast(Any, model).disable_adapter() if base is None else nullcontext():
+        with adapters_off(model) if base is None else nullcontext():
             before = wanted_logits(model if base is None else base, *tokens)
         pairs = zip(before.split(_CHUNK), wanted_logits(model, *tokens).split(_CHUNK), strict=True)
         return batch.row_means(torch.cat([_divergence(*pair) for pair in pairs]))

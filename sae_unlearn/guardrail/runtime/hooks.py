@@ -21,6 +21,7 @@ from torch import nn
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
 from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
+from sae_unlearn.guardrail.base_state import BaseState
 from sae_unlearn.guardrail.call_cache import cache_of_call
 from sae_unlearn.guardrail.runtime.cache_state import find_cache, has_state, past_length
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, ForwardInputs, ModelCall, note, noted
@@ -151,17 +152,37 @@ def remove_hooks(module: nn.Module, kind: type) -> None:
                 extra.pop(key, None)
 
 
+def refuse_rows_by_name(kwargs: dict[str, Any]) -> None:
+    """Refuse PEFT's arguments that choose adapters row by row: each enabled guardrail judges every row.
+
+    Raises:
+        NotImplementedError: If `adapter_names` or `alora_offsets` was passed.
+    """
+    for name in ("adapter_names", "alora_offsets"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(
+                f"{name}={kwargs[name]!r:.60}: expected None, for guardrails are not chosen by row. Use "
+                "`use_guardrails(model, names)` before the call."
+            )
+
+
 class ModelHooks:
-    """Notes the token ids, the mask and `logits_to_keep` of a call, and writes what was refused into what it gives."""
+    """Notes the token ids, the mask and `logits_to_keep` of a call, and writes what was refused into what it gives.
+
+    Attributes:
+        base: the base model's weights as they were when the first guardrail was put on it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.names = positional_names(model.forward)
+        self.base = BaseState(model)
 
     def install(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, with_kwargs=True)
         model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_rows_by_name(kwargs)
         given = by_name(self.names, args, kwargs)
         wanted = given.get("logits_to_keep")
         wanted = wanted if isinstance(wanted, int) and wanted > 0 else None

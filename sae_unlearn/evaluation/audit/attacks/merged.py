@@ -64,11 +64,7 @@ def base_copy(model: nn.Module) -> nn.Module:
 def _active_guards(model: nn.Module) -> Guards:
     found = []
     for layer in guard_layers(model):
-        if layer.disable_adapters:
-            continue
-        for name in layer.active_adapters:
-            if name not in layer.guard_config:
-                continue
+        for name in layer.in_force:
             tensors = {}
             for key, path in PARTS.items():
                 part, _, parameter = path.partition(".")

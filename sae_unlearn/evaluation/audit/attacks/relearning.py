@@ -85,10 +85,13 @@ def _student(model: nn.Module, rank: int | None) -> nn.Module:
     """A merged copy to be trained: a new LoRA of that rank, or all weights. Its guardrails are put on it last."""
     student, guards = merged_parts(model)
     if rank is None:
-        student = student.float().requires_grad_(True)
-    else:
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        student = get_peft_model(student, config, adapter_name="relearning")
+        weights = list(student.float().parameters())
+        student = guarded_again(student, guards)
+        for weight in weights:  # attaching a guardrail froze them
+            weight.requires_grad_()
+        return student
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    student = get_peft_model(student, config, adapter_name="relearning")
     return guarded_again(student, guards)
 
 

@@ -1,0 +1,59 @@
+"""`save_pretrained` of a transformers model that carries a guardrail, outside of a `PeftModel`.
+
+`merge_and_unload()` of a LoRA beside a guardrail and `get_base_model()` give such a model. Its weights are saved
+without the guardrail's, which no loader would put back, and a warning says so.
+"""
+
+import warnings
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
+
+
+def watch_saving(model: nn.Module) -> None:
+    """Have `model.save_pretrained` leave guardrails out, and warn of it."""
+    if not hasattr(model, "save_pretrained") or _watched(model) is not None:
+        return
+    # A partial in the instance: it is copied and pickled with the model, and refers to the copy then.
+    model.save_pretrained = partial(_save_base, model, model.__dict__.get("save_pretrained"))  # type: ignore[assignment]
+
+
+def stop_watching(model: nn.Module) -> None:
+    """Give `model` the `save_pretrained` back that it had."""
+    watched = _watched(model)
+    if watched is not None:
+        earlier = watched.args[1]
+        del model.__dict__["save_pretrained"]
+        if earlier is not None:
+            model.__dict__["save_pretrained"] = earlier
+
+
+def _watched(model: nn.Module) -> "partial[Any] | None":
+    found = model.__dict__.get("save_pretrained")
+    return found if isinstance(found, partial) and found.func is _save_base else None
+
+
+def _save_base(model: Any, earlier: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    save = earlier or partial(type(model).save_pretrained, model)
+    guards = {name: m for name, m in model.named_modules() if isinstance(m, GuardrailTunerLayer) and m.guard_config}
+    if not guards or getattr(model, "_hf_peft_config_loaded", False):  # transformers saves adapters alone then
+        return save(save_directory, *args, **kwargs)
+    names = sorted({name for guard in guards.values() for name in guard.guard_config})
+    warnings.warn(
+        f"{save_directory}: the base model is saved without its guardrail {', '.join(map(repr, names))}, and will come "
+        "back unguarded. Save the guardrail by the `PeftModel`, and attach it after loading.",
+        stacklevel=2,
+    )
+    had, ignored = "_keys_to_ignore_on_save" in model.__dict__, model._keys_to_ignore_on_save
+    ours = [key for key in model.state_dict() if any(key.startswith(f"{guard}.") for guard in guards)]
+    model._keys_to_ignore_on_save = [*(ignored or ()), *ours]
+    try:
+        return save(save_directory, *args, **kwargs)
+    finally:
+        if had:
+            model._keys_to_ignore_on_save = ignored
+        else:
+            del model._keys_to_ignore_on_save

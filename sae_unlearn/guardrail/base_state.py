@@ -1,0 +1,77 @@
+"""The base model's weights under a guardrail: frozen with the first one, and not saved with any.
+
+A model whose only adapters are guardrails has nothing to train, so its base is frozen, as PEFT freezes it under a LoRA.
+Whoever wants to train the base calls `requires_grad_()`; saving the guardrail then warns, since it saves no base.
+"""
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from sae_unlearn.backbone.identity import differences, fingerprint
+from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer, has_other_adapters
+
+
+class BaseState:
+    """What is remembered of a base model from before its first guardrail.
+
+    Args:
+        model: the transformers model.
+
+    Attributes:
+        frozen: names of the parameters that were trainable, and are frozen under the guardrail.
+        fingerprint: a few weights of the base; None where they are not in memory.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.frozen: list[str] = []
+        self.depth = -1
+        self.fingerprint: dict[str, Any] | None = None
+
+    def freeze(self, model: nn.Module, layer: int) -> None:
+        """Freeze the base under its first guardrail, unless adapters of another method did so in their own way.
+
+        Args:
+            layer: the guarded layer.
+        """
+        self.depth, self.fingerprint = layer, fingerprint(model, layer)
+        if has_other_adapters(model):
+            return
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self.frozen.append(name)
+
+    def thaw(self, model: nn.Module) -> None:
+        """Make trainable again what `freeze` froze, once the last guardrail is gone. Under another adapter nothing is:
+        what it leaves frozen stays frozen."""
+        if has_other_adapters(model):
+            return
+        parameters = dict(model.named_parameters())
+        for name in self.frozen:
+            if name in parameters:
+                parameters[name].requires_grad_()
+
+    def changed(self, model: nn.Module) -> str | None:
+        """A sentence if the base can be trained, or has been, since the first guardrail was put on it; else None."""
+        if has_other_adapters(model):  # a bias or a whole module may be theirs to train, and theirs to save
+            return None
+        guards = {
+            id(p) for module in model.modules() if isinstance(module, GuardrailTunerLayer) for p in module.parameters()
+        }
+        if any(p.requires_grad and id(p) not in guards for p in model.parameters()):
+            return "The base model's weights are trainable"
+        if self.fingerprint is not None and differences(self.fingerprint, model, self.depth) is not None:
+            return "The base model's weights have changed since the guardrail was attached"
+        return None
+
+    def warn_if_changed(self, model: nn.Module) -> None:
+        """Warn if the base can be trained or has been: a guardrail is saved without it."""
+        changed = self.changed(model)
+        if changed is not None:
+            warnings.warn(
+                f"{changed}, and a guardrail is saved without them. Save the base model too, by "
+                "`get_base_model().save_pretrained(...)`.",
+                stacklevel=3,
+            )
