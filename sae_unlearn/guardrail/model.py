@@ -14,6 +14,7 @@ from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.base_saving import stop_watching, watch_saving
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer, forget_compiled_code, remove_guard
+from sae_unlearn.guardrail.nesting import refuse_nested
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name, remove_hooks
 from sae_unlearn.guardrail.weights import PARTS
@@ -39,6 +40,23 @@ class SAEGuardrailModel(BaseTuner):
     prefix: str = f"{METHOD}_"
     tuner_layer_cls = SAEGuardrailLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    @property
+    def peft_config(self) -> dict[str, Any]:
+        """The configs by adapter name. On a model with adapters of another method they are all in one dict."""
+        own = self.__dict__.get("_configs")
+        if own is None:
+            own = getattr(self.__dict__.get("_modules", {}).get("model"), "peft_config", None)
+        if own is None:
+            raise AttributeError("peft_config")  # `BaseTuner` asks whether there is one
+        return own
+
+    @peft_config.setter
+    def peft_config(self, configs: dict[str, Any]) -> None:
+        # A second tuner sets this on the `PeftModel` that it was put over, with its own configs among ours.
+        if "_configs" in self.__dict__:
+            refuse_nested(self.model, configs)
+        self.__dict__["_configs"] = configs
 
     def _pre_injection_hook(self, model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:
         if isinstance(model, PeftModel):

@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
-from peft import PeftModelForCausalLM
+from peft import PeftConfig, PeftModelForCausalLM
 
 from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.nesting import check_joins
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licences, write_card
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
@@ -33,6 +34,15 @@ class GuardedModel(PeftModelForCausalLM):
         if len(args) < 2 and self.special_peft_forward_args.isdisjoint(kwargs):
             return self.base_model.model(*args, **kwargs)
         return super().forward(*args, **kwargs)
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, for another guardrail; `load_adapter` comes here too.
+
+        Raises:
+            GuardrailError: the adapter is of another method. It goes on the base model first, the guardrail after it.
+        """
+        check_joins(adapter_name, peft_config)
+        super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def save_pretrained(
         self,

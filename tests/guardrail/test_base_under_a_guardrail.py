@@ -1,0 +1,217 @@
+"""The base model's weights under a guardrail: frozen, thawed with the last one, and never saved with it."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from zoo import base_model, guarded, logits_of, random_sae, token_ids
+
+from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail, detach_guardrail, guardrail_status
+from sae_unlearn.evaluation.audit.attacks.relearning import _student
+from sae_unlearn.guardrail.model import guard_layers
+
+
+IDS = token_ids(8, 12)
+
+
+def lora_config(**fields):
+    return LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **fields)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("guard")
+    guarded("llama").save_pretrained(path)
+    return path
+
+
+def trainable(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def train(model, steps=2):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(steps):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def second_on(model):
+    config = SAEGuardrailConfig(layer=1, feature_ids=[1, 2], threshold=0.4, clamp_value=-1.0)
+    return attach_guardrail(model, config, adapter_name="second", sae=random_sae(16))
+
+
+def by_peft(folder):
+    return PeftModel.from_pretrained(base_model("llama"), folder)
+
+
+def by_us(folder):
+    return attach_guardrail(base_model("llama"), folder)
+
+
+def fresh(folder):
+    return guarded("llama")
+
+
+# --------------------------------------------------------------------------------------------------------- frozen
+
+
+@pytest.mark.parametrize("make", [by_peft, by_us, fresh])
+def test_nothing_is_trainable_under_a_guardrail_alone(make, folder, capsys):
+    model = make(folder)
+    assert trainable(model) == []
+    assert model.get_nb_trainable_parameters()[0] == 0
+    model.print_trainable_parameters()
+    assert "trainable params: 0 ||" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        model.train()(input_ids=IDS, labels=IDS).loss.backward()
+
+
+def test_the_base_is_thawed_with_the_last_guardrail_and_what_was_frozen_stays_frozen(folder):
+    base = base_model("llama")
+    base.get_input_embeddings().requires_grad_(False)
+    before = trainable(base)
+    assert before
+    model = attach_guardrail(base, folder)
+    model = second_on(model)
+    assert trainable(model) == []
+    detach_guardrail(model, "second")
+    assert trainable(model) == []
+    assert detach_guardrail(model) is base
+    assert trainable(base) == before
+    assert trainable(attach_guardrail(base, folder).unload()) == before
+
+
+def test_an_attach_that_fails_leaves_the_base_trainable(folder, monkeypatch):
+    base = base_model("llama")
+    before = trainable(base)
+
+    def fail(*args):
+        raise GuardrailError("no")
+
+    monkeypatch.setattr("sae_unlearn.guardrail.attach._write", fail)
+    with pytest.raises(GuardrailError, match="no"):
+        attach_guardrail(base, folder)
+    assert trainable(base) == before
+
+
+def test_what_is_thawed_by_hand_stays_trainable_under_a_second_guardrail(folder):
+    model = attach_guardrail(base_model("llama"), folder)
+    model.get_base_model().get_output_embeddings().requires_grad_(True)
+    chosen = trainable(model)
+    assert chosen
+    second_on(model)
+    assert trainable(model) == chosen
+
+
+@pytest.mark.parametrize("fields", [{}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+def test_what_a_lora_trains_is_left_to_it(folder, fields):
+    lora = get_peft_model(base_model("gpt2" if "bias" in fields else "llama"), lora_of(fields))
+    before = trainable(lora)
+    assert before
+    if "bias" in fields:
+        guarded("gpt2").save_pretrained(folder / "gpt2")
+    model = attach_guardrail(lora, folder / "gpt2" if "bias" in fields else folder)
+    assert trainable(model) == before
+    detach_guardrail(model)
+    assert trainable(lora) == before
+
+
+def lora_of(fields):
+    config = lora_config(**fields)
+    if "bias" in fields:
+        config.target_modules = {"c_attn"}
+    return config
+
+
+def test_the_audit_trains_all_weights_of_its_student(folder):
+    student = _student(attach_guardrail(base_model("llama"), folder), None)
+    names = [n for n, _ in student.named_parameters() if "sae_guardrail" not in n]
+    assert trainable(student) == names
+
+
+# ------------------------------------------------------------------------------------- saved without the base
+
+
+@pytest.mark.parametrize("make", [by_peft, by_us, fresh])
+def test_saving_a_guardrail_of_a_trained_base_warns(make, folder, tmp_path):
+    model = make(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path / "untouched", save_embedding_layers=False)
+    for parameter in model.get_base_model().get_input_embeddings().parameters():
+        parameter.requires_grad_(True)
+    with pytest.warns(UserWarning, match="weights are trainable"):
+        model.save_pretrained(tmp_path / "trainable")
+    train(model.train())
+    model.requires_grad_(False)
+    with pytest.warns(UserWarning, match="weights have changed"):
+        model.save_pretrained(tmp_path / "trained")
+
+
+# --------------------------------------------------------------------------- saved as a model of transformers
+
+
+def merged(folder):
+    model = get_peft_model(base_model("llama"), lora_config())
+    return attach_guardrail(model, folder).eval().merge_and_unload()
+
+
+def unwrapped(folder):
+    return attach_guardrail(base_model("llama"), folder).eval().get_base_model()
+
+
+def loaded_by_peft(folder):
+    return by_peft(folder).eval().get_base_model()
+
+
+def copied(folder):
+    return copy.deepcopy(unwrapped(folder))
+
+
+def pickled(folder):
+    return pickle.loads(pickle.dumps(unwrapped(folder)))
+
+
+@pytest.mark.parametrize("make", [merged, unwrapped, loaded_by_peft, copied, pickled])
+def test_a_guarded_model_saved_by_transformers_warns_and_leaves_the_guardrail_out(make, folder, tmp_path):
+    model = make(folder)
+    assert guardrail_status(model).verdict == "guarded"
+    before = logits_of(model, IDS)
+    with pytest.warns(UserWarning, match="will come back unguarded"):
+        model.save_pretrained(tmp_path)
+    assert not [key for file in tmp_path.glob("*.safetensors") for key in load_file(file) if "guard" in key]
+    assert torch.equal(logits_of(model, IDS), before)
+    assert len(guard_layers(model)) == 1
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits_of(again, IDS), logits_of(detach_guardrail(model), IDS))
+
+
+@pytest.mark.parametrize("make", [merged, unwrapped])
+def test_without_its_guardrails_the_model_is_saved_as_ever(make, folder, tmp_path):
+    model = detach_guardrail(make(folder))
+    assert "save_pretrained" not in model.__dict__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path)
+
+
+def test_a_save_pretrained_of_the_models_own_is_called_and_given_back(folder, tmp_path):
+    base, seen = base_model("llama"), []
+
+    def own(*args, **kwargs):
+        seen.append(args)
+
+    base.save_pretrained = own
+    model = attach_guardrail(base, folder)
+    with pytest.warns(UserWarning, match="will come back unguarded"):
+        base.save_pretrained(tmp_path)
+    assert seen == [(tmp_path,)]
+    detach_guardrail(model)
+    assert base.save_pretrained is own
