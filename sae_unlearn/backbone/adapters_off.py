@@ -42,7 +42,9 @@ def base_parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
         prefix (`str`, *optional*, defaults to `""`): Put before each name.
     """
     if isinstance(model, BaseTunerLayer):
-        yield from base_parameters(model.get_base_layer(), prefix)
+        wrapped = model._modules.get("base_layer")  # a guardrail wraps nothing: it is a child of its decoder layer
+        if wrapped is not None:
+            yield from base_parameters(wrapped, prefix)
     elif isinstance(model, AuxiliaryTrainingWrapper):
         yield from base_parameters(model.original_module, prefix)
     else:

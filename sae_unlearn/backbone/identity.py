@@ -15,9 +15,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sae_unlearn.backbone.adapters_off import base_parameters
+from sae_unlearn.backbone.fingerprint_matrices import Comparison, compare_matrices, matrix_samples
 from sae_unlearn.backbone.layers import find_decoder_layers, input_embeddings, text_config
 from sae_unlearn.checks import real
-from sae_unlearn.guardrail.fingerprint_matrices import Comparison, base_parameters, compare_matrices, matrix_samples
 
 
 def model_key(model: nn.Module) -> str:
@@ -63,7 +64,7 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
     vectors = [
         (name, parameter)
         for depth, decoder_layer in enumerate(place.layers[: layer + 1])
-        for name, parameter in base_parameters(decoder_layer, depth)
+        for name, parameter in base_parameters(decoder_layer, f"{depth}.")
         if parameter.ndim == 1 and parameter.is_floating_point()
     ]
     if embedding.is_meta or any(parameter.is_meta for _, parameter in vectors):

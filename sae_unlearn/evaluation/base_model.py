@@ -1,11 +1,12 @@
 """A model as it is without its adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from peft import PeftModel
 from torch import nn
 
+from sae_unlearn.backbone.adapters_off import adapters_off as other_adapters_off
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.offline import guards_off
 
@@ -34,5 +35,5 @@ def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Adapters and guardrails are out of force inside the `with` block, if there are any. `disable_adapter()` of a LoRA
     alone leaves a guardrail beside it in force."""
-    with guards_off(model), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+    with guards_off(model), other_adapters_off(model):
         yield

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
-from sae_unlearn.guardrail.call_cache import cache_of_layer
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import WINDOWED
@@ -44,6 +43,7 @@ from sae_unlearn.guardrail.runtime.cache_state import (
     history_of,
     unseen,
 )
+from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_all
@@ -259,7 +259,8 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         return any(getattr(hook, "__self__", None) is self for hook in home._forward_hooks.values())
 
     def __dir__(self) -> list[str]:
-        return self.there(super().__dir__())
+        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return self.there(names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")

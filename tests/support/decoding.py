@@ -2,7 +2,7 @@
 
 import torch
 from transformers import DynamicCache, StaticCache
-from zoo import base_model, guarded, token_ids
+from zoo import base_model, guarded, token_ids, with_cache
 
 
 class Decoding:

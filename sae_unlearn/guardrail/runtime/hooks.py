@@ -21,9 +21,9 @@ from torch import nn
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
 from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
-from sae_unlearn.guardrail.base_state import BaseState
-from sae_unlearn.guardrail.call_cache import cache_of_call
+from sae_unlearn.guardrail.runtime.base_state import BaseState
 from sae_unlearn.guardrail.runtime.cache_state import find_cache, has_state, past_length
+from sae_unlearn.guardrail.runtime.call_cache import cache_of_call
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, ForwardInputs, ModelCall, note, noted
 from sae_unlearn.guardrail.runtime.masks import _is_2d, _refuse_packed, _shape_of
 from sae_unlearn.guardrail.runtime.refusal import refuse

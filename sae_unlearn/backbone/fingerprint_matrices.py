@@ -7,13 +7,12 @@ The spacing of the levels follows from that frequency, and samples may differ by
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sae_unlearn.backbone.adapters_off import base_parameters
 from sae_unlearn.checks import real
 
 
@@ -43,25 +42,6 @@ class Comparison(NamedTuple):
     recorded: int
     compared: int
     different: list[str]
-
-
-def base_parameters(decoder_layer: nn.Module, depth: int) -> Iterator[tuple[str, nn.Parameter]]:
-    """A decoder layer's own parameters, without those of adapters on it, under the names that they have without any.
-
-    Args:
-        decoder_layer (`nn.Module`): The layer.
-        depth (`int`): Its index, with which the names begin.
-    """
-    adapters = {
-        id(parameter)
-        for module in decoder_layer.modules()
-        if isinstance(module, BaseTunerLayer)
-        for name, parameter in module.named_parameters()
-        if not name.startswith("base_layer.")
-    }
-    for name, parameter in decoder_layer.named_parameters(prefix=str(depth)):
-        if id(parameter) not in adapters and ".modules_to_save." not in name:
-            yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
 
 
 def matrix_samples(layers: nn.ModuleList, layer: int) -> dict[str, list[float]]:
@@ -159,7 +139,7 @@ def _matrices(layers: nn.ModuleList, layer: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for depth, decoder_layer in enumerate(layers[: layer + 1]):
         kinds = set()
-        for name, parameter in base_parameters(decoder_layer, depth):
+        for name, parameter in base_parameters(decoder_layer, f"{depth}."):
             kind = ".".join("*" if part.isdigit() else part for part in name.split("."))
             if parameter.ndim > 1 and kind not in kinds and min(parameter.shape[-2:]) >= SMALLEST:
                 kinds.add(kind)
