@@ -20,6 +20,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from upstream import adapters_of_transformers
 from zoo import WIDTH, base_model, guarded, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import (
@@ -324,6 +325,7 @@ def test_model_status_tells_of_the_guardrail():
     assert status.num_adapter_layers == 1
 
 
+@adapters_of_transformers
 def test_transformers_own_interface(folders, plain, tmp_path):
     model = base_model("llama")
     model.load_adapter(str(folders["root"] / "guard"), adapter_name="one")
@@ -384,7 +386,8 @@ def native_guard_first(root):
     return model
 
 
-BESIDE = [on_a_peft_lora, on_a_trainable_lora, native_lora_first, native_guard_first]
+NATIVE = [pytest.param(build, marks=adapters_of_transformers) for build in (native_lora_first, native_guard_first)]
+BESIDE = [on_a_peft_lora, on_a_trainable_lora, *NATIVE]
 
 
 @pytest.mark.parametrize("build", BESIDE)

@@ -16,6 +16,7 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.func import functional_call
 from transformers import DynamicCache
 from transformers.generation.configuration_utils import CompileConfig
+from upstream import adapters_of_transformers
 from zoo import LAYERS, base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, attach_guardrail, detach_guardrail, guardrail_status, record_firings
@@ -296,6 +297,7 @@ def test_pickled_for_another_process_it_is_guarded(expected):
 # --------------------------------------------------------------------------------------------------- other adapters
 
 
+@adapters_of_transformers
 def test_a_lora_that_transformers_adds_or_activates_leaves_it_in_force(tmp_path):
     """transformers activates it on every tuner layer of the model, a guardrail's among them."""
     model = guarded("llama")

@@ -1,0 +1,27 @@
+"""Tests that fail for a fault of the installed versions of transformers and PEFT, each with its reason.
+
+A mark is an `xfail(strict=True)`: the test fails as soon as upstream is mended, and the mark goes then. So the one
+condition here is the fault itself, and not a list of versions.
+"""
+
+import importlib.metadata
+
+import peft
+import pytest
+import transformers
+from packaging.version import Version
+from transformers.integrations import peft as integration
+
+
+NEEDED = Version(getattr(integration, "MIN_PEFT_VERSION", "0"))
+
+adapters_of_transformers = pytest.mark.xfail(
+    Version(importlib.metadata.version("peft")) < NEEDED,
+    reason=(
+        f"transformers {transformers.__version__} refuses peft {peft.__version__} in its own add_adapter, set_adapter, "
+        f"enable_adapters and delete_adapter; it needs peft >= {NEEDED}"
+    ),
+    raises=ValueError,
+    strict=True,
+)
+"""For tests of `model.add_adapter`, `set_adapter`, ... of a transformers model that is no `PeftModel`."""
