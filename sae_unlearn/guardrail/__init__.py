@@ -24,6 +24,7 @@ from sae_unlearn.guardrail.manage import (
     use_guardrails,
 )
 from sae_unlearn.guardrail.model import SAEGuardrailModel
+from sae_unlearn.guardrail.peft_020 import ask_the_tuner
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
@@ -32,6 +33,7 @@ from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 
 if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
     register_peft_method(name=METHOD, config_cls=SAEGuardrailConfig, model_cls=SAEGuardrailModel)
+ask_the_tuner()
 
 __all__ = [
     "Firing",

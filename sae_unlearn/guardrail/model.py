@@ -148,12 +148,21 @@ class SAEGuardrailModel(BaseTuner):
         Raises:
             GuardrailError: a guardrail of that name has its weights already.
         """
+        cls.check_free(model, config, adapter_name)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @staticmethod
+    def check_free(model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:
+        """Raise unless weights may be loaded under this name.
+
+        Raises:
+            GuardrailError: a guardrail of that name has its weights already.
+        """
         if config.init_weights and any(_has_arrived(layer, adapter_name) for layer in guard_layers(model)):
             raise GuardrailError(
                 f"There is a guardrail {adapter_name!r} on the model already, and PEFT would put other weights under "
                 "its config. Choose another name, or take it off first: `delete_adapter` or `detach_guardrail`."
             )
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Freeze the base under its first guardrail, whose own weights are never trained; see `base_state`."""

@@ -1,0 +1,61 @@
+"""What PEFT 0.20 does not ask a tuner about its weights, and 0.21 does (read in 0.20.0 and 0.21.2).
+
+From 0.21 on a tuner class says which tensors are an adapter's, and which may be loaded (`_get_adapter_state_dict`,
+`_remap_adapter_state_dict_for_load`). Before, PEFT loses tensors whose path holds another adapter's name, and loads
+into a name that is taken. There both questions are put where `PeftModel` saves and loads; adapters of other methods are
+left to PEFT. With peft >= 0.21 as the floor this module goes.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from peft import peft_model
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor
+
+from sae_unlearn.guardrail.model import SAEGuardrailModel
+from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+
+
+ASKS = hasattr(BaseTuner, "_get_adapter_state_dict")
+"""Whether this PEFT asks the tuner itself."""
+
+
+def ask_the_tuner() -> None:
+    """Let `PeftModel` ask the tuner about guardrails, where PEFT does not do it. Safe to call again."""
+    if ASKS or hasattr(peft_model.set_peft_model_state_dict, "__wrapped__"):
+        return
+    peft_model.set_peft_model_state_dict = _checked(peft_model.set_peft_model_state_dict)
+    peft_model.get_peft_model_state_dict = _whole(peft_model.get_peft_model_state_dict)
+
+
+def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(load)
+    def checked(model: Any, state: dict[str, Tensor], adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+        config = model.peft_config[adapter_name]
+        if config.peft_type == PEFT_TYPE:
+            SAEGuardrailModel.check_free(model, config, adapter_name)
+        return load(model, state, adapter_name, *args, **kwargs)
+
+    return checked
+
+
+def _whole(save: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    @wraps(save)
+    def whole(
+        model: Any, state_dict: dict[str, Tensor] | None = None, adapter_name: str = "default", **kwargs: Any
+    ) -> dict[str, Tensor]:
+        config = model.peft_config[adapter_name]
+        if config.peft_type != PEFT_TYPE:
+            return save(model, state_dict=state_dict, adapter_name=adapter_name, **kwargs)
+        given = dict(model.state_dict()) if state_dict is None else state_dict
+        own = SAEGuardrailModel._get_adapter_state_dict(model, config, adapter_name, given, [])
+        return {_without(adapter_name, key): tensor for key, tensor in own.items()}
+
+    return whole
+
+
+def _without(adapter_name: str, key: str) -> str:
+    head, _, leaf = key.rpartition(".")
+    return f"{head.removesuffix(f'.{adapter_name}')}.{leaf}"
