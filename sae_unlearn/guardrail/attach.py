@@ -18,7 +18,9 @@ from sae_unlearn.guardrail.layer import SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks
 from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
+from sae_unlearn.guardrail.refusal_text import compare, tokenizer_of
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
+from sae_unlearn.guardrail.same_guardrail import check_new
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text, read_artefact
 from sae_unlearn.guardrail.weights import check_tensors, tensors_of
@@ -62,7 +64,9 @@ def attach_guardrail(
         model inside, so compile what is returned.
 
     Raises:
-        GuardrailError: the folder is malformed, the guardrail does not belong to this model, or the name is taken.
+        GuardrailError: the folder is malformed, the guardrail does not belong to this model, the name is taken, or the
+            very guardrail is on the model under another name. One with the same weights and other settings is warned
+            of: where both fire, the edit is made twice.
     """
     bare = bare_model(model)
     name = free_name(model, adapter_name)
@@ -80,12 +84,15 @@ def attach_guardrail(
             local_files_only=local_files_only,
         )
         check_plain_text(artefact.config)
+        if artefact.config.refusal is not None and artefact.config.refusal_ids:
+            compare(artefact.config, tokenizer_of(bare))
     check_belongs(artefact.config, bare, check_base)
     if artefact.damage is not None:
         raise GuardrailError(
             f"{source}: {artefact.damage}. Download or fit it again; or, if you changed it yourself, take "
             f"{' and '.join(map(repr, SEALS))} out of its config."
         )
+    check_new(guard_layers(model), artefact.config, artefact.tensors)
     return place_guardrail(model, artefact, name)
 
 

@@ -17,6 +17,7 @@ from sae_unlearn.guardrail.layer import SAEGuardrailLayer, forget_compiled_code,
 from sae_unlearn.guardrail.nesting import refuse_nested
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name, remove_hooks
+from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.weights import PARTS
 
 
@@ -149,7 +150,17 @@ class SAEGuardrailModel(BaseTuner):
             GuardrailError: a guardrail of that name has its weights already.
         """
         cls.check_free(model, config, adapter_name)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        tensors = {
+            key: tensor
+            for key, path in PARTS.items()
+            for name, tensor in remapped.items()
+            if name.endswith(f".{path.replace('.', f'.{adapter_name}.')}")
+        }
+        there = with_these_weights(guard_layers(model), config.layer, tensors, but=adapter_name)
+        if there is not None:
+            warn_of_same_weights(there[0])
+        return remapped
 
     @staticmethod
     def check_free(model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:

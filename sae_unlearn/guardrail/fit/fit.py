@@ -24,6 +24,8 @@ from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
 from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS, plan_fit
 from sae_unlearn.guardrail.fit.passes import FitPasses
 from sae_unlearn.guardrail.fit.steps import Fit
+from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.sae import SparseAutoencoder
 
@@ -36,6 +38,9 @@ def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: It
     guarded, placed = model, []
     try:
         for name, artefact in artefacts.items():
+            there = with_these_weights(guard_layers(guarded), artefact.config.layer, artefact.tensors)
+            if there is not None:  # no error, which would lose the fit
+                warn_of_same_weights(there[0])
             guarded = place_guardrail(guarded, artefact, name)
             placed.append(name)
         for each in passes:

@@ -1,0 +1,93 @@
+"""The same guardrail on a model twice, as when a cell of a notebook is run again: its edit would be made twice."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.weights import PARTS
+
+
+# What the gate and the edit go by, beside the weights.
+_BEHAVIOUR = (
+    "action",
+    "clamp_mode",
+    "counting",
+    "drift",
+    "evidence",
+    "feature_evidence",
+    "gate_scope",
+    "message_boundary_ids",
+    "min_tokens",
+    "outlier_norm",
+    "refusal_ids",
+    "special_token_ids",
+    "statistic",
+    "sticky",
+    "threshold",
+    "window",
+    "window_weight",
+)
+
+
+def check_new(layers: Iterable[Any], config: SAEGuardrailConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a guardrail is on the model already, under whatever name; warn if only its settings are others.
+
+    Args:
+        layers: the guarded layers of the model.
+        config: of the guardrail that is to be attached.
+        tensors: its weights, by the names of `PARTS`.
+
+    Raises:
+        GuardrailError: naming the one that is there.
+    """
+    there = with_these_weights(layers, config.layer, tensors)
+    if there is None:
+        return
+    name, other = there
+    if all(getattr(config, field) == getattr(other, field) for field in _BEHAVIOUR):
+        raise GuardrailError(
+            f"This guardrail is on the model already, as {name!r}: its edit would be made twice. Detach it first: "
+            f"`detach_guardrail(model, {name!r})`."
+        )
+    warn_of_same_weights(name)
+
+
+def warn_of_same_weights(name: str) -> None:
+    """Warn that a second guardrail has the weights of the one called `name`."""
+    warnings.warn(
+        f"The guardrail {name!r} on this model has the same weights: where both fire, the edit is made twice. Use one "
+        f"of them: `use_guardrails` or `detach_guardrail(model, {name!r})`.",
+        stacklevel=4,
+    )
+
+
+def with_these_weights(
+    layers: Iterable[Any], layer: int, tensors: Mapping[str, Tensor], but: str | None = None
+) -> tuple[str, SAEGuardrailConfig] | None:
+    """Name and config of a guardrail after `layer` that has these weights; None if there is none.
+
+    Args:
+        layers: the guarded layers of the model.
+        layer: index of the one that is guarded.
+        tensors: by the names of `PARTS`.
+        but: a name that is not looked at.
+    """
+    for guard in layers:
+        for name, config in guard.guard_config.items():
+            if config.layer == layer and name != but and all(_equal(guard, name, key, tensors) for key in PARTS):
+                return name, config
+    return None
+
+
+def _equal(guard: Any, name: str, key: str, tensors: Mapping[str, Tensor]) -> bool:
+    attribute, _, parameter = PARTS[key].partition(".")
+    found = getattr(getattr(guard, attribute)[name], parameter)
+    wanted = tensors.get(key)
+    if wanted is None or found.is_meta or found.shape != wanted.shape:
+        return False
+    return torch.equal(found.detach().cpu().to(wanted.dtype), wanted.cpu())
