@@ -50,7 +50,7 @@ def check_guardrail(
     Args:
         model: the model it is to be attached to.
         source: a local folder or a Hub repository.
-        tokenizer: the model's; needed where `forget` or `retain` is text.
+        tokenizer: the model's; needed where `forget` or `retain` is text, and to compare a refusal with its tokens.
         forget: rows of the topic, as for `fit_guardrail`. None: those stored in the artefact (`store_probe`), if any.
         retain: other rows, likewise.
         text_column: column of datasets and mappings that holds the text.
@@ -91,6 +91,7 @@ def check_guardrail(
             findings.append(judge(statistics, config))
     if forget is not None and retain is not None:  # two stored rows are too few to compare
         findings.append(check_findings.apart(measured["forget"].statistics, measured["retain"].statistics))
+    findings += check_findings.message(config, tokenizer)
     findings += check_findings.dose(config, _edit_size(measured, artefact.tensors["decoder.clamp"]))
     findings += [Finding("fit", "warning", text) for text in fit_warnings(config.calibration or {})]
     return CheckReport(tuple(findings))

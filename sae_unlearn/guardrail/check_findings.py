@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.identity import compared_matrices, fingerprint
 from sae_unlearn.checks import real
@@ -16,6 +17,7 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.fit.calibration import fire_rate
+from sae_unlearn.guardrail.refusal_text import difference
 
 
 Status = Literal["ok", "warning", "problem"]
@@ -181,6 +183,20 @@ def apart(forget: Tensor, retain: Tensor) -> Finding:
     if high > low:
         return Finding("margin", "ok", f"{sentence}.")
     return Finding("margin", "problem", f"{sentence}: the guarded features do not know the topic. Fit it again.")
+
+
+def message(config: SAEGuardrailConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[Finding]:
+    """Whether the text of a refusal is that of its tokens; empty without a text."""
+    if config.refusal is None or not config.refusal_ids:
+        return []
+    if tokenizer is None:
+        sentence = "The text of the refusal was not compared with its tokens; pass the model's tokenizer."
+        return [Finding("refusal", "warning", sentence)]
+    said = difference(config, tokenizer)
+    if said is None:
+        return [Finding("refusal", "ok", f'A sequence that fires is answered with "{config.refusal[:200]}".')]
+    sentence = f'The config says that the refusal is "{config.refusal[:100]}", and its tokens say "{said[:100]}".'
+    return [Finding("refusal", "problem", sentence)]
 
 
 def dose(config: SAEGuardrailConfig, measured: float | None) -> list[Finding]:

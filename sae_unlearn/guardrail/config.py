@@ -23,12 +23,15 @@ class SAEGuardrailConfig(PeftConfig):
     Attributes:
         origin: where it was loaded from: `id` (folder or Hub repository), `subfolder`, and `revision`, the commit, None
             for a folder. None if it was not loaded. Not saved.
+        refusal_compared: True if a tokenizer has shown that `refusal` is the text of `refusal_ids`. Not saved.
 
     Raises:
         GuardrailError: from `__post_init__`, naming the field, its value and what it may be.
     """
 
-    origin: ClassVar[dict[str, str | None] | None] = None  # a field would be saved
+    # fields would be saved
+    origin: ClassVar[dict[str, str | None] | None] = None
+    refusal_compared: ClassVar[bool] = False
 
     layer: int = field(default=0, metadata={"help": "0-based decoder layer whose output (resid_post) is guarded."})
     num_features: int = field(default=0, metadata={"help": "Number N of guarded features. 0: taken from feature_ids."})

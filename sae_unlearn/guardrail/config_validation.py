@@ -42,7 +42,8 @@ FORMAT_VERSION = 1
 # Counts are held in float32, which is exact up to here.
 LARGEST_COUNT = 2**24
 LARGEST_ID = 2**31 - 1
-LONGEST_REFUSAL = 512
+LONGEST_REFUSAL = 512  # tokens
+LONGEST_REFUSAL_TEXT = 8192  # characters
 # Features times width: 1 GiB of weights, some thousand times what a topic takes.
 LARGEST_SLICE = 2**27
 
@@ -220,6 +221,11 @@ def _check_messages(config: "SAEGuardrailConfig") -> None:
 
 def check_refusal(config: "SAEGuardrailConfig") -> None:
     """Raise unless the fields of action="refuse" fit together."""
+    if isinstance(config.refusal, str) and len(config.refusal) > LONGEST_REFUSAL_TEXT:
+        raise GuardrailError(
+            f"refusal: expected at most {LONGEST_REFUSAL_TEXT} characters, got {len(config.refusal)}. Shorten the "
+            "message."
+        )
     if config.refusal_ids is not None:
         if not isinstance(config.refusal_ids, (list, tuple)) or not 0 < len(config.refusal_ids) <= LONGEST_REFUSAL:
             raise GuardrailError(f"refusal_ids must be a list of 1 to {LONGEST_REFUSAL} token ids.")

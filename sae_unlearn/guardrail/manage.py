@@ -118,15 +118,17 @@ def set_action(
     if action not in CHOICES["action"]:
         raise GuardrailError(f"action={action!r} is not one of {', '.join(map(repr, CHOICES['action']))}.")
     config = there[name]
-    before = (config.action, config.refusal, config.refusal_ids)
+    before = (config.action, config.refusal, config.refusal_ids, config.refusal_compared)
     if message is not None:
         ids = message_ids(message, tokenizer, getattr(bare_model(model), "generation_config", None))
         config.refusal, config.refusal_ids = message, ids
+        config.refusal_compared = True  # type: ignore[misc]  # a ClassVar only so that it is no field
     config.action = action
     try:
         check_refusal(config)
     except GuardrailError:
-        config.action, config.refusal, config.refusal_ids = before
+        config.action, config.refusal, config.refusal_ids, compared = before
+        config.refusal_compared = compared  # type: ignore[misc]
         raise
 
 

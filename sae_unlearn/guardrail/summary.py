@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_unlearn.checks import real, shown
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.refusal_text import message_in_words
 
 
 ROLES = ("forget", "retain")
@@ -49,6 +50,7 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         + f", at least {config.min_tokens} tokens"
         + (", each message by itself too" if config.message_boundary_ids else ""),
         "action": config.action,
+        **message_in_words(config),
         "dose": f"clamp {config.clamp_mode} features at {min(clamp):.4g} to {max(clamp):.4g}"
         + (f" ({config.clamp_scale:g} in unit {config.clamp_unit})" if config.clamp_scale is not None else ""),
         "edit": "not measured" if edit is None else f"{edit:.3g} of the residual stream's norm",

@@ -201,6 +201,7 @@ def plan_fit(
         base_fingerprint=fingerprint(bare, layer),
         sae_source=_provenance(sae),
     )
+    config.refusal_compared = refusal is not None  # type: ignore[misc]  # a ClassVar only so that it is no field
     _check_corpora(config, forget, retain, topk)
     return FitPlan(
         model=bare,

@@ -140,9 +140,18 @@ def _action(config: SAEGuardrailConfig) -> str:
     return {
         "clamp": "features of a sequence that fired are clamped",
         "record": "none; what fired is only recorded, and the text passes as it is",
-        "refuse": f'a sequence that fired is answered with "{as_plain_text(config.refusal or "a message")}"; before '
-        "the head, and at positions that nobody generates at, its features are clamped",
+        "refuse": f"a sequence that fired is answered with {_message(config)}; before the head, and at positions that "
+        "nobody generates at, its features are clamped",
     }[config.action]
+
+
+def _message(config: SAEGuardrailConfig) -> str:
+    """The message of a refusal: its text only where a tokenizer has shown that its tokens say that."""
+    tokens = f"the tokens {', '.join(map(str, config.refusal_ids or []))}"
+    if config.refusal is None:
+        return tokens
+    text = f'"{as_plain_text(config.refusal)}"'
+    return text if config.refusal_compared else f"{tokens}, which its config calls {text} (not compared)"
 
 
 def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
