@@ -113,8 +113,9 @@ def _one_before(values: Tensor, first: Tensor) -> Tensor:
 
 # The fields of a state, in the last dimension of [batch, tokens, STATE_SIZE]. With messages, theirs come after these.
 # LOWEST is the smallest Y of cusum, and the largest window so far of ratio_or_window.
-HITS, TOKENS, LOWEST, PEAK, FIRED_AT = range(5)
-STATE_SIZE = 5
+# KEPT is 1 for a token that the mask shows, special or not; it is of that token alone.
+HITS, TOKENS, LOWEST, PEAK, FIRED_AT, KEPT = range(6)
+STATE_SIZE = 6
 _PEAKED = ("window", "cusum")  # whose value is the largest so far
 
 
@@ -142,7 +143,7 @@ class _Before(NamedTuple):
 
     @classmethod
     def of(cls, previous: Tensor) -> "_Before":
-        return cls(*previous[:, None].unbind(dim=-1)[:STATE_SIZE])
+        return cls(*previous[:, None].unbind(dim=-1)[:KEPT])
 
 
 class Series(NamedTuple):
@@ -201,6 +202,7 @@ def decide(
     past: Series | None = None,
     boundary: int | None = None,
     ends: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Decision:
     """Judge the tokens of one forward pass.
 
@@ -212,6 +214,7 @@ def decide(
         past: needed by the statistics of `WINDOWED` when there is a `previous`.
         boundary: position from which tokens are judged one by one; None means the last position.
         ends: `[batch, seq]` bool, the tokens that end a message; None if the config names none.
+        kept: `[batch, seq]` bool, the tokens that the mask shows; None: all.
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
@@ -234,7 +237,8 @@ def decide(
     fired = fired_at > 0
     if boundary > 0:
         fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
-    state = torch.stack([hits, tokens, lowest, peak, fired_at], dim=-1)
+    kept = torch.ones_like(hits) if kept is None else kept
+    state = torch.stack([hits, tokens, lowest, peak, fired_at, kept], dim=-1)
     return Decision(fired, state if messages is None else torch.cat([state, messages], dim=-1))
 
 

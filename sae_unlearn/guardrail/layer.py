@@ -46,10 +46,11 @@ from sae_unlearn.guardrail.runtime.cache_state import (
 from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
-from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_all
+from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_all, telling_mask
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
+from sae_unlearn.guardrail.runtime.shown import check_shown, shown_again, shown_before
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
@@ -136,16 +137,21 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             if step is None or not isinstance(history, DynamicGateHistory):
                 return None
             plan.append((name, step, history))
-        mask = mask_of_pass(inputs, batch, seq)
-        if mask is None and not sees_all(inputs):
+        mask, telling, past = mask_of_pass(inputs, batch, seq), telling_mask(inputs), inputs.past
+        if mask is None and not sees_all(inputs, seq):
             return None
+        earlier = None
+        if not all(history.whole for _, _, history in plan):
+            if not isinstance(past, int) or not (telling is None or mask is not None or inputs.stateful):
+                return None
+            earlier = shown_before(telling, past, hidden.device)
         mask = None if mask is None else mask.to(hidden.device)
         ids = None if inputs.input_ids is None else inputs.input_ids.to(hidden.device)
         edited = hidden if len(names) == 1 else hidden.float()  # rounded once
         for name, step, history in plan:
             config = self.guard_config[name]
             encoder, decoder = self._parts(name)
-            edited = step(hidden, edited, encoder, decoder, config, self.tables, ids, mask, history)
+            edited = step(hidden, edited, encoder, decoder, config, self.tables, ids, mask, earlier, history)
             self._record(name, config, history, cache)
         return edited.to(hidden.dtype)
 
@@ -159,13 +165,15 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         counted, eligible = self._content(name, kept, inputs)
         if config.counting == "columns":  # padding counts, but may hold anything
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
-        lost = None if history is None else unseen(history, inputs.past, activations.device)
-        if lost is not None:
-            activations = activations.masked_fill(lost, torch.nan)
+        lost = None if history is None else self._lost(history, inputs, hidden)
+        if lost is not None:  # whatever the mask and the ids say of the tokens at hand
+            activations = activations.masked_fill(lost[..., None], torch.nan)
+            counted, eligible = counted | lost, counted | lost if eligible is counted else eligible | lost
         activations = heard(activations, eligible, usual_norm(hidden, config))
         active = activations != 0
         hits = hits_of(activations, active, self.tables.evidence(config, kept.device))
-        decision = self._decide(name, hits, counted, self._ends(name, kept, inputs), inputs, history, cache)
+        ends = self._ends(name, kept, inputs)
+        decision = self._decide(name, hits, counted, kept, ends, inputs, history, cache)
         if config.action == "record":
             return None
         if config.action == "refuse":
@@ -178,6 +186,19 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         else:
             where = (decision.fire & (hits != 0))[..., None].expand_as(active)
         return self.sae_guardrail_decoder[name](activations, where)
+
+    def _lost(self, history: GateHistory, inputs: ForwardInputs, hidden: Tensor) -> Tensor | None:
+        """`[batch or 1, seq or 1]` bool: where the cache holds, or the mask shows, what this guardrail has not judged.
+        None if the host knows that it does not."""
+        seq = hidden.shape[1]
+        missed = unseen(history, inputs.past, hidden.device)
+        again = shown_again(telling_mask(inputs), history, inputs.past, seq)
+        if again is None:
+            return None if missed is None else missed[None, None]
+        if seq > 1 and not torch.compiler.is_compiling():
+            check_shown(again)
+        again = again.to(hidden.device)[:, None]
+        return again if missed is None else again | missed
 
     def _content(self, name: str, kept: Tensor, inputs: ForwardInputs) -> tuple[Tensor, Tensor]:
         """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
@@ -204,6 +225,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         name: str,
         hits: Tensor,
         counted: Tensor,
+        kept: Tensor,
         ends: Tensor | None,
         inputs: ForwardInputs,
         history: GateHistory | None,
@@ -213,12 +235,12 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         seq = hits.shape[1]
         boundary = None if inputs.wanted is None else seq - inputs.wanted
         if history is None:
-            decision = decide(hits, counted, config, boundary=boundary, ends=ends)
+            decision = decide(hits, counted, config, boundary=boundary, ends=ends, kept=kept)
             self._record(name, config, decision.state[:, -1])
             return decision
         past = history.series() if config.statistic in WINDOWED else None
-        decision = decide(hits, counted, config, history.last(), past, boundary, ends)
-        history.append(decision.state)
+        decision = decide(hits, counted, config, history.last(), past, boundary, ends, kept)
+        history.append(decision.state, sees_all(inputs, seq))
         self._record(name, config, history, cache)
         return decision
 

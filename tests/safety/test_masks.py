@@ -153,12 +153,12 @@ def test_compiled_code_reads_such_a_mask_as_eager_code_does(past):
         cache = StaticCache(config=model.config, max_cache_len=16)
         with torch.no_grad():
             if past:
-                base(IDS[:, :past], attention_mask=torch.zeros(len(IDS), past), **with_cache(model, cache))
+                base(IDS[:, :past], attention_mask=batch["attention_mask"][:, :past], **with_cache(model, cache))
             run(batch["input_ids"][:, past : past + seq], attention_mask=mask, **with_cache(model, cache))
         history = next(layer for layer in cache.layers if isinstance(layer, GateHistory))
         counts.append(history.last()[:, [HITS, TOKENS]].tolist())
     assert counts[0] == counts[1]
-    kept = batch["attention_mask"][:, past : past + seq].sum(1)
+    kept = batch["attention_mask"][:, : past + seq].sum(1)
     assert [tokens for _, tokens in counts[0]] == kept.tolist()
 
 

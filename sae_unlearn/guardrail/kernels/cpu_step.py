@@ -15,8 +15,9 @@ from torch import Tensor
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import as_float32
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, STATE_SIZE, TOKENS, usual_norm
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, KEPT, PEAK, STATE_SIZE, TOKENS, usual_norm
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.guardrail.runtime.shown import check_on_host
 from sae_unlearn.sae.equations import without_autocast
 
 
@@ -33,18 +34,22 @@ def host_step(
     tables: ConfigTables,
     ids: Tensor | None,
     mask: Tensor | None,
+    earlier: Tensor | None,
     history: DynamicGateHistory,
 ) -> Tensor:
     """One token of every row; arguments and result as in `step_choice.Step`, all on the CPU."""
     batch = len(hidden)
+    if earlier is not None:
+        check_on_host(earlier, history)
     with without_autocast(hidden):
         pre = torch.nn.functional.linear(hidden[:, 0].to(torch.float32), encoder.weight, encoder.bias)
     usual = usual_norm(hidden, config)
     judge = _Judge(config, encoder.threshold, decoder.clamp)
     states = history.last_rows() or [[0.0] * STATE_SIZE] * batch
-    counted = _counted(batch, ids, config, mask)
+    kept = [True] * batch if mask is None else [shown != 0 for (shown,) in mask.tolist()]
+    counted = _counted(kept, ids, config)
     norms = [True] * batch if usual is None else usual[:, 0].tolist()
-    judged = [judge(*row) for row in zip(pre.tolist(), states, counted, norms, strict=True)]
+    judged = [judge(*row) for row in zip(pre.tolist(), states, counted, norms, kept, strict=True)]
     history.append_rows([state for state, _ in judged])
     if all(change is None for _, change in judged):
         return onto
@@ -56,13 +61,12 @@ def host_step(
     return edited[:, None].to(onto.dtype)
 
 
-def _counted(batch: int, ids: Tensor | None, config: SAEGuardrailConfig, mask: Tensor | None) -> list[bool]:
+def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -> list[bool]:
     """The rows whose token counts."""
-    counted = [True] * batch if mask is None else [kept != 0 for (kept,) in mask.tolist()]
     if ids is None:
-        return counted
+        return kept
     special = set(config.special_token_ids or ())
-    return [counts and token not in special for counts, (token,) in zip(counted, ids.tolist(), strict=True)]
+    return [counts and token not in special for counts, (token,) in zip(kept, ids.tolist(), strict=True)]
 
 
 class _Judge:
@@ -75,14 +79,14 @@ class _Judge:
         self.sticky, self.all = config.sticky, config.clamp_mode == "all"
 
     def __call__(
-        self, pre: list[float], state: list[float], counts: bool, usual: bool
+        self, pre: list[float], state: list[float], counts: bool, usual: bool, kept: bool
     ) -> tuple[list[float], list[float] | None]:
         """The row's next state, and by how much each activation is changed; None if the row does not fire.
 
         Args:
             pre: the N pre-activations.
             state: of the gate, before this token.
-            counts, usual: whether the token is content, and no outlier.
+            counts, usual, kept: whether the token is content, no outlier, and shown by the mask.
         """
         activations = [x * (x > t) * usual for x, t in zip(pre, self.threshold, strict=True)] if counts else []
         active = [j for j, a in enumerate(activations) if a]  # NaN is one
@@ -99,6 +103,7 @@ class _Judge:
             fired_at = state[FIRED_AT]
         after = [0.0] * STATE_SIZE
         after[HITS], after[TOKENS], after[PEAK], after[FIRED_AT] = hits, tokens, value, fired_at
+        after[KEPT] = float(kept)
         if not (fired_at > 0 and hot):
             return after, None
         change, clamp = [0.0] * len(pre), self.clamp.tolist()

@@ -20,6 +20,7 @@ class Step(Protocol):
         tables: ConfigTables,
         ids: Tensor | None,
         mask: Tensor | None,
+        earlier: Tensor | None,
         history: DynamicGateHistory,
     ) -> Tensor:
         """Guard the token.
@@ -31,6 +32,8 @@ class Step(Protocol):
             config, tables: its config, and the lists of it as tensors.
             ids: token ids `[batch, 1]`; None if they are not known.
             mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
+            earlier: `[batch or 1, past]`, not 0 where the mask shows a token of an earlier pass, which it must have
+                shown then, too (see `shown`); None if the host knows that it did.
             history: the rows' states of the gate, to which the next are added.
 
         Returns:

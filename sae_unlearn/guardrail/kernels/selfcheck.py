@@ -23,7 +23,7 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
     guard["threshold"].data.abs_().mul_(8.0)
     there = nn.ParameterDict({name: parameter.detach().clone() for name, parameter in guard.items()}).to(device)
     config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1, special_token_ids=[1])
-    history, previous = DynamicGateHistory((0, "check")), None
+    history, previous, masks = DynamicGateHistory((0, "check")), None, []
     for config.feature_evidence, config.outlier_norm in (([j / 4 for j in range(1, n + 1)], 20.0), (None, None)):
         hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
         hidden[::3] *= 5  # to norms of about 40
@@ -36,11 +36,13 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
         said = active.any(-1).float() if evidence is None else (active * torch.tensor(evidence)).sum(-1)
         usual = usual_norm(hidden, config)
         hot = counted if usual is None else counted & usual
-        decision = decide(said * hot, counted, config, previous)
+        decision = decide(said * hot, counted, config, previous, kept=mask != 0)
         where = active & (decision.fire & hot)[..., None]
         expected = hidden + (where * (guard["clamp"] - pre[:, None])) @ guard["weight"].double()
         moved, given = hidden.to(device), (ids.to(device), mask.to(device))
-        edited = step(moved, moved, there, there, config, ConfigTables(), *given, history)
+        earlier = torch.cat(masks, dim=1).to(device) if masks else None
+        masks.append(mask)
+        edited = step(moved, moved, there, there, config, ConfigTables(), *given, earlier, history)
         state, previous = history.last(), decision.state[:, -1]
         if state is None or not torch.equal(state.cpu(), previous):
             return f"The gate's state is {state}, not {previous.tolist()}."

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, LOWEST, PEAK, STATE_SIZE, TOKENS
+from sae_unlearn.guardrail.gate import FIRED_AT, HITS, KEPT, LOWEST, PEAK, STATE_SIZE, TOKENS
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 
@@ -26,7 +26,15 @@ from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 # Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.
 ENCODE_TILE = {"TILE_N": 4, "TILE_D": 512}
 EDIT_TILE = {"TILE_N": 16, "TILE_D": 256}
-FIELDS = {"STATE": STATE_SIZE, "HITS": HITS, "TOKENS": TOKENS, "LOWEST": LOWEST, "PEAK": PEAK, "FIRED_AT": FIRED_AT}
+FIELDS = {
+    "STATE": STATE_SIZE,
+    "HITS": HITS,
+    "TOKENS": TOKENS,
+    "LOWEST": LOWEST,
+    "PEAK": PEAK,
+    "FIRED_AT": FIRED_AT,
+    "KEPT": KEPT,
+}
 
 
 @triton.jit
@@ -73,6 +81,8 @@ def gate_kernel(
     ids,
     content,
     mask,
+    earlier,
+    keys,
     previous,
     evidence,
     state,
@@ -80,8 +90,12 @@ def gate_kernel(
     row_stride,
     ids_stride,
     mask_stride,
+    earlier_stride,
+    column_stride,
+    keys_stride,
     previous_stride,
     last_id,
+    past,
     d_in,
     n,
     min_tokens,
@@ -90,6 +104,7 @@ def gate_kernel(
     HAS_LIMIT: tl.constexpr,
     HAS_IDS: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    HAS_EARLIER: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr,
     HAS_EVIDENCE: tl.constexpr,
     STICKY: tl.constexpr,
@@ -100,17 +115,27 @@ def gate_kernel(
     LOWEST: tl.constexpr,
     PEAK: tl.constexpr,
     FIRED_AT: tl.constexpr,
+    KEPT: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_D: tl.constexpr,
 ):
     """The gate of a row, and a tile of `onto`, edited. Every program of a row comes to the same decision,
     and the first writes it down; a row that is not edited is copied, and its decoder rows are not read."""
     row, tile = tl.program_id(0), tl.program_id(1)
-    counted = row >= 0
+    kept = row >= 0
+    if HAS_MASK:
+        kept = kept & (tl.load(mask + row * mask_stride) != 0)
+    counted = kept
     if HAS_IDS:
         counted = counted & (tl.load(content + tl.minimum(tl.load(ids + row * ids_stride), last_id)) != 0)
-    if HAS_MASK:
-        counted = counted & (tl.load(mask + row * mask_stride) != 0)
+    lost = 0.0
+    if HAS_EARLIER:
+        for start in range(0, past, TILE_D):
+            i = start + tl.arange(0, TILE_D)
+            shown = tl.load(earlier + row * earlier_stride + i * column_stride, mask=i < past, other=0) != 0
+            before = tl.load(keys + row * keys_stride + i * STATE + KEPT, mask=i < past, other=1.0)
+            lost += tl.sum((shown & (before == 0.0)).to(tl.float32), axis=0)
+        counted = counted | (lost > 0.0)
     strength = 0.0
     said = 0.0
     for start in range(0, n, TILE_N):
@@ -128,7 +153,7 @@ def gate_kernel(
         hit = tl.where(counted, said, 0.0)
     if HAS_LIMIT:
         hit = tl.where(tl.sqrt_rn(tl.load(squares + row)) <= limit, hit, 0.0)
-    hit = tl.where(tl.abs(strength) < float("inf"), hit, float("nan"))
+    hit = tl.where((tl.abs(strength) < float("inf")) & (lost == 0.0), hit, float("nan"))
 
     hits = hit
     tokens = counted.to(tl.float32)
@@ -146,6 +171,7 @@ def gate_kernel(
         tl.store(state + row * STATE + LOWEST, 0.0)
         tl.store(state + row * STATE + PEAK, value)
         tl.store(state + row * STATE + FIRED_AT, fired_at)
+        tl.store(state + row * STATE + KEPT, kept.to(tl.float32))
 
     i = tile * TILE_D + tl.arange(0, TILE_D)
     h = tl.load(onto + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
@@ -158,6 +184,7 @@ def gate_kernel(
             v = tl.load(clamp + j, mask=j < n, other=0.0)
             a = a * (a > t).to(tl.float32)
             change = tl.where(((a != 0.0) | CLAMP_ALL) & (j < n), v - a, 0.0)
+            change = tl.where(lost > 0.0, float("nan"), change)
             w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
             edit += tl.sum(change[:, None] * w, axis=0)
     tl.store(edited + row * d_in + i, (h + edit).to(edited.dtype.element_ty), mask=i < d_in)
@@ -172,6 +199,7 @@ def fused_step(
     tables: ConfigTables,
     ids: Tensor | None,
     mask: Tensor | None,
+    earlier: Tensor | None,
     history: DynamicGateHistory,
 ) -> Tensor:
     """One token of every row; arguments and result as in `step_choice.Step`, all on one GPU."""
@@ -179,6 +207,8 @@ def fused_step(
     if config.special_token_ids and ids is not None:
         content = tables.content(tuple(config.special_token_ids), hidden.device)
     evidence, previous = tables.evidence(config, hidden.device), history.last()
+    keys = None if earlier is None else history.keys.contiguous()
+    earlier = None if earlier is None else earlier.expand(len(hidden), -1)
     (batch, _, d_in), n = hidden.shape, encoder.bias.shape[0]
     pre = hidden.new_empty(batch, n, dtype=torch.float32)
     squares = None if config.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
@@ -207,6 +237,8 @@ def fused_step(
             ids,
             content,
             mask,
+            earlier,
+            keys,
             previous,
             evidence,
             state,
@@ -214,8 +246,12 @@ def fused_step(
             onto.stride(0),
             0 if ids is None else ids.stride(0),
             0 if mask is None else mask.stride(0),
+            0 if earlier is None else earlier.stride(0),
+            0 if earlier is None else earlier.stride(1),
+            0 if keys is None else keys.stride(0),
             0 if previous is None else previous.stride(0),
             0 if content is None else len(content) - 1,
+            0 if earlier is None else earlier.shape[1],
             d_in,
             n,
             float(config.min_tokens),
@@ -224,6 +260,7 @@ def fused_step(
             HAS_LIMIT=squares is not None,
             HAS_IDS=content is not None,
             HAS_MASK=mask is not None,
+            HAS_EARLIER=earlier is not None,
             HAS_PREVIOUS=previous is not None,
             HAS_EVIDENCE=evidence is not None,
             STICKY=config.sticky,
@@ -231,7 +268,7 @@ def fused_step(
             **FIELDS,
             **EDIT_TILE,
         )
-    history.append(state)
+    history.append(state, whole=mask is None)
     return edited
 
 

@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 
 from sae_unlearn.backbone.call_arguments import knows_length
 from sae_unlearn.errors import GuardrailNotReady
-from sae_unlearn.guardrail.gate import HITS, TOKENS, Series
+from sae_unlearn.guardrail.gate import HITS, KEPT, TOKENS, Series
 
 
 Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the guardrail of that name
@@ -50,9 +50,14 @@ class Readers(list[Reader]):
 
 
 class GateHistory:
-    """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty."""
+    """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty.
+
+    Attributes:
+        whole: whether the host knows that no mask hid a token while it was current; see `shown`.
+    """
 
     owner: Owner
+    whole = True
     readers: Readers
     keys: Tensor
     update: Callable[..., Any]
@@ -70,8 +75,10 @@ class GateHistory:
         """Tokens that went by: an int, or a 0-d tensor where only the device knows."""
         return self.get_seq_length()
 
-    def append(self, state: Tensor) -> None:
-        """Add the states of a forward pass, `[batch, seq, STATE_SIZE]`."""
+    def append(self, state: Tensor, whole: bool = True) -> None:
+        """Add the states of a forward pass, `[batch, seq, STATE_SIZE]`; `whole` as above, of this pass."""
+        if not whole:
+            self.whole = False
         keys = state[:, None]
         self.update(keys, keys[..., :0])
 
@@ -80,6 +87,7 @@ class GateHistory:
         for reader in self.readers:
             reader.keep(self)
         self.readers.clear()
+        self.whole = True
 
 
 class DynamicGateHistory(GateHistory, DynamicLayer):
@@ -91,6 +99,7 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
 
     def __init__(self, owner: Owner) -> None:
         self._later: list[list[list[float]]] = []  # by token and row, after those that are in `_keys`
+        self._hidden: tuple[Tensor, Tensor] | None = None
         super().__init__()
         self.owner, self.readers = owner, Readers()
 
@@ -102,7 +111,7 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
 
     @keys.setter
     def keys(self, keys: Tensor) -> None:
-        self._keys, self._later = keys, []
+        self._keys, self._later, self._hidden = keys, [], None
 
     def get_seq_length(self) -> int:
         """Tokens that went by."""
@@ -112,17 +121,28 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
     def append_rows(self, rows: list[list[float]]) -> None:
         """Add the states of a single token, one for each row."""
         if not self.is_initialized:
-            self.append(_as_tensor(rows, torch.device("cpu"))[:, None])
+            whole = all(row[KEPT] for row in rows)
+            self.append(_as_tensor(rows, torch.device("cpu"))[:, None], whole)
             return
         if len(self._later) == MOST_LATER:
             self._settle()
         self._later.append(rows)
+        if not all(row[KEPT] for row in rows):
+            self.whole, self._hidden = False, None
 
     def _settle(self) -> None:
         """Put the states that lie on the host into the tensor."""
         if self._later:
             states, self._later = self._later, []
             self.append(_as_tensor(states, self._keys.device).transpose(0, 1))
+
+    def hidden(self) -> tuple[Tensor, Tensor] | None:
+        """Row and place of each token that was hidden while it was current; None if there is none. Waits for the
+        device where neither is known."""
+        if not self.whole and self._hidden is None:
+            rows, places = (self.keys[:, 0, :, KEPT] == 0).nonzero(as_tuple=True)
+            self.whole, self._hidden = len(rows) == 0, (rows, places)
+        return None if self.whole else self._hidden
 
     def last_rows(self) -> list[list[float]] | None:
         """`last` as numbers."""
@@ -161,8 +181,8 @@ class StaticGateHistory(GateHistory, StaticLayer):
     def seen(self) -> int | Tensor:
         return super().seen() if self.counted is None else self.counted
 
-    def append(self, state: Tensor) -> None:
-        super().append(state)
+    def append(self, state: Tensor, whole: bool = True) -> None:
+        super().append(state, whole)
         if self.counted is not None:
             self.counted += state.shape[1]
 

@@ -26,7 +26,8 @@ class ForwardInputs(NamedTuple):
         recurrent: whether the cache has recurrent layers only, and they hold a state from before this pass.
         wanted: number of last positions whose logits are wanted; None if unknown or all.
         cache: the cache the model was called with, if any.
-        guarded: the layers at which guardrails have seen this pass so far; written by `seen_at`.
+        guarded: the layers at which guardrails have seen this pass so far.
+        stateful: whether the model has recurrent layers, see `shown`.
     """
 
     input_ids: Tensor | None
@@ -37,6 +38,7 @@ class ForwardInputs(NamedTuple):
     wanted: int | None
     cache: Cache | None
     guarded: list[int]
+    stateful: bool = False
 
 
 class ModelCall(NamedTuple):

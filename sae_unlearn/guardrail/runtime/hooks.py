@@ -27,6 +27,7 @@ from sae_unlearn.guardrail.runtime.call_cache import cache_of_call
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, ForwardInputs, ModelCall, note, noted
 from sae_unlearn.guardrail.runtime.masks import _is_2d, _refuse_packed, _shape_of
 from sae_unlearn.guardrail.runtime.refusal import refuse
+from sae_unlearn.guardrail.runtime.shown import takes_in_all
 
 
 Hooks = TypeVar("Hooks")
@@ -53,6 +54,7 @@ class BackboneHooks:
     def __init__(self, backbone: nn.Module, list_name: str) -> None:
         self.names = positional_names(backbone.forward)
         self.list_name = list_name
+        self.stateful = takes_in_all(getattr(backbone, "config", None))
         self.guards: dict[int, Guard] = {}
 
     def install(self, backbone: nn.Module) -> None:
@@ -79,6 +81,7 @@ class BackboneHooks:
             call.wanted,
             cache,
             [],
+            self.stateful,
         )
         shape = _shape_of(given)
         several = shape is None or shape[1] > 1 or given.get("cu_seq_lens_q") is not None  # texts in a row, perhaps

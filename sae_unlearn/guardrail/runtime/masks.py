@@ -17,20 +17,48 @@ from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 
 
+def telling_mask(inputs: ForwardInputs) -> Any:
+    """The mask that tells what is padding: the one given, and of one for each kind of layer that of full attention.
+    Full attention without a mask sees everything."""
+    masks = inputs.attention_mask
+    if not isinstance(masks, dict):
+        return masks
+    if "full_attention" in masks:
+        return masks["full_attention"]
+    for mask in masks.values():
+        if mask is not None:
+            return mask
+    return None
+
+
+def _takes_in_all(inputs: ForwardInputs, seq: int) -> bool:
+    """Whether recurrent layers read all tokens of the pass whatever the mask says."""
+    mask = telling_mask(inputs)
+    return inputs.stateful and (
+        seq == 1 or (isinstance(mask, Tensor) and mask.ndim == 4 and mask is inputs.attention_mask)
+    )
+
+
 def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
     """`[batch, seq]`, the part of a 2-D attention mask that is about this pass, as given; None without such a mask.
 
     Raises:
         GuardrailNotReady: the mask does not cover the tokens.
     """
-    mask, past = _telling_mask(inputs), inputs.past
-    if not _is_2d(mask):
+    mask, past = telling_mask(inputs), inputs.past
+    if not _is_2d(mask) or _takes_in_all(inputs, seq):
         return None
-    if isinstance(past, int):
-        chunk = mask if mask.shape[1] == seq else mask[:, past : past + seq]
-    else:  # counted from the start: a static cache may come with a mask padded to the full length on the right
-        chunk = mask.index_select(1, torch.arange(seq, device=mask.device) + past)
-    if chunk.shape != (batch, seq):
+    if not isinstance(past, int):  # a static cache may come with a mask padded to the full length on the right
+        index = torch.arange(seq, device=mask.device) + past.to(mask.device)
+        if mask.shape[1] == seq:  # of the first pass, or shorter than what was read: there transformers hides the rest
+            mask, index = torch.nn.functional.pad(mask, (0, 1)), index.clamp(max=seq)
+        chunk = mask.index_select(1, index)
+    elif inputs.stateful and past == 0:  # recurrent layers read the end of the mask, and alone they count no past
+        chunk = mask[:, -seq:]
+    else:
+        chunk = mask[:, past : past + seq]
+    unlike = inputs.stateful and isinstance(past, int) and past > 0 and mask.shape[1] != past + seq
+    if chunk.shape != (batch, seq) or unlike:
         raise GuardrailNotReady(
             f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
             f"ones of a batch of {batch}; pass the mask of the whole sequence."
@@ -48,29 +76,16 @@ def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.devic
     chunk = mask_of_pass(inputs, batch, seq)
     if chunk is not None:
         return chunk.to(device).bool()
-    mask = _telling_mask(inputs)
-    if mask is None or (seq == 1 and sees_all(inputs)):
+    mask = telling_mask(inputs)
+    if sees_all(inputs, seq) and (mask is None or seq == 1 or inputs.stateful):
         return torch.ones(batch, seq, dtype=torch.bool, device=device)
     return kept_by(mask, inputs.past, batch, seq).to(device)
 
 
-def sees_all(inputs: ForwardInputs) -> bool:
-    """Whether a single token is no padding for want of a mask that could say so, a tensor."""
-    return not isinstance(_telling_mask(inputs), Tensor)
-
-
-def _telling_mask(inputs: ForwardInputs) -> Any:
-    """The mask that tells what is padding: the one given, and of one for each kind of layer that of full attention.
-    Full attention without a mask sees everything."""
-    masks = inputs.attention_mask
-    if not isinstance(masks, dict):
-        return masks
-    if "full_attention" in masks:
-        return masks["full_attention"]
-    for mask in masks.values():
-        if mask is not None:
-            return mask
-    return None
+def sees_all(inputs: ForwardInputs, seq: int) -> bool:
+    """Whether the host knows that no token of the pass is padding: there is no mask that could say so, a tensor, or the
+    model does not follow it."""
+    return _takes_in_all(inputs, seq) or not isinstance(telling_mask(inputs), Tensor)
 
 
 def _is_2d(mask: Any) -> TypeGuard[Tensor]:
@@ -87,7 +102,7 @@ def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs:
         )
     if shape is None or torch.compiler.is_compiling():
         return
-    mask = _telling_mask(inputs)
+    mask = telling_mask(inputs)
     why = None if mask is None or _is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
     positions = inputs.position_ids
     if why is None and isinstance(positions, Tensor) and positions.ndim == 2:
@@ -102,7 +117,7 @@ def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs:
 def _why_positions_are_packed(positions: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> str | None:
     """What in the positions `[batch or 1, seq]`, or in a 2-D mask beside them, is a sign of several texts in a row;
     None without one. It waits for the device."""
-    if _telling_mask(inputs) is None:  # then transformers takes every gap for the start of another text
+    if telling_mask(inputs) is None:  # then transformers takes every gap for the start of another text
         torn = bool((positions.diff(dim=1) != 1).any())
         return "position_ids do not rise by one from token to token, and there is no attention mask" if torn else None
     kept = kept_tokens(inputs, batch, seq, positions.device)
@@ -145,6 +160,17 @@ def kept_by(mask: Any, past: int | Tensor, batch: int, seq: int) -> Tensor:
         sees = mask.any(dim=every) if mask.dtype == torch.bool else mask.amax(dim=every) > _nothing(mask.dtype)
         return sees[:, None].expand(batch, 1)
     return _own_columns(_visible(mask), past, seq).any(dim=(1, 2)).expand(batch, seq)
+
+
+def shown_by(mask: Any, past: int | Tensor, batch: int, seq: int) -> tuple[Tensor, int | Tensor]:
+    """`[batch or 1, keys]` bool, the columns that some row or head of a mask sees; and the first of the pass's own, an
+    int or a 0-d tensor. The one before it is the last token of the past.
+
+    Raises:
+        NotImplementedError: as in `kept_by`.
+    """
+    _check_kind(mask, batch, seq)
+    return _visible(mask).any(dim=2).any(dim=1), _start_of(past, mask.shape[3], seq)
 
 
 def why_not_one_text(mask: Tensor, past: int | Tensor, batch: int, seq: int) -> str | None:
@@ -192,9 +218,14 @@ def _nothing(dtype: torch.dtype) -> float:
 def _own_columns(visible: Tensor, past: int | Tensor, seq: int) -> Tensor:
     """`[..., seq]`, those columns of `visible [..., keys]` that are the tokens of the pass."""
     if isinstance(past, int):
-        start = min(past, visible.shape[3] - seq)  # less than `past` where a sliding cache has dropped the oldest
+        start = _start_of(past, visible.shape[3], seq)
         return visible[..., start : start + seq]
     return visible.index_select(3, torch.arange(seq, device=visible.device) + past.to(visible.device))
+
+
+def _start_of(past: Any, keys: int, seq: int) -> Any:
+    """The first column of the pass: less than `past` where a sliding cache has dropped the oldest."""
+    return min(past, keys - seq) if isinstance(past, int) else past.clamp(max=keys - seq)
 
 
 def _check_kind(mask: Any, batch: int, seq: int) -> None:

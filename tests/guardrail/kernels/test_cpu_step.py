@@ -137,7 +137,7 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
     else:
         history.append(previous[:, None])
 
-    edited = host.host_step(hidden, hidden, encoder, decoder, config, ConfigTables(), ids, mask, history)
+    edited = host.host_step(hidden, hidden, encoder, decoder, config, ConfigTables(), ids, mask, None, history)
 
     counted = (mask != 0) & (ids != 1)
     pre = torch.nn.functional.linear(hidden, encoder.weight, encoder.bias)  # a product spreads what is not finite
@@ -145,7 +145,7 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
     activations = heard(pre * (pre > 0.5), counted, usual)
     active = activations != 0
     hits = hits_of(activations, active, weights)
-    decision = decide(hits, counted, config, previous)
+    decision = decide(hits, counted, config, previous, kept=mask != 0)
     where = decision.fire[..., None] & (active if clamp_mode == "fired" else (hits != 0)[..., None].expand_as(active))
     torch.testing.assert_close(history.last(), decision.state[:, -1], equal_nan=True, atol=0, rtol=0)
     torch.testing.assert_close(edited, hidden + decoder(activations, where), equal_nan=True)
