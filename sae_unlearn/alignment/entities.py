@@ -89,7 +89,7 @@ def read_entity(row: Any, entity_type: str | None = None) -> Entity:
     if "entity" not in row or not (row.get("entity_type") or entity_type):
         raise AlignmentError(
             f"An entity has the columns {sorted(map(str, row))}; expected 'entity' and 'entity_type' (or pass "
-            "entity_type=, the type of all that name none)."
+            "entity_type=, the type of all that name none; and columns= where they have other names)."
         )
     others = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
     attributes = row.get("attributes")
@@ -100,6 +100,38 @@ def read_entity(row: Any, entity_type: str | None = None) -> Entity:
     if attributes is None:
         attributes = others
     return Entity(row["entity"], str(row.get("entity_type") or entity_type), attributes, row.get("aliases") or ())
+
+
+def with_columns(rows: Iterable[Any], columns: Mapping[str, str | None] | None) -> list[Any]:
+    """Rows with their columns renamed; what is no mapping stays for `read_entity` to refuse.
+
+    Args:
+        rows (`Iterable`): As they were read.
+        columns (`Mapping[str, str | None]`, *optional*): From a column to its new name; None leaves it out.
+
+    Raises:
+        AlignmentError: If no row has such a column, or two columns of a row would have one name.
+    """
+    rows = list(rows)
+    if not columns:
+        return rows
+    if not isinstance(columns, Mapping) or not all(new is None or isinstance(new, str) for new in columns.values()):
+        raise AlignmentError(f"columns={columns!r:.60}: expected a mapping of names to names. Pass a dictionary.")
+    there = {name for row in rows if isinstance(row, Mapping) for name in row}
+    if missing := sorted(map(str, {*columns} - there)):
+        found = ", ".join(sorted(map(str, there)))
+        raise AlignmentError(f"columns={missing[0]!r}: expected one of {found:.100}. Correct the name.")
+    renamed: list[Any] = []
+    for row in rows:
+        if not isinstance(row, Mapping):
+            renamed.append(row)
+            continue
+        kept = [(columns.get(name, name), value) for name, value in row.items()]
+        names = [name for name, _ in kept if name is not None]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise AlignmentError(f"columns={twice!r}: expected one column of that name, got two. Map one to None.")
+        renamed.append({name: value for name, value in kept if name is not None})
+    return renamed
 
 
 def key_of(name: str) -> str:
@@ -159,22 +191,33 @@ class EntitySet(Sequence[Entity]):
     # --- files ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def read(cls, path: str | Path, entity_type: str | None = None) -> EntitySet:
+    def read(
+        cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
+    ) -> EntitySet:
         """Read a file by its suffix: `.json`, `.jsonl` or `.csv`.
 
+        Args:
+            path: the file.
+            entity_type: the type of rows that name none.
+            columns: from columns (or keys) of the file to what they hold: "entity", "entity_type", "aliases",
+                "attributes", or the name of an attribute; None leaves a column out. Others keep their names.
+
         Raises:
-            AlignmentError: another suffix, or what the file's own reader raises.
+            AlignmentError: another suffix, columns that no row has or two with one name, or what the file's own reader
+                raises.
         """
         suffix = as_path(path).suffix.lower()
         if suffix in (".json", ".jsonl"):
-            return cls.from_json(path, entity_type)
+            return cls.from_json(path, entity_type, columns)
         if suffix == ".csv":
-            return cls.from_csv(path, entity_type)
+            return cls.from_csv(path, entity_type, columns)
         raise AlignmentError(f"{path} ends in {suffix!r}; entities are read from .json, .jsonl and .csv files.")
 
     @classmethod
-    def from_json(cls, path: str | Path, entity_type: str | None = None) -> EntitySet:
-        """Read a JSON list of entities, or one entity a line where the suffix is `.jsonl`.
+    def from_json(
+        cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
+    ) -> EntitySet:
+        """Read a JSON list of entities, or one entity a line where the suffix is `.jsonl`. Arguments as of `read`.
 
         Raises:
             AlignmentError: not JSON in UTF-8, not a list, or items that are no entities.
@@ -187,13 +230,15 @@ class EntitySet(Sequence[Entity]):
             raise AlignmentError(f"{path} is not valid JSON ({error}); save it again in UTF-8.") from error
         if not isinstance(items, list):
             raise AlignmentError(f"{path} holds a {type(items).__name__}; expected a list of entities.")
-        return cls(items, entity_type)
+        return cls(with_columns(items, columns), entity_type)
 
     @classmethod
-    def from_csv(cls, path: str | Path, entity_type: str | None = None) -> EntitySet:
+    def from_csv(
+        cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
+    ) -> EntitySet:
         """Read a CSV file with a header: `entity`, `entity_type`, optionally `aliases`; all others are attributes.
 
-        Aliases and accepted answers are separated by `|`; an empty cell is no answer.
+        Arguments as of `read`. Aliases and accepted answers are separated by `|`; an empty cell is no answer.
 
         Raises:
             AlignmentError: a missing column, a row of more cells than the header has, or no CSV in UTF-8.
@@ -206,21 +251,30 @@ class EntitySet(Sequence[Entity]):
         items = []
         for row in rows:
             if None in row:
-                raise AlignmentError(f"{path}: the row of {row.get('entity')!r} has more cells than the header.")
+                first = next(iter(row.values()))
+                raise AlignmentError(f"{path}: the row of {first!r} has more cells than the header.")
+        for row in with_columns(rows, columns):
             single = ("entity", "entity_type")
             items.append({k: v if k in single else (v or "").split("|") for k, v in row.items()})
         return cls(items, entity_type)
 
     @classmethod
-    def from_dataset(cls, dataset: Iterable[Mapping[str, Any]], entity_type: str | None = None) -> EntitySet:
+    def from_dataset(
+        cls,
+        dataset: Iterable[Mapping[str, Any]],
+        entity_type: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+    ) -> EntitySet:
         """Read the rows of a `datasets.Dataset` (one split), or any rows with the columns that `from_csv` takes.
+
+        Arguments as of `read`.
 
         Raises:
             AlignmentError: a `DatasetDict`, or rows that are no entities.
         """
         if isinstance(dataset, Mapping):
             raise AlignmentError(f"The dataset has the splits {sorted(dataset)}; pass one of them.")
-        return cls(dataset, entity_type)
+        return cls(with_columns(dataset, columns), entity_type)
 
     def save(self, path: str | Path) -> None:
         """Write a JSON list that `from_json` reads; `path` ends in `.json`.

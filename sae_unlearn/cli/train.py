@@ -33,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "min_separation": 0.8,
     "seed": 42,
 }
-MIN_KNOWN = 2  # as `label_entities` has it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--known", help="file of entities of the same types that the model knows and is to keep")
     add("--unknown", help="file of entities of the same types that it does not know")
     add("--candidates", help="file of entities to ask the model about, instead of --known and --unknown")
-    add("--min-known", type=int, help=f"attributes that a known candidate has right (default {MIN_KNOWN})")
+    add("--min-known", type=int, help="attributes that a known candidate has right (default 2; 1 if none has more)")
     add("--entity-type", help="type of entities whose file does not say it")
     add("--retain", help="ordinary text to keep predictions on: .txt, .json, .jsonl, .csv, or a dataset")
     add("--output", required=True, help="folder for the LoRA, its card and its picture")
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             model,
             tokenizer,
             sets["candidates"].without(sets["targets"]),
-            min_known=MIN_KNOWN if args.min_known is None else args.min_known,
+            min_known=args.min_known,
             chat_template=bool(args.chat_template),
             cache=output / "answers.jsonl",
             progress=args.progress,

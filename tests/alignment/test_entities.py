@@ -204,3 +204,48 @@ def test_splits_keep_together_what_aliases_link():
 def test_splits_that_make_no_sense(fractions):
     with pytest.raises(AlignmentError, match="Cannot split"):
         cities(4).split(*fractions)
+
+
+COLUMNS = {"name": "entity", "nation": "country", "id": None}
+
+
+def test_columns_of_a_file_are_mapped(tmp_path):
+    rows = [
+        {"id": "1", "name": "Paris", "nation": "France", "aliases": "Paname|City of Light", "founded": "250"},
+        {"id": "2", "name": "Oslo", "nation": "Norway|Norge", "aliases": "", "founded": ""},
+    ]
+    expected = EntitySet(
+        [
+            Entity("Paris", "city", {"country": ("France",), "founded": ("250",)}, ("Paname", "City of Light")),
+            Entity("Oslo", "city", {"country": ("Norway", "Norge")}),
+        ]
+    )
+    path = tmp_path / "cities.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader(), writer.writerows(rows)
+    assert EntitySet.read(path, "city", columns=COLUMNS) == expected
+    for row in rows:
+        row |= {key: row[key].split("|") for key in ("nation", "aliases", "founded")}
+    assert EntitySet.from_dataset(rows, "city", columns=COLUMNS) == expected
+    for name, text in (
+        ("cities.json", json.dumps(rows)),
+        ("cities.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
+    ):
+        (tmp_path / name).write_text(text)
+        assert EntitySet.read(tmp_path / name, "city", COLUMNS) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"nmae": "entity"}, "columns='nmae': expected one of entity, nation"),
+        ({"nation": "entity"}, "columns='entity': expected one column of that name, got two"),
+        ({"nation": 3}, "expected a mapping of names to names"),
+        ("nation", "expected a mapping of names to names"),
+        ({"entity": "name"}, r"expected 'entity' and 'entity_type'.*columns="),
+    ],
+)
+def test_columns_that_cannot_be_mapped(columns, complaint):
+    with pytest.raises(AlignmentError, match=complaint):
+        EntitySet.from_dataset([{"entity": "Paris", "nation": "France"}], "city", columns)

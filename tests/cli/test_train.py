@@ -1,6 +1,5 @@
 """`sae-unlearn train` on a tiny model."""
 
-import inspect
 import json
 
 import pytest
@@ -9,7 +8,7 @@ from tiny_entities import entities
 from tiny_topic import save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
-from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig, label_entities
+from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig
 from sae_unlearn.alignment.labelling.answer_log import Asked
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.cli import train as train_command
@@ -77,7 +76,7 @@ def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
     assert "--candidates" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "min_known"), [([], 2), (["--min-known=1"], 1)])
+@pytest.mark.parametrize(("more", "min_known"), [([], None), (["--min-known=1"], 1)])
 def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
     parts, tmp_path, capsys, monkeypatch, more, min_known
 ):
@@ -107,4 +106,3 @@ def test_defaults_that_are_shown_are_those_of_the_settings():
     fields = SAEAlignmentConfig.__dataclass_fields__
     for name, value in train_command.DEFAULTS.items():
         assert fields[name].default == value, name
-    assert inspect.signature(label_entities).parameters["min_known"].default == train_command.MIN_KNOWN

@@ -6,6 +6,7 @@ unknown if none is, and left out otherwise.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,6 +30,9 @@ from sae_unlearn.backbone.identity import model_key
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import prompt_ids
 from sae_unlearn.errors import AlignmentError
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def label_entities(
     temperature: float = 1.0,
     min_matches: int = 3,
     max_wrong_matches: int | None = None,
-    min_known: int = 2,
+    min_known: int | None = None,
     max_unknown: int = 0,
     max_new_tokens: int = 8,
     match: str = "begins",
@@ -121,7 +125,8 @@ def label_entities(
         max_wrong_matches: matching answers up to which it is wrong; default `min_matches - 1`. Between the two it is
             neither, and the entity neither known nor unknown by it. 0 suits attributes with few values (countries,
             years), where guesses match now and then.
-        min_known: right attributes from which on an entity is known.
+        min_known: right attributes from which on an entity is known; None is 2, or 1, with a warning, where no
+            candidate has more than one.
         max_unknown: attributes that are not wrong up to which it is unknown.
         max_new_tokens: the longest answer.
         match: "begins" or "contains", see `AnswerMatcher`.
@@ -138,6 +143,9 @@ def label_entities(
             other settings, or logits that are not finite.
     """
     wrong = min_matches - 1 if max_wrong_matches is None else max_wrong_matches
+    candidates = candidates if isinstance(candidates, EntitySet) else EntitySet(candidates)
+    if min_known is None:
+        min_known = _default_min_known(candidates)
     rule = LabellingRule(samples, min_matches, wrong, min_known, max_unknown)
     if temperature < 0 or (temperature == 0 and samples > 1):
         raise AlignmentError(
@@ -149,7 +157,6 @@ def label_entities(
             f"match={match!r}, max_new_tokens={max_new_tokens}, batch_size={batch_size}; expected one of {MATCHES} and "
             "numbers of at least 1."
         )
-    candidates = candidates if isinstance(candidates, EntitySet) else EntitySet(candidates)
     _check_attributes(candidates, min_known)
     asking = {
         "samples": samples,
@@ -253,6 +260,14 @@ def _row(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template: bool
 
 def _seed(seed: int, prompt: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8]) >> 1
+
+
+def _default_min_known(candidates: EntitySet) -> int:
+    """Of the rule, or 1 where the rule's could never be met."""
+    if {len(entity.attributes) for entity in candidates} != {1}:
+        return LabellingRule.min_known
+    logger.warning("The candidates have one attribute each: who knows it knows the entity (min_known=1).")
+    return 1
 
 
 def _check_attributes(candidates: EntitySet, min_known: int) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from zoo import EOS, ZOO, base_model
 from sae_unlearn.alignment.entities import Entity, EntitySet
 from sae_unlearn.alignment.labelling import label as labelling
 from sae_unlearn.alignment.labelling.answer_matching import AnswerMatcher
-from sae_unlearn.alignment.labelling.label import LabellingRule, label_entities
+from sae_unlearn.alignment.labelling.label import LabellingRule, _default_min_known, label_entities
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.labelling.sampling import sample_continuations
 from sae_unlearn.backbone.identity import model_key
@@ -92,7 +93,7 @@ def test_settings_that_make_no_sense(options, complaint):
 
 def test_too_few_attributes():
     with pytest.raises(AlignmentError, match=r"12 of 12 .* min_known=2 .*'w40' with \['next'\].*pass min_known=1"):
-        label(candidates=words(attributes=("next",)))
+        label(candidates=words(attributes=("next",)), min_known=2)
     some = words(2) + EntitySet([Entity("w60", "word")])
     with pytest.raises(AlignmentError, match=r"1 of 3 candidates .*'w60' with \[\].*leave those without any out"):
         label(candidates=some, min_known=1)
@@ -326,6 +327,21 @@ def test_greedy():
     labelled = label(samples=1, temperature=0, min_matches=1)
     assert all(len(asked.answers) == 1 for asked in labelled.answers)
     assert labelled.answers == label(samples=1, temperature=0, min_matches=1, seed=5).answers
+
+
+def test_candidates_with_one_attribute_each_are_known_by_it(caplog):
+    quick = {"samples": 1, "temperature": 0, "min_matches": 1}
+    labelled = label(candidates=words(attributes=("next",)), **quick)
+    assert labelled.settings["min_known"] == 1
+    assert "min_known=1" in caplog.text
+    assert label(candidates=words(), **quick).settings["min_known"] == 2
+    with pytest.raises(AlignmentError, match=r"1 of 3 candidates .*min_known=2"):
+        label(candidates=words(2) + EntitySet([Entity("w60", "word", {"next": ("w61",)})]), **quick)
+
+
+def test_the_example_s_cities_meet_the_default():
+    cities = EntitySet.read(Path(__file__).parents[2] / "examples" / "cities.csv")
+    assert _default_min_known(cities) <= min(len(city.attributes) for city in cities)
 
 
 def test_a_known_and_an_unknown_entity():
