@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -19,6 +20,10 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     Args:
         model (`nn.Module`): A model with PEFT adapters, wrapped by a `PeftModel` or not.
     """
+    if isinstance(model, PeftModel) and not _on_modules(model):
+        with model.disable_adapter():
+            yield
+        return
     were = [(part, part.disable_adapters) for part in model.modules() if is_adapter_module(part)]
     try:
         for part, _ in were:
@@ -27,6 +32,12 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for part, disabled in were:
             part._disable_adapters = disabled
+
+
+def _on_modules(model: PeftModel) -> bool:
+    """Return whether the active adapter acts on modules, and not on the model's inputs as prompt learning does."""
+    configs = [model.peft_config[name] for name in model.active_adapters]
+    return not any(config.is_prompt_learning or config.is_adaption_prompt for config in configs)
 
 
 def is_adapter_module(module: nn.Module) -> TypeGuard[BaseTunerLayer | AuxiliaryTrainingWrapper]:
