@@ -20,7 +20,7 @@ The second line does the same for another model.
 Each step leaves its result in `--work` and is skipped when that is there, so an interrupted run goes on where it
 was: the harvest at its last 512 sequences, the training at its last checkpoint. Take a new folder for other settings.
 
-Needs `pip install "sae-unlearn[demo]" sae-lens`, 3 GB of disk and 8 GB of memory; on two CPU cores about an hour.
+Needs `pip install ".[demo]" sae-lens`, 3 GB of disk and 8 GB of memory; on two CPU cores about an hour.
 """
 
 from __future__ import annotations

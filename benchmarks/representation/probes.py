@@ -20,6 +20,7 @@ from torch import Tensor
 from sae_unlearn.checks import check_is, check_tensors
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate, pair_auc
+from sae_unlearn.install import install_command
 from sae_unlearn.stats import pair_wins
 
 
@@ -47,7 +48,7 @@ def classifier(kind: Kind) -> Pipeline:
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC
     except ImportError as error:
-        raise ImportError('probes need scikit-learn; run: pip install "sae-unlearn[eval]"') from error
+        raise ImportError(f"probes need scikit-learn; run: {install_command('eval')}") from error
     if kind == "linear":
         return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
     if kind == "kernel":

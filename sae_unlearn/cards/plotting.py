@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from sae_unlearn.install import install_command
 
-NO_MATPLOTLIB = 'matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[eval]"'
+
+NO_MATPLOTLIB = f"matplotlib draws the picture and is not installed; run: {install_command('eval')}"
 
 # Okabe and Ito's: told apart with every common kind of colour blindness, and of unlike lightness
 VERMILLION, BLUE = "#D55E00", "#0072B2"

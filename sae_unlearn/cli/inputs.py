@@ -6,13 +6,16 @@ Texts from a file, or from a dataset.
 import argparse
 import csv
 import json
+import os
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.files.untrusted import json_lines
+from sae_unlearn.install import install_command
 
 
 if TYPE_CHECKING:
@@ -80,16 +83,39 @@ def load_sae(name: str, subfolder: str | None = None, revision: str | None = Non
 
 
 def output_folder(name: str) -> Path:
-    """The folder to write into, made before anything long is begun.
+    """The folder to write into, checked before anything long is begun and not made: a run that fails leaves none.
+
+    Args:
+        name (`str`): What the user typed.
 
     Raises:
-        NotADirectoryError: it is a file.
+        NotADirectoryError: If it is a file, or in one.
+        PermissionError: If it cannot be written.
     """
     path = Path(name).expanduser()
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"--output {name} is a file; give a folder.")
-    path.mkdir(parents=True, exist_ok=True)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"--output {name}: {there} is a file; give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--output {name}: {there} cannot be written; give another folder.")
     return path
+
+
+@contextmanager
+def not_left_empty(path: Path) -> Iterator[None]:
+    """Remove `path` if the block fails or is interrupted and all that was made of it is an empty folder.
+
+    Args:
+        path (`Path`): The output folder of a command whose libraries make it before they write.
+    """
+    before = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not before:
+            with suppress(OSError):  # it is not there, or holds something
+                path.rmdir()
+        raise
 
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
@@ -170,7 +196,7 @@ def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
         import datasets
     except ImportError as error:
         raise ImportError(
-            f'{source} is no file, and reading a dataset needs `datasets`; run: pip install "sae-unlearn[eval]"'
+            f"{source} is no file, and reading a dataset needs `datasets`; run: {install_command('eval')}"
         ) from error
     path = Path(source).expanduser()
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()

@@ -9,6 +9,8 @@ does that, and then is the harness' own:
 
 import sys
 
+from sae_unlearn.install import install_command
+
 
 def main() -> int:
     """Run the harness' command line. Returns 2 where the harness is not installed."""
@@ -16,7 +18,7 @@ def main() -> int:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         print(
-            f'sae-unlearn-lm-eval: the harness is missing ({error}); run: pip install "sae-unlearn[harness]"',
+            f"sae-unlearn-lm-eval: the harness is missing ({error}); run: {install_command('harness')}",
             file=sys.stderr,
         )
         return 2

@@ -67,15 +67,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from transformers.trainer_callback import PrinterCallback
-
-    from sae_unlearn.alignment import EntitySet
-    from sae_unlearn.backbone.distributed import process_index
-    from sae_unlearn.cli.inputs import load_model, load_sae, output_folder, read_texts
+    from sae_unlearn.cli.inputs import not_left_empty, output_folder
 
     if not args.candidates and not (args.known and args.unknown):
         raise ValueError("Give --known and --unknown, or --candidates, of which the model itself says which it knows.")
     output = output_folder(args.output)
+    with not_left_empty(output):  # transformers' Trainer makes it
+        return _train(args, output)
+
+
+def _train(args: argparse.Namespace, output: "Path") -> int:
+    from transformers.trainer_callback import PrinterCallback
+
+    from sae_unlearn.alignment import EntitySet
+    from sae_unlearn.backbone.distributed import process_index
+    from sae_unlearn.cli.inputs import load_model, load_sae, read_texts
+
     read = {name: getattr(args, name) for name in ("targets", "known", "unknown", "candidates")}
     sets = {name: EntitySet.read(path, args.entity_type) for name, path in read.items() if path}
     retain = list(read_texts(args.retain)) if args.retain else None

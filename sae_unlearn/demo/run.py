@@ -118,7 +118,6 @@ def run_demo(
     steps = steps or Steps(say)
     output = Path(output)
     adapter = output / ADAPTER_FOLDER
-    output.mkdir(parents=True, exist_ok=True)
     texts = texts.reduced(**(QUICK if quick else FULL))
 
     with steps("before", "Measuring the model before"):
@@ -142,6 +141,7 @@ def run_demo(
     lines = lines_of(before, after)
     size = sum((adapter / name).stat().st_size for name in (CONFIG_NAME, WEIGHTS_NAME))
     text = "\n\n".join((measured_text(lines, config), answers_text(texts, before, after)))
+    output.mkdir(parents=True, exist_ok=True)
     (output / REPORT).write_text(text + "\n", encoding="utf-8")
     _write_data(output / REPORT_DATA, lines, texts, before, after, steps.seconds)
     say(f"\n{text}\n")

@@ -95,26 +95,34 @@ def use_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
 
 def set_action(
     model: nn.Module,
-    name: str,
-    action: str,
+    name: str | None = None,
+    action: str | None = None,
     *,
     message: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Change what a guardrail does with a sequence that fired; it holds from the next forward pass on, and is saved.
 
+    `set_action(model, "biology", "record")`, or `set_action(model, "record")` on a model with one guardrail.
+
     Args:
-        name: of the guardrail.
-        action: "clamp", "record", or "refuse".
-        message: what a refusal answers; needed the first time.
-        tokenizer: the model's, for the message.
+        model (`nn.Module`): A model with guardrails.
+        name (`str`, *optional*): The guardrail's adapter name. Not needed where there is one.
+        action (`str`): "clamp", "record", or "refuse".
+        message (`str`, *optional*): What a refusal answers; needed the first time.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's, for the message.
 
     Raises:
-        GuardrailError: there is no such guardrail or action, or a refusal has no message; nothing is changed.
+        GuardrailError: If there is no such guardrail or action, if several are there and none is named, or if a refusal
+            has no message. Nothing is changed then.
     """
+    if action is None:
+        name, action = None, name
     there = _configs(model)
-    if name not in there:
-        raise GuardrailError(f"There is no guardrail {name!r} on the model; there are {sorted(there)}.")
+    if name is None and len(there) == 1:
+        (name,) = there
+    if name is None or name not in there:
+        raise GuardrailError(f"name={name!r}: expected one of the model's guardrails, {sorted(there)}. Pass its name.")
     if action not in CHOICES["action"]:
         raise GuardrailError(f"action={action!r} is not one of {', '.join(map(repr, CHOICES['action']))}.")
     config = there[name]

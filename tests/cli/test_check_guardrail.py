@@ -120,9 +120,8 @@ def test_a_model_that_computes_something_else(fitted):
     """The fingerprint fits, but the stored rows are read otherwise."""
     _, _, folder = fitted
     other = tiny_parts()[0]
-    with torch.no_grad():
-        for layer in other.model.layers:
-            layer.mlp.down_proj.weight.mul_(-8)
+    for layer in other.model.layers:
+        layer.mlp.register_forward_hook(lambda module, args, output: -8 * output)
     report = check_guardrail(other, folder)
     assert found(report, "base model")[0].status == "ok"
     problems = [f for f in report.findings if f.status == "problem"]

@@ -98,7 +98,7 @@ def test_fit_zero_shot(parts, tmp_path, capsys):
 
 
 def test_fit_from_a_dataset(parts, tmp_path):
-    datasets = pytest.importorskip("datasets", reason='needs the extra: pip install "sae-unlearn[eval]"')
+    datasets = pytest.importorskip("datasets", reason='needs the extra: pip install ".[eval]"')
     rows = {"body": topic_texts("forget", 40)}
     datasets.DatasetDict({"few": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "topic")
     (tmp_path / "retain.csv").write_text("body\n" + "\n".join(topic_texts("retain", 80)))
@@ -115,7 +115,7 @@ def test_fit_from_a_dataset(parts, tmp_path):
 def test_fit_goes_on_without_matplotlib(parts, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(fit_arguments(parts, tmp_path)) == 0
-    assert 'no picture: matplotlib draws the picture and is not installed; run: pip install "sae-unlearn[' in (
+    assert 'no picture: matplotlib draws the picture and is not installed; run: pip install ".[' in (
         capsys.readouterr().out
     )
     assert (tmp_path / "adapter_model.safetensors").exists()
@@ -175,7 +175,7 @@ def test_a_dataset_without_datasets_names_the_extra(parts, tmp_path, capsys, mon
     monkeypatch.setitem(sys.modules, "datasets", None)
     arguments = fit_arguments(parts, tmp_path)
     arguments[arguments.index("--forget") + 1] = "somebody/texts"
-    fails(capsys, arguments, "somebody/texts is no file", 'pip install "sae-unlearn[eval]"')
+    fails(capsys, arguments, "somebody/texts is no file", 'pip install ".[eval]"')
 
 
 # ----------------------------------------------------------------------------------------------------------------- show
@@ -412,7 +412,7 @@ def test_interrupting_is_no_error_of_the_program(monkeypatch, capsys):
 def test_demo_without_its_packages_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAE_UNLEARN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("sae_unlearn.demo.model._NEEDED", ("surely_not_installed",))
-    fails(capsys, ["demo", "--output", tmp_path / "out"], 'pip install "sae-unlearn[demo]"')
+    fails(capsys, ["demo", "--output", tmp_path / "out"], 'pip install ".[demo]"')
 
 
 def test_it_runs_as_a_module():

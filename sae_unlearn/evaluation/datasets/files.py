@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.files.untrusted import json_lines
+from sae_unlearn.install import install_command
 
 
 def read_rows(
@@ -74,7 +75,7 @@ def text_of(row: dict[str, Any], name: str, source: str) -> str:
     return value
 
 
-_INSTALL = 'pip install "sae-unlearn[eval]"'
+_INSTALL = install_command("eval")
 
 
 def _from_hub(source: str, config: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:

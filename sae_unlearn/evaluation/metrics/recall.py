@@ -20,6 +20,7 @@ from sae_unlearn.backbone.logits import FiniteLogits
 from sae_unlearn.backbone.tokens import padding_id, prompt_ids
 from sae_unlearn.checks import check_all, check_counts, check_is
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.install import install_command
 
 
 LEADING = " \t\n\"'“‘*(["
@@ -260,7 +261,7 @@ def rouge_l(found: Sequence[Recall]) -> RougeL:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise ImportError('ROUGE-L needs rouge-score; run: pip install "sae-unlearn[eval]"') from error
+        raise ImportError(f"ROUGE-L needs rouge-score; run: {install_command('eval')}") from error
     check_all(found, Recall, "found")
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     scores = [[scorer.score(answer, one.completion)["rougeL"] for answer in one.fact.answers] for one in found]

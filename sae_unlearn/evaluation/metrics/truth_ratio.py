@@ -12,6 +12,7 @@ from sae_unlearn.checks import check_tensors
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.install import install_command
 
 
 def log_truth_ratios(
@@ -82,7 +83,7 @@ def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
     try:
         from scipy.stats import ks_2samp
     except ImportError as error:
-        raise ImportError('forget quality needs scipy; run: pip install "sae-unlearn[eval]"') from error
+        raise ImportError(f"forget quality needs scipy; run: {install_command('eval')}") from error
     n, m = len(log_ratios), len(reference)
     found = ks_2samp(log_ratios.double().numpy(), reference.double().numpy())
     reach = sum(math.sqrt(math.log(4 / 0.05) / (2 * size)) for size in (n, m))

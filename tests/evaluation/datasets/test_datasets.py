@@ -96,7 +96,7 @@ def test_wmdp(tmp_path):
 
 
 def test_parquet_as_the_hub_has_it(tmp_path):
-    datasets = pytest.importorskip("datasets", reason='needs the extra: pip install "sae-unlearn[eval]"')
+    datasets = pytest.importorskip("datasets", reason='needs the extra: pip install ".[eval]"')
     (tmp_path / "wmdp-cyber").mkdir()
     datasets.Dataset.from_list(EXAM).to_parquet(tmp_path / "wmdp-cyber" / "test-00000-of-00001.parquet")
     assert wmdp_choices("cyber", str(tmp_path)) == [NEON]
@@ -160,7 +160,7 @@ def test_the_hub_is_asked_where_there_is_no_folder(monkeypatch):
         asked.append((arguments, options))
         return EXAM
 
-    datasets = pytest.importorskip("datasets", reason='needs the extra: pip install "sae-unlearn[eval]"')
+    datasets = pytest.importorskip("datasets", reason='needs the extra: pip install ".[eval]"')
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert wmdp_choices("bio", revision="abc") == mmlu_choices("virology", "me/exams", split="dev") == [NEON]
     assert asked == [
