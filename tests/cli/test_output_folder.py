@@ -54,13 +54,18 @@ def test_a_fit_that_fails_late_leaves_nothing(parts, tmp_path, monkeypatch, erro
     assert not (tmp_path / "out").exists()
 
 
+def interrupted(folder, kept):
+    with loading.not_left_empty(folder):
+        folder.mkdir()
+        if kept:
+            (folder / "checkpoint").mkdir()
+        raise KeyboardInterrupt
+
+
 def test_a_folder_that_a_library_made_goes_where_it_is_empty(tmp_path):
     for kept in (False, True):
-        with pytest.raises(KeyboardInterrupt), loading.not_left_empty(tmp_path / "out"):
-            (tmp_path / "out").mkdir()
-            if kept:
-                (tmp_path / "out" / "checkpoint").mkdir()
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(tmp_path / "out", kept)
         assert (tmp_path / "out").exists() is kept
 
 

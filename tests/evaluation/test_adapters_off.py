@@ -10,7 +10,7 @@ from sae_unlearn.alignment.entities import Entity
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.evaluation.base_model import without_adapters
 from sae_unlearn.evaluation.metrics.text import row_divergences
-from sae_unlearn.evaluation.representation.states import entity_states
+from benchmarks.representation.states import entity_states
 
 
 LORA = LoraConfig(
