@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_keys import unknown_of_peft
 from sae_unlearn.guardrail.config_validation import FORMAT_VERSION, as_float32, check_config, check_version
 from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
@@ -158,12 +159,11 @@ class SAEGuardrailConfig(PeftConfig):
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Refuse a stored config that this version cannot read in full, before anything is built from it. Its seal is
-        left out: it is of a file, and not of what is made of it."""
+        left out: it is of a file, and not of what is made of it. So are the fields of another PEFT."""
         kwargs = {key: value for key, value in kwargs.items() if key not in SEALS}
         check_version(kwargs.get("format_version", FORMAT_VERSION))  # first: a newer version may well have new keys
-        unknown = sorted(set(kwargs) - {f.name for f in fields(cls)})
-        if unknown:
-            raise GuardrailError(f"Unknown key(s) in the guardrail's config: {unknown}. Install a newer sae_unlearn.")
+        for key in unknown_of_peft(kwargs, {f.name for f in fields(cls)}):
+            del kwargs[key]
         if kwargs.get("auto_mapping") is not None:
             raise GuardrailError("`auto_mapping` names classes to import; a guardrail's config may not hold it.")
         return kwargs

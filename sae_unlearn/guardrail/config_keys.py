@@ -1,0 +1,66 @@
+"""Keys of a stored config that this version does not know: ours are refused, PEFT's are not ours to judge.
+
+Every field of ours is known to the version that wrote the file and to later ones. So an unknown key in a file of this
+version, or of an earlier one, is no field of ours, and it is PEFT's if another PEFT wrote it.
+"""
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import peft
+from packaging.version import InvalidVersion, Version
+
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.version import __version__
+
+
+def unknown_of_peft(stored: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """The unknown keys of a stored config that come from another PEFT, with a warning; empty if there are none.
+
+    Args:
+        stored: the fields as they are in the file.
+        known: names of the fields of this version of both packages.
+
+    Raises:
+        GuardrailError: an unknown key is not PEFT's, naming what to install.
+    """
+    unknown = sorted(set(stored) - set(known))
+    if not unknown:
+        return []
+    names = f"{unknown[:5]}"[:80]
+    writer = stored.get("sae_unlearn_version")
+    if _newer(writer, __version__):
+        raise GuardrailError(
+            f"Unknown key(s) {names}: expected fields of sae_unlearn {__version__}, got those of {writer:.40}. Install "
+            "a newer sae_unlearn."
+        )
+    version = stored.get("peft_version")
+    if not _differs(version, peft.__version__):
+        raise GuardrailError(
+            f"Unknown key(s) {names}: expected fields of sae_unlearn {__version__} and PEFT {peft.__version__}. Remove "
+            "them, or install a newer sae_unlearn."
+        )
+    warnings.warn(
+        f"Unknown key(s) {names} of PEFT {version:.40} are ignored by PEFT {peft.__version__}, which is installed.",
+        stacklevel=3,
+    )
+    return unknown
+
+
+def _version(text: Any) -> Version | None:
+    try:
+        return Version(text) if isinstance(text, str) else None
+    except InvalidVersion:
+        return None
+
+
+def _newer(text: Any, than: str) -> bool:
+    found = _version(text)
+    return found is not None and found > Version(than)
+
+
+def _differs(text: Any, other: str) -> bool:
+    """Whether both are versions, and not the same; a build from source is named after an `@`."""
+    found = _version(text.partition("@")[0]) if isinstance(text, str) else None
+    return found is not None and (found != _version(other) or "@" in text)
