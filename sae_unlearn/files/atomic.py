@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def _move(stage: Path, folder: Path, first: list[str], key: str | None) -> None:
         return first.index(path.name) if path.name in first else len(first)
 
     files = sorted((path for path in stage.rglob("*") if path.is_file()), key=turn)
+    mode = stat.S_IMODE(stage.stat().st_mode) & 0o666  # what a new file gets here, by the process's umask
     moved, old_key = False, None
     if key is not None and _differ(stage / key, folder / key):
         old_key = stage / f"{key}.old"
@@ -83,6 +85,7 @@ def _move(stage: Path, folder: Path, first: list[str], key: str | None) -> None:
         for path in files:
             target = folder / path.relative_to(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
+            path.chmod(mode)  # safetensors writes files that only their owner can read
             os.replace(path, target)
             moved = True
     except BaseException:
