@@ -10,7 +10,8 @@ The members of a bundle from the Hub are all of one commit.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.files.hub import fetch_file
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
-from sae_unlearn.guardrail.bundles.lora import check_lora_config, put_lora, take_lora_off, trained
+from sae_unlearn.guardrail.bundles.lora import as_bundled, check_lora_config, put_lora, take_lora_off, trained
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
@@ -175,7 +176,7 @@ def members_of(model: nn.Module) -> Bundle:
     if len(others) > 1 or any(_kind(config) != "LORA" for config in others.values()):
         raise GuardrailError(f"A bundle holds guardrails and one LoRA, but the model has {sorted(others)} beside them.")
     for name, config in others.items():
-        check_lora_config(config.to_dict(), f"The config of {name!r}")
+        check_lora_config(as_bundled(config).to_dict(), f"The config of {name!r}")
     wrong = [name for name in [*guardrails, *others] if not re.fullmatch(r"[\w-]{1,100}", name)]
     if wrong:
         raise GuardrailError(f"{wrong[0]!r} cannot be the folder of a member; use letters, digits, '_' and '-'.")
@@ -200,7 +201,10 @@ def _save(model: nn.Module, held: Bundle, folder: Path, details: CardDetails, ca
         for name in held.members:
             # PEFT puts "default" into the folder itself, and others into one of their name
             place = stage / name if name == "default" else stage
-            PeftModel.save_pretrained(model, os.fspath(place), selected_adapters=[name], save_embedding_layers=False)
+            with _bundled_config(configs, held.lora):
+                PeftModel.save_pretrained(
+                    model, os.fspath(place), selected_adapters=[name], save_embedding_layers=False
+                )
             card = cards.get(name, CardDetails())
             card = replace(
                 card,
@@ -216,6 +220,20 @@ def _save(model: nn.Module, held: Bundle, folder: Path, details: CardDetails, ca
         stored = {"format_version": BUNDLE_VERSION, "guardrails": held.guardrails, "lora": held.lora}
         (stage / BUNDLE_NAME).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
         write_bundle_card(stage, {name: configs[name] for name in held.guardrails}, held.lora, bare, details)
+
+
+@contextmanager
+def _bundled_config(configs: dict[str, Any], lora: str | None) -> Iterator[None]:
+    """The LoRA's config as a bundle saves it, inside the block."""
+    if lora is None:
+        yield
+        return
+    config = configs[lora]
+    configs[lora] = as_bundled(config)
+    try:
+        yield
+    finally:
+        configs[lora] = config
 
 
 def _chosen(bundle: Bundle, names: list[str] | None, source: Any) -> tuple[list[str], str | None]:

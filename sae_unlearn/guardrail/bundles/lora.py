@@ -6,6 +6,7 @@ more: the fields below may be set, modules are named and not described by a patt
 default. Its tensors are such matrices, finite, and together no larger than the model they are for.
 """
 
+import copy
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -34,6 +36,24 @@ _TEXTS = ("base_model_name_or_path", "revision", "peft_version")
 _SWITCHES = ("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora")
 
 
+_NAMES = "a list of module names"
+_EXPECTED = {
+    "r": f"an integer from 1 to {LARGEST_RANK}",
+    "lora_alpha": "a number above 0",
+    "lora_dropout": "a number of at least 0 and below 1",
+    "task_type": "'CAUSAL_LM' or None, since a guardrail works on causal language models",
+    "init_lora_weights": f"one of {_STARTS}, since the others read files or edit the base",
+    "target_modules": f"{_NAMES}, since a pattern can take hours to match",
+    "exclude_modules": f"{_NAMES} or None, since a pattern can take hours to match",
+    "layers_to_transform": "an index of a layer, or a list of them",
+    "layers_pattern": f"{_NAMES} or None",
+    "rank_pattern": f"ranks of 1 to {LARGEST_RANK} by module names",
+    "alpha_pattern": "numbers above 0 by module names",
+    **dict.fromkeys(_TEXTS, "a text or None"),
+    **dict.fromkeys(_SWITCHES, "True or False"),
+}
+
+
 def check_lora_config(stored: Mapping[str, Any], where: str) -> LoraConfig:
     """The config of a bundle's LoRA, if it is one.
 
@@ -52,7 +72,7 @@ def check_lora_config(stored: Mapping[str, Any], where: str) -> LoraConfig:
         "r": _is_rank(stored.get("r")),
         "lora_alpha": _is_positive(stored.get("lora_alpha")),
         "lora_dropout": dropout is not None and 0 <= dropout < 1,
-        "task_type": getattr(stored.get("task_type"), "value", stored.get("task_type")) == "CAUSAL_LM",
+        "task_type": getattr(stored.get("task_type"), "value", stored.get("task_type")) in (None, "CAUSAL_LM"),
         "init_lora_weights": stored.get("init_lora_weights", True) in _STARTS,
         "target_modules": _are_names(stored.get("target_modules")),
         "exclude_modules": stored.get("exclude_modules") is None or _are_names(stored.get("exclude_modules")),
@@ -71,14 +91,30 @@ def check_lora_config(stored: Mapping[str, Any], where: str) -> LoraConfig:
         if name not in (*checks, "peft_type", "runtime_config") and value and value != defaults.get(name)
     ]
     if wrong:
-        name = wrong[0]
-        raise GuardrailError(
-            f"{where} has {name!r:.80}={stored.get(name)!r:.80}, which a bundle's LoRA may not have: it could name "
-            "files to read, modules to import, or patterns that take hours to match. Modules are named in a list, r is "
-            f"at most {LARGEST_RANK}, and no module is replaced; attach such a LoRA by PEFT itself, if you trust it."
-        )
+        raise GuardrailError(f"{where}: {_refused(wrong[0], stored.get(wrong[0]), defaults)}")
     fields = {name: stored[name] for name in checks if stored.get(name) is not None and name != "peft_version"}
-    return LoraConfig(**fields)
+    return LoraConfig(**{"task_type": "CAUSAL_LM"} | fields)
+
+
+def _refused(name: str, value: Any, known: Mapping[str, Any]) -> str:
+    """Why a bundle's LoRA may not have a field of that value."""
+    if name in _EXPECTED:
+        return f"{name}={value!r:.80}: expected {_EXPECTED[name]}. Train or export the LoRA with such a config."
+    if name not in known:
+        return f"{name}={value!r:.80}: expected a field of PEFT {peft.__version__}. Install a newer PEFT."
+    return (
+        f"{name}={value!r:.60}: expected {known[name]!r:.30}, since a bundle's LoRA names no files to read, modules to "
+        "import or modules to replace. Load it by PEFT, if you trust it."
+    )
+
+
+def as_bundled(config: LoraConfig) -> LoraConfig:
+    """The config that a bundle saves: without a task type, PEFT would write which class to import instead."""
+    if getattr(config, "task_type", None) is not None:
+        return config
+    bundled = copy.copy(config)
+    bundled.task_type, bundled.auto_mapping = "CAUSAL_LM", None
+    return bundled
 
 
 def put_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel:

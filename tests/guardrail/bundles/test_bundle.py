@@ -32,8 +32,8 @@ logits = partial(logits_of, input_ids=IDS)
 REPO = "me/forget-several"
 
 
-def with_guards(model, root, names=("biology", "person"), **fields):
-    for layer, name in enumerate(names, 1):
+def with_guards(model, root, names=("biology", "person"), first=1, **fields):
+    for layer, name in enumerate(names, first):
         guarded("llama", layer=layer, **fields).save_pretrained(root / f"alone-{name}")
         model = attach_guardrail(model, root / f"alone-{name}", adapter_name=name)
     return model
@@ -208,7 +208,7 @@ def test_an_interrupted_push_leaves_nothing_and_can_be_repeated(stand_in, model,
 def test_a_bundle_joins_guardrails_that_are_there(folder, tmp_path):
     if (folder / "aligned").is_dir():
         (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "guardrails": ["biology"], "lora": None}))
-    first = with_guards(base_model("llama"), tmp_path, ["books"])
+    first = with_guards(base_model("llama"), tmp_path, ["books"], first=3)
     found = attach_bundle(first, folder)
     assert {"books", "biology"} <= {s.name for s in list_guardrails(found) if s.active}
 
@@ -304,7 +304,7 @@ def test_a_lora_that_imports_modules_is_refused(tmp_path):
 
 def test_a_lora_goes_on_a_model_without_adapters_only(tmp_path):
     save_bundle(with_guards(lora(), tmp_path), tmp_path / "bundle")
-    first = with_guards(base_model("llama"), tmp_path, ["books"])
+    first = with_guards(base_model("llama"), tmp_path, ["books"], first=3)
     before = logits(first)
     with pytest.raises(GuardrailError, match="only go on a model without adapters"):
         attach_bundle(first, tmp_path / "bundle")
