@@ -232,7 +232,7 @@ def same_records(firings, it: Case, ids, mask) -> bool:
     What is hot at the guarded layer does not depend on that layer's edits, so this holds for both scopes.
     """
     expected = it.firings(lambda: it.logits(ids, mask))
-    fields = ("row", "hot_tokens", "tokens", "statistic")
+    fields = ("row", "evidence", "tokens", "statistic")
     return [[getattr(f, k) for k in fields] for f in firings] == [[getattr(f, k) for k in fields] for f in expected]
 
 

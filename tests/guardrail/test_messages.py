@@ -100,7 +100,7 @@ def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture):
     without = guarded(architecture, threshold=0.55, min_tokens=4, special_token_ids=MESSAGES["special_token_ids"])
 
     def facts(firings):
-        return [(f.statistic, f.fired, f.at_token, f.hot_tokens, f.tokens) for f in firings]
+        return [(f.statistic, f.fired, f.at_token, f.evidence, f.tokens) for f in firings]
 
     def singles(guard):
         return facts([firings_of(guard, lambda row=row: guard(input_ids=row[None]))[0] for row in rows])

@@ -128,7 +128,7 @@ def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture, stat
         return [firings_of(model, lambda row=row: model(input_ids=row[None]))[0] for row in rows]
 
     def facts(firings):
-        return [(f.statistic, f.fired, f.at_token, f.hot_tokens, f.tokens) for f in firings]
+        return [(f.statistic, f.fired, f.at_token, f.evidence, f.tokens) for f in firings]
 
     expected = facts(singles())
     assert len({statistic for statistic, *_ in expected}) >= 3
@@ -242,7 +242,7 @@ def test_published_counting_counts_columns_and_never_touches_column_0():
     with LayerTap(model) as tap:
         firings = firings_of(model, lambda: model.generate(**batch, **GREEDY))
     assert [f.tokens for f in firings] == [19, 19]
-    assert [f.hot_tokens for f in firings] == [18, 18]
+    assert [f.evidence for f in firings] == [18, 18]
     edited = tap.edits().abs().amax(-1) > 0
     assert not edited[:, 0].any()
     assert edited[:, 1:].all()
@@ -328,7 +328,7 @@ def test_two_guardrails_at_different_layers_each_have_their_own_gate():
     for name, tap, threshold in (("default", low, 0.4), ("second", high, 0.2)):
         hot = part(model, name)[0](torch.cat(tap.before, dim=1)).gt(0).any(-1) & content
         own = [f for f in both if f.adapter == name]
-        assert [f.hot_tokens for f in own] == hot.sum(1).tolist()
+        assert [f.evidence for f in own] == hot.sum(1).tolist()
         fired = (hot.cumsum(1) / content.cumsum(1) > threshold).cummax(1).values
         assert [f.fired for f in own] == fired[:, -1].tolist()
         assert torch.equal(tap.edits().abs().amax(-1) > 0, fired & hot)
@@ -547,7 +547,7 @@ def test_lowering_the_models_precision_leaves_the_guards_weights(lower):
     assert any(f.fired for f in firings)
     content = ~torch.isin(out[0][:, :-1], torch.tensor([PAD, BOS, EOS]))
     hot = part(model)[0](torch.cat(tap.before, dim=1)).gt(0).any(-1) & content
-    assert [f.hot_tokens for f in firings] == hot.sum(1).tolist()
+    assert [f.evidence for f in firings] == hot.sum(1).tolist()
     assert tap.after[0].dtype.itemsize == 2
 
 
@@ -560,7 +560,7 @@ def test_autocast_leaves_the_gates_decisions_in_full_precision():
     expected = (residual @ encoder.weight.T + encoder.bias > encoder.threshold).any(-1)
     lowered = (residual.bfloat16() @ encoder.weight.T.bfloat16() > encoder.threshold.bfloat16()).any(-1)
     assert not torch.equal(lowered, expected)
-    assert [f.hot_tokens for f in firings] == expected.sum(1).tolist()
+    assert [f.evidence for f in firings] == expected.sum(1).tolist()
 
 
 def saved_and_loaded(model, path):

@@ -93,7 +93,7 @@ def test_a_row_whose_activations_are_not_finite_fires_and_no_other_row_is_touche
         found = logits(model)
     assert [f.finite for f in firings] == [row != 2 for row in range(len(IDS))]
     assert firings[2].fired
-    assert firings[2].tokens == firings[2].hot_tokens == IDS.shape[1]
+    assert firings[2].tokens == firings[2].evidence == IDS.shape[1]
     assert not found[2, 4:].isfinite().any()
     others = [row for row in range(len(IDS)) if row != 2]
     torch.testing.assert_close(found[others], plain[others])
@@ -621,7 +621,7 @@ def test_positions_of_any_kind_hide_no_token_that_the_mask_shows(positions, mask
     for each in (mask, torch.ones_like(IDS)):
         with record_firings(model) as firings, torch.no_grad():
             model(input_ids=IDS, attention_mask=each, position_ids=positions)
-        found.append([(f.row, f.hot_tokens, f.tokens, f.fired) for f in firings])
+        found.append([(f.row, f.evidence, f.tokens, f.fired) for f in firings])
     assert found[0] == found[1]
     assert {tokens for _, _, tokens, _ in found[0]} == {12}
 

@@ -200,7 +200,7 @@ def test_a_config_that_is_accepted_edits_the_rows_that_fire_and_no_others(sound,
         found, plain = model(input_ids=ids).logits, base(input_ids=ids).logits
     assert [firing.row for firing in firings] == list(range(6))
     for firing, changed in zip(firings, (found != plain).flatten(1).any(dim=1).tolist(), strict=True):
-        edited = firing.fired and firing.hot_tokens > 0 and config.action == "clamp"
+        edited = firing.fired and firing.evidence > 0 and config.action == "clamp"
         if config.gate_scope == "sequence":
             assert changed == edited
         else:  # the hot tokens may have come before it fired
@@ -325,8 +325,8 @@ def test_any_batch_is_guarded_row_by_row(rows, side, dtype):
     for row in rows:
         with record_firings(model) as one, torch.no_grad():
             model(input_ids=torch.tensor([row]))
-        alone += [(f.hot_tokens, f.tokens, f.fired) for f in one]
-    assert [(f.hot_tokens, f.tokens, f.fired) for f in firings] == alone
+        alone += [(f.evidence, f.tokens, f.fired) for f in one]
+    assert [(f.evidence, f.tokens, f.fired) for f in firings] == alone
 
 
 MODELS: dict = {}

@@ -35,7 +35,7 @@ def said(model, batch):
     """What each guardrail said of each row, and the text."""
     with record_firings(model) as firings, torch.no_grad():
         text = model.generate(**batch, **GREEDY)
-    return [(f.adapter, f.row, f.statistic, f.fired, f.at_token, f.hot_tokens, f.tokens) for f in firings], text
+    return [(f.adapter, f.row, f.statistic, f.fired, f.at_token, f.evidence, f.tokens) for f in firings], text
 
 
 def jobs(thread):

@@ -187,7 +187,7 @@ def test_through_pefts_own_loader_it_raises_or_guards(lie, message, folder):
         pass
     else:
         assert {firing.row for firing in firings} == set(range(len(IDS)))
-        assert any(firing.hot_tokens for firing in firings)
+        assert any(firing.evidence for firing in firings)
         assert found.isfinite().all()
     assert not trace_of(folder).exists()
 

@@ -27,7 +27,7 @@ DISTANCE = (PLACES[:, None] - PLACES).abs()
 def records(model, ids=IDS, **inputs):
     with record_firings(model) as firings, torch.no_grad():
         model(input_ids=ids, **inputs)
-    return [(f.row, f.statistic, f.fired, f.hot_tokens, f.tokens) for f in firings]
+    return [(f.row, f.statistic, f.fired, f.evidence, f.tokens) for f in firings]
 
 
 # -------------------------------------------------------------------------------------- what is padding, and what not

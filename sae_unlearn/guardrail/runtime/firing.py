@@ -25,11 +25,11 @@ class Firing:
         threshold: what it is compared with.
         fired: whether the guardrail acted, or would have with `action="clamp"`.
         at_token: number of content tokens when it fired; None if it did not.
-        hot_tokens: content tokens at which a guarded feature was active; with `evidence="log_ratio"` the sum of what
-            the features said at them, in nats.
+        evidence: sum over the content tokens of how hot each is: with `evidence="any"` the number of hot tokens, with
+            `evidence="log_ratio"` what the active features say, in nats.
         tokens: content tokens seen.
         finite: False if the residual stream was NaN or infinite at a content token. The row fires then, whatever else
-            it holds; `hot_tokens` is all of its tokens.
+            it holds; `evidence` is the number of its tokens.
     """
 
     adapter: str
@@ -39,7 +39,7 @@ class Firing:
     threshold: float
     fired: bool
     at_token: int | None
-    hot_tokens: float
+    evidence: float
     tokens: int
     finite: bool = True
 

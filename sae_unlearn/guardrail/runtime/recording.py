@@ -288,7 +288,7 @@ def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: 
         threshold=config.tau,
         fired=fired_at > 0,
         at_token=fired_at or None,
-        hot_tokens=_number(values[HITS] if finite else values[TOKENS]),
+        evidence=_number(values[HITS] if finite else values[TOKENS]),
         tokens=int(values[TOKENS]),
         finite=finite,
     )

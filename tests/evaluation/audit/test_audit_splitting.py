@@ -84,7 +84,7 @@ def test_the_gate_remembers_earlier_turns(guarded):
             guarded(input_ids=ids)
         with record_firings(guarded) as split:
             converse(guarded, tokenizer, in_parts(fact.prompt, 3), 1)
-        assert (split[-1].tokens, split[-1].hot_tokens) == (whole[-1].tokens, whole[-1].hot_tokens)
+        assert (split[-1].tokens, split[-1].evidence) == (whole[-1].tokens, whole[-1].evidence)
     [point] = splitting_attack(guarded, tokenizer, FACTS, (2,), ["in parts"], max_new_tokens=2)
     assert point.found.fired["default"].shape == (len(FACTS),)
 

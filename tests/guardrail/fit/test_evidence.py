@@ -37,7 +37,7 @@ def weighed(architecture, statistic="ratio", **fields):
 def facts(model, **inputs):
     with record_firings(model) as firings, torch.no_grad():
         model(**inputs)
-    return [(f.statistic, f.fired, f.at_token, f.hot_tokens, f.tokens) for f in firings]
+    return [(f.statistic, f.fired, f.at_token, f.evidence, f.tokens) for f in firings]
 
 
 def rows():
@@ -85,7 +85,7 @@ def test_generation_with_a_cache_is_generation_without(statistic):
     for use_cache in (True, False):
         with record_firings(model) as firings:
             text = model.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=use_cache)
-        told.append((text.tolist(), [(f.statistic, f.fired, f.hot_tokens) for f in firings][-len(rows()) :]))
+        told.append((text.tolist(), [(f.statistic, f.fired, f.evidence) for f in firings][-len(rows()) :]))
     assert told[0] == told[1]
 
 

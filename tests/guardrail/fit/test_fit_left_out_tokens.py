@@ -62,7 +62,7 @@ def test_the_gate_leaves_out_outlier_tokens_where_most_rows_have_one(every, aske
     with_it, without = firings
     assert with_it.tokens == without.tokens + 1
     if "preset" not in asked:  # as published, a row's first token is never hot
-        assert (with_it.hot_tokens == without.hot_tokens) is left_out
+        assert (with_it.evidence == without.evidence) is left_out
 
 
 def test_outlier_tokens_have_no_part_in_scores_and_dose():

@@ -26,7 +26,7 @@ def rows():
 def facts(model, **inputs):
     with record_firings(model) as firings, torch.no_grad():
         model(**inputs)
-    return [(f.statistic, f.fired, f.at_token, f.hot_tokens, f.tokens) for f in firings]
+    return [(f.statistic, f.fired, f.at_token, f.evidence, f.tokens) for f in firings]
 
 
 def with_limit(architecture="llama", share=0.5, **fields):
@@ -47,13 +47,13 @@ def test_an_outlier_is_neither_hot_nor_edited_and_still_counted(architecture):
     encoder, outlying = guard_layers(model)[0].sae_guardrail_encoder["default"], 0
     for row in rows():
         with LayerTap(model) as tap:
-            ((statistic, fired, _, hot_tokens, tokens),) = facts(model, input_ids=row[None])
+            ((statistic, fired, _, evidence, tokens),) = facts(model, input_ids=row[None])
         before, after = tap.before[0][0], tap.after[0][0]
         active = (encoder(before) > 0).any(dim=-1)
         usual = before.norm(dim=-1) <= limit
         outlying += int((active & ~usual).sum())
-        assert (hot_tokens, tokens) == (int((active & usual).sum()), len(row))
-        assert statistic == pytest.approx(hot_tokens / tokens)
+        assert (evidence, tokens) == (int((active & usual).sum()), len(row))
+        assert statistic == pytest.approx(evidence / tokens)
         changed = (before != after).any(dim=-1)
         assert torch.equal(changed, active & usual & fired)
     assert outlying
@@ -81,7 +81,7 @@ def test_generation_with_a_cache_is_generation_without():
     for use_cache in (True, False):
         with record_firings(model) as firings:
             text = model.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=use_cache)
-        told.append((text.tolist(), [(f.statistic, f.fired, f.hot_tokens) for f in firings][-len(rows()) :]))
+        told.append((text.tolist(), [(f.statistic, f.fired, f.evidence) for f in firings][-len(rows()) :]))
     assert told[0] == told[1]
 
 
