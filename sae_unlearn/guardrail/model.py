@@ -187,6 +187,12 @@ class SAEGuardrailModel(BaseTuner):
         for layer in guard_layers(self.model):  # this switch is the guardrails' own, whatever else is on the model
             layer.switch(enabled)
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active guardrails. PEFT's own would disable what a LoRA beside them has in `modules_to_save`."""
+        for layer in guard_layers(self.model):
+            layer.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = adapter_name
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         refuse_rows_by_name(kwargs)  # PEFT takes these two out before it calls the model

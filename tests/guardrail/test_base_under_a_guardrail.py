@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from zoo import base_model, guarded, logits_of, random_sae, token_ids
@@ -141,6 +142,8 @@ def test_the_audit_trains_all_weights_of_its_student(folder):
 
 @pytest.mark.parametrize("make", [by_peft, by_us, fresh])
 def test_saving_a_guardrail_of_a_trained_base_warns(make, folder, tmp_path):
+    if make is not by_us and not hasattr(BaseTuner, "_get_adapter_state_dict"):
+        pytest.skip("PEFT 0.20 saves without asking the tuner; a `GuardedModel` warns there too")
     model = make(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -108,6 +108,19 @@ def test_bypassed_guardrails_stay_bypassed_whatever_the_lora_does(both, plain):
     assert has_adapters(both)
 
 
+def test_attaching_and_switching_a_guardrail_leaves_the_modules_that_a_lora_trains_whole(folder):
+    model = get_peft_model(base_model("llama"), lora_config(modules_to_save=["lm_head"])).eval()
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(3)
+    expected = logits_of(model, IDS)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert any("modules_to_save" in name for name in trained)
+    attach_guardrail(model, folder)
+    use_guardrails(model, [])
+    assert torch.equal(logits_of(model, IDS), expected)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+
+
 # ------------------------------------------------------------------------------------------- merging another adapter
 
 
