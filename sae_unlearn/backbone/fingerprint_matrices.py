@@ -119,20 +119,20 @@ def level_spacing(matrix: Tensor) -> float | None:
     """
     while matrix.ndim > 2:  # of several experts
         matrix = matrix[0]
-    best = 0.0
+    best, sizes = 0.0, []
     for lines in (matrix, matrix.T):
         number = min(max(_VALUES // lines.shape[1], 4), len(lines))
         rows = torch.linspace(0, len(lines) - 1, number).long().to(lines.device)
         block = min(_BLOCK, lines.shape[1])
         kept = lines[rows, : lines.shape[1] // block * block].float().reshape(-1, block)
+        sizes.append(float(kept.square().mean().sqrt()))
         equal = (kept[:, 1:, None] == kept[:, None, :-1]).tril() & (kept[:, 1:, None] != 0)  # zeros are no level
         filled = (kept != 0).sum(dim=1).double()
         pairs = float((filled * (filled - 1) / 2).sum())
         if pairs:
             best = max(best, float(equal.sum()) / pairs)
-    size = float(matrix.float().square().mean().sqrt())
     spacing = best * 2 * math.sqrt(math.pi)
-    return spacing * size if spacing > _COARSE else None
+    return spacing * max(sizes) if spacing > _COARSE else None
 
 
 def _matrices(layers: nn.ModuleList, layer: int) -> dict[str, Tensor]:

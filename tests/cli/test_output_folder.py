@@ -54,19 +54,17 @@ def test_a_fit_that_fails_late_leaves_nothing(parts, tmp_path, monkeypatch, erro
     assert not (tmp_path / "out").exists()
 
 
-def interrupted(folder, kept):
-    with loading.not_left_empty(folder):
-        folder.mkdir()
-        if kept:
-            (folder / "checkpoint").mkdir()
-        raise KeyboardInterrupt
-
-
 def test_a_folder_that_a_library_made_goes_where_it_is_empty(tmp_path):
     for kept in (False, True):
         with pytest.raises(KeyboardInterrupt):
-            interrupted(tmp_path / "out", kept)
+            made_and_interrupted(tmp_path / "out", kept)
         assert (tmp_path / "out").exists() is kept
+
+
+def made_and_interrupted(folder, kept):
+    with loading.not_left_empty(folder):
+        (folder / "checkpoint" if kept else folder).mkdir(parents=True)
+        raise KeyboardInterrupt
 
 
 def test_a_folder_in_a_file_is_refused_before_anything_is_read(tmp_path, capsys):
