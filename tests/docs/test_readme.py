@@ -69,6 +69,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
     names = {"model": model, "tokenizer": tokenizer, "sae": sae, "attach_guardrail": attach_guardrail}
     names |= {"forget_texts": quick["forget"], "retain_texts": quick["retain"], "texts": topic_texts("retain", 16)}
     names |= {"facts": facts("forget"), "others": facts("retain")}
+    names |= {"name": "tiny", "AutoModelForCausalLM": AutoModelForCausalLM}  # of earlier blocks
     names["inputs"] = tokenizer(topic_texts("forget", 2), return_tensors="pt", padding=True)
     return names, commit.oid
 
