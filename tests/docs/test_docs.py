@@ -217,18 +217,3 @@ def slug(heading: str) -> str:
     """The anchor of a heading, as Python-Markdown makes it."""
     kept = re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()
     return re.sub(r"[-\s]+", "-", kept)
-
-
-def test_tables_of_results_are_those_in_the_files() -> None:
-    named = re.compile(r"^From `(benchmarks/results/[\w./]+)`:\n\n(.*?)(?=^From `|^## |\Z)", re.MULTILINE | re.DOTALL)
-    found = [match for page in PAGES for match in named.findall(page.read_text(encoding="utf-8"))]
-    assert found
-    for name, text in found:
-        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-        fence = re.match(r"```\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
-        if fence:
-            assert fence[1].splitlines() == lines, name
-        else:
-            shown = [line for line in text.splitlines() if line.startswith("|")]
-            assert shown, name
-            assert set(shown) <= set(lines), name

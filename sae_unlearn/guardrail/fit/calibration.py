@@ -89,7 +89,7 @@ PLAIN_TEXT = (
     "Fitted on plain text, and the tokenizer has a chat template: in the template this gate may never fire. If the "
     "model is used in it, fit with chat_template=True."
 )
-"""Of a model that is likely to be used in chats. Measured: `docs/evidence.md`, "A second model"."""
+"""Of a model that is likely to be used in chats. Measured: `docs/evidence/chat-template.md`."""
 
 NO_BOUNDARIES = (
     "The chat template marks its messages by no special token, so the gate judges a conversation as one text: a long "

@@ -1,0 +1,1 @@
+"""The pages of `docs/evidence` and `docs/speed`, generated from `benchmarks/results`."""
