@@ -1,4 +1,6 @@
-"""Every block of code of the README, run as it stands: on a tiny model, with a stand-in for the Hub.
+"""Blocks of code that readers copy, run as they stand: on a tiny model, with a stand-in for the Hub.
+
+All blocks of the README, and those with which the pages of the tasks begin.
 
 What is exchanged: models, tokenizers and SAEs by name are tiny ones, `<commit>` is a commit of the stand-in's, and
 which entities a random model knows is said rather than asked.
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 from hub_stand_in import OWNER
-from pages import ROOT, blocks_of, commands
+from pages import DOCS, ROOT, Block, blocks_of, commands
 from tiny_entities import entities
 from tiny_topic import tiny_parts, topic_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,8 +25,18 @@ from sae_unlearn.demo import DemoTexts
 from sae_unlearn.evaluation import Fact
 
 
-BLOCKS = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]
-COMMANDS = [block for block in blocks_of(ROOT / "README.md") if block.language == "bash" and commands(block)]
+TASKS = ("attach", "evaluate", "fit", "train")
+
+
+def first(page: str, language: str, holding: str = "") -> list[Block]:
+    """The first block of a page, in a list; none if there is none."""
+    return [b for b in blocks_of(DOCS / f"{page}.md") if b.language == language and holding in b.text][:1]
+
+
+README = blocks_of(ROOT / "README.md")
+BLOCKS = [block for block in README if block.language == "python"]
+BLOCKS += [block for page in TASKS for block in first(page, "python")] + first("attach", "python", "record_firings")
+COMMANDS = [block for block in README if block.language == "bash" and commands(block)] + first("train", "bash")
 REPO = "me/forget-biology"
 
 
@@ -65,7 +77,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr("sae_unlearn.alignment.SAEAlignmentConfig", partial(SAEAlignmentConfig, **quickly))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: parts()[0])
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: parts()[1])
-    monkeypatch.setattr(SparseAutoencoder, "from_pretrained", lambda name, subfolder, revision: parts()[2])
+    monkeypatch.setattr(SparseAutoencoder, "from_pretrained", lambda name, **place: parts()[2])
     names = {"model": model, "tokenizer": tokenizer, "sae": sae, "attach_guardrail": attach_guardrail}
     names |= {"forget_texts": quick["forget"], "retain_texts": quick["retain"], "texts": topic_texts("retain", 16)}
     names |= {"facts": facts("forget"), "others": facts("retain")}
@@ -77,7 +89,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_it_runs(block, readers_world, capsys):
     names, commit = readers_world
-    if "record_firings" in block.text:
+    if "record_firings" in block.text and "attach_guardrail" not in block.text:
         names["model"] = attach_guardrail(names["model"], "forget-biology")
     source = block.text.replace("<commit>", commit)
     exec(compile(source, str(block), "exec"), names)
@@ -113,7 +125,8 @@ def test_its_commands_run_one_after_the_other(block, readers_world, monkeypatch,
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 5
+    assert len([block for block in BLOCKS if block in README]) >= 3
+    assert len(BLOCKS) == len([block for block in README if block.language == "python"]) + len(TASKS) + 1
     assert sorted(call[0] for block in COMMANDS for call in commands(block)) == [
         "check",
         "demo",
@@ -121,3 +134,11 @@ def test_there_are_blocks():
         "show",
         "train",
     ]
+
+
+def test_the_readme_is_short_and_holds_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 6000 <= len(text.encode()) <= 8192
+    assert '\npip install ".[demo]" && sae-unlearn demo\n' in text
+    assert '\npip install ".[test]" && pytest\n' in text
+    assert not [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
