@@ -64,10 +64,10 @@ def leaks() -> str:
     """Facts reached without the name, and what brings the fact back."""
     return real(
         capital="leak: capital",
-        largest_city="leak: largest",
-        headquarters="leak: headquarters",
+        largest="leak: largest",
+        offices="leak: headquarters",
         relearned="relearnt, 20 steps",
-        direction_back="direction x1",
+        direction="direction x1",
         int4="int4",
     )
 
@@ -118,7 +118,7 @@ def synthetic() -> str:
         "damage": "damage",
         "KL to gold": "KL to gold",
         "probe": "kernel AUC",
-        "relearned, 40 steps": "relearnt after 40 steps",
+        "relearned": "relearnt after 40 steps",
     }
     cells = []
     for name, label in WORLD.items():

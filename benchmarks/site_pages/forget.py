@@ -107,11 +107,10 @@ def relearning(steps: str) -> str:
     """Loss on the topic's test texts before and after relearning."""
     rows = []
     for cell in _claim_cells("relearning"):
-        f = cell["found"]
-        losses = [f[arm][at] for arm in ("base", "guardrail", "NPO") for at in ("0", steps)]
-        rows.append([cell["topic"].replace("_", " "), *(number(loss) for loss in losses)])
-    arms = ("bare model", "guardrail", "NPO")
-    return table(["topic", *(f"{arm}, {at}" for arm in arms for at in ("before", "after"))], rows)
+        for arm, label in (("base", "bare model"), ("guardrail", "guardrail"), ("NPO", "NPO")):
+            losses = [number(cell["found"][arm][at]) for at in ("0", steps)]
+            rows.append([cell["topic"].replace("_", " "), label, *losses])
+    return table(["topic", "model", "before", "after"], rows, left=2)
 
 
 def relearning_is_weak(steps: str) -> bool:

@@ -13,6 +13,13 @@ CONFORMAL = "Split-conformal thresholds, 500 halves"
 WORDS = ("0", "64", "256")
 CHOSEN = {"gate": "weighed, 40", "threshold": "97.5th percentile, margin 0.25", "dose": "0.5"}
 BEFORE = {"gate": "counted", "threshold": "97.5th percentile, margin 0.5", "dose": "0.5"}
+WRAPPED_GATES = (
+    "counted, margin 0.5",
+    "default, margin 0",
+    "default, margin 0.25",
+    "stretches, margin 0",
+    "stretches, margin 0.25",
+)
 REPORTS = {
     "second": "default_preset_report_second.json",
     "counted": "default_preset_report_second_counted.json",
@@ -107,13 +114,9 @@ def compared() -> int:
 def wrapped(side: str = "topic") -> str:
     """Share of rows on which three gates fire, by what stands around the question."""
     found = text_tables(WRAPPED)[side]
-    columns = [
-        c
-        for c in found[0]
-        if c.startswith(("counted, margin 0.5", "default", "stretches, margin 0 ", "stretches, margin 0.25"))
-    ]
-    header = ["text", "n", *(c.split(" (")[0].replace(", margin", "<br>margin") for c in columns)]
-    return table(header, [[r[""], r["n"], *(_bare(r[c]) for c in columns)] for r in found])
+    columns = [c for c in found[0] if c.split(" (")[0] in WRAPPED_GATES]
+    header = ["text", *(c.split(" (")[0].replace(", margin", "<br>margin") for c in columns)]
+    return table(header, [[r[""], *(_bare(r[c]) for c in columns)] for r in found])
 
 
 def wrapped_rate(gate: str, text: str, side: str = "topic") -> float:
