@@ -71,8 +71,11 @@ def by_topic(topic: str, file: str = BASELINES) -> str:
     return table(header, [[_short(cell) for cell in cells] for cells in rows])
 
 
-def seconds(topic: str, method: str, file: str = BASELINES) -> str:
-    return row(topic, method, file)["s"]
+def sizes(topic: str, file: str = BASELINES) -> str:
+    """Return how many texts and questions the figures of a topic are over, as a sentence."""
+    clamp = row(topic, "static clamp", file)
+    texts, others, questions = (_n(clamp[c]) for c in ("fires", "on other", "right, topic"))
+    return f"Texts: {texts} of the topic and {others} others; {questions} questions."
 
 
 def claim(name: str, file: str = CLAIMS) -> Row:
@@ -175,6 +178,10 @@ def _verdict(r: Row) -> str:
 
 def _name(r: Row) -> str:
     return NAMES.get(r["method"], r["method"])
+
+
+def _n(cell: str) -> str:
+    return cell.partition("(n=")[2].rstrip(")")
 
 
 def _short(cell: str) -> str:

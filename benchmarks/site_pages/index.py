@@ -165,7 +165,7 @@ def speed_table() -> str:
         ),
         _row("prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "inference_speed.py"),
         _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "inference_speed.py"),
-        _row("growth", "added ms beside an SAE of width 131,072", number(width), "", "", "growth_speed.py"),
+        _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "growth_speed.py"),
         _row(
             "kernels",
             "kernels added on a CPU where it fires",

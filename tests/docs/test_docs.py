@@ -35,6 +35,8 @@ PUBLIC = (
     "sae_unlearn.evaluation",
     "sae_unlearn.evaluation.datasets",
 )
+LAYOUT = ("architecture", "stability", "add-an-sae-format")
+"""Pages that name modules by their path in the package."""
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
@@ -162,6 +164,17 @@ def test_files_that_are_named_are_there(page) -> None:
     named = re.findall(r"`((?:sae_unlearn|benchmarks|examples|tests|model_cards)/[\w./-]+)`", prose(page))
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.skipif(not (ROOT / "sae_unlearn/guardrail/runtime").is_dir(), reason="names the layout to come")
+@pytest.mark.parametrize("page", ["CONTRIBUTING", *(f"docs/{name}" for name in LAYOUT)])
+def test_the_layout_that_is_described_is_there(page) -> None:
+    text = prose(ROOT / f"{page}.md")
+    named = re.findall(r"`((?:guardrail|alignment|evaluation|sae|backbone|cli|files)/[\w./-]*)`", text)
+    assert named
+    for name in named:
+        path = ROOT / "sae_unlearn" / name
+        assert path.exists() or path.with_suffix(".py").exists(), name
 
 
 @pytest.mark.parametrize(
