@@ -230,3 +230,16 @@ def slug(heading: str) -> str:
     """The anchor of a heading, as Python-Markdown makes it."""
     kept = re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()
     return re.sub(r"[-\s]+", "-", kept)
+
+
+LONG = {"api/command-line.md"}
+"""Pages that are longer, to be generated from the options."""
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_page_is_short_and_its_lines_are(page) -> None:
+    text = page.read_text(encoding="utf-8")
+    name = page.relative_to(DOCS).as_posix()
+    assert (len(text.encode()) <= 8192) == (name not in LONG)
+    wide = [line for line in prose(page).splitlines() if len(line) > 100 and not line.startswith(("|", "!["))]
+    assert not wide or name.startswith("api/")
