@@ -110,7 +110,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         if not active:
             return None
         hidden = residual_of(decoder_layer, output)
-        inputs = current_inputs(*hidden.shape[:2])
+        inputs = current_inputs(hidden.shape[0], hidden.shape[1], self, self.index)
         inputs.guarded.append(self.index)
         cache = cache_of_layer(args, kwargs) or inputs.cache
         homes = [self.check_ready(name) for name in active]

@@ -98,12 +98,14 @@ class SAEGuardrailModel(BaseTuner):
             getattr(target, CHILD).update_layer(adapter_name, peft_config, target)
             return
         place = find_decoder_layers(self.model)
-        if hooks_of(self.model, ModelHooks) is None:
-            ModelHooks(self.model).install(self.model)
+        caller = hooks_of(self.model, ModelHooks)
+        if caller is None:
+            caller = ModelHooks(self.model)
+            caller.install(self.model)
             watch_saving(self.model)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:
-            hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2])
+            hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2], caller)
             hooks.install(place.backbone)
         guard = SAEGuardrailLayer(target, adapter_name, peft_config, self.model)
         target.add_module(CHILD, guard)

@@ -12,7 +12,7 @@ from zoo import EOS, LayerTap, base_model, guarded, plant, planted_config, token
 from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.backbone.call_arguments import cache_of
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, noted
+from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, noted
 
 
 IDS = token_ids(6, 12)
@@ -167,8 +167,9 @@ def test_a_refusal_in_a_call_to_the_backbone_alone_is_not_told_to_the_next():
     with torch.no_grad():
         expected = backbone(input_ids=IDS[:3, :7]).last_hidden_state
         backbone(input_ids=IDS)
-        assert noted(NEXT).shape == (6, 12, 2)
         torch.testing.assert_close(backbone(input_ids=IDS[:3, :7]).last_hidden_state, expected)
-        assert noted(NEXT).shape == (3, 7, 2)
-    logits(model)
-    assert noted(NEXT) is None
+    assert (noted(CALL), noted(INPUTS)) == (None, None)
+    found = logits(model)
+    backbone(input_ids=IDS)
+    assert torch.equal(logits(model), found)
+    assert (noted(CALL), noted(INPUTS)) == (None, None)

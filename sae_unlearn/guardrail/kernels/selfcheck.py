@@ -23,7 +23,8 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
     guard["threshold"].data.abs_().mul_(8.0)
     there = nn.ParameterDict({name: parameter.detach().clone() for name, parameter in guard.items()}).to(device)
     config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1, special_token_ids=[1])
-    history, previous, masks = DynamicGateHistory((0, "check")), None, []
+    history, previous = DynamicGateHistory((0, "check")), None
+    masks: list[torch.Tensor] = []
     for config.feature_evidence, config.outlier_norm in (([j / 4 for j in range(1, n + 1)], 20.0), (None, None)):
         hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
         hidden[::3] *= 5  # to norms of about 40

@@ -58,6 +58,7 @@ class GateHistory:
 
     owner: Owner
     whole = True
+    is_initialized: bool
     readers: Readers
     keys: Tensor
     update: Callable[..., Any]

@@ -1,17 +1,38 @@
 """What the hooks of a running call tell each other, each thread by itself.
 
 Thread-local and not a context variable: `torch.compile` can trace it, and where a graph breaks between two hooks, code
-that was compiled finds the notes of its own thread's call again. A forward pass runs in one thread from its beginning
-to its end, and nothing else runs in it meanwhile.
+that was compiled finds the notes of its own thread's call again.
+
+A pass may run inside of another, be it of another guarded model or of the same. So a note names its owner and the note
+that it found, and at its end a pass puts that back. An interrupt (Ctrl-C) ends a pass without its hooks: what it left
+is passed over, since its module is no longer being called.
 """
 
+import sys
 import threading
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.errors import GuardrailNotReady
+
+
+class Guard(Protocol):
+    """A guardrail's layer, as far as the hooks on its backbone know it."""
+
+    def in_place(self, backbone_layer: nn.Module) -> bool: ...
+
+    @property
+    def in_force(self) -> list[str]: ...
+
+
+class Owner(Protocol):
+    """The hooks of a backbone: the guards of its layers by index."""
+
+    guards: dict[int, Guard]
 
 
 class ForwardInputs(NamedTuple):
@@ -28,6 +49,8 @@ class ForwardInputs(NamedTuple):
         cache: the cache the model was called with, if any.
         guarded: the layers at which guardrails have seen this pass so far.
         stateful: whether the model has recurrent layers, see `shown`.
+        refused: of `ModelCall`.
+        owner, module, outer: see `pass_notes`.
     """
 
     input_ids: Tensor | None
@@ -39,24 +62,46 @@ class ForwardInputs(NamedTuple):
     cache: Cache | None
     guarded: list[int]
     stateful: bool = False
+    refused: list[Tensor] = []  # noqa: RUF012 - of notes that nobody reads
+    owner: Owner | None = None
+    module: nn.Module | None = None
+    outer: "ForwardInputs | None" = None
 
 
-class ModelCall(NamedTuple):
-    """What the model with its head was called with, as in `ForwardInputs`."""
+class ModelCall:
+    """What the model with its head was called with, as in `ForwardInputs`.
 
-    input_ids: Tensor | None = None
-    attention_mask: Any = None
-    wanted: int | None = None
+    Attributes:
+        refused: what `refusal` says of the tokens that have to come next, at most one entry.
+        taken: not empty once the backbone has read it.
+        owner, module, outer: see `pass_notes`.
+    """
+
+    def __init__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        wanted: int | None = None,
+        owner: Any = None,
+        module: nn.Module | None = None,
+        outer: "ModelCall | None" = None,
+    ) -> None:
+        self.input_ids, self.attention_mask, self.wanted = input_ids, attention_mask, wanted
+        self.owner, self.module, self.outer = owner, module, outer
+        self.refused: list[Tensor] = []
+        self.taken: list[bool] = []
 
 
-def current_inputs(batch: int, seq: int) -> ForwardInputs:
-    """The notes of the running forward pass, at a decoder layer that is given `[batch, seq, d_in]`. Ids of another
-    number of tokens are not those that the layer sees, and are left out.
+def current_inputs(batch: int, seq: int, guard: Guard, index: int) -> ForwardInputs:
+    """The notes of the running forward pass of `guard`'s backbone, at decoder layer `index`, which is given
+    `[batch, seq, d_in]`. Ids of another number of tokens are not those that the layer sees, and are left out.
 
     Raises:
         GuardrailNotReady: the decoder layer was called outside of its model, where nothing is known of the tokens.
     """
     inputs: ForwardInputs | None = noted(INPUTS)
+    while inputs is not None and (inputs.owner is None or inputs.owner.guards.get(index) is not guard):
+        inputs = inputs.outer
     if inputs is None:
         raise GuardrailNotReady(
             "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see "
@@ -66,9 +111,32 @@ def current_inputs(batch: int, seq: int) -> ForwardInputs:
     return inputs if ids is None or ids.shape == (batch, seq) else inputs._replace(input_ids=None)
 
 
-INPUTS, CALL, NEXT = "inputs of the backbone", "call of the model", "tokens that have to come next"
+INPUTS, CALL = "inputs of the backbone", "call of the model"
 
 _NOTES = threading.local()
+_CALLING = nn.Module._call_impl.__code__
+
+
+class Note(Protocol):
+    """What a pass leaves for its own hooks.
+
+    Attributes:
+        owner: the object whose hooks left it.
+        module: the one that is being called.
+        outer: the note that was found.
+    """
+
+    @property
+    def owner(self) -> Any: ...
+
+    @property
+    def module(self) -> Any: ...
+
+    @property
+    def outer(self) -> Any: ...
+
+
+N = TypeVar("N", bound=Note)
 
 
 def note(name: str, value: Any) -> None:
@@ -79,3 +147,35 @@ def note(name: str, value: Any) -> None:
 def noted(name: str) -> Any:
     """The note of that name; None if there is none."""
     return getattr(_NOTES, name, None)
+
+
+def running(left: N | None, module: nn.Module) -> N | None:
+    """The first note from `left` outwards whose pass is not over, at the beginning of a call of `module`. While code is
+    compiled nobody looks."""
+    if left is None or torch.compiler.is_compiling():
+        return left
+    called = _being_called()
+    if any(each is module for each in called):
+        called.remove(module)  # this call
+    while left is not None and not any(module is left.module for module in called):
+        left = left.outer
+    return left
+
+
+def own_note(name: str, owner: Any) -> Any:
+    """The innermost note of that name that `owner` left; None if there is none."""
+    found = noted(name)
+    while found is not None and found.owner is not owner:
+        found = found.outer
+    return found
+
+
+def _being_called() -> list[Any]:
+    """The modules whose call this code is part of."""
+    found: list[Any] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CALLING:
+            found.append(frame.f_locals.get("self"))
+        frame = frame.f_back
+    return found

@@ -13,7 +13,7 @@ The hooks on the model with its head: what it was called with on the way in, and
 on the way out.
 """
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,8 +24,20 @@ from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 from sae_unlearn.guardrail.runtime.base_state import BaseState
 from sae_unlearn.guardrail.runtime.cache_state import find_cache, has_state, past_length
 from sae_unlearn.guardrail.runtime.call_cache import cache_of_call
-from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, NEXT, ForwardInputs, ModelCall, note, noted
+from sae_unlearn.guardrail.runtime.call_context import (
+    CALL,
+    INPUTS,
+    ForwardInputs,
+    Guard,
+    ModelCall,
+    note,
+    noted,
+    own_note,
+    running,
+)
+from sae_unlearn.guardrail.runtime.early_exit import end_draft, is_draft
 from sae_unlearn.guardrail.runtime.masks import _is_2d, _refuse_packed, _shape_of
+from sae_unlearn.guardrail.runtime.packing import packing_argument, refuse_argument
 from sae_unlearn.guardrail.runtime.refusal import refuse
 from sae_unlearn.guardrail.runtime.shown import takes_in_all
 
@@ -33,27 +45,28 @@ from sae_unlearn.guardrail.runtime.shown import takes_in_all
 Hooks = TypeVar("Hooks")
 
 
-class Guard(Protocol):
-    """A guardrail's layer, as far as the hooks on its backbone know it."""
-
-    def in_place(self, backbone_layer: nn.Module) -> bool: ...
-
-    @property
-    def in_force(self) -> list[str]: ...
-
-
 _SEVERAL_AFTER_STATE = (
     "cache: expected one token after those in a recurrent cache, got several. transformers (5.24) reads there in "
     "`generate` the old tokens again, and Mamba forgets some. Pass the whole text without a cache."
 )
+LOST = (
+    "The guardrail's notes of a pass were gone at its end, so text could have passed unguarded. Attach guardrails "
+    "between calls, and let no code clear them."
+)
 
 
 class BackboneHooks:
-    """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers."""
+    """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers.
 
-    def __init__(self, backbone: nn.Module, list_name: str) -> None:
+    Args:
+        list_name: name of that list.
+        caller: the `ModelHooks` of the model whose backbone it is.
+    """
+
+    def __init__(self, backbone: nn.Module, list_name: str, caller: Any = None) -> None:
         self.names = positional_names(backbone.forward)
         self.list_name = list_name
+        self.caller = caller
         self.stateful = takes_in_all(getattr(backbone, "config", None))
         self.guards: dict[int, Guard] = {}
 
@@ -62,49 +75,63 @@ class BackboneHooks:
         backbone.register_forward_hook(self.after, with_kwargs=True, always_call=True)
 
     def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        outer: ForwardInputs | None = running(noted(INPUTS), backbone)
+        inputs = ForwardInputs(None, None, None, 0, False, None, None, [], self.stateful, [], self, backbone, outer)
+        note(INPUTS, inputs)  # at once, so that `after` finds its own whatever is raised
         given = by_name(self.names, args, kwargs)
         in_force = any(guard.in_force for guard in self.guards.values())
         cache = cache_of_call(given) if in_force else find_cache(given.values())
         call: ModelCall | None = noted(CALL)
         if in_force:
             self._refuse_checkpoints(backbone)
-        if call is None:  # the backbone is called by itself
+        if call is None or call.owner is not self.caller or call.taken:  # the backbone is called by itself
             call = ModelCall()
-            note(NEXT, None)
+        call.taken.append(True)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        inputs = ForwardInputs(
-            call.input_ids if ids is None else ids,
-            call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
-            given.get("position_ids"),
-            past_length(cache),
-            has_state(cache),
-            call.wanted,
-            cache,
-            [],
-            self.stateful,
+        inputs = inputs._replace(
+            input_ids=call.input_ids if ids is None else ids,
+            attention_mask=call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
+            position_ids=given.get("position_ids"),
+            past=past_length(cache),
+            recurrent=has_state(cache),
+            wanted=call.wanted,
+            cache=cache,
+            refused=call.refused,
         )
-        shape = _shape_of(given)
-        several = shape is None or shape[1] > 1 or given.get("cu_seq_lens_q") is not None  # texts in a row, perhaps
-        if several and in_force:
-            if inputs.recurrent:
-                raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
-            _refuse_packed(given, shape, inputs)
+        if in_force:
+            packing = packing_argument(given)
+            if packing is not None:
+                refuse_argument(packing)
+            shape = _shape_of(given)
+            if shape is None or shape[1] > 1:  # texts in a row, perhaps
+                if inputs.recurrent:
+                    raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
+                _refuse_packed(given, shape, inputs)
         note(INPUTS, inputs)
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        inputs: ForwardInputs | None = noted(INPUTS)
-        note(INPUTS, None)
-        if output is None or inputs is None:  # an error is on its way
+        inputs: ForwardInputs | None = own_note(INPUTS, self)
+        if inputs is not None:
+            note(INPUTS, inputs.outer)
+        if output is None:  # an error is on its way
+            if not torch.compiler.is_compiling():
+                end_draft(backbone)
             return
         for index, guard in self.guards.items():
-            if index not in inputs.guarded and guard.in_force:
-                raise GuardrailNotReady(self._why_not_seen(backbone, index))
+            if guard.in_force and (inputs is None or index not in inputs.guarded):
+                if not torch.compiler.is_compiling() and index >= self._depth(backbone) and is_draft(backbone):
+                    continue
+                raise GuardrailNotReady(LOST if inputs is None else self._why_not_seen(backbone, index))
+
+    def _depth(self, backbone: nn.Module) -> int:
+        """How many layers are run."""
+        layers = len(getattr(backbone, self.list_name))
+        depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", layers)
+        return min(layers, depth) if isinstance(depth, int) else layers
 
     def missing(self, backbone: nn.Module) -> list[int]:
         """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
-        layers = getattr(backbone, self.list_name)
-        depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", len(layers))  # how many are run
-        run = min(len(layers), depth) if isinstance(depth, int) else len(layers)
+        layers, run = getattr(backbone, self.list_name), self._depth(backbone)
         return [i for i, guard in self.guards.items() if i >= run or not guard.in_place(layers[i])]
 
     def _refuse_checkpoints(self, backbone: nn.Module) -> None:
@@ -189,12 +216,14 @@ class ModelHooks:
         given = by_name(self.names, args, kwargs)
         wanted = given.get("logits_to_keep")
         wanted = wanted if isinstance(wanted, int) and wanted > 0 else None
-        note(CALL, ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted))
-        note(NEXT, None)  # of a call to the backbone alone, which has no logits
+        outer: ModelCall | None = running(noted(CALL), model)
+        note(CALL, ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted, self, model, outer))
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        call: ModelCall | None = noted(CALL)
-        choices = noted(NEXT)
-        note(CALL, None)
-        note(NEXT, None)
-        return None if choices is None else refuse(output, choices, None if call is None else call.wanted)
+        call: ModelCall | None = own_note(CALL, self)
+        if call is None:
+            if output is not None:
+                raise GuardrailNotReady(LOST)
+            return None
+        note(CALL, call.outer)
+        return refuse(output, call.refused[0], call.wanted) if call.refused else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
+from sae_unlearn.guardrail.runtime.packing import text_positions, why_packed
 
 
 def telling_mask(inputs: ForwardInputs) -> Any:
@@ -93,41 +94,26 @@ def _is_2d(mask: Any) -> TypeGuard[Tensor]:
 
 
 def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
-    """Refuse several texts in a row, of which the gate would make one. Compiled code is not looked at, and of a 2-D
-    mask only the positions beside it are: to look waits for the device."""
-    if given.get("cu_seq_lens_q") is not None:
+    """Refuse several texts in a row, see `packed`. Compiled code is not looked at, and of a 2-D mask only the positions
+    beside it are: to look waits for the device."""
+    if shape is None:
         raise NotImplementedError(
-            "A guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, padding-free "
-            "training); use padded batches and `generate`."
+            "The model was called with neither input_ids nor inputs_embeds of a known shape, so a guardrail cannot "
+            "tell where texts begin. Pass one of them, [batch, seq] or [batch, seq, width]."
         )
-    if shape is None or torch.compiler.is_compiling():
+    positions = text_positions(inputs.position_ids, *shape)
+    if torch.compiler.is_compiling():
         return
     mask = telling_mask(inputs)
     why = None if mask is None or _is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
-    positions = inputs.position_ids
-    if why is None and isinstance(positions, Tensor) and positions.ndim == 2:
-        why = _why_positions_are_packed(positions, inputs, *shape)
+    if why is None and positions is not None:
+        kept = None if mask is None else kept_tokens(inputs, *shape, positions.device)
+        why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
     if why is not None:
         raise NotImplementedError(
             f"This looks like packed sequences, which a guardrail cannot tell apart: {why}. Pass one text per row, "
             "position_ids that rise, and a 2-D attention mask of 0 and 1."
         )
-
-
-def _why_positions_are_packed(positions: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> str | None:
-    """What in the positions `[batch or 1, seq]`, or in a 2-D mask beside them, is a sign of several texts in a row;
-    None without one. It waits for the device."""
-    if telling_mask(inputs) is None:  # then transformers takes every gap for the start of another text
-        torn = bool((positions.diff(dim=1) != 1).any())
-        return "position_ids do not rise by one from token to token, and there is no attention mask" if torn else None
-    kept = kept_tokens(inputs, batch, seq, positions.device)
-    shown = positions.masked_fill(~kept, positions.amin())  # of padding they may be anything
-    fall = (kept & (shown < shown.cummax(dim=1).values)).any()
-    chunk = mask_of_pass(inputs, batch, seq)
-    numbered = torch.zeros_like(fall) if chunk is None else (chunk != chunk.bool()).any().to(fall.device)
-    if not bool(fall | numbered):
-        return None
-    return "the attention mask holds numbers other than 0 and 1" if bool(numbered) else "position_ids fall within a row"
 
 
 def _shape_of(given: dict[str, Any]) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate import FIRED_AT, Decision
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory, StaticGateHistory, history_of, tokens_of
-from sae_unlearn.guardrail.runtime.call_context import NEXT, ForwardInputs, note, noted
+from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 
 
 LOW = 2e4
@@ -109,11 +109,10 @@ def note_refusal(
     fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
     choices = torch.stack([message[told], message[:1].expand_as(told)], dim=-1)
     choices = choices.masked_fill(~fired[..., None], _UNKNOWN)
-    earlier = noted(NEXT)
-    if earlier is not None:  # of a guardrail in an earlier layer: the first to refuse has the word
-        earlier = earlier.to(choices.device)
+    if inputs.refused:  # of a guardrail in an earlier layer: the first to refuse has the word
+        earlier = inputs.refused.pop().to(choices.device)
         choices = torch.where(earlier >= 0, earlier, choices)
-    note(NEXT, choices)
+    inputs.refused.append(choices)
 
 
 def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:

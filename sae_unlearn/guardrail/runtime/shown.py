@@ -71,13 +71,10 @@ def shown_again(mask: Any, history: GateHistory, past: int | Tensor, seq: int) -
         return (lost & _before(past, lost)).any(dim=1)
     if isinstance(past, int):
         return (visible[:, :start] > kept[:, past - start :]).any(dim=1)
-    columns, start, past = (
-        torch.arange(visible.shape[1], device=kept.device),
-        start.to(kept.device),
-        past.to(kept.device),
-    )
-    places = (columns + past - start).clamp(max=kept.shape[1] - 1)
-    return ((visible > kept.index_select(1, places)) & (columns < start)).any(dim=1)
+    columns = torch.arange(visible.shape[1], device=kept.device)
+    first, end = torch.as_tensor(start).to(kept.device), past.to(kept.device)
+    places = (columns + end - first).clamp(max=kept.shape[1] - 1)
+    return ((visible > kept.index_select(1, places)) & (columns < first)).any(dim=1)
 
 
 def check_shown(lost: Tensor) -> None:

@@ -1,0 +1,90 @@
+"""Several texts in one row, of which the gate would make one: what can mean them is judged, or refused.
+
+A model is told of packed texts by arguments for it alone, by an attention kernel's mask, by numbers in a 2-D mask, or
+by its positions. Positions are `[batch or 1, seq]`, or `[seq]`; models with images take `[axes, batch or 1, seq]`, in
+which transformers reads the texts from the first axis, unless there are only the three of the rotary embedding: then it
+reads them from nothing. Positions of any other shape are refused.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+PACKING = (
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "cu_seqlens",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
+    "seq_idx",
+    "block_sequence_ids",
+)
+"""Arguments that give the places of packed texts."""
+
+ROTARY_AXES = 3
+
+
+def packing_argument(given: dict[str, Any]) -> str | None:
+    """The argument of a call that says that texts are packed, if there is one."""
+    for name in PACKING:
+        if given.get(name) is not None:
+            return name
+    return None
+
+
+def refuse_argument(name: str) -> None:
+    """Raise for what `packing_argument` found.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        f"{name} was given, but a guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, "
+        "padding-free training); use padded batches and `generate`."
+    )
+
+
+def text_positions(positions: Any, batch: int, seq: int) -> Tensor | None:
+    """`[batch or 1, seq]`, those positions from which a model could read where texts begin; None without any.
+
+    Raises:
+        NotImplementedError: they are of a shape that is not known.
+    """
+    if positions is None:
+        return None
+    if isinstance(positions, Tensor):
+        shape = positions.shape
+        if shape == (seq,):
+            return positions[None]
+        if len(shape) in (2, 3) and shape[-2] in (1, batch) and shape[-1] == seq:
+            if len(shape) == 2:
+                return positions
+            if shape[0] >= ROTARY_AXES:
+                return None if shape[0] == ROTARY_AXES else positions[0]
+    found = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+    raise NotImplementedError(
+        f"position_ids={found}: expected [batch, seq] or [axes, batch, seq] of {batch} rows and {seq} tokens, or a "
+        "guardrail cannot tell packed sequences apart. Pass such, or none."
+    )
+
+
+def why_packed(positions: Tensor, kept: Tensor | None, chunk: Tensor | None) -> str | None:
+    """What in the positions, or in a 2-D mask beside them, is a sign of several texts in a row; None without one. It
+    waits for the device.
+
+    Args:
+        positions: `[batch or 1, seq]`.
+        kept: `[batch, seq]` bool, the tokens that are no padding; None without a mask.
+        chunk: `[batch, seq]`, the 2-D mask of the pass, if there is one.
+    """
+    if kept is None:  # then transformers takes every gap for the start of another text
+        torn = bool((positions.diff(dim=1) != 1).any())
+        return "position_ids do not rise by one from token to token, and there is no attention mask" if torn else None
+    shown = positions.masked_fill(~kept, positions.amin())  # of padding they may be anything
+    fall = (kept & (shown < shown.cummax(dim=1).values)).any()
+    numbered = torch.zeros_like(fall) if chunk is None else (chunk != chunk.bool()).any().to(fall.device)
+    if not bool(fall | numbered):
+        return None
+    return "the attention mask holds numbers other than 0 and 1" if bool(numbered) else "position_ids fall within a row"
