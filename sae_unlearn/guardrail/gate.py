@@ -15,7 +15,7 @@ and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
     ratio_or_window    S_t = max(ratio_t, window_weight * window_t)
 
 (without `sticky`, window and cusum use their current value and not the largest so far). Where the config names the
-tokens between a conversation's messages, the ratio of each message is taken too, see `messages`. The row fires iff
+tokens between a conversation's messages, the ratio of each message is taken too. The row fires iff
 `S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if
 quiet tokens filled it up, so that one hot token out of one does not make a rate of 1.
 
@@ -26,14 +26,14 @@ last position). In assisted decoding the drafted tokens are asked for one by one
 generated alone, and a rejected draft leaves no trace. Under `gate_scope="prefix"` the boundary is 0: every token is
 judged by the tokens up to it.
 
-That a row has fired is remembered in its cache (see `history`). With `use_cache=False` every step is a pass over the
+That a row has fired is remembered in its cache (see `runtime.cache_state`). With `use_cache=False` every step is a pass over the
 whole row, judged afresh: under `"prefix"` it comes to the same, under `"sequence"` a row whose ratio falls back below
 the threshold is let go.
 
 **Not finite.** A token that the mask keeps, and whose activations are NaN or infinite, adds NaN to `H`, and NaN crosses
 every threshold: the row fires there and then and stays fired, and the edit at that token is NaN. A gate that cannot
 judge does not wave through. Nothing waits for the device to find that out. Tokens that a static cache holds and the
-guardrail has not seen are told to the gate in this way (see `history`).
+guardrail has not seen are told to the gate in this way (see `runtime.cache_state`).
 
 All counts are whole numbers, or quarters, held in float32, so the statistics do not depend on batch size, padding side
 or on how a sequence was cut into forward passes.

@@ -50,7 +50,7 @@ class ForwardInputs(NamedTuple):
         guarded: the layers at which guardrails have seen this pass so far.
         stateful: whether the model has recurrent layers, see `shown`.
         refused: of `ModelCall`.
-        owner, module, outer: see `pass_notes`.
+        owner, module, outer: see the module.
     """
 
     input_ids: Tensor | None
@@ -74,7 +74,7 @@ class ModelCall:
     Attributes:
         refused: what `refusal` says of the tokens that have to come next, at most one entry.
         taken: not empty once the backbone has read it.
-        owner, module, outer: see `pass_notes`.
+        owner, module, outer: see the module.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def note_refusal(
     cache: Cache | None,
     known: tuple[int, int],
 ) -> None:
-    """Note what the next token of each row has to be, for `refuse` to write it into the logits (see `model_hooks`).
+    """Note what the next token of each row has to be, for `refuse` to write it into the logits (see `hooks`).
 
     Args:
         message: of the config, see `IdTables.message`.
