@@ -1,7 +1,8 @@
 """Settings of all tests: offline, deterministic, quiet; three tiers, and a process per core for a whole tier.
 
     pytest                  the full tier: all but the nightly tests
-    pytest -m "not slow"    the fast tier
+    pytest -m fast          the fast tier: whatever is marked neither slow nor nightly
+    pytest -m nightly       the nightly tests alone
     pytest --nightly        everything
 
 A selection of files runs in one process unless `-n` says otherwise.
@@ -61,7 +62,11 @@ def pytest_configure(config):
     transformers.logging.disable_progress_bar()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest reads `-m`
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if not item.get_closest_marker("slow") and not item.get_closest_marker("nightly"):
+            item.add_marker("fast")
     if config.option.nightly or "nightly" in config.option.markexpr:
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]
