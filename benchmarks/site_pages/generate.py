@@ -1,7 +1,7 @@
 """Write the pages of `docs/evidence` and `docs/speed` from the files of `benchmarks/results`.
 
-    python benchmarks/make_pages.py            # write the pages
-    python benchmarks/make_pages.py --check    # exit with 1 and name the pages that are stale
+    python -m benchmarks.site_pages            # write the pages
+    python -m benchmarks.site_pages --check    # exit with 1 and name the pages that are stale
 
 Each page has a template in `templates/`. A template is Markdown with Jinja expressions: `{{ forget.pooled() }}`
 is a call in `forget.py`. Numbers that describe a setting (rows of a split, a percentile) stand in the first line of
@@ -160,7 +160,7 @@ def main() -> int:
     if parser.parse_args().check:
         found = stale()
         for page in found:
-            print(f"{page.relative_to(ROOT)} is stale: run python benchmarks/make_pages.py")
+            print(f"{page.relative_to(ROOT)} is stale: run python -m benchmarks.site_pages")
         return 1 if found else 0
     for page, text in generated().items():
         page.parent.mkdir(exist_ok=True)

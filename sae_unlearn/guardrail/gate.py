@@ -26,7 +26,7 @@ last position). In assisted decoding the drafted tokens are asked for one by one
 generated alone, and a rejected draft leaves no trace. Under `gate_scope="prefix"` the boundary is 0: every token is
 judged by the tokens up to it.
 
-That a row has fired is remembered in its cache (see `runtime.cache_state`). With `use_cache=False` every step is a pass over the
+That a row has fired is remembered in its cache (`cache_state`). With `use_cache=False` every step is a pass over the
 whole row, judged afresh: under `"prefix"` it comes to the same, under `"sequence"` a row whose ratio falls back below
 the threshold is let go.
 

@@ -8,8 +8,8 @@ from pages import DOCS, ROOT
 
 pytest.importorskip("jinja2")
 
-from site_pages import attacks, forget, generate, results
-from site_pages.index import HEADER
+from benchmarks.site_pages import attacks, forget, generate, results
+from benchmarks.site_pages.index import HEADER
 
 
 TEMPLATES = generate.pages()
@@ -24,7 +24,7 @@ def in_prose(text: str) -> list[str]:
 
 
 def test_no_page_is_stale() -> None:
-    assert not [str(page.relative_to(ROOT)) for page in generate.stale()], "run python benchmarks/make_pages.py"
+    assert not [str(page.relative_to(ROOT)) for page in generate.stale()], "run python -m benchmarks.site_pages"
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda path: f"{path.parent.name}/{path.stem}")

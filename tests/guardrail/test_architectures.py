@@ -359,10 +359,27 @@ UNSUPPORTED = {
 }
 
 
+COLUMNS = ("llama", "falcon_h1")  # every mode in every scope: attention alone, and attention beside a recurrent state
+
+
+def tier(architecture: str, mode: str, scope: str) -> list[pytest.MarkDecorator]:
+    """Outside the columns each mode takes one of the scopes in turn, so that every pair is tried; nightly has all.
+
+    The fast tier tries every architecture in one mode, and every mode on one architecture.
+    """
+    turn = list(ZOO).index(architecture) + list(MODES).index(mode)
+    in_turn = mode in PREFIX or scope == SCOPES[turn % len(SCOPES)]
+    if in_turn and (architecture == "llama" or mode == "plain_forward"):
+        return []
+    return [pytest.mark.slow if in_turn or architecture in COLUMNS else pytest.mark.nightly]
+
+
 @pytest.mark.parametrize(
     ("architecture", "mode", "scope"),
     [
-        pytest.param(architecture, mode, scope, id=f"{architecture}-{mode}-{scope}")
+        pytest.param(
+            architecture, mode, scope, id=f"{architecture}-{mode}-{scope}", marks=tier(architecture, mode, scope)
+        )
         for architecture in ZOO
         for scope in SCOPES
         for mode in (MODES if scope == "prefix" else BOTH)
@@ -383,6 +400,7 @@ def test_mode(architecture, mode, scope):
 PROBED = ["llama", "mistral", "gemma3", "gpt2", "bloom", "mixtral"]  # of those that can take drafts back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ZOO)
 def test_beams_are_exact_where_state_on_the_module_is_not(architecture):
     it = case(architecture, "prefix", sticky=False)
@@ -395,6 +413,7 @@ def test_beams_are_exact_where_state_on_the_module_is_not(architecture):
     raise AssertionError("the probe cannot tell the two apart")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("architecture", PROBED)
 @pytest.mark.parametrize("decoding", ["prompt_lookup", "assistant"])
@@ -403,6 +422,7 @@ def test_drafts_are_exact_where_state_on_the_module_is_not(decoding, architectur
     assert differs_first(it, decoding, state_on_module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", PROBED)
 def test_drafts_are_exact_where_judging_a_draft_whole_is_not(architecture):
     it = case(architecture, "sequence", sticky=False)

@@ -121,6 +121,7 @@ def test_generation_with_a_cache_is_generation_without_where_each_token_is_judge
     assert {f.fired for f in cached} == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiles")
 def test_compiled_static_cache_generation_is_the_same():
     model, batch = guarded("llama", threshold=0.6, min_tokens=4, **MESSAGES), padded(conversations())

@@ -110,6 +110,7 @@ def test_a_low_dose_gives_a_small_edit_and_record_gives_none():
 # ------------------------------------------------------------------------------------------------- rows and their gates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
 @pytest.mark.parametrize("statistic", CHOICES["statistic"])
 @pytest.mark.parametrize("architecture", SEVERAL)
@@ -269,6 +270,7 @@ def test_a_cache_that_is_reset_for_the_next_request_leaves_the_records_of_the_la
     assert [(f.statistic, f.fired) for f in before] == [(f.statistic, f.fired) for f in expected]
 
 
+@pytest.mark.slow
 def test_eight_threads_on_one_model_do_not_mix():
     model = guarded("llama", threshold=0.5, min_tokens=8)
     jobs = [padded([token_ids(1, n + i, seed=10 * i + n)[0] for n in (3, 6)]) for i in range(8)]
@@ -601,6 +603,7 @@ def compiles():
         pytest.skip(f"torch {torch.__version__} cannot compile the bare model: {type(error).__name__}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(
     ("scope", "statistic"),
@@ -617,6 +620,7 @@ def test_compiled_in_one_graph_the_forward_pass_is_the_same(scope, statistic):
     assert not torch.allclose(forward(base_model("llama"), **batch).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(("architecture", "scope"), [("llama", "sequence"), ("gemma3", "prefix")])
 def test_compiled_static_cache_generation_is_the_same(architecture, scope):

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 
-REQUIRED = "SAE_UNLEARN_REQUIRE_ORACLES"  # set by `.ci/run`
+REQUIRED = "SAE_UNLEARN_REQUIRE_ORACLES"  # set by the sessions of noxfile.py that CI runs
 
 
 def oracle(name: str) -> ModuleType:

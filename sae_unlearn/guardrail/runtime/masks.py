@@ -94,7 +94,7 @@ def _is_2d(mask: Any) -> TypeGuard[Tensor]:
 
 
 def _refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
-    """Refuse several texts in a row, see `packing`. Compiled code is not looked at, and of a 2-D mask only the positions
+    """Refuse several texts in a row (`packing`). Compiled code is not looked at, and of a 2-D mask only the positions
     beside it are: to look waits for the device."""
     if shape is None:
         raise NotImplementedError(

@@ -156,6 +156,7 @@ def test_the_lora_has_a_card_that_says_what_is_known_of_it(tmp_path):
     assert "{{" not in card.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["aligned", "default"])
 def test_reports_of_single_members_go_into_their_cards(tmp_path, name):
     torch.manual_seed(0)
@@ -174,6 +175,7 @@ def test_reports_of_single_members_go_into_their_cards(tmp_path, name):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_path):
     old = push_bundle(model, REPO, token=OWNER).oid
     newer = with_guards(base_model("llama"), tmp_path, ["biology", "books"], threshold=0.1)
@@ -192,6 +194,7 @@ def test_a_private_bundle_opens_for_its_owner_and_is_there_without_the_hub(stand
     assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["PUT /storage/", "POST .*/commit/"])
 def test_an_interrupted_push_leaves_nothing_and_can_be_repeated(stand_in, model, where):
     stand_in.break_at = where
@@ -213,6 +216,7 @@ def test_a_bundle_joins_guardrails_that_are_there(folder, tmp_path):
     assert {"books", "biology"} <= {s.name for s in list_guardrails(found) if s.active}
 
 
+@pytest.mark.slow
 def test_where_one_guardrail_is_asked_for_a_bundle_is_named_with_its_members(stand_in, model, folder):
     push_bundle(model, REPO, token=OWNER)
     for source in (folder, REPO):
@@ -261,6 +265,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lie", "message"), LIES.values(), ids=LIES)
 def test_a_malformed_bundle_is_refused_and_the_model_left_untouched(lie, message, tmp_path):
     save_bundle(with_guards(base_model("llama"), tmp_path), tmp_path / "bundle")
@@ -284,6 +289,7 @@ def test_a_member_for_another_model_takes_the_others_back(folder):
     assert_untouched(base, plain)
 
 
+@pytest.mark.slow
 def test_of_a_compiled_model_the_model_inside_is_saved_and_guarded(model, tmp_path):
     save_bundle(torch.compile(model, backend="eager"), tmp_path / "bundle")
     again = attach_bundle(torch.compile(base_model("llama"), backend="eager"), tmp_path / "bundle")

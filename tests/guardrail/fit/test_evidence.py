@@ -66,6 +66,7 @@ def test_the_statistic_is_the_mean_of_what_is_said():
     assert fired is (statistic > 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
 @pytest.mark.parametrize("statistic", GATES)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mixtral"])
@@ -97,6 +98,7 @@ def test_each_message_is_judged_by_itself_too():
     assert together >= alone[0] > 0
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_it_says_the_same():
     model, row = weighed("llama"), token_ids(2, 12)
     expected = model(input_ids=row).logits
@@ -129,6 +131,7 @@ def fitted():
     return fit_guardrail(model, tokenizer, sae, *texts, evidence="log_ratio", progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "evidence"),
     [
@@ -205,6 +208,7 @@ def test_without_weights_the_call_raises_and_the_folder_is_refused(tmp_path):
         attach_guardrail(base_model("llama"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

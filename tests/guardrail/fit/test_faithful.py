@@ -112,6 +112,7 @@ def published_logits(model, sae, features, tau, row):
 # ------------------------------------------------------------------------------------------------------- the comparison
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_faithful_preset_is_the_published_procedure(architecture):
     base = base_model(architecture)

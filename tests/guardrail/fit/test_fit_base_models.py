@@ -56,6 +56,7 @@ def test_a_quantised_base(usual, tmp_path):
     assert len(firings) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gemma3", "mixtral", "falcon_h1", "phi"])
 def test_other_architectures_are_fitted_and_fire_on_the_topic(architecture):
     model = base_model(architecture)

@@ -51,6 +51,7 @@ def same(a, b):
     assert config_of(a).calibration == config_of(b).calibration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.35, 0.6, 0.75, 0.95])
 def test_a_resumed_fit_is_the_unbroken_one_exactly(unbroken, tmp_path, share):
     whole, passes = unbroken
@@ -128,6 +129,7 @@ def unbroken_several():
     return run_several(model), len(calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.85, 0.97])
 def test_a_resumed_fit_of_several_topics_is_the_unbroken_one_exactly(unbroken_several, tmp_path, share):
     whole, passes = unbroken_several

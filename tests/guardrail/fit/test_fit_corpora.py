@@ -58,6 +58,7 @@ def test_empty_texts_are_passed_over(usual):
     same_fit(usual, fit(forget=holes))
 
 
+@pytest.mark.slow
 def test_corpora_are_read_as_the_fit_goes_on_and_once():
     model, read, at_first_pass = base_model("llama"), [], []
     model.model.layers[0].register_forward_pre_hook(lambda *_: at_first_pass.append(len(read)))

@@ -19,6 +19,7 @@ def two(tmp_path_factory):
     return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["usual", "short", "topk"])
 def test_two_processes_choose_the_features_the_threshold_and_the_table_of_one(two, kind):
     one = fitted(kind)

@@ -20,6 +20,7 @@ def tensors(model, name):
     return [tensor for part in parts for tensor in part.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

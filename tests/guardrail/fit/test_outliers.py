@@ -59,6 +59,7 @@ def test_an_outlier_is_neither_hot_nor_edited_and_still_counted(architecture):
     assert outlying
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mixtral"])
 def test_a_batch_is_its_rows(architecture, statistic):
@@ -98,6 +99,7 @@ def test_a_token_that_is_not_finite_fires_and_is_no_outlier(value):
     assert fact[1]
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_it_says_the_same():
     model, _ = with_limit()
     row = rows()[3][None]
@@ -124,6 +126,7 @@ def test_a_limit_set_afterwards_that_would_leave_out_everything_raises(wrong):
         facts(model, input_ids=rows()[0][None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "left_out"), [({}, True), ({"preset": "faithful"}, False)])
 def test_a_fit_with_a_tokenizer_that_puts_no_bos_leaves_outliers_out_though_it_saw_few(options, left_out):
     model, tokenizer, sae = tiny_parts()

@@ -167,6 +167,7 @@ def test_what_is_not_finite_fires(value, steps):
     assert [firing.fired for firing in firings] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fires", [True, False])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_a_step_takes_two_operators_and_one_where_nothing_fires(fires, weighed, steps):

@@ -79,6 +79,7 @@ def test_a_decoding_step_waits_for_no_device(statistic, kind, by_operators):
     assert added(waits, kind, **fields) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("additive", [False, True])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_a_decoding_step_reads_the_attention_kernels_mask_at_little_cost(kind, additive, monkeypatch):
@@ -135,6 +136,7 @@ def test_the_operators_do_not_grow_with_what_was_read(operators, by_operators):
     assert kernels(short.step) == kernels(long.step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
 def test_decoding_with_a_static_cache_is_one_graph_for_all_steps(scope):
     """What a CUDA graph needs: nothing is compiled again from one step to the next, and no tensor moves."""

@@ -49,6 +49,7 @@ def peak_of(call):
         gc.enable()
 
 
+@pytest.mark.slow
 def test_a_decoding_step_peaks_at_most_a_megabyte_higher(models):
     peaks = {}
     for name, model in models.items():
@@ -59,6 +60,7 @@ def test_a_decoding_step_peaks_at_most_a_megabyte_higher(models):
     assert peaks["guarded"] <= peaks["base"] + ALLOWED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 192), (8, 24)])
 def test_a_prompt_peaks_at_most_a_megabyte_higher(models, batch, tokens):
     ids, peaks = token_ids(batch, tokens), {}

@@ -106,6 +106,7 @@ def test_every_way_of_generating_tells_the_message(settings):
         assert told(found[row]) == MESSAGE
 
 
+@pytest.mark.slow
 def test_drafts_of_an_assistant_do_not_get_past_it():
     model = refusing()
     fired = fired_rows(model)
@@ -233,6 +234,7 @@ def test_a_message_beyond_the_vocabulary_stops_the_call():
 # ------------------------------------------------------------------------------------------------------------ streaming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["refuse", "clamp"])
 def test_what_is_streamed_is_what_is_generated(action):
     model, tokenizer = refusing(action=action), tiny_tokenizer()
