@@ -41,7 +41,15 @@ def test_a_field_that_no_guardrail_has_stops_the_next_call(name):
     assert_raises(model, name)
 
 
-@pytest.mark.parametrize("name", WHILE_COMPILING)
+@pytest.mark.parametrize(
+    "name",
+    [  # a number, a choice and a choice that shapes the graph; compiling takes seconds, so that the rest is nightly
+        pytest.param(
+            name, marks=pytest.mark.slow if name in ("threshold", "statistic", "gate_scope") else pytest.mark.nightly
+        )
+        for name in WHILE_COMPILING
+    ],
+)
 def test_and_compiled_code(name):
     torch._dynamo.reset()
     model = guarded("llama")

@@ -359,6 +359,7 @@ def test_quantised_it_is_guarded():
 # ------------------------------------------------------------------------------------------------------------- compiled
 
 
+@pytest.mark.slow
 def test_compiled_it_is_guarded(expected):
     model = torch.compile(guarded("llama"), backend="eager")
     assert_guarded(model, expected, atol=1e-5)
@@ -379,6 +380,7 @@ def compiled_layers(base):
     return base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [compiled_whole, compiled_in_place, compiled_layers])
 def test_what_was_compiled_before_is_guarded_from_then_on(compiled, expected):
     """Compiled code does not look whether hooks have come or gone."""
@@ -393,6 +395,7 @@ def test_what_was_compiled_before_is_guarded_from_then_on(compiled, expected):
     torch.testing.assert_close(logits(run), expected[1])
 
 
+@pytest.mark.slow
 def test_generation_that_transformers_compiled_before_is_guarded_from_then_on():
     """With a static cache `generate` compiles the model by itself, and keeps the code."""
     settings = CompileConfig(backend="eager", fullgraph=True)
@@ -407,6 +410,7 @@ def test_generation_that_transformers_compiled_before_is_guarded_from_then_on():
     assert not torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_compiled_without_weights_nothing_comes_out():
     """Compiled code cannot look at weights; those that never arrived are NaN, and so is every logit."""
     model = get_peft_model(base_model("llama"), planted_config())

@@ -60,6 +60,7 @@ def same(first, second):
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_guardrail_is_refused_or_the_very_same(damage, name, sound, tmp_path):
@@ -150,6 +151,7 @@ def with_fields(sound, folder, fields):
     shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), NEAR, min_size=1, max_size=4))
 @in_time()
@@ -183,6 +185,7 @@ MEANT = {
 }
 
 
+@pytest.mark.slow
 @SOME
 @given(st.fixed_dictionaries({}, optional=MEANT), st.dictionaries(st.sampled_from(FIELDS), NEAR, max_size=1))
 @in_time()
@@ -221,6 +224,7 @@ ODD = st.one_of(
 DTYPES = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.int16]
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.lists(ODD, max_size=4) | ODD)
 @in_time()
@@ -233,6 +237,7 @@ def test_a_corpus_is_read_or_refused(corpus):
         assert all(row and all(isinstance(token, int) for token in row) for row in document.rows)
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.data(), st.integers(0, 4), st.integers(0, 9), st.sampled_from(DTYPES), st.sampled_from(DTYPES))
 @in_time()
@@ -250,6 +255,7 @@ def test_a_batch_gives_the_rows_that_its_mask_keeps(data, batch, seq, kind, mask
     assert rows == [ids[i][mask[i].bool()].tolist() for i in range(batch) if mask[i].any()]
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     st.lists(st.floats(0, 1, width=32), max_size=12),
@@ -265,6 +271,7 @@ def test_a_threshold_is_one_of_its_range_whatever_the_statistics(forget, retain,
     assert 0 <= rate["low"] <= rate["high"] <= 1
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     st.data(),

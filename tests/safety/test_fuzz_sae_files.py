@@ -62,6 +62,7 @@ def can_be_read(path):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize(("write", "name"), FILES.values(), ids=FILES)
 def test_a_damaged_sae_is_refused_or_what_its_file_says(write, name, damage, tmp_path):

@@ -64,6 +64,7 @@ def adapter_in(folder: Path, **saved: Path) -> str:
     raise AssertionError("a mixture")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["old", "none"])
 def test_a_kill_while_the_trainer_saves_leaves_the_old_adapter_or_the_new_one(before, tmp_path):
     it, folder = trainer(tmp_path / "out"), tmp_path / "adapter"
@@ -144,6 +145,7 @@ def test_files_of_two_saves_never_stand_beside_each_other(what, tmp_path):
     assert found[0] == old != new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["old", "none"])
 def test_a_kill_while_it_trains_leaves_whole_adapters_in_its_checkpoints(before, tmp_path):
     folder, options = tmp_path / "out", {"save_strategy": "steps", "save_steps": 2}
@@ -169,6 +171,7 @@ def fitted(folder: Path | None = None, model: torch.nn.Module | None = None) -> 
     return fit(model, FORGET, RETAIN, batch_size=4, checkpoint_dir=folder)
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_killed_at_any_of_its_writes_goes_on_to_the_unbroken_result(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_passes, "EVERY", 4)
     whole = fitted()
@@ -184,6 +187,7 @@ def test_a_fit_that_was_killed_at_any_of_its_writes_goes_on_to_the_unbroken_resu
         assert not list(copied.glob("fit-*"))
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_interrupted_at_any_of_its_writes_leaves_nothing_on_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_passes, "EVERY", 12)
     model = base_model("llama")
@@ -263,6 +267,7 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_attaching_that_is_interrupted_anywhere_leaves_nothing_half_attached(make, tmp_path):
     guarded("llama", layer=2).save_pretrained(tmp_path)

@@ -45,6 +45,7 @@ def jobs(thread):
         yield padded(rows, side="left")
 
 
+@pytest.mark.slow
 def test_eight_threads_with_three_guardrails_each_get_their_own_records(mixed):
     expected = {t: [said(mixed, batch) for batch in jobs(t)] for t in range(THREADS)}
     assert {fired for records in expected.values() for r, _ in records for _, _, _, fired, *_ in r} == {True, False}
@@ -77,6 +78,7 @@ def test_a_row_is_judged_as_alone_whatever_stands_beside_it(mixed):
             assert [(a, *rest) for a, r, *rest in together if r == row] == [(a, *rest) for a, _, *rest in alone]
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_thousands_of_calls():
     """One token through a small model, so that thousands of calls take seconds; recorded and not, as it comes."""
     model = guarded("llama", threshold=0.5)
@@ -116,6 +118,7 @@ def live_tensors():
     return [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
 
 
+@pytest.mark.slow
 def test_tensors_are_not_kept_over_hundreds_of_texts():
     """`generate` with caches of its own and with a caller's, whose tensors `tracemalloc` does not see."""
     model = guarded("llama", threshold=0.5)
@@ -140,6 +143,7 @@ def test_tensors_are_not_kept_over_hundreds_of_texts():
     assert sum(tensor.untyped_storage().nbytes() for tensor in new) < 10_000
 
 
+@pytest.mark.slow
 def test_attaching_and_detaching_over_and_over_leaves_nothing():
     from peft import get_peft_model
 

@@ -158,6 +158,7 @@ def test_a_guardrail_that_lies_is_refused_and_nothing_is_left_of_it(lie, message
     assert torch.equal(logits(model), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lie", "message"), GUARDRAILS.values(), ids=GUARDRAILS)
 def test_a_guardrail_that_lies_does_not_disturb_one_that_works(lie, message, folder, sound):
     model = attach_guardrail(base_model("llama"), sound[0])
@@ -170,6 +171,7 @@ def test_a_guardrail_that_lies_does_not_disturb_one_that_works(lie, message, fol
     assert torch.equal(logits(model), sound[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lie", "message"), GUARDRAILS.values(), ids=GUARDRAILS)
 def test_through_pefts_own_loader_it_raises_or_guards(lie, message, folder):
     """PEFT reads folders by its own rules, warns where `attach_guardrail` refuses, and knows `.bin` files. Whatever it
@@ -327,6 +329,7 @@ def sound_bundle(sound, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lie", "message"), BUNDLES.values(), ids=BUNDLES)
 def test_a_bundle_that_lies_is_refused_and_nothing_is_left_of_it(lie, message, sound_bundle, tmp_path):
     folder = tmp_path / "bundle"

@@ -124,6 +124,7 @@ def read_in_passes(name, kind, side, cache_kind, four_dimensional):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, "dynamic", "static"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["eager", "sdpa"])
@@ -141,6 +142,7 @@ def test_a_token_that_sees_nothing_is_padding_in_a_pass_of_its_own():
         assert [tokens for *_, tokens in records(model, IDS[:3, :1], attention_mask=each)] == [1, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("past", [0, 4], ids=["prompt", "step"])
 def test_compiled_code_reads_such_a_mask_as_eager_code_does(past):
     torch._dynamo.reset()

@@ -68,8 +68,15 @@ def cut_short(model):
     model.get_base_model().config.num_hidden_layers = LAYER
 
 
-@pytest.mark.parametrize("compiled_before", [False, True])
-@pytest.mark.parametrize("spoil", [hooks_taken_off, replaced, cut_short])
+def compiled_cases():
+    """Each way in one order in the full tier, and both orders of each way nightly."""
+    for turn, spoil in enumerate((hooks_taken_off, replaced, cut_short)):
+        for before in (True, False):
+            mark = pytest.mark.slow if before == (turn % 2 == 0) else pytest.mark.nightly
+            yield pytest.param(spoil, before, id=f"{spoil.__name__}-{'after' if before else 'before'}", marks=mark)
+
+
+@pytest.mark.parametrize(("spoil", "compiled_before"), compiled_cases())
 def test_compiled_code_that_goes_by_a_guardrail_raises(spoil, compiled_before):
     torch._dynamo.reset()
     model = guarded("llama")
@@ -107,6 +114,7 @@ def requests(model):
     return ids, {16: torch.ones_like(ids), 1: last}
 
 
+@pytest.mark.slow
 def test_threads_in_one_compiled_model_are_kept_apart_where_its_graph_breaks():
     """Recording breaks the graph between the hooks of the model and those of the guarded layer."""
     torch._dynamo.reset()

@@ -210,6 +210,7 @@ def test_a_guardrail_that_only_records_says_that_it_cannot_judge():
 # ------------------------------------------------------------------------------------------------------------- compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read_first", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_compiled_code_lets_nothing_out_either(architecture, read_first):
@@ -226,6 +227,7 @@ def test_compiled_code_lets_nothing_out_either(architecture, read_first):
             request.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_compiled_code_goes_on_where_everything_was_seen(architecture):
     model = guarded(architecture, threshold=0.3)
@@ -236,6 +238,7 @@ def test_compiled_code_goes_on_where_everything_was_seen(architecture):
         torch.testing.assert_close(request.read(), dynamic.read(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_finds_out_what_happens_between_its_calls():
     """The same graph, which was traced while all was well."""
     model = guarded("llama", threshold=0.99)
@@ -258,6 +261,7 @@ def test_one_compiled_graph_finds_out_what_happens_between_its_calls():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_compiled_generation_in_one_static_cache_turn_after_turn(architecture):
     model = guarded(architecture, threshold=0.5, min_tokens=8)
@@ -281,6 +285,7 @@ def test_compiled_generation_in_one_static_cache_turn_after_turn(architecture):
 # ---------------------------------------------------------------------------------------------------------- no waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", FULL + SLIDING)
 def test_a_step_over_a_static_cache_waits_for_no_device(architecture):
     found = []

@@ -154,6 +154,7 @@ def test_known_direction_is_a_difference_of_means():
 FACTS = [Fact(f"w3 w{i}", (f"w{40 + i % 2}",), f"w{i}") for i in range(20, 28)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_relearning_learns_what_it_is_taught_and_leaves_the_model_alone(wrapped):
     model, tokenizer = tuned_model() if wrapped else base_model("llama"), tiny_tokenizer()

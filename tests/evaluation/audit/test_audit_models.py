@@ -74,6 +74,7 @@ def test_rows_of_a_guarded_model(guarded):
     assert guarded.get_model_status().enabled is True
 
 
+@pytest.mark.slow
 def test_every_attack_on_a_lora(tmp_path):
     model, tokenizer = lora_model(), tiny_tokenizer()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -118,6 +119,7 @@ def test_every_attack_on_a_lora(tmp_path):
     assert "w3" not in (tmp_path / "out" / "audit.json").read_text()  # no question and no answer
 
 
+@pytest.mark.slow
 def test_another_base_is_the_control():
     model, other, tokenizer = base_model("llama"), base_model("gemma2"), tiny_tokenizer()
     report = audit(model, tokenizer, FORGET, base=other, attacks=["splitting"], **QUICK)

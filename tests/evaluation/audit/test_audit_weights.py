@@ -43,6 +43,7 @@ def lora():
     return LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
 
 
+@pytest.mark.slow
 def test_guardrails_are_on_the_copy(saved, guarded):
     twin = merged_copy(guarded)
     assert torch.equal(logits(twin), logits(guarded))
@@ -66,6 +67,7 @@ def test_rounding_leaves_the_guardrail_in_force(guarded):
     assert point.found == fired(guarded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_relearning_under_a_guardrail(guarded, full):
     tokenizer, before = tiny_tokenizer(), logits(guarded)
@@ -98,6 +100,7 @@ def test_full_relearning_trains_every_weight():
     assert all(changed.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_full_relearning_of_a_model_in_16_bits_is_that_of_its_weights_in_32(saved, dtype):
     """In bfloat16 most steps would be lost in rounding, and in float16 AdamW divides by 0."""
@@ -150,6 +153,7 @@ def test_a_direction_that_is_not_there_is_said(guarded):
         displacement(guarded, tiny_tokenizer(), [], LAYER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["guardrail", "lora"])
 def test_an_adapter_that_is_taken_off_leaves_the_base(kind, guarded):
     plain = logits(tiny_parts()[0])

@@ -271,6 +271,7 @@ release-b: {saes: []}
         neuronpedia._listed.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["x", [1], [None, "a", float("inf")], {"a": 1}, 10**300, True, None])
 def test_a_calibration_of_anything_gives_a_page(picture, value):
     names = ("fire_rate_forget", "auroc", "curve", "warnings", "edit_to_residual", "features", "topk")

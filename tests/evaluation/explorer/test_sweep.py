@@ -49,6 +49,7 @@ def without(parts):
         return {role: float(row_losses(*parts, texts, 1).mean()) for role, texts in TEXTS.items()}
 
 
+@pytest.mark.slow
 def test_every_point_is_the_change_that_a_guardrail_so_set_makes(parts, sweep):
     base, own = without(parts), parts[0].peft_config["default"].threshold
     assert sweep.base_loss == pytest.approx(base, abs=1e-5)
