@@ -24,6 +24,7 @@ def with_adapter(kind, model, adapters):
     return model if kind == "bare" else PeftModel.from_pretrained(model, adapters / kind).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "places"),
     [("guardrail", "auto"), ("lora", "auto"), ("bare", partly_on_disk()), ("guardrail", partly_on_disk())],

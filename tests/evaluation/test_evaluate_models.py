@@ -209,6 +209,7 @@ def test_every_guardrail_has_its_own_rates(guarded, tmp_path):
     assert report.title.endswith("with tuned (LORA), one (SAE_GUARDRAIL), two (SAE_GUARDRAIL)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bare", "guarded"])
 def test_batches_do_not_matter(kind, guarded):
     tokenizer = lettered_tokenizer()

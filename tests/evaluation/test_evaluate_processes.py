@@ -30,6 +30,7 @@ def two(adapters, tmp_path_factory):
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_report_of_one(two, adapters):
     one = json.loads(json.dumps(evaluated(adapters)))
     assert {figure["metric"] for report in one.values() for figure in report["figures"]} >= {

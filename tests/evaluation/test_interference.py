@@ -67,6 +67,7 @@ def test_what_was_in_force_is_again(parts):
         use_guardrails(model, ["first", "second"])
 
 
+@pytest.mark.slow
 def test_it_is_a_report_for_the_card_of_a_bundle(parts, report, tmp_path):
     save_bundle(parts[0], tmp_path, evaluation=report)
     card = (tmp_path / "README.md").read_text()

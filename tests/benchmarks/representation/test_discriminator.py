@@ -24,6 +24,7 @@ def draw(n, seed, shift=0.0, spread=1.0, noise=0.3):
 KNOWN, UNKNOWN = draw(40, 1, shift=2.0), draw(40, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "kernel"])
 def test_targets_that_are_unknowns_are_at_the_floor_and_the_floor_at_a_half(kind):
     found = []
@@ -35,6 +36,7 @@ def test_targets_that_are_unknowns_are_at_the_floor_and_the_floor_at_a_half(kind
     assert all(d.n == d.targets.n == 10 for d in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "kernel"])
 def test_separated_targets_are_at_the_ceiling(kind):
     found = refit_discriminator(draw(10, 3, shift=2.0), KNOWN, UNKNOWN, kind, folds=4, repeats=2)
@@ -44,6 +46,7 @@ def test_separated_targets_are_at_the_ceiling(kind):
     assert found.targets.low <= found.targets.value <= found.targets.high
 
 
+@pytest.mark.slow
 def test_targets_collapsed_onto_the_unknown_mean_are_caught_by_the_kernel():
     collapsed = draw(10, 4, spread=0.05, noise=0.05)
     assert refit_discriminator(collapsed, KNOWN, UNKNOWN, "kernel", repeats=3).targets.value > 0.95
@@ -52,6 +55,7 @@ def test_targets_collapsed_onto_the_unknown_mean_are_caught_by_the_kernel():
     assert read_base_probe(probe, collapsed, draw(40, 5)).auc.value < 0.65
 
 
+@pytest.mark.slow
 def test_templates_of_an_entity_are_never_on_both_sides():
     """Entities that differ from each other only by a mark of their own: rows held out alone would be told by it."""
     found = []
@@ -75,6 +79,7 @@ def test_the_base_probe_reads_known_as_known_and_unknown_as_unknown():
     assert unknown.auc.low < 0.5 < unknown.auc.high
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers():
     targets = draw(10, 10)
     one, two = (refit_discriminator(targets, KNOWN, UNKNOWN, repeats=2, seed=3) for _ in range(2))
