@@ -124,8 +124,9 @@ def _quieten(progress: bool) -> None:
 
     import transformers
 
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
+    # of others' own code; a call of a model is made in torch.nn.modules, and its arguments are ours
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(?!sae_unlearn|torch\.nn\.modules)")
     transformers.logging.set_verbosity_error()
     if not progress:
         transformers.logging.disable_progress_bar()

@@ -121,7 +121,9 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
             continue
         for name in [n for n in layer.guard_config if adapter_name in (None, n)]:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT warns that another adapter becomes active, as it should
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # PEFT warns that another adapter becomes active, as it should
                 layer.delete_adapter(name)
             configs.pop(name, None)
         if not layer.guard_config:
@@ -191,7 +193,7 @@ def _take_back(
             remove_hooks(decoder_layer, SAEGuardrailLayer)  # of one that was never placed
         elif name in layer.guard_config:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("ignore", UserWarning)
                 layer.delete_adapter(name)
             if not layer.guard_config:
                 remove_guard(decoder_layer)
