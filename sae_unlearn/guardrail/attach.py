@@ -64,9 +64,9 @@ def attach_guardrail(
         model inside, so compile what is returned.
 
     Raises:
-        GuardrailError: the folder is malformed, the guardrail does not belong to this model, the name is taken, or the
-            very guardrail is on the model under another name. One with the same weights and other settings is warned
-            of: where both fire, the edit is made twice.
+        GuardrailError: the folder is malformed, the guardrail does not belong to this model, the name is taken, or no
+            name is given and the very guardrail is on the model already. With another name or other settings the same
+            weights are warned of: where both fire, the edit is made twice.
     """
     bare = bare_model(model)
     name = free_name(model, adapter_name)
@@ -92,7 +92,7 @@ def attach_guardrail(
             f"{source}: {artefact.damage}. Download or fit it again; or, if you changed it yourself, take "
             f"{' and '.join(map(repr, SEALS))} out of its config."
         )
-    check_new(guard_layers(model), artefact.config, artefact.tensors)
+    check_new(guard_layers(model), artefact.config, artefact.tensors, named=adapter_name is not None)
     return place_guardrail(model, artefact, name)
 
 

@@ -159,9 +159,8 @@ class SAEGuardrailModel(BaseTuner):
             for name, tensor in remapped.items()
             if name.endswith(f".{path.replace('.', f'.{adapter_name}.')}")
         }
-        there = with_these_weights(guard_layers(model), config.layer, tensors, but=adapter_name)
-        if there is not None:
-            warn_of_same_weights(there[0])
+        for other in list(with_these_weights(guard_layers(model), config.layer, tensors, but=adapter_name))[:1]:
+            warn_of_same_weights(other)
         return remapped
 
     @staticmethod

@@ -34,27 +34,30 @@ _BEHAVIOUR = (
 )
 
 
-def check_new(layers: Iterable[Any], config: SAEGuardrailConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise if a guardrail is on the model already, under whatever name; warn if only its settings are others.
+def check_new(
+    layers: Iterable[Any], config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], named: bool = False
+) -> None:
+    """Raise if a guardrail is on the model already, under whatever name; warn if it was meant to be, or if only its
+    settings are others.
 
     Args:
         layers: the guarded layers of the model.
         config: of the guardrail that is to be attached.
         tensors: its weights, by the names of `PARTS`.
+        named: True if a name was chosen for it, so that it is no repetition of the same call.
 
     Raises:
         GuardrailError: naming the one that is there.
     """
     there = with_these_weights(layers, config.layer, tensors)
-    if there is None:
-        return
-    name, other = there
-    if all(getattr(config, field) == getattr(other, field) for field in _BEHAVIOUR):
+    same = [name for name, other in there.items() if all(getattr(config, f) == getattr(other, f) for f in _BEHAVIOUR)]
+    if same and not named:
         raise GuardrailError(
-            f"This guardrail is on the model already, as {name!r}: its edit would be made twice. Detach it first: "
-            f"`detach_guardrail(model, {name!r})`."
+            f"This guardrail is on the model already, as {same[0]!r}: its edit would be made twice. Detach it first: "
+            f"`detach_guardrail(model, {same[0]!r})`."
         )
-    warn_of_same_weights(name)
+    for name in [*same, *there][:1]:
+        warn_of_same_weights(name)
 
 
 def warn_of_same_weights(name: str) -> None:
@@ -68,8 +71,8 @@ def warn_of_same_weights(name: str) -> None:
 
 def with_these_weights(
     layers: Iterable[Any], layer: int, tensors: Mapping[str, Tensor], but: str | None = None
-) -> tuple[str, SAEGuardrailConfig] | None:
-    """Name and config of a guardrail after `layer` that has these weights; None if there is none.
+) -> dict[str, SAEGuardrailConfig]:
+    """The configs of the guardrails after `layer` that have these weights, by name.
 
     Args:
         layers: the guarded layers of the model.
@@ -77,11 +80,12 @@ def with_these_weights(
         tensors: by the names of `PARTS`.
         but: a name that is not looked at.
     """
-    for guard in layers:
-        for name, config in guard.guard_config.items():
-            if config.layer == layer and name != but and all(_equal(guard, name, key, tensors) for key in PARTS):
-                return name, config
-    return None
+    return {
+        name: config
+        for guard in layers
+        for name, config in guard.guard_config.items()
+        if config.layer == layer and name != but and all(_equal(guard, name, key, tensors) for key in PARTS)
+    }
 
 
 def _equal(guard: Any, name: str, key: str, tensors: Mapping[str, Tensor]) -> bool:

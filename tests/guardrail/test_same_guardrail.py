@@ -25,12 +25,11 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", [None, "second"])
-def test_the_same_guardrail_again_is_refused_and_the_model_is_as_it_was(folders, name):
+def test_the_same_guardrail_again_is_refused_and_the_model_is_as_it_was(folders):
     model = attach_guardrail(base_model("llama"), folders / "guard").eval()
     before = logits_of(model, IDS)
     with pytest.raises(GuardrailError, match="on the model already, as 'default'"):
-        attach_guardrail(model, folders / "guard", adapter_name=name)
+        attach_guardrail(model, folders / "guard")
     assert [each.name for each in list_guardrails(model)] == ["default"]
     assert torch.equal(logits_of(model, IDS), before)
     bare = detach_guardrail(model)
@@ -49,6 +48,21 @@ def test_the_same_weights_with_other_settings_are_warned_of(folders):
     model = attach_guardrail(base_model("llama"), folders / "guard")
     with pytest.warns(UserWarning, match="'default' on this model has the same weights"):
         attach_guardrail(model, folders / "higher")
+    assert len(list_guardrails(model)) == 2
+
+
+def test_the_very_one_is_found_behind_another_with_the_same_weights(folders):
+    model = attach_guardrail(base_model("llama"), folders / "higher", adapter_name="higher")
+    with pytest.warns(UserWarning, match="'higher' on this model has the same weights"):
+        model = attach_guardrail(model, folders / "guard", adapter_name="guard")
+    with pytest.raises(GuardrailError, match="on the model already, as 'guard'"):
+        attach_guardrail(model, folders / "guard")
+
+
+def test_under_a_name_that_was_chosen_it_is_warned_of(folders):
+    model = attach_guardrail(base_model("llama"), folders / "guard")
+    with pytest.warns(UserWarning, match="'default' on this model has the same weights"):
+        attach_guardrail(model, folders / "guard", adapter_name="second")
     assert len(list_guardrails(model)) == 2
 
 

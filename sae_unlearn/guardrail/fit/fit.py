@@ -38,9 +38,8 @@ def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: It
     guarded, placed = model, []
     try:
         for name, artefact in artefacts.items():
-            there = with_these_weights(guard_layers(guarded), artefact.config.layer, artefact.tensors)
-            if there is not None:  # no error, which would lose the fit
-                warn_of_same_weights(there[0])
+            for other in list(with_these_weights(guard_layers(guarded), artefact.config.layer, artefact.tensors))[:1]:
+                warn_of_same_weights(other)  # no error, which would lose the fit
             guarded = place_guardrail(guarded, artefact, name)
             placed.append(name)
         for each in passes:
