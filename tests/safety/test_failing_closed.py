@@ -19,7 +19,14 @@ from transformers.generation.configuration_utils import CompileConfig
 from upstream import adapters_of_transformers
 from zoo import LAYERS, base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
-from sae_unlearn import GuardrailNotReady, attach_guardrail, detach_guardrail, guardrail_status, record_firings
+from sae_unlearn import (
+    GuardrailNotReady,
+    attach_guardrail,
+    detach_guardrail,
+    guardrail_status,
+    record_firings,
+    use_guardrails,
+)
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -313,6 +320,12 @@ def test_a_lora_that_transformers_adds_or_activates_leaves_it_in_force(tmp_path)
                 logits(each)
             assert len(firings) == len(IDS)
     base.disable_adapters()
+    assert guardrail_status(base).verdict == "guarded"  # beside a LoRA the switch is the LoRA's
+    with record_firings(base) as firings:
+        logits(base)
+    assert len(firings) == len(IDS)
+    base.enable_adapters()
+    use_guardrails(base, [])
     assert guardrail_status(base).verdict == "unguarded"
 
 
