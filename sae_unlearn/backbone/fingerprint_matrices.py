@@ -21,7 +21,7 @@ SMALLEST = 16  # rows and columns; in less, a quantiser's levels cannot be seen
 _ALLOWED = 1  # of the samples of a matrix
 # Of all samples: by way of float16, one in sixteen is off by a step of bfloat16; quantisers may round further.
 _ALLOWED_OF_ALL = 0.15
-_VALUES, _BLOCK = 2**14, 32  # of a matrix in which levels are looked for; neighbors that share a quantiser's scale
+_VALUES, _BLOCK = 2**12, 32  # of a matrix in which levels are looked for; neighbors that share a quantiser's scale
 _COARSE = 0.01  # levels further apart than this, in units of the weights' size, are a quantiser's
 _EXACT = 2.0**-20  # what is left of a float32 written with 9 digits
 # Relative rounding error of each dtype, the coarsest first.
