@@ -144,7 +144,7 @@ def test_fit_has_the_defaults_of_the_library():
         ({"--statistic": "mean"}, "invalid choice: 'mean'"),
         ({"--sae": "no/such/sae"}, "no/such/sae"),
         ({"--sae-subfolder": "elsewhere"}, "elsewhere"),
-        ({"--output": "few.txt"}, "--output few.txt is a file"),
+        ({"--output": "few.txt"}, "--output few.txt: few.txt is a file"),
         ({"--chat-template": None}, "no chat template"),
     ],
 )

@@ -293,7 +293,7 @@ def test_the_action_of_a_set_can_be_changed_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("other", "clamp", {}), "no guardrail 'other'.*'default'"),
+        (("other", "clamp", {}), "name='other'.*'default'"),
         (("default", "forget", {}), "action='forget' is not one of 'clamp', 'record', 'refuse'"),
         (("default", "refuse", {}), "needs `refusal_ids`"),
         (("default", "refuse", {"message": "w7"}), "needs a tokenizer"),
