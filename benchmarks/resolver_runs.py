@@ -1,7 +1,7 @@
 """Resolve sae_unlearn beside engines and trainers that bound transformers; write the table of docs/versions.md.
 
     pip install uv
-    python benchmarks/resolver_runs.py
+    python -m benchmarks.resolver_runs
 
 `uv pip compile` reads metadata only: nothing is installed. Each package is resolved alone, and beside our requirements.
 """
@@ -65,7 +65,7 @@ def main() -> int:
     lines = [
         f"Resolved on {datetime.date.today().isoformat()} for Python {args.python}.",
         "",
-        "| package | newest alone | beside sae_unlearn | " + " | ".join(SHOWN) + " |",
+        "| package | newest alone | with sae_unlearn | " + " | ".join(SHOWN) + " |",
         "|" + " --- |" * (3 + len(SHOWN)),
         *(row(package, core, args.python, args.uv) for package in PACKAGES),
     ]

@@ -130,7 +130,8 @@ class SAEGuardrailConfig(PeftConfig):
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
     base_fingerprint: dict[str, Any] | None = field(
-        default=None, metadata={"help": "A few weights of the base model, to know it again."}
+        default=None,
+        metadata={"help": "A few weights of the base model, to recognize it: of its embedding, norms and matrices."},
     )
     sae_source: dict[str, Any] | None = field(
         default=None, metadata={"help": "The SAE: id, revision, subfolder, architecture, sha256."}
