@@ -32,6 +32,7 @@ def arguments(parts, output, *more):
     return [str(x) for x in ["audit", *named, *quick, *more]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["guardrail", "lora"])
 def test_it_writes_a_report_and_the_card(parts, tmp_path, capsys, adapter):
     folder = parts / adapter
@@ -49,6 +50,7 @@ def test_it_writes_a_report_and_the_card(parts, tmp_path, capsys, adapter):
     assert fires == {adapter == "guardrail"}
 
 
+@pytest.mark.slow
 def test_it_says_what_the_library_says(parts, tmp_path):
     some = ["--attacks", "dilution", "spelling", "--lengths", "4", "--filler", parts / "filler.json", "--seed=3"]
     assert main(arguments(parts, tmp_path, f"--adapter={parts / 'guardrail'}", "--limit=3", *some)) == 0

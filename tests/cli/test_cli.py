@@ -415,6 +415,7 @@ def test_demo_without_its_packages_names_the_extra(tmp_path, monkeypatch, capsys
     fails(capsys, ["demo", "--output", tmp_path / "out"], 'pip install ".[demo]"')
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "sae_unlearn", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"sae-unlearn {__version__}\n")

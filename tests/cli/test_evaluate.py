@@ -32,6 +32,7 @@ def arguments(parts, output, *more):
     return [str(x) for x in ["evaluate", *named, "--retain", parts / "texts.json", "--no-progress", *more]]
 
 
+@pytest.mark.slow
 def test_it_writes_a_report(parts, tmp_path, capsys):
     assert main(arguments(parts, tmp_path)) == 0
     said = capsys.readouterr().out
@@ -43,6 +44,7 @@ def test_it_writes_a_report(parts, tmp_path, capsys):
     assert str(parts) not in (tmp_path / "report.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["guardrail", "lora"])
 def test_with_and_without_an_adapter(parts, tmp_path, capsys, adapter):
     assert main(arguments(parts, tmp_path, f"--adapter={parts / adapter}", "--compare")) == 0
@@ -57,6 +59,7 @@ def test_with_and_without_an_adapter(parts, tmp_path, capsys, adapter):
     assert after.find("kl", "retain").estimate.value >= 0
 
 
+@pytest.mark.slow
 def test_a_bundle_is_put_on_as_a_whole(parts, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(parts / "model")
     save_bundle(attach_guardrail(model, parts / "guardrail", adapter_name="topic"), tmp_path / "bundle")

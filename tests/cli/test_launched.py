@@ -40,6 +40,7 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_fit_in_two_processes_writes_what_one_writes(parts, tmp_path):
     with_bars = [argument for argument in fit_arguments(parts, tmp_path / "two") if argument != "--no-progress"]
     out, err = launch(*COMMAND, *with_bars)
@@ -62,6 +63,7 @@ def same_guardrail(one, two):
     assert all((second[name] - first[name]).abs().max() <= 1e-5 * first[name].abs().max() for name in first)
 
 
+@pytest.mark.slow
 def test_evaluate_in_two_processes_writes_what_one_writes(parts, tmp_path):
     arguments = evaluate_arguments(parts, tmp_path / "two", "--max-new-tokens=3")
     out, err = launch(*COMMAND, *arguments, launcher=TORCHRUN)
@@ -82,6 +84,7 @@ def complaints(err):
     return [line for line in err.splitlines() if line.startswith("sae-unlearn")]
 
 
+@pytest.mark.slow
 def test_bad_input_ends_all_processes_with_their_one_line(parts, tmp_path):
     arguments = fit_arguments(parts, tmp_path, "--forget=nowhere.txt")
     _, err = launch(*COMMAND, *arguments, launcher=TORCHRUN, fails=True, timeout=120)
@@ -90,6 +93,7 @@ def test_bad_input_ends_all_processes_with_their_one_line(parts, tmp_path):
     assert all(re.fullmatch(r"sae-unlearn fit \(process [01]\): .*nowhere.txt.*", line) for line in found)
 
 
+@pytest.mark.slow
 def test_a_launch_that_was_killed_goes_on_from_what_it_had_written(parts, tmp_path):
     sides = tmp_path / "forget.txt", tmp_path / "retain.json"
     sides[0].write_text("\n\n".join(topic_texts("forget", 70, words=60)))
@@ -104,6 +108,7 @@ def test_a_launch_that_was_killed_goes_on_from_what_it_had_written(parts, tmp_pa
     same_guardrail(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["raises", "killed"])
 def test_where_one_process_breaks_down_all_end_and_nothing_is_written(parts, tmp_path, how):
     script = Path(__file__).with_name("failing_in_one_process.py")

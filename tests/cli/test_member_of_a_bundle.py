@@ -39,6 +39,7 @@ def evaluated(parts, output, *more):
     return {figure.metric for figure in Report.load(output).figures if figure.metric.startswith("fires:")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["topic", "other", "topic/"])
 def test_evaluate_measures_one_guardrail(parts, tmp_path, name):
     found = evaluated(parts, tmp_path, "--adapter", parts / "bundle", "--subfolder", name)

@@ -44,6 +44,7 @@ def arguments(parts, output, *more):
     return ["train", *named, f"--output={output}", *few, *map(str, more)]
 
 
+@pytest.mark.slow
 def test_train_writes_a_lora_its_card_and_its_picture(parts, tmp_path, capsys):
     assert main(arguments(parts, tmp_path, "--min-separation=0", "--seed=1")) == 0
     names = {path.name for path in tmp_path.iterdir()}
@@ -76,6 +77,7 @@ def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
     assert "--candidates" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "min_known"), [([], None), (["--min-known=1"], 1)])
 def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
     parts, tmp_path, capsys, monkeypatch, more, min_known
