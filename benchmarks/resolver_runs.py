@@ -7,11 +7,11 @@
 """
 
 import argparse
-import ast
 import datetime
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 
@@ -23,11 +23,9 @@ SHOWN = ("transformers", "peft", "torch", "huggingface-hub")
 
 
 def core_requirements() -> list[str]:
-    """Return the requirements of sae_unlearn, as `setup.py` lists them."""
-    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CORE":
-            return list(ast.literal_eval(node.value))
-    raise ValueError("setup.py: expected a list CORE, got none.")
+    """Return the requirements of sae_unlearn, as `pyproject.toml` lists them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return list(project["dependencies"])
 
 
 def resolve(requirements: list[str], python: str, uv: str) -> dict[str, str] | str:

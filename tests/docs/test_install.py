@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from importlib import metadata
 
 import pytest
@@ -68,5 +69,5 @@ def test_the_extras_that_are_named_are_there():
         for path in (ROOT / "sae_unlearn").rglob("*.py")
         for extra in re.findall(r"install_command\([\"'](\w+)[\"']\)", path.read_text(encoding="utf-8"))
     }
-    there = set(re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"eval", "demo", "harness"} <= named <= there
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"eval", "demo", "harness"} <= named <= project["optional-dependencies"].keys()

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from packaging.version import Version
 
 
 ROOT = Path(__file__).parents[2]
@@ -171,13 +170,3 @@ def test_the_versions_that_are_tested_are_versions_that_are_accepted(name):
     for requirement in declared:
         version = held.get(requirement.name.replace("_", "-"))
         assert version is None or version in requirement.specifier, requirement
-
-
-def test_the_lowest_versions_are_the_floors_that_are_declared():
-    """But for torch, of which one build serves all."""
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["eval"]]
-    held = versions("lowest")
-    for requirement in map(Requirement, lines):
-        if requirement.name != "torch":
-            floor = next(Version(part.version) for part in requirement.specifier if part.operator == ">=").release
-            assert Version(held[requirement.name.replace("_", "-")]).release[: len(floor)] == floor, requirement

@@ -1,19 +1,19 @@
-"""The supported window: what README, the docs and the lowest versions of CI say is what `setup.py` asks for."""
+"""The supported window: what README, the docs and the lowest versions of CI say is what `pyproject.toml` asks for."""
 
-import ast
 import re
+import tomllib
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
 
 
-def requirements(name="CORE"):
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            listed = [each for each in node.value.elts if isinstance(each, ast.Constant)]
-            return {re.split(r"[><=\[]", each.value)[0]: each.value for each in listed}
-    raise AssertionError(name)
+def requirements(*extras):
+    """What pip asks for, by distribution: the package's requirements, and those of extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    listed = [each for entries in lists for each in entries if not each.startswith("sae-unlearn[")]
+    return {re.split(r"[><=\[]", each)[0]: each for each in listed}
 
 
 def pinned_in(file):
@@ -21,7 +21,7 @@ def pinned_in(file):
     return dict(line.split("==") for line in lines if "==" in line)
 
 
-def test_readme_and_docs_state_the_window_of_setup_py():
+def test_readme_and_docs_state_the_window_of_the_package():
     core = requirements()
     for page in ("README.md", "docs/versions.md"):
         text = (ROOT / page).read_text()
@@ -31,14 +31,10 @@ def test_readme_and_docs_state_the_window_of_setup_py():
             assert set(stated) == {core[name].removeprefix(name)}, page
 
 
-def test_the_lowest_versions_of_ci_are_the_floors_of_setup_py():
-    lines = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    built = dict(
-        line.split("==") for line in (ROOT / ".ci" / "constraints.txt").read_text().splitlines() if "==" in line
-    )
+def test_the_lowest_versions_of_ci_are_the_floors_of_the_package():
+    pins, built = pinned_in("lowest.txt"), pinned_in("constraints.txt")
     assert pins["torch"] == built["torch"]  # one build for all
-    for name, asked in {**requirements(), **requirements("TEST"), **requirements("EVAL")}.items():
+    for name, asked in requirements("test", "eval").items():
         if name != "torch":
             floor = re.search(r">=([\d.]+)", asked).group(1).split(".")
             lowest = pins[name].split(".")
