@@ -31,10 +31,10 @@ from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.files.terminal import table
 from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
-from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
 from sae_unlearn.guardrail.fit.selection import log_ratios, select_features
 from sae_unlearn.guardrail.offline import read_batch
 from sae_unlearn.guardrail.weights import GuardrailEncoder
+from sae_unlearn.options.fit import PRESETS
 
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -85,7 +85,7 @@ def measure(model, tokenizer, sae, topic) -> dict[str, Any]:
         config = SAEGuardrailConfig(
             layer=sae.layer,
             feature_ids=ids,
-            min_tokens=DEFAULT_MIN_TOKENS,
+            min_tokens=PRESETS[None]["min_tokens"],
             special_token_ids=special,
             feature_evidence=log_ratios(forget, other, ids) if "evidence" in options else None,
             **{name: value for name, value in options.items() if name != "num_features"},

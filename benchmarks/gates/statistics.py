@@ -37,8 +37,8 @@ from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.files.terminal import table
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.fit.calibration import conformal_threshold, percentile_threshold
-from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
 from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic
+from sae_unlearn.options.fit import PRESETS
 
 
 RATIO = {"ratio": {"statistic": "ratio"}}
@@ -91,7 +91,7 @@ def measure(setting: Setting, words: Sequence[int] = WORDS) -> dict[str, Any]:
                     feature_ids=config.feature_ids,
                     evidence=config.evidence,
                     feature_evidence=config.feature_evidence,
-                    min_tokens=DEFAULT_MIN_TOKENS,
+                    min_tokens=PRESETS[None]["min_tokens"],
                     **fields,
                 )
     found: dict[str, Any] = {"features": configs[DEFAULT].feature_ids}

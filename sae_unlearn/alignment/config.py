@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from sae_unlearn.alignment.loss import AWAY, PARTS, TOWARD
 from sae_unlearn.alignment.settings_checks import check_followed
 from sae_unlearn.errors import AlignmentError
+from sae_unlearn.options.train import TrainOptions
 
 
 PRESETS = {
@@ -66,12 +67,14 @@ class SAEAlignmentConfig(TrainingArguments):
         AlignmentError: a value is out of range; the message names it.
     """
 
-    learning_rate: float = field(default=5e-4, metadata={"help": "The initial learning rate."})
-    per_device_train_batch_size: int = field(default=10, metadata={"help": "Targets in a batch, per device."})
+    learning_rate: float = field(default=TrainOptions.learning_rate, metadata={"help": "The initial learning rate."})
+    per_device_train_batch_size: int = field(
+        default=TrainOptions.batch_size, metadata={"help": "Targets in a batch, per device."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The rows hold only what the loss needs."})
 
-    preset: str = field(default="default", metadata={"help": "default or centroid"})
+    preset: str = field(default=TrainOptions.preset, metadata={"help": "default or centroid"})
     toward: str | None = field(default=None, metadata={"help": "paired, centroid, cosine or mmd"})
     away: str | None = field(default=None, metadata={"help": "hinge, triplet, repel or none"})
     toward_weight: float = field(default=1.0, metadata={"help": "Weight of the distance to unknown entities."})
@@ -90,7 +93,9 @@ class SAEAlignmentConfig(TrainingArguments):
     questions: dict[str, Any] | None = field(default=None, metadata={"help": "Questions per type and attribute."})
     max_reference_entities: int = field(default=256, metadata={"help": "Known, and unknown, entities kept."})
     held_out_fraction: float = field(default=0.3, metadata={"help": "Share of them that training does not see."})
-    min_separation: float = field(default=0.8, metadata={"help": "Refuse to train below this AUC."})
+    min_separation: float = field(
+        default=TrainOptions.min_separation, metadata={"help": "Refuse to train below this AUC."}
+    )
     retain_max_length: int = field(default=64, metadata={"help": "Tokens of a retain row."})
     retain_positions: int | None = field(default=8, metadata={"help": "Tokens of a retain row that are compared."})
     retain_budget: float | None = field(default=None, metadata={"help": "Stop above this eval_kl, in nats per token."})

@@ -1,57 +1,58 @@
 """`sae-unlearn check`."""
 
 import argparse
+import shlex
 
-from sae_unlearn.cli.inputs import add_model_arguments
+from sae_unlearn.cli.arguments import Parser
+from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
+from sae_unlearn.cli.inputs import add_adapter_arguments, add_model_arguments
 
 
-HELP = "does a guardrail belong to a model, is its dose enough, does its gate fire where it should"
+HELP = "check that a guardrail matches a model, that its dose is enough, and that its gate fires where it should"
 EXAMPLES = """examples:
   sae-unlearn check demo sae-unlearn-demo/forget-biology
   sae-unlearn check google/gemma-2-2b-it forget-biology --forget questions.txt --retain traffic.jsonl
-  sae-unlearn check google/gemma-2-2b-it forget-all --subfolder biology
+  sae-unlearn check google/gemma-2-2b-it forget-all --adapter-subfolder biology
 
 exit code: 0 without problems (warnings are none), 1 with problems, 2 for bad input
 """
 _MARKS = {"ok": "ok      ", "warning": "WARNING ", "problem": "PROBLEM "}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="Hub id or folder of the model, or demo")
-    parser.add_argument("source", metavar="FOLDER", help="folder or Hub id of the guardrail, or of a bundle")
-    add_model_arguments(parser)
-    parser.add_argument("--guardrail-revision", help="branch, tag or commit of the guardrail")
-    parser.add_argument("--subfolder", help="folder inside it: a member of a bundle")
-    parser.add_argument("--forget", help="text of the topic (default: the rows stored in the guardrail)")
-    parser.add_argument("--retain", help="other text (default: neutral paragraphs that this package ships)")
-    parser.add_argument("--forget-split", help="split of the dataset (default train)")
-    parser.add_argument("--retain-split", help="split of the dataset (default train)")
-    parser.add_argument("--text-column", default="text", help="column or key that holds the text (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows per forward pass (default %(default)s)")
+def add_arguments(parser: Parser) -> None:
+    add_model_arguments(parser, positional=True)
+    add_adapter_arguments(parser, "folder or Hub id of the guardrail, or of a bundle", positional=True)
+    add_text_arguments(
+        parser,
+        forget="texts of the topic (default: the rows stored in the guardrail)",
+        retain="other texts (default: neutral paragraphs of this package)",
+    )
+    data = parser.group(DATA)
+    add_column_argument(parser)
+    data.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows per forward pass (default: 8)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from sae_unlearn.cli.inputs import load_model, read_texts
+    from sae_unlearn.cli.data_sets import texts_of
+    from sae_unlearn.cli.inputs import hub_of, load_model
     from sae_unlearn.demo import load_demo_texts
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.check import check_guardrail
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
     from sae_unlearn.guardrail.storage.reading import read_config
 
-    hub = {"revision": args.guardrail_revision, "subfolder": args.subfolder}
+    hub = hub_of(args)
     try:
-        read_config(args.source, **hub)  # a wrong name is told before the model is loaded
+        read_config(args.adapter, **hub)  # a wrong name is told before the model is loaded
     except BundleGiven as found:
-        raise ValueError(f"check looks at one guardrail; give --subfolder too. {found}") from found
-    forget = read_texts(args.forget, args.text_column, args.forget_split) if args.forget else None
-    if args.retain:
-        retain = read_texts(args.retain, args.text_column, args.retain_split)
-    else:
+        raise ValueError(f"check looks at one guardrail; give --adapter-subfolder too. {found}") from found
+    forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
+    if retain is None:
         retain = load_demo_texts().heldout["retain"]
-    model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
+    model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     report = check_guardrail(
         model,
-        args.source,
+        args.adapter,
         tokenizer,
         forget,
         retain,
@@ -66,3 +67,10 @@ def run(args: argparse.Namespace) -> int:
     problems = sum(finding.status == "problem" for finding in report.findings)
     print("No problems." if report.ok else f"{problems} problem(s).")
     return 0 if report.ok else 1
+
+
+def next_step(args: argparse.Namespace) -> str:
+    """The command to run after this one."""
+    inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
+    given = ["--model", args.model, "--adapter", args.adapter, *inside, "--forget", "QUESTIONS", "--output", "report"]
+    return shlex.join(["sae-unlearn", "evaluate", *given])

@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+from sae_unlearn.cli.arguments import Parser
+from sae_unlearn.cli.inputs import add_output_argument
+
 
 HELP = "fit a guardrail on a real language model, offline, and see what it forgets and what it keeps"
 EXAMPLES = """examples:
@@ -13,9 +16,11 @@ EXAMPLES = """examples:
 LICENCE = "gemma"  # of the demo's model and its SAE, and so of what is fitted with them
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", default="sae-unlearn-demo", help="folder for what it writes (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="report on a third of the texts; the fit is the same")
+def add_arguments(parser: Parser) -> None:
+    add_output_argument(parser, "folder for what it writes", default="sae-unlearn-demo")
+    parser.group("measuring").add_argument(
+        "--quick", action="store_true", help="report on a third of the texts; the fit is the same"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,6 +51,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def next_step(args: argparse.Namespace) -> str:
+    """The command to run after this one."""
+    return f"sae-unlearn check --model demo --adapter {_adapter(args)}"
+
+
+def _adapter(args: argparse.Namespace) -> str:
+    from sae_unlearn.demo.run import ADAPTER_FOLDER
+
+    return (Path(args.output) / ADAPTER_FOLDER).as_posix()
+
+
 def _usage(adapter: Path) -> str:
     return f"""
 To use it:
@@ -54,5 +70,6 @@ To use it:
     from sae_unlearn.demo import load_demo_model
     model = attach_guardrail(load_demo_model()[0], "{adapter.as_posix()}")
 
-More:  sae-unlearn show {adapter.as_posix()}
-       sae-unlearn check demo {adapter.as_posix()}"""
+To see what is in it:
+
+    sae-unlearn show {adapter.as_posix()}"""

@@ -6,8 +6,10 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from sae_unlearn.cli.arguments import Parser
 
-HELP = "versions, devices and formats, for a bug report"
+
+HELP = "print versions, devices and formats for a bug report"
 EXAMPLES = """examples:
   sae-unlearn env
   sae-unlearn env --json
@@ -34,14 +36,19 @@ OPTIONAL = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+def add_arguments(parser: Parser) -> None:
+    parser.group("output").add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     found = environment()
     print(json.dumps(found, indent=2) if args.json else as_text(found))
     return 0
+
+
+def next_step(args: argparse.Namespace) -> str:
+    """Nothing comes after it: what it prints goes into a report, or to a program that reads JSON."""
+    return ""
 
 
 def environment() -> dict[str, Any]:

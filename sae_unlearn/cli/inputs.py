@@ -14,11 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.cli.arguments import ByPlaceOrName, Parser
 from sae_unlearn.files.untrusted import json_lines
 from sae_unlearn.install import install_command
 
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sae_unlearn.sae import SparseAutoencoder
@@ -26,21 +28,77 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-NO_ADAPTER = "--subfolder names a folder of the adapter's; give --adapter."
+NO_ADAPTER = "{option} belongs to an adapter; give --adapter too."
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, revision: str = "--revision") -> None:
-    """The options of `load_model` besides the model's name."""
-    parser.add_argument(revision, help="branch, tag or commit of the model")
-    parser.add_argument("--device", help="such as cpu, cuda:0, or auto to spread it (default: cuda if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
+def add_model_arguments(parser: Parser, required: bool = True, positional: bool = False) -> None:
+    """Add the options of the model: which one, where it goes, and its dtype."""
+    _add_named(parser, "model", "Hub id or folder of a causal language model, or demo", required, positional)
+    model = parser.group("model")
+    model.add_argument("--device", help="cpu, cuda:0, ..., or auto to spread it (default: cuda if there is one)")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
 
 
-def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which adapter is put on the model."""
-    parser.add_argument("--adapter", help="folder or Hub id of a guardrail, a bundle, or a PEFT adapter such as a LoRA")
-    parser.add_argument("--adapter-revision", help="branch, tag or commit of the adapter")
-    parser.add_argument("--subfolder", help="folder inside it: a member of a bundle")
+def add_adapter_arguments(
+    parser: Parser,
+    help: str = "folder or Hub id of a guardrail, a bundle, or a PEFT adapter such as a LoRA",
+    required: bool = False,
+    positional: bool = False,
+) -> None:
+    """Add the options of the adapter."""
+    _add_named(parser, "adapter", help, required, positional)
+    parser.group("adapter").add_argument(
+        "--adapter-subfolder", metavar="FOLDER", help="folder inside it: a member of a bundle"
+    )
+
+
+def add_sae_arguments(parser: Parser, help: str) -> None:
+    """Add the options of the SAE."""
+    _add_named(parser, "sae", help, required=True, title="SAE")
+    parser.group("SAE").add_argument(
+        "--sae-subfolder", metavar="FOLDER", help="folder inside the repository of the SAE"
+    )
+
+
+def add_output_argument(parser: Parser, help: str, default: str | None = None) -> None:
+    """Add `--output`."""
+    shown = help if default is None else f"{help} (default: {default})"
+    parser.group("output").add_argument(
+        "--output", metavar="FOLDER", required=default is None, default=default, help=shown
+    )
+
+
+def _add_named(
+    parser: Parser, name: str, help: str, required: bool, positional: bool = False, title: str | None = None
+) -> None:
+    group = parser.group(title or name)
+    if positional:
+        parser.add_argument(
+            name,
+            metavar=name.upper(),
+            nargs="?",
+            default=argparse.SUPPRESS,
+            action=ByPlaceOrName,
+            help=f"the same as --{name}",
+        )
+        parser.need(name)
+    group.add_argument(
+        f"--{name}", metavar=name.upper(), required=required and not positional, help=help, action=ByPlaceOrName
+    )
+    group.add_argument(f"--{name}-revision", metavar="REVISION", help=f"branch, tag or commit of the {title or name}")
+
+
+def hub_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the adapter's revision and folder.
+
+    Raises:
+        ValueError: If one is given without an adapter.
+    """
+    if args.adapter is None:
+        for name in ("adapter_revision", "adapter_subfolder"):
+            if getattr(args, name) is not None:
+                raise ValueError(NO_ADAPTER.format(option="--" + name.replace("_", "-")))
+    return {"revision": args.adapter_revision, "subfolder": args.adapter_subfolder}
 
 
 def load_model(
@@ -69,6 +127,42 @@ def load_model(
         name, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **placed
     )
     return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def with_adapter(
+    model: "PreTrainedModel", source: str, revision: str | None = None, subfolder: str | None = None
+) -> "nn.Module":
+    """Attach a guardrail, any other PEFT adapter, a bundle, or one member of it to a model.
+
+    Args:
+        model: A causal language model.
+        source: Folder or Hub id of the adapter.
+        revision (*optional*): Branch, tag or commit.
+        subfolder (*optional*): Folder inside `source`; of a bundle, the member's name.
+
+    Raises:
+        OSError, ValueError: If there is none, or it does not belong to the model.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from sae_unlearn.files.untrusted import clean_subfolder
+    from sae_unlearn.guardrail import SAEGuardrailConfig, attach_bundle, attach_guardrail
+    from sae_unlearn.guardrail.storage.bundle_index import find_bundle
+
+    inside = clean_subfolder(subfolder)
+    hub: dict[str, Any] = {"revision": revision, "subfolder": inside or None}
+    if inside and find_bundle(source, revision=revision) is not None:
+        return attach_bundle(model, source, names=[inside], revision=revision)
+    try:
+        kind = PeftConfig.from_pretrained(source, **hub)
+    except ValueError as error:
+        if not inside and find_bundle(source, revision=revision) is not None:
+            return attach_bundle(model, source, revision=revision)
+        named = f"{source} --adapter-subfolder {inside}" if inside else source
+        raise FileNotFoundError(f"--adapter {named} is neither a folder with an adapter nor one on the Hub.") from error
+    if isinstance(kind, SAEGuardrailConfig):
+        return attach_guardrail(model, source, **hub)
+    return PeftModel.from_pretrained(model, source, **hub).eval()
 
 
 def load_sae(name: str, subfolder: str | None = None, revision: str | None = None) -> "SparseAutoencoder":
@@ -151,11 +245,17 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
     return _read_dataset(source, column, split)
 
 
-def drawn(rows: list[Any], limit: int | None) -> list[Any]:
-    """At most `limit` of the rows, in their order, always the same ones."""
+def drawn(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
+    """Return at most `limit` of the rows, in their order; the same seed draws the same ones.
+
+    Raises:
+        ValueError: If `limit` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit}; expected at least 1.")
     if limit is None or len(rows) <= limit:
         return rows
-    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), limit))]
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
 def _read_file(path: Path, column: str) -> list[str]:

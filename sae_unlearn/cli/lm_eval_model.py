@@ -9,8 +9,7 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from sae_unlearn.cli.evaluate import with_adapter
-from sae_unlearn.cli.inputs import load_model
+from sae_unlearn.cli.inputs import load_model, with_adapter
 from sae_unlearn.evaluation.metrics.likelihood import continuation_likelihoods
 
 

@@ -1,12 +1,20 @@
-"""The command line, `sae-unlearn`. Each command is a module of `sae_unlearn.cli`."""
+# PYTHON_ARGCOMPLETE_OK
+"""The command line, `sae-unlearn`. Each command is a module of `sae_unlearn.cli`.
+
+The parsers are built without torch, transformers and peft, so that `--help`, a wrong option and completion take no
+longer than Python itself; `sae_unlearn.guardrail` is imported once a command is to be run.
+"""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any
 
 from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, show, train
+from sae_unlearn.cli.arguments import BAD_INPUT, Parser, arguments_of
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.version import __version__
 
@@ -24,7 +32,6 @@ COMMANDS = {
 
 SHARED = ("fit", "train", "evaluate")  # what several processes of a launch do together
 
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 _DESCRIPTION = "Take knowledge out of a language model with sparse autoencoders."
@@ -35,23 +42,16 @@ _EXAMPLES = """examples:
   sae-unlearn evaluate --model MODEL --adapter forget-topic --forget questions.json --retain other.txt --output report
   sae-unlearn audit --model MODEL --adapter forget-topic --forget questions.json --retain others.json --output audit
   sae-unlearn show forget-topic
-  sae-unlearn check MODEL forget-topic
+  sae-unlearn check --model MODEL --adapter forget-topic
   sae-unlearn env
 
 `sae-unlearn COMMAND --help` tells the rest
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="sae-unlearn",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -68,8 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bars")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        general = command.group("general")
+        general.add_argument("--config", metavar="FILE", help="JSON or YAML file with options; the command line wins")
+        general.add_argument(
+            "--progress", action=argparse.BooleanOptionalAction, default=True, help="show progress bars (default: yes)"
+        )
+        general.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -79,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; None takes the process's.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    _complete(parser)
+    args = parser.parse_args(_with_file(parser, sys.argv[1:] if argv is None else list(argv)))
     _quieten(args.progress)
     try:
         return _run(args)
@@ -95,14 +101,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    import sae_unlearn.guardrail  # noqa: F401  registers the adapter with PEFT, see `sae_unlearn/__init__.py`
+
+    command = COMMANDS[args.command]
     if not _is_launched():
-        return COMMANDS[args.command].run(args)
+        code = command.run(args)
+        _print_next(command.next_step(args))
+        return code
     if args.command not in SHARED:
         raise ValueError(f"{args.command} runs in one process; start it without accelerate launch or torchrun.")
     from sae_unlearn.backbone.distributed import leaving_launch
 
     with leaving_launch():
-        return COMMANDS[args.command].run(args)
+        code = command.run(args)
+    if os.environ.get("RANK", "0") == "0":
+        _print_next(command.next_step(args))
+    return code
+
+
+def _print_next(step: str) -> None:
+    """Name the command that a user would run next, if there is one."""
+    if step:
+        print(f"\nNext: {printable(step, limit=1000)}")
 
 
 def _is_launched() -> bool:
@@ -118,9 +138,54 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {message} (--debug shows where)"
 
 
+def _with_file(parser: Parser, argv: list[str]) -> list[str]:
+    """The arguments, with those of `--config FILE` behind them."""
+    commands = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    command: Parser | None = commands.get(argv[0]) if argv else None
+    place = next((i for i, word in enumerate(argv) if word.partition("=")[0] == "--config"), None)
+    if command is None or place is None or {"-h", "--help"} & {*argv}:
+        return argv
+    name = argv[place].partition("=")[2] or next(iter(argv[place + 1 :]), "")
+    try:
+        return argv + arguments_of(_read_settings(name), command, argv[1:])
+    except (ValueError, OSError) as error:
+        command.error(f"--config {name}: {error}")
+
+
+def _read_settings(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser()
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
+    else:
+        found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}; expected options by their names.")
+    return found
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell if it asks for completions, which `argcomplete` does."""
+    if "_ARGCOMPLETE" in os.environ:
+        try:
+            import argcomplete
+        except ImportError:
+            return
+        argcomplete.autocomplete(parser)
+
+
 def _quieten(progress: bool) -> None:
-    """Leave out what libraries say to developers."""
+    """Leave out what libraries say to developers; progress bars are slow unless a terminal shows them."""
     import warnings
+
+    if not sys.stderr.isatty():  # tqdm reads these when it is imported: a line every half a minute, in a log
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+        os.environ.setdefault("TQDM_MAXINTERVAL", "30")
 
     import transformers
 

@@ -2,21 +2,25 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.cli.inputs import add_model_arguments
+from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.data_sets import add_text_arguments
+from sae_unlearn.cli.inputs import add_adapter_arguments, add_model_arguments
+from sae_unlearn.options.evaluation import PictureConfig
 
 
 if TYPE_CHECKING:
     from sae_unlearn.evaluation import GuardrailPicture
     from sae_unlearn.guardrail.storage.bundle_index import Bundle
 
-HELP = "what is in a guardrail's folder or in a bundle, in words and as a page; needs no model"
+HELP = "describe a guardrail or a bundle as text and as a page; needs no model"
 EXAMPLES = """examples:
   sae-unlearn show forget-biology
-  sae-unlearn show forget-all --subfolder biology
-  sae-unlearn show somebody/forget-biology --revision "<commit>"
+  sae-unlearn show forget-all --adapter-subfolder biology
+  sae-unlearn show somebody/forget-biology --adapter-revision "<commit>"
   sae-unlearn show forget-biology --html page.html
   sae-unlearn show forget-biology --html page.html --model google/gemma-2-2b-it \\
       --forget biology.txt --retain other.jsonl --sweep sweep.json
@@ -25,47 +29,44 @@ the page: one HTML file that fetches nothing. With a model and texts it has the 
 of your texts, and the loss at other doses and thresholds
 """
 
-# What `picture_guardrail` has by default too; its tests hold the two together.
-DEFAULTS = {"contexts": 5, "around": 16, "batch_size": 8}
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="FOLDER", help="folder or Hub id of a guardrail, or of a bundle")
-    add("--revision", help="branch, tag or commit of the guardrail")
-    add("--subfolder", help="folder inside it: a member of a bundle")
-    add("--html", metavar="FILE", help="write a page with pictures")
-    add("--model", help="Hub id or folder of the model, or demo: for a page with the features on texts")
-    add_model_arguments(parser, revision="--model-revision")
-    add("--forget", help="text of the topic, for the page")
-    add("--retain", help="other text, for the page")
-    add("--text-column", default="text", help="column or key that holds the text (default %(default)s)")
-    add("--limit", type=int, help="at most so many texts of each, drawn with a fixed seed")
-    add("--contexts", type=int, help=f"of each feature (default {DEFAULTS['contexts']})")
-    add("--around", type=int, help=f"tokens shown before and after a peak (default {DEFAULTS['around']})")
-    add("--batch-size", type=int, help=f"rows per forward pass (default {DEFAULTS['batch_size']})")
-    add("--sweep", metavar="FILE", help="keep the sweeps there, and take them from there if they are")
-    add("--no-sweep", action="store_true", help="measure no other doses and thresholds")
+def add_arguments(parser: Parser) -> None:
+    add_adapter_arguments(parser, "folder or Hub id of a guardrail, or of a bundle", positional=True)
+    page = parser.group("page")
+    page.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    page.add_argument("--sweep", metavar="FILE", help="keep the sweeps there, and read them from there if they are")
+    page.add_argument("--no-sweep", action="store_true", help="measure no other doses and thresholds")
+    add_options(parser, PictureConfig)
+    add_model_arguments(parser, required=False)
+    add_text_arguments(parser, forget="texts of the topic, for the page", retain="other texts, for the page")
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.cli.inputs import hub_of
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
 
     given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]
     if given and not args.html:
         raise ValueError(f"{given[0]} is for a page; give --html FILE too.")
-    hub = {"revision": args.revision, "subfolder": args.subfolder}
+    hub = hub_of(args)
     try:
-        print(describe(args.source, **hub))
+        print(describe(args.adapter, **hub))
     except BundleGiven as found:
         if args.html:
-            raise ValueError(f"--html is for one guardrail; give --subfolder too. {found}") from found
-        print(describe_bundle(args.source, found.bundle, **hub))
+            raise ValueError(f"--html is for one guardrail; give --adapter-subfolder too. {found}") from found
+        print(describe_bundle(args.adapter, found.bundle, **hub))
     if args.html:
         path = _target(args.html)
         _picture(args, hub).save(path)
         print(f"\nPage: {path}")
     return 0
+
+
+def next_step(args: argparse.Namespace) -> str:
+    """The command to run after this one."""
+    inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
+    given = ["--model", args.model or "MODEL", "--adapter", args.adapter, *inside]
+    return shlex.join(["sae-unlearn", "check", *given])
 
 
 def _target(name: str) -> Path:
@@ -79,7 +80,8 @@ def _target(name: str) -> Path:
 
 
 def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture":
-    from sae_unlearn.cli.inputs import drawn, load_model, read_texts
+    from sae_unlearn.cli.data_sets import texts_of
+    from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
     from sae_unlearn.guardrail import attach_guardrail
 
@@ -90,18 +92,15 @@ def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture
             raise ValueError(f"--{next(iter(sources))}: texts are read by the model; give --model.")
         if args.sweep and kept is None:
             raise FileNotFoundError(f"--sweep {args.sweep}: there is no such file, and no --model to measure one.")
-        return stored_picture(args.source, sweep=kept, **hub)
+        return stored_picture(args.adapter, sweep=kept, **hub)
     if not sources:
         raise ValueError("--model reads texts; give --forget, --retain, or both.")
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit}; expected at least 1.")
-    texts = {role: drawn(list(read_texts(source, args.text_column)), args.limit) for role, source in sources.items()}
-    options: dict[str, Any] = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    options |= {"text_column": args.text_column, "progress": args.progress} | texts
+    texts: dict[str, Any] = {role: texts_of(args, role) for role in sources}
+    config = options_from(args, PictureConfig, progress=args.progress)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
-    guarded = attach_guardrail(model, args.source, **hub)
+    guarded = attach_guardrail(model, args.adapter, **hub)
     sweep: Sweep | bool = not args.no_sweep if kept is None else kept
-    picture = picture_guardrail(guarded, tokenizer, sweep=sweep, **options)
+    picture = picture_guardrail(guarded, tokenizer, sweep=sweep, config=config, **texts)
     if args.sweep and kept is None and picture.sweep is not None:
         picture.sweep.save(args.sweep)
     return picture

@@ -1,15 +1,20 @@
 """`sae-unlearn train`."""
 
 import argparse
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.cli.inputs import add_model_arguments
+from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.data_sets import DATA, add_column_argument
+from sae_unlearn.cli.inputs import add_model_arguments, add_output_argument, add_sae_arguments
+from sae_unlearn.options.field import options_of
+from sae_unlearn.options.train import TrainOptions
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sae_unlearn.alignment import EntitySet, SAEAlignmentTrainer
+
 
 HELP = "train a LoRA that makes entities look unknown to a model"
 EXAMPLES = """examples:
@@ -24,70 +29,48 @@ asked which of them it knows (needs attributes); with --known and --unknown you 
 several processes: accelerate launch --num_processes 4 -m sae_unlearn train ...
 """
 
-# What `SAEAlignmentConfig` has by default too; its tests hold the two together.
-DEFAULTS: dict[str, Any] = {
-    "preset": "default",
-    "learning_rate": 5e-4,
-    "num_train_epochs": 3.0,
-    "per_device_train_batch_size": 10,
-    "min_separation": 0.8,
-    "seed": 42,
-}
+_NOT_OF_THE_CONFIG = ("batch_size", "lora_rank", "resume", "min_known", "eval_steps", "save_steps")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", required=True, help="Hub id or folder of a causal language model, or demo")
+def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
-    add("--sae", required=True, help="Hub id or folder of an SAE of one of its layers, demo, or none (raw states)")
-    add("--sae-subfolder", help="folder inside the SAE's repository")
-    add("--sae-revision", help="branch, tag or commit of the SAE")
-    add("--targets", required=True, help="file of the entities to forget")
-    add("--known", help="file of entities of the same types that the model knows and is to keep")
-    add("--unknown", help="file of entities of the same types that it does not know")
-    add("--candidates", help="file of entities to ask the model about, instead of --known and --unknown")
-    add("--min-known", type=int, help="attributes that a known candidate has right (default 2; 1 if none has more)")
-    add("--entity-type", help="type of entities whose file does not say it")
-    add("--retain", help="ordinary text to keep predictions on: .txt, .json, .jsonl, .csv, or a dataset")
-    add("--output", required=True, help="folder for the LoRA, its card and its picture")
-    add("--layer", type=int, help="0-based layer to align (default: the SAE's)")
-    add("--preset", choices=("default", "centroid"), help=f"of the loss (default {DEFAULTS['preset']})")
-    add("--learning-rate", type=float, help=f"default {DEFAULTS['learning_rate']:g}")
-    add("--num-train-epochs", type=float, help=f"default {DEFAULTS['num_train_epochs']:g}")
-    add("--max-steps", type=int, help="optimiser steps, instead of epochs")
-    add("--batch-size", type=int, dest="per_device_train_batch_size", help="targets in a step (default 10)")
-    add("--lora-rank", type=int, help="default 8")
-    add("--retain-budget", type=float, help="stop above this KL on held-out retain rows, nats per token")
-    add("--eval-steps", type=int, help="evaluate every so many steps (default with a budget: 10)")
-    add("--min-separation", type=float, help=f"refuse below this AUC (default {DEFAULTS['min_separation']})")
-    add("--chat-template", action="store_true", default=None, help="put prompts into the tokenizer's chat template")
-    add("--seed", type=int, help=f"default {DEFAULTS['seed']}")
-    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    add("--save-steps", type=int, help="write a checkpoint every so many steps (default: none)")
+    add_sae_arguments(parser, "Hub id or folder of an SAE of one of the model's layers, demo, or none (raw states)")
+    add = parser.group(DATA).add_argument
+    add("--targets", required=True, metavar="FILE", help="entities to forget")
+    add("--known", metavar="FILE", help="entities of the same types that the model knows and is to keep")
+    add("--unknown", metavar="FILE", help="entities of the same types that it does not know")
+    add("--candidates", metavar="FILE", help="entities to ask the model about, instead of --known and --unknown")
+    add("--entity-type", metavar="TYPE", help="type of entities whose file does not say it")
+    add("--retain", nargs="+", metavar="DATA", help="ordinary texts to keep predictions on, as for fit")
+    add_column_argument(parser)
+    add_options(parser, TrainOptions)
+    add_output_argument(parser, "folder for the LoRA, its card and its picture")
 
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.inputs import not_left_empty, output_folder
 
     if not args.candidates and not (args.known and args.unknown):
-        raise ValueError("Give --known and --unknown, or --candidates, of which the model itself says which it knows.")
+        raise ValueError("Pass --known and --unknown, or --candidates to have the model label them.")
+    options = options_from(args, TrainOptions)
     output = output_folder(args.output)
     with not_left_empty(output):  # transformers' Trainer makes it
-        return _train(args, output)
+        return _train(args, options, output)
 
 
-def _train(args: argparse.Namespace, output: "Path") -> int:
+def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int:
     from transformers.trainer_callback import PrinterCallback
 
     from sae_unlearn.alignment import EntitySet
     from sae_unlearn.backbone.distributed import process_index
-    from sae_unlearn.cli.inputs import load_model, load_sae, read_texts
+    from sae_unlearn.cli.data_sets import texts_in
+    from sae_unlearn.cli.inputs import load_model, load_sae
 
     read = {name: getattr(args, name) for name in ("targets", "known", "unknown", "candidates")}
     sets = {name: EntitySet.read(path, args.entity_type) for name, path in read.items() if path}
-    retain = list(read_texts(args.retain)) if args.retain else None
+    retain = texts_in(args.retain, args.text_column) if args.retain else None
     sae = None if args.sae == "none" else load_sae(args.sae, args.sae_subfolder, args.sae_revision)
-    model, tokenizer = load_model(args.model, args.revision, args.device, args.dtype)
+    model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     if "candidates" in sets:
         from sae_unlearn.alignment import label_entities
 
@@ -95,21 +78,21 @@ def _train(args: argparse.Namespace, output: "Path") -> int:
             model,
             tokenizer,
             sets["candidates"].without(sets["targets"]),
-            min_known=args.min_known,
-            chat_template=bool(args.chat_template),
+            min_known=options.min_known,
+            chat_template=options.chat_template,
             cache=output / "answers.jsonl",
             progress=args.progress,
         )
         if process_index() == 0:
             print(_labels(labelled.summary()))
         sets = {"known": labelled.known, "unknown": labelled.unknown} | sets
-    trainer = _trainer(args, output, sets, retain, sae, model, tokenizer)
+    trainer = _trainer(options, args.progress, output, sets, retain, sae, model, tokenizer)
     trainer.remove_callback(PrinterCallback)  # which prints raw logs where there is no progress bar
     first = trainer.is_world_process_zero()
     if first:
         print(f"Separation on held-out entities (AUC): {trainer.separation.both:.3f}")
     before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=args.resume or None)
+    trainer.train(resume_from_checkpoint=options.resume or None)
     after = trainer.evaluate()
     picture = "no picture: the model is sharded"
     if first and not trainer.is_fsdp_enabled:
@@ -122,8 +105,15 @@ def _train(args: argparse.Namespace, output: "Path") -> int:
     return 0
 
 
+def next_step(args: argparse.Namespace) -> str:
+    """The command to run after this one."""
+    given = ["--model", args.model, "--adapter", Path(args.output).as_posix(), "--forget", "QUESTIONS"]
+    return shlex.join(["sae-unlearn", "evaluate", *given, "--compare", "--output", "report"])
+
+
 def _trainer(
-    args: argparse.Namespace,
+    options: TrainOptions,
+    progress: bool,
     output: Any,
     sets: "dict[str, EntitySet]",
     retain: Any,
@@ -135,18 +125,20 @@ def _trainer(
 
     from sae_unlearn.alignment import SAEAlignmentConfig, SAEAlignmentTrainer
 
-    names = (*DEFAULTS, "layer", "max_steps", "retain_budget", "chat_template")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.retain_budget is not None or args.eval_steps is not None:
-        options |= {"eval_strategy": "steps", "eval_steps": args.eval_steps or 10}
-    options |= {"save_strategy": "steps", "save_steps": args.save_steps} if args.save_steps else {"save_strategy": "no"}
+    own = {each.name: getattr(options, each.name) for each in options_of(TrainOptions)}
+    given = {name: value for name, value in own.items() if name not in _NOT_OF_THE_CONFIG}
+    given["per_device_train_batch_size"] = options.batch_size
+    if options.retain_budget is not None or options.eval_steps is not None:
+        given |= {"eval_strategy": "steps", "eval_steps": options.eval_steps or 10}
+    saving = {"save_strategy": "steps", "save_steps": options.save_steps} if options.save_steps else {}
+    given |= saving or {"save_strategy": "no"}
     settings = SAEAlignmentConfig(
-        str(output), report_to=[], disable_tqdm=not args.progress, use_cpu=model.device.type == "cpu", **options
+        str(output), report_to=[], disable_tqdm=not progress, use_cpu=model.device.type == "cpu", **given
     )
     lora = None
-    if args.lora_rank is not None:
+    if options.lora_rank is not None:
         lora = LoraConfig(
-            r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=options.lora_rank, lora_alpha=2 * options.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
     return SAEAlignmentTrainer(
         model=model,
@@ -191,7 +183,7 @@ def _report(before: dict[str, float], after: dict[str, float]) -> str:
     return table(rows)
 
 
-def _picture(trainer: "SAEAlignmentTrainer", output: "Path") -> str:
+def _picture(trainer: "SAEAlignmentTrainer", output: Path) -> str:
     """Draws the picture, which the card shows if it is there when the card is written."""
     from sae_unlearn.alignment.plot import PICTURE, draw_portrait
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import gathered, process_index
 from sae_unlearn.backbone.residual_stream import evaluation_mode
-from sae_unlearn.evaluation.figures import Settings, choice_figures, fact_figures, text_figures
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.evaluation.figures import choice_figures, fact_figures, text_figures
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
 from sae_unlearn.evaluation.report.figure import Figure, fingerprint
 from sae_unlearn.evaluation.report.report import Report
+from sae_unlearn.options.evaluation import EvaluationConfig
+from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.version import __version__
 
 
 _NAMES = {Fact: "facts", Choice: "choices", str: "texts"}
 
 
+@takes_options(EvaluationConfig)
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -31,14 +36,9 @@ def evaluate(
     *,
     base: nn.Module | None = None,
     reference: Report | None = None,
-    batch_size: int = 8,
-    max_length: int = 512,
-    max_new_tokens: int | None = None,
-    orders: int | None = None,
-    chat_template: bool = False,
-    text_column: str = "text",
     title: str | None = None,
-    progress: bool = True,
+    config: EvaluationConfig | None = None,
+    **options: Any,
 ) -> Report:
     """Measure a base, a guarded or a LoRA model alike. The model is left as it was.
 
@@ -65,24 +65,18 @@ def evaluate(
             names to such sets. A list may hold several kinds, which are measured apart.
         base: model that KL is measured to; None takes a `PeftModel` with its adapters disabled.
         reference: report of a model that never saw the forget set, on the same choices: adds TOFU's forget quality.
-        batch_size: rows per forward pass; results do not depend on it, up to rounding.
-        max_length: tokens of a text at most; what is longer is cut.
-        max_new_tokens: of completions; None takes as many as the longest accepted answer needs.
-        orders: of the options where letters are asked for; None turns them all the way round.
-        chat_template: put questions and prompts into the tokenizer's chat template.
-        text_column: column of the texts of a dataset.
         title: of the report; None names the model.
-        progress: show progress bars.
+        config: the options; None takes the defaults.
+        options: any field of `EvaluationConfig` by its name, in place of its value in `config`.
 
     Raises:
         ValueError: nothing to measure, an empty set, two sets of one name, rows that are none of the three kinds,
             logits that are not finite (float16 overflows in some models), or processes of a launch that were given
             different rows.
     """
-    settings = Settings(
-        batch_size, max_length, max_new_tokens, orders, chat_template, progress and process_index() == 0
-    )
-    sides = {"forget": _sets(forget, "forget", text_column), "retain": _sets(retain, "retain", text_column)}
+    given = merged(EvaluationConfig, config, options, UnlearnError)
+    settings = replace(given, progress=given.progress and process_index() == 0)
+    sides = {side: _sets(sets, side, given.text_column) for side, sets in (("forget", forget), ("retain", retain))}
     if not any(sides.values()):
         raise ValueError("Nothing to measure; pass facts, choices or texts as forget= or retain=.")
     _check_alike(sides)
@@ -102,7 +96,9 @@ def evaluate(
         notes.append(
             "no forget quality: it is of choices under forget whose options are not shown, and there were none."
         )
-    about = about_model(model) | {name: value for name, value in vars(settings).items() if name != "progress"}
+    about = about_model(model) | {
+        name: value for name, value in vars(settings).items() if name not in ("progress", "text_column")
+    }
     if title is None:
         title = about["model"] if about["adapters"] == "none" else f"{about['model']} with {about['adapters']}"
     return Report(title, tuple(figures), about, tuple(notes))

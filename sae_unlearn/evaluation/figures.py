@@ -3,13 +3,11 @@
 The figures of a set of choices: accuracy by probability and by letter, truth ratio, and where the gate fires.
 
 The figures of a set of texts: perplexity, KL to the base, and where the gate fires.
-
-How an evaluation is done, whatever it measures.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from functools import partial
 
 import torch
@@ -35,38 +33,7 @@ from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerp
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.model import guard_layers
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of `evaluate`.
-
-    Attributes:
-        batch_size: rows per forward pass.
-        max_length: tokens of a text at most; what is longer is cut.
-        max_new_tokens: of completions; None takes as many as the longest accepted answer has, and four more, but no
-            more than 128.
-        orders: of the options where letters are asked for; None turns them all the way round.
-        chat_template: put questions and prompts into the tokenizer's chat template.
-        progress: show progress bars.
-    """
-
-    batch_size: int = 8
-    max_length: int = 512
-    max_new_tokens: int | None = None
-    orders: int | None = None
-    chat_template: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("batch_size", 1), ("max_length", 2), ("max_new_tokens", 1), ("orders", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name}={value}; expected at least {lowest}.")
-
-    def bar(self, *parts: str) -> str | None:
-        """Title of a progress bar, or None for no bar."""
-        return ", ".join(parts) if self.progress else None
+from sae_unlearn.options.evaluation import EvaluationConfig, MeasurementConfig
 
 
 def fact_figures(
@@ -75,7 +42,7 @@ def fact_figures(
     facts: Sequence[Fact],
     side: str,
     data: str,
-    settings: Settings,
+    settings: MeasurementConfig,
     notes: list[str],
 ) -> list[Figure]:
     """Complete each fact's prompt greedily, and see what comes; see `recall`, `rouge_l` and `verdict`.
@@ -146,7 +113,7 @@ def choice_figures(
     choices: Sequence[Choice],
     side: str,
     data: str,
-    settings: Settings,
+    settings: EvaluationConfig,
     reference: Report | None = None,
 ) -> list[Figure]:
     """Accuracy by log-probability of every set; by letter where options are shown; truth ratios where they are not.
@@ -230,7 +197,7 @@ def text_figures(
     texts: Sequence[str],
     side: str,
     data: str,
-    settings: Settings,
+    settings: MeasurementConfig,
     base: nn.Module | None = None,
 ) -> list[Figure]:
     """Perplexity over all tokens of the texts, and the mean over texts of the KL per token.

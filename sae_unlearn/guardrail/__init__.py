@@ -29,6 +29,7 @@ from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
+from sae_unlearn.options.fit import GuardrailFitConfig
 
 
 if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
@@ -40,6 +41,7 @@ __all__ = [
     "ForgetSet",
     "GuardedModel",
     "GuardrailError",
+    "GuardrailFitConfig",
     "GuardrailNotReady",
     "GuardrailState",
     "GuardrailStatus",

@@ -13,7 +13,7 @@ from benchmarks.gates.statistics import COUNTED, STATISTICS, WEIGHED, caught, co
 from sae_unlearn import SAEGuardrailConfig, attach_guardrail, record_firings
 from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.guardrail import detach_guardrail
-from sae_unlearn.guardrail.fit.options import DEFAULT_MIN_TOKENS
+from sae_unlearn.options.fit import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def setting(one_thread):
 
 def test_statistics_are_those_of_the_gate(setting):
     texts, ids = setting.texts.test, list(range(20))
-    usual = {"layer": setting.layer, "feature_ids": ids, "min_tokens": DEFAULT_MIN_TOKENS}
+    usual = {"layer": setting.layer, "feature_ids": ids, "min_tokens": PRESETS[None]["min_tokens"]}
     told = {"evidence": "log_ratio", "feature_evidence": [0.25 * (i + 1) for i in ids]}
     options = {name: usual | fields for name, fields in COUNTED.items()}
     options |= {f"weighed, {name}": usual | told | fields for name, fields in WEIGHED.items()}

@@ -1,6 +1,5 @@
 """`sae-unlearn evaluate` on a tiny model."""
 
-import inspect
 import json
 
 import pytest
@@ -8,7 +7,7 @@ from tiny_topic import save_adapters, tiny_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import attach_guardrail, save_bundle
-from sae_unlearn.cli import evaluate as command
+from sae_unlearn.cli.data_sets import read_sets
 from sae_unlearn.cli.main import main
 from sae_unlearn.evaluation import Report, compare, evaluate
 
@@ -72,7 +71,7 @@ def test_it_says_what_the_library_says(parts, tmp_path):
     model, tokenizer, _ = tiny_parts()
     guarded = attach_guardrail(model, parts / "guardrail")
     sets = {
-        side: command.read_sets([str(parts / f"{name}.json")], limit=4)
+        side: read_sets([str(parts / f"{name}.json")], limit=4)
         for side, name in (("forget", "facts"), ("retain", "texts"))
     }
     assert [len(rows) for each in sets.values() for rows in each.values()] == [4, 4]
@@ -83,7 +82,7 @@ def test_it_says_what_the_library_says(parts, tmp_path):
 def test_sets_are_named_without_their_folders(parts, tmp_path):
     rows = [{"question": "q?", "answer": "a", "perturbed_answer": ["b"]}]
     (tmp_path / "forget01.json").write_text(json.dumps(rows))
-    found = command.read_sets([f"tofu:forget01@{tmp_path}", f"tofu-choices:forget01@{tmp_path}"])
+    found = read_sets([f"tofu:forget01@{tmp_path}", f"tofu-choices:forget01@{tmp_path}"])
     assert {name: len(rows) for name, rows in found.items()} == {"tofu:forget01": 1, "tofu-choices:forget01": 1}
 
 
@@ -117,9 +116,3 @@ def test_the_same_set_twice_is_refused(parts, tmp_path, capsys):
     again = str(parts / "texts.json")
     assert main(arguments(parts, tmp_path, "--retain", again, again)) == 2
     assert "Two sets are called 'texts.json'" in capsys.readouterr().err
-
-
-def test_defaults_that_are_shown_are_those_of_the_library():
-    parameters = inspect.signature(evaluate).parameters
-    for name, value in command.DEFAULTS.items():
-        assert parameters[name].default == value, name

@@ -1,4 +1,4 @@
-"""`--subfolder` of evaluate, audit and check: one member of a bundle, measured alone."""
+"""`--adapter-subfolder` of evaluate, audit and check: one member of a bundle, measured alone."""
 
 import json
 
@@ -42,30 +42,38 @@ def evaluated(parts, output, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["topic", "other", "topic/"])
 def test_evaluate_measures_one_guardrail(parts, tmp_path, name):
-    found = evaluated(parts, tmp_path, "--adapter", parts / "bundle", "--subfolder", name)
+    found = evaluated(parts, tmp_path, "--adapter", parts / "bundle", "--adapter-subfolder", name)
     assert found == {f"fires:{name.strip('/')}"}
 
 
 def test_evaluate_measures_the_lora_alone(parts, tmp_path):
     retain = ["--retain", parts / "texts.json", "--limit=4"]
-    assert evaluated(parts, tmp_path, "--adapter", parts / "bundle", "--subfolder", "aligned", *retain) == set()
+    assert evaluated(parts, tmp_path, "--adapter", parts / "bundle", "--adapter-subfolder", "aligned", *retain) == set()
     assert Report.load(tmp_path).find("kl", "retain").estimate.value > 0
 
 
 @pytest.mark.parametrize("name", ["guardrail", "lora"])
 def test_a_folder_in_what_is_no_bundle_does_as_well(parts, tmp_path, name):
-    found = evaluated(parts, tmp_path, "--adapter", parts, "--subfolder", name)
+    found = evaluated(parts, tmp_path, "--adapter", parts, "--adapter-subfolder", name)
     assert found == ({"fires:default"} if name == "guardrail" else set())
 
 
 def test_audit_attacks_one_member(parts, tmp_path):
-    some = ["--attacks", "dilution", "--lengths", "4", "--adapter", parts / "bundle", "--subfolder", "other"]
+    some = ["--attacks", "dilution", "--lengths", "4", "--adapter", parts / "bundle", "--adapter-subfolder", "other"]
     assert main(measuring("audit", parts, tmp_path, *some)) == 0
     assert AuditReport.load(tmp_path).about["adapters"] == "other (SAE_GUARDRAIL)"
 
 
 def test_check_looks_at_one_member(parts, capsys):
-    call = ["check", parts / "model", parts / "bundle", "--subfolder", "topic", "--retain", parts / "texts.json"]
+    call = [
+        "check",
+        parts / "model",
+        parts / "bundle",
+        "--adapter-subfolder",
+        "topic",
+        "--retain",
+        parts / "texts.json",
+    ]
     assert main([str(x) for x in [*call, "--no-progress"]]) == 0
     assert "ok       base model" in capsys.readouterr().out
 
@@ -80,7 +88,7 @@ def said(capsys):
 def test_check_of_a_bundle_names_the_option(parts, capsys):
     assert main(["check", str(parts / "model"), str(parts / "bundle")]) == 2
     message = said(capsys)
-    assert "give --subfolder too" in message
+    assert "give --adapter-subfolder too" in message
     assert "of the guardrails topic, other" in message
 
 
@@ -88,10 +96,16 @@ def test_check_of_a_bundle_names_the_option(parts, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--adapter={bundle}", "--subfolder=nobody"], "the bundle {bundle} holds ['topic', 'other', 'aligned']"),
-        (["--adapter={parts}", "--subfolder=nobody"], "--adapter {parts} --subfolder nobody is neither a folder"),
-        (["--adapter={bundle}", "--subfolder=../lora"], "without '..'"),
-        (["--subfolder=topic"], "give --adapter"),
+        (
+            ["--adapter={bundle}", "--adapter-subfolder=nobody"],
+            "the bundle {bundle} holds ['topic', 'other', 'aligned']",
+        ),
+        (
+            ["--adapter={parts}", "--adapter-subfolder=nobody"],
+            "--adapter {parts} --adapter-subfolder nobody is neither a folder",
+        ),
+        (["--adapter={bundle}", "--adapter-subfolder=../lora"], "without '..'"),
+        (["--adapter-subfolder=topic"], "give --adapter"),
     ],
 )
 def test_what_is_not_there_is_named(parts, tmp_path, capsys, command, options, message):

@@ -38,7 +38,7 @@ def test_all_members_are_shown(model, tmp_path, capsys):
 
 def test_one_member_is_shown_by_its_folder(model, tmp_path, capsys):
     save_bundle(model, tmp_path / "bundle")
-    assert main(["show", str(tmp_path / "bundle"), "--subfolder", "person"]) == 0
+    assert main(["show", str(tmp_path / "bundle"), "--adapter-subfolder", "person"]) == 0
     printed = capsys.readouterr().out
     assert "2 (its output)" in printed
     assert "biology" not in printed
@@ -47,7 +47,7 @@ def test_one_member_is_shown_by_its_folder(model, tmp_path, capsys):
 def test_a_bundle_on_the_hub_is_shown_of_one_commit(model, stand_in, capsys):
     old = push_bundle(model, "me/all", token=OWNER).oid
     push_bundle(model, "me/all", token=OWNER, license="mit")
-    assert main(["show", "me/all", "--revision", old]) == 0
+    assert main(["show", "me/all", "--adapter-revision", old]) == 0
     assert capsys.readouterr().out.count(old) == 3
 
 
@@ -55,9 +55,9 @@ def test_a_page_is_of_one_member(model, tmp_path, capsys):
     save_bundle(model, tmp_path / "bundle")
     page = tmp_path / "page.html"
     assert main(["show", str(tmp_path / "bundle"), "--html", str(page)]) == 2
-    assert "give --subfolder too" in capsys.readouterr().err
+    assert "give --adapter-subfolder too" in capsys.readouterr().err
     assert not page.exists()
-    assert main(["show", str(tmp_path / "bundle"), "--subfolder", "person", "--html", str(page)]) == 0
+    assert main(["show", str(tmp_path / "bundle"), "--adapter-subfolder", "person", "--html", str(page)]) == 0
     assert page.is_file()
 
 

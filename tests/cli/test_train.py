@@ -8,10 +8,9 @@ from tiny_entities import entities
 from tiny_topic import save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
-from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig
+from sae_unlearn.alignment import EntitySet
 from sae_unlearn.alignment.labelling.answer_log import Asked
 from sae_unlearn.alignment.labelling.result import LabelledEntities
-from sae_unlearn.cli import train as train_command
 from sae_unlearn.cli.main import main
 
 
@@ -102,9 +101,3 @@ def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
     assert ["candidates", "known", "unknown", "dropped"] in lines
     assert ["city", "32", "24", "0"] in lines
     assert ["country:", "answers", "that", "match", "50%", "0%"] in lines
-
-
-def test_defaults_that_are_shown_are_those_of_the_settings():
-    fields = SAEAlignmentConfig.__dataclass_fields__
-    for name, value in train_command.DEFAULTS.items():
-        assert fields[name].default == value, name

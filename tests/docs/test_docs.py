@@ -104,7 +104,8 @@ def test_every_option_is_on_the_page_of_the_command_line() -> None:
 
 
 def test_every_field_of_the_config_is_on_the_page_of_guardrails() -> None:
-    told = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "api/guardrail.md").read_text(), re.MULTILINE))
+    page = (DOCS / "api/guardrail.md").read_text().partition("### Its fields")[2]
+    told = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     assert told == {field.name for field in fields(SAEGuardrailConfig)} - {field.name for field in fields(PeftConfig)}
 
 
@@ -126,11 +127,25 @@ def test_the_reference_names_what_there_is_and_all_that_is_public() -> None:
         assert not missing, f"of {package}, docs/api says nothing of {missing}"
 
 
-def test_names_that_share_a_description_each_have_it_on_the_site() -> None:
-    pytest.importorskip("griffe")
-    spec = importlib.util.spec_from_file_location("joint_parameters", DOCS / "joint_parameters.py")
+def beside(name: str) -> Any:
+    """A script of the site's."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_options_are_what_the_code_has() -> None:
+    tables, stale = beside("option_tables"), "run: python docs/option_tables.py"
+    assert tables.COMMAND_LINE.read_text(encoding="utf-8") == tables.command_line_page(), stale
+    page = tables.GUARDRAIL.read_text(encoding="utf-8")
+    assert page == tables.guardrail_page(page), stale
+    assert page.count("| `num_features` |") == 2
+
+
+def test_names_that_share_a_description_each_have_it_on_the_site() -> None:
+    pytest.importorskip("griffe")
+    module = beside("joint_parameters")
     text = (
         "What.\n\n    a, b: no section\n\nArgs:\n    a, **b: one,\n        two.\n    c: three\n\nReturns:\n    a, b: no"
     )

@@ -1,8 +1,8 @@
 """`audit`: what someone would try to get forgotten knowledge back, and what that brings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.residual_stream import evaluation_mode
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import NotPossible
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
 from sae_unlearn.evaluation.audit.attacks.neighbours import benign_neighbours
@@ -18,10 +19,12 @@ from sae_unlearn.evaluation.audit.registry import ATTACKS, FROM_ZERO, budget
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.evaluate import about_model
-from sae_unlearn.evaluation.figures import Settings
 from sae_unlearn.evaluation.report.comparison import paired_change
+from sae_unlearn.options.evaluation import AuditConfig, MeasurementConfig
+from sae_unlearn.options.field import merged, takes_options
 
 
+@takes_options(AuditConfig)
 def audit(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -33,19 +36,11 @@ def audit(
     names: Sequence[str] = (),
     unknown: Any = None,
     base: nn.Module | None = None,
-    attacks: Iterable[str] | None = None,
     filler: Sequence[str] = FILLER,
-    lengths: Sequence[int] = (16, 64, 256),
-    steps: Sequence[int] = (0, 10, 40),
-    layer: int | None = None,
     direction: Tensor | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    max_length: int = 512,
-    max_new_tokens: int | None = None,
-    chat_template: bool = False,
     title: str | None = None,
-    progress: bool = True,
+    config: AuditConfig | None = None,
+    **options: Any,
 ) -> AuditReport:
     """Attack a base, a guarded or a LoRA model alike. The model is left as it was.
 
@@ -71,24 +66,22 @@ def audit(
         unnamed: facts whose prompts lead to what is forgotten without naming it, and `names`, the names to look for.
         unknown: facts that the base model does not know: the control of relearning.
         base: the model without the adapters; None takes a model with its adapters out of force.
-        attacks: by name, see `ATTACKS`; None takes all, and notes those for which something is missing.
         filler: harmless paragraphs for dilution.
-        lengths: words of filler.
-        steps: of relearning, after which it is measured; it is before any, too.
-        layer: at which `direction` is added; None takes the last guarded layer, or else the middle.
         direction: `[d_in]`; None takes what the adapters took there on half of the facts, and measures the others.
-        seed: of what is drawn.
-        batch_size, max_length, max_new_tokens, chat_template, title, progress: as in `evaluate`.
+        title: of the report; None names the model.
+        config: the options; None takes the defaults.
+        options: any field of `AuditConfig` by its name, in place of its value in `config`. `attacks` are names in
+            `ATTACKS`; those for which something is missing are left out and noted.
 
     Raises:
         ValueError: no facts, facts without answers, an unknown attack, rows of another kind, settings out of range, or
             `unnamed` prompts that name one of `names`.
     """
-    chosen = list(ATTACKS) if attacks is None else list(dict.fromkeys(attacks))
+    settings = merged(AuditConfig, config, options, UnlearnError)
+    chosen = list(ATTACKS) if settings.attacks is None else list(dict.fromkeys(settings.attacks))
     unknown_attack = next((name for name in chosen if name not in ATTACKS), None)
     if unknown_attack is not None:
         raise ValueError(f"There is no attack {unknown_attack!r}; choose from {', '.join(ATTACKS)}.")
-    settings = Settings(batch_size, max_length, max_new_tokens, None, chat_template, progress)
     it = Inquiry(
         model,
         tokenizer,
@@ -100,16 +93,16 @@ def audit(
         tuple(names),
         [] if unknown is None else as_facts(unknown, "unknown"),
         filler=filler,
-        lengths=lengths,
-        steps=steps,
-        layer=layer,
+        lengths=settings.lengths,
+        steps=settings.steps,
+        layer=settings.layer,
         direction=direction,
-        seed=seed,
+        seed=settings.seed,
     )
     rows: list[AuditRow] = []
     near = None
     with evaluation_mode(model), nullcontext() if base is None else evaluation_mode(base):
-        with tqdm(["none", *chosen], desc="audit", unit="attack", disable=not progress) as bar:
+        with tqdm(["none", *chosen], desc="audit", unit="attack", disable=not settings.progress) as bar:
             for name in bar:
                 bar.set_description(f"audit: {'the questions as they are' if name == 'none' else name}")
                 try:
@@ -118,15 +111,15 @@ def audit(
                     it.notes.append(f"{name}: left out; {error}")
                 bar.set_postfix(asked=it.asked)
         if neighbours is not None:
-            options = {name: value for name, value in vars(settings).items() if name != "orders"}
-            near = benign_neighbours(model, tokenizer, neighbours, retain, base, **options)
+            shared = {each.name: getattr(settings, each.name) for each in fields(MeasurementConfig)}
+            near = benign_neighbours(model, tokenizer, neighbours, retain, base, **shared)
         else:
             it.notes.append("neighbours: not measured; pass neighbours= (harmless rows near the topic).")
     about = about_model(model) | {
         "forgotten facts": len(it.forget),
         "other facts": len(it.retain),
-        "seed": seed,
-        "chat_template": chat_template,
+        "seed": settings.seed,
+        "chat_template": settings.chat_template,
     }
     return AuditReport(
         title or f"Audit of {about['model']}" + ("" if about["adapters"] == "none" else f" with {about['adapters']}"),

@@ -16,10 +16,11 @@ from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 from sae_unlearn.evaluation.audit.attacks.splitting import Conversations
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.base_model import has_adapters, without_adapters
-from sae_unlearn.evaluation.figures import Settings, check_answers, fact_figures, recall_figures
+from sae_unlearn.evaluation.figures import check_answers, fact_figures, recall_figures
 from sae_unlearn.evaluation.metrics.choices import Choice, lettered
 from sae_unlearn.evaluation.metrics.recall import Fact
 from sae_unlearn.evaluation.report.figure import Figure, fingerprint
+from sae_unlearn.options.evaluation import AuditConfig, MeasurementConfig
 
 
 Figures = tuple[Figure, ...]
@@ -41,21 +42,21 @@ class Inquiry:
 
     Raises:
         ValueError: what an attack would find only after others have run: facts without answers, `unnamed` prompts that
-            name one of `names`, `lengths`, `steps` or `layer` out of range.
+            name one of `names`, `layer` out of range.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     forget: list[Fact]
     retain: list[Fact]
-    settings: Settings
+    settings: MeasurementConfig
     base: nn.Module | None = None
     unnamed: list[Fact] = field(default_factory=list)
     names: Sequence[str] = ()
     unknown: list[Fact] = field(default_factory=list)
     filler: Sequence[str] = FILLER
-    lengths: Sequence[int] = (16, 64, 256)
-    steps: Sequence[int] = (0, 10, 40)
+    lengths: Sequence[int] = AuditConfig.lengths
+    steps: Sequence[int] = AuditConfig.steps
     layer: int | None = None
     direction: Tensor | None = None
     seed: int = 0
@@ -69,9 +70,6 @@ class Inquiry:
         if named or (self.unnamed and not self.names):
             why = f"{named[0][0]!r} names {named[0][1]!r}" if named else "there are no names="
             raise ValueError(f"unnamed= is for prompts that name nothing of the topic, but {why}.")
-        for name in ("lengths", "steps"):
-            if min(getattr(self, name), default=0) < 0:
-                raise ValueError(f"{name}={tuple(getattr(self, name))}; expected numbers from 0 on.")
         depth = text_config(base_model_of(self.model)).num_hidden_layers
         if self.layer is not None and not 0 <= self.layer < depth:
             raise ValueError(f"layer={self.layer}, but {type(self.model).__name__} has layers 0 to {depth - 1}.")
@@ -123,7 +121,7 @@ class Inquiry:
         return [AuditRow(attack, *point, both["audited"], both["base"]) for point, both in found.items()]
 
     @property
-    def quiet(self) -> Settings:
+    def quiet(self) -> MeasurementConfig:
         """The settings for what is asked many times over."""
         return replace(self.settings, progress=False)
 

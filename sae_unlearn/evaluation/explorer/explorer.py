@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.feature_contexts import FeatureContexts, contexts_in
 from sae_unlearn.evaluation.explorer.page import render_page
 from sae_unlearn.evaluation.explorer.sweep import Sweep, swept
@@ -16,6 +17,8 @@ from sae_unlearn.evaluation.explorer.texts import GuardedTexts, clamp_of
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.storage.reading import read_artefact
+from sae_unlearn.options.evaluation import PictureConfig
+from sae_unlearn.options.field import merged, takes_options
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def stored_picture(
     return GuardrailPicture(title or _name(source, hub.get("subfolder")), artefact.config, clamp, None, sweep)
 
 
+@takes_options(PictureConfig)
 def picture_guardrail(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -77,11 +81,8 @@ def picture_guardrail(
     adapter_name: str | None = None,
     title: str | None = None,
     sweep: bool | Sweep = True,
-    contexts: int = 5,
-    around: int = 16,
-    text_column: str = "text",
-    batch_size: int = 8,
-    progress: bool = True,
+    config: PictureConfig | None = None,
+    **options: Any,
 ) -> GuardrailPicture:
     """The picture of a guardrail that is on a model, with its features on texts. **The page holds pieces of them.**
 
@@ -93,27 +94,26 @@ def picture_guardrail(
         title: of the page; None takes the folder that the guardrail came from, or else its name.
         sweep: whether to measure the loss at other doses and thresholds (see `sweep_guardrail` for the cost), or one
             that was measured earlier.
-        contexts, around: of each feature, and tokens on either side.
-        text_column: column of datasets and mappings that holds the text.
-        batch_size: rows per forward pass.
-        progress: show progress bars.
+        config: the options; None takes the defaults.
+        options: any field of `PictureConfig` by its name, in place of its value in `config`.
 
     Raises:
         GuardrailError: there is no such guardrail, no text, an empty corpus, or the sweep is of another guardrail.
-        ValueError: `contexts` or `around` is out of range.
+        UnlearnError: an option is out of range.
     """
-    texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
-    config = texts.config
+    given = merged(PictureConfig, config, options, UnlearnError)
+    reading = (given.text_column, given.batch_size, given.progress)
+    texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, *reading)
     if isinstance(sweep, Sweep):
-        sweep.check_is_of(config)
-    found = contexts_in(texts, contexts, around)
+        sweep.check_is_of(texts.config)
+    found = contexts_in(texts, given.contexts, given.around)
     if sweep is True:
         sweep = swept(texts)
-    origin = config.origin or {}
+    origin = texts.config.origin or {}
     source = origin.get("id")
     title = title or (_name(source, origin.get("subfolder")) if source else texts.name)
     clamp = clamp_of(texts.layer, texts.name).detach().float().cpu().tolist()
-    return GuardrailPicture(title, config, tuple(clamp), found, sweep or None)
+    return GuardrailPicture(title, texts.config, tuple(clamp), found, sweep or None)
 
 
 def _name(source: str | os.PathLike[str], subfolder: str | None) -> str:

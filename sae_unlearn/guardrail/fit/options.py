@@ -1,7 +1,7 @@
 """What `fit_guardrail` was asked for, checked and made whole before anything is read."""
 
-from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,30 +14,16 @@ from sae_unlearn.cards.provenance import public_source
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.attach import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import BY_MESSAGE, check_real
-from sae_unlearn.guardrail.fit.selection import IMPORTANCE
+from sae_unlearn.guardrail.config_validation import BY_MESSAGE
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk
 from sae_unlearn.guardrail.runtime.refusal import message_ids
+from sae_unlearn.options.fit import GuardrailFitConfig, filled
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.compatibility import check_sae
 
 
-DEFAULT_CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
-DEFAULT_NUM_FEATURES = 40
-DEFAULT_RATIO_PERCENTILE = 99.0
-DEFAULT_THRESHOLD_PERCENTILE = 97.5
-DEFAULT_MARGIN = 0.25
-DEFAULT_MIN_TOKENS = 8
-DEFAULT_EVIDENCE = "log_ratio"
-DEFAULT_WINDOWS = {"ratio_or_window": 16}  # of the others, the config's own
-PUBLISHED_CLAMP_VALUE = -500.0
-PUBLISHED_NUM_FEATURES = 20
-PUBLISHED_RATIO_PERCENTILE = 95.0
-PUBLISHED_THRESHOLD_PERCENTILE = 95.0
-
-
 class FitPlan(NamedTuple):
-    """What a fit was asked for, checked. The fields that are not described are `fit_guardrail`'s."""
+    """What a fit was asked for, checked. The fields that are not described are of `GuardrailFitConfig`, filled in."""
 
     model: nn.Module
     """The bare model."""
@@ -74,126 +60,46 @@ def plan_fit(
     sae: SparseAutoencoder,
     forget: Any,
     retain: Any,
-    *,
-    layer: int | None,
-    num_features: int | None,
-    ratio_percentile: float | None,
-    threshold_percentile: float | None,
-    margin: float | None,
-    features: list[int] | None,
-    threshold: float | None,
-    clamp_scale: float | None,
-    clamp_unit: str,
-    clamp_value: float | None,
-    clamp_mode: str,
-    importance: str,
-    preset: str | None,
-    topk: str | None,
-    statistic: str,
-    evidence: str | None,
-    gate_scope: str,
-    sticky: bool,
-    action: str,
-    refusal: str | None,
-    window: int | None,
-    window_weight: float,
-    drift: float,
-    min_tokens: int,
-    adapter_name: str | None,
-    chat_template: bool,
-    text_column: str,
-    max_length: int,
-    batch_size: int,
-    max_held_out: int,
-    store_probe: bool,
-    checkpoint_dir: str | Path | None,
-    progress: bool,
+    options: GuardrailFitConfig,
 ) -> FitPlan:
-    """The arguments of `fit_guardrail`, checked and made whole; nothing is read yet.
+    """Check the arguments of `fit_guardrail` against each other and against the model. Reads no text.
 
     Raises:
-        GuardrailError: naming the value that does not fit and the mend.
+        GuardrailError: If something does not fit; the message names it and what to do.
     """
-    if preset not in (None, "faithful"):
-        raise GuardrailError(f"preset={preset!r} is not None or 'faithful'.")
-    for name, number in (
-        ("clamp_value", clamp_value),
-        ("clamp_scale", clamp_scale),
-        ("ratio_percentile", ratio_percentile),
-        ("threshold_percentile", threshold_percentile),
-        ("margin", margin),
-    ):
-        if number is not None:
-            check_real(name, number)
-    faithful = preset == "faithful"
-    if evidence is None:
-        by_hand = faithful or threshold is not None or forget is None or retain is None
-        evidence = "any" if by_hand else DEFAULT_EVIDENCE
-    if faithful and evidence != "any":
-        raise GuardrailError(f"evidence={evidence!r}: preset='faithful' counts every hot token as 1.")
-    if faithful:
-        importance, clamp_mode, min_tokens = "squared_mean", "all", 1
-        if clamp_value is None and clamp_scale is None:
-            clamp_value = PUBLISHED_CLAMP_VALUE
-    if clamp_value is not None:
-        if clamp_scale is not None:
-            raise GuardrailError(f"clamp_value={clamp_value} and clamp_scale={clamp_scale}: give one of the two.")
-        clamp_unit, clamp_scale = "absolute", -clamp_value
-    usual_dose = clamp_scale is None
-    if clamp_scale is None:
-        clamp_scale = DEFAULT_CLAMP_SCALES.get(clamp_unit, 0.0)  # an unknown unit is refused by the config
-    if num_features is None:
-        num_features = PUBLISHED_NUM_FEATURES if faithful else DEFAULT_NUM_FEATURES
-    if ratio_percentile is None:
-        ratio_percentile = PUBLISHED_RATIO_PERCENTILE if faithful else DEFAULT_RATIO_PERCENTILE
-    if threshold_percentile is None:
-        threshold_percentile = PUBLISHED_THRESHOLD_PERCENTILE if faithful else DEFAULT_THRESHOLD_PERCENTILE
-    if margin is None:
-        margin = 0.0 if faithful else DEFAULT_MARGIN
-    if not 0 <= margin < 1:
-        raise GuardrailError(
-            f"margin={margin} must be at least 0 and less than 1, where the gate would miss the topic."
-        )
-    for name, value in (("ratio_percentile", ratio_percentile), ("threshold_percentile", threshold_percentile)):
-        if not 0 <= value <= 100:
-            raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
-    for name, value in (("num_features", num_features), ("max_length", max_length), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise GuardrailError(f"{name}={value!r} must be an integer >= 1.")
-    if importance not in IMPORTANCE:
-        raise GuardrailError(f"importance={importance!r} is not one of {', '.join(map(repr, IMPORTANCE))}.")
+    asked = SimpleNamespace(**filled(options, texts=forget is not None and retain is not None))
+    faithful = options.preset == "faithful"
     bare = bare_model(model)
-    layer = check_sae(sae, bare, layer)
-    check_topk(sae, topk)
-    name = free_name(model, adapter_name)
+    layer = check_sae(sae, bare, asked.layer)
+    check_topk(sae, asked.topk)
+    name = free_name(model, asked.adapter_name)
     refusal_ids = None
-    if refusal is not None:
-        refusal_ids = message_ids(refusal, tokenizer, getattr(bare, "generation_config", None))
-    by_message = chat_template and tokenizer is not None and statistic in BY_MESSAGE and sticky and not faithful
-    if window is None:
-        window = DEFAULT_WINDOWS.get(statistic, SAEGuardrailConfig.window)
+    if asked.refusal is not None:
+        refusal_ids = message_ids(asked.refusal, tokenizer, getattr(bare, "generation_config", None))
+    by_message = asked.chat_template and tokenizer is not None and asked.statistic in BY_MESSAGE
+    by_message = by_message and asked.sticky and not faithful
     config = SAEGuardrailConfig(
         layer=layer,
-        num_features=0 if features is not None else num_features,
-        feature_ids=list(features) if isinstance(features, Iterable) else features,
-        statistic=statistic,
-        evidence=evidence,
-        gate_scope=gate_scope,
-        sticky=sticky,
-        threshold=threshold,
-        window=window,
-        window_weight=window_weight,
-        drift=drift,
-        min_tokens=min_tokens,
-        clamp_value=-float(clamp_scale) if clamp_unit == "absolute" else None,
-        clamp_mode=clamp_mode,
-        clamp_unit=clamp_unit,
-        clamp_scale=float(clamp_scale),
-        action=action,
-        refusal=refusal,
+        num_features=0 if asked.features is not None else asked.num_features,
+        feature_ids=asked.features,
+        statistic=asked.statistic,
+        evidence=asked.evidence,
+        gate_scope=asked.gate_scope,
+        sticky=asked.sticky,
+        threshold=asked.threshold,
+        window=asked.window,
+        window_weight=asked.window_weight,
+        drift=asked.drift,
+        min_tokens=asked.min_tokens,
+        clamp_value=-float(asked.clamp_scale) if asked.clamp_unit == "absolute" else None,
+        clamp_mode=asked.clamp_mode,
+        clamp_unit=asked.clamp_unit,
+        clamp_scale=float(asked.clamp_scale),
+        action=asked.action,
+        refusal=asked.refusal,
         refusal_ids=refusal_ids,
         counting="columns" if faithful else "content",
-        special_token_ids=special_token_ids(tokenizer, bare.config, chat_template),
+        special_token_ids=special_token_ids(tokenizer, bare.config, asked.chat_template),
         message_boundary_ids=message_boundary_ids(tokenizer) or None if by_message and tokenizer is not None else None,
         hidden_size=sae.d_in,
         num_layers=len(find_decoder_layers(bare).layers),
@@ -201,8 +107,8 @@ def plan_fit(
         base_fingerprint=fingerprint(bare, layer),
         sae_source=_provenance(sae),
     )
-    config.refusal_compared = refusal is not None  # type: ignore[misc]  # a ClassVar only so that it is no field
-    _check_corpora(config, forget, retain, topk)
+    config.refusal_compared = asked.refusal is not None  # type: ignore[misc]  # a ClassVar only so that it is no field
+    _check_corpora(config, forget, retain, asked.topk)
     return FitPlan(
         model=bare,
         tokenizer=tokenizer,
@@ -210,21 +116,21 @@ def plan_fit(
         config=config,
         name=name,
         faithful=faithful,
-        given_features=features is not None,
-        num_features=num_features,
-        ratio_percentile=ratio_percentile,
-        threshold_percentile=threshold_percentile,
-        margin=margin,
-        importance=importance,
+        given_features=asked.features is not None,
+        num_features=asked.num_features,
+        ratio_percentile=asked.ratio_percentile,
+        threshold_percentile=asked.threshold_percentile,
+        margin=asked.margin,
+        importance=asked.importance,
         by_message=by_message,
-        usual_dose=usual_dose,
+        usual_dose=options.clamp_scale is None and asked.clamp_value is None,
         begins_bare=begins_bare(tokenizer, config.special_token_ids or []),
-        read={"max_length": max_length, "chat_template": chat_template, "text_column": text_column},
-        max_held_out=max_held_out,
-        batch_size=batch_size,
-        store_probe=store_probe,
-        checkpoint_dir=checkpoint_dir,
-        progress=progress,
+        read={name: getattr(asked, name) for name in ("max_length", "chat_template", "text_column")},
+        max_held_out=asked.max_held_out,
+        batch_size=asked.batch_size,
+        store_probe=asked.store_probe,
+        checkpoint_dir=asked.checkpoint_dir,
+        progress=asked.progress,
     )
 
 

@@ -4,9 +4,9 @@ Each topic gets the guardrail that `fit_guardrail` alone would give it: the same
 is shared is the model's work on the retain text, which is most of it: every row is run once, and every topic reads it.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.distributed import summed
 from sae_unlearn.errors import GuardrailError, UnlearnError, as_guardrail_error
 from sae_unlearn.guardrail.fit.checkpoint import FitCheckpoint, Stateful
-from sae_unlearn.guardrail.fit.fit import fit_guardrail, place_fitted
+from sae_unlearn.guardrail.fit.fit import place_fitted
 from sae_unlearn.guardrail.fit.options import plan_fit
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of, settings_of
 from sae_unlearn.guardrail.fit.steps import Fit
 from sae_unlearn.guardrail.offline import read_batch
+from sae_unlearn.options.field import merged, takes_options
+from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
 
 
 _SHARED = {"threshold": "retain: threshold", "report": "retain: report"}
 
 
+@takes_options(GuardrailFitConfig)
 @as_guardrail_error()
 def fit_guardrails(
     model: nn.Module,
@@ -36,22 +39,28 @@ def fit_guardrails(
     sae: SparseAutoencoder,
     forget: Mapping[str, Any],
     retain: Any,
+    *,
+    config: GuardrailFitConfig | None = None,
     **options: Any,
 ) -> PeftModel:
-    """Fit a guardrail for each of several topics, and put all of them on the model.
+    """Fit a guardrail for each of several topics, and attach all of them to the model.
 
     Args:
-        model, tokenizer, sae, retain: as for `fit_guardrail`.
-        forget: the text of each topic, by the name that its guardrail gets. Another topic's text is not retain text,
-            so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
-        options: any other argument of `fit_guardrail`, for all topics alike; but for `adapter_name`. In a
-            `checkpoint_dir` each topic has a folder, and so has what they share.
+        model (`nn.Module`): As for `fit_guardrail`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): As for `fit_guardrail`.
+        sae (`SparseAutoencoder`): As for `fit_guardrail`.
+        forget (`Mapping`): The text of each topic, by the name that its guardrail gets. The text of another topic is
+            not retain text, so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
+        retain: As for `fit_guardrail`; None if nothing is measured on it.
+        config (`GuardrailFitConfig`, *optional*): The options for all topics; the defaults without one.
+        options: Any field of `GuardrailFitConfig` by its name, except `adapter_name`. Each topic has a folder in
+            `checkpoint_dir`, and so has what they share.
 
     Returns:
-        A `PeftModel` with all of them active.
+        `PeftModel`: With all of them active.
 
     Raises:
-        GuardrailError: as `fit_guardrail`, naming the topic; the model is left as it was.
+        GuardrailError: As `fit_guardrail`, naming the topic; the model is left as it was.
 
     Example:
 
@@ -62,24 +71,17 @@ def fit_guardrails(
     """
     if not isinstance(forget, Mapping) or not forget:
         raise GuardrailError("forget must be a mapping from the names of topics to their texts, with one at least.")
-    if "adapter_name" in options:
+    given = merged(GuardrailFitConfig, config, options, GuardrailError)
+    if given.adapter_name is not None:
         raise GuardrailError("adapter_name cannot be given: each guardrail is named after its topic.")
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(fit_guardrail).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    unknown = sorted(set(options) - set(defaults))
-    if unknown:
-        raise GuardrailError(f"{unknown[0]!r} is no argument of `fit_guardrail`.")
-    folder = None if options.get("checkpoint_dir") is None else Path(options["checkpoint_dir"])
+    folder = None if given.checkpoint_dir is None else Path(given.checkpoint_dir)
     fits: dict[str, _TopicFit] = {}
     for name, texts in forget.items():
         with _named(name):
-            given = defaults | options | {"adapter_name": name}
+            own = replace(given, adapter_name=name)
             if folder is not None:
-                given["checkpoint_dir"] = folder / f"topic-{len(fits)}"
-            fits[name] = _TopicFit(plan_fit(model, tokenizer, sae, texts, retain, **given))
+                own.checkpoint_dir = str(folder / f"topic-{len(fits)}")
+            fits[name] = _TopicFit(plan_fit(model, tokenizer, sae, texts, retain, own))
     for name, fit in fits.items():
         with _named(name):
             fit.read("forget", forget[name])

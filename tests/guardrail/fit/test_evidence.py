@@ -212,7 +212,7 @@ def test_without_weights_the_call_raises_and_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "faithful"}, "counts every hot token as 1"),
+        ({"preset": "faithful"}, "evidence=.log_ratio.: preset=.faithful. has .any."),
         ({"forget": None, "features": [1, 2], "threshold": 0.5, "clamp_value": -5.0}, "counted on `forget` and"),
         ({"features": [1, 2], "threshold": 1e6}, "outside"),
         ({"statistic": "cusum", "drift": 1e6}, "drift=1000000.0 must lie between"),

@@ -1,0 +1,119 @@
+"""For the site: the tables of options, made from what the code has. `python docs/option_tables.py` writes them.
+
+The page of the command line is made whole. On the page of guardrails the table between the two marks is.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from types import ModuleType
+
+from sae_unlearn.cli.arguments import Parser
+from sae_unlearn.cli.main import COMMANDS, build_parser
+from sae_unlearn.options.field import Option, options_of
+from sae_unlearn.options.fit import GuardrailFitConfig
+
+
+API = Path(__file__).parent / "api"
+COMMAND_LINE = API / "command-line.md"
+GUARDRAIL = API / "guardrail.md"
+BEGIN, END = "<!-- options of the fit: begin -->", "<!-- options of the fit: end -->"
+EVERYWHERE = "general"
+INTRODUCTION = """# Command line
+
+What can be set on a command line, and under which name? `sae-unlearn COMMAND --help` prints the same.
+
+A command exits with 0 when it is done, 1 when it is done and found something bad, 2 for bad input (one line says what),
+and 130 when it was interrupted. Models, SAEs and adapters are Hub ids or folders; `demo` stands for the model and the
+SAE of the demo. The last line names the command to run next.
+
+Options can stand in a file, JSON or YAML, under their names without the dashes; the command line wins:
+
+```yaml
+# fit.yaml, for: sae-unlearn fit --config fit.yaml --output forget-biology
+model: google/gemma-2-2b-it
+sae: google/gemma-scope-2b-pt-res
+sae_subfolder: layer_3/width_16k/average_l0_142
+forget: [biology.txt]
+retain: [other.jsonl]
+chat_template: true
+num_features: 20
+```
+
+The shell completes commands and options with the package `argcomplete`:
+`eval "$(register-python-argcomplete sae-unlearn)"`. Where the output is no terminal, progress bars write a line every
+half a minute.
+"""
+
+
+def command_line_page() -> str:
+    """The page of the command line."""
+    commands = next(a.choices for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    parts = [INTRODUCTION]
+    for name, module in COMMANDS.items():
+        parts += [f"## {name}", *_about(module), *_tables(commands[name])]
+    parts += ["## Of all commands", _table(_rows(commands["demo"], EVERYWHERE))]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def fit_table() -> str:
+    """The table of `GuardrailFitConfig`."""
+    rows = [f"| `{each.name}` | {_values(each)} | {_cell(each.sentence)} |" for each in options_of(GuardrailFitConfig)]
+    return "\n".join(["| option | values | |", "|---|---|---|", *rows])
+
+
+def guardrail_page(text: str) -> str:
+    """The page of guardrails with its table as it is to be."""
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n\n{fit_table()}\n\n{END}{after}"
+
+
+def _about(module: ModuleType) -> list[str]:
+    """Help, examples and notes of a command."""
+    notes = re.split(r"\n\n", module.EXAMPLES.strip("\n"))
+    examples = [re.sub(r"^  ", "", line) for line in notes[0].splitlines()[1:]]
+    sentences = [" ".join(note.split()) for note in notes[1:]]
+    sentences = [re.sub(r"(accelerate launch .*)", r"`\1`", sentence) for sentence in sentences]
+    told = [f"{sentence[0].upper()}{sentence[1:].rstrip('.')}." for sentence in sentences]
+    return [f"{module.HELP[0].upper()}{module.HELP[1:]}.", "\n".join(["```bash", *examples, "```"]), *told]
+
+
+def _tables(parser: Parser) -> list[str]:
+    found = []
+    for group in parser._action_groups:
+        rows = _rows(parser, group.title)
+        if rows and group.title not in (EVERYWHERE, "options"):
+            found.append(_table(rows, str(group.title)))
+    return found
+
+
+def _rows(parser: Parser, title: str | None) -> list[str]:
+    group = next(group for group in parser._action_groups if group.title == title)
+    return [_row(action) for action in group._group_actions if action.dest != "help"]
+
+
+def _row(action: argparse.Action) -> str:
+    names = ", ".join(f"`{name}`" for name in action.option_strings or [str(action.metavar)])
+    choices = f" ({', '.join(f'`{choice}`' for choice in action.choices)})" if action.choices else ""
+    needed = "; required" if action.required and action.option_strings else ""
+    return f"| {names} | {_cell(str(action.help) % vars(action))}{choices}{needed} |"
+
+
+def _table(rows: list[str], title: str = "option") -> str:
+    return "\n".join([f"| {title} | |", "|---|---|", *rows])
+
+
+def _values(each: Option) -> str:
+    if each.choices:
+        return ", ".join(f"`{choice!r}`" for choice in each.choices)
+    return f"`list[{each.kind.__name__}]`" if each.several else f"`{each.kind.__name__}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    COMMAND_LINE.write_text(command_line_page(), encoding="utf-8")
+    GUARDRAIL.write_text(guardrail_page(GUARDRAIL.read_text(encoding="utf-8")), encoding="utf-8")

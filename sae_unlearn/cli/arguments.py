@@ -1,0 +1,156 @@
+"""Parsers of the commands: groups, options from dataclasses, and one line for what is wrong.
+
+`transformers.HfArgumentParser` also makes arguments from dataclasses, but importing it takes longer than `--help` may.
+What is here reads the same dataclasses: `Literal` gives choices, `list` several values, `bool` a flag and its opposite.
+"""
+
+import argparse
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from sae_unlearn.files.terminal import printable
+from sae_unlearn.options.field import Option, options_of
+
+
+C = TypeVar("C")
+BAD_INPUT = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, and takes no abbreviations."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | options)
+        self._headings: dict[str, argparse._ArgumentGroup] = {}
+        self._needed: list[str] = []
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """Return the group of arguments with this heading; each heading stands once in `--help`."""
+        if title not in self._headings:
+            self._headings[title] = self.add_argument_group(title)
+        return self._headings[title]
+
+    def need(self, name: str) -> None:
+        """Require an argument that can be given by its place or by its name."""
+        self._needed.append(name)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse`; also refuses a missing argument of `need`."""
+        found, rest = super().parse_known_args(args, namespace)
+        missing = [f"--{name}" for name in self._needed if getattr(found, name, None) is None]
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+
+class _Numbers(argparse.Action):
+    """A list of integers, with spaces or commas between them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, [number for part in values for number in part])
+
+
+class ByPlaceOrName(argparse.Action):
+    """A value that is given by its place or by its name, but not by both."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        way, before = "by its place" if option_string is None else "by its name", f"_{self.dest}_given"
+        if getattr(namespace, before, way) != way:
+            parser.error(f"{self.dest} is given twice: {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, before, way)
+        setattr(namespace, self.dest, values)
+
+
+def add_options(parser: Parser, options: type, skip: Container[str] = ()) -> None:
+    """Add an argument for each option of a dataclass, under the option's heading.
+
+    Args:
+        parser: Of a command.
+        options: A dataclass whose fields are made with `sae_unlearn.options.field.option`.
+        skip: Names of options that the command does not have.
+    """
+    for each in options_of(options):
+        if each.command_line and each.name not in skip:
+            add_option(parser, each)
+
+
+def add_option(parser: Parser, each: Option) -> None:
+    """Add the argument of one option."""
+    about: dict[str, Any] = {"default": each.default, "help": each.sentence.replace("%", "%%")}
+    if each.kind is bool:
+        about["action"] = argparse.BooleanOptionalAction
+    elif each.several and each.kind is int:
+        about |= {"action": _Numbers, "nargs": "+", "type": _numbers, "metavar": "N"}
+    else:
+        about |= {"type": each.kind, "nargs": "+" if each.several else None}
+        about |= (
+            {"choices": each.choices}
+            if each.choices
+            else {"metavar": "FOLDER" if each.name.endswith("_dir") else _METAVARS[each.kind]}
+        )
+    parser.group(each.group).add_argument(each.flag, **about)
+
+
+def options_from(args: argparse.Namespace, options: type[C], **more: Any) -> C:
+    """Return the dataclass with the values that a command was given.
+
+    Args:
+        args: The parsed arguments.
+        options: The dataclass of `add_options`.
+        more: Values of options that are no arguments of the command.
+    """
+    names = [each.name for each in options_of(options) if each.command_line and hasattr(args, each.name)]
+    return options(**{name: getattr(args, name) for name in names} | more)
+
+
+def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
+    """Return settings of a file as arguments, except those that the command line gives itself.
+
+    Args:
+        settings: Values by the name of their option, with `_` or `-` between words.
+        parser: Of the command.
+        given: The command line.
+
+    Raises:
+        ValueError: If the command has no such option, or a value is of a kind that the option cannot have.
+    """
+    known = {flag: action for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+    used = {word.partition("=")[0] for word in given}
+    found: list[str] = []
+    for name, value in settings.items():
+        flag = "--" + str(name).replace("_", "-")
+        if flag not in known or flag in ("--help", "--config"):
+            raise ValueError(f"{name}: {parser.prog} has no such option; it has {', '.join(sorted(known))}.")
+        action = known[flag]
+        if value is None or used.intersection(action.option_strings):
+            continue
+        found += _words(flag, action, name, value)
+    return found
+
+
+def _words(flag: str, action: argparse.Action, name: str, value: Any) -> list[str]:
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: expected true or false.")
+        opposite = flag.replace("--", "--no-", 1)
+        off = [opposite] if opposite in action.option_strings else []
+        return [flag] if value else off
+    if isinstance(value, list) and action.nargs == "+" and value:
+        return [flag, *map(str, value)]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{name}={value!r}: expected {'a list' if action.nargs == '+' else 'a number or a text'}.")
+    return [f"{flag}={value}"]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 12,406,981") from error
+
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}

@@ -1,0 +1,139 @@
+"""The options that name texts and questions, and the rows that they stand for."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_unlearn.cli.arguments import Parser
+from sae_unlearn.cli.inputs import drawn, read_texts
+
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sae_unlearn.evaluation import Choice, Fact
+
+DATA = "data"
+"""Heading of the options."""
+TEXTS = """texts: a .txt file (paragraphs between blank lines), .json, .jsonl or .csv (see --text-column); a dataset of
+the Hub or in a folder, with the package `datasets`; or a named data set or a file of questions, as for evaluate,
+of which each question is read together with its answer
+"""
+
+
+def add_text_arguments(parser: Parser, forget: str, retain: str) -> None:
+    """Add `--forget`, `--retain` and how they are read, for commands that read texts.
+
+    Args:
+        parser: Of the command.
+        forget: Help of `--forget`.
+        retain: Help of `--retain`.
+    """
+    group = parser.group(DATA)
+    for side, help in (("forget", forget), ("retain", retain)):
+        group.add_argument(f"--{side}", nargs="+", metavar="DATA", help=help)
+    for side in ("forget", "retain"):
+        group.add_argument(f"--{side}-split", metavar="SPLIT", help="split of the dataset (default: train)")
+    add_drawing_arguments(parser)
+
+
+def add_column_argument(parser: Parser) -> None:
+    """Add `--text-column`, for commands whose options do not have it."""
+    parser.group(DATA).add_argument(
+        "--text-column",
+        type=str,
+        default="text",
+        metavar="TEXT",
+        help="column or key that holds the text (default: text)",
+    )
+
+
+def add_drawing_arguments(parser: Parser, seed: bool = True) -> None:
+    """Add `--limit` and `--seed`."""
+    group = parser.group(DATA)
+    group.add_argument("--limit", type=int, metavar="N", help="rows of each set at most, drawn at random")
+    if seed:
+        group.add_argument("--seed", type=int, metavar="N", default=0, help="seed of what is drawn (default: 0)")
+
+
+def texts_of(args: "argparse.Namespace", side: str) -> Iterable[Any] | None:
+    """Return the texts of `--forget` or `--retain`, drawn as `--limit` and `--seed` say; None without the option.
+
+    Args:
+        args: The parsed arguments of a command with `add_text_arguments`.
+        side: `"forget"` or `"retain"`.
+
+    Raises:
+        FileNotFoundError: If a source is not there.
+        ValueError: If a source does not hold texts.
+    """
+    sources, split = getattr(args, side), getattr(args, f"{side}_split")
+    if not sources:
+        return None
+    if len(sources) == 1 and args.limit is None:
+        return _texts(sources[0], args.text_column, split)  # a dataset stays one, and is read as it is needed
+    return drawn(texts_in(sources, args.text_column, split), args.limit, args.seed)
+
+
+def texts_in(sources: list[str], text_column: str = "text", split: str | None = None) -> list[str]:
+    """Return the texts of all sources, one after the other."""
+    return [_plain(row, text_column) for source in sources for row in _texts(source, text_column, split)]
+
+
+def read_sets(
+    sources: list[str], text_column: str = "text", limit: int | None = None, seed: int = 0
+) -> dict[str, list[Any]]:
+    """Return the rows of each source, by its name without folders.
+
+    Args:
+        sources: Names of data sets, or files.
+        text_column (`str`, *optional*, defaults to `"text"`): Column or key that holds a text.
+        limit (`int`, *optional*): Rows of each at most.
+        seed (`int`, *optional*, defaults to 0): Of what is drawn.
+
+    Raises:
+        FileNotFoundError: If a source is not there.
+        ValueError: If it cannot be read, or two have one name.
+    """
+    found: dict[str, list[Any]] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        rows = _questions(source)
+        label = path.name if path.exists() else source.partition("@")[0] if rows is not None else source
+        rows = list(read_texts(source, text_column)) if rows is None else rows
+        if label in found:
+            raise ValueError(f"Two sets are called {label!r}; rename one of the files, or give it once.")
+        found[label] = [_plain(row, text_column) for row in drawn(rows, limit, seed)]
+    return found
+
+
+def _texts(source: str, column: str, split: str | None) -> Iterable[Any]:
+    rows = _questions(source)
+    return read_texts(source, column, split) if rows is None else [as_text(row) for row in rows]
+
+
+def _questions(source: str) -> list[Any] | None:
+    """The rows of a named data set, or of a file of questions; None for anything else."""
+    from sae_unlearn.evaluation.datasets import read_questions
+    from sae_unlearn.evaluation.datasets.registry import is_named, read_named
+
+    path = Path(source).expanduser()
+    if not path.exists() and is_named(source):
+        return read_named(source)
+    found: list[Any] | None = read_questions(path) if path.is_file() else None
+    return found
+
+
+def as_text(row: "Fact | Choice | str") -> str:
+    """Return a question with its right answer, or a text as it is."""
+    if isinstance(row, str):
+        return row
+    from sae_unlearn.evaluation import Choice
+
+    if isinstance(row, Choice):
+        return f"{row.question}\nAnswer: {row.options[row.right]}"
+    return f"{row.prompt} {row.answers[0]}"
+
+
+def _plain(row: Any, column: str) -> Any:
+    return row[column] if isinstance(row, dict) else row

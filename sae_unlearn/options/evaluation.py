@@ -1,0 +1,99 @@
+"""Options of `evaluate`, `audit` and `picture_guardrail`, and their checks."""
+
+from dataclasses import dataclass
+
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.options.field import at_least, check_options, option
+
+
+_ASKING, _ATTACKS, _PAGE = "measuring", "attacks", "page"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementConfig:
+    """Options of everything that is measured on a model."""
+
+    batch_size: int = option(8, "rows per forward pass; results do not depend on it, up to rounding", group=_ASKING)
+    max_length: int = option(512, "tokens of a text at most; longer ones are cut", group=_ASKING)
+    max_new_tokens: int | None = option(
+        None,
+        "tokens of a completion",
+        group=_ASKING,
+        shown="those of the longest accepted answer and four more, up to 128",
+    )
+    chat_template: bool = option(False, "put questions and prompts into the tokenizer's chat template", group=_ASKING)
+    progress: bool = option(True, "show progress bars", group=_ASKING, command_line=False)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        at_least(self, {"batch_size": 1, "max_length": 2, "max_new_tokens": 1}, UnlearnError)
+
+    def bar(self, *parts: str) -> str | None:
+        """Return the title of a progress bar; None for no bar."""
+        return ", ".join(parts) if self.progress else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(MeasurementConfig):
+    """Options of `evaluate`, checked at construction. Every field can also be passed to `evaluate` by name.
+
+    Raises:
+        UnlearnError: If a value is out of range; the message names it.
+    """
+
+    orders: int | None = option(
+        None,
+        "orders of the options in which letters are asked for",
+        group=_ASKING,
+        shown="as many as there are options",
+    )
+    text_column: str = option("text", "column or key that holds the text", group="data")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, {"orders": 1}, UnlearnError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(MeasurementConfig):
+    """Options of `audit`, checked at construction. Every field can also be passed to `audit` by name.
+
+    Raises:
+        UnlearnError: If a value is out of range; the message names it.
+    """
+
+    attacks: list[str] | None = option(
+        None, "names of the attacks", group=_ATTACKS, shown="all for which there is data"
+    )
+    lengths: tuple[int, ...] = option((16, 64, 256), "words of filler for dilution", group=_ATTACKS)
+    steps: tuple[int, ...] = option((0, 10, 40), "steps of relearning after which it is measured", group=_ATTACKS)
+    layer: int | None = option(
+        None,
+        "0-based layer at which the direction is added",
+        group=_ATTACKS,
+        shown="the last guarded one, or else the middle",
+    )
+    seed: int = option(0, "seed of what is drawn", group=_ATTACKS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, {"lengths": 0, "steps": 0, "layer": 0}, UnlearnError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """Options of `picture_guardrail`, checked at construction. Every field can also be passed to it by name.
+
+    Raises:
+        UnlearnError: If a value is out of range; the message names it.
+    """
+
+    contexts: int = option(5, "contexts of each feature", group=_PAGE)
+    around: int = option(16, "tokens shown before and after a peak", group=_PAGE)
+    text_column: str = option("text", "column or key that holds the text", group="data")
+    batch_size: int = option(8, "rows per forward pass", group=_PAGE)
+    progress: bool = option(True, "show progress bars", group=_PAGE, command_line=False)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        at_least(self, {"contexts": 1, "around": 0, "batch_size": 1}, UnlearnError)

@@ -1,0 +1,194 @@
+"""`option`, a dataclass field with its help text, and what is derived from such fields: checks, signatures, merging."""
+
+import difflib
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from sae_unlearn.errors import UnlearnError
+
+
+C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+LARGEST = 3.4e38  # of float32, in which the numbers are used
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "options",
+    shown: str | None = None,
+    command_line: bool = True,
+) -> Any:
+    """A dataclass field for an option.
+
+    Args:
+        default: Its default.
+        help: What it is, as a sentence without a full stop at the end.
+        group (`str`, *optional*, defaults to `"options"`): Heading under which `--help` and the docs list it.
+        shown (`str`, *optional*, defaults to the default itself): How help texts describe the default.
+        command_line (`bool`, *optional*, defaults to `True`): Whether the commands have it.
+    """
+    about = {"help": help, "group": group, "shown": shown, "command_line": command_line}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a dataclass, as help texts and docs describe it.
+
+    Attributes:
+        name: The field's name.
+        kind: Type of one value: `bool`, `int`, `float` or `str`.
+        choices: Values it can have; empty if it can have any of its kind.
+        several: Whether it is a list of such values.
+        optional: Whether it can be None.
+        default: Its default.
+        help: What it is.
+        group: Heading under which it is listed.
+        shown: How help texts describe the default; empty if there is nothing to describe.
+        command_line: Whether the commands have it.
+    """
+
+    name: str
+    kind: type
+    choices: tuple[Any, ...]
+    several: bool
+    optional: bool
+    default: Any
+    help: str
+    group: str
+    shown: str
+    command_line: bool
+
+    @property
+    def flag(self) -> str:
+        """Its name on a command line, such as `--batch-size`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def sentence(self) -> str:
+        """Help text and default."""
+        return f"{self.help} (default: {self.shown})" if self.shown else self.help
+
+
+def options_of(options: type) -> Iterator[Option]:
+    """Yield the options of a dataclass, in the order of its fields."""
+    hints = get_type_hints(options)
+    for each in fields(options):
+        if "help" in each.metadata:
+            yield _option(each, hints[each.name])
+
+
+def _option(each: "Field[Any]", hint: Any) -> Option:
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = [part for part in parts if part is not type(None)]
+    kind, choices, several = kinds[0], (), False
+    if get_origin(kind) in (list, tuple):
+        several, kind = True, get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        choices, kind = get_args(kind), type(get_args(kind)[0])
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    shown = each.metadata["shown"]
+    if shown is None:
+        words = default if isinstance(default, (list, tuple)) else [default]
+        shown = "" if default is None or isinstance(default, bool) else " ".join(map(str, words))
+    return Option(
+        name=each.name,
+        kind=kind,
+        choices=choices,
+        several=several,
+        optional=len(kinds) < len(parts),
+        default=default,
+        help=each.metadata["help"],
+        group=each.metadata["group"],
+        shown=shown,
+        command_line=each.metadata["command_line"],
+    )
+
+
+def check_options(given: Any, error: type[UnlearnError] = UnlearnError) -> None:
+    """Raise unless every option has a value of its type.
+
+    Args:
+        given: An instance of a dataclass of options. Lists are left to who reads them.
+        error (`type`, *optional*, defaults to `UnlearnError`): What to raise.
+
+    Raises:
+        UnlearnError: If a value has another type, is not among the choices, or is not a finite number.
+    """
+    for each in options_of(type(given)):
+        value = getattr(given, each.name)
+        if each.several or (value is None and each.optional):
+            continue
+        if each.choices:
+            if value not in each.choices:
+                raise error(f"{each.name}={value!r} is not one of {', '.join(map(repr, each.choices))}.")
+        elif each.kind is bool and not isinstance(value, bool):
+            raise error(f"{each.name}={value!r} must be True or False.")
+        elif each.kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise error(f"{each.name}={value!r} must be an integer.")
+        elif each.kind is float and not _is_finite(value):
+            raise error(f"{each.name}={value!r} must be a finite number.")
+        elif each.kind is str and not isinstance(value, (str, os.PathLike)):
+            raise error(f"{each.name}={value!r} must be a string.")
+
+
+def merged(options: type[C], config: C | None, given: Mapping[str, Any], error: type[UnlearnError]) -> C:
+    """Return `config`, or the defaults without one, with the values of `given` in its place.
+
+    Raises:
+        UnlearnError: If `config` is another class, or `given` names an option that there is not.
+    """
+    if config is not None and not isinstance(config, options):
+        raise error(f"config is a {type(config).__name__}; pass a {options.__name__}.")
+    names = [each.name for each in fields(options)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise error(f"{name!r} is no argument: not an option of {options.__name__}." + _hint(near))
+    return options(**given) if config is None else replace(config, **given)  # type: ignore[type-var]
+
+
+def takes_options(options: type) -> Callable[[F], F]:
+    """Show the options in a function's signature in place of its `**options`, for `help()`, notebooks and `inspect`."""
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        hints = get_type_hints(options)
+        more = [
+            inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name]
+            )
+            for each in options_of(options)
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        return function
+
+    return shown
+
+
+def at_least(given: Any, least: Mapping[str, int], error: type[UnlearnError]) -> None:
+    """Raise unless each of these options is None or not below its least value.
+
+    Raises:
+        UnlearnError: If one is.
+    """
+    for name, low in least.items():
+        value = getattr(given, name)
+        for number in value if isinstance(value, Iterable) else [value]:
+            if number is not None and number < low:
+                raise error(f"{name}={value!r} must be an integer >= {low}.")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _hint(near: list[str]) -> str:
+    return f" Did you mean {near[0]!r}?" if near else ""

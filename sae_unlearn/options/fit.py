@@ -1,0 +1,225 @@
+"""Options of `fit_guardrail`, their presets and their checks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.options.field import at_least, check_options, option
+
+
+PRESETS: dict[str | None, dict[str, Any]] = {
+    None: {
+        "num_features": 40,
+        "ratio_percentile": 99.0,
+        "threshold_percentile": 97.5,
+        "margin": 0.25,
+        "importance": "mean_squared",
+        "clamp_mode": "fired",
+        "min_tokens": 8,
+    },
+    "faithful": {
+        "num_features": 20,
+        "ratio_percentile": 95.0,
+        "threshold_percentile": 95.0,
+        "margin": 0.0,
+        "importance": "squared_mean",
+        "clamp_mode": "all",
+        "min_tokens": 1,
+        "evidence": "any",
+    },
+}
+"""What an option that is None becomes, by preset."""
+FIXED = {"faithful": ("importance", "clamp_mode", "min_tokens", "evidence")}
+"""What belongs to a preset and cannot be changed in it."""
+PUBLISHED_CLAMP_VALUE = -500.0
+CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
+"""The usual dose in each unit."""
+WINDOWS = {"ratio_or_window": 16}
+"""The usual window of each statistic; of the others it is 64."""
+USUAL_WINDOW = 64
+
+_FEATURES, _GATE, _DOSE, _ACTION = "features", "gate", "dose", "action"
+_TEXTS, _RUN = "reading texts", "running the fit"
+
+
+def _shown(name: str) -> str:
+    """How help texts describe the default of an option that presets set."""
+    usual, published = (f"{v:g}" if isinstance(v, float) else v for v in (PRESETS[p][name] for p in (None, "faithful")))
+    return f"{usual}; faithful: {published}"
+
+
+@dataclass(kw_only=True)
+class GuardrailFitConfig:
+    """Options of `fit_guardrail`, checked at construction. Every field can also be passed to `fit_guardrail` by name.
+
+    Example:
+
+    ```python
+    config = GuardrailFitConfig(num_features=20, chat_template=True)
+    guarded = fit_guardrail(model, tokenizer, sae, forget, retain, config=config)
+    guarded = fit_guardrail(model, tokenizer, sae, forget, retain, num_features=20, chat_template=True)  # the same
+    ```
+
+    Raises:
+        GuardrailError: If a value is out of range, or two do not go together; the message names them.
+    """
+
+    layer: int | None = option(
+        None, "0-based decoder layer whose output is guarded", group=_FEATURES, shown="the layer of the SAE"
+    )
+    preset: Literal["faithful"] | None = option(
+        None,
+        "faithful: the published procedure, with its scores, counting, clamp (-500, all features) and use of rows",
+        group=_FEATURES,
+    )
+    num_features: int | None = option(
+        None, "number N of features that are guarded", group=_FEATURES, shown=_shown("num_features")
+    )
+    ratio_percentile: float | None = option(
+        None,
+        "features below this percentile of the forget/retain ratio are not selected; on a narrow SAE, 95 selects "
+        "features that are active on most text",
+        group=_FEATURES,
+        shown=_shown("ratio_percentile"),
+    )
+    importance: Literal["mean_squared", "squared_mean"] | None = option(
+        None, "score by which features are ranked", group=_FEATURES, shown=_shown("importance")
+    )
+    features: list[int] | None = option(None, "ids of the features, instead of selecting them", group=_FEATURES)
+    topk: Literal["threshold"] | None = option(
+        None,
+        "approximate each feature of a topk SAE, or of one with normalized inputs, by a threshold; measures the error",
+        group=_FEATURES,
+    )
+
+    statistic: Literal["ratio", "window", "cusum", "ratio_or_window"] = option(
+        "ratio", "statistic that the gate compares with its threshold", group=_GATE
+    )
+    evidence: Literal["any", "log_ratio"] | None = option(
+        None,
+        "how hot a token is; log_ratio: the log-likelihood ratio of the features active there, in nats; any: 1 if a "
+        "guarded feature is active",
+        group=_GATE,
+        shown="log_ratio; any with a threshold by hand, without one of the corpora, or with preset faithful",
+    )
+    gate_scope: Literal["sequence", "prefix"] = option("sequence", "tokens that one decision holds for", group=_GATE)
+    sticky: bool = option(True, "a sequence that fired once stays fired", group=_GATE, shown="yes")
+    window: int | None = option(
+        None,
+        "tokens of the window statistic",
+        group=_GATE,
+        shown=f"{USUAL_WINDOW}; ratio_or_window: {WINDOWS['ratio_or_window']}",
+    )
+    window_weight: float = option(0.35, "weight of the window in ratio_or_window, above 0 and up to 1", group=_GATE)
+    drift: float = option(0.5, "rate of hot tokens that leaves the cusum statistic unchanged", group=_GATE)
+    min_tokens: int | None = option(
+        None,
+        "shorter sequences are counted as if quiet tokens filled them up to this many",
+        group=_GATE,
+        shown=_shown("min_tokens"),
+    )
+    threshold: float | None = option(
+        None,
+        "threshold of the gate, instead of calibrating it: a share of hot tokens, or nats with evidence log_ratio",
+        group=_GATE,
+    )
+    threshold_percentile: float | None = option(
+        None,
+        "the threshold is at least this percentile of the statistic over held-out retain rows",
+        group=_GATE,
+        shown=_shown("threshold_percentile"),
+    )
+    margin: float | None = option(
+        None,
+        "share of the way from there to the lower quartile of held-out forget rows by which the threshold is raised, "
+        "from 0 to below 1",
+        group=_GATE,
+        shown=_shown("margin"),
+    )
+
+    clamp_unit: Literal["feature", "residual", "absolute"] = option("residual", "unit of the dose", group=_DOSE)
+    clamp_scale: float | None = option(
+        None,
+        "dose in that unit; 0.5 residual: the edit has half the norm of the residual stream",
+        group=_DOSE,
+        shown=", ".join(f"{scale:g} {unit}" for unit, scale in CLAMP_SCALES.items()),
+    )
+    clamp_value: float | None = option(
+        None, "dose as the absolute value of the paper, such as -500, instead of unit and scale", group=_DOSE
+    )
+    clamp_mode: Literal["fired", "all"] | None = option(
+        None, "features that are clamped at a hot token", group=_DOSE, shown=_shown("clamp_mode")
+    )
+
+    action: Literal["clamp", "record", "refuse"] = option(
+        "clamp", "what happens to a sequence that fired; refuse also answers with the refusal", group=_ACTION
+    )
+    refusal: str | None = option(None, "message that action refuse answers with", group=_ACTION)
+
+    chat_template: bool = option(
+        False,
+        "put each text into the tokenizer's chat template as a user's turn; use it if the model is deployed so",
+        group=_TEXTS,
+    )
+    text_column: str = option("text", "column or key that holds the text", group="data")
+    max_length: int = option(512, "tokens of a row; longer texts are cut into several rows", group=_TEXTS)
+
+    batch_size: int = option(8, "rows per forward pass", group=_RUN)
+    max_held_out: int = option(
+        1024, "documents of each corpus that are held out for the threshold, and for the report, at most", group=_RUN
+    )
+    store_probe: bool = option(
+        False,
+        "store the token ids of two forget and two retain rows for sae-unlearn check; publishes that much of your text",
+        group=_RUN,
+    )
+    checkpoint_dir: str | None = option(
+        None, "folder for progress; the same call continues from there after it was killed", group=_RUN
+    )
+    adapter_name: str | None = option(None, "name of the guardrail on the model", group=_RUN, command_line=False)
+    progress: bool = option(True, "show progress bars", group=_RUN, command_line=False)
+
+    def __post_init__(self) -> None:
+        check_options(self, GuardrailError)
+        if isinstance(self.features, Iterable):
+            self.features = list(self.features)
+        at_least(self, {"num_features": 1, "max_length": 1, "batch_size": 1, "max_held_out": 1}, GuardrailError)
+        if self.margin is not None and not 0 <= self.margin < 1:
+            raise GuardrailError(
+                f"margin={self.margin} must be at least 0 and less than 1, where the gate would miss the topic."
+            )
+        for name in ("ratio_percentile", "threshold_percentile"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 100:
+                raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
+        if self.clamp_value is not None and self.clamp_scale is not None:
+            raise GuardrailError(
+                f"clamp_value={self.clamp_value} and clamp_scale={self.clamp_scale}: give one of the two."
+            )
+        for name in FIXED.get(self.preset or "", ()):
+            value, own = getattr(self, name), PRESETS[self.preset][name]
+            if value not in (None, own):
+                raise GuardrailError(f"{name}={value!r}: preset={self.preset!r} has {own!r}. Leave one of them out.")
+
+
+def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
+    """Return the options with the values of the preset in place of None.
+
+    Args:
+        config (`GuardrailFitConfig`): The options.
+        texts (`bool`): Whether both corpora are given; without them no evidence can be counted.
+    """
+    found = {each.name: getattr(config, each.name) for each in fields(config)}
+    found |= {name: value for name, value in PRESETS[config.preset].items() if found[name] is None}
+    if found["evidence"] is None:
+        found["evidence"] = "log_ratio" if texts and config.threshold is None else "any"
+    if found["window"] is None:
+        found["window"] = WINDOWS.get(config.statistic, USUAL_WINDOW)
+    if config.preset == "faithful" and config.clamp_value is None and config.clamp_scale is None:
+        found["clamp_value"] = PUBLISHED_CLAMP_VALUE
+    if found["clamp_value"] is not None:
+        found |= {"clamp_unit": "absolute", "clamp_scale": -found["clamp_value"]}
+    elif config.clamp_scale is None:
+        found["clamp_scale"] = CLAMP_SCALES[config.clamp_unit]
+    return found

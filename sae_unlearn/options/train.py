@@ -1,0 +1,38 @@
+"""Options of `sae-unlearn train`. `SAEAlignmentConfig` takes its own defaults from here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sae_unlearn.options.field import option
+
+
+_ALIGN, _TRAIN, _LABEL = "alignment", "training", "candidates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What the command can set of an alignment; `SAEAlignmentConfig` has more."""
+
+    layer: int | None = option(
+        None, "0-based decoder layer whose output is aligned", group=_ALIGN, shown="the layer of the SAE"
+    )
+    preset: Literal["default", "centroid"] = option("default", "parts of the loss", group=_ALIGN)
+    min_separation: float = option(0.8, "refuse to train below this AUC on held-out entities", group=_ALIGN)
+    chat_template: bool = option(False, "put prompts into the tokenizer's chat template", group=_ALIGN)
+    retain_budget: float | None = option(
+        None, "stop above this KL on held-out retain rows, in nats per token", group=_ALIGN
+    )
+    lora_rank: int | None = option(None, "rank of the LoRA; its alpha is twice that", group=_ALIGN, shown="8")
+    learning_rate: float = option(5e-4, "initial learning rate", group=_TRAIN)
+    num_train_epochs: float = option(3.0, "passes over the targets", group=_TRAIN)
+    max_steps: int = option(-1, "optimizer steps, instead of epochs", group=_TRAIN, shown="by epochs")
+    batch_size: int = option(10, "targets in a batch of each process", group=_TRAIN)
+    eval_steps: int | None = option(
+        None, "evaluate every so many steps", group=_TRAIN, shown="10 with a retain budget, or else never"
+    )
+    save_steps: int | None = option(None, "write a checkpoint every so many steps", group=_TRAIN, shown="never")
+    resume: bool = option(False, "continue from the last checkpoint in --output", group=_TRAIN)
+    seed: int = option(42, "seed of everything that is drawn", group=_TRAIN)
+    min_known: int | None = option(
+        None, "attributes that the model has right of a known candidate", group=_LABEL, shown="2; 1 if none has more"
+    )
