@@ -1,6 +1,6 @@
 """For the site: the tables of options, made from what the code has. `python docs/option_tables.py` writes them.
 
-The page of the command line is made whole. On the page of guardrails the table between the two marks is.
+Both pages are made whole.
 """
 
 import argparse
@@ -16,18 +16,26 @@ from sae_unlearn.options.fit import GuardrailFitConfig
 
 API = Path(__file__).parent / "api"
 COMMAND_LINE = API / "command-line.md"
-GUARDRAIL = API / "guardrail.md"
-BEGIN, END = "<!-- options of the fit: begin -->", "<!-- options of the fit: end -->"
+FIT = API / "fit-options.md"
+FIT_INTRODUCTION = """# Options of a fit
+
+Which options do `fit_guardrail` and `fit_guardrails` take? Each of these by its name, or all of
+them in `config=GuardrailFitConfig(...)`; an option given by name takes the place of its value in
+`config`. `sae-unlearn fit` has the same options.
+
+::: sae_unlearn.guardrail.GuardrailFitConfig
+    options: {members: false}
+"""
 EVERYWHERE = "general"
 INTRODUCTION = """# Command line
 
 What can be set on a command line, and under which name? `sae-unlearn COMMAND --help` prints the same.
 
-A command exits with 0 when it is done, 1 when it is done and found something bad, 2 for bad input (one line says what),
-and 130 when it was interrupted. Models, SAEs and adapters are Hub ids or folders; `demo` stands for the model and the
-SAE of the demo. The last line names the command to run next.
+A command exits with 0 when it is done, 1 when it found a problem, 2 for bad input (one line says
+what), and 130 when it was interrupted. Models, SAEs and adapters are Hub ids or folders; `demo`
+is the model and the SAE of the demo. The last line names the command to run next.
 
-Options can stand in a file, JSON or YAML, under their names without the dashes; the command line wins:
+A JSON or YAML file can hold options, by their names without the dashes; the command line wins:
 
 ```yaml
 # fit.yaml, for: sae-unlearn fit --config fit.yaml --output forget-biology
@@ -40,9 +48,9 @@ chat_template: true
 num_features: 20
 ```
 
-The shell completes commands and options with the package `argcomplete`:
-`eval "$(register-python-argcomplete sae-unlearn)"`. Where the output is no terminal, progress bars write a line every
-half a minute.
+The shell completes commands and options if the package `argcomplete` is installed:
+`eval "$(register-python-argcomplete sae-unlearn)"`. Progress bars write a line every half a
+minute unless a terminal shows them.
 """
 
 
@@ -56,17 +64,14 @@ def command_line_page() -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def fit_table() -> str:
-    """The table of `GuardrailFitConfig`."""
-    rows = [f"| `{each.name}` | {_values(each)} | {_cell(each.sentence)} |" for each in options_of(GuardrailFitConfig)]
-    return "\n".join(["| option | values | |", "|---|---|---|", *rows])
-
-
-def guardrail_page(text: str) -> str:
-    """The page of guardrails with its table as it is to be."""
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{fit_table()}\n\n{END}{after}"
+def fit_page() -> str:
+    """The page of `GuardrailFitConfig`."""
+    parts: dict[str, list[str]] = {}
+    for each in options_of(GuardrailFitConfig):
+        row = f"| `{each.name}` | {_values(each)} | {_cell(each.sentence)} |"
+        parts.setdefault(each.group, []).append(row)
+    tables = ["\n".join([f"| {group} | values | |", "|---|---|---|", *rows]) for group, rows in parts.items()]
+    return "\n\n".join([FIT_INTRODUCTION.strip("\n"), *tables]) + "\n"
 
 
 def _about(module: ModuleType) -> list[str]:
@@ -116,4 +121,4 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     COMMAND_LINE.write_text(command_line_page(), encoding="utf-8")
-    GUARDRAIL.write_text(guardrail_page(GUARDRAIL.read_text(encoding="utf-8")), encoding="utf-8")
+    FIT.write_text(fit_page(), encoding="utf-8")

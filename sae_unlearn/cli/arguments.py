@@ -14,6 +14,8 @@ from sae_unlearn.options.field import Option, options_of
 
 C = TypeVar("C")
 BAD_INPUT = 2
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+NO_ADAPTER = "{option} belongs to an adapter; give --adapter too."
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,6 +107,76 @@ def options_from(args: argparse.Namespace, options: type[C], **more: Any) -> C:
     """
     names = [each.name for each in options_of(options) if each.command_line and hasattr(args, each.name)]
     return options(**{name: getattr(args, name) for name in names} | more)
+
+
+def add_model_arguments(parser: Parser, required: bool = True, positional: bool = False) -> None:
+    """Add the options of the model: which one, where it goes, and its dtype."""
+    _add_named(parser, "model", "Hub id or folder of a causal language model, or demo", required, positional)
+    model = parser.group("model")
+    model.add_argument("--device", help="cpu, cuda:0, ..., or auto to spread it (default: cuda if there is one)")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
+
+
+def add_adapter_arguments(
+    parser: Parser,
+    help: str = "folder or Hub id of a guardrail, a bundle, or a PEFT adapter such as a LoRA",
+    required: bool = False,
+    positional: bool = False,
+) -> None:
+    """Add the options of the adapter."""
+    _add_named(parser, "adapter", help, required, positional)
+    parser.group("adapter").add_argument(
+        "--adapter-subfolder", metavar="FOLDER", help="folder inside it: a member of a bundle"
+    )
+
+
+def add_sae_arguments(parser: Parser, help: str) -> None:
+    """Add the options of the SAE."""
+    _add_named(parser, "sae", help, required=True, title="SAE")
+    parser.group("SAE").add_argument(
+        "--sae-subfolder", metavar="FOLDER", help="folder inside the repository of the SAE"
+    )
+
+
+def add_output_argument(parser: Parser, help: str, default: str | None = None) -> None:
+    """Add `--output`."""
+    shown = help if default is None else f"{help} (default: {default})"
+    parser.group("output").add_argument(
+        "--output", metavar="FOLDER", required=default is None, default=default, help=shown
+    )
+
+
+def _add_named(
+    parser: Parser, name: str, help: str, required: bool, positional: bool = False, title: str | None = None
+) -> None:
+    group = parser.group(title or name)
+    if positional:
+        parser.add_argument(
+            name,
+            metavar=name.upper(),
+            nargs="?",
+            default=argparse.SUPPRESS,
+            action=ByPlaceOrName,
+            help=f"the same as --{name}",
+        )
+        parser.need(name)
+    group.add_argument(
+        f"--{name}", metavar=name.upper(), required=required and not positional, help=help, action=ByPlaceOrName
+    )
+    group.add_argument(f"--{name}-revision", metavar="REVISION", help=f"branch, tag or commit of the {title or name}")
+
+
+def hub_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the adapter's revision and folder.
+
+    Raises:
+        ValueError: If one is given without an adapter.
+    """
+    if args.adapter is None:
+        for name in ("adapter_revision", "adapter_subfolder"):
+            if getattr(args, name) is not None:
+                raise ValueError(NO_ADAPTER.format(option="--" + name.replace("_", "-")))
+    return {"revision": args.adapter_revision, "subfolder": args.adapter_subfolder}
 
 
 def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:

@@ -4,9 +4,15 @@ import argparse
 import shlex
 from typing import Any
 
-from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.arguments import (
+    Parser,
+    add_adapter_arguments,
+    add_model_arguments,
+    add_options,
+    add_output_argument,
+    options_from,
+)
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_drawing_arguments
-from sae_unlearn.cli.inputs import add_adapter_arguments, add_model_arguments, add_output_argument
 from sae_unlearn.options.evaluation import AuditConfig
 
 
@@ -18,7 +24,7 @@ EXAMPLES = """examples:
       --retain other.json --neighbours chemistry.txt --attacks dilution splitting --output audit
 
 data: as for evaluate. What is attacked are questions: facts (prompt, answers) or choices (question, choices, answer);
-neighbours may be texts as well.
+neighbors may be texts as well.
 """
 
 
@@ -47,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     from sae_unlearn.cards.card import CARD_NAME
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
+    from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import read_sets, texts_in
-    from sae_unlearn.cli.inputs import hub_of, load_model, output_folder, with_adapter
+    from sae_unlearn.cli.inputs import load_model, output_folder, with_adapter
     from sae_unlearn.evaluation import audit, put_into_card
 
     where = hub_of(args)

@@ -3,9 +3,8 @@
 import argparse
 import shlex
 
-from sae_unlearn.cli.arguments import Parser
+from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
-from sae_unlearn.cli.inputs import add_adapter_arguments, add_model_arguments
 
 
 HELP = "check that a guardrail matches a model, that its dose is enough, and that its gate fires where it should"
@@ -33,8 +32,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import texts_of
-    from sae_unlearn.cli.inputs import hub_of, load_model
+    from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.demo import load_demo_texts
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.check import check_guardrail

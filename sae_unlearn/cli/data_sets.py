@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DATA = "data"
 """Heading of the options."""
 TEXTS = """texts: a .txt file (paragraphs between blank lines), .json, .jsonl or .csv (see --text-column); a dataset of
-the Hub or in a folder, with the package `datasets`; or a named data set or a file of questions, as for evaluate,
-of which each question is read together with its answer
+the Hub or in a folder, with the package `datasets`; or a named data set or a file of questions, as for evaluate:
+each question is read together with its answer
 """
 
 

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sae_unlearn.cli.arguments import Parser
-from sae_unlearn.cli.inputs import add_output_argument
+from sae_unlearn.cli.arguments import Parser, add_output_argument
 
 
 HELP = "fit a guardrail on a real language model, offline, and see what it forgets and what it keeps"

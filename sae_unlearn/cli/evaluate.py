@@ -5,9 +5,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.arguments import (
+    Parser,
+    add_adapter_arguments,
+    add_model_arguments,
+    add_options,
+    add_output_argument,
+    options_from,
+)
 from sae_unlearn.cli.data_sets import DATA, add_drawing_arguments
-from sae_unlearn.cli.inputs import add_adapter_arguments, add_model_arguments, add_output_argument
 from sae_unlearn.options.evaluation import EvaluationConfig
 
 
@@ -49,8 +55,9 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.distributed import process_index
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
+    from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import read_sets
-    from sae_unlearn.cli.inputs import hub_of, load_model, output_folder, with_adapter
+    from sae_unlearn.cli.inputs import load_model, output_folder, with_adapter
     from sae_unlearn.evaluation import Report, compare, evaluate
     from sae_unlearn.evaluation.report.report import draw_reports
 

@@ -3,9 +3,15 @@
 import argparse
 from pathlib import Path
 
-from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.arguments import (
+    Parser,
+    add_model_arguments,
+    add_options,
+    add_output_argument,
+    add_sae_arguments,
+    options_from,
+)
 from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments
-from sae_unlearn.cli.inputs import add_model_arguments, add_output_argument, add_sae_arguments
 from sae_unlearn.options.fit import GuardrailFitConfig
 
 

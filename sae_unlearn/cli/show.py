@@ -6,9 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments, add_options, options_from
 from sae_unlearn.cli.data_sets import add_text_arguments
-from sae_unlearn.cli.inputs import add_adapter_arguments, add_model_arguments
 from sae_unlearn.options.evaluation import PictureConfig
 
 
@@ -42,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sae_unlearn.cli.inputs import hub_of
+    from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
 
     given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]

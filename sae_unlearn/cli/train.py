@@ -5,9 +5,15 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.cli.arguments import Parser, add_options, options_from
+from sae_unlearn.cli.arguments import (
+    Parser,
+    add_model_arguments,
+    add_options,
+    add_output_argument,
+    add_sae_arguments,
+    options_from,
+)
 from sae_unlearn.cli.data_sets import DATA, add_column_argument
-from sae_unlearn.cli.inputs import add_model_arguments, add_output_argument, add_sae_arguments
 from sae_unlearn.options.field import options_of
 from sae_unlearn.options.train import TrainOptions
 

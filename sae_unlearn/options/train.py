@@ -28,9 +28,9 @@ class TrainOptions:
     max_steps: int = option(-1, "optimizer steps, instead of epochs", group=_TRAIN, shown="by epochs")
     batch_size: int = option(10, "targets in a batch of each process", group=_TRAIN)
     eval_steps: int | None = option(
-        None, "evaluate every so many steps", group=_TRAIN, shown="10 with a retain budget, or else never"
+        None, "steps between evaluations", group=_TRAIN, shown="10 with a retain budget, or else never"
     )
-    save_steps: int | None = option(None, "write a checkpoint every so many steps", group=_TRAIN, shown="never")
+    save_steps: int | None = option(None, "steps between checkpoints", group=_TRAIN, shown="never")
     resume: bool = option(False, "continue from the last checkpoint in --output", group=_TRAIN)
     seed: int = option(42, "seed of everything that is drawn", group=_TRAIN)
     min_known: int | None = option(
