@@ -17,7 +17,7 @@ from sae_unlearn.cli.demo import LICENCE
 from sae_unlearn.demo.run import ADAPTER_FOLDER
 from sae_unlearn.evaluation import AuditReport
 from sae_unlearn.guardrail.storage.card import CardDetails, write_card
-from sae_unlearn.guardrail.storage.reading import read_config
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "forget-biology-gemma-3-270m"
@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).parents[2] / "model_cards" / "forget-biology-gemma-3-27
 
 def write_demo_card(folder: str | os.PathLike[str], source: Path = SHIPPED) -> None:
     """Write the card and its pictures into `folder`, from the config and the audit in `source`."""
-    config, _ = read_config(source)
+    config = GuardrailFolder.open(source).config()
     audit = AuditReport.load(source / "audit")
     write_card(folder, config, nn.Identity(), CardDetails(license=LICENCE, folder=ADAPTER_FOLDER, audit=audit))
 

@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.check import check_guardrail
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
-    from sae_unlearn.guardrail.storage.reading import read_config
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
-    hub = hub_of(args)
+    folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     try:
-        read_config(args.adapter, **hub)  # a wrong name is told before the model is loaded
+        folder.config()  # a wrong name is told before the model is loaded
     except BundleGiven as found:
         raise ValueError(f"check looks at one guardrail; give --adapter-subfolder too. {found}") from found
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
@@ -52,13 +52,12 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     report = check_guardrail(
         model,
-        args.adapter,
+        folder,
         tokenizer,
         forget,
         retain,
         text_column=args.text_column,
         batch_size=args.batch_size,
-        **hub,
     )
     for finding in report.findings:
         print(f"{_MARKS[finding.status]} {printable(finding.subject + ': ' + finding.sentence, limit=600)}")

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.show import describe
     from sae_unlearn.guardrail import fit_guardrail
     from sae_unlearn.guardrail.layout import PICTURE
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     config = options_from(args, GuardrailFitConfig, progress=args.progress)
     _check_upload(args)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if not (output / PICTURE).is_file():
         measured = (next(iter(guarded.peft_config.values())).calibration or {}).get("statistic_retain")
         picture = f"no picture: {NO_MATPLOTLIB if measured else 'nothing was measured'}"
-    print(describe(output))
+    print(describe(GuardrailFolder.open(output)))
     print(f"\nWritten to {output}: the adapter and its card (README.md); {picture}")
     if args.push_to_hub:
         done = guarded.push_to_hub(args.push_to_hub, private=args.private or None)

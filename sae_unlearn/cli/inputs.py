@@ -73,22 +73,22 @@ def with_adapter(
 
     from sae_unlearn.files.untrusted import clean_subfolder
     from sae_unlearn.guardrail import SAEGuardrailConfig, attach_bundle, attach_guardrail
-    from sae_unlearn.guardrail.storage.bundle_index import find_bundle
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     inside = clean_subfolder(subfolder)
-    hub: dict[str, Any] = {"revision": revision, "subfolder": inside or None}
-    if inside and find_bundle(source, revision=revision) is not None:
-        return attach_bundle(model, source, names=[inside], revision=revision)
+    folder = GuardrailFolder.open(source, revision=revision)
+    if inside and folder.find_bundle() is not None:
+        return attach_bundle(model, folder, names=[inside])
     try:
-        kind = PeftConfig.from_pretrained(source, **hub)
+        kind = PeftConfig.from_pretrained(source, revision=folder.commit or revision, subfolder=inside or None)
     except ValueError as error:
-        if not inside and find_bundle(source, revision=revision) is not None:
-            return attach_bundle(model, source, revision=revision)
+        if not inside and folder.find_bundle() is not None:
+            return attach_bundle(model, folder)
         named = f"{source} --adapter-subfolder {inside}" if inside else source
         raise FileNotFoundError(f"--adapter {named} is neither a folder with an adapter nor one on the Hub.") from error
     if isinstance(kind, SAEGuardrailConfig):
-        return attach_guardrail(model, source, **hub)
-    return PeftModel.from_pretrained(model, source, **hub).eval()
+        return attach_guardrail(model, folder.member(inside))
+    return PeftModel.from_pretrained(model, source, revision=revision, subfolder=inside or None).eval()
 
 
 def load_sae(name: str, subfolder: str | None = None, revision: str | None = None) -> "SparseAutoencoder":

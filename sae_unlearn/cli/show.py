@@ -1,7 +1,6 @@
 """`sae-unlearn show`."""
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from sae_unlearn.options.evaluation import PictureConfig
 if TYPE_CHECKING:
     from sae_unlearn.evaluation import GuardrailPicture
     from sae_unlearn.guardrail.storage.bundle_index import Bundle
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 HELP = "describe a guardrail or a bundle as text and as a page; needs no model"
 EXAMPLES = """examples:
@@ -43,20 +43,21 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]
     if given and not args.html:
         raise ValueError(f"{given[0]} is for a page; give --html FILE too.")
-    hub = hub_of(args)
+    folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     try:
-        print(describe(args.adapter, **hub))
+        print(describe(folder))
     except BundleGiven as found:
         if args.html:
             raise ValueError(f"--html is for one guardrail; give --adapter-subfolder too. {found}") from found
-        print(describe_bundle(args.adapter, found.bundle, **hub))
+        print(describe_bundle(folder, found.bundle))
     if args.html:
         path = _target(args.html)
-        _picture(args, hub).save(path)
+        _picture(args, folder).save(path)
         print(f"\nPage: {path}")
     return 0
 
@@ -78,7 +79,7 @@ def _target(name: str) -> Path:
     return path
 
 
-def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture":
+def _picture(args: argparse.Namespace, folder: "GuardrailFolder") -> "GuardrailPicture":
     from sae_unlearn.cli.data_sets import texts_of
     from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.evaluation import Sweep, picture_guardrail, stored_picture
@@ -91,13 +92,13 @@ def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture
             raise ValueError(f"--{next(iter(sources))}: texts are read by the model; give --model.")
         if args.sweep and kept is None:
             raise FileNotFoundError(f"--sweep {args.sweep}: there is no such file, and no --model to measure one.")
-        return stored_picture(args.adapter, sweep=kept, **hub)
+        return stored_picture(folder, sweep=kept)
     if not sources:
         raise ValueError("--model reads texts; give --forget, --retain, or both.")
     texts: dict[str, Any] = {role: texts_of(args, role) for role in sources}
     config = options_from(args, PictureConfig, progress=args.progress)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
-    guarded = attach_guardrail(model, args.adapter, **hub)
+    guarded = attach_guardrail(model, folder)
     sweep: Sweep | bool = not args.no_sweep if kept is None else kept
     picture = picture_guardrail(guarded, tokenizer, sweep=sweep, config=config, **texts)
     if args.sweep and kept is None and picture.sweep is not None:
@@ -105,25 +106,21 @@ def _picture(args: argparse.Namespace, hub: dict[str, Any]) -> "GuardrailPicture
     return picture
 
 
-def describe(source: str | os.PathLike[str], **hub: Any) -> str:
+def describe(folder: "GuardrailFolder") -> str:
     """An artefact in words. It may come from anybody: it is checked as for attaching, and every string of its is shown
     without what a terminal would act on.
-
-    Args:
-        hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub`.
 
     Raises:
         GuardrailError: there is no guardrail, or it is malformed.
     """
     from sae_unlearn.files.terminal import printable
-    from sae_unlearn.guardrail.layout import WEIGHTS_NAME
-    from sae_unlearn.guardrail.storage.reading import read_artefact, read_config
+    from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
     from sae_unlearn.guardrail.summary import guardrail_facts
 
-    artefact = read_artefact(source, **hub)
-    config, config_path = read_config(source, **hub)
+    artefact = folder.artefact()
+    config = artefact.config
     calibration = config.calibration or {}
-    size = config_path.stat().st_size + (config_path.parent / WEIGHTS_NAME).stat().st_size
+    size = sum(folder.path(name).stat().st_size for name in (CONFIG_NAME, WEIGHTS_NAME))
     fields = guardrail_facts(config, artefact.tensors["decoder.clamp"].tolist()) | {
         "probe": "holds rows of the texts it was fitted on" if calibration.get("probe") else "none",
         "size": f"{size / 1e3:,.1f} kB",
@@ -132,30 +129,28 @@ def describe(source: str | os.PathLike[str], **hub: Any) -> str:
     if artefact.revision:
         fields["commit"] = artefact.revision
     width = max(map(len, fields))
-    inside = f", folder {printable(hub['subfolder'])}" if hub.get("subfolder") else ""
-    lines = [f"Guardrail {printable(source)}{inside}", ""]
+    inside = f", folder {printable(folder.subfolder)}" if folder.subfolder else ""
+    lines = [f"Guardrail {printable(folder.source)}{inside}", ""]
     lines += [f"  {name:<{width}}   {printable(value)}" for name, value in fields.items()]
     return "\n".join([*lines, "", _calibration(calibration), "", *_warnings(calibration)])
 
 
-def describe_bundle(source: str | os.PathLike[str], bundle: "Bundle", **hub: Any) -> str:
+def describe_bundle(folder: "GuardrailFolder", bundle: "Bundle") -> str:
     """A bundle in words: its members, then each guardrail as `describe` tells it, all of one commit.
 
     Raises:
         GuardrailError: a member is missing or malformed.
     """
-    from sae_unlearn.files.hub import fetch_file
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.layout import CONFIG_NAME
 
-    hub |= {"revision": bundle.revision or hub.get("revision")}
-    lines = [f"Bundle {printable(source)}", "", *(f"  guardrail   {name}" for name in bundle.guardrails)]
+    lines = [f"Bundle {printable(folder)}", "", *(f"  guardrail   {name}" for name in bundle.guardrails)]
     if bundle.lora:
-        fetch_file(source, CONFIG_NAME, hub | {"subfolder": bundle.lora})
+        folder.member(bundle.lora).path(CONFIG_NAME)
         lines.append(f"  LoRA        {bundle.lora}, which PEFT reads by itself")
-    if bundle.revision:
-        lines.append(f"  commit      {bundle.revision}")
-    shown = [describe(source, **hub | {"subfolder": name}) for name in bundle.guardrails]
+    if folder.commit:
+        lines.append(f"  commit      {folder.commit}")
+    shown = [describe(folder.member(name)) for name in bundle.guardrails]
     return "\n\n".join(["\n".join(lines), *shown])
 
 

@@ -63,6 +63,20 @@ def write_whole(path: Path, text: str) -> None:
         (stage / path.name).write_text(text, encoding="utf-8")
 
 
+def unfinished_saves(path: Path) -> Iterator[Path]:
+    """Yield the files that would have become `path`, of saves that did not finish. Links are not followed.
+
+    Args:
+        path (Path): A file that `staged` writes, in the folder of its save or one level below it.
+    """
+    for root in (path.parent, path.parent.parent):
+        for stage in sorted(root.glob(f"{STAGE}*")):
+            found = stage / path.relative_to(root)
+            linked = any(part.is_symlink() for part in (found, *found.parents) if part.is_relative_to(stage))
+            if not linked and found.is_file():
+                yield found
+
+
 def _differ(new: Path, old: Path) -> bool:
     return new.is_file() and old.is_file() and new.read_bytes() != old.read_bytes()
 

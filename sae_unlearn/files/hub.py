@@ -1,15 +1,15 @@
 """What went wrong with the Hub, in a sentence that names the mend.
 
-The files of a folder here or of a Hub repository.
+`FileTree`: the files of a local folder, or of a Hub repository at one commit.
 """
 
 import logging
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sae_unlearn.errors import GuardrailError
-from sae_unlearn.files.untrusted import check_inside, clean_subfolder
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.files.untrusted import check_inside, check_regular
 
 
 def explain_download(error: Exception, repo_id: str, name: str, revision: str | None) -> str:
@@ -70,55 +70,175 @@ def _short(error: BaseException) -> str:
 
 logger = logging.getLogger(__name__)
 
+MAX_FILES = 50_000  # listed of a local folder at most: a wrong path such as "/" must end soon
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
-def fetch_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path:
-    """A file of a local folder or a Hub repository, on this machine; `hub` as for `read_config`.
 
-    Raises:
-        GuardrailError: it cannot be had, naming the mend.
+class FileTree:
+    """The files of a local folder, or of a Hub repository at one commit.
+
+    The source is resolved once, here: a folder of that name is a local one, everything else a repository. The commit
+    is that of the first file that is fetched, or of the list, and all later files are of that commit.
+
+    Attributes:
+        source (str): The folder or the repository, as it was given.
+        revision (str or None): The branch, tag or commit that was asked for.
+        root (Path or None): The local folder. None for a repository.
+        commit (str or None): The commit of a repository. None for a folder, and before anything was fetched or listed.
     """
-    hub = dict(hub)
-    subfolder = clean_subfolder(hub.pop("subfolder", None))
-    revision = hub.get("revision")
-    if revision is not None and not isinstance(revision, str):
-        raise GuardrailError(f"revision={revision!r} is a {type(revision).__name__}; give a branch, tag or commit.")
-    if is_local(source):
-        root = Path(source).expanduser()
-        folder = root / subfolder
-        if hub.get("revision") is not None:
-            raise GuardrailError(
-                f"revision={hub['revision']!r} was given, but {source} is a local folder; leave it out."
-            )
-        if not (folder / name).is_file():
-            inside = sorted(path.parent.name for path in folder.glob(f"*/{name}"))
-            if inside:
-                raise GuardrailError(
-                    f"{folder} has no {name}, but folders that do; give one as subfolder: {inside[:5]}."
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Resolve the source. Nothing is read, and the Hub is not asked yet.
+
+        Args:
+            source (str or PathLike): A local folder or the id of a Hub repository.
+            revision (str, *optional*): Branch, tag or commit of the repository. Defaults to its main branch.
+            token (str or bool, *optional*): As in `huggingface_hub`.
+            cache_dir (str or PathLike, *optional*): The Hub's cache. Defaults to that of `huggingface_hub`.
+            local_files_only (bool, *optional*, defaults to `False`): Read the cache and do not ask the Hub.
+
+        Raises:
+            UnlearnError: If `revision` is not a text, or is given for a local folder.
+        """
+        if revision is not None and not isinstance(revision, str):
+            raise UnlearnError(f"revision={revision!r} is a {type(revision).__name__}; give a branch, tag or commit.")
+        self.source, self.revision = os.fspath(source), revision
+        path = Path(source).expanduser()
+        self.root = path if path.is_dir() else None
+        if self.root is not None and revision is not None:
+            raise UnlearnError(f"revision={revision!r} was given, but {source} is a local folder; leave it out.")
+        self.commit: str | None = None
+        self._token, self._cache_dir, self._cached_only = token, cache_dir, local_files_only
+        self._cache_knows = False  # which commit the revision is
+
+    def fetch(self, name: str) -> Path:
+        """Return a file's path on this machine, downloaded if need be.
+
+        Args:
+            name (str): The file's path below the root, with "/".
+
+        Raises:
+            UnlearnError: If the file of a local folder is not a regular file, or a link out of the folder.
+            huggingface_hub.errors.*: If the repository, the revision or the file is missing or cannot be reached.
+        """
+        if self.root is not None:
+            check_inside(self.root / name, self.root)
+            check_regular(self.root / name)
+            return self.root / name
+        # The first file is asked for by branch or tag, so that the cache learns which commit that is.
+        path = self._download(name, (self._cache_knows and self.commit) or self.revision)
+        found = _commit_of(path)
+        if self.commit is None:
+            self.commit = found
+        elif found != self.commit:  # the branch moved since its files were listed
+            path = self._download(name, self.commit)
+        self._cache_knows = True
+        return path
+
+    def names(self) -> tuple[str, ...]:
+        """Return the path of every file below the root, with "/". A local folder's hidden folders are left out.
+
+        Of a repository that the Hub does not list now, these are the files that the cache holds.
+
+        Raises:
+            UnlearnError: If a local folder holds more than `MAX_FILES` files.
+            huggingface_hub.errors.*: If the repository or the revision is missing or cannot be reached.
+        """
+        if self.root is not None:
+            return _list_files(self.root)
+        wanted = self.commit or self.revision
+        if self._cached_only or constants.HF_HUB_OFFLINE:
+            found = self._cached(wanted)
+            if found is None:
+                raise LocalEntryNotFoundError(
+                    f"{self.source} at revision {wanted or 'main'} is neither a folder here nor in the cache, and "
+                    "local_files_only (or HF_HUB_OFFLINE) forbids a download; allow it, or download the repository "
+                    "first"
                 )
-            raise GuardrailError(f"{folder} has no {name}; is it a guardrail's folder?")
-        check_inside(folder / name, root)
-        return folder / name
+            return found
+        try:
+            info = HfApi(token=self._token).model_info(self.source, revision=wanted)
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception as error:  # no connection: which class says so depends on huggingface_hub's version
+            found = self._cached(wanted)
+            if found is None:
+                raise
+            logger.warning("the Hub could not be asked about %s (%s); using the cached copy", self.source, error)
+            return found
+        self.commit = info.sha
+        return tuple(sibling.rfilename for sibling in info.siblings or ())
 
-    def download(**options: Any) -> Path:
-        return Path(hf_hub_download(str(source), name, subfolder=subfolder or None, **hub | options))
+    def _download(self, name: str, revision: str | None) -> Path:
+        def download(cached_only: bool) -> Path:
+            found = hf_hub_download(
+                self.source,
+                name,
+                revision=revision,
+                cache_dir=self._cache_dir,
+                token=self._token,
+                local_files_only=cached_only,
+            )
+            return Path(found)
 
-    try:
-        return download()
-    except Exception as error:  # also what the HTTP client raises, whose classes depend on huggingface_hub's version
-        if not isinstance(error, (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)):
-            with suppress(LocalEntryNotFoundError):
-                found = download(local_files_only=True)
-                logger.warning("the Hub could not be asked about %s (%s); using the cached copy", source, error)
-                return found
-        raise GuardrailError(explain_download(error, str(source), name, hub.get("revision"))) from error
+        try:
+            return download(self._cached_only)
+        except LocalEntryNotFoundError:
+            self._cached_only = True  # the Hub cannot be reached: do not wait for it again
+            raise
+        except (
+            Exception
+        ) as error:  # also what the HTTP client raises, whose classes depend on huggingface_hub's version
+            if not isinstance(error, _HUB_ERRORS):
+                with suppress(LocalEntryNotFoundError):
+                    path = download(True)
+                    logger.warning(
+                        "the Hub could not be asked about %s (%s); using the cached copy", self.source, error
+                    )
+                    return path
+            raise
+
+    def _cached(self, revision: str | None) -> tuple[str, ...] | None:
+        """List what the Hub's cache holds of the repository at `revision`, and note its commit; None for nothing.
+
+        Layout: `models--org--name/refs/<branch or tag>` holds a commit, `snapshots/<commit>/` links to the files; see
+        https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+        """
+        cache = Path(self._cache_dir or constants.HF_HUB_CACHE).expanduser()
+        storage = cache / ("models--" + self.source.replace("/", "--"))
+        commit = revision or "main"
+        if not _COMMIT.fullmatch(commit):
+            ref = storage / "refs" / commit
+            if ".." in Path(commit).parts or not ref.is_file():
+                return None
+            commit = ref.read_text(encoding="utf-8").strip()
+        snapshot = storage / "snapshots" / commit
+        if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+            return None
+        self.commit, self._cache_knows = commit, True
+        return _list_files(snapshot)
 
 
-def is_local(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a folder here, and so no repository."""
-    return Path(source).expanduser().is_dir()
+def _list_files(root: Path) -> tuple[str, ...]:
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        names.extend((Path(folder) / name).relative_to(root).as_posix() for name in sorted(files))
+        if len(names) > MAX_FILES:
+            raise UnlearnError(f"{root} holds more than {MAX_FILES} files; pass the folder of one adapter or SAE")
+    return tuple(names)
 
 
-def commit_of(path: Path) -> str | None:
+def _commit_of(path: Path) -> str | None:
     """The commit in a path of huggingface_hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
     for repository, folder, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
         if repository.startswith("models--") and folder == "snapshots":

@@ -21,8 +21,9 @@ from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
 from sae_unlearn.guardrail.refusal_text import compare, tokenizer_of
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.same_guardrail import check_new
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
-from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text, read_artefact
+from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text
 from sae_unlearn.guardrail.weights import check_tensors, tensors_of
 from sae_unlearn.sae import SparseAutoencoder
 
@@ -33,7 +34,7 @@ _IN_PATHS = '/\\:*?"<>|'
 @as_guardrail_error()
 def attach_guardrail(
     model: nn.Module,
-    source: str | os.PathLike[str] | SAEGuardrailConfig,
+    source: str | os.PathLike[str] | GuardrailFolder | SAEGuardrailConfig,
     *,
     adapter_name: str | None = None,
     revision: str | None = None,
@@ -49,8 +50,8 @@ def attach_guardrail(
     Args:
         model: a causal language model of transformers; or a `PeftModel` with guardrails, which the new one joins; or
             one with a LoRA, beside which it works. All stay active.
-        source: a local folder, a Hub repository, or an `SAEGuardrailConfig` with `feature_ids`, `threshold` and
-            `clamp_value`, whose rows are taken from `sae` (or from the SAE that its `sae_source` names).
+        source: a local folder, a Hub repository, a `GuardrailFolder`, or an `SAEGuardrailConfig` with `feature_ids`,
+            `threshold` and `clamp_value`, whose rows are taken from `sae` (or the SAE that its `sae_source` names).
         adapter_name: its name on the model; default "default", or "guardrail" beside a LoRA.
         revision: branch, tag or commit of the Hub repository.
         subfolder: folder in the repository or folder.
@@ -72,17 +73,17 @@ def attach_guardrail(
     name = free_name(model, adapter_name)
     if isinstance(source, SAEGuardrailConfig):
         artefact = _from_config(copy.deepcopy(source), sae)
-    elif not isinstance(source, (str, os.PathLike)):
+    elif not isinstance(source, (str, os.PathLike, GuardrailFolder)):
         raise GuardrailError(f"source={source!r:.60} is no folder, Hub id or SAEGuardrailConfig.")
     else:
-        artefact = read_artefact(
+        artefact = GuardrailFolder.open(
             source,
             revision=revision,
             subfolder=subfolder,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-        )
+        ).artefact()
         check_plain_text(artefact.config)
         if artefact.config.refusal is not None and artefact.config.refusal_ids:
             compare(artefact.config, tokenizer_of(bare))

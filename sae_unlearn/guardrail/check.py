@@ -16,7 +16,8 @@ from sae_unlearn.guardrail.check_findings import CheckReport, Finding
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.fit.dose import EditMoments
 from sae_unlearn.guardrail.offline import ROW_LIMIT, content_tokens, read_batch, rows_as_fitted, unguarded_residuals
-from sae_unlearn.guardrail.storage.reading import Artefact, read_artefact
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.guardrail.summary import fit_warnings
 from sae_unlearn.guardrail.weights import GuardrailEncoder
 
@@ -36,26 +37,32 @@ class _Measured:
 @as_guardrail_error()
 def check_guardrail(
     model: nn.Module,
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | GuardrailFolder,
     tokenizer: PreTrainedTokenizerBase | None = None,
     forget: Iterable[Any] | None = None,
     retain: Iterable[Any] | None = None,
     *,
     text_column: str = "text",
     batch_size: int = 8,
-    **hub: Any,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> CheckReport:
     """Look whether a guardrail will work on a model. The model is not changed, and is run up to the guarded layer only.
 
     Args:
         model: the model it is to be attached to.
-        source: a local folder or a Hub repository.
+        source: a local folder, a Hub repository, or a `GuardrailFolder`.
         tokenizer: the model's; needed where `forget` or `retain` is text, and to compare a refusal with its tokens.
         forget: rows of the topic, as for `fit_guardrail`. None: those stored in the artefact (`store_probe`), if any.
         retain: other rows, likewise.
         text_column: column of datasets and mappings that holds the text.
         batch_size: rows per forward pass.
-        hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub`.
+        revision: branch, tag or commit of the Hub repository.
+        subfolder: folder in the repository or folder.
+        token, cache_dir, local_files_only: as in `huggingface_hub`.
 
     Returns:
         The findings, in sentences.
@@ -63,7 +70,14 @@ def check_guardrail(
     Raises:
         GuardrailError: there is no guardrail at `source`, or it is malformed.
     """
-    artefact = read_artefact(source, **hub)
+    artefact = GuardrailFolder.open(
+        source,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    ).artefact()
     config, bare = artefact.config, bare_model(model)
     belongs = check_findings.belonging(config, bare)
     if belongs.subject == "shape":

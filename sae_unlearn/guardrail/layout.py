@@ -10,12 +10,7 @@ change the seal as well. Folders that PEFT's own classes saved have none.
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 PICTURE = "calibration.png"  # beside the card
@@ -36,17 +31,3 @@ def config_digest(stored: Mapping[str, Any]) -> str:
     except RecursionError:
         return ""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def seal(config: Path, weights: Path) -> None:
-    """Write the seal into a config that has just been saved."""
-    stored = json.loads(config.read_text(encoding="utf-8"))
-    stored[WEIGHTS_SEAL] = file_digest(weights)
-    stored[CONFIG_SEAL] = config_digest(stored)
-    config.write_text(json.dumps(stored, indent=2, sort_keys=True), encoding="utf-8")

@@ -5,7 +5,7 @@ import re
 from hub_metadata import metadata
 
 from benchmarks.forget.demo_card import SHIPPED, write_demo_card
-from sae_unlearn.guardrail.storage.reading import read_config
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 CARD = (SHIPPED / "README.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def test_it_holds_every_row_of_the_audit_beside_it():
 
 
 def test_it_names_its_model_on_the_hub_its_sae_and_the_licences_of_both():
-    config, _ = read_config(SHIPPED)
+    config = GuardrailFolder.open(SHIPPED).config()
     found = metadata(CARD)
     assert (found["base_model"], found["license"]) == ("google/gemma-3-270m", "gemma")
     assert config.sae_source["id"] == "gemma-3-270m-sae-l9"

@@ -12,6 +12,7 @@ from sae_unlearn import GuardrailError, fit_guardrail
 from sae_unlearn.guardrail import check as module
 from sae_unlearn.guardrail.check import check_guardrail
 from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 FORGET, RETAIN = topic_texts("forget", 12, seed=6), topic_texts("retain", 20, seed=6)
@@ -91,7 +92,7 @@ def test_the_model_is_left_alone(fitted):
 def test_it_measures_what_the_fit_measured(fitted):
     """Given the very rows of the fit's report, statistics and edit come out as recorded."""
     model, _, folder = fitted
-    artefact = module.read_artefact(folder)
+    artefact = GuardrailFolder.open(folder).artefact()
     recorded = artefact.config.calibration
     rows = recorded["probe"]["forget"]
     measured = module._measure(artefact, model, rows, 8)

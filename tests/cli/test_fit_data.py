@@ -11,7 +11,7 @@ from sae_unlearn import attach_guardrail, fit_guardrail
 from sae_unlearn.cli.data_sets import as_text, texts_in
 from sae_unlearn.cli.main import main
 from sae_unlearn.evaluation import Choice, Fact
-from sae_unlearn.guardrail.storage.reading import read_artefact
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_named_data_set_is_fitted_as_its_texts_are(parts, tmp_path):
     call += ["--ratio-percentile=95", "--forget", f"tofu:forget10@{tmp_path}", "--retain", parts / "retain.json"]
     assert main([str(x) for x in call]) == 0
     expected = fitted(forget=texts_in([f"tofu:forget10@{tmp_path}"]))
-    found = read_artefact(tmp_path / "out").config
+    found = GuardrailFolder.open(tmp_path / "out").artefact().config
     assert (found.feature_ids, found.threshold) == (expected.feature_ids, expected.threshold)
     assert found.calibration["corpora"] == expected.calibration["corpora"]
 
@@ -64,19 +64,19 @@ def test_several_sources_are_one_corpus_and_the_limit_is_drawn_by_the_seed(parts
     (parts / "more.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in more))
     assert fit(parts, tmp_path / "all", forget=("forget.txt", "more.jsonl")) == 0
     texts = topic_texts("forget", 40) + more
-    assert read_artefact(tmp_path / "all").config.calibration == fitted(forget=texts).calibration
+    assert GuardrailFolder.open(tmp_path / "all").artefact().config.calibration == fitted(forget=texts).calibration
     assert fit(parts, tmp_path / "few", "--limit=32", "--seed=3", forget=("forget.txt", "more.jsonl")) == 0
 
     def drawn(rows):
         return [rows[i] for i in sorted(random.Random(3).sample(range(len(rows)), 32))]
 
     expected = fitted(forget=drawn(texts), retain=drawn(topic_texts("retain", 80)))
-    assert read_artefact(tmp_path / "few").config.calibration == expected.calibration
+    assert GuardrailFolder.open(tmp_path / "few").artefact().config.calibration == expected.calibration
 
 
 def test_the_action_and_its_message_are_kept(parts, tmp_path):
     assert fit(parts, tmp_path, "--action=refuse", "--refusal", "w3 w4") == 0
-    config = read_artefact(tmp_path).config
+    config = GuardrailFolder.open(tmp_path).artefact().config
     assert (config.action, config.refusal) == ("refuse", "w3 w4")
 
 
@@ -89,7 +89,7 @@ def test_what_is_fitted_can_be_uploaded(parts, tmp_path, stand_in, monkeypatch, 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     model, _, _ = tiny_parts()
     guarded = attach_guardrail(model, "me/forget", token=OWNER)
-    assert guarded.peft_config["default"].feature_ids == read_artefact(tmp_path).config.feature_ids
+    assert guarded.peft_config["default"].feature_ids == GuardrailFolder.open(tmp_path).artefact().config.feature_ids
 
 
 @pytest.mark.parametrize(

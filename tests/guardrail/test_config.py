@@ -8,7 +8,7 @@ from peft import PeftConfig
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import CHOICES
-from sae_unlearn.guardrail.storage.reading import read_config
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -117,4 +117,4 @@ def test_stored_config_with_an_unknown_key_is_refused(tmp_path):
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"trust": "me"}))
     with pytest.raises(GuardrailError, match=r"\['trust'\]"):
-        read_config(tmp_path)
+        GuardrailFolder.open(tmp_path).config()

@@ -10,6 +10,7 @@ from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, __version__, attach_guardrail
 from sae_unlearn.cli.show import describe
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 NEWER = "999.1.0"
@@ -33,7 +34,7 @@ def test_a_field_of_another_peft_is_ignored_with_a_warning(version, tmp_path):
     with pytest.warns(UserWarning, match="'new_in_peft'"):
         assert type(PeftConfig.from_pretrained(folder)) is SAEGuardrailConfig
     with pytest.warns(UserWarning, match="'new_in_peft'"):
-        assert "layer" in describe(folder)
+        assert "layer" in describe(GuardrailFolder.open(folder))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from zoo import EOS, base_model, guarded, planted_config
 from sae_unlearn import GuardrailError, attach_guardrail, set_action
 from sae_unlearn.cli.show import describe
 from sae_unlearn.guardrail.check import check_guardrail
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 TEXT, IDS = "w40 w41 w42", [40, 41, 42, EOS]
@@ -57,11 +58,11 @@ def test_a_change_that_is_refused_leaves_the_comparison_as_it_was(tmp_path):
 
 
 def test_show_prints_the_text_and_the_tokens(tmp_path):
-    told = describe(saved(tmp_path))
+    told = describe(GuardrailFolder.open(saved(tmp_path)))
     assert f'refusal       "{TEXT}"  (not compared with the tokens)' in told
     assert "refusal ids   40, 41, 42, 96" in told
     guarded("llama").save_pretrained(tmp_path / "none")
-    assert "refusal" not in describe(tmp_path / "none")
+    assert "refusal" not in describe(GuardrailFolder.open(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

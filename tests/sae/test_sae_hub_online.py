@@ -33,9 +33,10 @@ def load(repo_id=REPO, subfolder=SUBFOLDER, **kwargs):
 
 def test_only_the_files_of_the_sae_are_downloaded_and_the_commit_is_recorded(stand_in, commit):
     sae = load()
-    wanted = {f"main/{SUBFOLDER}/config.json", f"main/{SUBFOLDER}/params.safetensors"}
-    asked = {path.split("/resolve/")[1] for _, path in stand_in.requests if "/resolve/" in path}
-    assert asked == wanted
+    asked = [path.split("/resolve/")[1].split("/", 1) for _, path in stand_in.requests if "/resolve/" in path]
+    assert {name for _, name in asked} == {f"{SUBFOLDER}/config.json", f"{SUBFOLDER}/params.safetensors"}
+    assert len({name for revision, name in asked if revision == "main"}) == 1  # from which the cache knows its commit
+    assert {revision for revision, _ in asked} == {"main", commit}
     assert (sae.source["id"], sae.source["revision"], sae.layer) == (REPO, commit, 9)
 
 

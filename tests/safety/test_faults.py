@@ -15,7 +15,8 @@ from zoo import base_model, random_sae
 
 from sae_unlearn import EntitySet, GuardrailError, UnlearnError, attach_guardrail, fit_guardrail
 from sae_unlearn.files import atomic as staging
-from sae_unlearn.guardrail.storage.reading import CONFIG_NAME, WEIGHTS_NAME, read_artefact
+from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 def fit(features, threshold, seed=0):
@@ -36,14 +37,14 @@ def old_and_new(tmp_path_factory):
 def which(folder, root):
     """ "old" or "new": the guardrail that `folder` holds, whole; "none" where there is no guardrail."""
     try:
-        found = read_artefact(folder)
+        found = GuardrailFolder.open(folder).artefact()
     except GuardrailError as error:
         if "has no adapter_" not in str(error):
             raise  # a broken one
         return "none"
     assert found.damage is None
     for name in ("old", "new"):
-        expected = read_artefact(root / name)
+        expected = GuardrailFolder.open(root / name).artefact()
         if found.config.to_dict() == expected.config.to_dict():
             assert all(torch.equal(found.tensors[key], expected.tensors[key]) for key in expected.tensors)
             return name

@@ -28,7 +28,8 @@ from sae_unlearn.backbone.tokens import read_corpus
 from sae_unlearn.guardrail.config_validation import CHOICES
 from sae_unlearn.guardrail.fit.calibration import fire_rate, percentile_threshold
 from sae_unlearn.guardrail.gate import decide, row_statistic
-from sae_unlearn.guardrail.storage.reading import CONFIG_NAME, WEIGHTS_NAME, read_artefact
+from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 QUICK = settings(
@@ -66,13 +67,13 @@ def same(first, second):
 def test_a_damaged_guardrail_is_refused_or_the_very_same(damage, name, sound, tmp_path):
     shutil.copytree(sound, tmp_path / "guard")
     path, whole, draw = tmp_path / "guard" / name, (sound / name).read_bytes(), random.Random(damage.__name__ + name)
-    original = read_artefact(sound)
+    original = GuardrailFolder.open(sound).artefact()
     outcomes = {"refused": 0, "sealed": 0, "same": 0}
     for case in range(CASES):
         path.write_bytes(damage(whole, draw))
         try:
             with in_time(case):
-                found = read_artefact(tmp_path / "guard")
+                found = GuardrailFolder.open(tmp_path / "guard").artefact()
         except GuardrailError:
             outcomes["refused"] += 1
             continue
@@ -121,7 +122,7 @@ def test_a_header_of_any_length_is_refused_at_once(sound, tmp_path):
     for power in range(64):
         path.write_bytes(struct.pack("<Q", 2**power - 1) + whole[8:])
         with pytest.raises(GuardrailError), in_time(power):
-            read_artefact(tmp_path / "guard")
+            GuardrailFolder.open(tmp_path / "guard").artefact()
 
 
 # -------------------------------------------------------------------------------------------------------------- configs
@@ -159,7 +160,7 @@ def test_a_stored_config_is_refused_or_means_what_it_says(sound, tmp_path_factor
     folder = tmp_path_factory.getbasetemp() / "configs"
     with_fields(sound, folder, fields)
     try:
-        artefact = read_artefact(folder)
+        artefact = GuardrailFolder.open(folder).artefact()
     except GuardrailError:
         return
     low, high = artefact.config.threshold_bounds

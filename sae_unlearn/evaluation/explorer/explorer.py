@@ -16,7 +16,7 @@ from sae_unlearn.evaluation.explorer.sweep import Sweep, swept
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, clamp_of
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.storage.reading import read_artefact
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.options.evaluation import PictureConfig
 from sae_unlearn.options.field import merged, takes_options
 
@@ -51,24 +51,42 @@ class GuardrailPicture:
 
 
 def stored_picture(
-    source: str | os.PathLike[str], *, title: str | None = None, sweep: Sweep | None = None, **hub: Any
+    source: str | os.PathLike[str] | GuardrailFolder,
+    *,
+    title: str | None = None,
+    sweep: Sweep | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> GuardrailPicture:
     """The picture of a guardrail's folder by itself: no model is needed, and no text of anybody's is on the page.
 
     Args:
-        source: a local folder or a Hub repository.
+        source: a local folder, a Hub repository, or a `GuardrailFolder`.
         title: of the page; None takes the folder's name.
         sweep: one that was measured earlier.
-        hub: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub`.
+        revision: branch, tag or commit of the Hub repository.
+        subfolder: folder in the repository or folder.
+        token, cache_dir, local_files_only: as in `huggingface_hub`.
 
     Raises:
         GuardrailError: there is no guardrail, it is malformed, or the sweep is of another one.
     """
-    artefact = read_artefact(source, **hub)
+    folder = GuardrailFolder.open(
+        source,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    artefact = folder.artefact()
     if sweep is not None:
         sweep.check_is_of(artefact.config)
     clamp = tuple(artefact.tensors["decoder.clamp"].tolist())
-    return GuardrailPicture(title or _name(source, hub.get("subfolder")), artefact.config, clamp, None, sweep)
+    return GuardrailPicture(title or _name(folder.source, folder.subfolder), artefact.config, clamp, None, sweep)
 
 
 @takes_options(PictureConfig)
@@ -116,7 +134,7 @@ def picture_guardrail(
     return GuardrailPicture(title, texts.config, tuple(clamp), found, sweep or None)
 
 
-def _name(source: str | os.PathLike[str], subfolder: str | None) -> str:
+def _name(source: str, subfolder: str | None) -> str:
     path = Path(source).expanduser()
     name = path.resolve().name if path.exists() else str(source)
     return f"{name}/{subfolder}" if subfolder else name

@@ -24,15 +24,14 @@ from torch import nn
 from sae_unlearn.backbone.layers import bare_model, uncompiled
 from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.files.hub import fetch_file
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
 from sae_unlearn.guardrail.bundles.lora import as_bundled, check_lora_config, put_lora, take_lora_off, trained
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle, read_bundle
+from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licences, write_card
-from sae_unlearn.guardrail.storage.reading import read_artefact
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
 
@@ -111,10 +110,11 @@ def push_bundle(
 @as_guardrail_error()
 def attach_bundle(
     model: nn.Module,
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | GuardrailFolder,
     *,
     names: list[str] | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
     check_base: bool = True,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -124,35 +124,36 @@ def attach_bundle(
 
     Args:
         model: as for `attach_guardrail`; a bundle with a LoRA needs a model without adapters.
-        source: a local folder, or a Hub repository.
+        source: a local folder, a Hub repository, or a `GuardrailFolder`.
         names: which members; default all.
+        subfolder: folder in the repository or folder that holds the bundle.
         revision, check_base, token, cache_dir, local_files_only: as for `attach_guardrail`.
 
     Raises:
         GuardrailError: a member is missing or malformed, or does not belong to this model, or its name is taken. The
             model is then as it was.
     """
-    hub: dict[str, Any] = {
-        "revision": revision,
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-    }
+    folder = GuardrailFolder.open(
+        source,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
     model = uncompiled(model)
-    bundle = read_bundle(source, **hub)
-    hub["revision"] = bundle.revision or revision
-    guardrails, lora = _chosen(bundle, names, source)
+    guardrails, lora = _chosen(folder.bundle(), names, folder)
     for name in guardrails:
         free_name(model, name)
-        read_artefact(source, subfolder=name, **hub)  # whatever is wrong with a member shows before any is put on
-    lora_folder = _lora_folder(model, source, lora, hub) if lora else None
+        folder.member(name).artefact()  # whatever is wrong with a member shows before any is put on
+    lora_folder = _lora_folder(model, folder.member(lora), lora) if lora else None
     placed: list[str] = []
     guarded, trainable = model, trained(model)
     try:
         if lora_folder is not None and lora is not None:
-            guarded = put_lora(model, lora_folder, lora, f"{source}/{lora}")
+            guarded = put_lora(model, lora_folder, lora, str(folder.member(lora)))
         for name in guardrails:
-            guarded = attach_guardrail(guarded, source, adapter_name=name, subfolder=name, check_base=check_base, **hub)
+            guarded = attach_guardrail(guarded, folder.member(name), adapter_name=name, check_base=check_base)
             placed.append(name)
     except BaseException:
         for name in placed:
@@ -180,7 +181,7 @@ def members_of(model: nn.Module) -> Bundle:
     wrong = [name for name in [*guardrails, *others] if not re.fullmatch(r"[\w-]{1,100}", name)]
     if wrong:
         raise GuardrailError(f"{wrong[0]!r} cannot be the folder of a member; use letters, digits, '_' and '-'.")
-    return Bundle(guardrails, next(iter(others), None), None)
+    return Bundle(guardrails, next(iter(others), None))
 
 
 def _held(model: nn.Module, cards: Mapping[str, CardDetails] | None) -> Bundle:
@@ -236,23 +237,23 @@ def _bundled_config(configs: dict[str, Any], lora: str | None) -> Iterator[None]
         configs[lora] = config
 
 
-def _chosen(bundle: Bundle, names: list[str] | None, source: Any) -> tuple[list[str], str | None]:
+def _chosen(bundle: Bundle, names: list[str] | None, folder: GuardrailFolder) -> tuple[list[str], str | None]:
     if names is None:
         return bundle.guardrails, bundle.lora
     absent = [name for name in names if name not in bundle.members]
     if absent or not names:
-        raise GuardrailError(f"names={names!r}: the bundle {source} holds {bundle.members}.")
+        raise GuardrailError(f"names={names!r}: the bundle {folder} holds {bundle.members}.")
     return [name for name in bundle.guardrails if name in names], bundle.lora if bundle.lora in names else None
 
 
-def _lora_folder(model: nn.Module, source: Any, name: str, hub: dict[str, Any]) -> Path:
+def _lora_folder(model: nn.Module, folder: GuardrailFolder, name: str) -> Path:
     """The folder of a bundle's LoRA on this machine."""
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise GuardrailError(
             f"The bundle's LoRA {name!r} can only go on a model without adapters; attach the bundle to the base model, "
             "or name its guardrails alone."
         )
-    config, _ = (fetch_file(source, file, hub | {"subfolder": name}) for file in (CONFIG_NAME, WEIGHTS_NAME))
+    config, _ = (folder.path(file) for file in (CONFIG_NAME, WEIGHTS_NAME))
     return config.parent
 
 

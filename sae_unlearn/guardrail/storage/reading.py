@@ -1,4 +1,4 @@
-"""Reading a guardrail's folder, which may come from anybody.
+"""What a guardrail's files say, which may come from anybody; `folder` opens them.
 
     adapter_config.json          the fields of `SAEGuardrailConfig`, plain JSON
     adapter_model.safetensors    five float32 tensors: encoder weight [N, d_in], bias [N], threshold [N];
@@ -10,8 +10,7 @@ their header before any tensor is made, and values before any is used.
 Strings of a guardrail's config that are shown on its card, where markup would be carried out.
 """
 
-import hashlib
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,21 +19,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from sae_unlearn.checks import real
-from sae_unlearn.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.files.hub import commit_of, fetch_file, is_local
-from sae_unlearn.files.untrusted import open_regular, read_foreign_json
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.files.atomic import unfinished_saves
+from sae_unlearn.files.digest import sha256
+from sae_unlearn.files.untrusted import open_regular
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layout import (
-    CONFIG_LIMIT,
-    CONFIG_NAME,
-    CONFIG_SEAL,
-    WEIGHTS_NAME,
-    WEIGHTS_SEAL,
-    config_digest,
-)
+from sae_unlearn.guardrail.layout import CONFIG_NAME, CONFIG_SEAL, WEIGHTS_NAME, WEIGHTS_SEAL, config_digest
 from sae_unlearn.guardrail.peft_type import CHILD, PEFT_TYPE
-from sae_unlearn.guardrail.storage.bundle_index import refuse_bundle
-from sae_unlearn.guardrail.storage.saving import staged_weights
 from sae_unlearn.guardrail.weights import PARTS, check_heard, check_tensors
 
 
@@ -57,37 +48,12 @@ class Artefact(NamedTuple):
     damage: str | None = None
 
 
-@as_guardrail_error()
-def read_config(source: str | os.PathLike[str], **hub: Any) -> tuple[SAEGuardrailConfig, Path]:
-    """The config of a guardrail in a local folder or a Hub repository, and the file it was read from.
-
-    Args:
-        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, as in `huggingface_hub`.
+def parse_config(stored: Mapping[str, Any], source: str) -> SAEGuardrailConfig:
+    """The config of a guardrail as it is stored; `source` is what errors call its folder.
 
     Raises:
-        GuardrailError: there is no guardrail, or its config is malformed.
+        GuardrailError: it is malformed, or that of another adapter.
     """
-    path = _fetch_config(source, hub)
-    return _parse(_stored(path, source), source), path
-
-
-def _fetch_config(source: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
-    try:
-        return fetch_file(source, CONFIG_NAME, hub)
-    except GuardrailError as error:
-        refuse_bundle(source, error, hub)
-        raise
-
-
-def _stored(path: Path, source: Any) -> dict[str, Any]:
-    """The config as it stands in its file."""
-    stored = read_foreign_json(path, CONFIG_LIMIT, f"{CONFIG_NAME} of {source}")
-    if not isinstance(stored, dict):
-        raise GuardrailError(f"{CONFIG_NAME} of {source} holds a {type(stored).__name__} and not a mapping.")
-    return stored
-
-
-def _parse(stored: dict[str, Any], source: Any) -> SAEGuardrailConfig:
     if stored.get("peft_type") != PEFT_TYPE.value:
         raise GuardrailError(
             f"{source} holds a {stored.get('peft_type')!r} adapter and not a guardrail ({PEFT_TYPE.value!r}); load it "
@@ -102,49 +68,28 @@ def _parse(stored: dict[str, Any], source: Any) -> SAEGuardrailConfig:
         raise GuardrailError(f"{CONFIG_NAME} of {source} has a field of the wrong type: {error}") from error
 
 
-@as_guardrail_error()
-def read_artefact(source: str | os.PathLike[str], **hub: Any) -> Artefact:
-    """A guardrail from a local folder or a Hub repository; see `read_config`.
+def check_complete(config: SAEGuardrailConfig, where: str) -> None:
+    """Raise if a stored config lacks what a guardrail needs.
 
     Raises:
-        GuardrailError: it is missing or malformed, naming what and where.
+        GuardrailError: naming what is missing, and where.
     """
-    config_path = _fetch_config(source, hub)
-    stored = _stored(config_path, source)
-    config = _parse(stored, source)
     if config.num_features < 1 or config.hidden_size is None or config.threshold is None:
         raise GuardrailError(
-            f"{CONFIG_NAME} of {source} names no features, no hidden size or no threshold "
+            f"{CONFIG_NAME} of {where} names no features, no hidden size or no threshold "
             f"({config.num_features}, {config.hidden_size}, {config.threshold}); it was not written by a fit."
         )
     if config.evidence == "log_ratio" and config.feature_evidence is None:
-        raise GuardrailError(f"{CONFIG_NAME} of {source} has no feature_evidence, which evidence='log_ratio' needs.")
+        raise GuardrailError(f"{CONFIG_NAME} of {where} has no feature_evidence, which evidence='log_ratio' needs.")
     if config.outlier_norm is not None and real((config.calibration or {}).get("residual_norm_median")) is None:
         raise GuardrailError(
-            f"{CONFIG_NAME} of {source} has outlier_norm={config.outlier_norm}, and no residual_norm_median in its "
+            f"{CONFIG_NAME} of {where} has outlier_norm={config.outlier_norm}, and no residual_norm_median in its "
             "calibration to compare it with; fit it again."
         )
-    revision = None
-    if not is_local(source):
-        revision = commit_of(config_path)
-        hub = hub | {"revision": revision or hub.get("revision")}  # both files of one commit
-    path = fetch_file(source, WEIGHTS_NAME, hub)
-    data, digest = _read_weights(path, config)
-    sealed = stored.get(WEIGHTS_SEAL)
-    if is_local(source) and isinstance(sealed, str) and digest != sealed:
-        unfinished = staged_weights(config_path, sealed, _tensor_bytes(config) + _HEADER_LIMIT)
-        if unfinished is not None:
-            data, digest = _read_weights(unfinished, config)
-    config.origin = {  # type: ignore[misc]  # a ClassVar only so that it is no field
-        "id": str(source),
-        "subfolder": hub.get("subfolder"),
-        "revision": revision,
-    }
-    tensors = _parse_tensors(data, source, config)
-    return Artefact(config, tensors, revision, _damage(stored, digest))
 
 
-def _damage(stored: dict[str, Any], weights_digest: str) -> str | None:
+def damage_of(stored: Mapping[str, Any], weights_digest: str) -> str | None:
+    """What differs from the seal of a config as it is stored; None if nothing does or there is no seal."""
     found = {(CONFIG_NAME, CONFIG_SEAL): config_digest(stored), (WEIGHTS_NAME, WEIGHTS_SEAL): weights_digest}
     for (name, key), digest in found.items():
         if key in stored and stored[key] != digest:
@@ -152,19 +97,32 @@ def _damage(stored: dict[str, Any], weights_digest: str) -> str | None:
     return None
 
 
-def _read_weights(path: Path, config: SAEGuardrailConfig) -> tuple[bytes, str]:
-    """A file's bytes and their digest, of one reading: both are of the same file even while another process saves. Of
-    one that is too large no more is read than shows it."""
-    with open_regular(path) as file:
-        data = file.read(_tensor_bytes(config) + _HEADER_LIMIT + 1)
-    return data, hashlib.sha256(data).hexdigest()
+def sealed_weights(path: Path, limit: int, sealed: str) -> bytes | None:
+    """The weights that a config is sealed with, of a save that did not finish; None if there are none.
+
+    Args:
+        path (Path): The file that the weights would have become.
+        limit (int): Bytes that they may have. Larger files are not read.
+        sealed (str): Their SHA-256.
+    """
+    for unfinished in unfinished_saves(path):
+        with open_regular(unfinished) as file:
+            data = file.read(limit + 1)
+        if len(data) <= limit and sha256(data) == sealed:
+            return data
+    return None
 
 
-def _parse_tensors(data: bytes, source: Any, config: SAEGuardrailConfig) -> dict[str, Tensor]:
+def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[str, Tensor]:
+    """The tensors of a guardrail by the names of `PARTS`, of the bytes of a file of weights.
+
+    Raises:
+        GuardrailError: they are not those that the config promises.
+    """
     n, d_in = config.num_features, config.width
     shapes = {"weight": [n, d_in], "bias": [n], "threshold": [n], "clamp": [n]}
     expected, size = _tensor_bytes(config), len(data)
-    if not expected < size <= expected + _HEADER_LIMIT:
+    if not expected < size <= largest_weights(config):
         raise GuardrailError(
             f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}; {n} features of "
             f"width {d_in} take {expected} and a header."
@@ -183,8 +141,8 @@ def _parse_tensors(data: bytes, source: Any, config: SAEGuardrailConfig) -> dict
     except SafetensorError as error:
         raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a sound safetensors file: {error}") from error
     tensors = {name: loaded[key] for name, key in keys.items()}
-    check_tensors(tensors, str(source))
-    check_heard(config, tensors, str(source))
+    check_tensors(tensors, source)
+    check_heard(config, tensors, source)
     return tensors
 
 
@@ -192,7 +150,12 @@ def _tensor_bytes(config: SAEGuardrailConfig) -> int:
     return 4 * (2 * config.num_features * config.width + 3 * config.num_features)
 
 
-def _key(keys: list[str], layer: int, suffix: str, source: Any) -> str:
+def largest_weights(config: SAEGuardrailConfig) -> int:
+    """Bytes that a config's file of weights may have."""
+    return _tensor_bytes(config) + _HEADER_LIMIT
+
+
+def _key(keys: list[str], layer: int, suffix: str, source: str) -> str:
     found = [key for key in keys if key.endswith(f".{layer}.{CHILD}.{suffix}")]
     if len(found) != 1:
         raise GuardrailError(

@@ -15,6 +15,7 @@ be read. Of such a folder, and of the members that its `bundle.json` names, thos
 their names. Everything else is somebody else's and stays where it is: an adapter of another kind, too.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,20 @@ from typing import NamedTuple
 
 from sae_unlearn.cards.card import CARD_NAME, REPORT_FILES
 from sae_unlearn.errors import UnlearnError, as_guardrail_error
-from sae_unlearn.files.atomic import STAGE, staged
+from sae_unlearn.files.atomic import staged
+from sae_unlearn.files.digest import sha256
 from sae_unlearn.files.untrusted import read_foreign_json
-from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, PICTURE, WEIGHTS_NAME, file_digest, seal
+from sae_unlearn.guardrail.layout import (
+    CONFIG_LIMIT,
+    CONFIG_NAME,
+    CONFIG_SEAL,
+    PICTURE,
+    WEIGHTS_NAME,
+    WEIGHTS_SEAL,
+    config_digest,
+)
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
-from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, Bundle, parse_bundle
+from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_LIMIT, BUNDLE_NAME, Bundle, parse_bundle
 
 
 _ENTRIES = (CONFIG_NAME, BUNDLE_NAME)
@@ -78,7 +88,7 @@ def is_guardrail(config: Path) -> bool:
 
 def _bundle(path: Path | None) -> Bundle | None:
     try:
-        return None if path is None else parse_bundle(path, BUNDLE_NAME, None)
+        return None if path is None else parse_bundle(read_foreign_json(path, BUNDLE_LIMIT, BUNDLE_NAME), BUNDLE_NAME)
     except UnlearnError:
         return None
 
@@ -105,13 +115,9 @@ def saved_whole(folder: Path) -> Iterator[Path]:
             (folder / path).unlink(missing_ok=True)
 
 
-def staged_weights(config: Path, digest: str, largest: int) -> Path | None:
-    """The weights that `config` is sealed with, in what a save left behind that did not come to its end. Larger files
-    than `largest` bytes, and what lies behind a link, are not looked at."""
-    for root in (config.parent, config.parent.parent):
-        for stage in sorted(root.glob(f"{STAGE}*")):
-            found = stage / config.parent.relative_to(root) / WEIGHTS_NAME
-            linked = any(part.is_symlink() for part in (found, *found.parents) if part.is_relative_to(stage))
-            if not linked and found.is_file() and found.stat().st_size <= largest and file_digest(found) == digest:
-                return found
-    return None
+def seal(config: Path, weights: Path) -> None:
+    """Write the seal into a config that has just been saved; see `layout`."""
+    stored = json.loads(config.read_text(encoding="utf-8"))
+    stored[WEIGHTS_SEAL] = sha256(weights)
+    stored[CONFIG_SEAL] = config_digest(stored)
+    config.write_text(json.dumps(stored, indent=2, sort_keys=True), encoding="utf-8")
