@@ -7,7 +7,7 @@ Token ids of a text that something is to follow.
 How questions become prompts, for plain models and for those with a chat template.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase | None, config: Any, ch
     return sorted(int(i) for i in found if i >= 0)
 
 
-def begins_bare(tokenizer: PreTrainedTokenizerBase | None, special: list[int]) -> bool:
+def begins_bare(tokenizer: PreTrainedTokenizerBase | None, special: Collection[int]) -> bool:
     """Whether a text's first token is one of its own words, no BOS or other token of `special` before it; False where
     that is not known."""
     if tokenizer is None:

@@ -1,6 +1,8 @@
 """`SAEGuardrailConfig`: everything about a guardrail that is not a tensor."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -14,6 +16,10 @@ from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.version import __version__
 
 
+_CHANGES = itertools.count(1)  # `next` of it is atomic: two threads never get one number
+_TUPLES = ("feature_ids", "feature_evidence", "refusal_ids", "special_token_ids", "message_boundary_ids")
+
+
 @dataclass
 class SAEGuardrailConfig(PeftConfig):
     """Configuration of an SAE guardrail: which features of which layer, when the gate fires, and what happens then.
@@ -25,6 +31,10 @@ class SAEGuardrailConfig(PeftConfig):
         origin: where it was loaded from: `id` (folder or Hub repository), `subfolder`, and `revision`, the commit, None
             for a folder. None if it was not loaded. Not saved.
         refusal_compared: True if a tokenizer has shown that `refusal` is the text of `refusal_ids`. Not saved.
+        version: number of the latest change, another one after every assignment to a field. Not saved. A running gate
+            compares it with that of the config which it checked. Lists become tuples when they are assigned, so they
+            cannot change without an assignment. `calibration`, `sae_source`, `base_fingerprint` and `target_modules`
+            can, and the gate reads none of them.
 
     Raises:
         GuardrailError: from `__post_init__`, naming the field, its value and what it may be.
@@ -33,10 +43,11 @@ class SAEGuardrailConfig(PeftConfig):
     # fields would be saved
     origin: ClassVar[dict[str, str | None] | None] = None
     refusal_compared: ClassVar[bool] = False
+    version: ClassVar[int] = 0
 
     layer: int = field(default=0, metadata={"help": "0-based decoder layer whose output (resid_post) is guarded."})
     num_features: int = field(default=0, metadata={"help": "Number N of guarded features. 0: taken from feature_ids."})
-    feature_ids: list[int] | None = field(default=None, metadata={"help": "The features' ids in their SAE."})
+    feature_ids: Sequence[int] | None = field(default=None, metadata={"help": "The features' ids in their SAE."})
     statistic: str = field(
         default="ratio",
         metadata={
@@ -52,7 +63,7 @@ class SAEGuardrailConfig(PeftConfig):
             "`feature_evidence` over the features active there."
         },
     )
-    feature_evidence: list[float] | None = field(
+    feature_evidence: Sequence[float] | None = field(
         default=None,
         metadata={
             "help": "Of each feature, the log of how much likelier it is active on the topic than on other text, in "
@@ -107,7 +118,7 @@ class SAEGuardrailConfig(PeftConfig):
         },
     )
     refusal: str | None = field(default=None, metadata={"help": "The message of action='refuse', for people."})
-    refusal_ids: list[int] | None = field(
+    refusal_ids: Sequence[int] | None = field(
         default=None, metadata={"help": "Its token ids; the last one ends the sequence."}
     )
     counting: str = field(
@@ -117,10 +128,10 @@ class SAEGuardrailConfig(PeftConfig):
             "the batch counts, padding included, and column 0 is never hot (the published counting)."
         },
     )
-    special_token_ids: list[int] | None = field(
+    special_token_ids: Sequence[int] | None = field(
         default=None, metadata={"help": "Tokens that are neither hot nor counted nor clamped (BOS, EOS, PAD, ...)."}
     )
-    message_boundary_ids: list[int] | None = field(
+    message_boundary_ids: Sequence[int] | None = field(
         default=None,
         metadata={
             "help": "Tokens that a chat template puts between messages. 'ratio' is then taken of each message, too, "
@@ -156,6 +167,26 @@ class SAEGuardrailConfig(PeftConfig):
         self.task_type: Any = self.task_type or "CAUSAL_LM"
         self.sae_unlearn_version = self.sae_unlearn_version or __version__
         check_config(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, tuple(value) if name in _TUPLES and isinstance(value, list) else value)
+        self._count_change()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._count_change()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():  # by assignments: a version of another process could be given again here
+            setattr(self, name, value)
+
+    def _count_change(self) -> None:
+        self.__dict__["version"] = next(_CHANGES)  # after the change: who reads the new number reads the new value
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them: lists in place of tuples."""
+        stored: dict[str, Any] = super().to_dict()
+        return stored | {name: list(stored[name]) for name in _TUPLES if isinstance(stored[name], tuple)}
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def _check_ids(config: "SAEGuardrailConfig") -> None:
     if config.feature_ids is not None:
         if not isinstance(config.feature_ids, (list, tuple)) or not config.feature_ids:
             raise GuardrailError(f"feature_ids={config.feature_ids!r} must be a non-empty list of integers.")
-        config.feature_ids = [_check_integer("feature_ids", i, 0, LARGEST_ID) for i in config.feature_ids]
+        ids = tuple(_check_integer("feature_ids", i, 0, LARGEST_ID) for i in config.feature_ids)
+        _settle(config, "feature_ids", ids)
         if len(set(config.feature_ids)) != len(config.feature_ids):
             repeated = sorted(i for i, count in Counter(config.feature_ids).items() if count > 1)
             raise GuardrailError(f"feature_ids holds {repeated[:8]} more than once; name each feature once.")
@@ -155,7 +156,7 @@ def _check_ids(config: "SAEGuardrailConfig") -> None:
             raise GuardrailError(
                 f"num_features={config.num_features} but feature_ids names {len(config.feature_ids)}; give one of them."
             )
-        config.num_features = len(config.feature_ids)
+        _settle(config, "num_features", len(config.feature_ids))
         d_sae = (config.sae_source or {}).get("d_sae") if isinstance(config.sae_source, dict) else None
         if isinstance(d_sae, int) and max(config.feature_ids) >= d_sae:
             raise GuardrailError(
@@ -167,8 +168,8 @@ def _check_ids(config: "SAEGuardrailConfig") -> None:
             f"num_features={config.num_features} of width {config.hidden_size} are more than {LARGEST_SLICE} weights, "
             "which no guardrail has."
         )
-    config.special_token_ids = _token_ids("special_token_ids", config.special_token_ids)
-    config.message_boundary_ids = _token_ids("message_boundary_ids", config.message_boundary_ids)
+    for name in ("special_token_ids", "message_boundary_ids"):
+        _settle(config, name, _token_ids(name, getattr(config, name)))
     _check_messages(config)
     check_refusal(config)
 
@@ -187,7 +188,7 @@ def _check_evidence(config: "SAEGuardrailConfig") -> None:
             raise GuardrailError(
                 f"feature_evidence holds {value}; it is in steps of {EVIDENCE_STEP} up to {LARGEST_EVIDENCE:g}."
             )
-    config.feature_evidence = [float(value) for value in values]
+    _settle(config, "feature_evidence", tuple(float(value) for value in values))
     number = len(config.feature_ids or []) or config.num_features
     if number != len(values):
         raise GuardrailError(f"feature_evidence holds {len(values)} numbers for {number} features.")
@@ -229,7 +230,8 @@ def check_refusal(config: "SAEGuardrailConfig") -> None:
     if config.refusal_ids is not None:
         if not isinstance(config.refusal_ids, (list, tuple)) or not 0 < len(config.refusal_ids) <= LONGEST_REFUSAL:
             raise GuardrailError(f"refusal_ids must be a list of 1 to {LONGEST_REFUSAL} token ids.")
-        config.refusal_ids = [_check_integer("refusal_ids", i, 0, LARGEST_COUNT) for i in config.refusal_ids]
+        ids = tuple(_check_integer("refusal_ids", i, 0, LARGEST_COUNT) for i in config.refusal_ids)
+        _settle(config, "refusal_ids", ids)
     if config.action == "refuse" and not config.refusal_ids:
         raise GuardrailError("action='refuse' needs `refusal_ids`, the message that is answered; see `set_action`.")
     if config.action == "refuse" and not config.sticky:
@@ -240,7 +242,8 @@ def _check_strings(config: "SAEGuardrailConfig") -> None:
     if isinstance(config.target_modules, str):
         config.target_modules = {config.target_modules}
     if config.target_modules is not None:
-        config.target_modules = set(config.target_modules)
+        if not isinstance(config.target_modules, set):
+            config.target_modules = set(config.target_modules)
         for name in config.target_modules:
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
                 raise GuardrailError(f"target_modules holds {name!r}, which is no module name; leave it out.")
@@ -264,13 +267,20 @@ def check_version(version: Any) -> None:
         )
 
 
-def _token_ids(name: str, ids: Any) -> list[int] | None:
+def _token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
     """Token ids, each once and in order."""
     if ids is None:
         return None
     if not isinstance(ids, (list, tuple, set)):
         raise GuardrailError(f"{name}={ids!r} must be a list of token ids.")
-    return sorted({_check_integer(name, i, 0, LARGEST_ID) for i in ids})
+    return tuple(sorted({_check_integer(name, i, 0, LARGEST_ID) for i in ids}))
+
+
+def _settle(config: "SAEGuardrailConfig", name: str, value: Any) -> None:
+    """Assign a field in its one form. Not if it has it: each assignment is a change, for which a gate checks again."""
+    current = getattr(config, name)
+    if repr(current) != repr(value):  # 1.0 equals 1, and is not saved as it
+        setattr(config, name, value)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> int:

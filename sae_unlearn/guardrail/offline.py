@@ -4,7 +4,7 @@ residual streams of `residual_batches`.
 The residual stream as it is without guardrails.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def message_ends(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor | N
     return batch.kept & _is_one_of(batch, config.message_boundary_ids)
 
 
-def _is_one_of(batch: ResidualBatch, ids: list[int]) -> Tensor:
+def _is_one_of(batch: ResidualBatch, ids: Sequence[int]) -> Tensor:
     return torch.isin(batch.input_ids, torch.tensor(ids, dtype=torch.long, device=batch.input_ids.device))
 
 

@@ -1,13 +1,15 @@
 """Every field of `SAEGuardrailConfig` is checked when it is set, and the error names field and value."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 from peft import PeftConfig
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.config_validation import CHOICES, check_config
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
@@ -89,11 +91,69 @@ def test_right_value_is_accepted_and_survives_the_folder(fields, tmp_path):
 
 def test_feature_ids_give_the_number_of_features():
     assert SAEGuardrailConfig(feature_ids=[4, 2, 9]).num_features == 3
-    assert SAEGuardrailConfig(feature_ids=[4, 2, 9]).feature_ids == [4, 2, 9]
+    assert SAEGuardrailConfig(feature_ids=[4, 2, 9]).feature_ids == (4, 2, 9)
 
 
 def test_special_token_ids_are_sorted_and_unique():
-    assert SAEGuardrailConfig(special_token_ids=[5, 1, 5]).special_token_ids == [1, 5]
+    assert SAEGuardrailConfig(special_token_ids=[5, 1, 5]).special_token_ids == (1, 5)
+
+
+LISTS = {
+    "feature_ids": [4, 2],
+    "feature_evidence": [0.5, 1.0],
+    "special_token_ids": [1, 5],
+    "message_boundary_ids": [5],
+    "refusal_ids": [7, 8],
+}
+
+
+def with_lists():
+    return SAEGuardrailConfig(evidence="log_ratio", target_modules=["layers.0"], **LISTS)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_is_held_as_a_tuple_and_saved_as_a_list(name, tmp_path):
+    config = with_lists()
+    assert getattr(config, name) == tuple(LISTS[name])
+    setattr(config, name, LISTS[name][:])
+    assert getattr(config, name) == tuple(LISTS[name])
+    assert config.to_dict()[name] == LISTS[name]
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())[name] == LISTS[name]
+
+
+def test_every_list_of_a_config_is_among_them():
+    held = [field.name for field in dataclasses.fields(SAEGuardrailConfig) if "Sequence" in str(field.type)]
+    assert held == [name for name in with_lists().to_dict() if name in LISTS]
+    assert not [value for value in vars(with_lists()).values() if isinstance(value, list)]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(SAEGuardrailConfig), ids=lambda field: field.name)
+def test_every_assignment_changes_the_version(field):
+    config = with_lists()
+    seen = {config.version}
+    setattr(config, field.name, getattr(config, field.name))
+    seen.add(config.version)
+    delattr(config, field.name)
+    assert len(seen | {config.version}) == 3
+
+
+def test_no_two_configs_have_one_version():
+    config = with_lists()
+    copies = [copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config)), with_lists()]
+    assert len({config.version, *(one.version for one in copies)}) == 5
+    assert all(one == config and one.to_dict() == config.to_dict() for one in copies)
+    assert "version" not in dataclasses.asdict(config)
+
+
+def test_to_check_a_sound_config_is_no_change():
+    config = with_lists()
+    version = config.version
+    check_config(config)
+    assert config.version == version
+    config.special_token_ids = [5, 1]
+    check_config(config)
+    assert config.special_token_ids == (1, 5)
 
 
 def test_every_field_says_what_it_is():

@@ -1,5 +1,8 @@
 """What is changed on a guardrail that has been called already is looked at before the next call."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -7,6 +10,7 @@ from zoo import EOS, VOCAB, base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import GuardrailNotReady, UnlearnError, attach_guardrail, guardrail_status
 from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.runtime import readiness
 
 
 IDS = token_ids(6, 12)
@@ -59,19 +63,94 @@ def test_and_compiled_code(name):
     assert_raises(model, name, compiled)
 
 
-def test_a_list_that_grew_in_its_place_is_looked_at():
+def test_a_list_that_grew_is_looked_at():
     model = guarded("llama")
     logits_of(model, IDS)
-    model.peft_config["default"].special_token_ids.extend(range(2, 60))
+    model.peft_config["default"].special_token_ids += tuple(range(2, 60))
     assert_raises(model, "special_token_ids names")
 
 
-def test_a_list_that_was_changed_in_its_place_is_looked_at():
+@pytest.mark.parametrize("assigned_later", [False, True])
+def test_a_list_cannot_be_changed_in_its_place(assigned_later):
+    evidence = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
+    model = guarded("llama", evidence="log_ratio", feature_evidence=evidence)
+    config = model.peft_config["default"]
+    if assigned_later:
+        config.feature_evidence = evidence
+    expected = logits_of(model, IDS)
+    with pytest.raises(TypeError):
+        config.feature_evidence[2] = -1.5
+    evidence[2] = -1.5  # what was given is the caller's own
+    assert torch.equal(logits_of(model, IDS), expected)
+
+
+def test_a_list_that_is_replaced_is_looked_at():
     evidence = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
     model = guarded("llama", evidence="log_ratio", feature_evidence=evidence)
     logits_of(model, IDS)
-    model.peft_config["default"].feature_evidence[2] = -1.5
+    model.peft_config["default"].feature_evidence = [0.25, 3.0, -1.5, 2.0, 0.75, 1.0]
     assert_raises(model, "feature_evidence holds -1.5")
+
+
+def test_a_field_that_is_deleted_is_looked_at():
+    model = guarded("llama")
+    logits_of(model, IDS)
+    del model.peft_config["default"].threshold  # None, the default of its class
+    assert_raises(model, "threshold")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_change_of_a_copy_is_looked_at(copied):
+    model = guarded("llama")
+    logits_of(model, IDS)
+    twin = copied(model)
+    twin.peft_config["default"].threshold = 5.0
+    assert_raises(twin, "threshold")
+    logits_of(model, IDS)
+
+
+def test_another_config_in_its_place_is_looked_at():
+    model = guarded("llama")
+    logits_of(model, IDS)
+    other = copy.copy(model.peft_config["default"])
+    other.threshold = 5.0
+    guard_layers(model)[0].guard_config["default"] = other
+    with pytest.raises(GuardrailNotReady, match="threshold"):
+        logits_of(model, IDS)
+
+
+def test_a_config_is_checked_again_only_after_a_change(monkeypatch):
+    checked = []
+    check = readiness.check_config
+    monkeypatch.setattr(readiness, "check_config", lambda *args, **kwargs: checked.append(check(*args, **kwargs)))
+    model = guarded("llama")
+    for _ in range(4):
+        logits_of(model, IDS)
+    assert len(checked) == 1
+    model.peft_config["default"].special_token_ids = [3, 1]
+    for _ in range(4):
+        logits_of(model, IDS)
+    assert len(checked) == 3  # the first of them put the ids in order, which is a change
+
+
+WEIGHTS = {
+    "written": lambda encoder: encoder.weight.zero_(),
+    "a row": lambda encoder: encoder.weight[1].zero_(),
+    "replaced": lambda encoder: setattr(encoder, "weight", torch.nn.Parameter(0 * encoder.weight, requires_grad=False)),
+    "in the dict": lambda encoder: encoder._parameters.update(weight=torch.nn.Parameter(0 * encoder.weight)),
+    "data": lambda encoder: setattr(encoder.weight, "data", 0 * encoder.weight),
+    "removed": lambda encoder: encoder._parameters.pop("bias"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_change_are_looked_at(name):
+    model = guarded("llama")
+    logits_of(model, IDS)
+    with torch.no_grad():
+        WEIGHTS[name](guard_layers(model)[0].sae_guardrail_encoder["default"])
+    with pytest.raises((GuardrailNotReady, KeyError, AttributeError)):
+        logits_of(model, IDS)
 
 
 def test_a_field_that_is_changed_to_a_sound_value_is_taken():

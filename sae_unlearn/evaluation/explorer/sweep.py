@@ -110,7 +110,7 @@ class Sweep:
 
 def about(config: SAEGuardrailConfig) -> dict[str, Any]:
     """What a sweep knows its guardrail by again."""
-    return {"layer": config.layer, "feature_ids": config.feature_ids, "threshold": config.threshold}
+    return {"layer": config.layer, "feature_ids": list(config.feature_ids or ()) or None, "threshold": config.threshold}
 
 
 def _stored_point(stored: dict[str, Any]) -> SweepPoint:

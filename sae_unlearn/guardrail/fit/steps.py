@@ -111,7 +111,7 @@ class Fit:
         if (many or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
             self.config.outlier_norm = self.outliers.limit
         if self.config.evidence == "log_ratio":
-            ids = self.config.feature_ids
+            ids = [*self.config.feature_ids]  # not a tuple: that would index a tensor's dimensions
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
             check_numbers(self.config)  # a threshold by hand, and `drift`, must lie within what they can say
         thresholds = self._topk_thresholds()
@@ -163,7 +163,7 @@ class Fit:
         """The guardrail's tensors, checked. The usual dose is raised where the features are much of the residual."""
         mean_active = None
         if "forget" in self.sums:
-            mean_active = self.sums["forget"].mean_active()[self.config.feature_ids]
+            mean_active = self.sums["forget"].mean_active()[self.part.feature_ids]
             silent = [i for i, m in zip(self.part.feature_ids, mean_active.tolist(), strict=True) if m == 0]
             if silent and self.config.clamp_unit != "absolute":
                 raise GuardrailError(
@@ -216,7 +216,7 @@ class Fit:
                 self.margin,
             )
             found["warnings"] = warnings_of(found)
-            found["features"] = feature_figures(self.config.feature_ids or [], self.sums, self.plan.importance)
+            found["features"] = feature_figures(self.part.feature_ids, self.sums, self.plan.importance)
         if self.topk is not None:
             compared = {role: counts.rates() for role, counts in self.disagreement.items()}
             about = {"rule": "threshold", "k": self.sae.k, "std": self.topk.std, "tokens": self.topk.tokens}
@@ -239,7 +239,7 @@ class Fit:
         """Thresholds that stand for the features of an SAE that cannot be sliced `[N]`; None for others."""
         if self.sae.exact_in_slices:
             return None
-        self.topk = TopKThresholds(self.sae, self.config.feature_ids or [])
+        self.topk = TopKThresholds(self.sae, [*(self.config.feature_ids or ())])
         for role, rows in self.rows.items():
             title = f"{role}: thresholds of features"
             for batch in self.passes.run(rows.again, title, len(rows.again), {"topk": self.topk}):

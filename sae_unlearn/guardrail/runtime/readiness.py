@@ -1,10 +1,11 @@
 """Whether a guardrail can guard: its weights arrived, and its gate can fire.
 
-Asked at every call. What decides is looked at when it is new, and then known again by what costs no wait: the config's
-fields by their values, the tensors by their place and version.
+Runs on every call. The full check runs once, and again after a change. Between changes a call compares version numbers,
+which needs no device sync: the config's, and identity, address and version of each tensor.
 """
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -18,17 +19,20 @@ from sae_unlearn.guardrail.runtime.refusal import check_message
 from sae_unlearn.guardrail.weights import check_heard, check_tensors
 
 
+_address, _version = Tensor.data_ptr, attrgetter("_version")
+
+
 class Looked(NamedTuple):
     """What was looked at last, and found good.
 
     Attributes:
-        fields: of the config, by name, lists as copies.
-        tensors: by what each is known again; None if they were not there to be looked at.
+        version: of the config.
+        tensors: identities, addresses and versions of the tensors; None if they were not there to be looked at.
         home: the device on which all tensors lie, each in one piece and in float32; None without one.
     """
 
-    fields: dict[str, Any]
-    tensors: list[tuple[int, int, int]] | None = None
+    version: int
+    tensors: list[int] | None = None
     home: torch.device | None = None
 
 
@@ -64,10 +68,10 @@ def check_ready(
         _check_gate(name, config, known)
         return None
     last = looked.get(name)
-    if last is None or last.fields != vars(config):
+    if last is None or last.version != config.version:
+        version = config.version  # before the check: what another thread changes meanwhile is checked at the next call
         _check_config(name, config, known)
-        fields = {field: list(value) if isinstance(value, list) else value for field, value in vars(config).items()}
-        last = looked[name] = Looked(fields)  # an outlier_norm goes with the weights
+        last = looked[name] = Looked(version)  # an outlier_norm goes with the weights
     if last.tensors is not None and _are_still(last.tensors, encoder, decoder):
         return last.home
     tensors = _places(encoder, decoder)
@@ -78,30 +82,33 @@ def check_ready(
     return looked[name].home
 
 
-def _are_still(tensors: list[tuple[int, int, int]], encoder: Any, decoder: Any) -> bool:
-    """Whether the parameters are those that were looked at, unchanged; as `_places` finds them, in less time."""
-    found = (*encoder._parameters.values(), *decoder._parameters.values())
+def _are_still(looked: list[int], encoder: Any, decoder: Any) -> bool:
+    """Whether the parameters are those that were looked at, unchanged."""
     try:
-        return tensors == [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in found]
+        return looked == _marks([*encoder._parameters.values(), *decoder._parameters.values()])
     except RuntimeError:  # of a tensor that has no memory or no version
         return False
 
 
-def _places(encoder: Any, decoder: Any) -> list[tuple[int, int, int]] | None:
-    """By what the tensors are known again; None if they are not there to be looked at."""
-    places: list[tuple[int, int, int]] = []
+def _marks(tensors: list[Tensor]) -> list[int]:
+    """What tells tensors from others, and from themselves before a change: the version counts what is written into
+    one, and the address moves where `data` is assigned, which the version does not count."""
+    return [*map(id, tensors), *map(_address, tensors), *map(_version, tensors)]
+
+
+def _places(encoder: Any, decoder: Any) -> list[int] | None:
+    """The marks of the tensors; None if they are not there to be looked at."""
+    tensors: list[Tensor] = []
     for parameters in (encoder._parameters, decoder._parameters):
         for key, tensor in parameters.items():
             if type(tensor) is not nn.Parameter and hasattr(tensor, "full_tensor"):
                 return None
-            place = tensor.data_ptr()
-            if place == 0 and tensor.is_meta:
+            if tensor.data_ptr() == 0 and tensor.is_meta:
                 return None
             if tensor.is_inference():
                 tensor = parameters[key] = _versioned(tensor)
-                place = tensor.data_ptr()
-            places.append((id(tensor), place, tensor._version))
-    return places
+            tensors.append(tensor)
+    return _marks(tensors)
 
 
 def _home(encoder: Any, decoder: Any) -> torch.device | None:

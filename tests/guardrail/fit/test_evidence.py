@@ -190,7 +190,7 @@ def test_weights_that_are_none_are_refused(fields, message):
 def test_one_weak_feature_is_enough_for_a_guardrail(tmp_path):
     weak = {"num_features": 1, "evidence": "log_ratio", "feature_evidence": [0.25], "threshold": 0.1}
     guarded("llama", **weak).save_pretrained(tmp_path)
-    assert attach_guardrail(base_model("llama"), tmp_path).peft_config["default"].feature_evidence == [0.25]
+    assert attach_guardrail(base_model("llama"), tmp_path).peft_config["default"].feature_evidence == (0.25,)
     with pytest.raises(GuardrailError, match=r"drift=0\.5 must lie between 0 and 0\.25"):
         planted_config(**weak, statistic="cusum")
 

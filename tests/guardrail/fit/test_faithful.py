@@ -138,7 +138,7 @@ def test_faithful_preset_is_the_published_procedure(architecture):
         progress=False,
     )
     config = guarded.peft_config["default"]
-    assert config.feature_ids == features
+    assert list(config.feature_ids) == features
     assert config.threshold == pytest.approx(tau, abs=1e-6)
     assert (config.clamp_value, config.clamp_mode, config.counting) == (CLAMP, "all", "columns")
 

@@ -133,7 +133,7 @@ def test_zero_shot_needs_neither_corpora_nor_tokenizer():
         base_model("llama"), None, SAE, features=[7, 3, 11], threshold=0.25, clamp_value=-4.0, progress=False
     )
     config = config_of(model)
-    assert (config.feature_ids, config.threshold, config.clamp_value) == ([7, 3, 11], 0.25, -4.0)
+    assert (config.feature_ids, config.threshold, config.clamp_value) == ((7, 3, 11), 0.25, -4.0)
     part = SAE.slice([7, 3, 11])
     found = tensors(model)
     assert torch.equal(found["dec"], part.W_dec)

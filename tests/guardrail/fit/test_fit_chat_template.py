@@ -37,7 +37,7 @@ def test_a_fit_on_plain_text_warns_where_there_is_a_chat_template(usual):
 
 def test_a_fit_in_the_chat_template_judges_message_by_message():
     tokenizer = chat_tokenizer()
-    boundary = [tokenizer.unk_token_id]  # the BOS at the beginning is none
+    boundary = (tokenizer.unk_token_id,)  # the BOS at the beginning is none
     for given, expected in (
         ({"chat_template": True}, boundary),
         ({"chat_template": True, "statistic": "window", "threshold": 0.5}, None),

@@ -21,7 +21,7 @@ def test_special_tokens_have_no_part(usual):
         for texts in (FORGET, RETAIN)
     ]
     same_fit(plain, fit(copy.deepcopy(model), forget=strewn[0], retain=strewn[1]), exact=False)
-    assert config_of(plain).special_token_ids == [PAD, BOS, EOS]
+    assert config_of(plain).special_token_ids == (PAD, BOS, EOS)
 
 
 def model_with_an_outlying_token():

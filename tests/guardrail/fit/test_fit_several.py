@@ -89,7 +89,7 @@ def test_a_refusal_can_be_fitted():
     told = {"action": "refuse", "refusal": "w90 w91", "threshold_percentile": 50.0}
     guarded = fit_guardrail(model, tokenizer, sae, TOPICS["first"], RETAIN, **told, progress=False)
     config = guarded.peft_config["default"]
-    assert (config.action, config.refusal_ids) == ("refuse", [90, 91, 96])
+    assert (config.action, config.refusal_ids) == ("refuse", (90, 91, 96))
     ids = torch.tensor(tokenizer(topic_texts("forget", 1, seed=3)).input_ids)
     found = guarded.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=96, pad_token_id=0)
     assert found[0, ids.shape[1] :].tolist() == [90, 91, 96]
