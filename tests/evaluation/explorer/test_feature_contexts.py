@@ -32,7 +32,7 @@ def found(parts):
 def everything(parts):
     """By role, each row's activations `[seq, N]` by the whole SAE on a model of its own, 0 at BOS, one row a pass."""
     guarded, tokenizer, sae = parts
-    model, ids = tiny_parts()[0], guarded.peft_config["default"].feature_ids
+    model, ids = tiny_parts()[0], [*guarded.peft_config["default"].feature_ids]
     read = {}
     for role, texts in TEXTS.items():
         read[role] = []
@@ -77,7 +77,7 @@ def test_densities_and_scores_are_over_all_content_tokens(parts, found, everythi
             assert feature.mean_squared[role] == pytest.approx(float(tokens[:, place].square().mean()), rel=1e-4)
     first = found.features[0]
     assert first.ratio == pytest.approx(first.mean_squared["forget"] / first.mean_squared["retain"])
-    assert [feature.feature for feature in found.features] == parts[0].peft_config["default"].feature_ids
+    assert [feature.feature for feature in found.features] == [*parts[0].peft_config["default"].feature_ids]
 
 
 def test_statistics_are_those_of_the_gate(found, everything, parts):
@@ -122,7 +122,7 @@ def test_of_several_guardrails_one_is_named():
     with pytest.raises(GuardrailError, match="no guardrail 'third'"):
         feature_contexts(guarded, tokenizer, **TEXTS, adapter_name="third")
     found = feature_contexts(guarded, tokenizer, **TEXTS, adapter_name="second", progress=False)
-    assert [feature.feature for feature in found.features] == guarded.peft_config["second"].feature_ids
+    assert [feature.feature for feature in found.features] == [*guarded.peft_config["second"].feature_ids]
 
 
 class Bytes:

@@ -29,7 +29,7 @@ def test_dose_in_units_of_the_feature_is_a_multiple_of_its_mean_active_value():
     with model.disable_adapter():
         for batch in residual_batches(model.get_base_model(), held_out, 1, 8):
             active.append(SAE.encode(batch.residual[batch.kept & (batch.input_ids > 1)]))
-    active = torch.cat(active)[:, config_of(model).feature_ids]
+    active = torch.cat(active)[:, [*config_of(model).feature_ids]]
     means = active.sum(0) / (active > 0).sum(0)
     assert config_of(model).calibration["outlier_tokens_left_out"] == 0
     torch.testing.assert_close(tensors(model)["clamp"], -3.0 * means, atol=1e-4, rtol=1e-4)

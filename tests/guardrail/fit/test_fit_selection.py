@@ -50,7 +50,7 @@ def test_the_selection_rows_figures_of_the_features_are_recorded(usual):
         rows = [row for i, row in enumerate(token_rows(texts)) if i % 4 in uses]
         batches = residual_batches(base_model("llama"), rows, 1, 8)
         tokens = torch.cat([batch.residual[batch.kept & (batch.input_ids != BOS)] for batch in batches])
-        a = SAE.encode(tokens)[:, config.feature_ids].double()
+        a = SAE.encode(tokens)[:, [*config.feature_ids]].double()
         density = (a > 0).double().mean(dim=0)
         assert found[f"score_{role}"] == pytest.approx(a.square().mean(dim=0).tolist(), rel=1e-4)
         assert found[f"density_{role}"] == pytest.approx(density.tolist(), rel=1e-4)

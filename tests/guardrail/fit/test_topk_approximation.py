@@ -90,8 +90,8 @@ def test_the_disagreement_is_that_of_the_report_rows(fitted):
     config, theta = config_of(fitted), tensors(fitted)["threshold"]
     for role, rows in (("forget", content(FORGET, {2})), ("retain", content(RETAIN, {3}))):
         found = config.calibration["topk"][role]
-        each = [(SAE.encode(row)[:, config.feature_ids] > 0, None) for row in rows]
-        each = [(true, SAE.pre_activations(row)[:, config.feature_ids] > theta)
+        each = [(SAE.encode(row)[:, [*config.feature_ids]] > 0, None) for row in rows]
+        each = [(true, SAE.pre_activations(row)[:, [*config.feature_ids]] > theta)
                 for (true, _), row in zip(each, rows, strict=True)]  # fmt: skip
         true, ours = (torch.cat(parts) for parts in zip(*each, strict=True))
         differs = (true != ours).double().mean(dim=0)
@@ -145,7 +145,7 @@ def test_inputs_that_are_normalised_are_approximated_and_measured_as_well(fields
     tokens = torch.cat(content(FORGET, {0, 3}) + content(RETAIN, {0, 2}))
     std = float(tokens.std(dim=-1).median())
     assert found.calibration["topk"]["std"] == pytest.approx(std)
-    ids = found.feature_ids
+    ids = [*found.feature_ids]
     centred = sae.W_enc[:, ids] - sae.W_enc[:, ids].mean(dim=0)
     torch.testing.assert_close(encoder.weight, (centred / (std + 1e-5)).T)
     torch.testing.assert_close(decoder.weight, sae.W_dec[ids] * std)
