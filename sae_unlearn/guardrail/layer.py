@@ -21,7 +21,6 @@ Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.
 """
 
 import secrets
-import sys
 from typing import Any, cast
 
 import torch
@@ -45,6 +44,7 @@ from sae_unlearn.guardrail.runtime.cache_state import (
 )
 from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
+from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_all, telling_mask
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
@@ -292,12 +292,4 @@ def remove_guard(decoder_layer: nn.Module) -> None:
     """Take the guardrails of a decoder layer off, leaving no trace on it."""
     remove_hooks(decoder_layer, SAEGuardrailLayer)
     delattr(decoder_layer, CHILD)
-    forget_compiled_code()
-
-
-def forget_compiled_code() -> None:
-    """Have `torch.compile` look at every model anew at its next call. What it compiled before does not look whether
-    hooks have come or gone since: of a model that was compiled first, text would pass the guardrail by."""
-    dynamo = sys.modules.get("torch._dynamo")  # where it was never imported, nothing was compiled
-    if dynamo is not None:
-        dynamo.reset()
+    use_earlier_code(decoder_layer)

@@ -8,14 +8,15 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from sae_unlearn.backbone.layers import check_module, find_decoder_layers, text_config
+from sae_unlearn.backbone.layers import DecoderLayers, check_module, find_decoder_layers, text_config
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.base_saving import stop_watching, watch_saving
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layer import SAEGuardrailLayer, forget_compiled_code, remove_guard
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.nesting import refuse_nested
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
+from sae_unlearn.guardrail.runtime.compiled import compile_again, use_earlier_code
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name, remove_hooks
 from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.weights import PARTS
@@ -93,11 +94,18 @@ class SAEGuardrailModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        forget_compiled_code()
+        place = find_decoder_layers(self.model)
         if hasattr(target, CHILD):
             getattr(target, CHILD).update_layer(adapter_name, peft_config, target)
-            return
-        place = find_decoder_layers(self.model)
+        else:
+            self._add_layer(place, adapter_name, peft_config, target)
+        for module in (target, place.backbone, self.model):
+            compile_again(module)
+
+    def _add_layer(
+        self, place: DecoderLayers, adapter_name: str, peft_config: SAEGuardrailConfig, target: nn.Module
+    ) -> None:
+        """Guard a decoder layer that has no guardrail yet, and the model if it has none."""
         caller = hooks_of(self.model, ModelHooks)
         if caller is None:
             caller = ModelHooks(self.model)
@@ -243,3 +251,5 @@ def remove_call_hooks(model: nn.Module) -> None:
         stop_watching(model)
         remove_hooks(model, ModelHooks)
         remove_hooks(backbone, BackboneHooks)
+    for module in (model, backbone):
+        (compile_again if left else use_earlier_code)(module)
