@@ -44,7 +44,7 @@ from benchmarks.speed.models import (
 from benchmarks.speed.timing import Results, compare, interleaved, machine, times_less
 from sae_unlearn import record_firings
 from sae_unlearn.backbone.layers import text_config
-from sae_unlearn.guardrail.gate import HITS
+from sae_unlearn.guardrail.gate import State
 
 
 PROMPT = {1: 128, 8: 64, 32: 32}  # tokens of a prompt by batch, so that a prefill takes seconds on a CPU
@@ -136,7 +136,7 @@ def check_gates(made: dict[str, nn.Module], batch: int) -> None:
             running.step()
         if {firing.fired for firing in firings} != {name.startswith("fires")}:
             raise SystemExit(f"{name}: {list(firings)}")
-        hits = running.cache.layers[-1].keys[:, 0, :, HITS]
+        hits = State.of(running.cache.layers[-1].keys[:, 0]).hits
         if not bool((hits[:, -1] > hits[:, -2]).all()):
             raise SystemExit(f"{name}: the token that is timed is not hot.")
 

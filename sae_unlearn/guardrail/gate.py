@@ -54,7 +54,7 @@ so the row's statistic is the largest of its messages' and of the row as a whole
 boundaries can only make the gate fire more: to scatter such tokens through a text does not hide it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,10 +111,31 @@ def _one_before(values: Tensor, first: Tensor) -> Tensor:
     return torch.cat([first, values[:, :-1]], dim=1)
 
 
-# The fields of a state, in the last dimension of [batch, tokens, STATE_SIZE]. With messages, theirs come after these.
-# LOWEST is the smallest Y of cusum, and the largest window so far of ratio_or_window.
-# KEPT is 1 for a token that the mask shows, special or not; it is of that token alone.
-HITS, TOKENS, LOWEST, PEAK, FIRED_AT, KEPT = range(6)
+class State(NamedTuple):
+    """The gate's state of a row after a token, by name: of one row as numbers, or the columns of a tensor of states.
+
+    Attributes:
+        hits: `H`.
+        tokens: `N`.
+        lowest: the smallest `Y` of cusum; the largest window so far of ratio_or_window.
+        peak: the statistic; of window and cusum, with `sticky`, its largest value so far.
+        fired_at: number of counted tokens when the row fired; 0 where it has not.
+        kept: 1 if the mask shows the token, special or not; it is of that token alone.
+    """
+
+    hits: Any
+    tokens: Any
+    lowest: Any
+    peak: Any
+    fired_at: Any
+    kept: Any
+
+    @classmethod
+    def of(cls, states: Tensor) -> "State":
+        """The columns of `states [..., STATE_SIZE]`, each a view `[...]`. With messages, their columns come after."""
+        return cls(*states.unbind(dim=-1)[:STATE_SIZE])
+
+
 STATE_SIZE = 6
 _PEAKED = ("window", "cusum")  # whose value is the largest so far
 
@@ -130,20 +151,6 @@ class Decision(NamedTuple):
 
     fire: Tensor
     state: Tensor
-
-
-class _Before(NamedTuple):
-    """The fields of a state, `[batch, 1]` each, by which the next tokens are judged."""
-
-    hits: Tensor
-    tokens: Tensor
-    lowest: Tensor
-    peak: Tensor
-    fired_at: Tensor
-
-    @classmethod
-    def of(cls, previous: Tensor) -> "_Before":
-        return cls(*previous[:, None].unbind(dim=-1)[:KEPT])
 
 
 class Series(NamedTuple):
@@ -218,7 +225,7 @@ def decide(
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
-    before = None if previous is None else _Before.of(previous)
+    before = None if previous is None else State.of(previous[:, None])
     hits, tokens = _running_sums(hot, counted, before)
     value, lowest = _value(hits, tokens, config, before, past)
     messages = None
@@ -238,7 +245,7 @@ def decide(
     if boundary > 0:
         fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
     kept = torch.ones_like(hits) if kept is None else kept
-    state = torch.stack([hits, tokens, lowest, peak, fired_at, kept], dim=-1)
+    state = torch.stack([*State(hits, tokens, lowest, peak, fired_at, kept)], dim=-1)
     return Decision(fired, state if messages is None else torch.cat([state, messages], dim=-1))
 
 
@@ -263,7 +270,7 @@ def _boundary(config: SAEGuardrailConfig, seq: int, boundary: int | None) -> int
     return seq - 1 if boundary is None else min(max(boundary, 0), seq - 1)
 
 
-def _running_sums(hot: Tensor, counted: Tensor, before: _Before | None) -> tuple[Tensor, Tensor]:
+def _running_sums(hot: Tensor, counted: Tensor, before: State | None) -> tuple[Tensor, Tensor]:
     """`H` and `N`, both `[batch, seq]` float32."""
     if hot.shape[1] > 1:
         hot, counted = torch.stack([hot, counted]).cumsum(dim=-1, dtype=torch.float32).unbind()
@@ -277,9 +284,9 @@ def _running_max(values: Tensor) -> Tensor:
 
 
 def _value(
-    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: _Before | None, past: Series | None
+    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None, past: Series | None
 ) -> tuple[Tensor, Tensor]:
-    """The current value of the statistic, and what goes under LOWEST (zeros for ratio and window); `[batch, seq]`."""
+    """The current value of the statistic, and what goes under `lowest` (zeros for ratio and window); `[batch, seq]`."""
     floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
     if config.statistic == "ratio":
         return hits / tokens.clamp(min=config.min_tokens), floor.expand_as(hits)

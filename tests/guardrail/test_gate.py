@@ -6,7 +6,7 @@ import pytest
 import torch
 from zoo import planted_config
 
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, STATE_SIZE, TOKENS, Series, decide, row_statistic
+from sae_unlearn.guardrail.gate import STATE_SIZE, Series, State, decide, row_statistic
 
 
 WINDOW, DRIFT = 4, 0.25  # a drift that float32 holds exactly, as every other constant here
@@ -101,7 +101,7 @@ def run(hot, counted, cfg, pieces, boundaries=None):
             counted[:, start:stop],
             cfg,
             None if past is None else past[:, -1],
-            None if past is None else Series(past[:, :, HITS], past[:, :, TOKENS]),
+            None if past is None else Series(*State.of(past)[:2]),
             None if boundaries is None else boundaries[i] - start,
         )
         fire.append(decision.fire)
@@ -126,7 +126,7 @@ def test_prefix_scope_is_the_definition_however_the_sequence_is_cut(statistic, s
             fire, state = run(hot, counted, cfg, pieces)
             assert fire.tolist() == expected
             values = [slow_values(h, c, cfg) for h, c in zip(hot.tolist(), counted.tolist(), strict=True)]
-            assert torch.equal(state[..., PEAK], torch.tensor(values))
+            assert torch.equal(State.of(state).peak, torch.tensor(values))
     assert both == {True, False}
 
 
@@ -202,7 +202,7 @@ def test_padding_on_either_side_changes_nothing(statistic, sticky, min_tokens, s
     right = decide(torch.cat([hot, pad], 1), torch.cat([counted, pad], 1), cfg)
     assert torch.equal(left.fire[:, 5:], plain.fire)
     assert torch.equal(right.fire[:, :17], plain.fire)
-    assert torch.equal(left.state[:, -1, HITS : PEAK + 1], right.state[:, -1, HITS : PEAK + 1])
+    assert torch.equal(left.state[:, -1, :4], right.state[:, -1, :4])
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -240,9 +240,11 @@ def test_the_state_says_at_which_counted_token_the_row_fired():
     counted = torch.tensor([[False, True, True, True, True, True]])
     state = decide(hot, counted, planted_config(gate_scope="prefix", threshold=0.4)).state
     assert state.shape == (1, 6, STATE_SIZE)
-    assert state[0, :, TOKENS].tolist() == [0, 1, 2, 3, 4, 5]
-    assert state[0, :, HITS].tolist() == [0, 0, 1, 1, 2, 3]
-    assert state[0, :, FIRED_AT].tolist() == [0, 0, 2, 2, 2, 2]
+    assert State._fields == ("hits", "tokens", "lowest", "peak", "fired_at", "kept")  # the order of the columns
+    assert len(State._fields) == STATE_SIZE
+    assert State.of(state[0]).tokens.tolist() == [0, 1, 2, 3, 4, 5]
+    assert State.of(state[0]).hits.tolist() == [0, 0, 1, 1, 2, 3]
+    assert State.of(state[0]).fired_at.tolist() == [0, 0, 2, 2, 2, 2]
 
 
 def test_a_row_without_content_never_fires():

@@ -10,7 +10,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, base_model, guarded, padded, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_guardrail
-from sae_unlearn.guardrail.gate import PEAK, decide, row_statistic
+from sae_unlearn.guardrail.gate import State, decide, row_statistic
 from sae_unlearn.guardrail.summary import guardrail_facts
 
 
@@ -52,7 +52,7 @@ def test_the_statistic_is_the_definition_however_the_sequence_is_cut(min_tokens)
                 part = [tensor[:, start:stop] for tensor in (hot, counted)]
                 decision = decide(*part, cfg, state, ends=ends[:, start:stop])
                 state = decision.state[:, -1]
-                values.append(decision.state[..., PEAK])
+                values.append(State.of(decision.state).peak)
                 fires.append(decision.fire)
             assert torch.equal(torch.cat(values, dim=1), expected)
             assert torch.equal(torch.cat(fires, dim=1), (expected > 0.375).cummax(dim=1).values)

@@ -8,7 +8,7 @@ from transformers.masking_utils import create_masks_for_generate
 from zoo import LayerTap, base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail.gate import HITS, TOKENS
+from sae_unlearn.guardrail.gate import State
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
@@ -158,7 +158,7 @@ def test_compiled_code_reads_such_a_mask_as_eager_code_does(past):
                 base(IDS[:, :past], attention_mask=batch["attention_mask"][:, :past], **with_cache(model, cache))
             run(batch["input_ids"][:, past : past + seq], attention_mask=mask, **with_cache(model, cache))
         history = next(layer for layer in cache.layers if isinstance(layer, GateHistory))
-        counts.append(history.last()[:, [HITS, TOKENS]].tolist())
+        counts.append(torch.stack(State.of(history.last())[:2], dim=-1).tolist())
     assert counts[0] == counts[1]
     kept = batch["attention_mask"][:, : past + seq].sum(1)
     assert [tokens for _, tokens in counts[0]] == kept.tolist()

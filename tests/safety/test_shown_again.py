@@ -7,7 +7,7 @@ from transformers import DynamicCache, StaticCache
 from zoo import base_model, guarded, padded, token_ids
 
 from sae_unlearn import GuardrailNotReady, record_firings
-from sae_unlearn.guardrail.gate import KEPT
+from sae_unlearn.guardrail.gate import State
 from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 
@@ -226,7 +226,7 @@ def test_what_was_hidden_is_noted_alike_by_all_ways(by_operators):
                 mask = hiding(end, *[p for p in (0, 2, 6) if p < end])
                 model(input_ids=IDS[:, start:end], attention_mask=mask, past_key_values=cache)
         history = next(layer for layer in cache.layers if isinstance(layer, GateHistory))
-        noted.append(history.keys[:, 0, :, KEPT].tolist())
+        noted.append(State.of(history.keys[:, 0]).kept.tolist())
     assert noted[0] == noted[1] == [[0, 1, 0, 1, 1, 1, 0, 1]] * len(IDS)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import as_float32
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, KEPT, PEAK, STATE_SIZE, TOKENS, usual_norm
+from sae_unlearn.guardrail.gate import STATE_SIZE, State, usual_norm
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 from sae_unlearn.guardrail.runtime.shown import check_on_host
 from sae_unlearn.sae.equations import without_autocast
@@ -45,7 +45,7 @@ def host_step(
         pre = torch.nn.functional.linear(hidden[:, 0].to(torch.float32), encoder.weight, encoder.bias)
     usual = usual_norm(hidden, config)
     judge = _Judge(config, encoder.threshold, decoder.clamp)
-    states = history.last_rows() or [[0.0] * STATE_SIZE] * batch
+    states = history.last_rows() or [State(*[0.0] * STATE_SIZE)] * batch
     kept = [True] * batch if mask is None else [shown != 0 for (shown,) in mask.tolist()]
     counted = _counted(kept, ids, config)
     norms = [True] * batch if usual is None else usual[:, 0].tolist()
@@ -79,8 +79,8 @@ class _Judge:
         self.sticky, self.all = config.sticky, config.clamp_mode == "all"
 
     def __call__(
-        self, pre: list[float], state: list[float], counts: bool, usual: bool, kept: bool
-    ) -> tuple[list[float], list[float] | None]:
+        self, pre: list[float], state: State, counts: bool, usual: bool, kept: bool
+    ) -> tuple[State, list[float] | None]:
         """The row's next state, and by how much each activation is changed; None if the row does not fire.
 
         Args:
@@ -96,14 +96,12 @@ class _Judge:
             hot = float(bool(active))
         else:
             hot = sum([self.evidence[j] for j in active])
-        hits, tokens = state[HITS] + hot, state[TOKENS] + counts
+        hits, tokens = state.hits + hot, state.tokens + counts
         value = as_float32(hits / max(tokens, self.min_tokens))
         fired_at = 0.0 if value <= self.tau else tokens  # NaN fires
-        if self.sticky and state[FIRED_AT] > 0:
-            fired_at = state[FIRED_AT]
-        after = [0.0] * STATE_SIZE
-        after[HITS], after[TOKENS], after[PEAK], after[FIRED_AT] = hits, tokens, value, fired_at
-        after[KEPT] = float(kept)
+        if self.sticky and state.fired_at > 0:
+            fired_at = state.fired_at
+        after = State(hits, tokens, lowest=0.0, peak=value, fired_at=fired_at, kept=float(kept))
         if not (fired_at > 0 and hot):
             return after, None
         change, clamp = [0.0] * len(pre), self.clamp.tolist()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, KEPT, LOWEST, PEAK, STATE_SIZE, TOKENS
+from sae_unlearn.guardrail.gate import STATE_SIZE, State
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 
@@ -26,15 +26,7 @@ from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 # Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.
 ENCODE_TILE = {"TILE_N": 4, "TILE_D": 512}
 EDIT_TILE = {"TILE_N": 16, "TILE_D": 256}
-FIELDS = {
-    "STATE": STATE_SIZE,
-    "HITS": HITS,
-    "TOKENS": TOKENS,
-    "LOWEST": LOWEST,
-    "PEAK": PEAK,
-    "FIRED_AT": FIRED_AT,
-    "KEPT": KEPT,
-}
+FIELDS = {"STATE": STATE_SIZE, **{name.upper(): column for column, name in enumerate(State._fields)}}
 
 
 @triton.jit

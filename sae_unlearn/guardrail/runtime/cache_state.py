@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 
 from sae_unlearn.backbone.call_arguments import knows_length
 from sae_unlearn.errors import GuardrailNotReady
-from sae_unlearn.guardrail.gate import HITS, KEPT, TOKENS, Series
+from sae_unlearn.guardrail.gate import Series, State
 
 
 Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the guardrail of that name
@@ -99,7 +99,7 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
     """
 
     def __init__(self, owner: Owner) -> None:
-        self._later: list[list[list[float]]] = []  # by token and row, after those that are in `_keys`
+        self._later: list[list[State]] = []  # by token and row, after those that are in `_keys`
         self._hidden: tuple[Tensor, Tensor] | None = None
         super().__init__()
         self.owner, self.readers = owner, Readers()
@@ -119,16 +119,16 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
         stored = 0 if not self.is_initialized or self._keys.numel() == 0 else self._keys.shape[-2]
         return stored + len(self._later)
 
-    def append_rows(self, rows: list[list[float]]) -> None:
+    def append_rows(self, rows: list[State]) -> None:
         """Add the states of a single token, one for each row."""
         if not self.is_initialized:
-            whole = all(row[KEPT] for row in rows)
+            whole = all(row.kept for row in rows)
             self.append(_as_tensor(rows, torch.device("cpu"))[:, None], whole)
             return
         if len(self._later) == MOST_LATER:
             self._settle()
         self._later.append(rows)
-        if not all(row[KEPT] for row in rows):
+        if not all(row.kept for row in rows):
             self.whole, self._hidden = False, None
 
     def _settle(self) -> None:
@@ -141,16 +141,16 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
         """Row and place of each token that was hidden while it was current; None if there is none. Waits for the
         device where neither is known."""
         if not self.whole and self._hidden is None:
-            rows, places = (self.keys[:, 0, :, KEPT] == 0).nonzero(as_tuple=True)
+            rows, places = (State.of(self.keys[:, 0]).kept == 0).nonzero(as_tuple=True)
             self.whole, self._hidden = len(rows) == 0, (rows, places)
         return None if self.whole else self._hidden
 
-    def last_rows(self) -> list[list[float]] | None:
+    def last_rows(self) -> list[State] | None:
         """`last` as numbers."""
         if self._later:
             return self._later[-1]
         last = self.last()
-        return None if last is None else last.tolist()
+        return None if last is None else [State(*row) for row in last.tolist()]
 
     def reset(self) -> None:
         self.end()
@@ -160,7 +160,10 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
         return self.keys[:, 0, -1] if self.get_seq_length() > 0 else None
 
     def series(self) -> Series | None:
-        return Series(self.keys[:, 0, :, HITS], self.keys[:, 0, :, TOKENS]) if self.get_seq_length() > 0 else None
+        if self.get_seq_length() == 0:
+            return None
+        states = State.of(self.keys[:, 0])
+        return Series(states.hits, states.tokens)
 
 
 def _as_tensor(states: Any, device: torch.device) -> Tensor:
@@ -203,8 +206,8 @@ class StaticGateHistory(GateHistory, StaticLayer):
         if not self.is_initialized:
             return None
         written = torch.arange(self.max_cache_len, device=self.keys.device) < self.cumulative_length
-        tokens = self.keys[:, 0, :, TOKENS].masked_fill(~written, torch.inf)
-        return Series(self.keys[:, 0, :, HITS], tokens)
+        states = State.of(self.keys[:, 0])
+        return Series(states.hits, states.tokens.masked_fill(~written, torch.inf))
 
 
 _BY_LAYERS = {

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from sae_unlearn.backbone.layers import check_module
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import FIRED_AT, HITS, PEAK, TOKENS
+from sae_unlearn.guardrail.gate import STATE_SIZE, State
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, send_firings
 
@@ -279,17 +279,18 @@ def _state_of(seen: GateHistory | Tensor | None) -> Tensor | None:
 
 
 def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
-    fired_at, finite = int(values[FIRED_AT]), math.isfinite(values[HITS])
+    state = State(*values[:STATE_SIZE])
+    fired_at, finite = int(state.fired_at), math.isfinite(state.hits)
     return Firing(
         adapter=name,
         call=call,
         row=row,
-        statistic=values[PEAK],
+        statistic=state.peak,
         threshold=config.tau,
         fired=fired_at > 0,
         at_token=fired_at or None,
-        evidence=_number(values[HITS] if finite else values[TOKENS]),
-        tokens=int(values[TOKENS]),
+        evidence=_number(state.hits if finite else state.tokens),
+        tokens=int(state.tokens),
         finite=finite,
     )
 

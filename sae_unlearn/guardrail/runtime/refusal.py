@@ -25,7 +25,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import FIRED_AT, Decision
+from sae_unlearn.guardrail.gate import Decision, State
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory, StaticGateHistory, history_of, tokens_of
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 
@@ -103,7 +103,7 @@ def note_refusal(
     if before is None:
         before = ids.new_full((ids.shape[0], n), _UNKNOWN)
     told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), message[:n])
-    fired = decision.state[..., FIRED_AT] > 0
+    fired = State.of(decision.state).fired_at > 0
     # Without a cache a row is judged afresh with what was told already, which may have let it go.
     start = torch.arange(seq, device=ids.device) - told
     fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))

@@ -2,7 +2,7 @@
 
 A token that the mask hides while it is current is padding: it is neither counted nor hot. In a later pass the mask
 covers that token again, among the columns of the past, and could show it: text that no gate has judged. So a history
-holds for each token whether it was kept (`gate.KEPT`), and no later mask may show more:
+holds for each token whether it was kept (`gate.State.kept`), and no later mask may show more:
 
     lost_row = [some column of the past is shown now, and was hidden then]
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from sae_unlearn.errors import GuardrailNotReady
-from sae_unlearn.guardrail.gate import KEPT
+from sae_unlearn.guardrail.gate import State
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.masks import shown_by
 
@@ -53,7 +53,7 @@ def shown_again(mask: Any, history: GateHistory, past: int | Tensor, seq: int) -
     """
     if history.whole or (isinstance(past, int) and past == 0) or not history.is_initialized:
         return None
-    kept = history.keys[:, 0, : past if isinstance(past, int) else None, KEPT]
+    kept = State.of(history.keys[:, 0, : past if isinstance(past, int) else None]).kept
     if mask is None:
         lost = kept == 0
         return (lost if isinstance(past, int) else lost & _before(past, kept)).any(dim=1)
