@@ -4,19 +4,16 @@ import math
 import re
 import struct
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_fields import ConfigFields, settle
 from sae_unlearn.version import __version__
 
 
-if TYPE_CHECKING:
-    from sae_unlearn.guardrail.config import SAEGuardrailConfig
-
-
-def check_threshold(threshold: float, config: "SAEGuardrailConfig", percentile: float | None) -> None:
+def check_threshold(threshold: float, config: ConfigFields, percentile: float | None) -> None:
     """Raise if the gate could never fire at this threshold.
 
     Raises:
@@ -65,7 +62,7 @@ CHOICES = {
 }
 
 
-def check_config(config: "SAEGuardrailConfig", always: bool = False) -> None:
+def check_config(config: ConfigFields, always: bool = False) -> None:
     """Raise GuardrailError unless every field holds what it may, and put lists of ids into one form.
 
     Args:
@@ -80,7 +77,7 @@ def check_config(config: "SAEGuardrailConfig", always: bool = False) -> None:
     _check_strings(config)
 
 
-def check_choices(config: "SAEGuardrailConfig") -> None:
+def check_choices(config: ConfigFields) -> None:
     """Raise unless every field of `CHOICES` is one of them."""
     for name, allowed in CHOICES.items():
         value = getattr(config, name)
@@ -88,7 +85,7 @@ def check_choices(config: "SAEGuardrailConfig") -> None:
             raise GuardrailError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
 
 
-def _check_names(config: "SAEGuardrailConfig") -> None:
+def _check_names(config: ConfigFields) -> None:
     for name in ("sticky", "init_weights"):
         if not isinstance(getattr(config, name), bool):
             raise GuardrailError(f"{name}={getattr(config, name)!r} must be True or False.")
@@ -96,7 +93,7 @@ def _check_names(config: "SAEGuardrailConfig") -> None:
         raise GuardrailError(f"task_type={config.task_type!r}: a guardrail works on 'CAUSAL_LM' models only.")
 
 
-def check_numbers(config: "SAEGuardrailConfig", always: bool = False) -> None:
+def check_numbers(config: ConfigFields, always: bool = False) -> None:
     """Raise unless every number is in its range; with `always`, a threshold may lie below its own."""
     at_least = {"layer": 0, "num_features": 0, "window": 1, "min_tokens": 1}
     for name, low in at_least.items():
@@ -143,12 +140,12 @@ def check_numbers(config: "SAEGuardrailConfig", always: bool = False) -> None:
             )
 
 
-def _check_ids(config: "SAEGuardrailConfig") -> None:
+def _check_ids(config: ConfigFields) -> None:
     if config.feature_ids is not None:
         if not isinstance(config.feature_ids, (list, tuple)) or not config.feature_ids:
             raise GuardrailError(f"feature_ids={config.feature_ids!r} must be a non-empty list of integers.")
         ids = tuple(_check_integer("feature_ids", i, 0, LARGEST_ID) for i in config.feature_ids)
-        _settle(config, "feature_ids", ids)
+        settle(config, "feature_ids", ids)
         if len(set(config.feature_ids)) != len(config.feature_ids):
             repeated = sorted(i for i, count in Counter(config.feature_ids).items() if count > 1)
             raise GuardrailError(f"feature_ids holds {repeated[:8]} more than once; name each feature once.")
@@ -156,7 +153,7 @@ def _check_ids(config: "SAEGuardrailConfig") -> None:
             raise GuardrailError(
                 f"num_features={config.num_features} but feature_ids names {len(config.feature_ids)}; give one of them."
             )
-        _settle(config, "num_features", len(config.feature_ids))
+        settle(config, "num_features", len(config.feature_ids))
         d_sae = (config.sae_source or {}).get("d_sae") if isinstance(config.sae_source, dict) else None
         if isinstance(d_sae, int) and max(config.feature_ids) >= d_sae:
             raise GuardrailError(
@@ -169,12 +166,12 @@ def _check_ids(config: "SAEGuardrailConfig") -> None:
             "which no guardrail has."
         )
     for name in ("special_token_ids", "message_boundary_ids"):
-        _settle(config, name, _token_ids(name, getattr(config, name)))
+        settle(config, name, _token_ids(name, getattr(config, name)))
     _check_messages(config)
     check_refusal(config)
 
 
-def _check_evidence(config: "SAEGuardrailConfig") -> None:
+def _check_evidence(config: ConfigFields) -> None:
     values = config.feature_evidence
     if values is None:
         return
@@ -188,13 +185,13 @@ def _check_evidence(config: "SAEGuardrailConfig") -> None:
             raise GuardrailError(
                 f"feature_evidence holds {value}; it is in steps of {EVIDENCE_STEP} up to {LARGEST_EVIDENCE:g}."
             )
-    _settle(config, "feature_evidence", tuple(float(value) for value in values))
+    settle(config, "feature_evidence", tuple(float(value) for value in values))
     number = len(config.feature_ids or []) or config.num_features
     if number != len(values):
         raise GuardrailError(f"feature_evidence holds {len(values)} numbers for {number} features.")
 
 
-def check_outlier_norm(config: "SAEGuardrailConfig") -> None:
+def check_outlier_norm(config: ConfigFields) -> None:
     """Raise unless a token of usual norm can be hot."""
     if config.outlier_norm is None:
         return
@@ -208,7 +205,7 @@ def check_outlier_norm(config: "SAEGuardrailConfig") -> None:
         )
 
 
-def _check_messages(config: "SAEGuardrailConfig") -> None:
+def _check_messages(config: ConfigFields) -> None:
     if not config.message_boundary_ids:
         return
     needed = {"statistic": BY_MESSAGE, "counting": ("content",), "sticky": (True,)}
@@ -220,7 +217,7 @@ def _check_messages(config: "SAEGuardrailConfig") -> None:
         )
 
 
-def check_refusal(config: "SAEGuardrailConfig") -> None:
+def check_refusal(config: ConfigFields) -> None:
     """Raise unless the fields of action="refuse" fit together."""
     if isinstance(config.refusal, str) and len(config.refusal) > LONGEST_REFUSAL_TEXT:
         raise GuardrailError(
@@ -231,14 +228,14 @@ def check_refusal(config: "SAEGuardrailConfig") -> None:
         if not isinstance(config.refusal_ids, (list, tuple)) or not 0 < len(config.refusal_ids) <= LONGEST_REFUSAL:
             raise GuardrailError(f"refusal_ids must be a list of 1 to {LONGEST_REFUSAL} token ids.")
         ids = tuple(_check_integer("refusal_ids", i, 0, LARGEST_COUNT) for i in config.refusal_ids)
-        _settle(config, "refusal_ids", ids)
+        settle(config, "refusal_ids", ids)
     if config.action == "refuse" and not config.refusal_ids:
         raise GuardrailError("action='refuse' needs `refusal_ids`, the message that is answered; see `set_action`.")
     if config.action == "refuse" and not config.sticky:
         raise GuardrailError("action='refuse' needs sticky=True; else a refusal may end in the middle.")
 
 
-def _check_strings(config: "SAEGuardrailConfig") -> None:
+def _check_strings(config: ConfigFields) -> None:
     if isinstance(config.target_modules, str):
         config.target_modules = {config.target_modules}
     if config.target_modules is not None:
@@ -274,13 +271,6 @@ def _token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
     if not isinstance(ids, (list, tuple, set)):
         raise GuardrailError(f"{name}={ids!r} must be a list of token ids.")
     return tuple(sorted({_check_integer(name, i, 0, LARGEST_ID) for i in ids}))
-
-
-def _settle(config: "SAEGuardrailConfig", name: str, value: Any) -> None:
-    """Assign a field in its one form. Not if it has it: each assignment is a change, for which a gate checks again."""
-    current = getattr(config, name)
-    if repr(current) != repr(value):  # 1.0 equals 1, and is not saved as it
-        setattr(config, name, value)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> int:
