@@ -10,6 +10,7 @@ import peft
 import pytest
 import transformers
 from packaging.version import Version
+from transformers.cache_utils import DynamicLayer
 from transformers.integrations import peft as integration
 
 
@@ -25,3 +26,10 @@ adapters_of_transformers = pytest.mark.xfail(
     strict=True,
 )
 """For tests of `model.add_adapter`, `set_adapter`, ... of a transformers model that is no `PeftModel`."""
+
+dynamic_caches_are_emptied = pytest.mark.xfail(
+    "reset" not in vars(DynamicLayer),
+    reason=f"transformers {transformers.__version__}: `reset` of a DynamicCache leaves tokens of zeros in it (until 5.19)",
+    strict=True,
+)
+"""For tests that use a `DynamicCache` again after its `reset`."""

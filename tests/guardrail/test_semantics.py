@@ -9,6 +9,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
+from upstream import dynamic_caches_are_emptied
 from zoo import (
     BOS,
     EOS,
@@ -252,7 +253,7 @@ def test_published_counting_counts_columns_and_never_touches_column_0():
 # ---------------------------------------------------------------------------------------------------- several at a time
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", [pytest.param("dynamic", marks=dynamic_caches_are_emptied), "static"])
 def test_a_cache_that_is_reset_for_the_next_request_leaves_the_records_of_the_last(kind):
     model = guarded("llama").eval()
     requests = [token_ids(3, 10, seed=seed) for seed in range(3)]
@@ -400,6 +401,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 @pytest.mark.parametrize(("cache", "name"), UNKNOWN.values(), ids=[f"{kind}-{name}" for kind, name in UNKNOWN])
 def test_what_may_carry_earlier_tokens_and_is_no_known_cache_is_refused_by_its_name(cache, name):
     """Under the names of every version, whatever the model itself would make of it."""
@@ -414,7 +416,7 @@ def test_what_may_carry_earlier_tokens_and_is_no_known_cache_is_refused_by_its_n
 def given_as(model, run, name):
     """The name by which the backbone is given an argument of a call of `run`."""
     own = cache_name(model.get_base_model())
-    return own if run is model and {name, own} <= {"past_key_values", "cache"} else name
+    return "cache" if run is model and (own, name) == ("cache", "past_key_values") else name
 
 
 @pytest.mark.parametrize("second", [DynamicCache(), LEGACY], ids=["cache", "legacy"])
