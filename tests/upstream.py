@@ -29,7 +29,7 @@ adapters_of_transformers = pytest.mark.xfail(
 
 dynamic_caches_are_emptied = pytest.mark.xfail(
     "reset" not in vars(DynamicLayer),
-    reason=f"transformers {transformers.__version__}: `reset` of a DynamicCache leaves tokens of zeros in it (until 5.19)",
+    reason=f"transformers {transformers.__version__}: `reset` of a DynamicCache leaves zeros in it (before 5.19)",
     strict=True,
 )
 """For tests that use a `DynamicCache` again after its `reset`."""

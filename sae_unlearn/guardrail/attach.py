@@ -124,7 +124,7 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
             with warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore", UserWarning
-                )  # PEFT warns that another adapter becomes active, as it should
+                )  # PEFT warns that another adapter becomes active: it should
                 layer.delete_adapter(name)
             configs.pop(name, None)
         if not layer.guard_config:
