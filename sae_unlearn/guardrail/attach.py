@@ -122,9 +122,7 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
             continue
         for name in [n for n in layer.guard_config if adapter_name in (None, n)]:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # PEFT warns that another adapter becomes active: it should
+                warnings.simplefilter("ignore", UserWarning)  # PEFT warns that another adapter becomes active
                 layer.delete_adapter(name)
             configs.pop(name, None)
         if not layer.guard_config:
