@@ -21,7 +21,8 @@ SMALLEST = 16  # rows and columns; in less, a quantiser's levels cannot be seen
 _ALLOWED = 1  # of the samples of a matrix
 # Of all samples: by way of float16, one in sixteen is off by a step of bfloat16; quantisers may round further.
 _ALLOWED_OF_ALL = 0.15
-_VALUES, _BLOCK = 2**12, 32  # of a matrix in which levels are looked for; neighbors that share a quantiser's scale
+_VALUES, _BLOCK = 2**13, 16  # of a matrix in which levels are looked for; neighbors that share a quantiser's scale
+_CLOSE, _CLOSE_SHARE = 0.3, 0.1  # of the spacing, and of all gaps: so many that are so small are not between levels
 _COARSE = 0.01  # levels further apart than this, in units of the weights' size, are a quantiser's
 _EXACT = 2.0**-20  # what is left of a float32 written with 9 digits
 # Relative rounding error of each dtype, the coarsest first.
@@ -115,24 +116,30 @@ def sampled(matrix: Tensor) -> list[float]:
 def level_spacing(matrix: Tensor) -> float | None:
     """How far apart the levels of a quantised matrix are; None if it is not quantised.
 
-    Of values of size s at levels d apart, a share of about `d / (2 sqrt(pi) s)` of all pairs is equal.
+    Of values of size s at levels d apart, a share of about `d / (2 sqrt(pi) s)` of all pairs is equal. Levels that
+    something was added to are none any more: in a coarse dtype values are equal still, but others lie close by.
     """
     while matrix.ndim > 2:  # of several experts
         matrix = matrix[0]
-    best, sizes = 0.0, []
-    for lines in (matrix, matrix.T):
-        number = min(max(_VALUES // lines.shape[1], 4), len(lines))
-        rows = torch.linspace(0, len(lines) - 1, number).long().to(lines.device)
-        block = min(_BLOCK, lines.shape[1])
-        kept = lines[rows, : lines.shape[1] // block * block].float().reshape(-1, block)
-        sizes.append(float(kept.square().mean().sqrt()))
-        equal = (kept[:, 1:, None] == kept[:, None, :-1]).tril() & (kept[:, 1:, None] != 0)  # zeros are no level
-        filled = (kept != 0).sum(dim=1).double()
-        pairs = float((filled * (filled - 1) / 2).sum())
-        if pairs:
-            best = max(best, float(equal.sum()) / pairs)
-    spacing = best * 2 * math.sqrt(math.pi)
-    return spacing * max(sizes) if spacing > _COARSE else None
+    share, values = max((_neighbors(lines) for lines in (matrix, matrix.T)), key=lambda found: found[0])
+    size = float(values.square().mean().sqrt())
+    spacing = share * 2 * math.sqrt(math.pi) * size
+    gaps = values.sort(dim=1).values.diff(dim=1)
+    gaps = gaps[gaps > 0]
+    if spacing <= _COARSE * size or float((gaps < _CLOSE * spacing).double().mean()) > _CLOSE_SHARE:
+        return None
+    return spacing
+
+
+def _neighbors(lines: Tensor) -> tuple[float, Tensor]:
+    """The share of equal ones among pairs of neighbors, and their values `[blocks, block]`; zeros are no level."""
+    number = min(max(_VALUES // lines.shape[1], 4), len(lines))
+    rows = torch.linspace(0, len(lines) - 1, number).long().to(lines.device)
+    kept = lines[rows, : lines.shape[1] // _BLOCK * _BLOCK].float().reshape(-1, _BLOCK)
+    equal = (kept[:, 1:, None] == kept[:, None, :-1]).tril() & (kept[:, 1:, None] != 0)
+    filled = (kept != 0).sum(dim=1).double()
+    pairs = float((filled * (filled - 1) / 2).sum())
+    return (float(equal.sum()) / pairs if pairs else 0.0), kept
 
 
 def _matrices(layers: nn.ModuleList, layer: int) -> dict[str, Tensor]:
