@@ -46,7 +46,7 @@ from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
 from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
-from sae_unlearn.guardrail.runtime.masks import kept_tokens, mask_of_pass, sees_all, telling_mask
+from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all, telling_mask
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
@@ -272,6 +272,11 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         encoder, decoder = self._parts(name)
         known = (self.vocabulary, self.longest)
         return check_ready(name, self.guard_config[name], encoder, decoder, self._looked, known)
+
+    @property
+    def home(self) -> nn.Module:
+        """The decoder layer that it guards."""
+        return self._home[0]
 
     def in_place(self, backbone_layer: nn.Module) -> bool:
         """Whether a call of `backbone_layer`, the decoder layer or what wraps it, comes through `guard`."""

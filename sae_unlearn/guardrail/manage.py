@@ -17,7 +17,7 @@ from sae_unlearn.guardrail.config_validation import CHOICES, check_refusal
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
-from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
+from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, is_hooked
 from sae_unlearn.guardrail.runtime.refusal import message_ids
 
 
@@ -158,7 +158,7 @@ class GuardrailState:
         layer: the decoder layer after which it works; None if it is nowhere on the model.
         state: "guarding"; "recording" (`action="record"`: it reports and edits nothing); "off" (disabled, or not among
             the active adapters); "raising" (the call is stopped); "missing" (the model names it in `peft_config`, but
-            no layer carries it).
+            no layer carries it, or nothing calls it).
         reason: a sentence; while guarding empty, but where the base model could not be told from a descendant.
     """
 
@@ -220,10 +220,12 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     for backbone, hooks in backbones:
         if hooks is not None:
             missing = hooks.missing(backbone)
-            known |= {id(guard): "misplaced" if index in missing else "placed" for index, guard in hooks.guards.items()}
-    found = [_state(layer, name, known.get(id(layer))) for layer in layers for name in layer.guard_config]
+            net = "misplaced" if is_hooked(backbone, hooks) else "lost"  # what raises at the end of a pass
+            known |= {id(guard): net if index in missing else "placed" for index, guard in hooks.guards.items()}
+    torn = any(_is_torn(module) for module in model.modules())
+    found = [_state(layer, name, known.get(id(layer)), torn) for layer in layers for name in layer.guard_config]
     lost = [
-        _state(guard, name, "misplaced")
+        _state(guard, name, known[id(guard)], torn)
         for _, hooks in backbones
         if hooks is not None
         for guard in hooks.guards.values()
@@ -239,15 +241,17 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     return GuardrailStatus((*found, *lost, *absent))
 
 
-def _state(layer: SAEGuardrailLayer, name: str, place: str | None) -> GuardrailState:
+def _state(layer: SAEGuardrailLayer, name: str, place: str | None, torn: bool) -> GuardrailState:
     config = layer.guard_config[name]
-    if place == "misplaced":
-        reason = "its layer was replaced, or the hooks were taken off; attach it again"
-        return GuardrailState(name, config.layer, "raising", reason)
     if name not in layer.in_force:
         reason = "adapters are disabled" if layer.off else "it is not among the active adapters"
         return GuardrailState(name, config.layer, "off", reason)
-    if place is None:
+    if place == "lost" or (place is None and not layer.in_place(layer.home)):
+        return GuardrailState(name, config.layer, "missing", "all its hooks were taken off; attach it again")
+    if place == "misplaced":
+        reason = "its layer was replaced or moved, or the hooks were taken off; attach it again"
+        return GuardrailState(name, config.layer, "raising", reason)
+    if place is None or torn:
         return GuardrailState(name, config.layer, "raising", "the hooks on the model were taken off; attach it again")
     try:
         layer.check_ready(name)
@@ -258,6 +262,14 @@ def _state(layer: SAEGuardrailLayer, name: str, place: str | None) -> GuardrailS
     fingerprint = config.base_fingerprint
     weak = isinstance(fingerprint, dict) and not fingerprint.get("matrices")
     return GuardrailState(name, config.layer, "guarding", NO_MATRICES if weak else "")
+
+
+def _is_torn(module: nn.Module) -> bool:
+    """Whether of the hooks of a model with its head, which work in pairs, one is left alone."""
+    before = hooks_of(module, ModelHooks)
+    if before is None:
+        return any(isinstance(getattr(hook, "__self__", None), ModelHooks) for hook in module._forward_hooks.values())
+    return not is_hooked(module, before)
 
 
 def _configured(model: nn.Module) -> list[str]:

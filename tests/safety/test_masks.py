@@ -11,8 +11,10 @@ from sae_unlearn import record_firings
 from sae_unlearn.guardrail.gate import State
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
-from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
-from sae_unlearn.guardrail.runtime.masks import kept_tokens
+from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, note
+from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
+from sae_unlearn.guardrail.runtime.packing import PACKING
+from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens
 
 
 SEQ, HEADS = 12, 4
@@ -208,6 +210,70 @@ def test_a_text_that_fires_alone_is_not_hidden_between_quiet_ones(packed, inputs
     with pytest.raises(NotImplementedError, match=f"packed sequences.*{match}"):
         records(model, row, **inputs)
     assert [fired for _, _, fired, *_ in records(model, loud)] == [True]
+
+
+TEXTS, THREE = RESTARTING[None], RESTARTING[None].expand(3, -1, -1)
+IN_AXES = {
+    "four axes": (torch.cat([TEXTS, THREE]), "position_ids do not rise by one"),
+    "five axes": (torch.cat([TEXTS, THREE, TEXTS]), "position_ids do not rise by one"),
+    "gaps": (torch.cat([torch.arange(24)[None, None] + 5 * DOCUMENT, THREE]), "position_ids do not rise by one"),
+    "one axis": (TEXTS, "expected"),
+    "two axes": (TEXTS.expand(2, -1, -1), "expected"),
+    "axes at the end": (RESTARTING[..., None].expand(-1, -1, 3), "expected"),
+    "four dimensions": (TEXTS[None], "expected"),
+    "none": (torch.tensor(3), "expected"),
+    "a row": (RESTARTING[0], "position_ids do not rise by one"),
+    "another length": (RESTARTING[:, :12], "expected"),
+    "another batch": (RESTARTING.expand(3, -1), "expected"),
+    "a list": (RESTARTING.tolist(), "expected"),
+}
+
+
+def noted_by(model, row, **inputs):
+    """As in a call with such inputs, without the model, which may not take them."""
+    hooks = hooks_of(model.get_base_model().model, BackboneHooks)
+    hooks.before(model.get_base_model().model, (), {"input_ids": row, **inputs})
+
+
+@pytest.fixture
+def no_notes():
+    yield
+    note(INPUTS, None)
+
+
+@pytest.mark.parametrize(("positions", "match"), IN_AXES.values(), ids=IN_AXES)
+def test_positions_of_every_shape_are_judged_or_refused(packed, positions, match, no_notes):
+    model, row, _ = packed
+    with pytest.raises(NotImplementedError, match=match):
+        noted_by(model, row, position_ids=positions)
+    if isinstance(positions, torch.Tensor) and positions.shape[:1] == (5,):
+        with pytest.raises(NotImplementedError, match="position_ids fall"):
+            noted_by(model, row, position_ids=positions, attention_mask=torch.ones(1, 24))
+
+
+@pytest.mark.parametrize("axes", [3, 4, 5])
+def test_positions_of_images_in_one_text_go_through(packed, axes, no_notes):
+    """Those of the rotary embedding fall within an image; the text's own rise."""
+    model, row, _ = packed
+    image = torch.tensor([0, 1, 2, 2, 3, 3, 2, 3, 2, 3, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+    positions = image[None, None].expand(axes, 1, -1).clone()
+    if axes > 3:
+        positions[0] = torch.arange(24)
+    noted_by(model, row, position_ids=positions)
+    noted_by(model, row, position_ids=positions, attention_mask=torch.ones(1, 24))
+
+
+@pytest.mark.parametrize("length", [1, 24])
+@pytest.mark.parametrize("name", PACKING)
+def test_what_gives_the_places_of_texts_is_refused(packed, name, length, no_notes):
+    model, row, _ = packed
+    with pytest.raises(NotImplementedError, match=name):
+        noted_by(model, row[:, :length], **{name: torch.tensor([0, length])})
+
+
+def test_a_call_without_tokens_of_a_known_shape_is_refused(packed, no_notes):
+    with pytest.raises(NotImplementedError, match="neither input_ids nor inputs_embeds"):
+        noted_by(packed[0], None, position_ids=RESTARTING)
 
 
 def test_packed_texts_go_through_while_the_guardrail_is_off(packed):

@@ -11,7 +11,7 @@ is passed over, since its module is no longer being called.
 import sys
 import threading
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,9 +157,10 @@ def running(left: N | None, module: nn.Module) -> N | None:
     called = _being_called()
     if any(each is module for each in called):
         called.remove(module)  # this call
-    while left is not None and not any(module is left.module for module in called):
-        left = left.outer
-    return left
+    found: Any = left
+    while found is not None and not any(each is found.module for each in called):
+        found = found.outer
+    return cast("N | None", found)
 
 
 def own_note(name: str, owner: Any) -> Any:

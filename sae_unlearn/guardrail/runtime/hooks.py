@@ -36,8 +36,8 @@ from sae_unlearn.guardrail.runtime.call_context import (
     running,
 )
 from sae_unlearn.guardrail.runtime.early_exit import end_draft, is_draft
-from sae_unlearn.guardrail.runtime.masks import _is_2d, _refuse_packed, _shape_of
-from sae_unlearn.guardrail.runtime.packing import packing_argument, refuse_argument
+from sae_unlearn.guardrail.runtime.packing import packing_argument, refuse_argument, refuse_packed, shape_of
+from sae_unlearn.guardrail.runtime.pass_mask import is_2d
 from sae_unlearn.guardrail.runtime.refusal import refuse
 from sae_unlearn.guardrail.runtime.shown import takes_in_all
 
@@ -90,7 +90,7 @@ class BackboneHooks:
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         inputs = inputs._replace(
             input_ids=call.input_ids if ids is None else ids,
-            attention_mask=call.attention_mask if _is_2d(call.attention_mask) and not _is_2d(mask) else mask,
+            attention_mask=call.attention_mask if is_2d(call.attention_mask) and not is_2d(mask) else mask,
             position_ids=given.get("position_ids"),
             past=past_length(cache),
             recurrent=has_state(cache),
@@ -102,11 +102,11 @@ class BackboneHooks:
             packing = packing_argument(given)
             if packing is not None:
                 refuse_argument(packing)
-            shape = _shape_of(given)
+            shape = shape_of(given)
             if shape is None or shape[1] > 1:  # texts in a row, perhaps
                 if inputs.recurrent:
                     raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
-                _refuse_packed(given, shape, inputs)
+                refuse_packed(given, shape, inputs)
         note(INPUTS, inputs)
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -117,11 +117,22 @@ class BackboneHooks:
             if not torch.compiler.is_compiling():
                 end_draft(backbone)
             return
+        compiled = torch.compiler.is_compiling()
         for index, guard in self.guards.items():
-            if guard.in_force and (inputs is None or index not in inputs.guarded):
-                if not torch.compiler.is_compiling() and index >= self._depth(backbone) and is_draft(backbone):
-                    continue
-                raise GuardrailNotReady(LOST if inputs is None else self._why_not_seen(backbone, index))
+            if not guard.in_force:
+                continue
+            seen = inputs is not None and index in inputs.guarded
+            if (seen and (compiled or self._is_there(backbone, index))) or self._is_spared(backbone, index):
+                continue
+            raise GuardrailNotReady(LOST if inputs is None else self._why_not_seen(backbone, index))
+        call: ModelCall | None = noted(CALL)
+        told = call is not None and inputs is not None and inputs.refused and call.refused is inputs.refused
+        if told and call is not None and not is_hooked(call.module, self.caller):  # nobody would write the refusal
+            raise GuardrailNotReady(LOST)
+
+    def _is_spared(self, backbone: nn.Module, index: int) -> bool:
+        """Whether layer `index` is behind those that a draft runs."""
+        return not torch.compiler.is_compiling() and index >= self._depth(backbone) and is_draft(backbone)
 
     def _depth(self, backbone: nn.Module) -> int:
         """How many layers are run."""
@@ -131,8 +142,11 @@ class BackboneHooks:
 
     def missing(self, backbone: nn.Module) -> list[int]:
         """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
-        layers, run = getattr(backbone, self.list_name), self._depth(backbone)
-        return [i for i, guard in self.guards.items() if i >= run or not guard.in_place(layers[i])]
+        return [index for index in self.guards if not self._is_there(backbone, index)]
+
+    def _is_there(self, backbone: nn.Module, index: int) -> bool:
+        layers = getattr(backbone, self.list_name)
+        return index < self._depth(backbone) and self.guards[index].in_place(layers[index])
 
     def _refuse_checkpoints(self, backbone: nn.Module) -> None:
         """Raise where the hooks of a guarded layer would run again in the backward pass, when nothing is known of the
@@ -165,6 +179,13 @@ def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
         if isinstance(owner, kind):
             return owner
     return None
+
+
+def is_hooked(module: nn.Module | None, owner: object) -> bool:
+    """Whether a method of `owner` is called at the end of each call of `module`."""
+    return module is not None and any(
+        getattr(hook, "__self__", None) is owner for hook in module._forward_hooks.values()
+    )
 
 
 def remove_hooks(module: nn.Module, kind: type) -> None:

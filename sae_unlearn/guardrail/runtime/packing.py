@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
+from sae_unlearn.guardrail.runtime.masks import why_not_one_text
+from sae_unlearn.guardrail.runtime.pass_mask import is_2d, kept_tokens, mask_of_pass, telling_mask
+
 
 PACKING = (
     "cu_seq_lens_q",
@@ -88,3 +92,35 @@ def why_packed(positions: Tensor, kept: Tensor | None, chunk: Tensor | None) -> 
     if not bool(fall | numbered):
         return None
     return "the attention mask holds numbers other than 0 and 1" if bool(numbered) else "position_ids fall within a row"
+
+
+def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
+    """Refuse several texts in a row. Compiled code is not looked at, and of a 2-D mask only the positions
+    beside it are: to look waits for the device."""
+    if shape is None:
+        raise NotImplementedError(
+            "The model was called with neither input_ids nor inputs_embeds of a known shape, so a guardrail cannot "
+            "tell where texts begin. Pass one of them, [batch, seq] or [batch, seq, width]."
+        )
+    positions = text_positions(inputs.position_ids, *shape)
+    if torch.compiler.is_compiling():
+        return
+    mask = telling_mask(inputs)
+    why = None if mask is None or is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
+    if why is None and positions is not None:
+        kept = None if mask is None else kept_tokens(inputs, *shape, positions.device)
+        why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
+    if why is not None:
+        raise NotImplementedError(
+            f"This looks like packed sequences, which a guardrail cannot tell apart: {why}. Pass one text per row, "
+            "position_ids that rise, and a 2-D attention mask of 0 and 1."
+        )
+
+
+def shape_of(given: dict[str, Any]) -> tuple[int, int] | None:
+    """Batch and tokens of a call of the backbone; None where it shows them in no way that is known."""
+    for name in ("input_ids", "inputs_embeds"):
+        tokens = given.get(name)
+        if isinstance(tokens, Tensor) and tokens.ndim >= 2:
+            return tokens.shape[0], tokens.shape[1]
+    return None
