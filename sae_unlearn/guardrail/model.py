@@ -115,6 +115,7 @@ class SAEGuardrailModel(BaseTuner):
         if hooks is None:
             hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2], caller)
             hooks.install(place.backbone)
+        hooks.caller = caller
         guard = SAEGuardrailLayer(target, adapter_name, peft_config, self.model)
         target.add_module(CHILD, guard)
         hooks.guards[peft_config.layer] = guard
