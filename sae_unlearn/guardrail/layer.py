@@ -141,7 +141,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         if mask is None and not sees_all(inputs, seq):
             return None
         earlier = None
-        if not all(history.whole for _, _, history in plan):
+        if not inputs.recurrent and not all(history.whole for _, _, history in plan):
             if not isinstance(past, int) or not (telling is None or mask is not None or inputs.stateful):
                 return None
             earlier = shown_before(telling, past, hidden.device)
@@ -192,7 +192,9 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         None if the host knows that it does not."""
         seq = hidden.shape[1]
         missed = unseen(history, inputs.past, hidden.device)
-        again = shown_again(telling_mask(inputs), history, inputs.past, seq)
+        again = None  # recurrent layers alone have no columns of the past
+        if not inputs.recurrent:
+            again = shown_again(telling_mask(inputs), history, inputs.past, seq)
         if again is None:
             return None if missed is None else missed[None, None]
         if seq > 1 and not torch.compiler.is_compiling():

@@ -24,11 +24,13 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
         if mask.shape[1] == seq:  # of the first pass, or shorter than what was read: there transformers hides the rest
             mask, index = torch.nn.functional.pad(mask, (0, 1)), index.clamp(max=seq)
         chunk = mask.index_select(1, index)
-    elif inputs.stateful and past == 0:  # recurrent layers read the end of the mask, and alone they count no past
+    elif inputs.recurrent or (inputs.stateful and past == 0):  # recurrent layers read the end of the mask
         chunk = mask[:, -seq:]
     else:
         chunk = mask[:, past : past + seq]
-    unlike = inputs.stateful and isinstance(past, int) and past > 0 and mask.shape[1] != past + seq
+    unlike = (
+        inputs.stateful and not inputs.recurrent and isinstance(past, int) and past > 0 and mask.shape[1] != past + seq
+    )
     if chunk.shape != (batch, seq) or unlike:
         raise GuardrailNotReady(
             f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
