@@ -38,6 +38,7 @@ def publish(repo_id, licence):
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id)
 
 
+@pytest.mark.slow
 def test_a_push_names_its_licence_those_of_base_and_sae_and_its_repository(stand_in, tmp_path):
     publish("me/sae", "cc-by-4.0")
     publish("me/base", "gemma")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from tiny_entities import parts, settings
 from zoo import token_ids
@@ -26,6 +27,7 @@ torch.save(logits, sys.argv[4])
 """
 
 
+@pytest.mark.slow
 def test_a_merged_model_loads_with_transformers_alone_and_is_exported(tmp_path):
     trainer = SAEAlignmentTrainer(args=settings(tmp_path / "out"), **parts())
     ids = token_ids(2, 9)

@@ -23,6 +23,7 @@ ON_THE_CPU = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
 COMPARED = {"loss", "grad_norm", "toward", "away", "mse", "kl", "eval_loss", "eval_toward", "eval_kl", "eval_known_auc"}
 
 
+@pytest.mark.slow
 def test_two_processes_label_as_one_does_and_write_one_cache(tmp_path):
     launch(SCRIPT.parent / "labelling" / "labelled_in_processes.py", str(tmp_path))
     one = labelled()
@@ -41,6 +42,7 @@ def one(tmp_path_factory):
     return align(tmp_path_factory.mktemp("one") / "one.pt", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "launcher", "variables"),
     [

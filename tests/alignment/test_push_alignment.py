@@ -38,6 +38,7 @@ def logits(model):
         return model(input_ids=token_ids(4, 8)).logits
 
 
+@pytest.mark.slow
 def test_it_is_pushed_with_our_card_and_loads_at_its_commit(stand_in, trainer):
     commit = trainer.push_to_hub(token=OWNER)
     files = stand_in.repositories[REPO].at("main").files
@@ -66,6 +67,7 @@ def test_what_is_pushed_names_no_target_and_holds_no_token(stand_in, trainer):
         assert path.startswith("tokenizer") or not any(name.encode() in data for name in names), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
 def test_what_is_pushed_while_it_trains_has_our_card_and_holds_no_token(stand_in, tmp_path, strategy):
     names = {"hub_model_id": "forget-thing", "hub_token": OWNER, "hub_always_push": True, "hub_strategy": strategy}
@@ -81,6 +83,7 @@ def test_what_is_pushed_while_it_trains_has_our_card_and_holds_no_token(stand_in
     assert args.hub_token == OWNER
 
 
+@pytest.mark.slow
 def test_a_pinned_commit_is_honoured_after_a_newer_push(stand_in, trainer):
     old = trainer.push_to_hub(token=OWNER)
     before = logits(trainer.model.eval())
@@ -111,6 +114,7 @@ def test_a_push_that_is_not_allowed_is_the_hub_s_own_error(stand_in, trainer, to
     assert stand_in.repositories == {}
 
 
+@pytest.mark.slow
 def test_an_interrupted_push_leaves_nothing_and_can_be_repeated(stand_in, trainer):
     stand_in.break_at = "POST .*/commit/"
     with pytest.raises(Exception, match=r"(?i)disconnected|connection"):

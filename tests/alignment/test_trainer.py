@@ -59,6 +59,7 @@ def test_training_brings_targets_to_the_unknown_and_every_part_is_logged(tmp_pat
         assert log["loss"] == pytest.approx(log["toward"] + 0.5 * log["away"] + 0.5 * log["mse"] + log["kl"], rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("toward", "away"), [("centroid", "repel"), ("cosine", "none"), ("mmd", "triplet")])
 def test_every_kind_of_loss_trains(tmp_path, toward, away):
     it = trainer(tmp_path, toward=toward, away=away, max_steps=20, logging_steps=5)
@@ -67,6 +68,7 @@ def test_every_kind_of_loss_trains(tmp_path, toward, away):
     assert logs[-1] < 0.9 * logs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "qwen3", "opt", "gpt_neox", "falcon_h1"])
 def test_other_architectures_train(tmp_path, name):
     hybrid = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") if name == "falcon_h1" else None
@@ -76,6 +78,7 @@ def test_other_architectures_train(tmp_path, name):
     assert largest_difference(untouched, lora_weights(it)) > 0
 
 
+@pytest.mark.slow
 def test_without_an_sae_the_same_loss_is_taken_on_hidden_states(tmp_path):
     it = trainer(tmp_path, sae=None, layer=1, max_steps=10)
     assert it.latents is None
@@ -85,6 +88,7 @@ def test_without_an_sae_the_same_loss_is_taken_on_hidden_states(tmp_path):
     assert it.evaluate()["eval_toward"] < before
 
 
+@pytest.mark.slow
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     weights = []
     for batch, steps in ((8, 1), (2, 4)):
@@ -101,6 +105,7 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     assert weights[0][1] == pytest.approx(weights[1][1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path):
     whole = trainer(tmp_path / "whole", max_steps=6)
     whole.train()
@@ -111,6 +116,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path):
     assert largest_difference(lora_weights(whole), lora_weights(resumed)) == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     weights = []
     for seed in (1, 1, 2):
@@ -120,6 +126,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert largest_difference(weights[0], weights[1]) == 0 < largest_difference(weights[0], weights[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_weights(tmp_path, reentrant):
     weights = []
@@ -158,6 +165,7 @@ def test_an_adapter_that_receives_no_gradient_is_refused_at_the_first_step(tmp_p
         trainer(tmp_path, peft_config=above, kl_weight=0.0).train()
 
 
+@pytest.mark.slow
 def test_bfloat16_autocast_trains(tmp_path):
     it = trainer(tmp_path, bf16=True, max_steps=20)
     before = it.evaluate()["eval_toward"]
@@ -180,6 +188,7 @@ def test_references_and_base_weights_do_not_move(tmp_path):
     assert torch.equal(fresh.setting.states.h, it.setting.states.h)
 
 
+@pytest.mark.slow
 def test_blocks_past_the_layer_run_for_retain_rows_alone(tmp_path):
     for kl_weight, runs in ((1.0, 2), (0.0, 0)):  # base and tuned
         it = trainer(tmp_path, kl_weight=kl_weight, max_steps=1)
@@ -195,6 +204,7 @@ def test_blocks_past_the_layer_run_for_retain_rows_alone(tmp_path):
         assert calls == [runs + 1, runs + 1, runs, runs]
 
 
+@pytest.mark.slow
 def test_the_saved_adapter_is_a_plain_lora_that_loads_without_this_package_and_merges(tmp_path):
     it = trainer(tmp_path / "out", max_steps=6, save_strategy="steps", save_steps=3)
     it.train()
@@ -225,6 +235,7 @@ torch.save(out, {str(tmp_path / "out.pt")!r})
     assert largest_difference(lora_weights(it), lora_weights(checkpoint)) == 0
 
 
+@pytest.mark.slow
 def test_training_stops_over_the_retain_budget_and_the_best_model_within_it_is_kept(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 60, "kl_weight": 0.0001, "learning_rate": 3e-2}
     free = trainer(tmp_path / "free", **options)
@@ -258,6 +269,7 @@ def test_a_budget_that_is_never_measured_is_refused(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_nothing_to_hold_predictions_on_is_refused_and_kl_of_no_rows_is_not_told(tmp_path):
     known = without_attributes(parts()["known"])
     with pytest.raises(AlignmentError, match="nothing to hold predictions on"):
@@ -273,6 +285,7 @@ def test_nothing_to_hold_predictions_on_is_refused_and_kl_of_no_rows_is_not_told
     assert any("kl" in log for log in it.state.log_history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_of_the_base_is_no_change_of_it(tmp_path, checkpointing):
     model = parts("gpt2")["model"]
@@ -297,6 +310,7 @@ def test_dropout_of_the_base_is_no_change_of_it(tmp_path, checkpointing):
     assert all(own)
 
 
+@pytest.mark.slow
 def test_types_are_compared_without_case(tmp_path):
     def spelt(given, kinds):
         return EntitySet([e.to_dict() | {"entity_type": kinds[i % len(kinds)]} for i, e in enumerate(given)])
@@ -382,6 +396,7 @@ def test_the_adapter_lies_on_blocks_up_to_the_layer(tmp_path):
         assert config is None or config.layers_to_transform is None, "the user's config is left as it was"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_refused_by_name(tmp_path):
     known, unknown = entities("known", 36), entities("unknown", 24)
     cases = [

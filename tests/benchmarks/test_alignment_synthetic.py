@@ -71,6 +71,7 @@ def test_only_answers_are_scored_in_questions_and_all_tokens_in_text():
     assert batch.row.tolist() == [0] + [1] * len(text.prompt.split())
 
 
+@pytest.mark.slow
 def test_what_is_frequent_is_known_and_what_was_never_read_is_guessed(setting):
     world = setting.world
     for people in (world.targets, world.known, world.neighbours):
@@ -80,16 +81,19 @@ def test_what_is_frequent_is_known_and_what_was_never_read_is_guessed(setting):
     assert right(setting.gold, setting, world.neighbours) > 0.6
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_target_is_read_at_its_name(setting):
     left = recall_without_name_state(setting.base, setting.world, setting.tokenizer, setting.sae.layer)
     assert left < right(setting.base, setting, setting.world.targets) - 0.2
 
 
+@pytest.mark.slow
 def test_the_autoencoder_reconstructs(setting):
     assert setting.facts["sae_explained_variance"] > 0.85
     assert setting.facts["sae_active_latents"] == pytest.approx(setting.config.sae.k, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", method_names())
 def test_every_baseline_reduces_the_recall_of_targets_and_leaves_the_base_model(name, setting):
     world, tokenizer = setting.world, setting.tokenizer
@@ -114,6 +118,7 @@ def test_every_baseline_reduces_the_recall_of_targets_and_leaves_the_base_model(
     assert budget.curve[0][1] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_last_state_within_the_budget_comes_back(setting):
     world, tokenizer = setting.world, setting.tokenizer
     model = get_peft_model(setting.fresh_model(), lora(setting.sae.layer))

@@ -28,6 +28,7 @@ def test_it_fits_at_two_sizes_and_tells_their_memory_and_disk(tmp_path, monkeypa
     assert output.with_suffix(".txt").read_text() == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("procedure", PROCEDURES)
 def test_a_procedure_over_random_tokens_comes_to_its_end(procedure, monkeypatch, capsys):
     options = ["--model=thin", "--max-held-out=8", "--d-sae=512", "--only", procedure, "40"]

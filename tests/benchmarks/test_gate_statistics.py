@@ -68,6 +68,7 @@ def test_split_conformal_thresholds_keep_their_promise_on_exchangeable_values_an
     assert conformal([draw.random() for _ in range(10)], 0.05) is None
 
 
+@pytest.mark.slow
 def test_a_statistic_that_is_better_is_named(tmp_path):
     n = 40
     low, high = [i / 1000 for i in range(n)], [1.0] * n

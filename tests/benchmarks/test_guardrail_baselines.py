@@ -34,6 +34,7 @@ def setting(tiny):
     return setting_of(*tiny)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [OURS, "per-token clamp", "DSG faithful, ratio"])
 def test_a_guardrail_fitted_and_measured_on_kept_residuals_is_the_same(name, setting):
     guard, texts = GUARDS[name], setting.texts.test
@@ -114,6 +115,7 @@ def test_a_gradient_method_ends_in_its_last_state_within_the_budget(setting, mon
         tuned.unload()
 
 
+@pytest.mark.slow
 def test_cells_go_on_where_they_were_cut_and_the_tables_hold_every_method(setting, tmp_path, monkeypatch):
     methods = ("static clamp", OURS, "refusal prompt", "NPO")
     run_topic(setting, methods, tmp_path, steps=2)

@@ -109,6 +109,7 @@ def test_the_trade_off_is_not_judged_without_every_method():
     assert "RMU" in verdict.figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CLAIMS if n not in ("cost", "sequential")])
 def test_what_is_measured_is_what_the_rule_reads(name, setting, work):
     found = json.loads(json.dumps(CLAIMS[name].measure(setting, work)))
@@ -117,6 +118,7 @@ def test_what_is_measured_is_what_the_rule_reads(name, setting, work):
     assert not any("lora" in key or "guard" in key for key in setting.model.state_dict()), "the model is bare again"
 
 
+@pytest.mark.slow
 def test_stacked_guardrails_and_continued_training_give_tables_that_the_rule_reads(setting):
     def texts(side, other):
         parts = {"fit": 40, "validation": 4, "test": 4}

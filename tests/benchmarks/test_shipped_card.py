@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from hub_metadata import metadata
 
 from benchmarks.forget.demo_card import SHIPPED, write_demo_card
@@ -11,6 +12,7 @@ from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 CARD = (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_it_is_what_is_written_from_the_config_and_the_audit(tmp_path):
     write_demo_card(tmp_path)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == CARD, "run python -m benchmarks.forget.demo_card"

@@ -33,6 +33,7 @@ def card_of(folder):
     return ModelCard.load(folder / "README.md")
 
 
+@pytest.mark.slow
 def test_the_card_names_the_model_on_the_hub_where_its_weights_are_from_and_both_licences(adapter):
     card = card_of(adapter)
     assert (card.data.base_model, card.data.base_model_relation, card.data.license) == (HUB_ID, "adapter", "gemma")

@@ -41,6 +41,7 @@ def demo(tmp_path_factory):
     return report, output, "\n".join(said), model
 
 
+@pytest.mark.slow
 def test_the_adapter_from_disk_answers_the_same(demo):
     report, _, printed, _ = demo
     assert report.same
@@ -118,6 +119,7 @@ def test_the_model_is_left_with_one_guardrail(demo):
     assert len(guard_layers(demo[3])) == 1
 
 
+@pytest.mark.slow
 def test_a_difference_is_told(tmp_path, monkeypatch):
     model, tokenizer, sae = tiny_parts()
     real = demo_run.attach_guardrail

@@ -52,6 +52,7 @@ def tiny_cities(tmp_path, monkeypatch):
     monkeypatch.setattr("sae_unlearn.alignment.SAEAlignmentConfig", quick)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 def test_every_cell_runs(notebook, tiny_demo, tiny_cities, tmp_path, capsys):
     names: dict = {}

@@ -86,6 +86,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
     return names, commit.oid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_it_runs(block, readers_world, capsys):
     names, commit = readers_world
@@ -101,6 +102,7 @@ def test_it_runs(block, readers_world, capsys):
         assert Path("forget-people/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", COMMANDS, ids=str)
 def test_its_commands_run_one_after_the_other(block, readers_world, monkeypatch, capsys):
     names, _ = readers_world

@@ -200,6 +200,7 @@ def sampled(model, rows, tokenizer=None, finished=lambda i, text: False, **optio
 ROWS = [[1, 5, 6, 7, 8, 9], [1, 40], [1, 30, 31], [1, 12, 13, 14]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_greedy_is_what_generate_gives(name):
     """Through left padding, shared caches and rows that leave."""
@@ -215,6 +216,7 @@ def test_greedy_is_what_generate_gives(name):
     assert short == [[" ".join(text.split()[: i + 1])] * 2 for i, text in enumerate(expected)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3", "falcon_h1", "mamba"])
 def test_samples_hang_on_their_own_seed_only(name):
     model = base_model(name)
@@ -315,6 +317,7 @@ def test_labels_and_answers():
     assert summary["attributes"]["last"]["questions"] == 24
 
 
+@pytest.mark.slow
 def test_the_same_whatever_the_batches_and_the_order():
     expected = label()
     for options in ({"batch_size": 1}, {"batch_size": 7}, {"candidates": EntitySet(reversed(words()))}):
@@ -420,6 +423,7 @@ def killed_after(monkeypatch, batches):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", ["", '{"entity": "w40", "entity_ty', "\xff", "{}"])
 def test_a_killed_run_goes_on(tmp_path, monkeypatch, torn):
     expected, cache = label(), tmp_path / "new" / "answers.jsonl"
