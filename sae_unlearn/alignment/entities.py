@@ -403,6 +403,11 @@ class EntitySet(Sequence[Entity]):
         return sorted(groups.values(), key=lambda group: min(min(self[j].keys) for j in group))
 
 
+def as_entity_set(entities: EntitySet | Iterable[Mapping[str, Any]]) -> EntitySet:
+    """An `EntitySet` as it is; rows, such as a `datasets.Dataset`, by `EntitySet.from_dataset`."""
+    return entities if isinstance(entities, EntitySet) else EntitySet.from_dataset(entities)
+
+
 def overlap(a: EntitySet, b: EntitySet) -> list[str]:
     """Names of the entities of `a` of which a name or alias is, within the type, a name or alias in `b`."""
     taken = {key for entity in b for key in entity.keys}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.card import REPORTS, AlignmentCard, card_fields, write_card
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.dataset import AlignmentItems, collate
-from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entities import EntitySet, as_entity_set
 from sae_unlearn.alignment.latents import Latents, Separation
 from sae_unlearn.alignment.loss import TOWARD, PartSums, away_part, count_of, counts_of, hidden_mse, kl_to_base
 from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_of
@@ -71,21 +71,25 @@ class SAEAlignmentTrainer(Trainer):
     The base model's own dropout is off while it trains, the adapter's is not.
 
     Args:
-        model: a causal language model, or a `PeftModel` whose adapter is to be trained.
-        args: the settings.
-        sae: an autoencoder of one of the model's layers; None aligns the raw hidden states, the control that shows
-            whether the SAE helps (needs `args.layer`).
-        processing_class: the tokenizer, a fast one.
-        peft_config: the adapter; None is a LoRA of rank 8 on every linear module of the blocks up to the layer.
-        train_dataset: the targets, which are to be forgotten.
-        known: entities that the model knows, of the targets' types, none of them a target.
-        unknown: entities that it does not know, of the same types (see `label_entities`).
-        retain_dataset: ordinary text (list of strings, dataset with a "text" column, batches of token ids), a tenth of
-            which is kept for evaluation; None keeps predictions on questions about known entities' attributes alone.
-        eval_dataset: entities that `evaluate` judges, in templates that training never uses; None is the targets.
-        compute_metrics: called like `Trainer`'s, with predictions `[rows, d_in]`, the residual stream, and label ids
-            (number of the entity, number of its template); what it returns joins the metrics.
-        callbacks, optimizers: as in `Trainer`.
+        model (`PreTrainedModel` or `PeftModel`): A causal language model, or a `PeftModel` whose adapter is trained.
+        args (`SAEAlignmentConfig`): The settings.
+        train_dataset (`EntitySet` or rows): The targets, which are to be forgotten. Rows, such as a
+            `datasets.Dataset`, have the columns `entity`, `entity_type` and `attributes`.
+        eval_dataset (`EntitySet` or rows, *optional*): Entities that `evaluate` judges, in templates that training
+            never uses. None is the targets.
+        processing_class (`PreTrainedTokenizerFast`): The tokenizer.
+        compute_metrics (`Callable`, *optional*): Called like `Trainer`'s, with predictions `[rows, d_in]`, the residual
+            stream, and label ids (number of the entity, number of its template). Its result joins the metrics.
+        callbacks, optimizers (*optional*): As in `Trainer`.
+        peft_config (`LoraConfig`, *optional*): The adapter. None is a LoRA of rank 8 on every linear module of the
+            blocks up to the layer.
+        sae (`SparseAutoencoder` or `None`): An autoencoder of one of the model's layers. None aligns the raw hidden
+            states, the control that shows whether the SAE helps; it needs `args.layer`.
+        known (`EntitySet` or rows): Entities that the model knows, of the targets' types, without any target.
+        unknown (`EntitySet` or rows): Entities that it does not know, of the same types (see `label_entities`).
+        retain_dataset (*optional*): Ordinary text (list of strings, dataset with a "text" column, batches of token
+            ids), a tenth of which is kept for evaluation. None keeps predictions on questions about known entities'
+            attributes only.
 
     Attributes:
         separation: how well the codes tell known from unknown entities that had no part in choosing them.
@@ -103,20 +107,23 @@ class SAEAlignmentTrainer(Trainer):
         self,
         model: PreTrainedModel | PeftModel,
         args: SAEAlignmentConfig,
-        sae: SparseAutoencoder | None,
+        *,
+        train_dataset: EntitySet | Iterable[Mapping[str, Any]],
+        eval_dataset: EntitySet | Iterable[Mapping[str, Any]] | None = None,
         processing_class: PreTrainedTokenizerBase,
-        train_dataset: EntitySet,
-        known: EntitySet,
-        unknown: EntitySet,
-        peft_config: PeftConfig | None = None,
-        retain_dataset: Any = None,
-        eval_dataset: EntitySet | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        peft_config: PeftConfig | None = None,
+        sae: SparseAutoencoder | None,
+        known: EntitySet | Iterable[Mapping[str, Any]],
+        unknown: EntitySet | Iterable[Mapping[str, Any]],
+        retain_dataset: Any = None,
     ) -> None:
         if not isinstance(args, SAEAlignmentConfig):
             raise AlignmentError(f"args is a {type(args).__name__}; pass a SAEAlignmentConfig.")
+        train_dataset, known, unknown = map(as_entity_set, (train_dataset, known, unknown))
+        eval_dataset = None if eval_dataset is None else as_entity_set(eval_dataset)
         _check_checkpoints(args)
         bare = base_model_of(model)
         layer = aligned_layer(bare, sae, args)
@@ -187,7 +194,7 @@ class SAEAlignmentTrainer(Trainer):
             eval_dataset: other entities of the same types.
         """
         ready = eval_dataset is None or isinstance(eval_dataset, AlignmentItems)
-        items = eval_dataset if ready else self._items(eval_dataset)
+        items = eval_dataset if ready else self._items(as_entity_set(eval_dataset))
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:

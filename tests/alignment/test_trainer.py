@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_entities import entities, parts, settings
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback
@@ -476,3 +477,20 @@ def test_a_refusal_leaves_the_model_as_it_was_given(tmp_path):
     assert list(model.state_dict()) == names
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
     assert not hasattr(model, "peft_config")
+
+
+def test_data_sets_are_taken_where_entity_sets_are(tmp_path):
+    given = parts()
+    rows = {
+        name: Dataset.from_list([e.to_dict() for e in given[name]]) for name in ("train_dataset", "known", "unknown")
+    }
+    one = trainer(tmp_path / "sets", max_steps=2)
+    two = trainer(tmp_path / "rows", max_steps=2, **rows)
+    assert one.train().training_loss == two.train().training_loss
+    assert one.evaluate()["eval_loss"] == two.evaluate(rows["train_dataset"])["eval_loss"]
+
+
+def test_all_but_the_model_and_the_settings_is_given_by_name(tmp_path):
+    given = parts()
+    with pytest.raises(TypeError, match="positional"):
+        SAEAlignmentTrainer(given.pop("model"), settings(tmp_path), given.pop("train_dataset"), **given)

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import Entity, EntitySet, as_entity_set
 from sae_unlearn.alignment.labelling.answer_log import AnswerLog, Asked, Question
 from sae_unlearn.alignment.labelling.answer_matching import MATCHES, AnswerMatcher
 from sae_unlearn.alignment.labelling.result import LabelledEntities
@@ -143,7 +143,7 @@ def label_entities(
             other settings, or logits that are not finite.
     """
     wrong = min_matches - 1 if max_wrong_matches is None else max_wrong_matches
-    candidates = candidates if isinstance(candidates, EntitySet) else EntitySet(candidates)
+    candidates = as_entity_set(candidates)
     if min_known is None:
         min_known = _default_min_known(candidates)
     rule = LabellingRule(samples, min_matches, wrong, min_known, max_unknown)
