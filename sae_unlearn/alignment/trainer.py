@@ -178,7 +178,7 @@ class SAEAlignmentTrainer(Trainer):
 
     def evaluate(
         self,
-        eval_dataset: EntitySet | None = None,
+        eval_dataset: EntitySet | Iterable[Mapping[str, Any]] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -193,8 +193,9 @@ class SAEAlignmentTrainer(Trainer):
         Args:
             eval_dataset: other entities of the same types.
         """
-        ready = eval_dataset is None or isinstance(eval_dataset, AlignmentItems)
-        items = eval_dataset if ready else self._items(as_entity_set(eval_dataset))
+        items: Any = eval_dataset
+        if eval_dataset is not None and not isinstance(eval_dataset, AlignmentItems):
+            items = self._items(as_entity_set(eval_dataset))
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:

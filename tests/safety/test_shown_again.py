@@ -4,7 +4,7 @@ import pytest
 import torch
 from step_cases import GREEDY
 from transformers import DynamicCache, StaticCache
-from zoo import base_model, guarded, padded, token_ids
+from zoo import base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.guardrail.gate import State
@@ -45,7 +45,7 @@ def read(model, cuts, masks, kind="2-D", cache="dynamic", **more):
         if mask is not None and isinstance(cache, StaticCache) and model.config.model_type == "bloom":
             mask = torch.nn.functional.pad(mask, (0, 20 - mask.shape[1]))
         with torch.no_grad():
-            logits = model(input_ids=IDS[:, start:end], attention_mask=mask, past_key_values=cache, **more).logits
+            logits = model(input_ids=IDS[:, start:end], attention_mask=mask, **with_cache(model, cache), **more).logits
         start = end
     return logits
 
@@ -112,12 +112,12 @@ def test_a_mask_as_long_as_the_chunk_is_of_the_chunk_to_nobody(cache):
 def test_a_mask_that_is_changed_in_its_place_is_looked_at():
     model, cache, mask = guarded("llama"), DynamicCache(), hiding(SEQ, 0, 1)
     with torch.no_grad():
-        model(input_ids=IDS[:, :6], attention_mask=mask[:, :6], past_key_values=cache)
+        model(input_ids=IDS[:, :6], attention_mask=mask[:, :6], **with_cache(model, cache))
         for n in (6, 7):
-            model(input_ids=IDS[:, n, None], attention_mask=mask[:, : n + 1], past_key_values=cache)
+            model(input_ids=IDS[:, n, None], attention_mask=mask[:, : n + 1], **with_cache(model, cache))
         mask.numpy()[2, 1] = 1
         with pytest.raises(GuardrailNotReady, match="hid when they were current"):
-            model(input_ids=IDS[:, 8, None], attention_mask=mask[:, :9], past_key_values=cache)
+            model(input_ids=IDS[:, 8, None], attention_mask=mask[:, :9], **with_cache(model, cache))
 
 
 def test_rows_that_change_places_take_what_was_hidden_with_them():
@@ -126,14 +126,14 @@ def test_rows_that_change_places_take_what_was_hidden_with_them():
     for rows, fault in (([0, 1], False), ([1, 0], True)):
         cache = DynamicCache()
         with torch.no_grad():
-            model(input_ids=IDS[:2, :5], attention_mask=mask[:, :5], past_key_values=cache)
-            model(input_ids=IDS[:2, 5, None], attention_mask=mask[:, :6], past_key_values=cache)
+            model(input_ids=IDS[:2, :5], attention_mask=mask[:, :5], **with_cache(model, cache))
+            model(input_ids=IDS[:2, 5, None], attention_mask=mask[:, :6], **with_cache(model, cache))
             cache.reorder_cache(torch.tensor(rows))
             if not fault:
-                model(input_ids=IDS[:2, 6, None], attention_mask=mask, past_key_values=cache)
+                model(input_ids=IDS[:2, 6, None], attention_mask=mask, **with_cache(model, cache))
                 continue
             with pytest.raises(GuardrailNotReady, match="hid when they were current"):
-                model(input_ids=IDS[:2, 6, None], attention_mask=mask, past_key_values=cache)
+                model(input_ids=IDS[:2, 6, None], attention_mask=mask, **with_cache(model, cache))
 
 
 @pytest.mark.parametrize("action", ["clamp", "refuse", "record"])
@@ -144,7 +144,7 @@ def test_every_action_is_stopped_or_says_that_it_cannot_judge(action):
         for n, mask in enumerate(masks):
             try:
                 with torch.no_grad():
-                    model(input_ids=IDS[:, n, None], attention_mask=mask, past_key_values=cache)
+                    model(input_ids=IDS[:, n, None], attention_mask=mask, **with_cache(model, cache))
             except GuardrailNotReady:
                 return
     assert action != "clamp"
@@ -191,14 +191,14 @@ def test_padded_batches_go_on_turn_after_turn(side, settings):
         batch = {name: tensor[2, None] for name, tensor in batch.items()}
     rows = len(batch["input_ids"])
     cache = None if "num_beams" in settings or "cache_implementation" in settings else DynamicCache()
-    first = model.generate(**batch, **GREEDY, **settings, past_key_values=cache)
+    first = model.generate(**batch, **GREEDY, **settings, **with_cache(model, cache))
     if cache is None:
         return
     more = torch.cat([first, token_ids(rows, 3, seed=9)], dim=1)
     mask = torch.nn.functional.pad(
         batch["attention_mask"], (0, more.shape[1] - batch["attention_mask"].shape[1]), value=1
     )
-    again = model.generate(input_ids=more, attention_mask=mask, past_key_values=cache, **GREEDY, **settings)
+    again = model.generate(input_ids=more, attention_mask=mask, **with_cache(model, cache), **GREEDY, **settings)
     assert again.shape[1] > more.shape[1]
 
 
@@ -224,7 +224,7 @@ def test_what_was_hidden_is_noted_alike_by_all_ways(by_operators):
         with torch.no_grad():
             for start, end in ((0, 5), (5, 6), (6, 7), (7, 8)):
                 mask = hiding(end, *[p for p in (0, 2, 6) if p < end])
-                model(input_ids=IDS[:, start:end], attention_mask=mask, past_key_values=cache)
+                model(input_ids=IDS[:, start:end], attention_mask=mask, **with_cache(model, cache))
         history = next(layer for layer in cache.layers if isinstance(layer, GateHistory))
         noted.append(State.of(history.keys[:, 0]).kept.tolist())
     assert noted[0] == noted[1] == [[0, 1, 0, 1, 1, 1, 0, 1]] * len(IDS)
@@ -240,9 +240,9 @@ def test_compiled_code_finds_it_too(fault):
         StaticCache(config=bare.config, max_cache_len=16),
     )
     with torch.no_grad():
-        bare(input_ids=IDS[:, :6], attention_mask=hiding(6, 2), past_key_values=cache)
+        bare(input_ids=IDS[:, :6], attention_mask=hiding(6, 2), **with_cache(bare, cache))
         for n in (6, 7):
             mask = hiding(16, *([] if fault else [2]))
-            found = step(input_ids=IDS[:, n, None], attention_mask=mask, past_key_values=cache).logits
+            found = step(input_ids=IDS[:, n, None], attention_mask=mask, **with_cache(step, cache)).logits
     assert bool(found.isnan().all()) is fault
     assert bool(found.isfinite().all()) is not fault

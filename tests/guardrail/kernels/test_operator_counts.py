@@ -57,7 +57,7 @@ def test_without_a_mask_nothing_is_compared_with_earlier_passes(by_operators, mo
 
     def run(decoding, ids, length):
         with torch.no_grad():
-            decoding.model(input_ids=ids, past_key_values=decoding.cache, logits_to_keep=1)
+            decoding.model(input_ids=ids, **with_cache(decoding.model, decoding.cache), logits_to_keep=1)
 
     monkeypatch.setattr(Decoding, "run", run)
     assert sum(added(kernels, "dynamic", threshold=0.4).values()) <= masked - 5

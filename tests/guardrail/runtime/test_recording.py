@@ -136,7 +136,7 @@ def request(model, kind):
         model(input_ids=IDS[:2], use_cache=False)
     else:
         cache = DynamicCache() if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=16)
-        model(input_ids=IDS[:2], past_key_values=cache)
+        model(input_ids=IDS[:2], **with_cache(model, cache))
         if kind == "emptied":
             cache.reset()
 
@@ -158,13 +158,13 @@ def test_a_pass_looks_at_no_earlier_request(model):
     with record_firings(model) as firings, torch.no_grad():
         caches = [DynamicCache() for _ in range(5)]
         for cache in caches:
-            model(input_ids=IDS[:2], past_key_values=cache)
+            model(input_ids=IDS[:2], **with_cache(model, cache))
         recorder = firings._recorder
         held, waiting = recorder._requests, recorder._unread
         recorder._requests, recorder._unread = Unlookable(held), Unlookable(waiting)
         try:
             for cache in caches:
-                model(input_ids=IDS[:2], past_key_values=cache)
+                model(input_ids=IDS[:2], **with_cache(model, cache))
         finally:
             recorder._requests, recorder._unread = held, waiting
     assert len(firings) == 10
@@ -181,8 +181,8 @@ def test_a_copy_of_a_cache_is_another_request(model):
     with record_firings(model) as firings, torch.no_grad():
         cache = model(input_ids=IDS[:2]).past_key_values
         other = copy.deepcopy(cache)
-        model(input_ids=IDS[:2], past_key_values=other)
-        model(input_ids=IDS[:2], past_key_values=cache)
+        model(input_ids=IDS[:2], **with_cache(model, other))
+        model(input_ids=IDS[:2], **with_cache(model, cache))
     assert [(firing.call, firing.tokens) for firing in firings] == [(0, 20)] * 2 + [(1, 20)] * 2
 
 
