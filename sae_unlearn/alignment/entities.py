@@ -274,7 +274,7 @@ class EntitySet(Sequence[Entity]):
         """
         if isinstance(dataset, Mapping):
             raise AlignmentError(f"The dataset has the splits {sorted(dataset)}; pass one of them.")
-        return cls(with_columns(dataset, columns), entity_type)
+        return cls(dataset if columns is None else with_columns(dataset, columns), entity_type)
 
     def save(self, path: str | Path) -> None:
         """Write a JSON list that `from_json` reads; `path` ends in `.json`.

@@ -208,10 +208,8 @@ def test_recurrent_layers_read_a_token_alone_whatever_the_mask_says(name):
     model, cache = guarded(name, threshold=0.0), DynamicCache(config=base_model(name).config)
     with record_firings(model) as firings, torch.no_grad():
         for n in range(3):
-            inputs = {"attention_mask": hiding(n + 1, n), "past_key_values": cache}
-            if name == "mamba":
-                inputs = {"attention_mask": hiding(1, 0), "cache_params": cache}
-            model(input_ids=IDS[:, n, None], **inputs)
+            mask = hiding(1, 0) if name == "mamba" else hiding(n + 1, n)
+            model(input_ids=IDS[:, n, None], attention_mask=mask, **with_cache(model, cache))
         assert [firing.tokens for firing in firings] == [3] * len(IDS)
 
 

@@ -108,14 +108,13 @@ def call(model):
             found = model(input_ids=IDS, use_cache=False).logits
     except GuardrailNotReady:
         return "raises"
-    state, guards = [], [module for module in model.modules() if hasattr(module, "guard_config")]
+    guards = [module for module in model.modules() if hasattr(module, "guard_config")]
     for guard in guards:
-        state.append(guard._disable_adapters)
-        guard._disable_adapters = True
+        guard.bypass(True)
     with torch.no_grad():
         unguarded = model(input_ids=IDS, use_cache=False).logits
-    for guard, disabled in zip(guards, state, strict=True):
-        guard._disable_adapters = disabled
+    for guard in guards:
+        guard.bypass(False)
     return "unguarded" if torch.equal(found, unguarded) else "guarded"
 
 

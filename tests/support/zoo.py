@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers as t
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -209,7 +209,8 @@ def padded(rows: list[torch.Tensor], side: str = "left") -> dict[str, torch.Tens
 
 def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
     """A cache as the argument that the model takes it by: the name changed with transformers 5.24."""
-    name = cache_name(base_model_of(model))
+    inner = model.base_model.model if isinstance(model, PeftModel) else base_model_of(model)  # also without adapters
+    name = cache_name(inner)
     assert name is not None
     return {name: cache}
 
