@@ -35,7 +35,7 @@ PUBLIC = (
     "sae_unlearn.evaluation",
     "sae_unlearn.evaluation.datasets",
 )
-LAYOUT = ("architecture", "stability", "add-an-sae-format")
+LAYOUT = ("architecture", "add-an-sae-format")
 """Pages that name modules by their path in the package."""
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 

@@ -56,6 +56,8 @@ def is_call(text: str) -> bool:
 
 PUBLIC = sae_unlearn.__all__
 APART = {
+    "docs/add-a-metric-or-attack.md": "sketches of code that the reader writes",
+    "docs/add-an-sae-format.md": "sketches of code that the reader writes",
     "docs/audit.md": "an audit of a fitted guardrail takes minutes; its calls are held by test_docs",
     "docs/evaluate.md": "reads data sets of the Hub, and reports of other models",
     "docs/own-sae.md": "names tensors, a reader and SAEs of the reader's own",
