@@ -170,6 +170,7 @@ def gradient_checkpointing(it: Case):
     """Training mode with checkpointing gives the gradients of training mode without, at embeddings below the guard."""
     ids = torch.cat([it.rows[0][None], token_ids(3, len(it.rows[0]), seed=6)])
     model, gradients, runs = it.model.get_base_model(), {}, {}
+    model.get_input_embeddings().weight.requires_grad_()  # the base is frozen under a guardrail
     inner = [m for m in find_decoder_layers(model).layers[0].modules() if not list(m.children())]
     try:
         model.train()

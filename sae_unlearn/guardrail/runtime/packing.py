@@ -119,7 +119,7 @@ def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: 
 
 def shape_of(given: dict[str, Any]) -> tuple[int, int] | None:
     """Batch and tokens of a call of the backbone; None where it shows them in no way that is known."""
-    for name in ("input_ids", "inputs_embeds"):
+    for name in ("input_ids", "inputs_embeds", "hidden_states"):  # the last of backbones such as BERT's
         tokens = given.get(name)
         if isinstance(tokens, Tensor) and tokens.ndim >= 2:
             return tokens.shape[0], tokens.shape[1]

@@ -343,7 +343,7 @@ def test_candidates_with_one_attribute_each_are_known_by_it(caplog):
 
 
 def test_the_example_s_cities_meet_the_default():
-    cities = EntitySet.read(Path(__file__).parents[2] / "examples" / "cities.csv")
+    cities = EntitySet.read(Path(__file__).parents[3] / "examples" / "cities.csv")
     assert _default_min_known(cities) <= min(len(city.attributes) for city in cities)
 
 

@@ -14,10 +14,19 @@ from sae_unlearn.guardrail.kernels import triton_step as fused
 
 TARGETS = [GPUTarget("cuda", architecture, 32) for architecture in (75, 80, 90)] + [GPUTarget("hip", "gfx942", 64)]
 NUMBERS = dict.fromkeys(("min_tokens", "tau", "limit"), "fp32")
-NUMBERS |= dict.fromkeys(("row_stride", "ids_stride", "mask_stride", "previous_stride", "last_id", "d_in", "n"), "i32")
-TENSORS = {"ids": "*i64", "mask": "*i64", "content": "*i1"}
+STRIDES = (
+    "row_stride",
+    "ids_stride",
+    "mask_stride",
+    "earlier_stride",
+    "column_stride",
+    "keys_stride",
+    "previous_stride",
+)
+NUMBERS |= dict.fromkeys((*STRIDES, "last_id", "past", "d_in", "n"), "i32")
+TENSORS = {"ids": "*i64", "mask": "*i64", "earlier": "*i64", "content": "*i1"}
 STREAMS = ("hidden", "onto", "edited")
-FLAGS = ("HAS_LIMIT", "HAS_IDS", "HAS_MASK", "HAS_PREVIOUS", "HAS_EVIDENCE", "STICKY", "CLAMP_ALL")
+FLAGS = ("HAS_LIMIT", "HAS_IDS", "HAS_MASK", "HAS_EARLIER", "HAS_PREVIOUS", "HAS_EVIDENCE", "STICKY", "CLAMP_ALL")
 
 
 def size_of(kernel: Any, constants: dict[str, Any], stream: str, target: GPUTarget) -> int:
