@@ -98,5 +98,5 @@ def test_states_of_other_templates_are_refused():
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(ImportError, match=r"sae-unlearn\[eval\]"):
+    with pytest.raises(ImportError, match=r"\[eval\]"):
         fit_base_probe(KNOWN, UNKNOWN)

@@ -181,7 +181,7 @@ def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match="There is no folder"):
             reader(source=str(tmp_path / "nothing"))
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(ImportError, match=r"sae-unlearn\[eval\]"):
+        with pytest.raises(ImportError, match=r"\[eval\]"):
             reader(source="nobody/nothing")
 
 
