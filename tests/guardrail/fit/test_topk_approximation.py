@@ -39,7 +39,7 @@ def test_it_has_to_be_asked_for_and_the_error_says_how():
         fit(sae=SAE)
     with pytest.raises(GuardrailError, match="'jumprelu', of which features are kept exactly; leave `topk` out"):
         fit(topk="threshold")
-    with pytest.raises(GuardrailError, match="topk='whole'"):
+    with pytest.raises(GuardrailError, match="topk='whole' is not one of 'threshold'"):
         fit(sae=SAE, topk="whole")
     zero_shot = {"features": [1], "threshold": 0.5, "clamp_value": -5.0, "forget": None, "retain": None}
     with pytest.raises(GuardrailError, match="measured on text; pass `forget` and `retain`"):
