@@ -1,0 +1,162 @@
+"""Constants and threshold of the windowed statistic, from scores that no weight was fitted on.
+
+Documents are split into four folds. Weights fitted on three of them score the fourth, so every row of both corpora has
+*out-of-fold* scores and serves for the weights and for the threshold. Of those scores, with `m0` and `m1` the mean over
+tokens of other text and of the topic (the symbols are those of `guardrail.windowed`):
+
+    mu = m0            d = m0 + 0.8 (m1 - m0), to the nearest sixteenth
+    A, B               least squares of Var(mean of the first n tokens) = A + B / n over n = 8, 16, 32, 64
+    q_z                the (1 - a) quantile of (H - m0 N) / n / sqrt(A + B / n), at the length where it is largest
+    q_c                that of P
+    tau                that of S = max(z / q_z, P / q_c)
+
+The lengths are the first 20, 40 and 80 tokens of each row of other text, and 160 and 320 tokens of rows joined. The
+largest over lengths keeps false alarms at or below `a` at each of them. The threshold is then raised towards the topic:
+
+    threshold = tau + margin max(0, lower quartile of S over the topic's rows, of their first 20 tokens, - tau)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.windowed import DRIFT_STEP, WindowedParameters, mean_part, windowed_value
+
+
+FOLDS = 4
+SPREAD_LENGTHS = (8, 16, 32, 64)
+PREFIXES, JOINED = (20, 40, 80), (160, 320)
+DRIFT_SHARE = 0.8
+FEWEST_ROWS = 8
+_SMALLEST = 1e-6
+
+
+class OutOfFold(NamedTuple):
+    """Scores of rows by weights that were fitted without them: by row, `[tokens]` each."""
+
+    topic: list[Tensor]
+    other: list[Tensor]
+
+
+class Calibrated(NamedTuple):
+    """The constants of the statistic and its threshold, and the lowest one, without the margin."""
+
+    parameters: WindowedParameters
+    threshold: float
+    lowest: float
+
+
+def out_of_fold(
+    topic_documents: Tensor,
+    other_documents: Tensor,
+    scored_without: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]],
+) -> OutOfFold:
+    """Out-of-fold scores of all rows.
+
+    Args:
+        topic_documents, other_documents: Number of the document of each row, `[rows]` int64.
+        scored_without: Given the rows to fit on and those to score, of the topic and of other text
+            (`fit_topic, fit_other, topic, other`, int64), returns the scores of the latter, row by row.
+
+    Raises:
+        GuardrailError: If a corpus has fewer documents than there are folds.
+    """
+    for name, documents in (("forget", topic_documents), ("retain", other_documents)):
+        found = len(documents.unique())
+        if found < 2 * FOLDS:
+            raise GuardrailError(f"{name}={found} documents: expected at least {2 * FOLDS}. Pass more texts.")
+    topic: list[Any] = [None] * len(topic_documents)
+    other: list[Any] = [None] * len(other_documents)
+    for fold in range(FOLDS):
+        held = [documents % FOLDS == fold for documents in (topic_documents, other_documents)]
+        fitted = [(~out).nonzero()[:, 0] for out in held]
+        scored = [out.nonzero()[:, 0] for out in held]
+        for into, rows, scores in zip((topic, other), scored, scored_without(*fitted, *scored), strict=True):
+            for row, values in zip(rows.tolist(), scores, strict=True):
+                into[row] = values
+    return OutOfFold([row for row in topic if len(row)], [row for row in other if len(row)])
+
+
+def calibrate(scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 8) -> Calibrated:
+    """Constants and threshold by the equations above, at a rate `alpha` of false alarms.
+
+    Raises:
+        GuardrailError: If the topic's tokens do not score above other tokens.
+    """
+    m0, m1 = (float(torch.cat(rows).double().mean()) for rows in (scores.other, scores.topic))
+    drift = round((m0 + DRIFT_SHARE * (m1 - m0)) / DRIFT_STEP) * DRIFT_STEP
+    if not drift > m0:
+        raise GuardrailError(
+            f"forget: out of fold its tokens score {m1:.3g} and other tokens {m0:.3g}, so no gate can tell them apart. "
+            "Pass more text of the topic, or text of one topic."
+        )
+    row_variance, token_variance = variance_of_means(scores.other)
+    plain = WindowedParameters(m0, row_variance, token_variance, drift, 1.0, min_tokens)
+    samples = [padded(rows) for rows in at_lengths(scores.other)]
+    means = [mean_part(*sample, plain)[:, -1] for sample in samples]
+    sums = [peaks(sample, plain) for sample in samples]
+    q_z, q_c = (max(_SMALLEST, *(_quantile(values, 1 - alpha) for values in some)) for some in (means, sums))
+    found = plain._replace(
+        row_variance=row_variance * q_z**2, token_variance=token_variance * q_z**2, sum_weight=1 / q_c
+    )
+    lowest = max(_quantile(statistics(sample, found), 1 - alpha) for sample in samples)
+    topic = statistics(padded([row[: PREFIXES[0]] for row in scores.topic]), found)
+    return Calibrated(found, lowest + margin * max(0.0, _quantile(topic, 0.25) - lowest), lowest)
+
+
+def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The rows at each of `PREFIXES` and `JOINED`: first tokens, and rows joined, one sample beginning at each row."""
+    joined = torch.cat([*rows, *rows])
+    while len(joined) < sum(map(len, rows)) + JOINED[-1]:
+        joined = torch.cat([joined, joined])
+    starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1].tolist()
+    prefixes = [[row[:length] for row in rows] for length in PREFIXES]
+    return prefixes + [[joined[start : start + length] for start in starts] for length in JOINED]
+
+
+def variance_of_means(rows: Sequence[Tensor]) -> tuple[float, float]:
+    """`A >= 0` and `B > 0` of `Var(mean of the first n tokens) = A + B / n`, by least squares.
+
+    Lengths that fewer than 8 rows have are left out. Where only one length is left, or none, `A` is 0.
+    """
+    lengths = [n for n in SPREAD_LENGTHS if sum(len(row) >= n for row in rows) >= FEWEST_ROWS]
+    found = [torch.stack([row[:n].double().mean() for row in rows if len(row) >= n]).var() for n in lengths]
+    if len(lengths) < 2:
+        n = lengths[0] if lengths else 1
+        spread = found[0] if found else torch.cat([*rows]).double().var()
+        return 0.0, max(_SMALLEST, float(spread) * n)
+    x, y = 1 / torch.tensor(lengths, dtype=torch.float64), torch.stack(found)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return max(_SMALLEST, float(y.mean() - slope * x.mean())), max(_SMALLEST, float(slope))
+
+
+class Padded(NamedTuple):
+    """`H` and `N` along rows, `[rows, longest]`; after a row's end both stay as they are."""
+
+    hits: Tensor
+    tokens: Tensor
+
+
+def padded(rows: Sequence[Tensor]) -> Padded:
+    """The running sums of rows."""
+    scores = pad_sequence([row.float() for row in rows], batch_first=True)
+    there = torch.arange(scores.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return Padded(scores.cumsum(dim=1), there.float().cumsum(dim=1))
+
+
+def statistics(rows: Padded, parameters: WindowedParameters) -> Tensor:
+    """`[rows]`: `S` at each row's end."""
+    return windowed_value(*rows, parameters, None, None)[0][:, -1]
+
+
+def peaks(rows: Padded, parameters: WindowedParameters) -> Tensor:
+    """`[rows]`: `P` at each row's end."""
+    return windowed_value(*rows, parameters, None, None)[2][:, -1]
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    return float(torch.quantile(values.double(), share))

@@ -1,0 +1,107 @@
+"""The score of a token for the windowed gate: signed weights of SAE features, or a direction of the residual stream.
+
+With `a_j` the activations of the gate's features G and weights of either sign,
+
+    s_t = b + sum_{j in G} w_j [a_j(t) > 0]                                                     of features
+    s_t = b + w . h_t, to the nearest quarter                                                   of a direction (a probe)
+
+The weights come from windows of 16 tokens, one every 8, and of 64, one every 32, of all rows. With `x_j` the share of a
+window's tokens at which feature j is active, they minimize the logistic loss in which the topic and other text, and
+each size of window, count alike, plus `L2 / 2 |w|^2`. Of the solution, the features with the largest `|w_j| sd(x_j)`
+are kept and fitted again. At last the weights are scaled so that the score's standard deviation over tokens of other
+text is 1, and rounded to quarters; features whose weight is then 0 are left out.
+
+A probe is fitted in the same way on the means of the residual stream, in units of each dimension's standard deviation
+over other text, up to `PROBE_LIMIT` of them: outlying tokens must not rule a window.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
+from sae_unlearn.guardrail.fit.logistic import L2, Windows, deviations_of_shares, logistic, logistic_of_shares
+
+
+SCORE_STEP = 0.25
+GATE_FEATURES = 300
+PROBE_L2 = 1e-2
+PROBE_LIMIT = 8.0
+
+
+class FeatureScore(NamedTuple):
+    """A score of active features.
+
+    Attributes:
+        feature_ids: The features, `[G]` int64, the most telling first.
+        weights: Their weights in quarters, none 0, `[G]` float32.
+        bias: In quarters.
+    """
+
+    feature_ids: Tensor
+    weights: Tensor
+    bias: float
+
+    def of(self, active: ActiveFeatures) -> Tensor:
+        """The score of each token, `[tokens]` float32, exact."""
+        table = torch.zeros(active.width(self.feature_ids))
+        table[self.feature_ids] = self.weights
+        return active.scores(table, self.bias)
+
+
+def fit_features(topic: ActiveFeatures, other: ActiveFeatures, number: int = GATE_FEATURES) -> FeatureScore:
+    """Fit the weights of at most `number` features on rows of the topic and other rows, by the rules above."""
+    joined = ActiveFeatures.joined([topic, other])
+    windows = Windows.of(topic.lengths, other.lengths)
+    width = joined.width(torch.zeros(0))
+    weights, _ = logistic_of_shares(joined, windows, width, L2)
+    weight = weights.abs() * deviations_of_shares(joined, windows, width)
+    kept = weight.argsort(descending=True, stable=True)[:number]
+    kept = kept[weight[kept] > 0]
+    weights, bias = logistic_of_shares(joined.only(kept), windows, len(kept), L2)
+    scale = other.only(kept).scores(weights).std().clamp(min=1e-6)
+    weights, bias = in_steps(weights / scale), float(in_steps(torch.tensor(bias) / scale))
+    return FeatureScore(kept[weights != 0], weights[weights != 0], bias)
+
+
+class ProbeScore(NamedTuple):
+    """A score of the residual stream.
+
+    Attributes:
+        center, deviation: Mean and standard deviation of each dimension over other text, `[d_in]`.
+        direction: `[d_in]`, on the standardized residual stream.
+        bias: What is added.
+    """
+
+    center: Tensor
+    deviation: Tensor
+    direction: Tensor
+    bias: float
+
+    def of(self, residual: Tensor) -> Tensor:
+        """The score of each token, `[tokens]`, of the residual stream `[tokens, d_in]`."""
+        return in_steps(standardized(residual, self.center, self.deviation) @ self.direction + self.bias)
+
+
+def fit_probe(
+    topic: Tensor, topic_lengths: Tensor, other: Tensor, other_lengths: Tensor, l2: float = PROBE_L2
+) -> ProbeScore:
+    """Fit a direction on the residual stream of rows, `[tokens, d_in]`, whose lengths are `[rows]`."""
+    center, deviation = other.float().mean(dim=0), other.float().std(dim=0) + 1e-3
+    tokens = torch.cat([standardized(part, center, deviation) for part in (topic, other)])
+    windows = Windows.of(topic_lengths, other_lengths)
+    means = windows.means(tokens)
+    direction, bias = logistic(lambda w: means @ w, lambda g: g @ means, means.shape[1], windows, l2)
+    scale = float((tokens[len(topic) :] @ direction).std().clamp(min=1e-6))
+    return ProbeScore(center, deviation, direction / scale, bias / scale)
+
+
+def standardized(residual: Tensor, center: Tensor, deviation: Tensor) -> Tensor:
+    """`[tokens, d_in]` float32, in units of `deviation` and within `PROBE_LIMIT`."""
+    return ((residual.float() - center) / deviation).clamp(-PROBE_LIMIT, PROBE_LIMIT)
+
+
+def in_steps(values: Tensor) -> Tensor:
+    """The nearest multiples of `SCORE_STEP`."""
+    return (values / SCORE_STEP).round() * SCORE_STEP

@@ -1,0 +1,76 @@
+"""The windowed statistic: the mean score of a row, judged by its spread at that length, and a cumulative sum.
+
+Per content token `t` of a row the gate has a score `s_t`, of either sign (see `fit.gate_score`). With
+
+    H_t = sum_{r<=t} s_r            N_t = number of tokens up to t            n_t = max(N_t, m)
+    Y_t = H_t - d N_t               L_t = min_{r<=t} Y_r  (L_0 = 0)           P_t = max_{r<=t} (Y_r - L_r)
+
+the statistic is the larger of two parts:
+
+    z_t = (H_t - mu N_t) / sqrt(alpha n_t^2 + beta n_t)
+    S_t = max(z_t, kappa P_t)
+
+`z` is the mean over the row, less what other text has (`mu`), in units of how far the mean of `n` tokens of other text
+strays: its variance is `A + B / n`, with a part `A` that differs between rows and does not average out, and
+`alpha = A q_z^2`, `beta = B q_z^2` with `q_z` the quantile of `z` that is allowed to fire. It sees a topic that is
+faint everywhere. `P` is Page's cumulative sum with drift `d`: it grows where the score stays above `d` and forgets what
+came before, so text around a passage does not dilute it. It never falls. `kappa = 1 / q_c` puts it on the scale of `z`.
+
+Scores are multiples of a quarter and `d` of a sixteenth, so the sums are exact in float32 up to a million tokens, and
+`S` does not depend on how a row was cut into forward passes.
+
+Source: Page 1954 for the cumulative sum.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+DRIFT_STEP = 1 / 16
+
+
+class WindowedParameters(NamedTuple):
+    """The constants of the windowed statistic.
+
+    Attributes:
+        other_mean: `mu`, the mean score of a token of other text.
+        row_variance: `alpha >= 0`.
+        token_variance: `beta > 0`.
+        drift: `d`, a multiple of a sixteenth.
+        sum_weight: `kappa > 0`.
+        min_tokens: `m >= 1`.
+    """
+
+    other_mean: float
+    row_variance: float
+    token_variance: float
+    drift: float
+    sum_weight: float
+    min_tokens: int = 8
+
+
+def windowed_value(
+    hits: Tensor, tokens: Tensor, parameters: WindowedParameters, lowest: Tensor | None, peak: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`S`, `L` and `P` along the tokens of one forward pass, each `[batch, seq]`.
+
+    Args:
+        hits, tokens: `H` and `N`, `[batch, seq]` float32.
+        lowest, peak: `L` and `P` after the row's last earlier token, `[batch, 1]`; None at a row's beginning.
+    """
+    y = hits - parameters.drift * tokens
+    before = hits.new_zeros(hits.shape[0], 1) if lowest is None else lowest
+    lowest = torch.minimum(y if y.shape[1] == 1 else y.cummin(dim=1).values, before)
+    sums = y - lowest
+    sums = sums if sums.shape[1] == 1 else sums.cummax(dim=1).values
+    peak = sums if peak is None else torch.maximum(sums, peak)
+    return torch.maximum(mean_part(hits, tokens, parameters), parameters.sum_weight * peak), lowest, peak
+
+
+def mean_part(hits: Tensor, tokens: Tensor, parameters: WindowedParameters) -> Tensor:
+    """`z`, of the same shape as `hits` and `tokens`."""
+    n = tokens.clamp(min=parameters.min_tokens)
+    variance = (parameters.row_variance * n + parameters.token_variance) * n
+    return (hits - parameters.other_mean * tokens) / variance.sqrt()
