@@ -1,4 +1,4 @@
-"""`python -m sae_unlearn` is `sae-unlearn`."""
+"""Entry point of `python -m sae_unlearn`, which is the command `sae-unlearn`."""
 
 import sys
 

@@ -1,21 +1,14 @@
-"""The error that every part of this package raises for input that it cannot work with.
-
-The errors a guardrail raises.
-
-The error that alignment raises.
-
-The error that a malformed or unsupported SAE file raises.
-"""
+"""All error classes of the package; `UnlearnError` is their base."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UnlearnError(ValueError):
-    """Something given does not fit: the message names the value and the mend.
+    """Input that the package cannot work with. The message names the value and the fix.
 
-    It is a `ValueError`, so that code which knows nothing of this package can catch it. What a message quotes of a file
-    that anybody may have written is shown by its escapes where a terminal would act on it.
+    It is a `ValueError`, so code that does not import this package can catch it. Control characters in a message,
+    which may quote a downloaded file, are escaped, so they cannot act on a terminal.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -24,21 +17,23 @@ class UnlearnError(ValueError):
 
 
 class GuardrailError(UnlearnError):
-    """A guardrail that is malformed, does not belong to the model, or could not do its work there."""
+    """A guardrail is malformed, does not belong to the model, or cannot work on it."""
 
 
 class GuardrailNotReady(UnlearnError, RuntimeError):
-    """The model was called while a guardrail on it cannot work: its weights never arrived, or it cannot see what it
-    needs. The call is stopped, since letting it pass would give unguarded text."""
+    """The model was called while an active guardrail cannot work, so the call was stopped.
+
+    Its weights never arrived, or it cannot see what it needs. Letting the call pass would give unguarded text.
+    """
 
 
 class GuardrailUnsupported(UnlearnError, NotImplementedError):
-    """The model was called in a way in which a guardrail cannot work, or that needs another version of transformers."""
+    """The model was called in a way that a guardrail does not support with this version of transformers."""
 
 
 @contextmanager
 def as_guardrail_error() -> Iterator[None]:
-    """What the layers below refuse is raised as a `GuardrailError`; also a decorator."""
+    """Raise each `UnlearnError` of the block as a `GuardrailError`. Also a decorator."""
     try:
         yield
     except (GuardrailError, GuardrailNotReady, GuardrailUnsupported):
@@ -48,11 +43,11 @@ def as_guardrail_error() -> Iterator[None]:
 
 
 class AlignmentError(UnlearnError):
-    """Entities, latents or settings that an alignment cannot be trained with."""
+    """An alignment cannot be trained with these entities, latents or settings."""
 
 
 class SAEFormatError(UnlearnError):
     """A file or folder does not hold a sparse autoencoder that this library can read exactly.
 
-    The message names the file, the value found, what was expected and the mend.
+    The message names the file, the value found, what was expected and the fix.
     """

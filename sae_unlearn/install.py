@@ -1,21 +1,21 @@
-"""How to install an extra of this package, which is on no registry."""
+"""The command that installs an extra of this package, which is not on a package registry."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 
 
 FROM_CHECKOUT = 'pip install ".[{extra}]"'
-"""Works in a checkout of the repository. By the package's name it would not: that name is not registered."""
+"""Command for a checkout of the repository. The package's name alone is not registered anywhere."""
 
 FROM_GIT = 'pip install "sae-unlearn[{extra}] @ git+{address}"'
-"""Works anywhere, for who has the repository's address."""
+"""Command for an installation from git; works in any folder."""
 
 
 def install_command(extra: str) -> str:
     """Return the command that installs an extra, and where to run it.
 
     Args:
-        extra (`str`): An extra of `setup.py`, such as "eval".
+        extra (str): An extra of the package, such as "eval".
     """
     address = _git_address()
     if address is not None:
@@ -24,7 +24,7 @@ def install_command(extra: str) -> str:
 
 
 def _git_address() -> str | None:
-    """The git address and commit that this installation came from (PEP 610); None for a checkout."""
+    """Return the git address and commit of this installation (PEP 610); None for a checkout."""
     try:
         origin = json.loads(distribution("sae-unlearn").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):

@@ -1,7 +1,4 @@
-"""Small statistics that several parts need: the order of pairs, and the interval of a share.
-
-Bootstrap draws, and the intervals between their percentiles.
-"""
+"""Statistics that several modules share: AUC, Wilson intervals and bootstrap intervals."""
 
 import math
 from statistics import NormalDist
@@ -13,79 +10,82 @@ from sae_unlearn.checks import check_tensors
 
 
 def pair_wins(first: Tensor, second: Tensor) -> Tensor:
-    """`[n, m]` float64: 1 where `first [n]` is above `second [m]`, 0.5 where they are equal."""
+    """Return `[n, m]` float64: 1 where `first [n]` is above `second [m]`, 0.5 where they are equal."""
     return (first[:, None] > second).double() + 0.5 * (first[:, None] == second).double()
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """Probability that a positive scores above a negative, ties counting half: `[p]`, `[m]` -> float.
+    """Return the probability that a positive `[p]` scores above a negative `[m]`; ties count half.
 
-    It is the Mann-Whitney statistic divided by p * m; NaN if either is empty.
+    This is the Mann-Whitney statistic divided by p * m. It is NaN if either is empty.
     """
     return float(pair_wins(positive, negative).mean()) if len(positive) and len(negative) else float("nan")
 
 
 def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share of `successes` in `n` (E. B. Wilson, JASA 22, 1927).
+    """Return the Wilson score interval of a share of `successes` in `n` (E. B. Wilson, JASA 22, 1927).
 
         (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n)
 
-    Unlike the bootstrap it is no point where all or none succeed: 0 of 10 gives 0 to 0.28.
+    Unlike the bootstrap interval, it is not a single point if all or none succeed: 0 of 10 gives 0 to 0.28.
 
     Raises:
-        ValueError: no trials, or successes that are not between 0 and n.
+        ValueError: If `n` is not above 0, or `successes` is not between 0 and n.
     """
     if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"An interval of {successes} successes in {n}; pass 0 <= successes <= n, and n > 0.")
+        raise ValueError(f"successes={successes}, n={n}: expected 0 <= successes <= n and n > 0.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / n
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # where rounding would miss them
+    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # rounding would miss them
 
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `values [n]`, drawn with a fixed seed.
+    """Return the percentile bootstrap interval of the mean of `values [n]`, drawn with a fixed seed.
 
     Raises:
-        ValueError: no values, or a level that is no share.
+        ValueError: If `values` is empty, or `level` is not between 0 and 1.
     """
     check_tensors(1, values=values)
     if not 0 < level < 1:
-        raise ValueError(f"level={level!r}; expected a share between 0 and 1, such as 0.95.")
+        raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95.")
     if not len(values):
-        raise ValueError("An interval of no values; pass at least one.")
+        raise ValueError("values: expected at least one, got none.")
     return percentile_interval(ratio_draws(values, torch.ones_like(values), draws, seed), level)
 
 
 def percentile_interval(draws: Tensor, level: float = 0.95) -> tuple[float, float]:
-    """The interval that holds the middle `level` of bootstrap draws `[draws]` float64."""
+    """Return the interval that holds the middle `level` of bootstrap draws `[draws]` float64."""
     low, high = torch.quantile(draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
 
 
 def times_drawn(size: int, draws: int, generator: torch.Generator) -> Tensor:
-    """`[draws, size]` float64: how often each of `size` things comes when `size` are drawn with replacement."""
+    """Return `[draws, size]` float64: how often each of `size` items is drawn, with replacement."""
     index = torch.randint(size, (draws, size), generator=generator)
     return torch.zeros(draws, size, dtype=torch.float64).scatter_add_(1, index, torch.ones(index.shape).double())
 
 
 def ratio_draws(totals: Tensor, weights: Tensor, draws: int = 2000, seed: int = 0) -> Tensor:
-    """Bootstrap draws of a ratio of sums over n things, `[draws]` float64.
+    """Return bootstrap draws of a ratio of sums over n items, `[draws]` float64.
 
-        sum_i totals_i / sum_i weights_i     with the things i drawn with replacement
+        sum_i totals_i / sum_i weights_i     with the items i drawn with replacement
 
-    The same n and seed draw the same things, so two calls are paired.
+    The same n and seed draw the same items, so two calls are paired.
 
     Args:
-        totals, weights: `[n]`.
+        totals (Tensor): Numerators `[n]`.
+        weights (Tensor): Denominators `[n]`.
+        draws (int, *optional*, defaults to 2000): Number of draws.
+        seed (int, *optional*, defaults to 0): Seed of the draws.
 
     Raises:
-        ValueError: no things.
+        ValueError: If `totals` is empty.
     """
     if not len(totals):
-        raise ValueError("A bootstrap of no values; pass at least one.")
+        raise ValueError("totals: expected at least one value, got none.")
     generator = torch.Generator().manual_seed(seed)
     totals, weights = totals.double().cpu(), weights.double().cpu()
     found = []

@@ -1,3 +1,3 @@
-"""The package's version, read by `pyproject.toml` and recorded in every artefact."""
+"""The package's version, read by `pyproject.toml` and recorded in every saved adapter."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Files that others may have written, files that are written whole, the Hub, and the terminal."""
+"""Files and text: untrusted files, atomic saving, digests, the Hub, and output for a terminal."""

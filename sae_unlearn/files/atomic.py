@@ -1,4 +1,4 @@
-"""Saving several files so that a kill or a full disk cannot leave half of one."""
+"""Atomic saving of several files: a kill or a full disk never leaves half of one."""
 
 import os
 import secrets
@@ -15,24 +15,25 @@ from sae_unlearn.errors import UnlearnError
 
 
 STAGE = ".saving-"
-_ABANDONED = 3600.0  # seconds after which the folder of a save that never ended is cleared away
+_ABANDONED = 3600.0  # seconds after which the folder of a save that never ended is deleted
 
 
 @contextmanager
 def staged(folder: Path, first: Sequence[str] = (), key: str | None = None) -> Iterator[Path]:
-    """A folder `.saving-...` in `folder`, to write into. After the block its files replace those of `folder`, one
-    by one, each as a whole: those called as in `first` in that order, then the others.
+    """Yield a new folder `.saving-...` in `folder`; after the block its files replace those of `folder`.
 
-    If the block fails, `folder` is left as it was. If the replacing is cut short, what was not moved yet stays in the
-    stage.
+    Each file is replaced as a whole. If the block fails, `folder` is unchanged. If the process ends while files are
+    replaced, the remaining ones stay in the stage.
 
     Args:
-        key: a file without which nobody reads the others. Where the new one is another, the old one is taken away
-            before any file is replaced, and the new one comes last, so that at no moment it stands beside files that
-            it is not about.
+        folder (Path): The folder to save to.
+        first (Sequence[str], *optional*, defaults to ()): Names of the files to replace first, in this order.
+        key (str, *optional*): Name of a file without which the others are not read. If its content changes, the old
+            one is removed before any file is replaced, and the new one comes last. So it never stands next to files
+            of another save.
 
     Raises:
-        UnlearnError: the disk is full, or `folder` cannot be written.
+        UnlearnError: If the disk is full, or `folder` cannot be written.
     """
     stage = folder / f"{STAGE}{secrets.token_hex(8)}"
     try:
@@ -42,8 +43,8 @@ def staged(folder: Path, first: Sequence[str] = (), key: str | None = None) -> I
         shutil.rmtree(stage, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):
             raise UnlearnError(
-                f"{folder} could not be written ({error}); what was there is as it was. Free some space, or save to "
-                "another folder."
+                f"{folder} could not be written ({error}); its files are unchanged. Free some space or save to another "
+                "folder."
             ) from error
         raise
     _move(stage, folder, list(first), key)
@@ -54,10 +55,10 @@ def staged(folder: Path, first: Sequence[str] = (), key: str | None = None) -> I
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in UTF-8: whatever happens, `path` is then the old file or the new one.
+    """Write a text file in UTF-8 atomically: at any moment `path` is the old file or the new one.
 
     Raises:
-        UnlearnError: the disk is full, or the folder cannot be written.
+        UnlearnError: If the disk is full, or the folder cannot be written.
     """
     with staged(path.parent) as stage:
         (stage / path.name).write_text(text, encoding="utf-8")
@@ -82,7 +83,7 @@ def _differ(new: Path, old: Path) -> bool:
 
 
 def _move(stage: Path, folder: Path, first: list[str], key: str | None) -> None:
-    """Move the files of the stage into the folder; if the first of them cannot be, the folder is as it was."""
+    """Move the files of the stage into the folder. If the first move fails, the folder is unchanged."""
 
     def turn(path: Path) -> int:
         if path.name == key:
@@ -90,7 +91,7 @@ def _move(stage: Path, folder: Path, first: list[str], key: str | None) -> None:
         return first.index(path.name) if path.name in first else len(first)
 
     files = sorted((path for path in stage.rglob("*") if path.is_file()), key=turn)
-    mode = stat.S_IMODE(stage.stat().st_mode) & 0o666  # what a new file gets here, by the process's umask
+    mode = stat.S_IMODE(stage.stat().st_mode) & 0o666  # the mode of a new file by the process's umask
     moved, old_key = False, None
     if key is not None and _differ(stage / key, folder / key):
         old_key = stage / f"{key}.old"

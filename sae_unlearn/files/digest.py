@@ -1,4 +1,4 @@
-"""The digest by which files are compared, sealed and named: SHA-256."""
+"""SHA-256 of files and bytes, used to compare, seal and name files."""
 
 import hashlib
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""What went wrong with the Hub, in a sentence that names the mend.
-
-`FileTree`: the files of a local folder, or of a Hub repository at one commit.
-"""
+"""`FileTree`, the files of a local folder or Hub repository, and explanations of the Hub's errors."""
 
 import logging
 import os
@@ -25,52 +22,55 @@ from sae_unlearn.files.untrusted import check_inside, check_regular
 
 
 def explain_download(error: Exception, repo_id: str, name: str, revision: str | None) -> str:
-    """Why the file `name` of a repository could not be had."""
+    """Return the reason why the file `name` of a repository could not be downloaded, and the fix."""
     if isinstance(error, HFValidationError):
         return f"{repo_id} is neither a folder here nor the name of a Hub repository."
     if isinstance(error, LocalEntryNotFoundError):
         return (
-            f"{repo_id} is no folder here, and {name} of a Hub repository of that name is not in the local cache while "
-            f"the Hub cannot be reached{f' ({_short(error.__cause__)})' if error.__cause__ else ''}."
+            f"{repo_id} is not a folder here; as a Hub repository, its {name} is not cached and the Hub cannot be "
+            f"reached{f' ({_short(error.__cause__)})' if error.__cause__ else ''}."
         )
-    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, of which it is one
+    if isinstance(error, GatedRepoError):  # its subclass RepositoryNotFoundError comes below
         return f"The Hub repository {repo_id} is gated: ask for access on its page, then log in or pass `token=`."
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"There is no Hub repository {repo_id} that can be read with this token, nor a folder of that name here. "
-            "Check the name; if it is private, log in with `hf auth login` or pass `token=`."
+            f"{repo_id} is neither a folder here nor a Hub repository that this token can read. Check the name; for a "
+            "private one, log in with `hf auth login` or pass `token=`."
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"The Hub repository {repo_id} has no revision {revision!r}; name a branch, a tag or a whole commit."
+        return f"The Hub repository {repo_id} has no revision {revision!r}; pass a branch, a tag or a full commit."
     if isinstance(error, EntryNotFoundError):
         return f"The Hub repository {repo_id} has no {name} at revision {revision or 'main'!r}; is it a guardrail?"
-    return f"{name} of {repo_id} could not be had from the Hub: {_short(error)}"
+    return f"Could not download {name} from {repo_id}: {_short(error)}"
 
 
 def explain_upload(error: Exception, repo_id: str) -> str:
-    """Why a folder could not be uploaded. Commits are atomic: nothing of it is in the repository then."""
+    """Return the reason why a folder could not be uploaded, and the fix.
+
+    Commits are atomic, so nothing of the folder is in the repository then.
+    """
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HFValidationError):
         return f"{repo_id!r} cannot be the name of a Hub repository; expected `user/name`."
     if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
         return (
-            f"The Hub does not let this token write to {repo_id}: log in with `hf auth login`, or pass the `token=` of "
-            f"its owner with write access. ({_short(error)})"
+            f"The Hub does not let this token write to {repo_id}: log in with `hf auth login`, or pass a `token=` with "
+            f"write access. ({_short(error)})"
         )
     if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
-        return f"The Hub refuses the folder that was to go to {repo_id}: {_short(error)}"
-    return f"The upload to {repo_id} did not finish, so nothing of it was committed; try again. ({_short(error)})"
+        return f"The Hub refuses the folder for {repo_id}: {_short(error)}"
+    return f"The upload to {repo_id} did not finish and nothing was committed; try again. ({_short(error)})"
 
 
 def _short(error: BaseException) -> str:
-    """The error's name and its words, without the request's dump."""
+    """Return the error's class and the start of its message, without the dump of the request."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:300]}"
 
 
 logger = logging.getLogger(__name__)
 
-MAX_FILES = 50_000  # listed of a local folder at most: a wrong path such as "/" must end soon
+MAX_FILES = 50_000  # largest number listed in a local folder: a wrong path such as "/" must end soon
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
@@ -78,12 +78,12 @@ _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 class FileTree:
     """The files of a local folder, or of a Hub repository at one commit.
 
-    The source is resolved once, here: a folder of that name is a local one, everything else a repository. The commit
-    is that of the first file that is fetched, or of the list, and all later files are of that commit.
+    The source is resolved once, here: an existing folder is local, everything else is a repository. The first file
+    that is fetched, or the list of files, fixes the commit, and all later files are of that commit.
 
     Attributes:
-        source (str): The folder or the repository, as it was given.
-        revision (str or None): The branch, tag or commit that was asked for.
+        source (str): The folder or the repository, as passed.
+        revision (str or None): The branch, tag or commit that was passed.
         root (Path or None): The local folder. None for a repository.
         commit (str or None): The commit of a repository. None for a folder, and before anything was fetched or listed.
     """
@@ -110,12 +110,12 @@ class FileTree:
             UnlearnError: If `revision` is not a text, or is given for a local folder.
         """
         if revision is not None and not isinstance(revision, str):
-            raise UnlearnError(f"revision={revision!r} is a {type(revision).__name__}; give a branch, tag or commit.")
+            raise UnlearnError(f"revision={revision!r}: expected a branch, tag or commit, got {type(revision).__name__}.")
         self.source, self.revision = os.fspath(source), revision
         path = Path(source).expanduser()
         self.root = path if path.is_dir() else None
         if self.root is not None and revision is not None:
-            raise UnlearnError(f"revision={revision!r} was given, but {source} is a local folder; leave it out.")
+            raise UnlearnError(f"revision={revision!r}: expected None for the local folder {source}.")
         self.commit: str | None = None
         self._token, self._cache_dir, self._cached_only = token, cache_dir, local_files_only
         self._cache_knows = False  # which commit the revision is
@@ -134,7 +134,7 @@ class FileTree:
             check_inside(self.root / name, self.root)
             check_regular(self.root / name)
             return self.root / name
-        # The first file is asked for by branch or tag, so that the cache learns which commit that is.
+        # The first file is requested by branch or tag, so that the cache stores which commit that is.
         path = self._download(name, (self._cache_knows and self.commit) or self.revision)
         found = _commit_of(path)
         if self.commit is None:
@@ -145,9 +145,9 @@ class FileTree:
         return path
 
     def names(self) -> tuple[str, ...]:
-        """Return the path of every file below the root, with "/". A local folder's hidden folders are left out.
+        """Return the path of every file below the root, with "/", without a local folder's hidden folders.
 
-        Of a repository that the Hub does not list now, these are the files that the cache holds.
+        If the Hub cannot list the repository now, these are the files that the cache holds.
 
         Raises:
             UnlearnError: If a local folder holds more than `MAX_FILES` files.
@@ -161,19 +161,18 @@ class FileTree:
             if found is None:
                 raise LocalEntryNotFoundError(
                     f"{self.source} at revision {wanted or 'main'} is neither a folder here nor in the cache, and "
-                    "local_files_only (or HF_HUB_OFFLINE) forbids a download; allow it, or download the repository "
-                    "first"
+                    "local_files_only or HF_HUB_OFFLINE forbids a download. Download the repository first."
                 )
             return found
         try:
             info = HfApi(token=self._token).model_info(self.source, revision=wanted)
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
-        except Exception as error:  # no connection: which class says so depends on huggingface_hub's version
+        except Exception as error:  # no connection: its class depends on huggingface_hub's version
             found = self._cached(wanted)
             if found is None:
                 raise
-            logger.warning("the Hub could not be asked about %s (%s); using the cached copy", self.source, error)
+            logger.warning("The Hub could not list %s (%s); using the cached copy.", self.source, error)
             return found
         self.commit = info.sha
         return tuple(sibling.rfilename for sibling in info.siblings or ())
@@ -201,14 +200,12 @@ class FileTree:
             if not isinstance(error, _HUB_ERRORS):
                 with suppress(LocalEntryNotFoundError):
                     path = download(True)
-                    logger.warning(
-                        "the Hub could not be asked about %s (%s); using the cached copy", self.source, error
-                    )
+                    logger.warning("The Hub could not send %s (%s); using the cached copy.", name, error)
                     return path
             raise
 
     def _cached(self, revision: str | None) -> tuple[str, ...] | None:
-        """List what the Hub's cache holds of the repository at `revision`, and note its commit; None for nothing.
+        """Return the cached files of the repository at `revision` and set its commit; None if there are none.
 
         Layout: `models--org--name/refs/<branch or tag>` holds a commit, `snapshots/<commit>/` links to the files; see
         https://huggingface.co/docs/huggingface_hub/guides/manage-cache
@@ -234,12 +231,12 @@ def _list_files(root: Path) -> tuple[str, ...]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         names.extend((Path(folder) / name).relative_to(root).as_posix() for name in sorted(files))
         if len(names) > MAX_FILES:
-            raise UnlearnError(f"{root} holds more than {MAX_FILES} files; pass the folder of one adapter or SAE")
+            raise UnlearnError(f"{root} holds more than {MAX_FILES} files. Pass the folder of one adapter or SAE.")
     return tuple(names)
 
 
 def _commit_of(path: Path) -> str | None:
-    """The commit in a path of huggingface_hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
+    """Return the commit in a path of the Hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
     for repository, folder, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
         if repository.startswith("models--") and folder == "snapshots":
             return commit

@@ -1,17 +1,18 @@
-"""Text for a terminal: tables, wrapped columns, and strings from files that nobody vouches for."""
+"""Text for a terminal: tables, wrapped columns, and strings from untrusted files."""
 
 import textwrap
 from collections.abc import Sequence
 
 
 def printable(value: object, limit: int = 300) -> str:
-    """`value` as one line that a terminal shows as it is.
+    """Return `value` as one line that a terminal shows unchanged.
 
-    Control characters, escape sequences, and characters that turn the direction of writing are shown by their escapes,
-    so that a string from a downloaded file cannot move the cursor, recolour or hide what else is printed.
+    Control characters, escape sequences and bidirectional marks are escaped, so a string from a downloaded file cannot
+    move the cursor, change colors or hide other output.
 
     Args:
-        limit: longer texts are cut, and end in three dots.
+        value (object): The value to show.
+        limit (int, *optional*, defaults to 300): Length in characters above which the text is cut and ends in "...".
     """
     text = str(value)
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
@@ -19,7 +20,10 @@ def printable(value: object, limit: int = 300) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
-    """Rows of cells as aligned columns, a rule below the first row; the first column is left-aligned, others right."""
+    """Return rows of cells as aligned columns: the first to the left, the others to the right.
+
+    A line of dashes separates the first row, the heading, from the others.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):
@@ -33,7 +37,7 @@ def table(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
 
 
 def side_by_side(left: str, right: str, titles: tuple[str, str], width: int = 100, indent: int = 2) -> str:
-    """Two texts in two wrapped columns below their titles."""
+    """Return two texts in two wrapped columns below their titles, `width` characters wide in all."""
     column = (width - indent - 3) // 2
     columns = [[title, *textwrap.wrap(text, column)] for title, text in zip(titles, (left, right), strict=True)]
     height = max(map(len, columns))

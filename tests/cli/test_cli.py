@@ -279,7 +279,7 @@ def test_show_refuses_a_page_that_cannot_be_made(parts, tmp_path, capsys):
 def test_show_refuses_what_is_no_guardrail(parts, tmp_path, capsys):
     fails(capsys, ["show", tmp_path], "has no adapter_config.json")
     fails(capsys, ["show", tmp_path / "nothing"], "neither a folder here nor")
-    fails(capsys, ["show", "nobody/nothing"], "nobody/nothing is no folder here")
+    fails(capsys, ["show", "nobody/nothing"], "nobody/nothing is not a folder here")
     fails(capsys, ["show", parts / "model"], "adapter_config.json")
     fails(capsys, ["show", hostile(parts, tmp_path, **{"\x1b[31mfield": 1})], "Unknown key(s)", "\\x1b")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"1234")

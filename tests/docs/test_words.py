@@ -25,7 +25,8 @@ def test_the_files_that_are_held_are_free_of_them(capsys) -> None:
 def test_the_files_that_are_held() -> None:
     held = set(ci_words.held())
     assert {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *CARDS} <= held
-    assert {path.suffix for path in held} == {".md", ".in"}
+    assert {ROOT / "sae_unlearn" / "checks.py", ROOT / "sae_unlearn" / "files" / "hub.py"} <= held
+    assert {path.suffix for path in held} == {".md", ".in", ".py"}
     assert all(list(ROOT.glob(pattern)) for pattern in ci_words.HELD)
 
 
@@ -62,6 +63,26 @@ def test_other_text_is_not(text) -> None:
 
 def test_lines_are_counted_over_what_is_skipped() -> None:
     assert [line for line, _, _ in ci_words.findings("# A\n\n```\nx\n```\n\ntold\n")] == [7]
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('"""It is\nat rest."""', ["at rest"]),
+        ('x = 1  # told\ny = f"{told} nobody {x}"', ["nobody", "told"]),
+        ('raise E(\n    "what is put "\n    f"on {x}"\n)', ["put on"]),
+        ('"""What a model forgot."""', ["What"]),
+        (f'"""{"a" * 101}"""', ["a" * 101]),
+        ('NAMES = ["told", "nobody"]; told = beside  # `told`', []),
+        ('"""Return\n\n        told_rows x `put on`."""', []),
+    ],
+)
+def test_in_python_only_prose_is_read(source, found) -> None:
+    assert sorted(word for _, word, _ in ci_words.python_findings(source)) == sorted(found)
+
+
+def test_lines_of_python_are_counted() -> None:
+    assert [line for line, _, _ in ci_words.python_findings('"""A."""\n\n\nx = "it is\ttold"\n')] == [4]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)

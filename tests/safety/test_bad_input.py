@@ -121,7 +121,7 @@ BAD = [
     (
         fit_guardrail,
         lambda it: zero_shot(it, config={"num_features": 3}),
-        "config is a dict; pass a GuardrailFitConfig",
+        "config.*dict",
     ),
     (fit_guardrail, lambda it: zero_shot(it, chat_template="yes"), "chat_template='yes' must be True or False"),
     (fit_guardrail, lambda it: zero_shot(it, max_held_out=0), "max_held_out=0"),

@@ -239,7 +239,7 @@ def test_a_revision_that_is_not_there_is_named(stand_in, revision):
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path):
     guarded().save_pretrained(tmp_path)
-    with pytest.raises(GuardrailError, match="is a local folder"):
+    with pytest.raises(GuardrailError, match="revision='main'"):
         attach(tmp_path, revision="main")
 
 
@@ -251,16 +251,16 @@ def test_a_private_repository_opens_with_its_owner_s_token_only(stand_in):
     model.push_to_hub(REPO, token=OWNER, private=True)
     assert stand_in.repositories[REPO].private
     for token in (None, STRANGER):
-        with pytest.raises(GuardrailError, match=r"no Hub repository me/forget that can be read .* pass `token=`"):
+        with pytest.raises(GuardrailError, match=r"me/forget.*`token=`"):
             attach(token=token)
-    with pytest.raises(GuardrailError, match=r"could not be had .*401"):
+    with pytest.raises(GuardrailError, match=r"me/forget.*401"):
         attach(token="hf_expired")
     for token in (OWNER, READER):
         assert torch.equal(logits(attach(token=token)), logits(model))
 
 
 def test_an_absent_repository_is_named(stand_in):
-    with pytest.raises(GuardrailError, match="no Hub repository me/absent"):
+    with pytest.raises(GuardrailError, match="me/absent is neither a folder here nor a Hub repository"):
         attach("me/absent")
 
 
@@ -308,7 +308,7 @@ def test_metadata_that_the_hub_does_not_take_stops_the_push_before_anything_is_s
 def test_an_interrupted_upload_leaves_nothing_and_can_be_repeated(stand_in, where):
     model = guarded()
     stand_in.break_at = where
-    with pytest.raises(GuardrailError, match=r"nothing of it was committed; try again"):
+    with pytest.raises(GuardrailError, match=r"nothing was committed"):
         model.push_to_hub(REPO, token=OWNER)
     assert stand_in.repositories[REPO].at("main").files == {}
     with pytest.raises(GuardrailError, match=r"me/forget has no adapter_config\.json"):
@@ -347,7 +347,7 @@ def test_an_interrupted_download_attaches_nothing_and_can_be_repeated(stand_in):
     stand_in.break_at = "GET /storage/"
     base = base_model("llama")
     plain = logits(base)
-    with pytest.raises(GuardrailError, match=r"adapter_model\.safetensors of me/forget could not be had"):
+    with pytest.raises(GuardrailError, match=r"adapter_model\.safetensors from me/forget"):
         attach_guardrail(base, REPO)
     assert torch.equal(logits(base), plain)
     assert not hasattr(base, "peft_config")
@@ -376,10 +376,10 @@ def test_a_hub_that_hangs_up_is_as_good_as_none(stand_in, caplog):
 
 def test_what_was_never_attached_is_not_there_without_the_hub(stand_in, tmp_path):
     guarded().push_to_hub(REPO, token=OWNER)
-    with pytest.raises(GuardrailError, match="not in the local cache"):
+    with pytest.raises(GuardrailError, match="not cached"):
         attach(local_files_only=True)
     stand_in.stop()
-    with pytest.raises(GuardrailError, match="not in the local cache"):
+    with pytest.raises(GuardrailError, match="not cached"):
         attach(cache_dir=tmp_path / "other")
 
 
