@@ -110,7 +110,7 @@ class FileTree:
             UnlearnError: If `revision` is not a text, or is given for a local folder.
         """
         if revision is not None and not isinstance(revision, str):
-            raise UnlearnError(f"revision={revision!r}: expected a branch, tag or commit, got {type(revision).__name__}.")
+            raise UnlearnError(f"revision={revision!r}: expected the name of a branch, tag or commit as text.")
         self.source, self.revision = os.fspath(source), revision
         path = Path(source).expanduser()
         self.root = path if path.is_dir() else None
