@@ -1,0 +1,209 @@
+"""One guardrail on a forward pass of packed rows: from the residual stream to decisions, states and edits.
+
+An engine describes the pass by a `PackedStep` and calls `judge` at the guarded layer:
+
+| field of the step | vLLM | `generate_batch` of transformers | padding-free training |
+|---|---|---|---|
+| `rows` | `query_start_loc` | `cu_seq_lens_q` | `cu_seq_lens_q` |
+| `prompt_end` | from the prompt's length | last token of a row that begins | last token of the row |
+| `slots.of_token` | the slot mapping | `write_index` | None |
+| `slots.before` | from the block table | from `read_index` or `block_table` | None |
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.errors import GuardrailNotReady
+from sae_unlearn.guardrail import packed
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate import Decision, State, heard, hits_of, usual_norm
+from sae_unlearn.guardrail.packed import Rows
+from sae_unlearn.guardrail.runtime.slot_table import CacheSlots, SlotTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStep:
+    """What a guardrail must know of a forward pass of packed rows. All tensors are on the model's device.
+
+    Attributes:
+        rows (Rows): Which tokens belong to which row.
+        ids (Tensor): `[T]` int64, token ids.
+        positions (Tensor): `[T]` int64, the place of each token in its own row, from 0.
+        prompt_end (Tensor): `[R]` int64, index in the list of the last token of each row's prompt; the row's first
+            token in a pass after the prompt. Read for `gate_scope="sequence"` only.
+        slots (CacheSlots, *optional*): The tokens' slots in the cache. None if the rows begin and end in this pass.
+        one_each (bool, *optional*, defaults to `False`): Every row has one token, so `T = R`. Known to the host.
+    """
+
+    rows: Rows
+    ids: Tensor
+    positions: Tensor
+    prompt_end: Tensor
+    slots: CacheSlots | None = None
+    one_each: bool = False
+
+    @property
+    def row(self) -> Tensor | slice:
+        """An index from values by row to values by token."""
+        return slice(None) if self.one_each else self.rows.of_token
+
+    def boundary(self, config: SAEGuardrailConfig) -> Tensor:
+        """`[R]`: index in the list from which tokens are judged one by one, see `packed`."""
+        return self.rows.start if config.gate_scope == "prefix" else self.prompt_end
+
+
+class Judged(NamedTuple):
+    """What a guardrail says of a pass.
+
+    Attributes:
+        decision: `fire [T]` bool and `state [T, S]`; `gate.State.of(state)` names the columns.
+        where: `[T, N]` bool, the features that are clamped; None if the guardrail only records.
+        edit: `[T, d_in]`, to be added to the residual stream in float32; None if the guardrail only records.
+        lost: `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
+    """
+
+    decision: Decision
+    where: Tensor | None
+    edit: Tensor | None
+    lost: Tensor | None
+
+
+def judge(
+    hidden: Tensor,
+    step: PackedStep,
+    config: SAEGuardrailConfig,
+    encoder: Any,
+    decoder: Any,
+    tables: ConfigTables,
+    table: SlotTable | None = None,
+) -> Judged:
+    """Judge the tokens of a pass and keep their states.
+
+    It computes what `SAEGuardrailLayer` does for a padded batch. A row of which earlier tokens were not seen fires, its
+    edit is NaN, and so are its logits.
+
+    Args:
+        hidden (Tensor): `[T, d_in]`, the residual stream after the guarded layer.
+        step (PackedStep): The pass.
+        config (SAEGuardrailConfig): The guardrail's.
+        encoder, decoder (nn.Module): `GuardrailEncoder` and `GuardrailDecoder`, in float32.
+        tables (ConfigTables): The config's lists as tensors.
+        table (SlotTable, *optional*): The states by slot. None if the rows begin and end in this pass.
+
+    Raises:
+        GuardrailError: If packed rows cannot be judged, see `packed.check_packable`.
+    """
+    number = step.positions + 1
+    past = _Past.none(hidden, step, config) if table is None else _Past.of(table, step, number)
+    activations = encoder(hidden)
+    if config.special_token_ids:
+        content = tables.none_of(tuple(config.special_token_ids), step.ids, hidden.device)
+    else:
+        content = torch.ones_like(step.ids, dtype=torch.bool)
+    activations = heard(activations, content, usual_norm(hidden, config))
+    if past.lost is not None:
+        activations = activations.masked_fill(past.lost[step.row, None], torch.nan)
+    active = activations != 0
+    hot = hits_of(activations, active, tables.evidence(config, hidden.device))
+    ends = None
+    if config.message_boundary_ids:
+        ends = ~tables.none_of(tuple(config.message_boundary_ids), step.ids, hidden.device)
+    boundary = step.boundary(config)
+    if step.one_each and past.source is None:
+        decision = packed.decide_one_each(hot, content, config, past.states, ends, number[:, None])
+    else:
+        decision = packed.decide(hot, content, config, step.rows, past.states, boundary, ends, number)
+        for _ in range(past.depth(step.rows)):
+            states = past.continued(past.states, decision.state)
+            decision = packed.decide(hot, content, config, step.rows, states, boundary, ends, number)
+    if table is not None:
+        _write(table, decision.state, past, step)
+    if config.action == "record":
+        return Judged(decision, None, None, past.lost)
+    if config.clamp_mode == "fired":
+        where = decision.fire[:, None] & active
+    else:
+        where = (decision.fire & (hot != 0))[:, None].expand_as(active)
+    return Judged(decision, where, decoder(activations, where), past.lost)
+
+
+_NUMBER = State._fields.index("kept")  # which holds the token's number in its row
+
+
+class _Past(NamedTuple):
+    """The states before a pass.
+
+    Attributes:
+        states: `[R, S]`, zeros at a row's beginning.
+        lost: `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
+        source: `[R]`, the token of this pass that a row continues, -1 if it is of an earlier pass; None if all are.
+    """
+
+    states: Tensor
+    lost: Tensor | None = None
+    source: Tensor | None = None
+
+    @classmethod
+    def none(cls, hidden: Tensor, step: PackedStep, config: SAEGuardrailConfig) -> "_Past":
+        return cls(hidden.new_zeros(len(step.rows.start), packed.state_size(config), dtype=torch.float32))
+
+    @classmethod
+    def of(cls, table: SlotTable, step: PackedStep, number: Tensor) -> "_Past":
+        if step.slots is None:
+            raise GuardrailNotReady("slots=None: expected the cache slots of a pass that has a table. Pass them.")
+        states, source = table.states[step.slots.before], None
+        seen = states[:, _NUMBER]
+        if step.slots.shared:
+            source = _sources(step.slots)
+            seen = torch.where(source < 0, seen, number[source.clamp(min=0)])
+        lost = seen != step.slots.computed
+        # A lost row has fired, whatever the slot holds. Its hot sum becomes NaN with the activations.
+        states = states.masked_fill(lost[:, None], 1.0)
+        return cls(states, lost, None if source is None else source.masked_fill(lost, -1))
+
+    def depth(self, rows: Rows) -> int:
+        """Links of the longest chain of rows, each of which continues another of the same pass."""
+        if self.source is None:
+            return 0
+        links = torch.where(self.source < 0, -1, rows.of_token[self.source.clamp(min=0)]).tolist()
+        depths, deeper = [-1], [0] * len(links)
+        while deeper != depths:
+            depths, deeper = deeper, [0 if link < 0 else deeper[link] + 1 for link in links]
+        return max(depths, default=0)
+
+    def continued(self, before: Tensor, of_pass: Tensor) -> Tensor:
+        """Values by row before a pass: those by token of the pass itself for rows that continue one of its tokens."""
+        assert self.source is not None
+        earlier = self.source < 0
+        return torch.where(earlier if before.ndim == 1 else earlier[:, None], before, of_pass[self.source.clamp(min=0)])
+
+
+def _sources(slots: CacheSlots) -> Tensor:
+    """`[R]`: the token of this pass that is written to each row's slot before; -1 if none is."""
+    ordered, order = slots.of_token.sort()
+    at = torch.searchsorted(ordered, slots.before).clamp(max=len(order) - 1)
+    return torch.where((slots.before >= 0) & (ordered[at] == slots.before), order[at], -1)
+
+
+def _write(table: SlotTable, states: Tensor, past: _Past, step: PackedStep) -> None:
+    """Put the states of a pass, and what is kept beside them, at the slots of its tokens."""
+    assert step.slots is not None
+    table.states[step.slots.of_token] = states
+    if table.ids is not None:
+        table.ids[step.slots.of_token] = step.ids
+    if table.stamps is None:
+        return
+    summands, stamps = table.summands(step.ids, step.positions), table.stamps[step.slots.before]
+    if step.slots.seeds is not None:
+        stamps = stamps + step.slots.seeds
+    if not step.one_each or past.source is not None:
+        row, sums = step.rows.of_token, summands.cumsum(dim=0)
+        summands = sums - (sums - summands)[step.rows.start.clamp(max=len(sums) - 1)][row]
+        for _ in range(past.depth(step.rows)):
+            stamps = past.continued(stamps, stamps[row] + summands)
+        stamps = stamps[row]
+    table.stamps[step.slots.of_token] = stamps + summands
