@@ -32,7 +32,10 @@ several processes: accelerate launch --num_processes 4 -m sae_unlearn fit ...
 
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
-    add_sae_arguments(parser, "Hub id or folder of an SAE of one of the model's layers, or demo")
+    add_sae_arguments(
+        parser,
+        "Hub id, folder or RELEASE/ID of an SAE of one of the model's layers, demo, or auto (see sae-unlearn saes)",
+    )
     add_text_arguments(
         parser,
         forget="texts of the topic; 100 paragraphs are a good start",
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     _check_upload(args)
     output = output_folder(args.output)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
-    sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision)
+    sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, config=config)
     if process_index() > 0:  # all processes of a launch end with the same guardrail

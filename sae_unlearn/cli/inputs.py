@@ -91,10 +91,23 @@ def with_adapter(
     return PeftModel.from_pretrained(model, source, revision=revision, subfolder=inside or None).eval()
 
 
-def load_sae(name: str, subfolder: str | None = None, revision: str | None = None) -> "SparseAutoencoder":
-    """An SAE: "demo", a local folder, or a Hub id."""
+def load_sae(
+    name: str, subfolder: str | None = None, revision: str | None = None, model: str | None = None
+) -> "SparseAutoencoder":
+    """An SAE: "demo", a local folder, a Hub id, RELEASE/ID of SAELens, or "auto" for the suggested one of `model`."""
     from sae_unlearn.sae import SparseAutoencoder
+    from sae_unlearn.sae.choice import AUTO, about
+    from sae_unlearn.sae.directory.lookup import suggest
 
+    if name == AUTO and model is not None:
+        if subfolder or revision:
+            raise ValueError("--sae auto chooses repository and folder; leave out --sae-subfolder and --sae-revision.")
+        if model == DEMO:
+            name = DEMO
+        else:
+            chosen = suggest(model)
+            print(about(chosen))
+            name = chosen.name
     if name == DEMO:
         from sae_unlearn.demo import load_demo_sae
 

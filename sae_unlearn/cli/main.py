@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, show, train
+from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, saes, show, train
 from sae_unlearn.cli.arguments import BAD_INPUT, Parser, arguments_of
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.version import __version__
@@ -21,6 +21,7 @@ from sae_unlearn.version import __version__
 
 COMMANDS = {
     "demo": demo,
+    "saes": saes,
     "fit": fit,
     "train": train,
     "evaluate": evaluate,
@@ -37,6 +38,7 @@ INTERRUPTED = 130
 _DESCRIPTION = "Take knowledge out of a language model with sparse autoencoders."
 _EXAMPLES = """examples:
   sae-unlearn demo
+  sae-unlearn saes MODEL
   sae-unlearn fit --model MODEL --sae SAE --forget topic.txt --retain other.txt --output forget-topic
   sae-unlearn train --model MODEL --sae SAE --targets people.json --known ... --unknown ... --output forget-people
   sae-unlearn evaluate --model MODEL --adapter forget-topic --forget questions.json --retain other.txt --output report

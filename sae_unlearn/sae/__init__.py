@@ -2,8 +2,10 @@
 
 from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.autoencoder import SparseAutoencoder
+from sae_unlearn.sae.directory.entry import PublishedSAE
+from sae_unlearn.sae.directory.lookup import published_saes
 from sae_unlearn.sae.formats import register_reader
 from sae_unlearn.sae.slice import SAESlice
 
 
-__all__ = ["SAEFormatError", "SAESlice", "SparseAutoencoder", "register_reader"]
+__all__ = ["PublishedSAE", "SAEFormatError", "SAESlice", "SparseAutoencoder", "published_saes", "register_reader"]

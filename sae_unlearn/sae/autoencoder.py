@@ -126,7 +126,8 @@ class SparseAutoencoder(nn.Module):
         """Loads an SAE from a local folder or a repository of the Hugging Face Hub; its files tell the format.
 
         Args:
-            id_or_path: a folder, or a repository id such as "google/gemma-scope-2b-pt-res".
+            id_or_path: a folder, a repository id such as "google/gemma-scope-2b-pt-res", or a release and an id of
+                SAELens such as "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical".
             subfolder: the folder inside it that holds the SAE, e.g. "layer_3/width_16k/average_l0_142"; or the file,
                 where a folder holds one per layer, e.g. "layer9.sae.pt".
             revision: branch, tag or commit of the repository; the commit it resolves to is kept in `source`.

@@ -17,6 +17,7 @@ from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.files.digest import sha256
 from sae_unlearn.files.hub import FileTree
 from sae_unlearn.files.untrusted import clean_subfolder
+from sae_unlearn.sae.directory.lookup import find_sae
 from sae_unlearn.sae.formats import find_reader, matching_readers
 from sae_unlearn.sae.formats.base import SAEFolder, SAEWeights
 from sae_unlearn.sae.formats.saelens import TENSORS, fold_saelens
@@ -77,6 +78,9 @@ def read_pretrained(
     """Read the SAE of a folder or a repository; see `SparseAutoencoder.from_pretrained` for arguments and errors."""
     name = os.fspath(id_or_path)
     subfolder = clean_subfolder(subfolder)
+    listed = None if Path(name).expanduser().exists() else find_sae(f"{name}/{subfolder}" if subfolder else name)
+    if listed is not None:
+        name, subfolder = listed.repository, clean_subfolder(listed.subfolder)
     tree = locate(name, revision, cache_dir, token, local_files_only)
     stored = tree.names()
     where = name if not subfolder else f"{name}/{subfolder}"
@@ -106,6 +110,8 @@ def read_pretrained(
     }
     if weights.neuronpedia_id is not None:
         source["neuronpedia_id"] = weights.neuronpedia_id
+    elif listed is not None and listed.neuronpedia_id is not None:
+        source["neuronpedia_id"] = listed.neuronpedia_id
     return StoredSAE(weights, source, where)
 
 

@@ -359,6 +359,7 @@ def test_only_what_is_built_is_listed(capsys):
     commands = capsys.readouterr().out.split("COMMAND\n")[1].split("options:")[0]
     assert [line.split()[0] for line in commands.splitlines() if line.startswith("    ") and line[4] != " "] == [
         "demo",
+        "saes",
         "fit",
         "train",
         "evaluate",

@@ -29,6 +29,7 @@ from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.choice import sae_for
 
 
 def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: Iterable[FitPasses]) -> PeftModel:
@@ -58,7 +59,7 @@ def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: It
 def fit_guardrail(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | str,
     forget: Any = None,
     retain: Any = None,
     *,
@@ -75,7 +76,8 @@ def fit_guardrail(
         model (`nn.Module`): A causal language model of transformers, in any dtype, device map or quantization; or a
             `PeftModel` that the guardrail joins.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's; None if there is nothing to tokenize.
-        sae (`SparseAutoencoder`): An SAE of one of the model's layers.
+        sae (`SparseAutoencoder` or `str`): An SAE of one of the model's layers; what
+            `SparseAutoencoder.from_pretrained` takes; or `"auto"` for the suggested one of `published_saes`.
         forget (*optional*): Text of the topic: a list of texts, a `datasets.Dataset` with a `text_column`, or an
             iterable of either or of batches with `input_ids`. At least 8 documents; 100 paragraphs are a good start.
         retain (*optional*): Other text, in the format and at the lengths of deployment, with near neighbors of the
@@ -98,7 +100,7 @@ def fit_guardrail(
     ```
     """
     given = merged(GuardrailFitConfig, config, options, GuardrailError)
-    plan = plan_fit(model, tokenizer, sae, forget, retain, given)
+    plan = plan_fit(model, tokenizer, sae_for(sae, model, given.layer), forget, retain, given)
     fit = Fit(plan)
     fit.read("forget", forget)
     fit.read("retain", retain)

@@ -26,6 +26,7 @@ from sae_unlearn.guardrail.offline import read_batch
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.choice import sae_for
 
 
 _SHARED = {"threshold": "retain: threshold", "report": "retain: report"}
@@ -36,7 +37,7 @@ _SHARED = {"threshold": "retain: threshold", "report": "retain: report"}
 def fit_guardrails(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | str,
     forget: Mapping[str, Any],
     retain: Any,
     *,
@@ -48,7 +49,7 @@ def fit_guardrails(
     Args:
         model (`nn.Module`): As for `fit_guardrail`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): As for `fit_guardrail`.
-        sae (`SparseAutoencoder`): As for `fit_guardrail`.
+        sae (`SparseAutoencoder` or `str`): As for `fit_guardrail`.
         forget (`Mapping`): The text of each topic, by the name that its guardrail gets. The text of another topic is
             not retain text, so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
         retain: As for `fit_guardrail`; None if nothing is measured on it.
@@ -74,6 +75,7 @@ def fit_guardrails(
     given = merged(GuardrailFitConfig, config, options, GuardrailError)
     if given.adapter_name is not None:
         raise GuardrailError("adapter_name cannot be given: each guardrail is named after its topic.")
+    chosen = sae_for(sae, model, given.layer)
     folder = None if given.checkpoint_dir is None else Path(given.checkpoint_dir)
     fits: dict[str, _TopicFit] = {}
     for name, texts in forget.items():
@@ -81,7 +83,7 @@ def fit_guardrails(
             own = replace(given, adapter_name=name)
             if folder is not None:
                 own.checkpoint_dir = str(folder / f"topic-{len(fits)}")
-            fits[name] = _TopicFit(plan_fit(model, tokenizer, sae, texts, retain, own))
+            fits[name] = _TopicFit(plan_fit(model, tokenizer, chosen, texts, retain, own))
     for name, fit in fits.items():
         with _named(name):
             fit.read("forget", forget[name])

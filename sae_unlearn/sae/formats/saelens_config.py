@@ -26,6 +26,16 @@ ARCHITECTURES = {
     "batchtopk": "batchtopk",
     "matryoshka_batchtopk": "batchtopk",
 }
+REFUSED = {
+    "abstopk": "its features may be negative, and a guardrail's clamp and gate take them as 0 or above",
+    "matching_pursuit": "its features are chosen one after the other, so none depends on its own column alone",
+    "temporal": "its features depend on earlier tokens",
+    "transcoder": "it predicts another place than the one that it reads",
+    "skip_transcoder": "it predicts another place than the one that it reads",
+    "jumprelu_transcoder": "it predicts another place than the one that it reads",
+    "jumprelu_skip_transcoder": "it predicts another place than the one that it reads",
+}
+"""Architectures and activations of SAELens that no guardrail can use, and why."""
 # Spellings before SAELens 6, where everything lay at the top level.
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
 SWITCHES = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
@@ -131,6 +141,9 @@ def architecture_of(cfg: dict[str, Any], where: str) -> str:
     """This library's name for the architecture; a folded JumpReLU keeps the name it was trained under."""
     name = str(cfg.get("architecture", "standard"))
     activation = cfg.get("activation_fn") or "relu"
+    for field, value in (("architecture", name), ("activation_fn", str(activation))):
+        if value in REFUSED:
+            raise SAEFormatError(f"{field}={value!r} in {where}: {REFUSED[value]}. Choose another SAE.")
     if name == "standard" and activation == "topk":
         name = "topk"  # how SAELens before 6 wrote it
     elif activation not in ("relu", "topk", "jumprelu"):
