@@ -24,9 +24,7 @@ FAST = ("-m", "fast")
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"  # uv does not find the CPU builds of torch by pip's settings
 nox.options.reuse_existing_virtualenvs = True
-# Not yet among them, since they have not been seen to pass as a whole after the move of files: tests (the full tier),
-# lowest, newest. They come back with the first run that is green.
-nox.options.sessions = ["lint", "types", "docs", "wheel", "triton", "fast"]
+nox.options.sessions = ["lint", "types", "docs", "wheel", "audit", "triton", "tests", "lowest", "newest"]
 
 
 def pinned(versions: str = "constraints") -> dict[str, str]:
