@@ -1,4 +1,4 @@
-"""The texts on which the demo's SAE is trained and measured: eleven sources with clear licences.
+"""The texts on which the demo's SAE is trained and measured: eleven sources with clear licenses.
 
 Two of the sources are data sets in a folder of yours (`SAE_UNLEARN_DATA`):
 
@@ -47,7 +47,7 @@ class Source:
     Args:
         name: Short, used as the domain's name in tables.
         origin: Package and version, or data set.
-        licence: Of the text.
+        license: Of the text.
         tokens: At most this many are trained on.
         held_out: Share of the documents, from the end, that is held out.
         documents: Reads the source, given the folders of the data sets and of the unpacked packages.
@@ -55,7 +55,7 @@ class Source:
 
     name: str
     origin: str
-    licence: str
+    license: str
     tokens: int
     held_out: float
     documents: Callable[[Path, Path], list[str]]
@@ -145,7 +145,7 @@ def wordnet(data: Path, packages: Path) -> list[str]:
     for part in ("noun", "verb", "adj", "adv"):
         with (packages / f"usr/share/wordnet/data.{part}").open(encoding="utf-8") as file:
             for line in file:
-                if line.startswith("  "):  # the licence at the top
+                if line.startswith("  "):  # the license at the top
                     continue
                 fields, gloss = line.split(" | ", 1)
                 fields = fields.split()
@@ -288,7 +288,7 @@ def wesnoth(data: Path, packages: Path) -> list[str]:
 SOURCES = (
     Source("wikitext", "WikiText-2, validation split", "CC BY-SA 3.0", 230_000, 0.15, wikitext),
     Source("mmlu", "MMLU, test split, 13 subjects", "MIT", 160_000, 0.4, mmlu),
-    Source("wordnet", "wordnet-base 1:3.0-37", "WordNet 3.0 licence", 220_000, 0.06, wordnet),
+    Source("wordnet", "wordnet-base 1:3.0-37", "WordNet 3.0 license", 220_000, 0.06, wordnet),
     Source("gcide", "dict-gcide 0.48.5+nmu2", "GPL-2+", 80_000, 0.06, gcide),
     Source("anarchism", "anarchism 15.3-3", "GPL-2", 140_000, 0.06, anarchism),
     Source("austen", "r-cran-janeaustenr 1.0.0-1", "public domain (package MIT)", 120_000, 0.06, austen),
@@ -296,7 +296,7 @@ SOURCES = (
     Source("bible", "bible-kjv-text 4.38", "public domain", 60_000, 0.06, bible),
     Source("debian-handbook", "debian-handbook 11.20220922", "GPL-2+ or CC BY-SA 3.0", 50_000, 0.06, debian_handbook),
     Source("gnucash", "gnucash-docs 4.13-1", "GFDL-1.1+ without invariant sections", 40_000, 0.06, gnucash),
-    Source("python-docs", "python3.11-doc 3.11.2-6+deb12u9", "PSF licence", 30_000, 0.06, python_docs),
+    Source("python-docs", "python3.11-doc 3.11.2-6+deb12u9", "PSF license", 30_000, 0.06, python_docs),
 )
 
 

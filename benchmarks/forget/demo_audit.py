@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """The attacks that are not there yet."""
     model, tokenizer = load_model("demo")
     guarded = attach_guardrail(model, args.adapter)
-    facts = load_demo_texts().reduced(0, args.facts, 0).facts
+    facts = load_demo_texts().reduced(1, args.facts, 1).facts
     folder = data_folder(args.data)
     near = {subject.replace("_", " "): questions(folder, subject)[: args.facts] for subject in NEAR_SUBJECTS}
     for name in (NEIGHBOURS, *ATTACKS) if args.attacks is None else args.attacks:

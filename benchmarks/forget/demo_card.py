@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sae_unlearn.cli.demo import LICENCE
+from sae_unlearn.cli.demo import LICENSE
 from sae_unlearn.demo.run import ADAPTER_FOLDER
 from sae_unlearn.evaluation import AuditReport
 from sae_unlearn.guardrail.storage.card import CardDetails, write_card
@@ -27,7 +27,7 @@ def write_demo_card(folder: str | os.PathLike[str], source: Path = SHIPPED) -> N
     """Write the card and its pictures into `folder`, from the config and the audit in `source`."""
     config = GuardrailFolder.open(source).config()
     audit = AuditReport.load(source / "audit")
-    write_card(folder, config, nn.Identity(), CardDetails(license=LICENCE, folder=ADAPTER_FOLDER, audit=audit))
+    write_card(folder, config, nn.Identity(), CardDetails(license=LICENSE, folder=ADAPTER_FOLDER, audit=audit))
 
 
 if __name__ == "__main__":

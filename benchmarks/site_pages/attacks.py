@@ -61,13 +61,14 @@ def summary() -> str:
 
 
 def full(*attacks: str, audit: str = "default") -> str:
-    """All rows of some attacks. Rows whose base knows nothing are marked: they show nothing."""
+    """All rows of some attacks. Rows whose form the base cannot answer are marked: they show nothing."""
     cells = []
     for r in rows(audit):
         if r["attack"].removesuffix(" (control)") in attacks:
             name = f"{r['attack']}{', ' if r[''] else ''}{r['']}"
             mark = "" if _says(r) else " †"
-            cells.append([name + mark, *(r[c] or "–" for c in (RECALL, "base", "gate fires")), r["n"]])
+            shown = (r[c].removesuffix(" †") or "–" for c in (RECALL, "base", "gate fires"))
+            cells.append([name + mark, *shown, r["n"]])
     return table(["attack", "recall", "base", "gate fires", "n"], cells)
 
 
@@ -149,8 +150,8 @@ def _severity(r: Row) -> tuple[float, float]:
 
 
 def _says(r: Row) -> bool:
-    """Whether the base knows anything in this form of the question."""
-    return not r["base"] or estimate(r["base"])[0] > 0
+    """Return False for a row that the audit marks: the base itself cannot answer this form of the question."""
+    return not r["base"].endswith("†")
 
 
 def _percent(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The card of an alignment, `README.md` in its folder."""
+"""The card of an alignment: `README.md` in its folder."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.plot import PICTURE
 from sae_unlearn.alignment.reference import AlignmentSetting
 from sae_unlearn.cards.card import SavedReport, adapter_metadata, picture_line, report_section, write_model_card
-from sae_unlearn.cards.provenance import CardBase, licence_lines, source_line
+from sae_unlearn.cards.provenance import CardBase, license_lines, source_line
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ["alignment", "lora", "sae_unlearn", "sparse-autoencoder", "unlearning"]
 REPORTS = ("evaluation", "audit")
 _METRICS = {
-    "eval_known_auc": "a target looks more known than a held-out unknown entity (AUC; 0.5 is indistinguishable)",
+    "eval_known_auc": "AUC of targets against held-out unknown entities (0.5: indistinguishable)",
     "eval_variance_ratio": "variance of targets over that of unknown entities (below 0.5: collapsed)",
     "eval_toward": "distance of targets to unknown entities",
-    "eval_away": "what still looks known",
+    "eval_away": "part of the targets that still looks known",
     "eval_mse": "squared change of other entities' hidden states, in standard deviations",
     "eval_kl": "KL(base, tuned) on held-out retain rows, nats per token",
 }
@@ -29,15 +29,15 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class AlignmentCard:
-    """What the card says beyond the setting and the training.
+    """Content of a card that is not in the setting or the training arguments.
 
     Attributes:
-        base: the base model.
-        sae_source: of the SAE, fit to be published; None if none was used.
-        repo_id: the repository that the card is for.
-        license: the adapter's own, as the Hub names licences, for the metadata.
-        licenses: of the base model and of the SAE, by their Hub ids.
-        reports: "evaluation" and "audit", to be shown and saved beside the card.
+        base (CardBase): The base model.
+        sae_source (mapping, *optional*): Source of the SAE without local paths. None if no SAE was used.
+        repo_id (str, *optional*): Repository of the card.
+        license (str, *optional*): License of the adapter, as the Hub names licenses, for the metadata.
+        licenses (mapping, *optional*, defaults to {}): Licenses of the base model and the SAE, by Hub id.
+        reports (mapping, *optional*, defaults to {}): "evaluation" and "audit", to show and to save with the card.
     """
 
     base: CardBase
@@ -51,11 +51,13 @@ class AlignmentCard:
 def write_card(
     folder: str | os.PathLike[str], card: AlignmentCard, fields: Mapping[str, str], metrics: Mapping[str, float]
 ) -> None:
-    """Write the card from the template. The picture is shown where it lies in the folder.
+    """Write the card. It shows the picture if the folder has one.
 
     Args:
-        fields: what the template asks for of the setting and the training.
-        metrics: of the last evaluation; may be empty.
+        folder (str or PathLike): Folder of the adapter.
+        card (AlignmentCard): Base model, licenses and reports.
+        fields (mapping): Template fields of the setting and the training, see `card_fields`.
+        metrics (mapping): Metrics of the last evaluation by name; may be empty.
     """
     hub_id = card.base.hub_id
     data = adapter_metadata(hub_id, card.license, TAGS)
@@ -66,18 +68,23 @@ def write_card(
         "repo_id": card.repo_id or "this repository",
         "space": "in its hidden states" if card.sae_source is None else "in the latent space of a sparse autoencoder",
         "sae": "none" if card.sae_source is None else source_line(card.sae_source),
-        "licences": licence_lines(card.base, card.sae_source, card.licenses),
+        "licenses": license_lines(card.base, card.sae_source, card.licenses),
         "metrics": _table(metrics),
         "picture": picture_line(folder, PICTURE, "Known, unknown and target entities, before and after"),
-        "evaluation": parts["evaluation"],
-        "audit": parts["audit"] or "None was saved with this adapter.",
+        "evaluation": f"## What was measured\n\n{parts['evaluation']}" if parts["evaluation"] else "",
+        "audit": parts["audit"] or "No audit was saved with this adapter.",
     }
     write_model_card(folder, TEMPLATE, data, shown)
 
 
 def card_fields(setting: AlignmentSetting, args: SAEAlignmentConfig, steps: int) -> dict[str, str]:
-    """What the template asks for of the setting and of the training, after so many optimiser steps. The names of the
-    targets are not in it."""
+    """Return the template fields of the setting and the training, without the targets' names.
+
+    Args:
+        setting (AlignmentSetting): The resolved setting.
+        args (SAEAlignmentConfig): The training arguments.
+        steps (int): Optimizer steps taken.
+    """
     plan = setting.plan
     num_targets = len(plan.targets)
     names = {"toward": args.toward, "away": args.away, "kl": "KL to the base", "mse": "change of hidden states"}
@@ -97,6 +104,6 @@ def card_fields(setting: AlignmentSetting, args: SAEAlignmentConfig, steps: int)
 def _table(metrics: Mapping[str, float]) -> str:
     rows = [(title, metrics[key]) for key, title in _METRICS.items() if math.isfinite(metrics.get(key, math.nan))]
     if not rows:
-        return "Nothing: the adapter was saved without an evaluation."
-    lines = ["| on targets, in templates that training never used | |", "|---|---|"]
+        return "Nothing was measured: the adapter was saved without an evaluation."
+    lines = ["| on targets, in templates that were not trained on | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {title} | {value:.4g} |" for title, value in rows)])

@@ -61,7 +61,7 @@ class SAEAlignmentConfig(TrainingArguments):
             None never stops.
         chat_template: put prompts into the tokenizer's chat template.
         reference_batch_size: rows per forward pass of the base model at the start.
-        license: the adapter's own, as the Hub names licences ("gemma"), for its card; None states none.
+        license: the adapter's own, as the Hub names licenses ("gemma"), for its card; None states none.
 
     Raises:
         AlignmentError: a value is out of range; the message names it.
@@ -101,7 +101,7 @@ class SAEAlignmentConfig(TrainingArguments):
     retain_budget: float | None = field(default=None, metadata={"help": "Stop above this eval_kl, in nats per token."})
     chat_template: bool = field(default=False, metadata={"help": "Use the tokenizer's chat template."})
     reference_batch_size: int = field(default=32, metadata={"help": "Rows per pass of the base model at the start."})
-    license: str | None = field(default=None, metadata={"help": "The adapter's own licence, for its card."})
+    license: str | None = field(default=None, metadata={"help": "The adapter's own license, for its card."})
 
     def __post_init__(self) -> None:
         _one_of("preset", self.preset, PRESETS)

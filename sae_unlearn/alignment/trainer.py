@@ -43,7 +43,7 @@ from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
 from sae_unlearn.backbone.layers import base_model_of
-from sae_unlearn.cards.card import SavedReport, licences_on_the_hub
+from sae_unlearn.cards.card import SavedReport, licenses_on_the_hub
 from sae_unlearn.cards.provenance import card_base, public_source
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import staged
@@ -247,21 +247,21 @@ class SAEAlignmentTrainer(Trainer):
         token: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `Trainer`'s. The card names the licences that the base model and the SAE state on the Hub.
+        """As `Trainer`'s. The card names the licenses that the base model and the SAE state on the Hub.
 
         Args:
             commit_message, blocking, token: as for `Trainer.push_to_hub`.
             kwargs: `revision` and `private`, as for it, and `license`, as for `create_model_card`.
         """
         _check_license(kwargs.get("license"))
-        self._ask_for_licences(token)
+        self._ask_for_licenses(token)
         return super().push_to_hub(commit_message, blocking, token, **kwargs)
 
     def create_model_card(self, *, license: str | None = None, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the card of the alignment into the output folder.
 
         Args:
-            license: the adapter's own, as the Hub names licences, in this card and in every later one; None leaves the
+            license: the adapter's own, as the Hub names licenses, in this card and in every later one; None leaves the
                 settings'.
             model_name: `Trainer`'s, not used: the card knows its repository.
             kwargs: others of `Trainer`'s; the card has no place for them, and a warning says so.
@@ -291,7 +291,7 @@ class SAEAlignmentTrainer(Trainer):
         if unknown:
             raise AlignmentError(f"The card has no place for {unknown}; give {' or '.join(REPORTS)}.")
         for name, report in reports.items():
-            if not callable(getattr(report, "to_markdown", None)):
+            if not callable(getattr(report, "to_card", None)):
                 raise AlignmentError(f"{name} is a {type(report).__name__}; pass what sae_unlearn.evaluation returns.")
         self._card = replace(self._card, reports={**self._card.reports, **reports})
 
@@ -370,7 +370,7 @@ class SAEAlignmentTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
             if not self._card.licenses:  # asked for once while it trains
-                self._ask_for_licences(self.args.hub_token)
+                self._ask_for_licenses(self.args.hub_token)
             self._write_card(self.args.output_dir)  # which `Trainer` uploads, with all of the checkpoint but its card
         with unpublished_training_args(self.args.output_dir):
             super()._push_from_checkpoint(checkpoint_folder)
@@ -385,12 +385,12 @@ class SAEAlignmentTrainer(Trainer):
         wanted = self.hub_model_id or self.args.hub_model_id or ""
         return wanted if "/" in wanted else None
 
-    def _ask_for_licences(self, token: str | None) -> None:
+    def _ask_for_licenses(self, token: str | None) -> None:
         """Ask the Hub for those of the base model and of the SAE, for this card and later ones."""
         if self.is_world_process_zero():
             source = self._card.sae_source or {}
             names = (self._card.base.hub_id, None if source.get("local") else source.get("id"))
-            found = licences_on_the_hub(HfApi(token=token or self.args.hub_token), names)
+            found = licenses_on_the_hub(HfApi(token=token or self.args.hub_token), names)
             self._card = replace(self._card, licenses={**self._card.licenses, **found})
 
     def _items(self, entities: Any) -> AlignmentItems:

@@ -1,1 +1,1 @@
-"""Model cards: what the cards of all artefacts share."""
+"""Model cards: templates, licenses, provenance, reports and pictures, for the cards of all artifacts."""

@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib, loaded where something is drawn, and colours."""
+"""Canvas and colors of all pictures. Loads matplotlib only when something is drawn."""
 
 from typing import Any
 
@@ -7,15 +7,19 @@ from sae_unlearn.install import install_command
 
 NO_MATPLOTLIB = f"matplotlib draws the picture and is not installed; run: {install_command('eval')}"
 
-# Okabe and Ito's: told apart with every common kind of colour blindness, and of unlike lightness
+# From the palette of Okabe and Ito: distinct in lightness and with all common kinds of color blindness
 VERMILLION, BLUE = "#D55E00", "#0072B2"
 
 
 def new_canvas(width: float, height: float, dpi: int = 150) -> Any:
-    """An empty `matplotlib.figure.Figure` of so many inches, with no window and none of pyplot's global state.
+    """Return an empty `matplotlib.figure.Figure`, without a window or pyplot's global state.
+
+    Args:
+        width, height (float): Size in inches.
+        dpi (int, *optional*, defaults to 150): Dots per inch.
 
     Raises:
-        ImportError: matplotlib is not installed; names the extra.
+        ImportError: If matplotlib is not installed. The message names the extra.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

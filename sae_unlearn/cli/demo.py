@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   sae-unlearn demo --output my-demo --quick
 """
 
-LICENCE = "gemma"  # of the demo's model and its SAE, and so of what is fitted with them
+LICENSE = "gemma"  # of the demo's model and its SAE, and so of what is fitted with them
 
 
 def add_arguments(parser: Parser) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         quick=args.quick,
         progress=args.progress,
         steps=steps,
-        license=LICENCE,
+        license=LICENSE,
     )
     if not report.same:
         print("The adapter from disk does not answer as the one that was fitted; see above.")

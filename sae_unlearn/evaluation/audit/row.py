@@ -1,4 +1,4 @@
-"""One row of an audit: an attack at one strength, and what was measured there."""
+"""One row of an audit: the measurements of an attack at one strength."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,19 +13,24 @@ from sae_unlearn.evaluation.report.files import read_as
 
 RECALL = "alias_recall"
 
+ANSWERABLE = 0.05
+"""Least lower end of the 95 % interval of the base's recall, for a form of the question that the base can answer."""
+
 
 @dataclass(frozen=True)
 class AuditRow:
-    """What an attack brought at one strength.
+    """Measurements of an attack at one strength.
 
     Attributes:
-        attack: name of the attack; "none" for the questions as they are.
-        variant: which way of it.
-        strength: see the attack; categories are numbered from 1.
-        audited: figures of the audited model.
-        base: figures of the model without its adapters in the same attack, the control; empty where there is none.
-        change: of the recall of forgotten facts by the attack, paired; None where there is nothing to compare with.
-        control: whether the row is a control of another row, and no attack itself.
+        attack (str): Name of the attack; "none" for the questions as they are.
+        variant (str): Variant of the attack, such as the place of the filler.
+        strength (float): In the unit of the attack; variants without a strength are numbered from 1.
+        audited (tuple of Figure): Figures of the audited model.
+        base (tuple of Figure, *optional*, defaults to ()): The control: figures of the model without its adapters
+            under the same attack.
+        change (Estimate, *optional*): Paired change of the recall of forgotten facts by the attack. None if there is
+            nothing to compare with.
+        control (bool, *optional*, defaults to False): The row is a control of another row, not an attack.
     """
 
     attack: str
@@ -37,27 +42,37 @@ class AuditRow:
     control: bool = False
 
     def find(self, metric: str = RECALL, side: str = "forget", base: bool = False) -> Figure | None:
-        """A figure of the audited model, or of the base."""
+        """Return a figure of the audited model or of the base, or None."""
         figures = self.base if base else self.audited
         return next((figure for figure in figures if (figure.metric, figure.side) == (metric, side)), None)
 
     def fires(self, side: str = "forget") -> Figure | None:
-        """How often any guardrail of the audited model fired; None without guardrails."""
+        """Return the share of facts on which any guardrail of the audited model fired, or None without guardrails."""
         found = [figure for figure in self.audited if figure.metric.startswith("fires:") and figure.side == side]
         return any_of("fires", found) if found else None
 
+    @property
+    def answerable(self) -> bool:
+        """False if the base itself cannot answer this form of the question, so that the row shows nothing.
+
+        It can if the 95 % interval of its recall of the forgotten facts begins at `ANSWERABLE` or above. A row without
+        figures of the base counts as answerable, and so does a control.
+        """
+        base = self.find(base=True)
+        return self.control or base is None or base.estimate.low >= ANSWERABLE
+
     def to_dict(self) -> dict[str, Any]:
-        """As a mapping that JSON can hold."""
+        """Return the row as a mapping that JSON can hold."""
         figures = {name: [f.to_dict() for f in getattr(self, name)] for name in ("audited", "base")}
         change = None if self.change is None else plain_estimate(self.change)
         return self.__dict__ | figures | {"change": change}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "AuditRow":
-        """What `to_dict` gave.
+        """Return the row from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: it is something else, naming what is wrong.
+            ValueError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("row of an audit"):
             figures = {name: tuple(Figure.from_dict(one) for one in stored[name]) for name in ("audited", "base")}
@@ -66,10 +81,16 @@ class AuditRow:
 
 
 def any_of(metric: str, figures: Iterable[Figure]) -> Figure:
-    """The share of rows on which at least one of several shares of the same rows succeeded.
+    """Return the share of rows on which at least one of several shares of the same rows succeeded.
+
+        v_i = max_k v_ik
+
+    Args:
+        metric (str): Name of the new figure.
+        figures (iterable of Figure): Shares of the same rows.
 
     Raises:
-        ValueError: they are of other rows, or none.
+        ValueError: If there are no figures, or they are shares of different rows.
     """
     figures = list(figures)
     if len({figure.groups for figure in figures}) != 1:

@@ -1,4 +1,4 @@
-"""MMLU: multiple-choice questions of 57 subjects (Hendrycks et al., 2021, arXiv 2009.03300; MIT licence).
+"""MMLU: multiple-choice questions of 57 subjects (Hendrycks et al., 2021, arXiv 2009.03300; MIT license).
 
 Hub: `cais/mmlu`. In a folder: `test/anatomy_test.csv` as the authors publish it (no header, the answer as a letter), or
 with a header `question,choice0,...,answer` and the answer's place; or the Hub's `anatomy/test-*.parquet`.

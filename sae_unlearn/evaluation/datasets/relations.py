@@ -1,5 +1,5 @@
 """LRE relations: facts of 47 relations as a subject, a template and an object (Hernandez et al., 2024,
-arXiv 2308.09124; MIT licence).
+arXiv 2308.09124; MIT license).
 
 They are published in the repository `evandez/relations`, one JSON file a relation. In a folder: `capital.json` with its
 kind above it (`factual/`, `bias/`, ...), in `data/` or not. A dataset on the Hub has to have the same files.

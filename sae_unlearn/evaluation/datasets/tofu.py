@@ -1,4 +1,4 @@
-"""TOFU: questions about authors who do not exist (Maini et al., 2024, arXiv 2401.06121; MIT licence).
+"""TOFU: questions about authors who do not exist (Maini et al., 2024, arXiv 2401.06121; MIT license).
 
 Hub: `locuslab/TOFU`. In a folder: `forget10.json`, `forget10_perturbed.json` and so on, as lists or an object a line.
 """

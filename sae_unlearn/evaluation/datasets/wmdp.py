@@ -1,4 +1,4 @@
-"""WMDP: multiple-choice questions on hazardous knowledge (Li et al., 2024, arXiv 2403.03218; MIT licence).
+"""WMDP: multiple-choice questions on hazardous knowledge (Li et al., 2024, arXiv 2403.03218; MIT license).
 
 Hub: `cais/wmdp`. In a folder: `bio_questions.json` (the authors' release), `wmdp-bio.json`, or the Hub's
 `wmdp-bio/test-*.parquet`; `chem` and `cyber` alike.

@@ -69,6 +69,10 @@ class Comparison:
         note = "95 % intervals in brackets; those of changes are paired, by subject or row."
         return "\n".join([title, "", note, "", *markdown_table(head, rows)]) + "\n"
 
+    def to_card(self) -> str:
+        """Return the part that a card shows: the whole table."""
+        return self.to_markdown()
+
     def to_dict(self) -> dict[str, Any]:
         """As a mapping that JSON can hold."""
         changes = []

@@ -45,7 +45,14 @@ class Report:
         return found[0]
 
     def to_markdown(self) -> str:
-        """The report as Markdown."""
+        """Return the report as Markdown."""
+        lines = [self.to_card().rstrip("\n")]
+        if self.about:
+            lines += ["", *markdown_table(["setting", "value"], [[k, str(v)] for k, v in self.about.items()])]
+        return "\n".join(lines) + "\n"
+
+    def to_card(self) -> str:
+        """Return the part that a card shows: the figures and the notes, without the settings."""
         lines = [f"# {cell(self.title)}", ""]
         rows = [
             [f.side, f.data, f.title, shown(f.estimate.value, f.unit), shown_interval(f.estimate, f.unit), f.estimate.n]
@@ -54,8 +61,6 @@ class Report:
         lines += markdown_table(["side", "data", "measure", "value", "95 % interval", "n"], rows)
         if self.notes:
             lines += ["", *(f"- {cell(note)}" for note in self.notes)]
-        if self.about:
-            lines += ["", *markdown_table(["setting", "value"], [[k, str(v)] for k, v in self.about.items()])]
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from sae_unlearn.guardrail.bundles.lora import as_bundled, check_lora_config, pu
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle
-from sae_unlearn.guardrail.storage.card import CardDetails, hub_licences, write_card
+from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
@@ -52,7 +52,7 @@ def save_bundle(
     Args:
         model: a `PeftModel` with guardrails.
         folder: where to; what lies there is replaced only once all of it is written.
-        license: of the bundle, as the Hub names licences.
+        license: of the bundle, as the Hub names licenses.
         evaluation, audit: reports of the whole, such as `interference`; shown in the card and saved beside it.
         repo_id: the repository that the cards name.
         members: what the members' own cards say, by name: the `license`, `evaluation` and `audit` of each. Reports that
@@ -101,9 +101,9 @@ def push_bundle(
     api = HfApi(token=token)
     repo_id = make_repository(api, repo_id, private)
     configs = cast(PeftModel, model).peft_config
-    licences = hub_licences(api, [configs[name] for name in held.guardrails], bare_model(model))
+    licenses = hub_licenses(api, [configs[name] for name in held.guardrails], bare_model(model))
     with TemporaryDirectory() as folder:
-        _save(model, held, Path(folder), CardDetails(repo_id, license, licences, evaluation, audit), members or {})
+        _save(model, held, Path(folder), CardDetails(repo_id, license, licenses, evaluation, audit), members or {})
         return commit_folder(api, repo_id, folder, options)
 
 

@@ -1,4 +1,4 @@
-"""The card of a guardrail, `README.md` in its folder."""
+"""The card of a guardrail: `README.md` in its folder."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,12 @@ from sae_unlearn.cards.card import (
     SavedReport,
     adapter_metadata,
     as_plain_text,
-    licences_on_the_hub,
+    licenses_on_the_hub,
     picture_line,
     report_section,
     write_model_card,
 )
-from sae_unlearn.cards.provenance import CardBase, card_base, licence_lines, source_line
+from sae_unlearn.cards.provenance import CardBase, card_base, license_lines, source_line
 from sae_unlearn.checks import real, shown
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -31,21 +31,27 @@ from sae_unlearn.guardrail.summary import curve_rows, fire_rows, fit_warnings, s
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 _STATISTICS = ("statistic_forget", "statistic_retain")
+EFFECTS = {
+    "clamp": "features of a sparse autoencoder are clamped in the residual stream after layer {layer}",
+    "record": "the firing is recorded, and the text is not changed",
+    "refuse": "the text is answered with a fixed message",
+}
 _COUNTS = ("documents", "tokens", "selection_rows", "threshold_rows", "report_rows")
 
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What a card says beyond the guardrail's config.
+    """Content of a card that is not in the guardrail's config.
 
     Attributes:
-        repo_id: the repository that the card is for.
-        license: the adapter's own, as the Hub names licences, for the metadata.
-        licenses: of the base model and of the SAE, by their Hub ids.
-        evaluation, audit: reports to be shown, and saved beside the card.
-        folder: the name of the folder that the card is for, where it is for no repository.
-        subfolder: where in the repository the adapter lies, "" for the repository itself; None for the folder that it
-            is saved into.
+        repo_id (str, *optional*): Repository of the card.
+        license (str, *optional*): License of the adapter, as the Hub names licenses, for the metadata.
+        licenses (mapping, *optional*, defaults to {}): Licenses of the base model and the SAE, by Hub id.
+        evaluation (SavedReport, *optional*): Report to show, and to save into `evaluation`.
+        audit (SavedReport, *optional*): Report to show, and to save into `audit`.
+        folder (str, *optional*): Name of the folder, for a card without a repository.
+        subfolder (str, *optional*): Place of the adapter in the repository, "" for its root. None for the folder into
+            which the adapter is saved.
     """
 
     repo_id: str | None = None
@@ -63,10 +69,15 @@ def write_card(
     model: nn.Module,
     details: CardDetails | None = None,
 ) -> None:
-    """Write the card of the guardrail in `folder` from the template, with its picture. No text that it was fitted on
-    goes into it.
+    """Write the card of a guardrail and its picture. The card holds no text that the guardrail was fitted on.
 
-    Without matplotlib there is no picture, and the card does without it.
+    Without matplotlib the card has no picture.
+
+    Args:
+        folder (str or PathLike): Folder of the guardrail.
+        config (SAEGuardrailConfig): Config of the guardrail.
+        model (nn.Module): The base model, of which `name_or_path` is read if the config has none.
+        details (CardDetails, *optional*): Further content.
     """
     details = details or CardDetails()
     base = base_of(config, model)
@@ -77,21 +88,21 @@ def write_card(
 
 
 def base_of(config: PeftConfig, model: nn.Module) -> CardBase:
-    """What the card says of the base model, by what it calls itself: a Hub id or a path."""
+    """Return the card's description of the base model that the config or the model names."""
     return card_base(config.base_model_name_or_path or getattr(model, "name_or_path", ""))
 
 
-def hub_licences(api: HfApi, configs: Iterable[SAEGuardrailConfig], model: nn.Module) -> dict[str, str]:
-    """The licences that the base model and the SAEs of guardrails state on the Hub, for `CardDetails.licenses`."""
+def hub_licenses(api: HfApi, configs: Iterable[SAEGuardrailConfig], model: nn.Module) -> dict[str, str]:
+    """Return the licenses of the base model and of the SAEs on the Hub, for `CardDetails.licenses`."""
     sources: set[str | None] = set()
     for config in configs:
         sae = config.sae_source or {}
         sources |= {base_of(config, model).hub_id, None if sae.get("local") else sae.get("id")}
-    return licences_on_the_hub(api, sources)
+    return licenses_on_the_hub(api, sources)
 
 
 def attached(details: CardDetails) -> str:
-    """What is attached, to the end of the line: a repository has commits to be pinned, a folder has none."""
+    """Return the last arguments of the card's call that attaches: the folder, or the repository with a commit."""
     inside = f', subfolder="{details.subfolder}"' if details.subfolder else ""
     if details.folder and not details.repo_id:
         return f'"{details.folder}"{inside})  # the folder of this card'
@@ -101,9 +112,11 @@ def attached(details: CardDetails) -> str:
 def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: CardDetails) -> dict[str, str]:
     source = config.sae_source or {}
     calibration = config.calibration or {}
+    evaluation = report_section(details.evaluation, folder, "evaluation")
     return {
         **base.fields(),
         "attached": attached(details),
+        "effect": EFFECTS[config.action].format(layer=config.layer),
         "layer": str(config.layer),
         "num_features": str(config.num_features),
         "feature_ids": ", ".join(map(str, config.feature_ids or [])) or "not recorded",
@@ -112,21 +125,21 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
         "action": _action(config),
         "dose": _dose(config, calibration),
         "fit": _fit(calibration),
-        "probe": "four rows that it was fitted on, as token ids" if calibration.get("probe") else "none",
+        "probe": "four rows of the fit, as token ids" if calibration.get("probe") else "none",
         "calibration": _table(calibration),
         "picture": picture_line(folder, PICTURE, "The statistic of held-out rows, and the threshold"),
         "curve": _curve(calibration),
         "warnings": "\n".join(f"- {as_plain_text(text)}" for text in fit_warnings(calibration))
         or ("The calibration gave no warning." if calibration else ""),
-        "evaluation": report_section(details.evaluation, folder, "evaluation"),
-        "audit": report_section(details.audit, folder, "audit") or "None was saved with this guardrail.",
-        "licences": licence_lines(base, source, details.licenses),
+        "evaluation": f"## What was measured\n\n{evaluation}" if evaluation else "",
+        "audit": report_section(details.audit, folder, "audit") or "No audit was saved with this guardrail.",
+        "licenses": license_lines(base, source, details.licenses),
     }
 
 
 def _gate(config: SAEGuardrailConfig) -> str:
     scope = {
-        "sequence": "judged over all tokens of a sequence so far, the current forward pass included",
+        "sequence": "judged over all tokens of a text so far, the current forward pass included",
         "prefix": "judged token by token",
     }[config.gate_scope]
     stays = " and stays fired" if config.sticky else ""
@@ -138,20 +151,20 @@ def _gate(config: SAEGuardrailConfig) -> str:
 
 def _action(config: SAEGuardrailConfig) -> str:
     return {
-        "clamp": "features of a sequence that fired are clamped",
-        "record": "none; what fired is only recorded, and the text passes as it is",
-        "refuse": f"a sequence that fired is answered with {_message(config)}; before the head, and at positions that "
-        "nobody generates at, its features are clamped",
+        "clamp": "features of a text that fired are clamped",
+        "record": "none; firings are recorded, and the text is not changed",
+        "refuse": f"a text that fired is answered with {_message(config)}; its features are clamped where no token is "
+        "generated",
     }[config.action]
 
 
 def _message(config: SAEGuardrailConfig) -> str:
-    """The message of a refusal: its text only where a tokenizer has shown that its tokens say that."""
+    """The message of a refusal, as text only if a tokenizer confirmed that the ids decode to it."""
     tokens = f"the tokens {', '.join(map(str, config.refusal_ids or []))}"
     if config.refusal is None:
         return tokens
     text = f'"{as_plain_text(config.refusal)}"'
-    return text if config.refusal_compared else f"{tokens}, which its config calls {text} (not compared)"
+    return text if config.refusal_compared else f"{tokens}, which the config calls {text} (not compared)"
 
 
 def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
@@ -170,10 +183,10 @@ def _fit(calibration: dict[str, Any]) -> str:
         n = {name: shown(_mapping(counts).get(name), ".0f") for name in _COUNTS}
         parts.append(
             f"{n['documents']} documents of {as_plain_text(role)} text, {n['tokens']} tokens ({n['selection_rows']} "
-            f"rows chose the features, {n['threshold_rows']} the threshold, {n['report_rows']} were held out)"
+            f"rows for the features, {n['threshold_rows']} for the threshold, {n['report_rows']} held out)"
         )
     if not parts:
-        return "features and threshold were given by hand"
+        return "none; features and threshold were set by hand"
     settings = [
         f"{key} {as_plain_text(calibration[key])}"
         for key in (
@@ -192,12 +205,12 @@ def _fit(calibration: dict[str, Any]) -> str:
 def _table(calibration: dict[str, Any]) -> str:
     rows = fire_rows(calibration)
     if not rows:
-        return "The features and the threshold were given by hand, and nothing was measured."
+        return "Nothing was measured: features and threshold were set by hand."
     lines = ["| measured on rows held out from fitting | rate | 95 % interval | n |", "|---|---|---|---|"]
     lines += [f"| fires on {role} text | {' | '.join(numbers)} |" for role, *numbers in rows]
     auroc = real(calibration.get("auroc"))
     if auroc is not None:
-        lines.append(f"| the statistic divides forget from retain (AUROC) | {auroc:.3f} | | |")
+        lines.append(f"| the statistic separates forget from retain text (AUROC) | {auroc:.3f} | | |")
     return "\n".join(lines)
 
 
@@ -210,7 +223,7 @@ def _curve(calibration: dict[str, Any]) -> str:
         "|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    return "\n".join(["What another threshold would have done, on the same held-out rows:", "", *lines])
+    return "\n".join(["Fire rates of other thresholds on the same held-out rows:", "", *lines])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

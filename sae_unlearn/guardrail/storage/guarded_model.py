@@ -16,7 +16,7 @@ from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.nesting import check_joins
 from sae_unlearn.guardrail.runtime.hooks import ModelHooks, hooks_of
-from sae_unlearn.guardrail.storage.card import CardDetails, hub_licences, write_card
+from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
 
@@ -60,7 +60,7 @@ class GuardedModel(PeftModelForCausalLM):
 
         Args:
             save_directory: the folder; guardrails with another name than "default" go into folders of that name in it.
-            license: the adapter's own, as the Hub names licences, for the card's metadata.
+            license: the adapter's own, as the Hub names licenses, for the card's metadata.
             evaluation, audit: reports (see `sae_unlearn.evaluation`) to be shown in the card and saved beside it.
             card: all that together, and more.
             kwargs: as for `PeftModel.save_pretrained`.
@@ -105,7 +105,7 @@ class GuardedModel(PeftModelForCausalLM):
         """Save the guardrail to a temporary folder and upload it, card included, as one commit.
 
         Whatever its name on the model, it lies in the repository itself, so that `attach_guardrail` finds it. The card
-        names the licences that the base model and the SAE state on the Hub. What an earlier save of this package left
+        names the licenses that the base model and the SAE state on the Hub. What an earlier save of this package left
         in the repository, and is not in this one, is removed in the same commit; see `earlier_save`.
 
         Args:
@@ -128,8 +128,8 @@ class GuardedModel(PeftModelForCausalLM):
         options = CommitOptions(commit_message, commit_description, revision, create_pr)
         api = HfApi(token=token)
         repo_id = make_repository(api, repo_id, private)
-        licences = hub_licences(api, [self.peft_config[name]], self.get_base_model())
-        card = CardDetails(repo_id, license, licences, evaluation, audit, subfolder="")
+        licenses = hub_licenses(api, [self.peft_config[name]], self.get_base_model())
+        card = CardDetails(repo_id, license, licenses, evaluation, audit, subfolder="")
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, card=card, selected_adapters=[name], **kwargs)
             return commit_folder(api, repo_id, Path(folder, _folder_of(name)), options)

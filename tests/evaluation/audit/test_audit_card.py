@@ -24,15 +24,15 @@ def test_the_card_takes_results_whichever_way_they_come_out(tmp_path, recalled):
     write_card(tmp_path, config, torch.nn.Linear(1, 1))
     card = tmp_path / "README.md"
     before = card.read_text()
-    assert "None was saved with this guardrail." in before
+    assert "No audit was saved with this guardrail." in before
     assert put_into_card(report(recalled), tmp_path) == card
     after = card.read_text()
-    start, end = after.index("## Audit"), after.index("## Licences")
+    start, end = after.index("## Audit"), after.index("## How it was made")
     assert f"| wrappers | play | {10 * recalled}.0 % (" in after[start:end]
-    assert "![audit](audit/audit.png)" in after[start:end]
+    assert "[tables](audit/audit.md), [picture](audit/audit.png)" in after[start:end]
     assert {path.name for path in (tmp_path / "audit").iterdir()} == {"audit.json", "audit.md", "audit.png"}
     assert AuditReport.load(tmp_path / "audit") == report(recalled)
-    rest = after[:start] + before[before.index("## Audit") : before.index("## Licences")] + after[end:]
+    rest = after[:start] + before[before.index("## Audit") : before.index("## How it was made")] + after[end:]
     assert rest == before
 
 
@@ -48,7 +48,7 @@ def test_it_is_what_saving_with_the_audit_writes(tmp_path):
 
 def test_a_second_audit_takes_the_place_of_the_first(tmp_path):
     card = tmp_path / "README.md"
-    card.write_text("# A LoRA\n\nText.\n\n## Audit\n\nOld.\n\n### Old too\n\n## Licence\n\nFree.\n")
+    card.write_text("# A LoRA\n\nText.\n\n## Audit\n\nOld.\n\n### Old too\n\n## License\n\nFree.\n")
     put_into_card(report(3), tmp_path)
     once = card.read_text()
     put_into_card(report(3), tmp_path)
@@ -56,7 +56,7 @@ def test_a_second_audit_takes_the_place_of_the_first(tmp_path):
     assert "Old" not in once
     assert once.count("\n## Audit\n") == 1
     assert once.startswith("# A LoRA\n\nText.\n\n## Audit\n")
-    assert once.endswith("\n\n## Licence\n\nFree.\n")
+    assert once.endswith("\n\n## License\n\nFree.\n")
 
 
 def test_a_card_without_sections_gets_one_at_its_end(tmp_path):

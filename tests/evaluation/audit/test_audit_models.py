@@ -13,8 +13,8 @@ from sae_unlearn.evaluation import AuditReport, Choice, Estimate, Fact, audit, c
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.evaluation.audit.context import as_facts
 from sae_unlearn.evaluation.audit.registry import ATTACKS, budget
-from sae_unlearn.evaluation.audit.report import best
 from sae_unlearn.evaluation.audit.row import RECALL, AuditRow, any_of
+from sae_unlearn.evaluation.audit.tables import best
 from sae_unlearn.evaluation.report.figure import figure_of_rows
 
 

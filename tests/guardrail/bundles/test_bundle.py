@@ -129,20 +129,20 @@ def test_the_calls_in_the_members_cards_work_as_they_are_written(stand_in, tmp_p
     assert torch.equal(logits(shown("aligned")), logits(lora()))
 
 
-def test_a_push_looks_up_the_licences_of_all_members_on_the_hub(stand_in, model):
+def test_a_push_looks_up_the_licenses_of_all_members_on_the_hub(stand_in, model):
     api = HfApi(token=OWNER)
-    for name, licence in (("base", "gemma"), ("sae", "cc-by-4.0")):
+    for name, license in (("base", "gemma"), ("sae", "cc-by-4.0")):
         api.create_repo(f"me/{name}")
-        card = f"---\nlicense: {licence}\n---\n".encode()
+        card = f"---\nlicense: {license}\n---\n".encode()
         api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=f"me/{name}")
     for config in model.peft_config.values():
         config.base_model_name_or_path = "me/base"
     model.peft_config["biology"].sae_source = {"id": "me/sae"}
     push_bundle(model, REPO, token=OWNER, license="mit")
     files = stand_in.repositories[REPO].at("main").files
-    assert "`me/sae`, licence `cc-by-4.0`" in files["biology/README.md"].decode()
+    assert "`me/sae`, license `cc-by-4.0`" in files["biology/README.md"].decode()
     for path in [path for path in files if path.endswith("/README.md")]:
-        assert "`me/base`, licence `gemma`" in files[path].decode()
+        assert "`me/base`, license `gemma`" in files[path].decode()
         assert "\nlicense: mit\n" in files[path].decode()
 
 
@@ -152,7 +152,7 @@ def test_the_lora_has_a_card_that_says_what_is_known_of_it(tmp_path):
     assert metadata_errors(card.content) == ([], [])
     assert "Rank 8, alpha 8." in card.text
     assert "`q_proj`, `v_proj`" in card.text
-    assert "How it was trained, and on what, is not recorded" in card.text
+    assert "does not record how and on what it was trained" in card.text
     assert "{{" not in card.text
 
 

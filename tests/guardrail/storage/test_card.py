@@ -44,20 +44,20 @@ def section(card, title):
 
 def test_the_card_tells_how_it_was_fitted_and_what_was_measured(fitted, folder):
     config, card = fitted.peft_config["default"], card_of(folder)
-    made, measured = section(card, "How it was made"), section(card, "What was measured")
+    made, does = section(card, "How it was made"), section(card, "What it does")
     assert ", ".join(map(str, config.feature_ids)) in made
     assert f"exceeds {config.threshold}" in made
     assert "60 documents of forget text" in made
     assert "60 documents of retain text" in made
     assert "`org/sae`" in made
     found = config.calibration["fire_rate_forget"]
-    assert f"| fires on forget text | {found['rate']:.1%} | {found['low']:.1%} to {found['high']:.1%} |" in measured
-    assert measured.count("\n| 9") >= 4, "the curve of thresholds"
+    assert f"| fires on forget text | {found['rate']:.1%} | {found['low']:.1%} to {found['high']:.1%} |" in does
+    assert made.count("\n| 9") >= 4, "the curve of thresholds"
     assert "{{" not in card.content
 
 
 def test_the_card_shows_the_picture_that_lies_beside_it(folder):
-    picture = re.search(r"!\[.*?\]\((.*?)\)", section(card_of(folder), "What was measured"))[1]
+    picture = re.search(r"!\[.*?\]\((.*?)\)", section(card_of(folder), "How it was made"))[1]
     assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -117,7 +117,7 @@ def test_no_word_of_the_forget_text_is_in_the_folder_unless_it_was_asked_for(fit
     texts = [topic_texts(side, 60) for side in WORDS]
     asked = fit_guardrail(model, tokenizer, sae, *texts, progress=False, store_probe=True)
     asked.save_pretrained(tmp_path / "asked")
-    assert "four rows that it was fitted on" in card_of(tmp_path / "asked").text
+    assert "four rows of the fit" in card_of(tmp_path / "asked").text
     assert not re.search(r"\bw\d+\b", card_of(tmp_path / "asked").content)
 
 
@@ -133,21 +133,21 @@ def test_reports_are_shown_and_saved_beside_the_card(fitted, tmp_path):
 
 
 def test_without_an_audit_the_card_says_so(folder):
-    assert section(card_of(folder), "Audit").strip() == "None was saved with this guardrail."
+    assert section(card_of(folder), "Audit").strip() == "No audit was saved with this guardrail."
 
 
-def test_the_licence_of_the_sae_is_named_where_it_is_known(fitted, folder, tmp_path):
-    assert "`org/sae`, licence not recorded" in section(card_of(folder), "Licences")
+def test_the_license_of_the_sae_is_named_where_it_is_known(fitted, folder, tmp_path):
+    assert "`org/sae`, license not recorded" in section(card_of(folder), "Licenses")
     source = fitted.peft_config["default"].sae_source
     source["license"] = "cc-by-4.0"
     try:
         fitted.save_pretrained(tmp_path / "known")
     finally:
         del source["license"]
-    assert "`org/sae`, licence `cc-by-4.0`" in section(card_of(tmp_path / "known"), "Licences")
+    assert "`org/sae`, license `cc-by-4.0`" in section(card_of(tmp_path / "known"), "Licenses")
 
 
-def test_a_push_looks_up_the_licences_on_the_hub_and_sends_pictures_and_reports(stand_in, fitted):
+def test_a_push_looks_up_the_licenses_on_the_hub_and_sends_pictures_and_reports(stand_in, fitted):
     api = HfApi(token=OWNER)
     api.create_repo("me/sae")
     card = b"---\nlicense: cc-by-4.0\n---\n"
@@ -159,8 +159,8 @@ def test_a_push_looks_up_the_licences_on_the_hub_and_sends_pictures_and_reports(
         fitted.peft_config["default"].sae_source["id"] = "org/sae"
     files = stand_in.repositories["me/forget"].at("main").files
     text = files["README.md"].decode()
-    assert "`me/sae`, licence `cc-by-4.0`" in text
-    assert "`tiny-llama`, licence not recorded" in text
+    assert "`me/sae`, license `cc-by-4.0`" in text
+    assert "`tiny-llama`, license not recorded" in text
     assert 'attach_guardrail(model, "me/forget", revision=' in text
     assert {"calibration.png", "audit/report.json", "audit/report.md", "audit/report.png"} <= files.keys()
 
@@ -182,9 +182,9 @@ def test_every_guardrail_of_a_model_gets_its_card(fitted, tmp_path):
 
 def test_braces_in_a_value_are_not_filled_in(tmp_path):
     model = attach_guardrail(base_model("llama"), saved(guarded("llama"), tmp_path / "first"))
-    model.peft_config["default"].sae_source = {"id": "{{ licences }}"}
+    model.peft_config["default"].sae_source = {"id": "{{ licenses }}"}
     model.save_pretrained(tmp_path / "second")
-    assert card_of(tmp_path / "second").text.count("{{ licences }}") == 2
+    assert card_of(tmp_path / "second").text.count("{{ licenses }}") == 2
 
 
 def test_a_dose_given_by_hand_is_named(tmp_path):

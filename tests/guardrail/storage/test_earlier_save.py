@@ -110,7 +110,7 @@ def test_a_second_push_without_an_audit_takes_the_first_one_s_away(theirs):
     push(single(), **audited)
     push(single(threshold=0.3))
     assert files(theirs).keys() == SINGLE | THEIRS
-    assert "None was saved with this guardrail." in files(theirs)[CARD].decode()
+    assert "No audit was saved with this guardrail." in files(theirs)[CARD].decode()
 
 
 def test_members_that_are_no_longer_in_the_bundle_go(theirs, tmp_path):
