@@ -137,7 +137,7 @@ BAD = [
     (audit, lambda it: audit(*it.bare, None), "NoneType"),
     (audit, lambda it: audit(*it.bare, [3]), "int"),
     (audit, lambda it: audit(*it.bare, []), "empty"),
-    (AuditReport.find, lambda it: AUDIT.find("none"), "0 rows of 'none'"),
+    (AuditReport.find, lambda it: AUDIT.find("none"), "attack='none'"),
     (AuditReport.save, lambda it: AUDIT.save(3), "not int"),
     (AuditReport.load, lambda it: AuditReport.load("no/such"), "no/such"),
     (AuditReport.load, lambda it: AuditReport.load(3), "not int"),

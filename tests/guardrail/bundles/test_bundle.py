@@ -87,7 +87,7 @@ def test_each_member_can_be_attached_alone_and_has_its_card(folder):
     several = attach_bundle(base_model("llama"), folder, names=["person"])
     assert torch.equal(logits(one), logits(several))
     assert [s.name for s in list_guardrails(several)] == ["person"]
-    assert "does not protect" in (folder / "person" / "README.md").read_text()
+    assert "## What it does not do" in (folder / "person" / "README.md").read_text()
 
 
 def test_its_card_lists_the_members_and_the_hub_accepts_its_metadata(model, folder):
