@@ -23,13 +23,14 @@ def _is_own_command() -> bool:
 # therefore registers it in `cli.main`, after it has parsed the arguments; until then the names below load on first use.
 if TYPE_CHECKING or not _is_own_command():
     from sae_unlearn.guardrail import (
+        AttachedGuardrail,
         Firing,
-        ForgetSet,
         GuardrailStatus,
         SAEGuardrailConfig,
         attach_bundle,
         attach_guardrail,
         detach_guardrail,
+        enable_guardrails,
         fit_guardrail,
         fit_guardrails,
         guardrail_status,
@@ -38,7 +39,6 @@ if TYPE_CHECKING or not _is_own_command():
         record_firings,
         save_bundle,
         set_action,
-        use_guardrails,
     )
     from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
@@ -55,10 +55,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlignmentError",
+    "AttachedGuardrail",
     "Entity",
     "EntitySet",
     "Firing",
-    "ForgetSet",
     "GuardrailError",
     "GuardrailFitConfig",
     "GuardrailNotReady",
@@ -75,6 +75,7 @@ __all__ = [
     "attach_bundle",
     "attach_guardrail",
     "detach_guardrail",
+    "enable_guardrails",
     "fit_guardrail",
     "fit_guardrails",
     "guardrail_status",
@@ -84,7 +85,6 @@ __all__ = [
     "record_firings",
     "save_bundle",
     "set_action",
-    "use_guardrails",
 ]
 
 _ALIGNMENT = {  # loaded on first use: they import `Trainer`, which a guarded model does not need

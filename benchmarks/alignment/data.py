@@ -135,7 +135,7 @@ def load_alignment_data(folder: Path, cities: Path, seed: int = 0) -> AlignmentD
     Raises:
         SystemExit: too few known cities that a prompt reaches, or too few unknown ones.
     """
-    known, unknown = EntitySet.read(cities / "known.json"), EntitySet.read(cities / "unknown.json")
+    known, unknown = EntitySet.from_file(cities / "known.json"), EntitySet.from_file(cities / "unknown.json")
     routes = _routes(folder, known)
     targets = _choose_targets(known, {fact.subject for fact in routes["capital"] + routes["largest"]}, seed)
     rest = _shuffled(known.without(targets), seed)

@@ -20,7 +20,7 @@ from benchmarks.forget.topics import data_folder, questions
 from sae_unlearn import attach_guardrail
 from sae_unlearn.cli.inputs import load_model
 from sae_unlearn.demo.texts import SIDES, load_demo_texts
-from sae_unlearn.evaluation import AuditReport, audit, put_into_card
+from sae_unlearn.evaluation import AuditReport, add_to_card, audit
 from sae_unlearn.evaluation.audit.registry import ATTACKS
 
 
@@ -69,7 +69,7 @@ def summarise(args: argparse.Namespace) -> None:
     print(report.to_markdown())
     report.save(RESULTS / args.name)
     if args.card:
-        put_into_card(report, args.card)
+        add_to_card(report, args.card)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.forget.budget import content_rows, row_means
 from benchmarks.forget.setting import PlainText, Setting
 from sae_unlearn.evaluation import Choice, Estimate, option_likelihoods, right_by_likelihood, row_losses
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
 
 
@@ -54,9 +54,10 @@ def gate_fires(setting: Setting, guarded: nn.Module, texts: Sequence[str]) -> Te
     rows = [setting.tokenizer(t, truncation=True, max_length=setting.size.max_length)["input_ids"] for t in texts]
     fired = torch.zeros(len(rows), dtype=torch.bool)
     for layer in guard_layers(guarded):
-        for name, config in layer.guard_config.items():
+        for name in layer.guard_config:
+            config, encoder, _ = layer.guardrail(name)
             for batch in unguarded_residuals(setting.model, rows, config.layer, 8):
-                reading = read_batch(batch, layer.sae_guardrail_encoder[name], config)
+                reading = read_batch(batch, encoder, config)
                 fired[batch.index] |= ~(reading.statistics <= config.threshold)
     return fired
 

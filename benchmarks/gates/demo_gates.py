@@ -58,7 +58,7 @@ def main() -> None:
     for gate, options in GATES.items():
         guarded = fit_guardrail(model, tokenizer, sae, texts.forget, texts.retain, margin=max(MARGINS), **options)
         name, layer = the_guardrail(guarded, None)
-        configs[gate], encoders[gate] = layer.guard_config[name], layer.sae_guardrail_encoder[name]
+        configs[gate], encoders[gate], _ = layer.guardrail(name)
         detach_guardrail(guarded)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, attach_guardrail
 from sae_unlearn.backbone.layers import find_decoder_layers, text_config
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 GEMMA_3_270M = {

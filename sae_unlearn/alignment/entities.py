@@ -191,7 +191,7 @@ class EntitySet(Sequence[Entity]):
     # --- files ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def read(
+    def from_file(
         cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
     ) -> EntitySet:
         """Read a file by its suffix: `.json`, `.jsonl` or `.csv`.
@@ -217,7 +217,7 @@ class EntitySet(Sequence[Entity]):
     def from_json(
         cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
     ) -> EntitySet:
-        """Read a JSON list of entities, or one entity a line where the suffix is `.jsonl`. Arguments as of `read`.
+        """Read a JSON list of entities, or one entity a line where the suffix is `.jsonl`. Arguments as of `from_file`.
 
         Raises:
             AlignmentError: not JSON in UTF-8, not a list, or items that are no entities.
@@ -238,7 +238,7 @@ class EntitySet(Sequence[Entity]):
     ) -> EntitySet:
         """Read a CSV file with a header: `entity`, `entity_type`, optionally `aliases`; all others are attributes.
 
-        Arguments as of `read`. Aliases and accepted answers are separated by `|`; an empty cell is no answer.
+        Arguments as of `from_file`. Aliases and accepted answers are separated by `|`; an empty cell is no answer.
 
         Raises:
             AlignmentError: a missing column, a row of more cells than the header has, or no CSV in UTF-8.
@@ -267,7 +267,7 @@ class EntitySet(Sequence[Entity]):
     ) -> EntitySet:
         """Read the rows of a `datasets.Dataset` (one split), or any rows with the columns that `from_csv` takes.
 
-        Arguments as of `read`.
+        Arguments as of `from_file`.
 
         Raises:
             AlignmentError: a `DatasetDict`, or rows that are no entities.
@@ -276,11 +276,11 @@ class EntitySet(Sequence[Entity]):
             raise AlignmentError(f"The dataset has the splits {sorted(dataset)}; pass one of them.")
         return cls(dataset if columns is None else with_columns(dataset, columns), entity_type)
 
-    def save(self, path: str | Path) -> None:
+    def to_json(self, path: str | Path) -> None:
         """Write a JSON list that `from_json` reads; `path` ends in `.json`.
 
         Raises:
-            AlignmentError: another suffix, which `read` would take for another format.
+            AlignmentError: another suffix, which `from_file` would take for another format.
             UnlearnError: it cannot be written; what was there is as it was.
         """
         path = as_path(path)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import read_sets, texts_in
     from sae_unlearn.cli.inputs import load_model, output_folder, with_adapter
-    from sae_unlearn.evaluation import audit, put_into_card
+    from sae_unlearn.evaluation import add_to_card, audit
 
     where = hub_of(args)
     if args.card and not (Path(args.card) / CARD_NAME).is_file():
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     report = audit(adapted, tokenizer, names=args.names, config=config, **given)
     written = report.save(output)
     if args.card:
-        written.append(put_into_card(report, args.card))
+        written.append(add_to_card(report, args.card))
     print(report.to_markdown())
     print(f"Written to {output}: {', '.join(path.name for path in written if path.parent == output)}")
     if args.card:

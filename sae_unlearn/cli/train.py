@@ -73,7 +73,7 @@ def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int
     from sae_unlearn.cli.inputs import load_model, load_sae
 
     read = {name: getattr(args, name) for name in ("targets", "known", "unknown", "candidates")}
-    sets = {name: EntitySet.read(path, args.entity_type) for name, path in read.items() if path}
+    sets = {name: EntitySet.from_file(path, args.entity_type) for name, path in read.items() if path}
     retain = texts_in(args.retain, args.text_column) if args.retain else None
     sae = None if args.sae == "none" else load_sae(args.sae, args.sae_subfolder, args.sae_revision)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.demo.texts import SIDES, DemoTexts
 from sae_unlearn.evaluation import Recall, complete, recall, row_losses
-from sae_unlearn.guardrail import record_firings
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers, record_firings
 
 
 FACT_TOKENS = 6

@@ -1,7 +1,7 @@
 """Measure what a model knows, with and without an adapter."""
 
 from sae_unlearn.evaluation.audit.audit import audit
-from sae_unlearn.evaluation.audit.card import put_into_card
+from sae_unlearn.evaluation.audit.card import add_to_card
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.datasets.entities import entity_facts
@@ -66,6 +66,7 @@ __all__ = [
     "Sweep",
     "SweepPoint",
     "TofuSet",
+    "add_to_card",
     "answer_likelihoods",
     "ask",
     "audit",
@@ -83,7 +84,6 @@ __all__ = [
     "model_utility",
     "option_likelihoods",
     "picture_guardrail",
-    "put_into_card",
     "rank_answers",
     "recall",
     "right_by_letter",

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 
 from sae_unlearn.backbone.adapters_off import adapters_off as other_adapters_off
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.offline import guards_off
 
 

@@ -31,8 +31,7 @@ from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergence
 from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.report.report import Report
-from sae_unlearn.guardrail import record_firings
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers, record_firings
 from sae_unlearn.options.evaluation import EvaluationConfig, MeasurementConfig
 
 

@@ -19,7 +19,7 @@ from sae_unlearn.evaluation.metrics.firing import row_firings
 from sae_unlearn.evaluation.metrics.text import row_losses
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.report.report import Report
-from sae_unlearn.guardrail import GuardrailError, list_guardrails, use_guardrails
+from sae_unlearn.guardrail import GuardrailError, enable_guardrails, list_guardrails
 
 
 TOGETHER = "together"
@@ -73,7 +73,7 @@ def interference(
             for figure in _figures(model, tokenizer, side, name, rows, list(forget), (batch_size, max_length), progress)
         ]
     finally:
-        use_guardrails(model, before)
+        enable_guardrails(model, before)
     about = {"guardrails": ", ".join(forget), "batch_size": batch_size, "max_length": max_length}
     return Report("Guardrails together", tuple(figures), about)
 
@@ -91,10 +91,10 @@ def _figures(
     rows, alone = fingerprint([texts, sizes[1]]), [""] * len(texts)
 
     def losses(active: list[str], title: str) -> Tensor:
-        use_guardrails(model, active)
+        enable_guardrails(model, active)
         return row_losses(model, tokenizer, texts, *sizes, f"{data}: {title}" if progress else None)
 
-    use_guardrails(model, names)
+    enable_guardrails(model, names)
     fired = row_firings(model, tokenizer, texts, *sizes, f"{data}: gates" if progress else None)
     none, together = losses([], "none"), losses(names, TOGETHER)
     single = {name: losses([name], name) for name in names}

@@ -15,20 +15,21 @@ from sae_unlearn.guardrail.fit.fit import fit_guardrail
 from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.manage import (
-    ForgetSet,
+    AttachedGuardrail,
     GuardrailState,
     GuardrailStatus,
+    enable_guardrails,
     guardrail_status,
     list_guardrails,
     set_action,
-    use_guardrails,
 )
-from sae_unlearn.guardrail.model import SAEGuardrailModel
+from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers
 from sae_unlearn.guardrail.peft_020 import ask_the_tuner
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
+from sae_unlearn.guardrail.weights import LayerGuardrail
 from sae_unlearn.options.fit import GuardrailFitConfig
 
 
@@ -37,27 +38,29 @@ if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
 ask_the_tuner()
 
 __all__ = [
+    "AttachedGuardrail",
     "Firing",
-    "ForgetSet",
     "GuardedModel",
     "GuardrailError",
     "GuardrailFitConfig",
     "GuardrailNotReady",
     "GuardrailState",
     "GuardrailStatus",
+    "LayerGuardrail",
     "SAEGuardrailConfig",
     "SAEGuardrailLayer",
     "SAEGuardrailModel",
     "attach_bundle",
     "attach_guardrail",
     "detach_guardrail",
+    "enable_guardrails",
     "fit_guardrail",
     "fit_guardrails",
+    "guard_layers",
     "guardrail_status",
     "list_guardrails",
     "push_bundle",
     "record_firings",
     "save_bundle",
     "set_action",
-    "use_guardrails",
 ]

@@ -288,11 +288,7 @@ def _activate(model: PeftModel, names: list[str]) -> None:
 
 def _write(layer: SAEGuardrailLayer, name: str, tensors: dict[str, Any]) -> None:
     with torch.no_grad():
-        for part, module in (
-            ("encoder", layer.sae_guardrail_encoder[name]),
-            ("decoder", layer.sae_guardrail_decoder[name]),
-        ):
-            for key, parameter in module.named_parameters():
-                parameter.copy_(tensors[f"{part}.{key}"])
-                if not torch.equal(parameter.cpu().to(tensors[f"{part}.{key}"].dtype), tensors[f"{part}.{key}"]):
-                    raise GuardrailError(f"{part}.{key} did not arrive on the model as it was read.")
+        for key, parameter in layer.guardrail(name).tensors().items():
+            parameter.copy_(tensors[key])
+            if not torch.equal(parameter.cpu().to(tensors[key].dtype), tensors[key]):
+                raise GuardrailError(f"{key} did not arrive on the model as it was read.")

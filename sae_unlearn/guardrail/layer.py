@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import WINDOWED
@@ -52,7 +53,7 @@ from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.runtime.shown import check_shown, shown_again, shown_before
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
-from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
+from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder, LayerGuardrail
 
 
 class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
@@ -149,8 +150,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         ids = None if inputs.input_ids is None else inputs.input_ids.to(hidden.device)
         edited = hidden if len(names) == 1 else hidden.float()  # rounded once
         for name, step, history in plan:
-            config = self.guard_config[name]
-            encoder, decoder = self._parts(name)
+            config, encoder, decoder = self.guardrail(name)
             edited = step(hidden, edited, encoder, decoder, config, self.tables, ids, mask, earlier, history)
             self._record(name, config, history, cache)
         return edited.to(hidden.dtype)
@@ -159,9 +159,9 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         self, name: str, hidden: Tensor, kept: Tensor, inputs: ForwardInputs, cache: Cache | None
     ) -> Tensor | None:
         """What guardrail `name` adds to the residual stream `[batch, seq, d_in]`; None if it only records."""
-        config = self.guard_config[name]
+        config, encoder, decoder = self.guardrail(name)
         history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
-        activations = self.sae_guardrail_encoder[name](hidden)
+        activations = encoder(hidden)
         counted, eligible = self._content(name, kept, inputs)
         if config.counting == "columns":  # padding counts, but may hold anything
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
@@ -185,7 +185,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             where = decision.fire[..., None] & active
         else:
             where = (decision.fire & (hits != 0))[..., None].expand_as(active)
-        return self.sae_guardrail_decoder[name](activations, where)
+        return cast(Tensor, decoder(activations, where))
 
     def _lost(self, history: GateHistory, inputs: ForwardInputs, hidden: Tensor) -> Tensor | None:
         """`[batch or 1, seq or 1]` bool: where the cache holds, or the mask shows, what this guardrail has not judged.
@@ -257,10 +257,17 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             for recorder in Recorder.listening(self.recorders):
                 recorder.note(name, config, seen, cache)
 
-    def _parts(self, name: str) -> tuple[Any, Any]:
-        """Encoder and decoder of a guardrail, without the detour that a module's attributes take."""
+    def guardrail(self, name: str) -> LayerGuardrail:
+        """Return config, encoder and decoder of a guardrail.
+
+        Raises:
+            GuardrailError: If this layer has no guardrail of that name.
+        """
+        if name not in self.guard_config:
+            raise GuardrailError(f"name={name!r}: expected one of {[*self.guard_config]}. Pass a guardrail's name.")
+        # `_modules` spares each decoded token the look-up of a module's attributes
         encoders, decoders = (cast(Any, self._modules[attribute]) for attribute in self.adapter_layer_names)
-        return encoders._modules[name], decoders._modules[name]
+        return LayerGuardrail(self.guard_config[name], encoders._modules[name], decoders._modules[name])
 
     def check_ready(self, name: str) -> torch.device | None:
         """Raise unless the config and the weights can be a guardrail's on this model; see `readiness`.
@@ -271,9 +278,8 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         Raises:
             GuardrailNotReady: naming what is missing.
         """
-        encoder, decoder = self._parts(name)
         known = (self.vocabulary, self.longest)
-        return check_ready(name, self.guard_config[name], encoder, decoder, self._looked, known)
+        return check_ready(name, *self.guardrail(name), self._looked, known)
 
     @property
     def home(self) -> nn.Module:

@@ -1,7 +1,4 @@
-"""The forget sets on a model, by name: what is there, which are in force, and what each does.
-
-`guardrail_status`: what would become of text that is given to this model now.
-"""
+"""The guardrails on a model by name: list and enable them, set their action, and get the model's status."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,19 +19,20 @@ from sae_unlearn.guardrail.runtime.refusal import message_ids
 
 
 @dataclass(frozen=True)
-class ForgetSet:
-    """A guardrail as it is on a model.
+class AttachedGuardrail:
+    """A guardrail on a model, as `list_guardrails` returns it.
 
     Attributes:
-        name: its adapter name.
-        active: whether it is in force.
-        action: "clamp", "record" or "refuse".
-        layer: 0-based decoder layer whose output it guards.
-        num_features: how many features it guards.
-        threshold: what its statistic is compared with.
-        source: folder or Hub repository it was loaded from, None if it was fitted here or loaded by PEFT itself.
-        subfolder: folder in the source.
-        revision: commit of the repository.
+        name (`str`): Its adapter name.
+        active (`bool`): True if it is enabled.
+        action (`str`): "clamp", "record" or "refuse".
+        layer (`int`): The 0-based decoder layer whose output it guards.
+        num_features (`int`): The number of guarded features.
+        threshold (`float`, *optional*): The gate fires if its statistic exceeds it.
+        source (`str`, *optional*): The folder or Hub repository it was loaded from. None if it was fitted in this
+            process or loaded by PEFT itself.
+        subfolder (`str`, *optional*): The folder in `source`.
+        revision (`str`, *optional*): The commit of the repository.
     """
 
     name: str
@@ -48,14 +46,21 @@ class ForgetSet:
     revision: str | None
 
 
-def list_guardrails(model: nn.Module) -> list[ForgetSet]:
-    """The guardrails on a model, in the order of their layers; empty if there is none."""
+def list_guardrails(model: nn.Module) -> list[AttachedGuardrail]:
+    """Return the guardrails on a model in the order of their layers; an empty list if there is none.
+
+    Args:
+        model (`nn.Module`): Any model.
+
+    Raises:
+        GuardrailError: If `model` is not a module.
+    """
     found = []
     for layer in guard_layers(model):
         for name, config in layer.guard_config.items():
             origin = config.origin or {}
             found.append(
-                ForgetSet(
+                AttachedGuardrail(
                     name=name,
                     active=name in layer.in_force,
                     action=config.action,
@@ -70,22 +75,24 @@ def list_guardrails(model: nn.Module) -> list[ForgetSet]:
     return found
 
 
-def use_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
-    """Put exactly these guardrails in force, stacked where they are several; the others stay on the model, at rest.
+def enable_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
+    """Enable exactly these guardrails and disable all others, which stay on the model.
 
-    Each keeps its own gate, and their edits add. Other adapters, such as a LoRA, stay as they are.
+    Enabled guardrails stack: each keeps its own gate, and their edits add. Other adapters, such as a LoRA, are not
+    changed.
 
     Args:
-        names: a name, or several; an empty list puts all at rest.
+        model (`nn.Module`): A model with guardrails.
+        names (`str` or iterable of `str`): Adapter names. An empty list disables all guardrails.
 
     Raises:
-        GuardrailError: there is no guardrail of that name.
+        GuardrailError: If there is no guardrail of one of these names. Nothing is changed then.
     """
     wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     there = _configs(model)
     absent = [name for name in wanted if name not in there]
     if absent:
-        raise GuardrailError(f"There is no guardrail {absent[0]!r} on the model; there are {sorted(there)}.")
+        raise GuardrailError(f"names={absent[0]!r}: expected some of {sorted(there)}. Pass names of guardrails on it.")
     for layer in guard_layers(model):
         layer.activate(wanted)
     tuner: Any = getattr(model, "base_model", None)

@@ -222,15 +222,20 @@ def _has_arrived(layer: SAEGuardrailLayer, name: str) -> bool:
     """Whether guardrail `name` is at this layer, and something was put into its weights, which begin as NaN."""
     if name not in layer.guard_config:
         return False
-    weight = cast(Tensor, layer.sae_guardrail_encoder[name].weight)
+    weight = layer.guardrail(name).encoder.weight
     return not (weight.is_meta or bool(weight.isnan().all()))
 
 
 def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
-    """All guarded layers of a model (bare, or in a `PeftModel`), in order.
+    """Return the guarded layers of a model, bare or in a `PeftModel`, in order.
+
+    `layer.guardrail(name)` gives a guardrail's config, encoder and decoder.
+
+    Args:
+        model (`nn.Module`): Any model.
 
     Raises:
-        GuardrailError: `model` is no module.
+        GuardrailError: If `model` is not a module.
     """
     with as_guardrail_error():
         check_module(model)

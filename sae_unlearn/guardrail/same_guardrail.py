@@ -64,7 +64,7 @@ def warn_of_same_weights(name: str) -> None:
     """Warn that a second guardrail has the weights of the one called `name`."""
     warnings.warn(
         f"The guardrail {name!r} on this model has the same weights: where both fire, the edit is made twice. Use one "
-        f"of them: `use_guardrails` or `detach_guardrail(model, {name!r})`.",
+        f"of them: `enable_guardrails` or `detach_guardrail(model, {name!r})`.",
         stacklevel=4,
     )
 
@@ -89,8 +89,7 @@ def with_these_weights(
 
 
 def _equal(guard: Any, name: str, key: str, tensors: Mapping[str, Tensor]) -> bool:
-    attribute, _, parameter = PARTS[key].partition(".")
-    found = getattr(getattr(guard, attribute)[name], parameter)
+    found = guard.guardrail(name).tensors()[key]
     wanted = tensors.get(key)
     if wanted is None or found.is_meta or found.shape != wanted.shape:
         return False

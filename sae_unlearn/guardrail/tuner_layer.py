@@ -76,7 +76,7 @@ class GuardrailTunerLayer(BaseTunerLayer):
         """Enable or disable the guardrails of this layer, as PEFT's and transformers' switches do for all layers.
 
         With adapters of another method on the model, the switch is theirs: it disables them, and the guardrails stay
-        enabled. `use_guardrails(model, [])` disables guardrails, whatever else is on the model.
+        enabled. `enable_guardrails(model, [])` disables guardrails, whatever else is on the model.
         """
         super().enable_adapters(enabled)
         if enabled or not has_other_adapters(self._model[0]):
@@ -94,7 +94,8 @@ class GuardrailTunerLayer(BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active guardrails. Names of other methods' adapters alone change nothing: transformers activates
         a LoRA on every tuner layer of the model, which would disable guardrails without a word. Nor does an empty list
-        that is meant for all adapters of a model that has others; `use_guardrails(model, [])` disables guardrails."""
+        that is meant for all adapters of a model that has others: `enable_guardrails(model, [])` disables guardrails.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         known = {name for guard in self.guards_of_model.values() for name in guard.guard_config}
         if known and names and not known & set(names):

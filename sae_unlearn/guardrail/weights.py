@@ -3,7 +3,7 @@ call, however its weights came onto the model.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,28 @@ class GuardrailDecoder(FullPrecision):
         change = torch.where(where, self.clamp, activations) - activations
         with without_autocast(change):
             return change @ self.weight
+
+
+class LayerGuardrail(NamedTuple):
+    """One guardrail of a guarded layer, as `SAEGuardrailLayer.guardrail(name)` returns it.
+
+    Attributes:
+        config (`SAEGuardrailConfig`): Its config. Assignments take effect with the next forward pass.
+        encoder (`GuardrailEncoder`): The guarded columns of the SAE's encoder.
+        decoder (`GuardrailDecoder`): The guarded rows of the SAE's decoder, and the clamp values.
+    """
+
+    config: SAEGuardrailConfig
+    encoder: GuardrailEncoder
+    decoder: GuardrailDecoder
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Return the parameters by the names of `PARTS`."""
+        return {
+            f"{part}.{name}": parameter
+            for part, module in (("encoder", self.encoder), ("decoder", self.decoder))
+            for name, parameter in module.named_parameters()
+        }
 
 
 PARTS = {

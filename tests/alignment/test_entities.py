@@ -78,11 +78,11 @@ def test_as_a_sequence():
 
 def test_json_round_trip(tmp_path):
     entities = EntitySet(ROWS)
-    entities.save(tmp_path / "new" / "some.json")
-    assert EntitySet.read(tmp_path / "new" / "some.json") == entities
+    entities.to_json(tmp_path / "new" / "some.json")
+    assert EntitySet.from_file(tmp_path / "new" / "some.json") == entities
     lines = "\n".join(json.dumps(row) for row in ROWS)
     (tmp_path / "some.jsonl").write_text(lines + "\n\n", encoding="utf-8")
-    assert EntitySet.read(tmp_path / "some.jsonl") == entities
+    assert EntitySet.from_file(tmp_path / "some.jsonl") == entities
 
 
 def test_csv(tmp_path):
@@ -95,16 +95,16 @@ def test_csv(tmp_path):
                 ["New, York|x", "city", "NY| NYC ", "United States|USA", ""],
             ]
         )
-    entities = EntitySet.read(tmp_path / "some.csv")
+    entities = EntitySet.from_file(tmp_path / "some.csv")
     assert entities[:2] == EntitySet(ROWS[:2])
     assert entities[2] == Entity("New, York|x", "city", {"country": ("United States", "USA")}, ("NY", "NYC"))
 
 
 def test_csv_of_one_type(tmp_path):
     (tmp_path / "some.csv").write_text("entity,country\nParis,France\n", encoding="utf-8")
-    assert EntitySet.read(tmp_path / "some.csv", entity_type="city").types == ["city"]
+    assert EntitySet.from_file(tmp_path / "some.csv", entity_type="city").types == ["city"]
     with pytest.raises(AlignmentError, match="pass entity_type="):
-        EntitySet.read(tmp_path / "some.csv")
+        EntitySet.from_file(tmp_path / "some.csv")
 
 
 @pytest.mark.parametrize(
@@ -120,26 +120,26 @@ def test_csv_of_one_type(tmp_path):
 def test_malformed_files(tmp_path, name, text, complaint):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(AlignmentError, match=complaint):
-        EntitySet.read(tmp_path / name)
+        EntitySet.from_file(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
 def test_files_in_another_encoding_are_named(tmp_path, name):
     (tmp_path / name).write_text("Malmö", encoding="latin-1")
     with pytest.raises(AlignmentError, match=rf"{name} is no.*save it again in UTF-8"):
-        EntitySet.read(tmp_path / name)
+        EntitySet.from_file(tmp_path / name)
 
 
 def test_json_as_editors_and_other_programs_write_it(tmp_path):
     row = json.dumps({"entity": "A\u2028B", "entity_type": "city"}, ensure_ascii=False)  # a line's end to Python
     (tmp_path / "a.jsonl").write_text(f"{row}\n", encoding="utf-8-sig")
     (tmp_path / "a.json").write_text(f"[{row}]", encoding="utf-8-sig")
-    assert EntitySet.read(tmp_path / "a.jsonl") == EntitySet.read(tmp_path / "a.json")
+    assert EntitySet.from_file(tmp_path / "a.jsonl") == EntitySet.from_file(tmp_path / "a.json")
 
 
 def test_only_json_is_saved(tmp_path):
     with pytest.raises(AlignmentError, match="are saved as"):
-        EntitySet(ROWS).save(tmp_path / "a.csv")
+        EntitySet(ROWS).to_json(tmp_path / "a.csv")
 
 
 def test_datasets():
@@ -224,7 +224,7 @@ def test_columns_of_a_file_are_mapped(tmp_path):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader(), writer.writerows(rows)
-    assert EntitySet.read(path, "city", columns=COLUMNS) == expected
+    assert EntitySet.from_file(path, "city", columns=COLUMNS) == expected
     for row in rows:
         row |= {key: row[key].split("|") for key in ("nation", "aliases", "founded")}
     assert EntitySet.from_dataset(rows, "city", columns=COLUMNS) == expected
@@ -233,7 +233,7 @@ def test_columns_of_a_file_are_mapped(tmp_path):
         ("cities.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
     ):
         (tmp_path / name).write_text(text)
-        assert EntitySet.read(tmp_path / name, "city", COLUMNS) == expected
+        assert EntitySet.from_file(tmp_path / name, "city", COLUMNS) == expected
 
 
 @pytest.mark.parametrize(

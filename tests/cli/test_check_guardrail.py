@@ -10,8 +10,8 @@ from zoo import base_model
 
 from sae_unlearn import GuardrailError, fit_guardrail
 from sae_unlearn.guardrail import check as module
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.check import check_guardrail
-from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

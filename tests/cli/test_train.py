@@ -20,9 +20,9 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     save_parts(folder)
     known = entities("known", 36, kind="city")
-    known.sample(4, seed=1).save(folder / "targets.json")
-    known.save(folder / "known.json")
-    entities("unknown", 24, kind="city").save(folder / "unknown.json")
+    known.sample(4, seed=1).to_json(folder / "targets.json")
+    known.to_json(folder / "known.json")
+    entities("unknown", 24, kind="city").to_json(folder / "unknown.json")
     (folder / "retain.json").write_text(json.dumps(topic_texts("retain", 24, words=6)))
     return folder
 
@@ -81,8 +81,8 @@ def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
 def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
     parts, tmp_path, capsys, monkeypatch, more, min_known
 ):
-    known, unknown = (EntitySet.read(parts / f"{name}.json") for name in ("known", "unknown"))
-    EntitySet([*known, *unknown]).save(tmp_path / "candidates.json")
+    known, unknown = (EntitySet.from_file(parts / f"{name}.json") for name in ("known", "unknown"))
+    EntitySet([*known, *unknown]).to_json(tmp_path / "candidates.json")
     seen = {}
 
     def label(model, tokenizer, candidates, **options):

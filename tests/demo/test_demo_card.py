@@ -12,7 +12,7 @@ from sae_unlearn import save_bundle
 from sae_unlearn.cards.provenance import DEMO_MODEL_NAME, card_base
 from sae_unlearn.cli.demo import LICENSE
 from sae_unlearn.demo import load_demo_sae, run_demo
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 HUB_ID = "google/gemma-3-270m"

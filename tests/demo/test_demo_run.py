@@ -12,7 +12,7 @@ from sae_unlearn.demo import run as demo_run
 from sae_unlearn.demo.model import demo_model_folder
 from sae_unlearn.demo.report import Line, lines_of
 from sae_unlearn.evaluation import Fact
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 SIDES = ("forget", "retain")

@@ -64,7 +64,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
 
     known, unknown = (entities(side, 30, kind="person") for side in ("known", "unknown"))
     targets = known.sample(4, seed=1)
-    targets.save("people.json")
+    targets.to_json("people.json")
     rows = [f"{entity.entity},person,w68" for entity in (*known, *unknown)]
     Path("candidates.csv").write_text("\n".join(["entity,entity_type,colour", *rows]) + "\n")
 
@@ -110,7 +110,7 @@ def test_its_commands_run_one_after_the_other(block, readers_world, monkeypatch,
     for name, rows in texts.items():
         Path(f"{name}.txt").write_text("\n\n".join(rows))
     for side in ("known", "unknown"):
-        entities(side, 30, kind="person").save(f"{side}.json")
+        entities(side, 30, kind="person").to_json(f"{side}.json")
     sides = ("forget", "retain")
     held_out = [{side: topic_texts(side, n, seed=3) for side in sides} for n in (6, 2)]
     shipped = DemoTexts(texts["biology"], texts["other"], held_out[0], {s: facts(s) for s in sides}, held_out[1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_topic import WORDS, tiny_parts, topic_texts
 
-from sae_unlearn import GuardrailError, fit_guardrails, list_guardrails, save_bundle, use_guardrails
+from sae_unlearn import GuardrailError, enable_guardrails, fit_guardrails, list_guardrails, save_bundle
 from sae_unlearn.evaluation import Report, interference, row_losses
 from sae_unlearn.evaluation.metrics.firing import row_firings
 
@@ -44,9 +44,9 @@ def test_the_edits_are_measured_alone_and_together(parts, report):
     model, tokenizer = parts
     losses = {}
     for names in ((), ("first",), ("second",), ("first", "second")):
-        use_guardrails(model, names)
+        enable_guardrails(model, names)
         losses[names] = row_losses(model, tokenizer, HELD_OUT["first"], 4).mean()
-    use_guardrails(model, ["first", "second"])
+    enable_guardrails(model, ["first", "second"])
     assert value(report, "loss:first", "first") == pytest.approx(float(losses["first",] - losses[()]), abs=1e-5)
     assert value(report, "loss:second", "first") == pytest.approx(float(losses["second",] - losses[()]), abs=1e-5)
     both = losses["first", "second"]
@@ -59,12 +59,12 @@ def test_the_edits_are_measured_alone_and_together(parts, report):
 
 def test_what_was_in_force_is_again(parts):
     model, tokenizer = parts
-    use_guardrails(model, "second")
+    enable_guardrails(model, "second")
     try:
         interference(model, tokenizer, {"first": HELD_OUT["first"][:2]}, progress=False)
         assert [s.name for s in list_guardrails(model) if s.active] == ["second"]
     finally:
-        use_guardrails(model, ["first", "second"])
+        enable_guardrails(model, ["first", "second"])
 
 
 @pytest.mark.slow

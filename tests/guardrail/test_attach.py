@@ -25,7 +25,7 @@ from sae_unlearn import (
     record_firings,
     set_action,
 )
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 IDS = token_ids(24, 12)

@@ -14,7 +14,7 @@ from zoo import base_model, guarded, logits_of, random_sae, token_ids
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail, detach_guardrail, guardrail_status
 from sae_unlearn.evaluation.audit.attacks.relearning import _student
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 IDS = token_ids(8, 12)

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from zoo import base_model, guarded, logits_of, token_ids
 
-from sae_unlearn import attach_guardrail, guardrail_status, list_guardrails, use_guardrails
+from sae_unlearn import attach_guardrail, enable_guardrails, guardrail_status, list_guardrails
 from sae_unlearn.evaluation.base_model import adapters_off, has_adapters
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.offline import guards_off
 
 
@@ -87,12 +87,12 @@ def test_disabling_the_only_adapter_of_a_guarded_model_disables_the_guardrail(pl
 
 
 def test_a_guardrail_beside_a_lora_is_disabled_by_its_own_switch(both):
-    use_guardrails(both, [])
+    enable_guardrails(both, [])
     assert guardrail_status(both).verdict == "unguarded"
     with both.disable_adapter():
         pass
     assert guardrail_status(both).verdict == "unguarded"
-    use_guardrails(both, "guardrail")
+    enable_guardrails(both, "guardrail")
     assert guardrail_status(both).verdict == "guarded"
 
 
@@ -116,7 +116,7 @@ def test_attaching_and_switching_a_guardrail_leaves_the_modules_that_a_lora_trai
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert any("modules_to_save" in name for name in trained)
     attach_guardrail(model, folder)
-    use_guardrails(model, [])
+    enable_guardrails(model, [])
     assert torch.equal(logits_of(model, IDS), expected)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
 

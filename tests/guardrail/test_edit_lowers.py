@@ -8,7 +8,7 @@ from fitting import SAE, config_of, fit
 from zoo import base_model, guarded, logits_of, planted_config, random_sae, token_ids
 
 from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, guardrail_status
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.weights import check_lowers
 
 
@@ -39,7 +39,7 @@ def test_a_decoder_that_is_turned_round_on_the_model_stops_the_call():
     model = guarded("llama")
     logits_of(model, token_ids(2, 8))
     with torch.no_grad():
-        guard_layers(model)[0].sae_guardrail_decoder["default"].weight.neg_()
+        guard_layers(model)[0].guardrail("default").decoder.weight.neg_()
     assert guardrail_status(model).verdict == "raises"
     with pytest.raises(GuardrailNotReady, match="would amplify it"):
         logits_of(model, token_ids(2, 8))

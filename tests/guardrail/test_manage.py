@@ -1,20 +1,22 @@
-"""Several forget sets on one model: listed, switched, stacked and taken off by name."""
+"""Several guardrails on one model: list, enable, stack and detach them by name."""
 
 from functools import partial
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import (
     GuardrailError,
     attach_guardrail,
     detach_guardrail,
+    enable_guardrails,
     list_guardrails,
     record_firings,
-    use_guardrails,
 )
+from sae_unlearn.guardrail import guard_layers
+from sae_unlearn.guardrail.weights import PARTS
 
 
 IDS = token_ids(24, 12)
@@ -64,35 +66,52 @@ def test_they_are_listed_with_where_they_came_from(model, folders):
     assert list_guardrails(base_model("llama")) == []
 
 
+def test_a_layer_gives_config_encoder_and_decoder_of_each_guardrail(model):
+    layers = guard_layers(model)
+    assert [layer.index for layer in layers] == [1, 2]
+    for layer in layers:
+        for name in layer.guard_config:
+            config, encoder, decoder = layer.guardrail(name)
+            assert config is model.peft_config[name]
+            assert encoder.weight.shape == decoder.weight.shape == (config.num_features, config.hidden_size)
+            stored = get_peft_model_state_dict(model, adapter_name=name)
+            found = layer.guardrail(name).tensors()
+            assert sorted(found) == sorted(PARTS)
+            for key, path in PARTS.items():
+                assert torch.equal(found[key], stored[f"base_model.model.model.layers.{layer.index}.guardrail.{path}"])
+    with pytest.raises(GuardrailError, match="name='person'"):
+        layers[0].guardrail("person")
+
+
 @pytest.mark.parametrize(
     "names", [["biology"], ["person"], ["books", "biology"], ["person", "books"], ["biology", "person", "books"]]
 )
 def test_exactly_those_that_are_named_are_in_force(model, folders, names):
-    use_guardrails(model, names)
+    enable_guardrails(model, names)
     assert at_work(model) == set(names)
     assert {s.name for s in list_guardrails(model) if s.active} == set(names)
     assert torch.allclose(logits(model), alone(folders, *names), atol=1e-5)
 
 
 def test_one_name_is_enough_and_none_puts_all_at_rest(model):
-    use_guardrails(model, "person")
+    enable_guardrails(model, "person")
     assert at_work(model) == {"person"}
-    use_guardrails(model, [])
+    enable_guardrails(model, [])
     assert torch.equal(logits(model), logits(base_model("llama")))
-    use_guardrails(model, ["biology", "biology"])
+    enable_guardrails(model, ["biology", "biology"])
     assert at_work(model) == {"biology"}
 
 
 def test_generation_follows_the_switch(model, folders):
     settings = {"max_new_tokens": 5, "do_sample": False}
     for name in ("biology", "person"):
-        use_guardrails(model, name)
+        enable_guardrails(model, name)
         one = attach_guardrail(base_model("llama"), folders / name)
         assert torch.equal(model.generate(IDS, **settings), one.generate(IDS, **settings))
 
 
 def test_a_set_that_joins_leaves_those_at_rest_at_rest(model, folders):
-    use_guardrails(model, "person")
+    enable_guardrails(model, "person")
     attach_guardrail(model, folders / "books", adapter_name="again")
     assert at_work(model) == {"person", "again"}
 
@@ -104,9 +123,9 @@ def test_one_is_taken_off_by_name_and_the_rest_stay(model, folders):
 
 
 def test_a_name_that_is_not_there_changes_nothing(model):
-    use_guardrails(model, "person")
-    with pytest.raises(GuardrailError, match=r"no guardrail 'chemistry' .*\['biology', 'books', 'person'\]"):
-        use_guardrails(model, ["biology", "chemistry"])
+    enable_guardrails(model, "person")
+    with pytest.raises(GuardrailError, match=r"names='chemistry'.*\['biology', 'books', 'person'\]"):
+        enable_guardrails(model, ["biology", "chemistry"])
     assert at_work(model) == {"person"}
 
 
@@ -115,9 +134,9 @@ def test_a_lora_beside_them_stays_active(folders):
     plain = logits(lora)
     model = attach_guardrail(lora, folders / "biology", adapter_name="biology")
     model = attach_guardrail(model, folders / "person", adapter_name="person")
-    use_guardrails(model, "person")
+    enable_guardrails(model, "person")
     assert at_work(model) == {"person"}
-    use_guardrails(model, [])
+    enable_guardrails(model, [])
     assert torch.equal(logits(model), plain)
 
 

@@ -31,8 +31,7 @@ from sae_unlearn import (
     detach_guardrail,
     record_firings,
 )
-from sae_unlearn.guardrail import SAEGuardrailModel
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import SAEGuardrailModel, guard_layers
 from sae_unlearn.guardrail.peft_type import ensure_peft_type
 
 

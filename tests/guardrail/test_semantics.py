@@ -28,8 +28,8 @@ from zoo import (
 from sae_unlearn import GuardrailNotReady, SparseAutoencoder, attach_guardrail, record_firings
 from sae_unlearn.backbone.call_arguments import cache_name, cache_of
 from sae_unlearn.errors import GuardrailUnsupported
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.config_validation import CHOICES
-from sae_unlearn.guardrail.model import guard_layers
 
 
 SEVERAL = ("llama", "gemma3", "gpt2", "mixtral", "falcon_h1")
@@ -49,7 +49,7 @@ def forward(model, **inputs):
 
 def part(model, adapter="default"):
     layer = next(x for x in guard_layers(model) if adapter in x.guard_config)
-    return layer.sae_guardrail_encoder[adapter], layer.sae_guardrail_decoder[adapter]
+    return layer.guardrail(adapter)[1:]
 
 
 # ------------------------------------------------------------------------------------------------ the edit is the SAE's

@@ -30,6 +30,7 @@ from sae_unlearn import (
     attach_bundle,
     attach_guardrail,
     detach_guardrail,
+    enable_guardrails,
     evaluation,
     fit_guardrail,
     fit_guardrails,
@@ -40,7 +41,6 @@ from sae_unlearn import (
     record_firings,
     save_bundle,
     set_action,
-    use_guardrails,
 )
 
 
@@ -138,8 +138,8 @@ BAD = [
     (record_firings, lambda it: no_entries(record_firings("a model")), "str"),
     (guardrail_status, lambda it: guardrail_status("a model"), "str"),
     (list_guardrails, lambda it: list_guardrails("a model"), "str"),
-    (use_guardrails, lambda it: use_guardrails(it.guarded, "other"), "other"),
-    (use_guardrails, lambda it: use_guardrails(it.model, ["default"]), "default"),
+    (enable_guardrails, lambda it: enable_guardrails(it.guarded, "other"), "other"),
+    (enable_guardrails, lambda it: enable_guardrails(it.model, ["default"]), "default"),
     (set_action, lambda it: set_action(it.guarded, "other", "clamp"), "other"),
     (set_action, lambda it: set_action(it.guarded, "default", "explode"), "explode"),
     (set_action, lambda it: set_action(it.guarded, "default", "refuse"), "refus"),
@@ -181,13 +181,13 @@ BAD = [
     (EntitySet, lambda it: EntitySet(3), "entities=3"),
     (EntitySet.from_json, lambda it: EntitySet.from_json("no-such-file.json"), "no-such-file"),
     (EntitySet.from_json, lambda it: EntitySet.from_json(None), "path=None"),
-    (EntitySet.read, lambda it: EntitySet.read(3), "path=3"),
-    (EntitySet.read, lambda it: EntitySet.read("people.txt"), "'.txt'"),
+    (EntitySet.from_file, lambda it: EntitySet.from_file(3), "path=3"),
+    (EntitySet.from_file, lambda it: EntitySet.from_file("people.txt"), "'.txt'"),
     (EntitySet.from_csv, lambda it: EntitySet.from_csv(1), "path=1"),
     (EntitySet.from_dataset, lambda it: EntitySet.from_dataset(None), "entities=None"),
     (EntitySet.from_dataset, lambda it: EntitySet.from_dataset({"train": []}), "splits"),
-    (EntitySet.save, lambda it: it.entities.save(3), "path=3"),
-    (EntitySet.save, lambda it: it.entities.save("people.csv"), "'.csv'"),
+    (EntitySet.to_json, lambda it: it.entities.to_json(3), "path=3"),
+    (EntitySet.to_json, lambda it: it.entities.to_json("people.csv"), "'.csv'"),
     (EntitySet.of_type, lambda it: it.entities.of_type(3), "entity_type=3"),
     (EntitySet.without, lambda it: it.entities.without(["w2"]), "given as a str"),
     (EntitySet.without, lambda it: it.entities.without(None), "entities=None"),
@@ -246,7 +246,7 @@ def test_bad_input_is_refused_by_name(call, words, it):
 
 WITHOUT_A_ROW = {
     "Firing": "a result",
-    "ForgetSet": "a result",
+    "AttachedGuardrail": "a result",
     "GuardrailStatus": "a result",
     "LabelledEntities": "a result; `divide` and `load` make it",
     "SAEAlignmentTrainer.compute_loss": "called by `Trainer`, with what it has collated",

@@ -9,7 +9,7 @@ from accelerate import cpu_offload
 from zoo import EOS, VOCAB, base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import GuardrailNotReady, UnlearnError, attach_guardrail, guardrail_status
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.runtime import readiness
 
 
@@ -148,7 +148,7 @@ def test_weights_that_change_are_looked_at(name):
     model = guarded("llama")
     logits_of(model, IDS)
     with torch.no_grad():
-        WEIGHTS[name](guard_layers(model)[0].sae_guardrail_encoder["default"])
+        WEIGHTS[name](guard_layers(model)[0].guardrail("default").encoder)
     with pytest.raises((GuardrailNotReady, KeyError, AttributeError)):
         logits_of(model, IDS)
 
@@ -171,7 +171,7 @@ def test_of_offloaded_weights_the_config_is_looked_at(name):
 
 def spoilt(model):
     with torch.inference_mode():
-        guard_layers(model)[0].sae_guardrail_encoder["default"].weight.zero_()
+        guard_layers(model)[0].guardrail("default").encoder.weight.zero_()
     return model
 
 

@@ -23,11 +23,11 @@ from sae_unlearn import (
     GuardrailNotReady,
     attach_guardrail,
     detach_guardrail,
+    enable_guardrails,
     guardrail_status,
     record_firings,
-    use_guardrails,
 )
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 IDS = token_ids(6, 12)
@@ -111,7 +111,7 @@ def test_a_row_whose_activations_are_not_finite_fires_and_no_other_row_is_touche
 def test_an_infinity_that_every_feature_reads_alike_is_found(sign):
     """-inf is below every threshold, and +inf is above."""
     model = guarded("llama", threshold=0.99)
-    guard_layers(model)[0].sae_guardrail_encoder["default"].weight.data[:, 5] = 1.0
+    guard_layers(model)[0].guardrail("default").encoder.weight.data[:, 5] = 1.0
     Breaks(model, sign * torch.inf, row=0, token=7)
     with record_firings(model) as firings:
         logits(model)
@@ -273,9 +273,9 @@ def test_weights_whose_memory_is_exchanged_are_looked_at_again():
 def test_a_threshold_out_of_reach_that_is_set_afterwards_stops_the_call(statistic, threshold):
     model = guarded("llama", statistic=statistic)
     logits(model)
-    guard_layers(model)[0].guard_config["default"].threshold = threshold
+    guard_layers(model)[0].guardrail("default").config.threshold = threshold
     assert_raises(model, "would never fire")
-    guard_layers(model)[0].guard_config["default"].threshold = None
+    guard_layers(model)[0].guardrail("default").config.threshold = None
     assert_raises(model, "no threshold")
 
 
@@ -325,7 +325,7 @@ def test_a_lora_that_transformers_adds_or_activates_leaves_it_in_force(tmp_path)
         logits(base)
     assert len(firings) == len(IDS)
     base.enable_adapters()
-    use_guardrails(base, [])
+    enable_guardrails(base, [])
     assert guardrail_status(base).verdict == "unguarded"
 
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from zoo import base_model, guarded, padded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 THREADS, ROUNDS = 8, 6

@@ -26,8 +26,7 @@ from sae_unlearn import (
     record_firings,
     save_bundle,
 )
-from sae_unlearn.guardrail import attach
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import attach, guard_layers
 
 
 IDS = token_ids(8, 10)
@@ -284,7 +283,7 @@ def test_what_was_read_is_what_was_looked_at(folder, sound, tmp_path, monkeypatc
 
 def test_attaching_that_fails_half_way_is_taken_back(folder, sound, monkeypatch):
     def broken(layer, name, tensors):
-        layer.sae_guardrail_encoder[name].weight.data.copy_(tensors["encoder.weight"])
+        layer.guardrail(name).encoder.weight.data.copy_(tensors["encoder.weight"])
         raise MemoryError("no room")
 
     model = base_model("llama")

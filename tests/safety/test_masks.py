@@ -8,8 +8,8 @@ from transformers.masking_utils import create_masks_for_generate
 from zoo import LayerTap, base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import record_firings
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.gate import State
-from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, note
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
@@ -176,7 +176,7 @@ def packed():
     pool = token_ids(600, 6, seed=5)
     with LayerTap(model) as tap, torch.no_grad():
         model(input_ids=pool)
-    hot = (guard_layers(model)[0].sae_guardrail_encoder["default"](tap.before[0]) != 0).any(-1).float().mean(1)
+    hot = (guard_layers(model)[0].guardrail("default").encoder(tap.before[0]) != 0).any(-1).float().mean(1)
     quiet, loud = pool[hot < 0.1][:3], pool[hot > 0.8][:1]
     return model, torch.cat([quiet.reshape(1, -1), loud], dim=1), loud
 

@@ -11,7 +11,7 @@ from zoo import EOS, LayerTap, base_model, guarded, plant, planted_config, token
 
 from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.backbone.call_arguments import cache_of
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, noted
 
 
@@ -107,7 +107,7 @@ def requests(model):
     pool = token_ids(400, 16, seed=3)
     with LayerTap(model, LAYER) as tap:
         logits(model, pool)
-    hot = (guard_layers(model)[0].sae_guardrail_encoder["default"](tap.before[0]) != 0).any(-1)
+    hot = (guard_layers(model)[0].guardrail("default").encoder(tap.before[0]) != 0).any(-1)
     ids = pool[(hot.float().mean(1) > 0.5) & ~hot[:, -1]][:2]
     last = torch.zeros_like(ids)
     last[:, -1] = 1

@@ -92,7 +92,7 @@ CHANGES = {
     "another backbone": lambda m: setattr(bare(m), "model", base_model("llama").model),
     "a threshold out of reach": lambda m: spoilt(m, threshold=1.0),
     "no threshold": lambda m: spoilt(m, threshold=None),
-    "weights lost": lambda m: layers(m)[LAYER].guardrail.sae_guardrail_encoder["default"].weight.data.fill_(torch.nan),
+    "weights lost": lambda m: layers(m)[LAYER].guardrail.guardrail("default").encoder.weight.data.fill_(torch.nan),
     "a copy": lambda m: None,
 }
 CHANGES |= {

@@ -9,7 +9,7 @@ from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import fit_guardrail
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 TOKENIZER = tiny_tokenizer()
@@ -30,7 +30,7 @@ def config_of(model, name="default"):
 
 def tensors(model, name="default"):
     layer = next(x for x in guard_layers(model) if name in x.guard_config)
-    parts = layer.sae_guardrail_encoder[name], layer.sae_guardrail_decoder[name]
+    _, *parts = layer.guardrail(name)
     return {key: p for part in parts for key, p in part.named_parameters()} | {"dec": parts[1].weight}
 
 

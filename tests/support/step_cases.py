@@ -3,7 +3,7 @@
 import torch
 from zoo import guarded, padded, plant, planted_config, token_ids
 
-from sae_unlearn import record_firings, use_guardrails
+from sae_unlearn import enable_guardrails, record_firings
 
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -50,5 +50,5 @@ def two_guardrails():
     model = guarded("llama", min_tokens=8, threshold=0.5)
     model.add_adapter("second", planted_config(min_tokens=4, threshold=0.3, num_features=5, clamp_mode="all"))
     plant(model, "second", seed=7)
-    use_guardrails(model, ["default", "second"])
+    enable_guardrails(model, ["default", "second"])
     return model

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder
 from sae_unlearn.backbone.call_arguments import cache_name
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.offline import guards_off
 
 
@@ -169,8 +169,7 @@ def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: 
     """Fill a guardrail with random directions whose thresholds make about half of random tokens hot."""
     generator = torch.Generator().manual_seed(seed)
     layer = next(x for x in guard_layers(model) if adapter_name in x.guard_config)
-    config = layer.guard_config[adapter_name]
-    encoder, decoder = layer.sae_guardrail_encoder[adapter_name], layer.sae_guardrail_decoder[adapter_name]
+    config, encoder, decoder = layer.guardrail(adapter_name)
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     seen: list[torch.Tensor] = []
     decoder_layer = find_decoder_layers(bare).layers[config.layer]

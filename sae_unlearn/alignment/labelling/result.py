@@ -110,7 +110,7 @@ class LabelledEntities:
         """
         with staged(as_path(folder), key=ANSWERS) as stage:
             for name in LABELS:
-                getattr(self, name).save(stage / f"{name}.json")
+                getattr(self, name).to_json(stage / f"{name}.json")
             (stage / ANSWERS).write_text("".join(a.to_line() for a in self.answers), encoding="utf-8")
             for name, values in (("settings", self.settings), ("summary", self.summary())):
                 text = json.dumps(values, ensure_ascii=False, indent=1)

@@ -12,7 +12,7 @@ SECTION = "## Audit"
 _BEFORE = "## How it was made"
 
 
-def put_into_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
+def add_to_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
     """Write the section "Audit" of the card of a guardrail or of a LoRA, in the place of one that is there, and the
     report's files into `audit` beside it. The rest of the card stays as it is.
 

@@ -29,7 +29,7 @@ from sae_unlearn.evaluation.audit.context import Figures, Inquiry
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.base_model import has_adapters
 from sae_unlearn.evaluation.metrics.recall import Fact, tokens_needed
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 BLACK_BOX = ("dilution", "splitting", "rephrasing", "spelling", "wrappers")

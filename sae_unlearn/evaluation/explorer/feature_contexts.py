@@ -139,7 +139,7 @@ def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureConte
     """`feature_contexts` of texts that may be read for something else too."""
     if contexts < 1 or around < 0:
         raise ValueError(f"contexts={contexts}, around={around}; expected at least 1 and 0.")
-    config, encoder = texts.config, texts.layer.sae_guardrail_encoder[texts.name]
+    config, encoder = texts.config, texts.encoder
     best = _Best(config.num_features, contexts, around)
     sums = {role: _Sums(config.num_features) for role in texts.documents}
     for role, seen in sums.items():

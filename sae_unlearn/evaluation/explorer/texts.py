@@ -6,7 +6,7 @@ The one guardrail of a model that is looked at.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.layers import bare_model
 from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.backbone.tokens import Document
-from sae_unlearn.guardrail import GuardrailError, list_guardrails, use_guardrails
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layer import SAEGuardrailLayer
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import (
+    GuardrailError,
+    SAEGuardrailLayer,
+    enable_guardrails,
+    guard_layers,
+    list_guardrails,
+)
 from sae_unlearn.guardrail.offline import documents_as_fitted, read_batch, unguarded_residuals
-from sae_unlearn.guardrail.weights import GuardrailDecoder
 
 
 def the_guardrail(model: nn.Module, adapter_name: str | None = None) -> tuple[str, SAEGuardrailLayer]:
@@ -45,7 +47,7 @@ def the_guardrail(model: nn.Module, adapter_name: str | None = None) -> tuple[st
 
 def clamp_of(layer: SAEGuardrailLayer, name: str) -> Tensor:
     """The values that a guardrail clamps its features to, `[N]`; the tensor itself."""
-    return cast(GuardrailDecoder, layer.sae_guardrail_decoder[name]).clamp
+    return layer.guardrail(name).decoder.clamp
 
 
 @contextmanager
@@ -54,16 +56,16 @@ def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
     _, layer = the_guardrail(model, name)
     if any(each.off for each in guard_layers(model)):
         raise GuardrailError("The model's adapters are disabled; look at the guardrail outside of `disable_adapter()`.")
-    config = layer.guard_config[name]
+    config = layer.guardrail(name).config
     active = [one.name for one in list_guardrails(model) if one.active]
     action = config.action
     try:
-        use_guardrails(model, name)
+        enable_guardrails(model, name)
         config.action = "clamp"
         yield
     finally:
         config.action = action
-        use_guardrails(model, active)
+        enable_guardrails(model, active)
 
 
 class GuardedTexts:
@@ -78,7 +80,7 @@ class GuardedTexts:
         progress: show progress bars.
 
     Attributes:
-        name, layer, config: of the guardrail.
+        name, layer, config, encoder: of the guardrail.
 
     Raises:
         GuardrailError: there is no such guardrail, or no text.
@@ -96,7 +98,7 @@ class GuardedTexts:
         progress: bool,
     ) -> None:
         self.name, self.layer = the_guardrail(model, adapter_name)
-        self.config: SAEGuardrailConfig = self.layer.guard_config[self.name]
+        self.config, self.encoder, _ = self.layer.guardrail(self.name)
         self.model, self.tokenizer, self.batch_size, self.progress = model, tokenizer, batch_size, progress
         self._text_column = text_column
         corpora = {"forget": forget, "retain": retain}
@@ -125,11 +127,10 @@ class GuardedTexts:
         """Run a role's rows up to the guarded layer, guardrails out of force; their statistics are noted."""
         rows = [row for _, row in self.rows(role)]
         statistics = torch.zeros(len(rows))
-        encoder = self.layer.sae_guardrail_encoder[self.name]
         title = f"{role}: up to layer {self.config.layer}"
         with tqdm(total=len(rows), desc=title, unit="row", disable=not self.progress) as bar:
             for batch in unguarded_residuals(bare_model(self.model), rows, self.config.layer, self.batch_size):
-                statistics[batch.index] = read_batch(batch, encoder, self.config).statistics
+                statistics[batch.index] = read_batch(batch, self.encoder, self.config).statistics
                 yield batch
                 bar.update(len(batch.index))
         self._statistics[role] = statistics

@@ -67,7 +67,7 @@ def fit_guardrails(
 
     ```python
     guarded = fit_guardrails(model, tokenizer, sae, {"biology": biology, "books": books}, retain=other)
-    use_guardrails(guarded, "books")
+    enable_guardrails(guarded, "books")
     ```
     """
     if not isinstance(forget, Mapping) or not forget:

@@ -213,7 +213,7 @@ def refuse_rows_by_name(kwargs: dict[str, Any]) -> None:
         if kwargs.get(name) is not None:
             raise NotImplementedError(
                 f"{name}={kwargs[name]!r:.60}: expected None, for guardrails are not chosen by row. Use "
-                "`use_guardrails(model, names)` before the call."
+                "`enable_guardrails(model, names)` before the call."
             )
 
 

@@ -343,7 +343,7 @@ def test_candidates_with_one_attribute_each_are_known_by_it(caplog):
 
 
 def test_the_example_s_cities_meet_the_default():
-    cities = EntitySet.read(Path(__file__).parents[3] / "examples" / "cities.csv")
+    cities = EntitySet.from_file(Path(__file__).parents[3] / "examples" / "cities.csv")
     assert _default_min_known(cities) <= min(len(city.attributes) for city in cities)
 
 
@@ -396,7 +396,7 @@ def test_saving(tmp_path):
     labelled = label()
     labelled.save(tmp_path / "labels")
     assert LabelledEntities.load(tmp_path / "labels") == labelled
-    assert EntitySet.read(tmp_path / "labels" / "known.json") == labelled.known
+    assert EntitySet.from_file(tmp_path / "labels" / "known.json") == labelled.known
     assert json.loads((tmp_path / "labels" / "summary.json").read_text()) == labelled.summary()
     with pytest.raises(AlignmentError, match="holds no labelled entities"):
         LabelledEntities.load(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae_unlearn import UnlearnError
-from sae_unlearn.evaluation import AuditReport, AuditRow, put_into_card
+from sae_unlearn.evaluation import AuditReport, AuditRow, add_to_card
 from sae_unlearn.evaluation.audit import report as audit_report
 from sae_unlearn.evaluation.audit.row import RECALL
 from sae_unlearn.evaluation.report.figure import figure_of_rows
@@ -25,7 +25,7 @@ def test_the_card_takes_results_whichever_way_they_come_out(tmp_path, recalled):
     card = tmp_path / "README.md"
     before = card.read_text()
     assert "No audit was saved with this guardrail." in before
-    assert put_into_card(report(recalled), tmp_path) == card
+    assert add_to_card(report(recalled), tmp_path) == card
     after = card.read_text()
     start, end = after.index("## Audit"), after.index("## How it was made")
     assert f"| wrappers | play | {10 * recalled}.0 % (" in after[start:end]
@@ -42,16 +42,16 @@ def test_it_is_what_saving_with_the_audit_writes(tmp_path):
         (tmp_path / name).mkdir()
     write_card(tmp_path / "a", config, torch.nn.Linear(1, 1), CardDetails(audit=report(3)))
     write_card(tmp_path / "b", config, torch.nn.Linear(1, 1))
-    put_into_card(report(3), tmp_path / "b")
+    add_to_card(report(3), tmp_path / "b")
     assert (tmp_path / "a" / "README.md").read_text() == (tmp_path / "b" / "README.md").read_text()
 
 
 def test_a_second_audit_takes_the_place_of_the_first(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# A LoRA\n\nText.\n\n## Audit\n\nOld.\n\n### Old too\n\n## License\n\nFree.\n")
-    put_into_card(report(3), tmp_path)
+    add_to_card(report(3), tmp_path)
     once = card.read_text()
-    put_into_card(report(3), tmp_path)
+    add_to_card(report(3), tmp_path)
     assert card.read_text() == once
     assert "Old" not in once
     assert once.count("\n## Audit\n") == 1
@@ -62,21 +62,21 @@ def test_a_second_audit_takes_the_place_of_the_first(tmp_path):
 def test_a_card_without_sections_gets_one_at_its_end(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# A LoRA\n")
-    put_into_card(report(3), tmp_path)
+    add_to_card(report(3), tmp_path)
     assert card.read_text().startswith("# A LoRA\n\n## Audit\n\n### ")
     assert card.read_text().count("\n## Audit\n") == 1
 
 
 def test_a_disk_that_is_full_leaves_card_and_report_as_they_were(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("# A LoRA\n")
-    put_into_card(report(3), tmp_path)
+    add_to_card(report(3), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(audit_report, "draw_audit", full)
-    for write in (put_into_card, lambda found, folder: found.save(folder / "audit")):
+    for write in (add_to_card, lambda found, folder: found.save(folder / "audit")):
         with pytest.raises(UnlearnError, match="No space left on device"):
             write(report(5), tmp_path)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -84,10 +84,10 @@ def test_a_disk_that_is_full_leaves_card_and_report_as_they_were(tmp_path, monke
 
 def test_the_rest_of_the_card_keeps_its_lines(tmp_path):
     (tmp_path / "README.md").write_text("# A LoRA\n\nOne\u2028line\x0cof text.\n", encoding="utf-8")
-    put_into_card(report(3), tmp_path)
+    add_to_card(report(3), tmp_path)
     assert "One\u2028line\x0cof text.\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_card_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no card README.md"):
-        put_into_card(report(3), tmp_path)
+        add_to_card(report(3), tmp_path)

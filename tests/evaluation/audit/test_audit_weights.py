@@ -13,7 +13,7 @@ from sae_unlearn.evaluation import Fact, recall
 from sae_unlearn.evaluation.audit.attacks import displacement, relearning_attack, removal_attack, rounding_attack
 from sae_unlearn.evaluation.audit.attacks.direction import adding
 from sae_unlearn.evaluation.audit.attacks.merged import base_copy, merged_copy
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 TEXTS = topic_texts("forget", 6, seed=5)

@@ -9,7 +9,7 @@ from tiny_topic import tiny_parts, topic_texts
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails, set_action
 from sae_unlearn.evaluation import Sweep, row_losses, sweep_guardrail
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 TEXTS = {"forget": topic_texts("forget", 10, seed=3), "retain": topic_texts("retain", 9, seed=3)}
@@ -38,9 +38,9 @@ def by_hand(parts, dose=1.0, threshold=None):
     guarded, tokenizer = copy.deepcopy(parts[0]), parts[1]
     (layer,) = guard_layers(guarded)
     with torch.no_grad():
-        layer.sae_guardrail_decoder["default"].clamp.mul_(dose)
+        layer.guardrail("default").decoder.clamp.mul_(dose)
     if threshold is not None:
-        layer.guard_config["default"].threshold = threshold
+        layer.guardrail("default").config.threshold = threshold
     return {role: float(row_losses(guarded, tokenizer, texts, 1).mean()) for role, texts in TEXTS.items()}
 
 
@@ -67,10 +67,11 @@ def test_every_point_is_the_change_that_a_guardrail_so_set_makes(parts, sweep):
 
 def test_the_rates_are_those_of_the_gate(parts, sweep):
     (layer,) = guard_layers(parts[0])
+    config, _, _ = layer.guardrail("default")
     lowest, highest = sweep.thresholds[0], sweep.thresholds[-1]
     assert lowest.fires["forget"] > highest.fires["forget"] > highest.fires["retain"]
     assert {tuple(point.fires.items()) for point in sweep.doses} == {
-        tuple(next(p for p in sweep.thresholds if p.setting == layer.guard_config["default"].threshold).fires.items())
+        tuple(next(p for p in sweep.thresholds if p.setting == config.threshold).fires.items())
     }
 
 

@@ -23,7 +23,7 @@ from sae_unlearn import (
     record_firings,
     save_bundle,
 )
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.storage.card import CardDetails
 
 

@@ -15,9 +15,9 @@ from sae_unlearn import (
     fit_guardrail,
     record_firings,
 )
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.fit.selection import FeatureSums, log_ratios
 from sae_unlearn.guardrail.gate import heard, hits_of
-from sae_unlearn.guardrail.model import guard_layers
 
 
 WEIGHTS = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
@@ -55,7 +55,7 @@ def test_a_token_is_as_hot_as_the_features_active_there_say():
 
 def test_the_statistic_is_the_mean_of_what_is_said():
     model, row = weighed("llama"), token_ids(1, 15, seed=3)
-    encoder = guard_layers(model)[0].sae_guardrail_encoder["default"]
+    encoder = guard_layers(model)[0].guardrail("default").encoder
     seen = []
     handle = encoder.register_forward_hook(lambda module, args, output: seen.append(output))
     ((statistic, fired, _, said, tokens),) = facts(model, input_ids=row)

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from zoo import BOS, EOS, base_model, plant, planted_config
 
 from sae_unlearn import GuardrailError
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 def nan_model():

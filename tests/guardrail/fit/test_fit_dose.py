@@ -5,13 +5,13 @@ import torch
 from fitting import FORGET, SAE, config_of, fit, tensors, token_rows
 
 from sae_unlearn.backbone.residual_stream import residual_batches
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 def edit_norms(model, texts):
     """Norms of the edit at hot tokens of texts, and of the residual stream."""
     layer, norms = guard_layers(model)[0], []
-    encoder, decoder = layer.sae_guardrail_encoder["default"], layer.sae_guardrail_decoder["default"]
+    _, encoder, decoder = layer.guardrail("default")
     with model.disable_adapter():
         for batch in residual_batches(model.get_base_model(), token_rows(texts), 1, 8):
             content = batch.kept & (batch.input_ids > 1)

@@ -6,8 +6,8 @@ from tiny_topic import tiny_parts, topic_texts
 from zoo import token_ids
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.fit.passes import FitPasses
-from sae_unlearn.guardrail.model import guard_layers
 
 
 TOPICS = {"first": topic_texts("forget", 40), "second": topic_texts("forget", 48, seed=5, words=9)}
@@ -16,7 +16,7 @@ RETAIN = topic_texts("retain", 64)
 
 def tensors(model, name):
     layer = next(x for x in guard_layers(model) if name in x.guard_config)
-    parts = (layer.sae_guardrail_encoder[name], layer.sae_guardrail_decoder[name])
+    _, *parts = layer.guardrail(name)
     return [tensor for part in parts for tensor in part.parameters()]
 
 

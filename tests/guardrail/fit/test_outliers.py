@@ -7,7 +7,7 @@ from tokenizers import processors
 from zoo import LayerTap, guarded, padded, token_ids
 
 from sae_unlearn import GuardrailNotReady, attach_guardrail, fit_guardrail, record_firings
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 SEVERAL = ("llama", "gemma3", "gpt2", "mixtral")
@@ -44,7 +44,7 @@ def with_limit(architecture="llama", share=0.5, **fields):
 @pytest.mark.parametrize("architecture", SEVERAL)
 def test_an_outlier_is_neither_hot_nor_edited_and_still_counted(architecture):
     model, limit = with_limit(architecture)
-    encoder, outlying = guard_layers(model)[0].sae_guardrail_encoder["default"], 0
+    encoder, outlying = guard_layers(model)[0].guardrail("default").encoder, 0
     for row in rows():
         with LayerTap(model) as tap:
             ((statistic, fired, _, evidence, tokens),) = facts(model, input_ids=row[None])

@@ -9,8 +9,8 @@ from zoo import BOS, base_model
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail
 from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds
-from sae_unlearn.guardrail.model import guard_layers
 
 
 K = 12
@@ -141,7 +141,7 @@ def test_inputs_that_are_normalised_are_approximated_and_measured_as_well(fields
     with pytest.warns(UserWarning, match=r"SAE.* approximated by a threshold each, with .* for the standard deviation"):
         guarded = fit(sae=sae, topk="threshold")
     found, layer = config_of(guarded), guard_layers(guarded)[0]
-    encoder, decoder = layer.sae_guardrail_encoder["default"], layer.sae_guardrail_decoder["default"]
+    _, encoder, decoder = layer.guardrail("default")
     tokens = torch.cat(content(FORGET, {0, 3}) + content(RETAIN, {0, 2}))
     std = float(tokens.std(dim=-1).median())
     assert found.calibration["topk"]["std"] == pytest.approx(std)

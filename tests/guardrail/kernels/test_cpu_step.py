@@ -224,7 +224,7 @@ def test_what_others_watch_or_float32_cannot_hold_is_left_to_the_operators(monke
 def test_weights_that_it_cannot_read_as_they_lie_are_left_to_the_operators(change, steps):
     model = guarded("llama")
     guard = model.get_base_model().model.layers[1].guardrail
-    encoder, decoder = guard.sae_guardrail_encoder["default"], guard.sae_guardrail_decoder["default"]
+    _, encoder, decoder = guard.guardrail("default")
     if change == "trained":
         encoder.weight.requires_grad_()
     elif change == "doubled":

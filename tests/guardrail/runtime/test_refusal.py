@@ -11,7 +11,7 @@ from zoo import EOS, base_model, guarded, padded, plant, planted_config, token_i
 
 from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, record_firings, set_action
 from sae_unlearn.backbone.call_arguments import cache_of
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers
 
 
 MESSAGE = [40, 41, 40, 42, EOS]

@@ -7,11 +7,9 @@ from peft import PeftModel
 from torch import nn
 
 from sae_unlearn.evaluation.audit.attacks.base import NotPossible
-from sae_unlearn.guardrail import detach_guardrail
+from sae_unlearn.guardrail import detach_guardrail, guard_layers
 from sae_unlearn.guardrail.attach import place_guardrail
-from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.reading import Artefact
-from sae_unlearn.guardrail.weights import PARTS
 
 
 Guards = list[tuple[str, Artefact]]
@@ -65,9 +63,7 @@ def _active_guards(model: nn.Module) -> Guards:
     found = []
     for layer in guard_layers(model):
         for name in layer.in_force:
-            tensors = {}
-            for key, path in PARTS.items():
-                part, _, parameter = path.partition(".")
-                tensors[key] = getattr(getattr(layer, part)[name], parameter).detach().cpu().clone()
-            found.append((name, Artefact(copy.deepcopy(layer.guard_config[name]), tensors, None)))
+            guardrail = layer.guardrail(name)
+            tensors = {key: tensor.detach().cpu().clone() for key, tensor in guardrail.tensors().items()}
+            found.append((name, Artefact(copy.deepcopy(guardrail.config), tensors, None)))
     return found

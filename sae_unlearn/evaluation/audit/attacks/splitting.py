@@ -26,8 +26,7 @@ from sae_unlearn.backbone.tokens import conversation, padding_id, prompt_ids
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, filler_words
 from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with
-from sae_unlearn.guardrail import record_firings
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail import guard_layers, record_firings
 
 
 Way = Literal["in parts", "harmless first"]
