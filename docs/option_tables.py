@@ -1,13 +1,18 @@
 """For the site: the tables of options, made from what the code has. `python docs/option_tables.py` writes them.
 
-Both pages are made whole.
+Both pages are made whole. Of the page of guardrails it makes the table of the config's fields.
 """
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from peft import PeftConfig
+
+from sae_unlearn import SAEGuardrailConfig
 from sae_unlearn.cli.arguments import Parser
 from sae_unlearn.cli.main import COMMANDS, build_parser
 from sae_unlearn.options.field import Option, options_of
@@ -17,6 +22,7 @@ from sae_unlearn.options.fit import GuardrailFitConfig
 API = Path(__file__).parent / "api"
 COMMAND_LINE = API / "command-line.md"
 FIT = API / "fit-options.md"
+GUARDRAIL = API / "guardrail.md"
 FIT_INTRODUCTION = """# Options of a fit
 
 Which options do `fit_guardrail` and `fit_guardrails` take? Each of these by its name, or all of
@@ -74,6 +80,27 @@ def fit_page() -> str:
     return "\n\n".join([FIT_INTRODUCTION.strip("\n"), *tables]) + "\n"
 
 
+def guardrail_page() -> str:
+    """The page of guardrails, its table of the config's fields made from their help texts."""
+    before, heading, rest = GUARDRAIL.read_text(encoding="utf-8").partition("### Its fields\n")
+    after = rest[rest.index("\nand what every") :]
+    inherited = {each.name for each in dataclasses.fields(PeftConfig)}
+    rows = ["", "| field | default | |", "|---|---|---|"]
+    for each in dataclasses.fields(SAEGuardrailConfig):
+        if each.name in inherited:
+            continue
+        is_group = dataclasses.is_dataclass(each.default)
+        rows.append(_field(each.name, "" if is_group else f"`{each.default!r}`", each))
+        if dataclasses.is_dataclass(each.default):
+            inside = dataclasses.fields(each.default)
+            rows += [_field(f"{each.name}.{part.name}", f"`{part.default!r}`", part) for part in inside]
+    return before + heading + "\n".join(rows) + "\n" + after
+
+
+def _field(name: str, default: str, each: "dataclasses.Field[Any]") -> str:
+    return f"| `{name}` | {default} | {_cell(each.metadata['help'])} |"
+
+
 def _about(module: ModuleType) -> list[str]:
     """Help, examples and notes of a command."""
     notes = re.split(r"\n\n", module.EXAMPLES.strip("\n"))
@@ -122,3 +149,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     COMMAND_LINE.write_text(command_line_page(), encoding="utf-8")
     FIT.write_text(fit_page(), encoding="utf-8")
+    GUARDRAIL.write_text(guardrail_page(), encoding="utf-8")

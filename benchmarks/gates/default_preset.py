@@ -24,7 +24,7 @@ from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, fit_guardrail, re
 from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.evaluation import bootstrap_interval, row_losses
-from sae_unlearn.guardrail.attach import detach_guardrail
+from sae_unlearn.guardrail import StatisticKwargs, detach_guardrail
 from sae_unlearn.guardrail.fit.calibration import percentile_threshold
 from sae_unlearn.guardrail.fit.passes import FORGET_CYCLE, RETAIN_CYCLE
 from sae_unlearn.guardrail.fit.selection import FeatureSums, select_features
@@ -117,7 +117,7 @@ def _one(model, sae, setting, kept, base, sums, special) -> dict[str, Any]:
         setting["importance"],
     )
     part, clamp = sae.slice(ids), -setting["clamp_scale"] * sums["fit"].mean_active()[ids].float()
-    config = SAEGuardrailConfig(layer=sae.layer, feature_ids=ids, min_tokens=8)
+    config = SAEGuardrailConfig(layer=sae.layer, feature_ids=ids, statistic_kwargs=StatisticKwargs(min_tokens=8))
 
     def hot(batch: Kept) -> torch.Tensor:
         return (part.encode(batch.residual) > 0).any(dim=-1) & content_of(batch, special)
@@ -160,7 +160,7 @@ def measure(texts, folder, model, tokenizer, sae, only=None) -> list[dict[str, A
         row: dict[str, Any] = {"topic": name, "fit_rows": len(topic.fit), "other_fit_rows": len(topic.other_fit)}
         row["fit_seconds"] = round(time.perf_counter() - start, 1)
         config = guarded.peft_config["default"]
-        row |= {"clamp_scale": config.clamp_scale, "threshold": round(config.threshold, 3)}
+        row |= {"clamp_scale": config.calibration["dose"]["scale"], "threshold": round(config.threshold, 3)}
         measured = ("threshold_percentile", "edit_to_residual", "auroc", "warnings")
         row |= {key: config.calibration[key] for key in measured}
         held_out, losses, statistics = {"forget": topic.held_out, "other": topic.other_held_out}, {}, {}

@@ -29,6 +29,7 @@ from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.files.terminal import table
+from sae_unlearn.guardrail import StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.selection import log_ratios, select_features
@@ -85,8 +86,8 @@ def measure(model, tokenizer, sae, topic) -> dict[str, Any]:
         config = SAEGuardrailConfig(
             layer=sae.layer,
             feature_ids=ids,
-            min_tokens=PRESETS[None]["min_tokens"],
-            special_token_ids=special,
+            statistic_kwargs=StatisticKwargs(min_tokens=PRESETS[None]["min_tokens"]),
+            tokens=TokenRules(special_ids=special),
             feature_evidence=log_ratios(forget, other, ids) if "evidence" in options else None,
             **{name: value for name, value in options.items() if name != "num_features"},
         )

@@ -35,6 +35,7 @@ from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.files.terminal import table
+from sae_unlearn.guardrail import StatisticKwargs
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.fit.calibration import conformal_threshold, percentile_threshold
 from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic
@@ -86,14 +87,7 @@ def measure(setting: Setting, words: Sequence[int] = WORDS) -> dict[str, Any]:
             with fitted(setting, options) as guarded:
                 config = guarded.peft_config["default"]
             for name, fields in statistics.items():
-                configs[fit + name] = SAEGuardrailConfig(
-                    layer=setting.layer,
-                    feature_ids=config.feature_ids,
-                    evidence=config.evidence,
-                    feature_evidence=config.feature_evidence,
-                    min_tokens=PRESETS[None]["min_tokens"],
-                    **fields,
-                )
+                configs[fit + name] = gate_of(config, **fields)
     found: dict[str, Any] = {"features": configs[DEFAULT].feature_ids}
     for seed, (side, some) in enumerate(rows.items()):
         found[side] = {}
@@ -101,6 +95,17 @@ def measure(setting: Setting, words: Sequence[int] = WORDS) -> dict[str, Any]:
             given = [diluted(text, number, "both", filler, seed, i) for i, text in enumerate(some)]
             found[side][str(number)] = statistics_of(setting, configs, given)
     return found
+
+
+def gate_of(config: SAEGuardrailConfig, statistic: str = "ratio", **kwargs: float) -> SAEGuardrailConfig:
+    """A gate of the same features with another statistic, of which `kwargs` are parameters."""
+    return SAEGuardrailConfig(
+        layer=config.layer,
+        feature_ids=config.feature_ids,
+        feature_evidence=config.feature_evidence,
+        statistic=statistic,
+        statistic_kwargs=StatisticKwargs(min_tokens=PRESETS[None]["min_tokens"], **kwargs),
+    )
 
 
 def statistics_of(

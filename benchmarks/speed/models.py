@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, attach_guardrail
 from sae_unlearn.backbone.layers import find_decoder_layers, text_config
-from sae_unlearn.guardrail import guard_layers
+from sae_unlearn.guardrail import StatisticKwargs, TokenRules, guard_layers
 
 
 GEMMA_3_270M = {
@@ -88,12 +88,11 @@ def guarded(model: nn.Module, num_features: int, fires: bool, guardrails: int = 
         config = SAEGuardrailConfig(
             layer=layer,
             feature_ids=list(range(num_features)),
-            evidence="log_ratio",
             feature_evidence=[1.0] * num_features,
             threshold=0.0 if fires else 0.999 * num_features,
             clamp_value=-1.0,
-            min_tokens=8,
-            special_token_ids=[0, 1, 2],
+            statistic_kwargs=StatisticKwargs(min_tokens=8),
+            tokens=TokenRules(special_ids=[0, 1, 2]),
             **fields,
         )
         bare = attach_guardrail(bare, config, adapter_name=f"topic{index}", sae=sae)

@@ -11,6 +11,7 @@ from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.bundle import attach_bundle, push_bundle, save_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.fit import fit_guardrail
 from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
@@ -39,6 +40,7 @@ ask_the_tuner()
 
 __all__ = [
     "AttachedGuardrail",
+    "BaseRecord",
     "Firing",
     "GuardedModel",
     "GuardrailError",
@@ -50,6 +52,8 @@ __all__ = [
     "SAEGuardrailConfig",
     "SAEGuardrailLayer",
     "SAEGuardrailModel",
+    "StatisticKwargs",
+    "TokenRules",
     "attach_bundle",
     "attach_guardrail",
     "detach_guardrail",

@@ -3,6 +3,7 @@
 import copy
 import os
 import warnings
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -226,8 +227,8 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
         )
     if sae.layer not in (None, config.layer):
         raise GuardrailError(f"layer={config.layer}, but the SAE reads the output of layer {sae.layer}.")
-    if config.hidden_size is None:
-        config.hidden_size = sae.d_in
+    if config.base_model.hidden_size is None:
+        config.base_model = replace(config.base_model, hidden_size=sae.d_in)
     check_threshold(config.threshold, config, None)
     if not sae.exact_in_slices:
         kind = "SAE with normalised inputs" if sae.k is None else f"topk SAE (k={sae.k})"

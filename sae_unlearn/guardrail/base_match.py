@@ -19,8 +19,8 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
     width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
     origin = config.base_model_name_or_path or "another model"
     for what, expected, found in (
-        ("hidden size", config.hidden_size, width),
-        ("number of layers", config.num_layers, depth),
+        ("hidden size", config.base_model.hidden_size, width),
+        ("number of layers", config.base_model.num_layers, depth),
     ):
         if expected not in (None, found):
             raise GuardrailError(
@@ -31,7 +31,7 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
     check_longest(config, max_positions(model))
     if config.layer >= depth:
         raise GuardrailError(f"layer={config.layer}, but {type(model).__name__} has {depth} layers, 0 to {depth - 1}.")
-    recorded = config.base_fingerprint
+    recorded = config.base_model.fingerprint
     difference = None if recorded is None else differences(recorded, model, config.layer)
     if difference is None:
         return
@@ -47,11 +47,11 @@ def check_special(config: SAEGuardrailConfig, vocabulary: int) -> None:
     Raises:
         GuardrailError: naming how many tokens are.
     """
-    special = [token for token in config.special_token_ids or [] if token < vocabulary]
+    special = [token for token in config.tokens.special_ids or () if token < vocabulary]
     if 2 * len(special) >= vocabulary:
         raise GuardrailError(
-            f"special_token_ids names {len(special)} of the model's {vocabulary} tokens, which the gate would not look "
-            "at; name BOS, EOS, PAD and the like only."
+            f"tokens.special_ids names {len(special)} of the model's {vocabulary} tokens, which the gate would not "
+            "look at; name BOS, EOS, PAD and the like only."
         )
 
 
@@ -66,16 +66,17 @@ def check_longest(config: SAEGuardrailConfig, longest: int | None) -> None:
     """
     if config.threshold is None or longest is None:
         return
-    whole = config.hottest * longest / max(longest, config.min_tokens)
+    given = config.statistic_kwargs
+    whole = config.hottest * longest / max(longest, given.min_tokens)
     highest = {
         "ratio": whole,
-        "window": config.hottest * min(longest, config.window) / min(max(longest, config.min_tokens), config.window),
-        "cusum": longest * (config.hottest - config.drift),
+        "window": config.hottest * min(longest, given.window) / min(max(longest, given.min_tokens), given.window),
+        "cusum": longest * (config.hottest - given.drift),
         "ratio_or_window": whole,
     }[config.statistic]
     if highest <= config.threshold:
         raise GuardrailError(
             f"threshold={config.threshold}: the model reads at most {longest} tokens, on which the statistic "
-            f"{config.statistic!r} stays at {highest:.4g} or below (min_tokens={config.min_tokens}, "
-            f"drift={config.drift}): the gate would never fire."
+            f"{config.statistic!r} stays at {highest:.4g} or below (min_tokens={given.min_tokens}, "
+            f"drift={given.drift}): the gate would never fire."
         )

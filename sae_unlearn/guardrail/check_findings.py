@@ -79,8 +79,9 @@ def belonging(config: SAEGuardrailConfig, model: nn.Module) -> Finding:
         return Finding(
             "base model", "problem", f"{caught[0].message} If it is a descendant, attach with check_base=False."
         )
-    shape = f"width {config.hidden_size}, {config.num_layers} layers, guarded after layer {config.layer}"
-    if not config.base_fingerprint:
+    base = config.base_model
+    shape = f"width {base.hidden_size}, {base.num_layers} layers, guarded after layer {config.layer}"
+    if not config.base_model.fingerprint:
         return Finding(
             "base model",
             "warning",
@@ -92,7 +93,7 @@ def belonging(config: SAEGuardrailConfig, model: nn.Module) -> Finding:
             "warning",
             f"Only the shape fits ({shape}): the model's weights are not in memory and could not be compared.",
         )
-    matrices = compared_matrices(config.base_fingerprint, model, config.layer)
+    matrices = compared_matrices(config.base_model.fingerprint, model, config.layer)
     if not matrices.recorded:
         return Finding(
             "base model",

@@ -9,15 +9,19 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules, as_group
 from sae_unlearn.guardrail.config_keys import unknown_of_peft
-from sae_unlearn.guardrail.config_validation import FORMAT_VERSION, as_float32, check_config, check_version
+from sae_unlearn.guardrail.config_validation import FORMAT_VERSION, check_config, check_version
+from sae_unlearn.guardrail.config_values import as_float32
 from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.version import __version__
 
 
 _CHANGES = itertools.count(1)  # `next` of it is atomic: two threads never get one number
-_TUPLES = ("feature_ids", "feature_evidence", "refusal_ids", "special_token_ids", "message_boundary_ids")
+_TUPLES = ("feature_ids", "feature_evidence", "refusal_ids")
+_GROUPS: dict[str, type[Any]] = {"statistic_kwargs": StatisticKwargs, "tokens": TokenRules, "base_model": BaseRecord}
+_GROUPED = {each.name: group for group, kind in _GROUPS.items() for each in fields(kind)}
 
 
 @dataclass
@@ -32,9 +36,10 @@ class SAEGuardrailConfig(PeftConfig):
             for a folder. None if it was not loaded. Not saved.
         refusal_compared: True if a tokenizer has shown that `refusal` is the text of `refusal_ids`. Not saved.
         version: number of the latest change, another one after every assignment to a field. Not saved. A running gate
-            compares it with that of the config which it checked. Lists become tuples when they are assigned, so they
-            cannot change without an assignment. `calibration`, `sae_source`, `base_fingerprint` and `target_modules`
-            can, and the gate reads none of them.
+            compares it with that of the config which it checked. Lists become tuples and mappings become groups when
+            they are assigned, so they cannot change without an assignment. `calibration`, `sae_source` and
+            `base_model.fingerprint` can, and the gate reads none of them.
+        target_modules: full name of the guarded module, once it is on a model. PEFT reads it. Not saved.
 
     Raises:
         GuardrailError: from `__post_init__`, naming the field, its value and what it may be.
@@ -44,9 +49,9 @@ class SAEGuardrailConfig(PeftConfig):
     origin: ClassVar[dict[str, str | None] | None] = None
     refusal_compared: ClassVar[bool] = False
     version: ClassVar[int] = 0
+    target_modules: ClassVar[set[str] | None] = None
 
     layer: int = field(default=0, metadata={"help": "0-based decoder layer whose output (resid_post) is guarded."})
-    num_features: int = field(default=0, metadata={"help": "Number N of guarded features. 0: taken from feature_ids."})
     feature_ids: Sequence[int] | None = field(default=None, metadata={"help": "The features' ids in their SAE."})
     statistic: str = field(
         default="ratio",
@@ -56,25 +61,14 @@ class SAEGuardrailConfig(PeftConfig):
             "0, its largest value so far. 'ratio_or_window': the larger of ratio and `window_weight` * window."
         },
     )
-    evidence: str = field(
-        default="any",
-        metadata={
-            "help": "How hot a token is. 'any': 1 if a guarded feature is active. 'log_ratio': the sum of "
-            "`feature_evidence` over the features active there."
-        },
-    )
+    statistic_kwargs: StatisticKwargs = field(default=StatisticKwargs(), metadata={"help": "Its parameters."})
+    tokens: TokenRules = field(default=TokenRules(), metadata={"help": "Which tokens count, and which can be hot."})
     feature_evidence: Sequence[float] | None = field(
         default=None,
         metadata={
-            "help": "Of each feature, the log of how much likelier it is active on the topic than on other text, in "
-            "quarters of a nat, 0.25 to 16."
-        },
-    )
-    outlier_norm: float | None = field(
-        default=None,
-        metadata={
-            "help": "A token whose residual stream has a larger norm is never hot: many features are active there on "
-            "any text. None: no token is left out."
+            "help": "How hot a token is: the sum of these over the features active there. Of each feature, the log of "
+            "how much likelier it is active on the topic than on other text, in quarters of a nat, 0.25 to 16. None: a "
+            "token is hot, and counts 1, if a guarded feature is active."
         },
     )
     gate_scope: str = field(
@@ -86,30 +80,14 @@ class SAEGuardrailConfig(PeftConfig):
     )
     sticky: bool = field(default=True, metadata={"help": "Once a sequence fired it stays fired."})
     threshold: float | None = field(default=None, metadata={"help": "tau: fires iff statistic > threshold."})
-    window: int = field(default=64, metadata={"help": "Tokens the 'window' statistic looks back."})
-    window_weight: float = field(
-        default=0.35, metadata={"help": "What the window counts beside the whole in 'ratio_or_window', up to 1."}
-    )
-    drift: float = field(default=0.5, metadata={"help": "Hot rate that leaves the 'cusum' statistic unchanged."})
-    min_tokens: int = field(
-        default=1,
-        metadata={"help": "Shorter sequences are counted as if quiet tokens filled them up to this many."},
-    )
     clamp_value: float | None = field(
-        default=None, metadata={"help": "The paper's absolute dose -c, one value for all features (<= 0)."}
+        default=None,
+        metadata={"help": "The paper's absolute dose -c, one value for all features (<= 0). None: each has its own."},
     )
     clamp_mode: str = field(
         default="fired",
         metadata={"help": "At a hot token: 'fired' clamps the features active there, 'all' clamps all N."},
     )
-    clamp_unit: str = field(
-        default="feature",
-        metadata={
-            "help": "Unit of `clamp_scale`. 'feature': each feature's mean active value on forget text. 'residual': "
-            "the edit's typical norm over the median residual norm. 'absolute': the SAE's own units."
-        },
-    )
-    clamp_scale: float | None = field(default=None, metadata={"help": "The dose in `clamp_unit`s (>= 0)."})
     action: str = field(
         default="clamp",
         metadata={
@@ -121,39 +99,19 @@ class SAEGuardrailConfig(PeftConfig):
     refusal_ids: Sequence[int] | None = field(
         default=None, metadata={"help": "Its token ids; the last one ends the sequence."}
     )
-    counting: str = field(
-        default="content",
-        metadata={
-            "help": "'content': tokens the attention mask keeps and that are not special. 'columns': every column of "
-            "the batch counts, padding included, and column 0 is never hot (the published counting)."
-        },
-    )
-    special_token_ids: Sequence[int] | None = field(
-        default=None, metadata={"help": "Tokens that are neither hot nor counted nor clamped (BOS, EOS, PAD, ...)."}
-    )
-    message_boundary_ids: Sequence[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that a chat template puts between messages. 'ratio' is then taken of each message, too, "
-            "and its largest value counts."
-        },
-    )
-    hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
-    num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
-    base_fingerprint: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "A few weights of the base model, to recognize it: of its embedding, norms and matrices."},
+    base_model: BaseRecord = field(
+        default=BaseRecord(), metadata={"help": "The base model: its width, depth and fingerprint."}
     )
     sae_source: dict[str, Any] | None = field(
         default=None, metadata={"help": "The SAE: id, revision, subfolder, architecture, sha256."}
     )
-    calibration: dict[str, Any] | None = field(default=None, metadata={"help": "What fitting saw and measured."})
+    calibration: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "What fitting saw and measured; `dose` holds unit and scale of the clamp values."},
+    )
     init_weights: bool = field(
         default=True,
         metadata={"help": "True: empty until weights are loaded. False: random weights, for tests of the plumbing."},
-    )
-    target_modules: set[str] | list[str] | str | None = field(
-        default=None, metadata={"help": "Full name of the guarded module; derived from `layer`."}
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the artefact's format."})
     sae_unlearn_version: str | None = field(default=None, metadata={"help": "Version that wrote the artefact."})
@@ -169,6 +127,13 @@ class SAEGuardrailConfig(PeftConfig):
         check_config(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _GROUPED:
+            group = _GROUPED[name]
+            raise GuardrailError(
+                f"{name} is a part of {group}. Set `{group}=dataclasses.replace({group}, {name}=...)`."
+            )
+        if name in _GROUPS:
+            value = as_group(name, _GROUPS[name], value)
         super().__setattr__(name, tuple(value) if name in _TUPLES and isinstance(value, list) else value)
         self._count_change()
 
@@ -184,9 +149,9 @@ class SAEGuardrailConfig(PeftConfig):
         self.__dict__["version"] = next(_CHANGES)  # after the change: who reads the new number reads the new value
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON holds them: lists in place of tuples."""
+        """The fields as JSON holds them: lists in place of tuples, mappings in place of groups."""
         stored: dict[str, Any] = super().to_dict()
-        return stored | {name: list(stored[name]) for name in _TUPLES if isinstance(stored[name], tuple)}
+        return {name: _as_json(value) for name, value in stored.items()}
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
@@ -212,22 +177,25 @@ class SAEGuardrailConfig(PeftConfig):
         return self.threshold
 
     @property
+    def num_features(self) -> int:
+        """The number N of guarded features."""
+        return len(self.feature_ids or ())
+
+    @property
     def width(self) -> int:
-        """`hidden_size`, where it must be known.
+        """`base_model.hidden_size`, where it must be known.
 
         Raises:
             GuardrailError: it is None.
         """
-        if self.hidden_size is None:
+        if self.base_model.hidden_size is None:
             raise GuardrailError("The guardrail has no hidden size; it is known once it is fitted or on a model.")
-        return self.hidden_size
+        return self.base_model.hidden_size
 
     @property
     def hottest(self) -> float:
-        """What the hottest token counts: 1, or all of `feature_evidence`; infinite where that is not known yet."""
-        if self.evidence == "any":
-            return 1.0
-        return math.inf if self.feature_evidence is None else sum(self.feature_evidence)
+        """What the hottest token counts: 1, or all of `feature_evidence`."""
+        return 1.0 if self.feature_evidence is None else sum(self.feature_evidence)
 
     @property
     def threshold_bounds(self) -> tuple[float, float]:
@@ -238,3 +206,9 @@ class SAEGuardrailConfig(PeftConfig):
     def never_fires(self) -> bool:
         """Whether no statistic exceeds `threshold`, which the gate compares in float32."""
         return as_float32(self.tau) >= self.threshold_bounds[1]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -3,39 +3,33 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
+
 
 class ConfigFields(Protocol):
     """What the checks take; each as in `SAEGuardrailConfig`."""
 
     layer: int
-    num_features: int
     feature_ids: Sequence[int] | None
     statistic: str
-    evidence: str
+    statistic_kwargs: StatisticKwargs
+    tokens: TokenRules
+    base_model: BaseRecord
     feature_evidence: Sequence[float] | None
-    outlier_norm: float | None
     sticky: bool
     threshold: float | None
-    window: int
-    window_weight: float
-    drift: float
-    min_tokens: int
     clamp_value: float | None
-    clamp_scale: float | None
     action: str
     refusal: str | None
     refusal_ids: Sequence[int] | None
-    counting: str
-    special_token_ids: Sequence[int] | None
-    message_boundary_ids: Sequence[int] | None
-    hidden_size: int | None
-    num_layers: int | None
     sae_source: dict[str, Any] | None
     calibration: dict[str, Any] | None
-    target_modules: set[str] | list[str] | str | None
     format_version: int
     task_type: Any
     auto_mapping: Any
+
+    @property
+    def num_features(self) -> int: ...
 
     @property
     def hottest(self) -> float: ...

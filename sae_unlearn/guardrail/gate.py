@@ -1,6 +1,6 @@
 """The gate: from hot tokens to a decision, with a state that can be carried from one forward pass to the next.
 
-Per token `t` of a row: `hot_t` (1 if some guarded feature is active; with `evidence="log_ratio"` the sum of the active
+Per token `t` of a row: `hot_t` (1 if some guarded feature is active; with `feature_evidence` the sum of the active
 features' log-likelihood ratios, which is 0 where none is; 0 where the norm of the residual stream is above
 `outlier_norm`) and `counted_t` (it is content: the attention mask keeps it and it is no special token; a token that is
 not counted is never hot). With the running sums
@@ -196,9 +196,9 @@ def hits_of(activations: Tensor, active: Tensor, evidence: Tensor | None) -> Ten
 
 def usual_norm(hidden: Tensor, config: SAEGuardrailConfig) -> Tensor | None:
     """`[batch, seq]` bool: the tokens of `hidden [batch, seq, d_in]` that are no outliers; None if none can be."""
-    if config.outlier_norm is None:
+    if config.tokens.outlier_norm is None:
         return None
-    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32) <= config.outlier_norm
+    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32) <= config.tokens.outlier_norm
 
 
 def decide(
@@ -231,7 +231,7 @@ def decide(
     messages = None
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
-        value, messages = by_message(value, hits, tokens, ends, config.min_tokens, earlier)
+        value, messages = by_message(value, hits, tokens, ends, config.statistic_kwargs.min_tokens, earlier)
     peak = value
     if config.sticky and config.statistic in _PEAKED:
         peak = _running_max(value)
@@ -258,7 +258,7 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends
     hits, tokens = _running_sums(hot, counted, None)
     value, _ = _value(hits, tokens, config, None, None)
     if ends is not None:
-        value, _ = by_message(value, hits, tokens, ends, config.min_tokens, None)
+        value, _ = by_message(value, hits, tokens, ends, config.statistic_kwargs.min_tokens, None)
     if config.gate_scope == "prefix" or (config.sticky and config.statistic in _PEAKED):
         return value.amax(dim=1)
     return value[:, -1]
@@ -288,17 +288,18 @@ def _value(
 ) -> tuple[Tensor, Tensor]:
     """The current value of the statistic, and what goes under `lowest` (zeros for ratio and window); `[batch, seq]`."""
     floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
+    given = config.statistic_kwargs
     if config.statistic == "ratio":
-        return hits / tokens.clamp(min=config.min_tokens), floor.expand_as(hits)
+        return hits / tokens.clamp(min=given.min_tokens), floor.expand_as(hits)
     if config.statistic in WINDOWED:
-        recent = hits - _hits_up_to(tokens - config.window, hits, tokens, past)
-        recent = recent / tokens.clamp(min=config.min_tokens, max=config.window)
+        recent = hits - _hits_up_to(tokens - given.window, hits, tokens, past)
+        recent = recent / tokens.clamp(min=given.min_tokens, max=given.window)
         if config.statistic == "window":
             return recent, floor.expand_as(hits)
         if config.sticky:
             recent = torch.maximum(_running_max(recent), floor)
-        return torch.maximum(hits / tokens.clamp(min=config.min_tokens), config.window_weight * recent), recent
-    y = hits - config.drift * tokens
+        return torch.maximum(hits / tokens.clamp(min=given.min_tokens), given.window_weight * recent), recent
+    y = hits - given.drift * tokens
     lowest = -_running_max(-y)
     lowest = torch.minimum(lowest, floor)
     return y - lowest, lowest

@@ -163,7 +163,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
         activations = encoder(hidden)
         counted, eligible = self._content(name, kept, inputs)
-        if config.counting == "columns":  # padding counts, but may hold anything
+        if config.tokens.counting == "columns":  # padding counts, but may hold anything
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
         lost = None if history is None else self._lost(history, inputs, hidden)
         if lost is not None:  # whatever the mask and the ids say of the tokens at hand
@@ -205,17 +205,17 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     def _content(self, name: str, kept: Tensor, inputs: ForwardInputs) -> tuple[Tensor, Tensor]:
         """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
         config = self.guard_config[name]
-        if config.counting == "columns":
+        if config.tokens.counting == "columns":
             everything = torch.ones_like(kept)
             first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
             return everything, everything & ~first
-        if config.special_token_ids and inputs.input_ids is not None:
-            kept = kept & self.tables.none_of(tuple(config.special_token_ids), inputs.input_ids, kept.device)
+        if config.tokens.special_ids and inputs.input_ids is not None:
+            kept = kept & self.tables.none_of(tuple(config.tokens.special_ids), inputs.input_ids, kept.device)
         return kept, kept
 
     def _ends(self, name: str, kept: Tensor, inputs: ForwardInputs) -> Tensor | None:
         """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
-        boundaries = self.guard_config[name].message_boundary_ids
+        boundaries = self.guard_config[name].tokens.boundary_ids
         if not boundaries:
             return None
         if inputs.input_ids is None:

@@ -266,7 +266,7 @@ def _state(layer: SAEGuardrailLayer, name: str, place: str | None, torn: bool) -
         return GuardrailState(name, config.layer, "raising", str(error))
     if config.action == "record":
         return GuardrailState(name, config.layer, "recording", 'action="record": it reports, and edits nothing')
-    fingerprint = config.base_fingerprint
+    fingerprint = config.base_model.fingerprint
     weak = isinstance(fingerprint, dict) and not fingerprint.get("matrices")
     return GuardrailState(name, config.layer, "guarding", NO_MATRICES if weak else "")
 

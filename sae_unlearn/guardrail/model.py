@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from peft import PeftModel
@@ -71,13 +72,13 @@ class SAEGuardrailModel(BaseTuner):
         self, peft_config: SAEGuardrailConfig, model_config: dict[str, Any]
     ) -> SAEGuardrailConfig:
         if peft_config.num_features < 1:
-            raise GuardrailError("The guardrail has no features: give `feature_ids` or `num_features`.")
+            raise GuardrailError("feature_ids=None: expected the guarded features' ids in their SAE. Pass them.")
         # `attach_guardrail` refuses other weights; PEFT's own loaders have no way to say "nevertheless"
         check_belongs(peft_config, self.model, check_base=False)
         place = find_decoder_layers(self.model)
         depth, width = len(place.layers), text_config(self.model).hidden_size
-        peft_config.hidden_size, peft_config.num_layers = width, depth
-        peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}
+        peft_config.base_model = replace(peft_config.base_model, hidden_size=width, num_layers=depth)
+        peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}  # type: ignore[misc]  # no field: derived
         return peft_config
 
     @staticmethod

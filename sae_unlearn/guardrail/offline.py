@@ -74,14 +74,14 @@ def rows_as_fitted(
 
 def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
     """`[batch, seq]` bool: neither padding nor special."""
-    return batch.kept & ~_is_one_of(batch, config.special_token_ids or [])
+    return batch.kept & ~_is_one_of(batch, config.tokens.special_ids or ())
 
 
 def message_ends(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor | None:
     """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
-    if not config.message_boundary_ids:
+    if not config.tokens.boundary_ids:
         return None
-    return batch.kept & _is_one_of(batch, config.message_boundary_ids)
+    return batch.kept & _is_one_of(batch, config.tokens.boundary_ids)
 
 
 def _is_one_of(batch: ResidualBatch, ids: Sequence[int]) -> Tensor:
@@ -90,7 +90,7 @@ def _is_one_of(batch: ResidualBatch, ids: Sequence[int]) -> Tensor:
 
 def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Tensor, Tensor]:
     """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
-    if config.counting == "columns":  # a row's own columns: here there is no batch whose padding could be counted
+    if config.tokens.counting == "columns":  # a row's own columns: no batch here, so no padding
         return batch.kept, batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
     content = content_tokens(batch, config)
     return content, content

@@ -16,21 +16,14 @@ from sae_unlearn.guardrail.weights import PARTS
 _BEHAVIOUR = (
     "action",
     "clamp_mode",
-    "counting",
-    "drift",
-    "evidence",
     "feature_evidence",
     "gate_scope",
-    "message_boundary_ids",
-    "min_tokens",
-    "outlier_norm",
     "refusal_ids",
-    "special_token_ids",
     "statistic",
+    "statistic_kwargs",
     "sticky",
     "threshold",
-    "window",
-    "window_weight",
+    "tokens",
 )
 
 

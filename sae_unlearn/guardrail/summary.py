@@ -11,6 +11,7 @@ from sae_unlearn.guardrail.refusal_text import message_in_words
 
 
 ROLES = ("forget", "retain")
+DOSE_UNITS = ("feature", "residual", "absolute")
 STATISTICS = {
     "ratio": "share of a row's tokens at which a guarded feature is active",
     "window": "largest share of a window's tokens at which a guarded feature is active",
@@ -33,13 +34,14 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
     Args:
         clamp: the values its features are clamped to, `[N]`.
     """
-    ids = ", ".join(map(str, config.feature_ids)) if config.feature_ids else "ids not recorded"
+    ids = ", ".join(map(str, config.feature_ids or ()))
+    base, dose = config.base_model, recorded_dose(config)
     sae = config.sae_source or {}
     named = [f"{key} {sae[key]}" for key in ("id", "subfolder", "revision", "architecture", "sha256") if sae.get(key)]
     edit = real((config.calibration or {}).get("edit_to_residual"))
     return {
         "base model": f"{config.base_model_name_or_path or 'not recorded'}"
-        f" ({config.num_layers or '?'} layers, width {config.hidden_size})" + _fingerprint_in_words(config),
+        f" ({base.num_layers or '?'} layers, width {base.hidden_size})" + _fingerprint_in_words(config),
         "layer": f"{config.layer} (its output)",
         "features": f"{config.num_features}: {ids}",
         "SAE": ", ".join(named) or "not recorded",
@@ -47,32 +49,41 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         + "".join(f"{words}, " for words in tokens_in_words(config))
         + f"scope {config.gate_scope}, "
         + ("stays fired" if config.sticky else "may fall quiet again")
-        + f", at least {config.min_tokens} tokens"
-        + (", each message by itself too" if config.message_boundary_ids else ""),
+        + f", at least {config.statistic_kwargs.min_tokens} tokens"
+        + (", each message by itself too" if config.tokens.boundary_ids else ""),
         "action": config.action,
         **message_in_words(config),
         "dose": f"clamp {config.clamp_mode} features at {min(clamp):.4g} to {max(clamp):.4g}"
-        + (f" ({config.clamp_scale:g} in unit {config.clamp_unit})" if config.clamp_scale is not None else ""),
+        + (f" ({dose[1]:g} in unit {dose[0]})" if dose else ""),
         "edit": "not measured" if edit is None else f"{edit:.3g} of the residual stream's norm",
     }
 
 
+def recorded_dose(config: SAEGuardrailConfig) -> tuple[str, float] | None:
+    """Return unit and scale of the dose that the fit recorded in `calibration["dose"]`; None without them."""
+    dose = (config.calibration or {}).get("dose")
+    if not isinstance(dose, dict) or dose.get("unit") not in DOSE_UNITS:
+        return None
+    scale = real(dose.get("scale"))
+    return None if scale is None else (dose["unit"], scale)
+
+
 def _fingerprint_in_words(config: SAEGuardrailConfig) -> str:
-    if not config.base_fingerprint:
+    if not config.base_model.fingerprint:
         return ", no fingerprint"
-    return "" if config.base_fingerprint.get("matrices") else ", fingerprint without matrices"
+    return "" if config.base_model.fingerprint.get("matrices") else ", fingerprint without matrices"
 
 
 def statistic_in_words(config: SAEGuardrailConfig) -> str:
     """What is compared with the threshold."""
-    words = WEIGHED_STATISTICS if config.evidence == "log_ratio" else STATISTICS
-    return words[config.statistic] + (" (the largest of its messages')" if config.message_boundary_ids else "")
+    words = WEIGHED_STATISTICS if config.feature_evidence else STATISTICS
+    return words[config.statistic] + (" (the largest of its messages')" if config.tokens.boundary_ids else "")
 
 
 def tokens_in_words(config: SAEGuardrailConfig) -> list[str]:
     """How the gate's tokens count, where it is not 1 for each hot one."""
-    weighed = ["tokens weighed by what their features say"] if config.evidence == "log_ratio" else []
-    norm = config.outlier_norm
+    weighed = ["tokens weighed by what their features say"] if config.feature_evidence else []
+    norm = config.tokens.outlier_norm
     return weighed if norm is None else [*weighed, f"tokens of norms above {norm:.4g} left out"]
 
 

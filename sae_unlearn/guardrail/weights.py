@@ -216,20 +216,20 @@ def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], sourc
     Raises:
         GuardrailError: naming the limit.
     """
-    if config.outlier_norm is None:
+    if config.tokens.outlier_norm is None:
         return
     norms = torch.linalg.vector_norm(tensors["encoder.weight"].double(), dim=1)
-    highest = norms * config.outlier_norm + tensors["encoder.bias"].double()
+    highest = norms * config.tokens.outlier_norm + tensors["encoder.bias"].double()
     active = (highest > tensors["encoder.threshold"].double()).tolist()
     evidence = config.feature_evidence or [1.0] * len(active)
     heard = [value for value, can in zip(evidence, active, strict=True) if can]
-    hottest = sum(heard) if config.evidence == "log_ratio" else max(heard, default=0.0)
-    needed = config.drift if config.statistic == "cusum" else config.tau
+    hottest = sum(heard) if config.feature_evidence is not None else max(heard, default=0.0)
+    needed = config.statistic_kwargs.drift if config.statistic == "cusum" else config.tau
     if not hottest > needed:
         raise GuardrailError(
-            f"outlier_norm={config.outlier_norm} of {source} leaves out every token at which enough of its features "
-            f"could be active ({sum(active)} of {len(active)} can), so its gate would never fire. Raise it, or fit "
-            "again."
+            f"outlier_norm={config.tokens.outlier_norm} of {source} leaves out every token at which enough of its "
+            f"features could be active ({sum(active)} of {len(active)} can), so its gate would never fire. Raise it, "
+            "or fit again."
         )
 
 

@@ -193,6 +193,11 @@ class GuardrailFitConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
                 raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
+        if self.clamp_scale is not None and self.clamp_scale < 0:
+            raise GuardrailError(
+                f"clamp_scale={self.clamp_scale} is negative and would amplify the topic; features are clamped to "
+                f"minus this many units, so give {-self.clamp_scale}."
+            )
         if self.clamp_value is not None and self.clamp_scale is not None:
             raise GuardrailError(
                 f"clamp_value={self.clamp_value} and clamp_scale={self.clamp_scale}: give one of the two."

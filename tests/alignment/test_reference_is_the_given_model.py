@@ -227,7 +227,7 @@ SMALL = {
 def test_every_method_of_peft_leaves_the_reference_alone_or_is_refused_by_name(kind):
     make = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
     if kind == "SAE_GUARDRAIL":
-        config = SAEGuardrailConfig(layer=1, num_features=2)
+        config = SAEGuardrailConfig(layer=1, feature_ids=[0, 1])
     elif kind == "ADALORA":
         config = make(target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM")
     else:

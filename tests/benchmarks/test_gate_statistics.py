@@ -12,8 +12,7 @@ from benchmarks.gates import statistics as gate_statistics
 from benchmarks.gates.statistics import COUNTED, STATISTICS, WEIGHED, caught, conformal, measure, summarise
 from sae_unlearn import SAEGuardrailConfig, attach_guardrail, record_firings
 from sae_unlearn.backbone.tokens import special_token_ids
-from sae_unlearn.guardrail import detach_guardrail
-from sae_unlearn.options.fit import PRESETS
+from sae_unlearn.guardrail import TokenRules, detach_guardrail
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +22,14 @@ def setting(one_thread):
 
 def test_statistics_are_those_of_the_gate(setting):
     texts, ids = setting.texts.test, list(range(20))
-    usual = {"layer": setting.layer, "feature_ids": ids, "min_tokens": PRESETS[None]["min_tokens"]}
-    told = {"evidence": "log_ratio", "feature_evidence": [0.25 * (i + 1) for i in ids]}
-    options = {name: usual | fields for name, fields in COUNTED.items()}
-    options |= {f"weighed, {name}": usual | told | fields for name, fields in WEIGHED.items()}
-    found = gate_statistics.statistics_of(
-        setting, {name: SAEGuardrailConfig(**fields) for name, fields in options.items()}, texts
-    )
+    counted = SAEGuardrailConfig(layer=setting.layer, feature_ids=ids)
+    weighed = SAEGuardrailConfig(layer=setting.layer, feature_ids=ids, feature_evidence=[0.25 * (i + 1) for i in ids])
+    configs = {name: gate_statistics.gate_of(counted, **fields) for name, fields in COUNTED.items()}
+    configs |= {f"weighed, {name}": gate_statistics.gate_of(weighed, **fields) for name, fields in WEIGHED.items()}
+    found = gate_statistics.statistics_of(setting, configs, texts)
     special = special_token_ids(setting.tokenizer, setting.model.config)
-    for name, fields in options.items():
-        config = SAEGuardrailConfig(**fields, threshold=0.5, clamp_value=-1.0, special_token_ids=special)
+    for name, config in configs.items():
+        config.threshold, config.clamp_value, config.tokens = 0.5, -1.0, TokenRules(special_ids=special)
         guarded = attach_guardrail(setting.model, config, sae=setting.sae)
         with record_firings(guarded) as firings, torch.no_grad():
             for text in texts:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from config_fields import with_fields
 from safetensors.torch import load_file, save_file
 from tiny_topic import tiny_parts, topic_texts
 from zoo import base_model
@@ -42,7 +43,7 @@ def fitted(tmp_path_factory):
 
 def changed(folder, target, calibration=None, tensors=None, sealed=False, **fields):
     """A copy of a guardrail with other config fields, calibration entries or scaled tensors, and without its seal."""
-    config = json.loads((folder / "adapter_config.json").read_text()) | fields
+    config = with_fields(json.loads((folder / "adapter_config.json").read_text()), **fields)
     config = {name: value for name, value in config.items() if sealed or not name.endswith("_sha256")}
     config["calibration"] = config["calibration"] | (calibration or {})
     (target / "adapter_config.json").write_text(json.dumps(config))
@@ -132,7 +133,7 @@ def test_a_model_that_computes_something_else(fitted):
 
 def test_no_fingerprint(fitted, tmp_path):
     model, tokenizer, folder = fitted
-    report = check_guardrail(model, changed(folder, tmp_path, base_fingerprint=None), tokenizer)
+    report = check_guardrail(model, changed(folder, tmp_path, fingerprint=None), tokenizer)
     assert found(report, "base model")[0].status == "warning"
 
 

@@ -72,7 +72,7 @@ def test_fit_writes_adapter_card_and_picture(parts):
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "README.md", "calibration.png"}
     model = AutoModelForCausalLM.from_pretrained(parts / "model")
     guarded = attach_guardrail(model, parts / "fitted")
-    assert guarded.peft_config["default"].clamp_scale == 4
+    assert guarded.peft_config["default"].calibration["dose"] == {"unit": "feature", "scale": 4.0}
 
 
 def test_fit_prints_its_calibration(parts, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_fit_prints_its_calibration(parts, tmp_path, capsys):
     for part in ("Calibration", "fires on forget text", "fires on retain text", "AUROC", "arnings", str(tmp_path)):
         assert part in printed
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["num_features"] == 10
+    assert len(config["feature_ids"]) == 10
     assert config["calibration"]["threshold_percentile"] == 80
 
 

@@ -138,6 +138,7 @@ def test_the_tables_of_options_are_what_the_code_has() -> None:
     tables, stale = beside("option_tables"), "run: python docs/option_tables.py"
     assert tables.COMMAND_LINE.read_text(encoding="utf-8") == tables.command_line_page(), stale
     assert tables.FIT.read_text(encoding="utf-8") == tables.fit_page(), stale
+    assert tables.GUARDRAIL.read_text(encoding="utf-8") == tables.guardrail_page(), stale
 
 
 def test_names_that_share_a_description_each_have_it_on_the_site() -> None:

@@ -35,9 +35,7 @@ COMMIT, OTHER = "a" * 40, "b" * 40
 
 
 def by_hand(**fields):
-    return planted_config(
-        num_features=0, **{"feature_ids": [3, 8, 21], "clamp_value": -6.0, "threshold": 0.15} | fields
-    )
+    return planted_config(**{"feature_ids": [3, 8, 21], "clamp_value": -6.0, "threshold": 0.15} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +269,8 @@ LIES = {
     "no method": (config_edit(peft_type=None), "holds a None adapter"),
     "unknown key": (config_edit(trust_remote_code=True), r"\['trust_remote_code'\]"),
     "imports a class": (config_edit(auto_mapping={"base_model_class": "X", "parent_library": "os"}), "auto_mapping"),
-    "newer format": (config_edit(format_version=2), "format_version=2"),
+    "newer format": (config_edit(format_version=3), "format_version=3"),
+    "older format": (config_edit(format_version=1), "format_version=1: expected 2"),
     "layer a text": (config_edit(layer="1"), "layer: '1'"),
     "layer too deep": (config_edit(layer=7, num_layers=None), r"named \*\.7"),
     "no threshold": (config_edit(threshold=None), "no threshold"),
@@ -279,15 +278,15 @@ LIES = {
     "statistic unknown": (config_edit(statistic="none"), "statistic='none'"),
     "positive clamp value": (config_edit(clamp_value=3.0), "is positive"),
     "no width": (config_edit(hidden_size=None), "no hidden size"),
-    "more features than rows": (config_edit(feature_ids=list(range(9)), num_features=9), "bytes; 9 features"),
+    "more features than rows": (config_edit(feature_ids=list(range(9))), "bytes; 9 features"),
     "another width": (config_edit(hidden_size=33), r"expected F32 \[3, 33\]"),
-    "fingerprint no mapping": (config_edit(base_fingerprint=[1]), "must be a mapping"),
+    "fingerprint no mapping": (config_edit(fingerprint=[1]), "must be a mapping"),
     "fingerprint of another shape": (
-        config_edit(base_fingerprint={"model_type": "llama", "embedding": [1], "rows": 24}),
+        config_edit(fingerprint={"model_type": "llama", "embedding": [1], "rows": 24}),
         "number",
     ),
     "fingerprint of too many rows": (
-        config_edit(base_fingerprint={"model_type": "llama", "rows": 10**9}),
+        config_edit(fingerprint={"model_type": "llama", "rows": 10**9}),
         "vocabulary",
     ),
     "truncated": (truncated, "not a sound safetensors file"),
@@ -553,7 +552,7 @@ def test_from_a_config_that_names_its_sae_on_the_hub(fitted, tmp_path, monkeypat
     [
         (lambda: by_hand(threshold=None), tiny_sae, "threshold"),
         (lambda: by_hand(clamp_value=None), tiny_sae, "clamp_value"),
-        (lambda: planted_config(clamp_value=-5.0), tiny_sae, "feature_ids"),
+        (lambda: planted_config(feature_ids=None, clamp_value=-5.0), tiny_sae, "feature_ids"),
         (by_hand, lambda: None, "pass `sae=`"),
         (lambda: by_hand(sae_source={"id": "my-sae", "local": True}), lambda: None, "pass `sae=`"),
         (by_hand, lambda: tiny_sae(layer=2), "reads the output of layer 2"),

@@ -6,18 +6,20 @@ import json
 import pickle
 
 import pytest
+from config_fields import GROUPS, grouped
 from peft import PeftConfig
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig
+from sae_unlearn.guardrail import StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.config_validation import CHOICES, check_config
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 NAN, INFINITY = float("nan"), float("inf")
-INTEGERS = {"layer": 0, "num_features": 0, "window": 1, "min_tokens": 1, "hidden_size": 1, "num_layers": 1}
+INTEGERS = {"layer": 0, "window": 1, "min_tokens": 1, "hidden_size": 1, "num_layers": 1}
 
 REFUSED = [
-    *[({name: wrong}, rf"{name}.*{wrong!r}") for name in CHOICES for wrong in ("other", None, 3)],
+    *[({name: wrong}, rf"{name}.*{wrong!r}") for name in (*CHOICES, "counting") for wrong in ("other", None, 3)],
     *[({name: low - 1}, rf"{name}: {low - 1} must be an integer >= {low}") for name, low in INTEGERS.items()],
     *[({name: wrong}, rf"{name}: {wrong!r} must be an integer") for name in INTEGERS for wrong in (1.5, "2", True)],
     *[({name: wrong}, rf"{name}={wrong!r} must be True or False")
@@ -29,12 +31,10 @@ REFUSED = [
     ({"threshold": 1.5, "statistic": "window"}, "would never fire"),
     ({"threshold": -1.0, "statistic": "cusum"}, "would always fire"),
     *[({name: wrong}, rf"{name}={wrong!r} must be a finite number")
-      for name in ("threshold", "drift", "clamp_value", "clamp_scale")
+      for name in ("threshold", "drift", "clamp_value")
       for wrong in (NAN, INFINITY, -INFINITY, "1", True)],
-    ({"drift": 0.0}, "drift=0.0 must lie between"),
-    ({"drift": 1.0}, "drift=1.0 must lie between"),
+    *[({"statistic": "cusum", "drift": wrong}, rf"drift={wrong} must lie between") for wrong in (0.0, 1.0)],
     ({"clamp_value": 500.0}, r"clamp_value=500.0 is positive.*-500.0"),
-    ({"clamp_scale": -5.0}, r"clamp_scale=-5.0 is negative.*5.0"),
     ({"feature_ids": []}, "non-empty list"),
     ({"feature_ids": 7}, "feature_ids=7"),
     ({"feature_ids": "12"}, "feature_ids='12'"),
@@ -42,16 +42,14 @@ REFUSED = [
     ({"feature_ids": [1, 2.0]}, "feature_ids: 2.0"),
     ({"feature_ids": [1, True]}, "feature_ids: True"),
     ({"feature_ids": [3, 1, 3]}, r"\[3\] more than once"),
-    ({"feature_ids": [3, 1], "num_features": 3}, "num_features=3 but feature_ids names 2"),
-    ({"special_token_ids": 5}, "special_token_ids=5"),
-    ({"special_token_ids": [-1]}, "special_token_ids: -1"),
-    ({"special_token_ids": ["a"]}, "special_token_ids: 'a'"),
-    ({"target_modules": ["model.layers.1", "model/../x"]}, "model/../x"),
-    ({"target_modules": "a b"}, "a b"),
-    ({"target_modules": [3]}, "3"),
+    ({"special_ids": 5}, "tokens.special_ids=5"),
+    ({"special_ids": [-1]}, "tokens.special_ids: -1"),
+    ({"special_ids": ["a"]}, "tokens.special_ids: 'a'"),
+    ({"tokens": {"specials": [3]}}, r"tokens has the unknown key\(s\) \['specials'\]: expected counting"),
+    *[({name: wrong}, f"{name}=.* must be a mapping") for name in GROUPS for wrong in (3, None, [1])],
     ({"sae_source": "google/x"}, "sae_source='google/x' must be a mapping"),
     ({"calibration": [1]}, r"calibration=\[1\] must be a mapping"),
-    ({"base_fingerprint": 3}, "base_fingerprint=3 must be a mapping"),
+    ({"fingerprint": 3}, "base_model.fingerprint=3 must be a mapping"),
     ({"auto_mapping": {"base_model_class": "X", "parent_library": "os"}}, "auto_mapping"),
     ({"task_type": "SEQ_CLS"}, "CAUSAL_LM"),
 ]  # fmt: skip
@@ -60,7 +58,7 @@ REFUSED = [
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
 def test_wrong_value_is_refused_by_name(fields, message):
     with pytest.raises(GuardrailError, match=message):
-        SAEGuardrailConfig(**fields)
+        SAEGuardrailConfig(**grouped(**fields))
 
 
 ACCEPTED = [
@@ -69,19 +67,19 @@ ACCEPTED = [
     {"threshold": 40.0, "statistic": "cusum"},
     {"clamp_value": 0.0},
     {"clamp_value": -500},
-    {"clamp_scale": 0},
     {"feature_ids": (3, 1, 2)},
-    {"special_token_ids": {5, 1}},
+    {"special_ids": {5, 1}},
     {"layer": 3, "num_layers": 4},
     {"window": 4, "min_tokens": 5, "statistic": "ratio"},
     *[{name: value} for name, values in CHOICES.items() for value in values if value != "refuse"],
+    {"counting": "columns"},
     {"action": "refuse", "refusal": "No.", "refusal_ids": [7, 1]},
 ]
 
 
 @pytest.mark.parametrize("fields", ACCEPTED, ids=map(str, ACCEPTED))
 def test_right_value_is_accepted_and_survives_the_folder(fields, tmp_path):
-    config = SAEGuardrailConfig(**fields)
+    config = SAEGuardrailConfig(**grouped(**fields))
     config.save_pretrained(tmp_path)
     json.loads((tmp_path / "adapter_config.json").read_text())
     again = PeftConfig.from_pretrained(tmp_path)
@@ -94,21 +92,25 @@ def test_feature_ids_give_the_number_of_features():
     assert SAEGuardrailConfig(feature_ids=[4, 2, 9]).feature_ids == (4, 2, 9)
 
 
-def test_special_token_ids_are_sorted_and_unique():
-    assert SAEGuardrailConfig(special_token_ids=[5, 1, 5]).special_token_ids == (1, 5)
+def test_special_ids_are_sorted_and_unique():
+    assert TokenRules(special_ids=[5, 1, 5]).special_ids == (1, 5)
+    assert SAEGuardrailConfig(tokens={"special_ids": [5, 1, 5]}).tokens == TokenRules(special_ids=(1, 5))
 
 
-LISTS = {
-    "feature_ids": [4, 2],
-    "feature_evidence": [0.5, 1.0],
-    "special_token_ids": [1, 5],
-    "message_boundary_ids": [5],
-    "refusal_ids": [7, 8],
-}
+def test_a_mapping_becomes_a_group_that_cannot_change():
+    config = SAEGuardrailConfig(tokens={"boundary_ids": [5]}, statistic_kwargs={"min_tokens": 4})
+    assert config.statistic_kwargs == StatisticKwargs(min_tokens=4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.statistic_kwargs.min_tokens = 5
+    with pytest.raises(TypeError):
+        config.tokens.boundary_ids[0] = 6
+
+
+LISTS = {"feature_ids": [4, 2], "feature_evidence": [0.5, 1.0], "refusal_ids": [7, 8]}
 
 
 def with_lists():
-    return SAEGuardrailConfig(evidence="log_ratio", target_modules=["layers.0"], **LISTS)
+    return SAEGuardrailConfig(tokens={"special_ids": [1, 5]}, **LISTS)
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -118,6 +120,7 @@ def test_a_list_is_held_as_a_tuple_and_saved_as_a_list(name, tmp_path):
     setattr(config, name, LISTS[name][:])
     assert getattr(config, name) == tuple(LISTS[name])
     assert config.to_dict()[name] == LISTS[name]
+    assert config.to_dict()["tokens"]["special_ids"] == [1, 5]
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())[name] == LISTS[name]
 
@@ -151,9 +154,10 @@ def test_to_check_a_sound_config_is_no_change():
     version = config.version
     check_config(config)
     assert config.version == version
-    config.special_token_ids = [5, 1]
+    config.tokens = {"special_ids": [5, 1]}
+    version = config.version
     check_config(config)
-    assert config.special_token_ids == (1, 5)
+    assert (config.version, config.tokens.special_ids) == (version, (1, 5))
 
 
 def test_every_field_says_what_it_is():
@@ -161,9 +165,11 @@ def test_every_field_says_what_it_is():
     for field in dataclasses.fields(SAEGuardrailConfig):
         if field.name not in inherited:
             assert field.metadata.get("help"), field.name
+    for kind in GROUPS.values():
+        assert all(field.metadata.get("help") for field in dataclasses.fields(kind)), kind
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True, 2.0])
 def test_stored_config_of_another_format_version_is_refused(version, tmp_path):
     SAEGuardrailConfig(threshold=0.5).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"

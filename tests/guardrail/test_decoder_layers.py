@@ -58,7 +58,8 @@ def test_a_model_without_a_list_of_layers_is_refused():
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnlearnError, match=r"expected one list of decoder layers, got attentions, layer_norm1"):
         find_decoder_layers(model)
-    config = SAEGuardrailConfig(layer=1, feature_ids=[1], threshold=0.5, clamp_value=-1.0, hidden_size=32, num_layers=4)
+    base = {"hidden_size": 32, "num_layers": 4}
+    config = SAEGuardrailConfig(layer=1, feature_ids=[1], threshold=0.5, clamp_value=-1.0, base_model=base)
     with pytest.raises(GuardrailError):
         attach_guardrail(model, config)
 

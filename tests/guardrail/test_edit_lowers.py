@@ -30,7 +30,7 @@ def test_a_fit_takes_no_feature_that_its_edit_would_raise(usual):
 def test_a_feature_that_its_edit_would_raise_is_refused_by_name():
     with pytest.raises(GuardrailError, match=r"product -\S+ with encoder.weight for feature 1, .*Leave it out"):
         fit(sae=turned_round(SAE, [8]), features=[3, 8, 21])
-    config = planted_config(num_features=0, feature_ids=[3, 8], clamp_value=-6.0)
+    config = planted_config(feature_ids=[3, 8], clamp_value=-6.0)
     with pytest.raises(GuardrailError, match="for feature 0"):
         attach_guardrail(base_model("llama"), config, sae=turned_round(random_sae(40), [3]))
 

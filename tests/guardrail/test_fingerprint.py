@@ -155,7 +155,7 @@ def earlier(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "earlier")
     path = tmp_path / "earlier" / "adapter_config.json"
     config = json.loads(path.read_text())
-    del config["base_fingerprint"]["matrices"]
+    del config["base_model"]["fingerprint"]["matrices"]
     path.write_text(json.dumps({key: value for key, value in config.items() if not key.endswith("_sha256")}))
     return path.parent
 
@@ -195,7 +195,7 @@ def test_matrices_that_cannot_be_read_are_said(folder):
     layer = model.model.layers[0].mlp
     layer.up_proj.weight = nn.Parameter(layer.up_proj.weight.to(torch.float8_e4m3fn), requires_grad=False)
     layer.down_proj.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    recorded = json.loads((folder / "adapter_config.json").read_text())["base_fingerprint"]
+    recorded = json.loads((folder / "adapter_config.json").read_text())["base_model"]["fingerprint"]
     assert differences(recorded, model, LAYER) is None
     assert compared_matrices(recorded, model, LAYER) == (14, 12, [])
 

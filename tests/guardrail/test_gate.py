@@ -36,17 +36,19 @@ def slow_values(hot, counted, cfg):
         N.append(N[-1] + int(c))
     found = {"ratio": [], "window": [], "cusum": []}
     for t in range(1, len(H)):
-        found["ratio"].append(H[t] / max(N[t], cfg.min_tokens))
-        before = [s for s in range(t + 1) if N[s] <= N[t] - cfg.window]
+        found["ratio"].append(H[t] / max(N[t], cfg.statistic_kwargs.min_tokens))
+        before = [s for s in range(t + 1) if N[s] <= N[t] - cfg.statistic_kwargs.window]
         recent = H[t] - (H[max(before)] if before else 0)
-        found["window"].append(recent / min(max(N[t], cfg.min_tokens), cfg.window))
-        Y = [H[r] - cfg.drift * N[r] for r in range(t + 1)]
+        found["window"].append(recent / min(max(N[t], cfg.statistic_kwargs.min_tokens), cfg.statistic_kwargs.window))
+        Y = [H[r] - cfg.statistic_kwargs.drift * N[r] for r in range(t + 1)]
         found["cusum"].append(Y[t] - min(Y))
     if cfg.sticky:
         for name in ("window", "cusum"):
             found[name] = [max(found[name][: t + 1]) for t in range(len(found[name]))]
     if cfg.statistic == "ratio_or_window":
-        return [max(r, cfg.window_weight * w) for r, w in zip(found["ratio"], found["window"], strict=True)]
+        return [
+            max(r, cfg.statistic_kwargs.window_weight * w) for r, w in zip(found["ratio"], found["window"], strict=True)
+        ]
     return found[cfg.statistic]
 
 

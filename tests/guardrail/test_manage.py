@@ -73,7 +73,7 @@ def test_a_layer_gives_config_encoder_and_decoder_of_each_guardrail(model):
         for name in layer.guard_config:
             config, encoder, decoder = layer.guardrail(name)
             assert config is model.peft_config[name]
-            assert encoder.weight.shape == decoder.weight.shape == (config.num_features, config.hidden_size)
+            assert encoder.weight.shape == decoder.weight.shape == (config.num_features, config.width)
             stored = get_peft_model_state_dict(model, adapter_name=name)
             found = layer.guardrail(name).tensors()
             assert sorted(found) == sorted(PARTS)

@@ -15,7 +15,7 @@ from sae_unlearn.guardrail.summary import guardrail_facts
 
 
 TURN = 7  # a token that ends a message
-MESSAGES = {"message_boundary_ids": [TURN], "special_token_ids": [PAD, BOS, EOS, TURN]}
+MESSAGES = {"boundary_ids": [TURN], "special_ids": [PAD, BOS, EOS, TURN]}
 
 
 def slow_values(hot, counted, ends, min_tokens):
@@ -97,7 +97,7 @@ def conversations():
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "falcon_h1"])
 def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture):
     model, rows = guarded(architecture, threshold=0.55, min_tokens=4, **MESSAGES), conversations()
-    without = guarded(architecture, threshold=0.55, min_tokens=4, special_token_ids=MESSAGES["special_token_ids"])
+    without = guarded(architecture, threshold=0.55, min_tokens=4, special_ids=MESSAGES["special_ids"])
 
     def facts(firings):
         return [(f.statistic, f.fired, f.at_token, f.evidence, f.tokens) for f in firings]
@@ -138,9 +138,9 @@ def test_compiled_static_cache_generation_is_the_same():
         ({"statistic": "window", "window": 16}, "statistic='window'"),
         ({"counting": "columns"}, "counting='columns'"),
         ({"sticky": False}, "sticky=False"),
-        ({"message_boundary_ids": 7}, "must be a list of token ids"),
-        ({"message_boundary_ids": [-1]}, "message_boundary_ids: -1"),
-        ({"message_boundary_ids": [True]}, "message_boundary_ids: True"),
+        ({"boundary_ids": 7}, "must be a list of token ids"),
+        ({"boundary_ids": [-1]}, "boundary_ids: -1"),
+        ({"boundary_ids": [True]}, "boundary_ids: True"),
     ],
 )
 def test_boundaries_that_cannot_work_are_refused(fields, match):

@@ -506,7 +506,7 @@ def test_attributes_and_names_of_the_base_model_stay(architecture):
 
 
 def test_random_weights_for_tests_of_the_plumbing_have_an_effect(plain):
-    config = planted_config(init_weights=False, threshold=0.0, special_token_ids=None)
+    config = planted_config(init_weights=False, threshold=0.0, special_ids=None)
     assert not torch.equal(logits(get_peft_model(base_model("llama"), config)), plain)
 
 

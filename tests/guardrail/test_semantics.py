@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from config_fields import assign
 from peft import get_peft_model
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
@@ -69,7 +70,7 @@ def test_sliced_guard_is_the_whole_sae_clamped_with_its_error_kept(architecture,
     threshold = None if kind == "standard" else torch.full((d_sae,), 0.4, dtype=torch.float64)
     W_dec = W_dec * (W_enc.T * W_dec).sum(dim=1, keepdim=True).sign()  # an edit lowers its feature, as in a trained SAE
     sae = SparseAutoencoder(W_enc, b_enc, W_dec, b_dec, architecture=kind, threshold=threshold, layer=1)
-    config = planted_config(num_features=0, feature_ids=ids, threshold=0.3, clamp_mode=clamp_mode, clamp_value=-7.0)
+    config = planted_config(feature_ids=ids, threshold=0.3, clamp_mode=clamp_mode, clamp_value=-7.0)
     model = attach_guardrail(base_model(architecture), config, sae=sae)
     model.double()
     if architecture == "mixtral":
@@ -203,7 +204,7 @@ def test_special_tokens_are_neither_hot_nor_counted_nor_clamped(architecture):
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     edited, tokens = {}, {}
     for name, named in (("named", [PAD, BOS, EOS]), ("unnamed", None)):
-        model = guarded(architecture, special_token_ids=named, threshold=0.1)
+        model = guarded(architecture, special_ids=named, threshold=0.1)
         part(model)[0].threshold.data.fill_(0.0)  # nearly every token has an active feature
         with LayerTap(model) as tap:
             firings = firings_of(model, lambda model=model: model(**inputs))
@@ -645,7 +646,7 @@ def test_other_special_tokens_count_from_the_next_call_on():
     ids = token_ids(1, 12)
     with record_firings(model) as firings:
         forward(model, input_ids=ids)
-        model.peft_config["default"].special_token_ids = sorted(set(ids[0, :6].tolist()))
+        assign(model.peft_config["default"], special_ids=sorted(set(ids[0, :6].tolist())))
         forward(model, input_ids=ids)
     special = int(torch.isin(ids, ids[0, :6]).sum())
     assert [firing.tokens for firing in firings] == [12, 12 - special]
@@ -653,6 +654,6 @@ def test_other_special_tokens_count_from_the_next_call_on():
 
 def test_special_ids_beyond_every_vocabulary_take_no_memory():
     for beyond in ([2**31 - 1], [PAD, 2**31 - 1]):
-        model = guarded("llama", special_token_ids=beyond)
+        model = guarded("llama", special_ids=beyond)
         forward(model, input_ids=token_ids(1, 5))
         assert all(len(table) <= 3 for layer in guard_layers(model) for table in layer.tables.made.values())

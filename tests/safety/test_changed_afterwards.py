@@ -1,14 +1,16 @@
 """What is changed on a guardrail that has been called already is looked at before the next call."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
 import torch
 from accelerate import cpu_offload
+from config_fields import PLACES, assign
 from zoo import EOS, VOCAB, base_model, guarded, logits_of, token_ids
 
-from sae_unlearn import GuardrailNotReady, UnlearnError, attach_guardrail, guardrail_status
+from sae_unlearn import GuardrailError, GuardrailNotReady, UnlearnError, attach_guardrail, guardrail_status
 from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.runtime import readiness
 
@@ -17,17 +19,15 @@ IDS = token_ids(6, 12)
 NEVER = {
     "threshold": 5.0,
     "min_tokens": 10**6,
-    "window_weight": 0.0,
     "outlier_norm": 1e-6,
     "statistic": "x",
     "clamp_mode": "x",
     "action": "x",
-    "counting": "x",
     "gate_scope": "x",
     "sticky": "x",
-    "special_token_ids": list(range(VOCAB)),
+    "special_ids": list(range(VOCAB)),
 }
-WHILE_COMPILING = [name for name in NEVER if name not in ("outlier_norm", "sticky", "special_token_ids")]
+WHILE_COMPILING = [name for name in NEVER if name not in ("outlier_norm", "sticky", "special_ids")]
 
 
 def assert_raises(model, match, run=None):
@@ -41,8 +41,22 @@ def assert_raises(model, match, run=None):
 def test_a_field_that_no_guardrail_has_stops_the_next_call(name):
     model = guarded("llama")
     logits_of(model, IDS)
-    setattr(model.peft_config["default"], name, NEVER[name])
+    assign(model.peft_config["default"], **{name: NEVER[name]})
     assert_raises(model, name)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("window_weight", 0.0), ("counting", "x"), ("min_tokens", 0)])
+def test_a_value_that_no_group_has_is_refused_where_it_is_assigned(name, wrong):
+    config = guarded("llama").peft_config["default"]
+    version = config.version
+    for change in ({name: wrong}, {"another": wrong}):
+        with pytest.raises(GuardrailError, match=next(iter(change))):
+            setattr(config, PLACES[name], change)
+    with pytest.raises(GuardrailError, match=f"{name} is a part of {PLACES[name]}"):
+        setattr(config, name, wrong)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(getattr(config, PLACES[name]), name, wrong)
+    assert config.version == version
 
 
 @pytest.mark.parametrize(
@@ -59,21 +73,22 @@ def test_and_compiled_code(name):
     model = guarded("llama")
     compiled = torch.compile(model, backend="eager")
     logits_of(compiled, IDS)
-    setattr(model.peft_config["default"], name, NEVER[name])
+    assign(model.peft_config["default"], **{name: NEVER[name]})
     assert_raises(model, name, compiled)
 
 
 def test_a_list_that_grew_is_looked_at():
     model = guarded("llama")
     logits_of(model, IDS)
-    model.peft_config["default"].special_token_ids += tuple(range(2, 60))
-    assert_raises(model, "special_token_ids names")
+    config = model.peft_config["default"]
+    assign(config, special_ids=(*config.tokens.special_ids, *range(2, 60)))
+    assert_raises(model, "special_ids names")
 
 
 @pytest.mark.parametrize("assigned_later", [False, True])
 def test_a_list_cannot_be_changed_in_its_place(assigned_later):
     evidence = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
-    model = guarded("llama", evidence="log_ratio", feature_evidence=evidence)
+    model = guarded("llama", feature_evidence=evidence)
     config = model.peft_config["default"]
     if assigned_later:
         config.feature_evidence = evidence
@@ -86,7 +101,7 @@ def test_a_list_cannot_be_changed_in_its_place(assigned_later):
 
 def test_a_list_that_is_replaced_is_looked_at():
     evidence = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
-    model = guarded("llama", evidence="log_ratio", feature_evidence=evidence)
+    model = guarded("llama", feature_evidence=evidence)
     logits_of(model, IDS)
     model.peft_config["default"].feature_evidence = [0.25, 3.0, -1.5, 2.0, 0.75, 1.0]
     assert_raises(model, "feature_evidence holds -1.5")
@@ -127,10 +142,10 @@ def test_a_config_is_checked_again_only_after_a_change(monkeypatch):
     for _ in range(4):
         logits_of(model, IDS)
     assert len(checked) == 1
-    model.peft_config["default"].special_token_ids = [3, 1]
+    assign(model.peft_config["default"], special_ids=[3, 1])
     for _ in range(4):
         logits_of(model, IDS)
-    assert len(checked) == 3  # the first of them put the ids in order, which is a change
+    assert len(checked) == 2
 
 
 WEIGHTS = {
@@ -161,10 +176,10 @@ def test_a_field_that_is_changed_to_a_sound_value_is_taken():
     torch.testing.assert_close(found, logits_of(guarded("llama", threshold=0.45), IDS))
 
 
-@pytest.mark.parametrize("name", ["threshold", "min_tokens", "special_token_ids"])
+@pytest.mark.parametrize("name", ["threshold", "min_tokens", "special_ids"])
 def test_of_offloaded_weights_the_config_is_looked_at(name):
     model = guarded("llama")
-    setattr(model.peft_config["default"], name, NEVER[name])
+    assign(model.peft_config["default"], **{name: NEVER[name]})
     cpu_offload(model.get_base_model(), execution_device="cpu")
     assert_raises(model, name)
 

@@ -11,6 +11,8 @@ import struct
 
 import pytest
 import torch
+from config_fields import PLACES
+from config_fields import with_fields as edited
 from damage import CASES, DAMAGE, cut, in_time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -140,7 +142,7 @@ NEAR = st.one_of(
     st.sampled_from([10**30, -(10**30), 1e308, 5e-324, 2**24, 2**24 + 1, 2**31, "1", "nan", [], {}, [1, 2], [3, 3]]),
     st.sampled_from([value for values in CHOICES.values() for value in values]),
 )
-FIELDS = sorted(SAEGuardrailConfig.__dataclass_fields__)
+FIELDS = sorted([*SAEGuardrailConfig.__dataclass_fields__, *PLACES])
 
 
 def with_fields(sound, folder, fields):
@@ -148,7 +150,7 @@ def with_fields(sound, folder, fields):
     folder.mkdir(exist_ok=True)
     stored = json.loads((sound / CONFIG_NAME).read_text())
     unsealed = {key: value for key, value in stored.items() if not key.endswith("_sha256")}
-    (folder / CONFIG_NAME).write_text(json.dumps(unsealed | fields))
+    (folder / CONFIG_NAME).write_text(json.dumps(edited(unsealed, **fields)))
     shutil.copy(sound / WEIGHTS_NAME, folder / WEIGHTS_NAME)
 
 
@@ -166,7 +168,7 @@ def test_a_stored_config_is_refused_or_means_what_it_says(sound, tmp_path_factor
     low, high = artefact.config.threshold_bounds
     assert low <= artefact.config.threshold < high
     assert artefact.config.clamp_value is None or artefact.config.clamp_value <= 0
-    assert artefact.tensors["encoder.weight"].shape == (artefact.config.num_features, artefact.config.hidden_size)
+    assert artefact.tensors["encoder.weight"].shape == (artefact.config.num_features, artefact.config.width)
     again = SAEGuardrailConfig(**{k: v for k, v in artefact.config.to_dict().items() if k != "peft_type"})
     assert again.to_dict() == artefact.config.to_dict()
 
@@ -289,12 +291,11 @@ def test_a_row_is_judged_alike_whole_and_in_pieces(data, seq, statistic, scope, 
     counted = torch.tensor([data.draw(flags)])
     hot = torch.tensor([data.draw(flags)]) & counted
     config = SAEGuardrailConfig(
-        num_features=1,
+        feature_ids=[0],
         statistic=statistic,
         gate_scope=scope,
         threshold=threshold,
-        min_tokens=min(size, 4),
-        window=size + 3,
+        statistic_kwargs={"min_tokens": min(size, 4), "window": size + 3},
     )
     value = float(row_statistic(hot, counted, config))
     whole = decide(hot, counted, config)

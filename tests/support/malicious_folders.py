@@ -46,14 +46,15 @@ def config(**fields):
 
 
 def evidence(values, **fields):
-    return config(evidence="log_ratio", feature_evidence=values, **fields)
+    return config(feature_evidence=values, **fields)
 
 
 def nested(field, **values):
     def lie(folder):
         path = folder / CONFIG
         stored = json.loads(path.read_text())
-        stored[field] = (stored[field] or {}) | values
+        place = stored["base_model"] if field == "fingerprint" else stored
+        place[field] = (place[field] or {}) | values
         path.write_text(json.dumps(stored))
 
     return lie
@@ -167,7 +168,7 @@ def all_renamed_twice(stored, by_part):
 
 
 def no_features(folder):
-    config(num_features=0, feature_ids=None)(folder)
+    config(feature_ids=None)(folder)
     save_file({key: tensor[:0].contiguous() for key, tensor in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
 
 
@@ -259,9 +260,9 @@ def staged_behind_a_link(folder):
 
 
 def hole_of_weights(folder):
-    """Weights of 4 GB, all of them declared, that take no room on the disk."""
-    n, d_in = 2**24, 32
-    config(num_features=n, feature_ids=None)(folder)
+    """Weights of 1.2 GB, all of them declared, that take no room on the disk."""
+    n, d_in = 9, 2**24
+    config(feature_ids=[*range(n)], hidden_size=d_in)(folder)
     (folder / WEIGHTS).write_bytes(b"")
     os.truncate(folder / WEIGHTS, 4 * (2 * n * d_in + 3 * n) + 1000)
 
@@ -289,13 +290,14 @@ GUARDRAILS = {
     "a pickle called safetensors": (pickle_under_another_name, "not a sound safetensors file"),
     "a pickle called config": (pickle_as_config, "is not JSON"),
     "a class to import": (config(auto_mapping={"base_model_class": "System", "parent_library": "os"}), "auto_mapping"),
-    "a module to import": (config(target_modules=["__import__('os')"]), "no module name"),
+    "a module to import": (config(target_modules=["__import__('os')"]), r"\['target_modules'\]"),
     "code to trust": (config(trust_remote_code=True), r"\['trust_remote_code'\]"),
     "a key of another method": (config(lora_alpha=16), r"\['lora_alpha'\]"),
     "another method": (config(peft_type="LORA"), "holds a 'LORA' adapter"),
     "a method that is no text": (config(peft_type=["SAE_GUARDRAIL"]), "and not a guardrail"),
     "another task": (config(task_type="SEQ_CLS"), "CAUSAL_LM"),
-    "a newer format": (config(format_version=2), "format_version=2"),
+    "a newer format": (config(format_version=3), "format_version=3"),
+    "the layout of an earlier version": (config(format_version=1), "format_version=1: .*[Ff]it the guardrail again"),
     "a format that is no number": (config(format_version="1"), "format_version='1'"),
     "config without an end": (config_bytes(b'{"layer": 1'), "is not JSON"),
     "config of no text": (config_bytes(b"\xff\xfe{}"), "is not JSON"),
@@ -316,7 +318,9 @@ GUARDRAILS = {
     "evidence without end": (evidence([1e308, 1.0, 1.0]), "must be a finite number"),
     "evidence that is no number": (evidence([True, "1", None]), "feature_evidence"),
     "evidence of other features": (evidence([1.0]), "1 numbers for 3 features"),
-    "evidence left out": (evidence(None), "has no feature_evidence"),
+    "evidence left out": (evidence(None, threshold=1.0), "would never fire"),
+    "an unknown part of a group": (config(tokens={"trust": "me"}), r"tokens has the unknown key\(s\) \['trust'\]"),
+    "a group that is none": (config(statistic_kwargs=[1]), "statistic_kwargs=.* must be a mapping"),
     "evidence below the threshold": (evidence([0.25, 0.25, 0.25], threshold=0.8), "would never fire"),
     "window that counts nothing": (config(statistic="ratio_or_window", window_weight=0.0), "window_weight=0.0"),
     "usual norms outliers": (
@@ -328,33 +332,32 @@ GUARDRAILS = {
     "norm that is no number": (config(outlier_norm="all"), "outlier_norm='all'"),
     "counts too large": (config(min_tokens=10**30), "min_tokens is beyond"),
     "window without end": (config(statistic="window", window=2**60), "window is beyond"),
-    "every token special": (config(special_token_ids=list(range(97))), "would not look at"),
-    "special ids out of range": (config(special_token_ids=[2**70]), "special_token_ids is beyond"),
+    "every token special": (config(special_ids=list(range(97))), "would not look at"),
+    "special ids out of range": (config(special_ids=[2**70]), "tokens.special_ids is beyond"),
     "feature twice": (config(feature_ids=[3, 3, 8]), "more than once"),
     "feature out of range": (config(feature_ids=[3, 8, 120]), "d_sae=120"),
     "feature negative": (config(feature_ids=[3, 8, -1]), "feature_ids: -1"),
     "feature beyond all": (config(feature_ids=[3, 8, 2**40], sae_source=None), "feature_ids is beyond"),
     "no features": (no_features, "names no features"),
-    "features that are not there": (config(num_features=9, feature_ids=list(range(9))), "9 features"),
+    "features that are not there": (config(feature_ids=list(range(9))), "9 features"),
     "a threshold that was moved": (config(threshold=0.9), "is not as it was saved"),
     "a bit that was flipped": (bit_flipped, "is not as it was saved"),
     "a seal of nothing": (config(weights_sha256=None), "is not as it was saved"),
-    "a billion features": (config(num_features=2**24, feature_ids=None), "num_features=16777216"),
+    "a billion features": (config(hidden_size=2**24), "3 features of width 16777216|bytes or more"),
     "another layer": (config(layer=2), "named "),
-    "another layer, of any base": (config(layer=2, base_fingerprint=None), "named "),
+    "another layer, of any base": (config(layer=2, fingerprint=None), "named "),
     "layer too deep": (config(layer=7, num_layers=None), r"named \*\.7"),
     "layer no number": (config(layer="1"), "layer: '1'"),
     "another width": (config(hidden_size=33), "expected F32"),
     "width unknown": (config(hidden_size=None), "no hidden size"),
     "another depth": (config(num_layers=5), "number of layers 5"),
-    "another base model": (nested("base_fingerprint", embedding=[0.5] * 32), "is not it"),
-    "another base model, of numbers beyond all": (nested("base_fingerprint", embedding=[10**400] * 32), "is not it"),
-    "another kind of base model": (nested("base_fingerprint", model_type="gpt2"), "not 'gpt2'"),
-    "no weights of the base": (nested("base_fingerprint", embedding=[], norms=[]), "of another number"),
-    "fingerprint emptied": (config(base_fingerprint={}), "is not it"),
+    "another base model": (nested("fingerprint", embedding=[0.5] * 32), "is not it"),
+    "another base model, of numbers beyond all": (nested("fingerprint", embedding=[10**400] * 32), "is not it"),
+    "another kind of base model": (nested("fingerprint", model_type="gpt2"), "not 'gpt2'"),
+    "no weights of the base": (nested("fingerprint", embedding=[], norms=[]), "of another number"),
+    "fingerprint emptied": (config(fingerprint={}), "is not it"),
     "amplifying clamp": (fill("decoder.clamp", 5.0), "amplify"),
     "amplifying clamp value": (config(clamp_value=500.0), "is positive"),
-    "amplifying scale": (config(clamp_scale=-16.0), "is negative"),
     "every token an outlier, said by nobody": (config(outlier_norm=1e-6, calibration=None), "no residual_norm_median"),
     "every token an outlier, by a lying median": (
         config(outlier_norm=1e-6, calibration={"residual_norm_median": 1e-9}),
@@ -414,10 +417,10 @@ GUARDRAILS = {
     ),
     "half a character": (config(refusal="\ud800"), "not Unicode"),
     "half a character in a key": (nested("sae_source", **{"\ud800": 1}), "not Unicode"),
-    "one feature half a million times": (config(feature_ids=[1] * 500_000, num_features=0), "more than once"),
-    "fingerprint of endless numbers": (nested("base_fingerprint", embedding=[HUGE] * 32), "is not it"),
-    "fingerprint of one row, said by a switch": (nested("base_fingerprint", rows=True), "is not it"),
-    "clamp scale without end": (config(clamp_scale=HUGE), "must be a finite number"),
+    "one feature half a million times": (config(feature_ids=[1] * 500_000), "more than once"),
+    "fingerprint of endless numbers": (nested("fingerprint", embedding=[HUGE] * 32), "is not it"),
+    "fingerprint of one row, said by a switch": (nested("fingerprint", rows=True), "is not it"),
+    "clamp value without end": (config(clamp_value=-HUGE), "must be a finite number"),
     "switches for feature ids": (config(feature_ids=[True, False, 8]), "feature_ids: True"),
     "texts for feature ids": (config(feature_ids=["3", "8", "21"]), "feature_ids: '3'"),
     "weights of gigabytes that are one hole": (hole_of_weights, "which no guardrail has"),

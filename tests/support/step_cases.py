@@ -11,9 +11,9 @@ FIELDS = {
     "default": {},
     "all": {"clamp_mode": "all", "gate_scope": "prefix"},
     "not_sticky": {"sticky": False, "threshold": 0.5},
-    "quiet": {"special_token_ids": None, "threshold": 0.999},
+    "quiet": {"special_ids": None, "threshold": 0.999},
     "features": {"num_features": 37},
-    "weighed": {"evidence": "log_ratio", "feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 1.0},
+    "weighed": {"feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 1.0},
     "outliers": {"outlier_norm": 20.0, "threshold": 0.1},
 }
 LEFT_TO_OPERATORS = {
@@ -21,7 +21,7 @@ LEFT_TO_OPERATORS = {
     "cusum": {"statistic": "cusum", "threshold": 1.5},
     "record": {"action": "record"},
     "columns": {"counting": "columns"},
-    "messages": {"message_boundary_ids": [96]},
+    "messages": {"boundary_ids": [96]},
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers as t
+from config_fields import grouped
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -161,8 +162,8 @@ def random_sae(
 
 
 def planted_config(layer: int = 1, num_features: int = 6, **fields) -> SAEGuardrailConfig:
-    fields = {"threshold": 0.4, "special_token_ids": [PAD, BOS, EOS]} | fields
-    return SAEGuardrailConfig(layer=layer, num_features=num_features, **fields)
+    fields = {"threshold": 0.4, "special_ids": [PAD, BOS, EOS], "feature_ids": [*range(num_features)]} | fields
+    return SAEGuardrailConfig(layer=layer, **grouped(**fields))
 
 
 def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: float = 3.0) -> None:

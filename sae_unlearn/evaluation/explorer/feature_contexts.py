@@ -64,13 +64,13 @@ class GuardedFeature:
     """A guarded feature on the texts.
 
     Attributes:
-        feature: its id in the SAE, None if the guardrail does not record it.
+        feature: its id in the SAE.
         contexts: the rows with the highest peaks, highest first; one context of each.
         density: by role, the share of content tokens at which it is active.
         mean_squared: by role, the mean over content tokens of the squared activation.
     """
 
-    feature: int | None
+    feature: int
     contexts: tuple[Context, ...]
     density: dict[str, float]
     mean_squared: dict[str, float]
@@ -152,7 +152,6 @@ def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureConte
             best.add(batch, activations, role, of_row)
     density = {role: (seen.active / max(seen.tokens, 1)).tolist() for role, seen in sums.items()}
     squares = {role: (seen.squares / max(seen.tokens, 1)).tolist() for role, seen in sums.items()}
-    ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
     features = tuple(
         GuardedFeature(
             feature=feature,
@@ -160,7 +159,7 @@ def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureConte
             density={role: values[place] for role, values in density.items()},
             mean_squared={role: values[place] for role, values in squares.items()},
         )
-        for place, feature in enumerate(ids)
+        for place, feature in enumerate(config.feature_ids or ())
     )
     return FeatureContexts(
         features,

@@ -29,9 +29,9 @@ def neuronpedia_id(sae_source: dict[str, Any] | None) -> str | None:
     return found if isinstance(found, str) and NEURONPEDIA_ID.fullmatch(found) else None
 
 
-def feature_page(identity: str | None, feature: int | None) -> str | None:
-    """The address of a feature's page, None if the SAE or the feature is not known."""
-    return None if identity is None or feature is None else f"{SITE}/{identity}/{feature}"
+def feature_page(identity: str | None, feature: int) -> str | None:
+    """The address of a feature's page, None if the SAE is not known."""
+    return None if identity is None else f"{SITE}/{identity}/{feature}"
 
 
 @cache

@@ -182,7 +182,7 @@ class _Side:
     def __init__(self, texts: GuardedTexts, role: str) -> None:
         self._texts, self._role = texts, role
         # where padding counts, a row is judged as it is alone
-        self._size = 1 if texts.config.counting == "columns" else texts.batch_size
+        self._size = 1 if texts.config.tokens.counting == "columns" else texts.batch_size
         self._special = texts.tokenizer.all_special_ids
         rows = texts.rows(role)
         kept = [i for i, (_, row) in enumerate(rows) if any(next(predicted_rows([row], self._special, 1)).counts)]

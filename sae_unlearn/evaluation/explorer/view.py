@@ -28,12 +28,12 @@ def feature_rows(
 ) -> list[dict[str, Any]]:
     """The features: id, page, clamp value, what the fit recorded, and what the texts showed."""
     identity = neuronpedia_id(config.sae_source)
-    ids: list[int | None] = [*config.feature_ids] if config.feature_ids else [None] * config.num_features
+    ids = config.feature_ids or ()
     recorded = _recorded(config, len(clamp))
     seen = contexts.features if contexts else [None] * len(ids)
     return [
         {
-            "name": f"{place + 1} (id not recorded)" if feature is None else str(feature),
+            "name": str(feature),
             "anchor": f"feature-{place + 1}",
             "page": feature_page(identity, feature),
             "clamp": f"{clamp[place]:.4g}",

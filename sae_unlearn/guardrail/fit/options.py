@@ -14,6 +14,7 @@ from sae_unlearn.cards.provenance import public_source
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.attach import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.config_validation import BY_MESSAGE
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk
 from sae_unlearn.guardrail.runtime.refusal import message_ids
@@ -34,6 +35,11 @@ class FitPlan(NamedTuple):
     name: str
     faithful: bool
     given_features: bool
+    evidence: str
+    threshold: float | None
+    drift: float
+    clamp_unit: str
+    clamp_scale: float
     num_features: int
     ratio_percentile: float
     threshold_percentile: float
@@ -78,37 +84,39 @@ def plan_fit(
         refusal_ids = message_ids(asked.refusal, tokenizer, getattr(bare, "generation_config", None))
     by_message = asked.chat_template and tokenizer is not None and asked.statistic in BY_MESSAGE
     by_message = by_message and asked.sticky and not faithful
+    weighed = asked.evidence == "log_ratio"
+    if weighed and asked.threshold is not None and asked.threshold < 0:
+        raise GuardrailError(f"threshold={asked.threshold} is below 0: the gate would always fire.")
     config = SAEGuardrailConfig(
         layer=layer,
-        num_features=0 if asked.features is not None else asked.num_features,
         feature_ids=asked.features,
         statistic=asked.statistic,
-        evidence=asked.evidence,
+        # what threshold and drift may be is known with the evidence: `Fit.choose` sets them
+        statistic_kwargs=StatisticKwargs(
+            min_tokens=asked.min_tokens,
+            window=asked.window,
+            window_weight=asked.window_weight,
+            **({} if weighed else {"drift": asked.drift}),
+        ),
+        tokens=TokenRules(
+            counting="columns" if faithful else "content",
+            special_ids=special_token_ids(tokenizer, bare.config, asked.chat_template),
+            boundary_ids=message_boundary_ids(tokenizer) or None if by_message and tokenizer is not None else None,
+        ),
         gate_scope=asked.gate_scope,
         sticky=asked.sticky,
-        threshold=asked.threshold,
-        window=asked.window,
-        window_weight=asked.window_weight,
-        drift=asked.drift,
-        min_tokens=asked.min_tokens,
+        threshold=None if weighed else asked.threshold,
         clamp_value=-float(asked.clamp_scale) if asked.clamp_unit == "absolute" else None,
         clamp_mode=asked.clamp_mode,
-        clamp_unit=asked.clamp_unit,
-        clamp_scale=float(asked.clamp_scale),
         action=asked.action,
         refusal=asked.refusal,
         refusal_ids=refusal_ids,
-        counting="columns" if faithful else "content",
-        special_token_ids=special_token_ids(tokenizer, bare.config, asked.chat_template),
-        message_boundary_ids=message_boundary_ids(tokenizer) or None if by_message and tokenizer is not None else None,
-        hidden_size=sae.d_in,
-        num_layers=len(find_decoder_layers(bare).layers),
+        base_model=BaseRecord(sae.d_in, len(find_decoder_layers(bare).layers), fingerprint(bare, layer)),
         base_model_name_or_path=getattr(bare, "name_or_path", None) or None,
-        base_fingerprint=fingerprint(bare, layer),
         sae_source=_provenance(sae),
     )
     config.refusal_compared = asked.refusal is not None  # type: ignore[misc]  # a ClassVar only so that it is no field
-    _check_corpora(config, forget, retain, asked.topk)
+    _check_corpora(asked, forget, retain)
     return FitPlan(
         model=bare,
         tokenizer=tokenizer,
@@ -117,6 +125,11 @@ def plan_fit(
         name=name,
         faithful=faithful,
         given_features=asked.features is not None,
+        evidence=asked.evidence,
+        threshold=asked.threshold,
+        drift=asked.drift,
+        clamp_unit=asked.clamp_unit,
+        clamp_scale=float(asked.clamp_scale),
         num_features=asked.num_features,
         ratio_percentile=asked.ratio_percentile,
         threshold_percentile=asked.threshold_percentile,
@@ -124,7 +137,7 @@ def plan_fit(
         importance=asked.importance,
         by_message=by_message,
         usual_dose=options.clamp_scale is None and asked.clamp_value is None,
-        begins_bare=begins_bare(tokenizer, config.special_token_ids or []),
+        begins_bare=begins_bare(tokenizer, [*(config.tokens.special_ids or ())]),
         read={name: getattr(asked, name) for name in ("max_length", "chat_template", "text_column")},
         max_held_out=asked.max_held_out,
         batch_size=asked.batch_size,
@@ -139,19 +152,19 @@ def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:
     return public_source(sae.source) | {"d_sae": sae.d_sae}
 
 
-def _check_corpora(config: SAEGuardrailConfig, forget: Any, retain: Any, topk: str | None) -> None:
+def _check_corpora(asked: SimpleNamespace, forget: Any, retain: Any) -> None:
     missing = [name for name, corpus in (("forget", forget), ("retain", retain)) if corpus is None]
-    if config.feature_ids is None and missing:
+    if asked.features is None and missing:
         raise GuardrailError(
             f"Selecting features needs `forget` and `retain`; {missing} not given. Or give `features`."
         )
-    if config.evidence == "log_ratio" and missing:
+    if asked.evidence == "log_ratio" and missing:
         raise GuardrailError(f"evidence='log_ratio' is counted on `forget` and `retain`; {missing} not given.")
-    if config.threshold is None and retain is None:
+    if asked.threshold is None and retain is None:
         raise GuardrailError("Calibrating the threshold needs `retain` text; pass it, or give `threshold`.")
-    if config.clamp_unit != "absolute" and forget is None:
+    if asked.clamp_unit != "absolute" and forget is None:
         raise GuardrailError(
-            f"clamp_unit={config.clamp_unit!r} is measured on `forget` text; pass it, or give clamp_value, e.g. -500.0."
+            f"clamp_unit={asked.clamp_unit!r} is measured on `forget` text; pass it, or give clamp_value, e.g. -500.0."
         )
-    if topk is not None and forget is None and retain is None:
-        raise GuardrailError(f"topk={topk!r} is measured on text; pass `forget` and `retain`.")
+    if asked.topk is not None and forget is None and retain is None:
+        raise GuardrailError(f"topk={asked.topk!r} is measured on text; pass `forget` and `retain`.")

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,17 +103,18 @@ class Fit:
         """Select the features, if they were not given, and take their rows of the SAE."""
         if self.config.feature_ids is None:
             plan = self.plan
-            chosen = select_features(
+            self.config.feature_ids = select_features(
                 self.sums["forget"], self.sums["retain"], plan.num_features, plan.ratio_percentile, plan.importance
             )
-            self.config.feature_ids, self.config.num_features = chosen, len(chosen)
         self.outliers_left_out = sum(gathered(self.outliers.dropped))
         many = self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
         if (many or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
-            self.config.outlier_norm = self.outliers.limit
-        if self.config.evidence == "log_ratio":
+            self.config.tokens = replace(self.config.tokens, outlier_norm=self.outliers.limit)
+        if self.plan.evidence == "log_ratio":
             ids = [*self.config.feature_ids]  # not a tuple: that would index a tensor's dimensions
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
+            self.config.threshold = self.plan.threshold
+            self.config.statistic_kwargs = replace(self.config.statistic_kwargs, drift=self.plan.drift)
             check_numbers(self.config)  # a threshold by hand, and `drift`, must lie within what they can say
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
@@ -148,6 +150,7 @@ class Fit:
         """The guardrail."""
         tensors, plan = self.tensors(), self.plan
         self.config.calibration = self.calibration() | {
+            "dose": {"unit": plan.clamp_unit, "scale": self.scale},
             "importance": plan.importance,
             "ratio_percentile": None if plan.given_features else plan.ratio_percentile,
             "max_length": plan.read["max_length"],
@@ -165,21 +168,17 @@ class Fit:
         if "forget" in self.sums:
             mean_active = self.sums["forget"].mean_active()[self.part.feature_ids]
             silent = [i for i, m in zip(self.part.feature_ids, mean_active.tolist(), strict=True) if m == 0]
-            if silent and self.config.clamp_unit != "absolute":
+            if silent and self.plan.clamp_unit != "absolute":
                 raise GuardrailError(
                     f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
-                    f"{self.config.clamp_unit!r} is nothing; leave them out, or give clamp_value."
+                    f"{self.plan.clamp_unit!r} is nothing; leave them out, or give clamp_value."
                 )
-        if self.plan.usual_dose and self.config.clamp_unit == "residual" and self.outliers.median:
+        self.scale = self.plan.clamp_scale
+        if self.plan.usual_dose and self.plan.clamp_unit == "residual" and self.outliers.median:
             least = LEAST_ABLATIONS * self.moments.norm(torch.zeros(self.config.num_features)) / self.outliers.median
-            self.config.clamp_scale = max(self.config.clamp_scale or 0.0, least)
+            self.scale = max(self.scale, least)
         self.clamp = clamp_values(
-            self.config.clamp_unit,
-            float(self.config.clamp_scale or 0.0),
-            mean_active,
-            self.moments,
-            self.outliers.median,
-            self.config.num_features,
+            self.plan.clamp_unit, self.scale, mean_active, self.moments, self.outliers.median, self.config.num_features
         )
         tensors = tensors_of(self.part, self.clamp)
         check_tensors(tensors, "the SAE")
@@ -224,7 +223,7 @@ class Fit:
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
-        if self.rows and self.plan.by_message and not self.config.message_boundary_ids:
+        if self.rows and self.plan.by_message and not self.config.tokens.boundary_ids:
             found["warnings"] = [NO_BOUNDARIES, *found["warnings"]]
         return found
 

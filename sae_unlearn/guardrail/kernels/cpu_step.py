@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.config_validation import as_float32
+from sae_unlearn.guardrail.config_values import as_float32
 from sae_unlearn.guardrail.gate import STATE_SIZE, State, usual_norm
 from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 from sae_unlearn.guardrail.runtime.shown import check_on_host
@@ -65,7 +65,7 @@ def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -
     """The rows whose token counts."""
     if ids is None:
         return kept
-    special = set(config.special_token_ids or ())
+    special = set(config.tokens.special_ids or ())
     return [counts and token not in special for counts, (token,) in zip(kept, ids.tolist(), strict=True)]
 
 
@@ -75,7 +75,7 @@ class _Judge:
     def __init__(self, config: SAEGuardrailConfig, threshold: Tensor, clamp: Tensor) -> None:
         self.threshold, self.clamp = threshold.tolist(), clamp
         self.evidence = config.feature_evidence
-        self.min_tokens, self.tau = config.min_tokens, as_float32(config.tau)
+        self.min_tokens, self.tau = config.statistic_kwargs.min_tokens, as_float32(config.tau)
         self.sticky, self.all = config.sticky, config.clamp_mode == "all"
 
     def __call__(

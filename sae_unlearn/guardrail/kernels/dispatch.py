@@ -26,8 +26,8 @@ def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | No
         hidden.shape[1] != 1
         or home != hidden.device
         or torch.compiler.is_compiling()
-        or (config.statistic, config.counting, config.action) != ("ratio", "content", "clamp")
-        or config.message_boundary_ids
+        or (config.statistic, config.tokens.counting, config.action) != ("ratio", "content", "clamp")
+        or config.tokens.boundary_ids
         or (hidden.requires_grad and torch.is_grad_enabled())
     ):
         return None

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_groups import TokenRules
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import decide, usual_norm
 from sae_unlearn.guardrail.kernels.interface import Step
@@ -22,10 +23,11 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
     guard = nn.ParameterDict({k: torch.randn(*shape, generator=generator) for k, shape in draw.items()})
     guard["threshold"].data.abs_().mul_(8.0)
     there = nn.ParameterDict({name: parameter.detach().clone() for name, parameter in guard.items()}).to(device)
-    config = SAEGuardrailConfig(num_features=n, threshold=0.4, min_tokens=1, special_token_ids=[1])
+    config = SAEGuardrailConfig(feature_ids=[*range(n)], threshold=0.4, tokens=TokenRules(special_ids=[1]))
     history, previous = DynamicGateHistory((0, "check")), None
     masks: list[torch.Tensor] = []
-    for config.feature_evidence, config.outlier_norm in (([j / 4 for j in range(1, n + 1)], 20.0), (None, None)):
+    for config.feature_evidence, norm in (([j / 4 for j in range(1, n + 1)], 20.0), (None, None)):
+        config.tokens = TokenRules(special_ids=[1], outlier_norm=norm)
         hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
         hidden[::3] *= 5  # to norms of about 40
         ids = torch.randint(0, 9, (batch, 1), generator=generator)

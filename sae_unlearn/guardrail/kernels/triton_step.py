@@ -196,14 +196,14 @@ def fused_step(
 ) -> Tensor:
     """One token of every row; arguments and result as in `step_choice.Step`, all on one GPU."""
     content = None
-    if config.special_token_ids and ids is not None:
-        content = tables.content(tuple(config.special_token_ids), hidden.device)
+    if config.tokens.special_ids and ids is not None:
+        content = tables.content(tuple(config.tokens.special_ids), hidden.device)
     evidence, previous = tables.evidence(config, hidden.device), history.last()
     keys = None if earlier is None else history.keys.contiguous()
     earlier = None if earlier is None else earlier.expand(len(hidden), -1)
     (batch, _, d_in), n = hidden.shape, encoder.bias.shape[0]
     pre = hidden.new_empty(batch, n, dtype=torch.float32)
-    squares = None if config.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
+    squares = None if config.tokens.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
     state = hidden.new_empty(batch, 1, STATE_SIZE, dtype=torch.float32)
     edited = onto.new_empty(batch, 1, d_in)
     with torch.cuda.device_of(hidden):
@@ -246,9 +246,9 @@ def fused_step(
             0 if earlier is None else earlier.shape[1],
             d_in,
             n,
-            float(config.min_tokens),
+            float(config.statistic_kwargs.min_tokens),
             float(config.tau),
-            float(config.outlier_norm or 0.0),
+            float(config.tokens.outlier_norm or 0.0),
             HAS_LIMIT=squares is not None,
             HAS_IDS=content is not None,
             HAS_MASK=mask is not None,

@@ -25,8 +25,8 @@ class Firing:
         threshold: what it is compared with.
         fired: whether the guardrail acted, or would have with `action="clamp"`.
         at_token: number of content tokens when it fired; None if it did not.
-        evidence: sum over the content tokens of how hot each is: with `evidence="any"` the number of hot tokens, with
-            `evidence="log_ratio"` what the active features say, in nats.
+        evidence: sum over the content tokens of how hot each is: the number of hot tokens, or with
+            `feature_evidence` what the active features say, in nats.
         tokens: content tokens seen.
         finite: False if the residual stream was NaN or infinite at a content token. The row fires then, whatever else
             it holds; `evidence` is the number of its tokens.

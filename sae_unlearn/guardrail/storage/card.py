@@ -26,7 +26,14 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layout import PICTURE
 from sae_unlearn.guardrail.peft_type import MODEL_TAGS
 from sae_unlearn.guardrail.storage.calibration_plot import draw_calibration
-from sae_unlearn.guardrail.summary import curve_rows, fire_rows, fit_warnings, statistic_in_words, tokens_in_words
+from sae_unlearn.guardrail.summary import (
+    curve_rows,
+    fire_rows,
+    fit_warnings,
+    recorded_dose,
+    statistic_in_words,
+    tokens_in_words,
+)
 
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
@@ -119,7 +126,7 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
         "effect": EFFECTS[config.action].format(layer=config.layer),
         "layer": str(config.layer),
         "num_features": str(config.num_features),
-        "feature_ids": ", ".join(map(str, config.feature_ids or [])) or "not recorded",
+        "feature_ids": ", ".join(map(str, config.feature_ids or ())),
         "sae": source_line(source),
         "gate": _gate(config),
         "action": _action(config),
@@ -143,7 +150,7 @@ def _gate(config: SAEGuardrailConfig) -> str:
         "prefix": "judged token by token",
     }[config.gate_scope]
     stays = " and stays fired" if config.sticky else ""
-    messages = ", and message by message of a conversation" if config.message_boundary_ids else ""
+    messages = ", and message by message of a conversation" if config.tokens.boundary_ids else ""
     tokens = "".join(f", {words}" for words in tokens_in_words(config))
     tokens += "," if tokens else ""
     return f"fires{stays} when the statistic `{config.statistic}`{tokens} exceeds {config.threshold}, {scope}{messages}"
@@ -172,9 +179,12 @@ def _dose(config: SAEGuardrailConfig, calibration: dict[str, Any]) -> str:
     measured = f"; the edit's typical norm is {size:.3g} times the median residual norm" if size else ""
     if config.clamp_value is not None:
         return f"features are set to {config.clamp_value}{measured}"
-    if config.clamp_unit == "residual":
-        return f"features are set so that the edit has {config.clamp_scale} of the residual norm{measured}"
-    return f"features are set to minus {config.clamp_scale} times their mean active value{measured}"
+    unit, scale = recorded_dose(config) or (None, None)
+    if unit == "residual":
+        return f"features are set so that the edit has {scale} of the residual norm{measured}"
+    if unit == "feature":
+        return f"features are set to minus {scale} times their mean active value{measured}"
+    return f"features are set to values of their own{measured}"
 
 
 def _fit(calibration: dict[str, Any]) -> str:

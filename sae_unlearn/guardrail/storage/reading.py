@@ -74,17 +74,16 @@ def check_complete(config: SAEGuardrailConfig, where: str) -> None:
     Raises:
         GuardrailError: naming what is missing, and where.
     """
-    if config.num_features < 1 or config.hidden_size is None or config.threshold is None:
+    width = config.base_model.hidden_size
+    if config.num_features < 1 or width is None or config.threshold is None:
         raise GuardrailError(
             f"{CONFIG_NAME} of {where} names no features, no hidden size or no threshold "
-            f"({config.num_features}, {config.hidden_size}, {config.threshold}); it was not written by a fit."
+            f"({config.num_features}, {width}, {config.threshold}); it was not written by a fit."
         )
-    if config.evidence == "log_ratio" and config.feature_evidence is None:
-        raise GuardrailError(f"{CONFIG_NAME} of {where} has no feature_evidence, which evidence='log_ratio' needs.")
-    if config.outlier_norm is not None and real((config.calibration or {}).get("residual_norm_median")) is None:
+    if config.tokens.outlier_norm is not None and real((config.calibration or {}).get("residual_norm_median")) is None:
         raise GuardrailError(
-            f"{CONFIG_NAME} of {where} has outlier_norm={config.outlier_norm}, and no residual_norm_median in its "
-            "calibration to compare it with; fit it again."
+            f"{CONFIG_NAME} of {where} has outlier_norm={config.tokens.outlier_norm}, and no residual_norm_median in "
+            "its calibration to compare it with; fit it again."
         )
 
 

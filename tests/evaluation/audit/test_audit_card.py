@@ -20,7 +20,7 @@ def report(recalled):
 
 @pytest.mark.parametrize("recalled", [0, 10])
 def test_the_card_takes_results_whichever_way_they_come_out(tmp_path, recalled):
-    config = SAEGuardrailConfig(layer=1, num_features=2, feature_ids=[3, 4], threshold=0.5, clamp_value=-1.0)
+    config = SAEGuardrailConfig(layer=1, feature_ids=[3, 4], threshold=0.5, clamp_value=-1.0)
     write_card(tmp_path, config, torch.nn.Linear(1, 1))
     card = tmp_path / "README.md"
     before = card.read_text()
@@ -37,7 +37,7 @@ def test_the_card_takes_results_whichever_way_they_come_out(tmp_path, recalled):
 
 
 def test_it_is_what_saving_with_the_audit_writes(tmp_path):
-    config = SAEGuardrailConfig(layer=1, num_features=2, feature_ids=[3, 4], threshold=0.5, clamp_value=-1.0)
+    config = SAEGuardrailConfig(layer=1, feature_ids=[3, 4], threshold=0.5, clamp_value=-1.0)
     for name in "ab":
         (tmp_path / name).mkdir()
     write_card(tmp_path / "a", config, torch.nn.Linear(1, 1), CardDetails(audit=report(3)))

@@ -84,7 +84,8 @@ def test_statistics_are_those_of_the_gate(found, everything, parts):
     config = parts[0].peft_config["default"]
     for role, rows in everything.items():
         said = [float(((row > 0) * torch.tensor(config.feature_evidence)).sum()) for row in rows]
-        mean = [total / max(len(row) - 1, config.min_tokens) for total, row in zip(said, rows, strict=True)]
+        least = config.statistic_kwargs.min_tokens
+        mean = [total / max(len(row) - 1, least) for total, row in zip(said, rows, strict=True)]
         assert found.statistics[role] == pytest.approx(mean, abs=1e-6)
 
 

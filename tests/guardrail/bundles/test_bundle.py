@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from config_fields import with_fields
 from edited_json import edited_json
 from hub_metadata import metadata_errors
 from hub_stand_in import OWNER, READER, STRANGER
@@ -280,8 +281,8 @@ def test_a_malformed_bundle_is_refused_and_the_model_left_untouched(lie, message
 def test_a_member_for_another_model_takes_the_others_back(folder):
     config = folder / "person" / "adapter_config.json"
     fields = json.loads(config.read_text())
-    fields = {key: value for key, value in fields.items() if not key.endswith("sha256")} | {"num_layers": 9}
-    config.write_text(json.dumps(fields))
+    fields = {key: value for key, value in fields.items() if not key.endswith("sha256")}
+    config.write_text(json.dumps(with_fields(fields, num_layers=9)))
     base = base_model("llama")
     plain = logits(base)
     with pytest.raises(GuardrailError):

@@ -31,7 +31,7 @@ GATES = {
 
 def weighed(architecture, statistic="ratio", **fields):
     fields = {"min_tokens": 4} | GATES[statistic] | fields
-    return guarded(architecture, evidence="log_ratio", feature_evidence=WEIGHTS, statistic=statistic, **fields)
+    return guarded(architecture, feature_evidence=WEIGHTS, statistic=statistic, **fields)
 
 
 def facts(model, **inputs):
@@ -91,7 +91,7 @@ def test_generation_with_a_cache_is_generation_without(statistic):
 
 
 def test_each_message_is_judged_by_itself_too():
-    apart = weighed("llama", message_boundary_ids=[EOS])
+    apart = weighed("llama", boundary_ids=[EOS])
     long, short = token_ids(1, 12, seed=1), token_ids(1, 9, seed=2)
     alone = [facts(weighed("llama"), input_ids=row)[0][0] for row in (long, short)]
     together = facts(apart, input_ids=torch.cat([long, torch.tensor([[EOS]]), short], dim=1))[0][0]
@@ -109,7 +109,7 @@ def test_compiled_in_one_graph_it_says_the_same():
 def test_a_feature_of_weight_one_is_the_published_count():
     config = {"num_features": 1, "threshold": 0.2}
     plain = guarded("llama", **config)
-    same = guarded("llama", evidence="log_ratio", feature_evidence=[1.0], **config)
+    same = guarded("llama", feature_evidence=[1.0], **config)
     for row in rows():
         assert facts(same, input_ids=row[None]) == facts(plain, input_ids=row[None])
 
@@ -146,7 +146,6 @@ def test_tokens_are_weighed_unless_a_number_by_hand_or_a_missing_corpus_stands_a
     model, tokenizer, sae = tiny_parts()
     given = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 60)}
     config = fit_guardrail(model, tokenizer, sae, progress=False, **given | options).peft_config["default"]
-    assert config.evidence == evidence
     assert (config.feature_evidence is None) == (evidence == "any")
 
 
@@ -171,15 +170,14 @@ def test_a_fit_weighs_features_by_its_own_counts(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"feature_evidence": [1.0] * 6}, "goes with evidence='log_ratio'"),
-        ({"evidence": "log_ratio", "feature_evidence": [1.0] * 5}, "5 numbers for 6 features"),
-        ({"evidence": "log_ratio", "feature_evidence": [1.0] * 5 + [0.3]}, "holds 0.3"),
-        ({"evidence": "log_ratio", "feature_evidence": [1.0] * 5 + [-1.0]}, "holds -1.0"),
-        ({"evidence": "log_ratio", "feature_evidence": [1.0] * 5 + [1e9]}, "holds 1000000000"),
-        ({"evidence": "log_ratio", "feature_evidence": [1.0] * 5 + [float("nan")]}, "feature_evidence"),
-        ({"evidence": "log_ratio", "feature_evidence": []}, "must be a list"),
-        ({"evidence": "log_ratio", "feature_evidence": WEIGHTS, "threshold": 8.5}, "would never fire"),
-        ({"evidence": "log_ratio", "feature_evidence": WEIGHTS, "statistic": "cusum", "drift": 8.5}, "drift=8.5"),
+        ({"feature_evidence": [1.0] * 5}, "5 numbers for 6 features"),
+        ({"feature_evidence": [1.0] * 5 + [0.3]}, "holds 0.3"),
+        ({"feature_evidence": [1.0] * 5 + [-1.0]}, "holds -1.0"),
+        ({"feature_evidence": [1.0] * 5 + [1e9]}, "holds 1000000000"),
+        ({"feature_evidence": [1.0] * 5 + [float("nan")]}, "feature_evidence"),
+        ({"feature_evidence": []}, "must be a list"),
+        ({"feature_evidence": WEIGHTS, "threshold": 8.5}, "would never fire"),
+        ({"feature_evidence": WEIGHTS, "statistic": "cusum", "drift": 8.5}, "drift=8.5"),
     ],
 )
 def test_weights_that_are_none_are_refused(fields, message):
@@ -188,23 +186,23 @@ def test_weights_that_are_none_are_refused(fields, message):
 
 
 def test_one_weak_feature_is_enough_for_a_guardrail(tmp_path):
-    weak = {"num_features": 1, "evidence": "log_ratio", "feature_evidence": [0.25], "threshold": 0.1}
+    weak = {"num_features": 1, "feature_evidence": [0.25], "threshold": 0.1}
     guarded("llama", **weak).save_pretrained(tmp_path)
     assert attach_guardrail(base_model("llama"), tmp_path).peft_config["default"].feature_evidence == (0.25,)
     with pytest.raises(GuardrailError, match=r"drift=0\.5 must lie between 0 and 0\.25"):
         planted_config(**weak, statistic="cusum")
 
 
-def test_without_weights_the_call_raises_and_the_folder_is_refused(tmp_path):
-    model = weighed("llama")
+def test_without_weights_a_threshold_of_weighed_tokens_raises_and_the_folder_is_refused(tmp_path):
+    model = weighed("llama", threshold=1.5)
     model.save_pretrained(tmp_path)
     model(input_ids=token_ids(1, 5))
     model.peft_config["default"].feature_evidence = None
-    with pytest.raises(GuardrailNotReady, match="has no feature_evidence"):
+    with pytest.raises(GuardrailNotReady, match="would never fire"):
         model(input_ids=token_ids(1, 5))
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"feature_evidence": None}))
-    with pytest.raises(GuardrailError, match="has no feature_evidence"):
+    with pytest.raises(GuardrailError, match="would never fire"):
         attach_guardrail(base_model("llama"), tmp_path)
 
 

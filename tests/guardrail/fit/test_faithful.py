@@ -140,7 +140,7 @@ def test_faithful_preset_is_the_published_procedure(architecture):
     config = guarded.peft_config["default"]
     assert list(config.feature_ids) == features
     assert config.threshold == pytest.approx(tau, abs=1e-6)
-    assert (config.clamp_value, config.clamp_mode, config.counting) == (CLAMP, "all", "columns")
+    assert (config.clamp_value, config.clamp_mode, config.tokens.counting) == (CLAMP, "all", "columns")
 
     fired = []
     for row in corpus(2, 30, 12, 3) + corpus(25, 95, 12, 4):

@@ -113,7 +113,7 @@ def test_the_batch_size_does_not_matter(batch_size, usual):
 def test_a_guardrail_or_a_lora_on_the_model_joins_in_or_not():
     """A guardrail that is on the model is out of force while another is fitted; a LoRA is part of the model."""
     alone = fit()
-    joined = attach_guardrail(base_model("llama"), planted_config(num_features=0, feature_ids=[1, 2], threshold=0.0,
+    joined = attach_guardrail(base_model("llama"), planted_config(feature_ids=[1, 2], threshold=0.0,
                                                                   clamp_value=-50.0), sae=SAE)  # fmt: skip
     joined = fit(joined, adapter_name="new")
     assert config_of(joined, "new").feature_ids == config_of(alone).feature_ids

@@ -24,8 +24,8 @@ def test_the_chat_template_is_used_when_asked(usual):
     counts = config_of(model).calibration
     assert counts["corpora"]["forget"]["tokens"] == sum(len(row["input_ids"]) for row in by_hand[0])
     assert counts["chat_template"] is True
-    assert tokenizer.unk_token_id in config_of(model).special_token_ids
-    assert tokenizer.unk_token_id not in config_of(usual).special_token_ids
+    assert tokenizer.unk_token_id in config_of(model).tokens.special_ids
+    assert tokenizer.unk_token_id not in config_of(usual).tokens.special_ids
 
 
 def test_a_fit_on_plain_text_warns_where_there_is_a_chat_template(usual):
@@ -46,14 +46,14 @@ def test_a_fit_in_the_chat_template_judges_message_by_message():
         ({}, None),
     ):
         config = config_of(fit(tokenizer=tokenizer, **given))
-        assert config.message_boundary_ids == expected
+        assert config.tokens.boundary_ids == expected
         assert not any("by no special token" in text for text in config.calibration["warnings"])
     words = tiny_tokenizer()
     words.chat_template = "w5 {% for m in messages %}{{ m.content }}{% endfor %} w6"
     for tokens, warned in ((words, True), (tokenizer, False)):
         found = config_of(fit(tokenizer=tokens, chat_template=True))
         assert any("marks its messages by no special token" in text for text in found.calibration["warnings"]) is warned
-        assert (found.message_boundary_ids is None) is warned
+        assert (found.tokens.boundary_ids is None) is warned
 
 
 def test_a_chat_template_that_is_not_there_is_refused():

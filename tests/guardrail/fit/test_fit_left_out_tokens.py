@@ -21,7 +21,7 @@ def test_special_tokens_have_no_part(usual):
         for texts in (FORGET, RETAIN)
     ]
     same_fit(plain, fit(copy.deepcopy(model), forget=strewn[0], retain=strewn[1]), exact=False)
-    assert config_of(plain).special_token_ids == (PAD, BOS, EOS)
+    assert config_of(plain).tokens.special_ids == (PAD, BOS, EOS)
 
 
 def model_with_an_outlying_token():
@@ -52,9 +52,9 @@ def test_the_gate_leaves_out_outlier_tokens_where_most_rows_have_one(every, aske
         sae.threshold.fill_(0.4)
     model = fit(model_with_an_outlying_token(), *texts, sae=sae, **asked)
     config = config_of(model)
-    assert config.evidence == ("any" if asked else "log_ratio")
+    assert (config.feature_evidence is None) == bool(asked)
     usual = config.calibration["residual_norm_median"]
-    assert config.outlier_norm == (pytest.approx(2 * usual) if left_out else None)
+    assert config.tokens.outlier_norm == (pytest.approx(2 * usual) if left_out else None)
     row = torch.tensor([[95, *as_token_rows(FORGET)[0]["input_ids"]]])
     with record_firings(model) as firings, torch.no_grad():
         model(input_ids=row)

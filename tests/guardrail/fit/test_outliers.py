@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from config_fields import assign
 from tiny_topic import tiny_parts, topic_texts
 from tokenizers import processors
 from zoo import LayerTap, guarded, padded, token_ids
 
-from sae_unlearn import GuardrailNotReady, attach_guardrail, fit_guardrail, record_firings
+from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, fit_guardrail, record_firings
 from sae_unlearn.guardrail import guard_layers
 
 
@@ -15,7 +16,7 @@ STATISTICS = {
     "ratio": {},
     "window": {"statistic": "window", "window": 6},
     "cusum": {"statistic": "cusum", "threshold": 1.0, "drift": 0.25},
-    "weighed": {"evidence": "log_ratio", "feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 0.5},
+    "weighed": {"feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 0.5},
 }
 
 
@@ -114,14 +115,20 @@ def test_it_comes_back_from_a_folder(tmp_path):
     expected = [facts(model, input_ids=row[None]) for row in rows()]
     model.save_pretrained(tmp_path)
     again = attach_guardrail(model.unload(), tmp_path)
-    assert again.peft_config["default"].outlier_norm == limit
+    assert again.peft_config["default"].tokens.outlier_norm == limit
     assert [facts(again, input_ids=row[None]) for row in rows()] == expected
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf"), "all", 5.0])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "all"])
+def test_a_limit_that_is_no_number_is_refused_where_it_is_assigned(wrong):
+    with pytest.raises(GuardrailError, match="outlier_norm="):
+        assign(guarded("llama").peft_config["default"], outlier_norm=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, 5.0])
 def test_a_limit_set_afterwards_that_would_leave_out_everything_raises(wrong):
     model = guarded("llama", calibration={"residual_norm_median": 6.0})
-    model.peft_config["default"].outlier_norm = wrong
+    assign(model.peft_config["default"], outlier_norm=wrong)
     with pytest.raises(GuardrailNotReady, match="outlier_norm="):
         facts(model, input_ids=rows()[0][None])
 
@@ -131,10 +138,10 @@ def test_a_limit_set_afterwards_that_would_leave_out_everything_raises(wrong):
 def test_a_fit_with_a_tokenizer_that_puts_no_bos_leaves_outliers_out_though_it_saw_few(options, left_out):
     model, tokenizer, sae = tiny_parts()
     given = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 60), "progress": False}
-    assert fit_guardrail(model, tokenizer, sae, **given).peft_config["default"].outlier_norm is None
+    assert fit_guardrail(model, tokenizer, sae, **given).peft_config["default"].tokens.outlier_norm is None
     model, tokenizer, sae = tiny_parts()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     config = fit_guardrail(model, tokenizer, sae, **given | options).peft_config["default"]
     assert config.calibration["outlier_tokens_left_out"] < 10  # of some 50 rows
     expected = 2 * config.calibration["residual_norm_median"] if left_out else None
-    assert config.outlier_norm == (pytest.approx(expected) if left_out else None)
+    assert config.tokens.outlier_norm == (pytest.approx(expected) if left_out else None)

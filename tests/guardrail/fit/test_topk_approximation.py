@@ -47,7 +47,7 @@ def test_it_has_to_be_asked_for_and_the_error_says_how():
 
 
 def test_a_config_alone_cannot_have_a_topk_sae():
-    config = SAEGuardrailConfig(layer=1, feature_ids=[1, 2], threshold=0.5, clamp_value=-5.0, clamp_unit="absolute")
+    config = SAEGuardrailConfig(layer=1, feature_ids=[1, 2], threshold=0.5, clamp_value=-5.0)
     with pytest.raises(GuardrailError, match=r"fit_guardrail\(\.\.\., topk='threshold'\)"):
         attach_guardrail(base_model("llama"), config, sae=SAE)
 
@@ -102,7 +102,10 @@ def test_the_disagreement_is_that_of_the_report_rows(fitted):
         hot = true.any(dim=-1), ours.any(dim=-1)
         assert found["hot_differs"] == pytest.approx(float((hot[0] != hot[1]).double().mean()), abs=1e-6)
         said = torch.tensor(config.feature_evidence)
-        rho = [[float((part * said).sum()) / max(len(part), config.min_tokens) for part in pair] for pair in each]
+        rho = [
+            [float((part * said).sum()) / max(len(part), config.statistic_kwargs.min_tokens) for part in pair]
+            for pair in each
+        ]
         decided = [(a > config.threshold) != (b > config.threshold) for a, b in rho]
         assert (found["rows"], found["gate_differs"]) == (len(rows), pytest.approx(sum(decided) / len(rows), abs=1e-4))
         assert found["feature_differs"] > 0
@@ -135,7 +138,7 @@ def test_inputs_that_are_normalised_are_approximated_and_measured_as_well(fields
     sae = random_sae(**fields, input_norm="layer")
     with pytest.raises(GuardrailError, match="pass topk='threshold'"):
         fit(sae=sae)
-    config = SAEGuardrailConfig(layer=1, feature_ids=[1], threshold=0.5, clamp_value=-5.0, clamp_unit="absolute")
+    config = SAEGuardrailConfig(layer=1, feature_ids=[1], threshold=0.5, clamp_value=-5.0)
     with pytest.raises(GuardrailError, match=r"fit_guardrail\(\.\.\., topk='threshold'\)"):
         attach_guardrail(base_model("llama"), config, sae=sae)
     with pytest.warns(UserWarning, match=r"SAE.* approximated by a threshold each, with .* for the standard deviation"):

@@ -117,10 +117,9 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
         min_tokens=min_tokens,
         sticky=sticky,
         clamp_mode=clamp_mode,
-        evidence="log_ratio" if weighed else "any",
         feature_evidence=evidence,
         outlier_norm=limit,
-        special_token_ids=[1],
+        special_ids=[1],
     )
     weights = None if evidence is None else torch.tensor(evidence)
     encoder, decoder = GuardrailEncoder(4, 4), GuardrailDecoder(4, 4)
@@ -171,7 +170,7 @@ def test_what_is_not_finite_fires(value, steps):
 @pytest.mark.parametrize("fires", [True, False])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_a_step_takes_two_operators_and_one_where_nothing_fires(fires, weighed, steps):
-    fields = {"evidence": "log_ratio", "feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]} if weighed else {}
+    fields = {"feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]} if weighed else {}
     threshold = 0.4 if fires else 8.4 if weighed else 0.999
     found = added(kernels, "dynamic", threshold=threshold, **fields)
     assert steps
@@ -314,7 +313,7 @@ def test_a_cache_is_handled_between_steps_as_with_the_operators(change, by_opera
 
 
 def test_few_states_lie_on_the_host_at_a_time():
-    model = guarded("llama", special_token_ids=None)
+    model = guarded("llama", special_ids=None)
     decoding, most = Decoding(model), 0
     for _ in range(MOST_LATER + 10):
         decoding.step()

@@ -32,7 +32,7 @@ def test_a_decoding_step_takes_few_operators(statistic, kind, by_operators):
 def test_to_weigh_tokens_takes_a_few_more_and_waits_for_no_device(statistic, by_operators):
     by_operators()
     weights = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
-    fields = {"statistic": statistic, "threshold": 0.4, "evidence": "log_ratio", "feature_evidence": weights}
+    fields = {"statistic": statistic, "threshold": 0.4, "feature_evidence": weights}
     assert sum(added(kernels, "dynamic", **fields, window=8).values()) <= BOUNDS[statistic, "dynamic"] + WEIGHED
     assert added(waits, "dynamic", **fields, window=8) == {}
 
@@ -46,7 +46,7 @@ def test_to_leave_out_outlying_tokens_takes_three_more_and_waits_for_no_device(b
 
 @pytest.mark.parametrize("kind", BY_MESSAGE)
 def test_to_judge_each_message_by_itself_takes_some_more_and_waits_for_no_device(kind):
-    fields = {"threshold": 0.4, "message_boundary_ids": [EOS]}
+    fields = {"threshold": 0.4, "boundary_ids": [EOS]}
     assert BOUNDS["ratio", kind] < sum(added(kernels, kind, **fields).values()) <= BY_MESSAGE[kind]
     assert added(waits, kind, **fields) == {}
 
@@ -75,7 +75,7 @@ def test_a_disabled_guardrail_adds_no_operator():
 def test_a_decoding_step_waits_for_no_device(statistic, kind, by_operators):
     by_operators()
     fields = {"statistic": statistic, "threshold": THRESHOLDS[statistic], "window": 8}
-    fields["special_token_ids"] = list(range(40))  # `torch.isin` waits where there are many
+    fields["special_ids"] = list(range(40))  # `torch.isin` waits where there are many
     assert added(waits, kind, **fields) == {}
 
 

@@ -188,7 +188,7 @@ def test_a_message_that_goes_on_from_the_prompt_is_still_ended():
 
 
 def test_embeddings_in_place_of_tokens_are_refused_too():
-    model = refusing(special_token_ids=None)
+    model = refusing(special_ids=None)
     embedded = model.get_input_embeddings()(IDS)
     with record_firings(model) as firings:
         found = model.generate(

@@ -188,7 +188,7 @@ def test_braces_in_a_value_are_not_filled_in(tmp_path):
 
 
 def test_a_dose_given_by_hand_is_named(tmp_path):
-    config = planted_config(num_features=0, feature_ids=[3, 8], clamp_value=-6.0)
+    config = planted_config(feature_ids=[3, 8], clamp_value=-6.0)
     attach_guardrail(base_model("llama"), config, sae=random_sae(40)).save_pretrained(tmp_path)
     assert "features are set to -6.0" in section(card_of(tmp_path), "How it was made")
 

@@ -1,6 +1,7 @@
 """A copy of a model to be attacked, with its adapters merged into the weights as someone would publish it."""
 
 import copy
+from dataclasses import replace
 from typing import Any, cast
 
 from peft import PeftModel
@@ -46,7 +47,8 @@ def merged_parts(model: nn.Module) -> tuple[nn.Module, Guards]:
 def guarded_again(model: nn.Module, guards: Guards) -> nn.Module:
     """`model` with the guardrails put on it."""
     for name, artefact in guards:
-        artefact.config.base_fingerprint = None  # the weights are no longer the base's, and need not be
+        # the weights are no longer the base's, and need not be
+        artefact.config.base_model = replace(artefact.config.base_model, fingerprint=None)
         model = place_guardrail(model, artefact, name)
     return model
 

@@ -1,0 +1,117 @@
+"""Fields of a `SAEGuardrailConfig` that are read together, as one field each.
+
+The groups are frozen and a field takes a mapping in place of one, so that a running gate sees each change: it is an
+assignment to the config.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_values import (
+    as_token_ids,
+    check_choice,
+    check_integer,
+    check_keys,
+    check_mapping,
+    check_real,
+)
+
+
+G = TypeVar("G")
+COUNTING = ("content", "columns")
+
+
+@dataclass(frozen=True)
+class StatisticKwargs:
+    """Parameters of the gate's statistic; each statistic reads its own."""
+
+    min_tokens: int = field(
+        default=1, metadata={"help": "Shorter sequences are counted as if quiet tokens filled them up to this many."}
+    )
+    window: int = field(default=64, metadata={"help": "Tokens the 'window' statistic looks back."})
+    window_weight: float = field(
+        default=0.35, metadata={"help": "Weight of the window against the whole row in 'ratio_or_window', up to 1."}
+    )
+    drift: float = field(default=0.5, metadata={"help": "Hot rate that leaves the 'cusum' statistic unchanged."})
+
+    def __post_init__(self) -> None:
+        check_integer("statistic_kwargs.min_tokens", self.min_tokens, 1)
+        check_integer("statistic_kwargs.window", self.window, 1)
+        for name in ("window_weight", "drift"):
+            check_real(f"statistic_kwargs.{name}", getattr(self, name))
+        if not 0 < self.window_weight <= 1:
+            raise GuardrailError(f"statistic_kwargs.window_weight={self.window_weight} must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """Which tokens the gate counts, and which of them can be hot."""
+
+    counting: str = field(
+        default="content",
+        metadata={
+            "help": "'content': tokens the attention mask keeps and that are not special. 'columns': every column of "
+            "the batch counts, padding included, and column 0 is never hot (the published counting)."
+        },
+    )
+    special_ids: Sequence[int] | None = field(
+        default=None, metadata={"help": "Tokens that are neither hot nor counted nor clamped (BOS, EOS, PAD, ...)."}
+    )
+    boundary_ids: Sequence[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that a chat template puts between messages. 'ratio' is then taken of each message, too, "
+            "and its largest value counts."
+        },
+    )
+    outlier_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "A token whose residual stream has a larger norm is never hot: many features are active there on "
+            "any text. None: no token is left out."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("tokens.counting", self.counting, COUNTING)
+        for name in ("special_ids", "boundary_ids"):
+            object.__setattr__(self, name, as_token_ids(f"tokens.{name}", getattr(self, name)))
+        if self.outlier_norm is not None:
+            check_real("tokens.outlier_norm", self.outlier_norm)
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base model that the guardrail belongs to; compared with the model when it is attached."""
+
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
+    num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers."})
+    fingerprint: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "A few of its weights, to recognize it: of its embedding, norms and matrices."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers"):
+            if getattr(self, name) is not None:
+                check_integer(f"base_model.{name}", getattr(self, name), 1)
+        check_mapping("base_model.fingerprint", self.fingerprint)
+
+
+def as_group(name: str, kind: type[G], value: Any) -> G:
+    """Return the group that a field of the config holds.
+
+    Args:
+        name (`str`): The field.
+        kind (`type`): The group's class.
+        value (`kind` or mapping): The value that is assigned.
+
+    Raises:
+        GuardrailError: If it is neither, or if it has unknown keys or wrong values.
+    """
+    if isinstance(value, kind):
+        return value
+    check_keys(name, value, tuple(each.name for each in fields(kind)))  # type: ignore[arg-type]
+    return kind(**value)

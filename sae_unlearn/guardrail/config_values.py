@@ -1,0 +1,70 @@
+"""Checks of single values in a guardrail's config. The error names the field, the value and what is expected."""
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sae_unlearn.errors import GuardrailError
+
+
+LARGEST_COUNT = 2**24  # counts are held in float32, which is exact up to here
+LARGEST_ID = 2**31 - 1
+
+
+def check_integer(name: str, value: Any, low: int, high: int = LARGEST_COUNT) -> int:
+    """Return `value`, or raise GuardrailError unless it is an integer from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise GuardrailError(f"{name}: {value!r} must be an integer >= {low}.")
+    if value > high:
+        raise GuardrailError(f"{name} is beyond {high}; it must be an integer from {low} to {high}.")
+    return value
+
+
+def check_real(name: str, value: Any) -> None:
+    """Raise GuardrailError unless `value` is a number that float32 can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(as_float32(value)) < math.inf:
+        raise GuardrailError(f"{name}={value!r} must be a finite number.")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise GuardrailError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise GuardrailError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise GuardrailError unless `value` is a dict or None."""
+    if value is not None and not isinstance(value, dict):
+        raise GuardrailError(f"{name}={value!r} must be a mapping.")
+
+
+def as_token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
+    """Return token ids sorted and each once; None for None."""
+    if ids is None:
+        return None
+    if not isinstance(ids, (list, tuple, set)):
+        raise GuardrailError(f"{name}={ids!r} must be a list of token ids.")
+    return tuple(sorted({check_integer(name, i, 0, LARGEST_ID) for i in ids}))
+
+
+def check_keys(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raise GuardrailError unless `value` is a mapping whose keys are among `known`."""
+    if not isinstance(value, Mapping):
+        raise GuardrailError(f"{name}={value!r:.80} must be a mapping with keys of {', '.join(known)}.")
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        raise GuardrailError(f"{name} has the unknown key(s) {unknown[:5]!r:.80}: expected {', '.join(known)}.")
+
+
+def as_float32(value: float) -> float:
+    """`value` as the gate holds it; infinite where that cannot. Code that is being compiled cannot round: there it is
+    `value` itself."""
+    if torch.compiler.is_compiling():
+        return value
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except (OverflowError, struct.error):  # the latter for integers that no float holds
+        return math.inf
