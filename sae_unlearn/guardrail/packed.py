@@ -63,7 +63,7 @@ class Rows(NamedTuple):
 
 def state_size(config: SAEGuardrailConfig) -> int:
     """Return the number `S` of values in a row's state."""
-    return STATE_SIZE + (MESSAGES_SIZE if config.message_boundary_ids else 0)
+    return STATE_SIZE + (MESSAGES_SIZE if config.tokens.boundary_ids else 0)
 
 
 def check_packable(config: SAEGuardrailConfig) -> None:
@@ -77,9 +77,9 @@ def check_packable(config: SAEGuardrailConfig) -> None:
             f"statistic={config.statistic!r}: expected 'ratio' or 'cusum' for packed rows, since a window looks back "
             "over tokens that are not there. Fit with another statistic."
         )
-    if config.counting != "content":
+    if config.tokens.counting != "content":
         raise GuardrailError(
-            f"counting={config.counting!r}: expected 'content' for packed rows, which have no columns. Fit with "
+            f"counting={config.tokens.counting!r}: expected 'content' for packed rows, which have no columns. Fit with "
             "counting='content'."
         )
 
@@ -119,7 +119,8 @@ def decide(
     value, lowest = _value(hits, tokens, config, rows, past)
     messages: list[Tensor] = []
     if ends is not None:
-        value, messages = _by_message(value, hits, tokens, ends, config.min_tokens, rows, earlier[STATE_SIZE:])
+        least = config.statistic_kwargs.min_tokens
+        value, messages = _by_message(value, hits, tokens, ends, least, rows, earlier[STATE_SIZE:])
     peak = value
     if config.sticky and config.statistic == "cusum":
         peak = running_max(value, rows, past.peak)
@@ -193,8 +194,8 @@ def _one_before(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
 def _value(hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, rows: Rows, past: State) -> tuple[Tensor, Tensor]:
     """The current value of the statistic, and what goes under `lowest`; `[T]`."""
     if config.statistic == "ratio":
-        return hits / tokens.clamp(min=config.min_tokens), past.lowest[rows.of_token]
-    y = hits - config.drift * tokens
+        return hits / tokens.clamp(min=config.statistic_kwargs.min_tokens), past.lowest[rows.of_token]
+    y = hits - config.statistic_kwargs.drift * tokens
     lowest = -running_max(-y, rows, -past.lowest)
     return y - lowest, lowest
 

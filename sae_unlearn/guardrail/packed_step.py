@@ -100,8 +100,8 @@ def judge(
     number = step.positions + 1
     past = _Past.none(hidden, step, config) if table is None else _Past.of(table, step, number)
     activations = encoder(hidden)
-    if config.special_token_ids:
-        content = tables.none_of(tuple(config.special_token_ids), step.ids, hidden.device)
+    if config.tokens.special_ids:
+        content = tables.none_of(tuple(config.tokens.special_ids), step.ids, hidden.device)
     else:
         content = torch.ones_like(step.ids, dtype=torch.bool)
     activations = heard(activations, content, usual_norm(hidden, config))
@@ -110,8 +110,8 @@ def judge(
     active = activations != 0
     hot = hits_of(activations, active, tables.evidence(config, hidden.device))
     ends = None
-    if config.message_boundary_ids:
-        ends = ~tables.none_of(tuple(config.message_boundary_ids), step.ids, hidden.device)
+    if config.tokens.boundary_ids:
+        ends = ~tables.none_of(tuple(config.tokens.boundary_ids), step.ids, hidden.device)
     boundary = step.boundary(config)
     if step.one_each and past.source is None:
         decision = packed.decide_one_each(hot, content, config, past.states, ends, number[:, None])

@@ -27,9 +27,8 @@ def configs(draw):
         gate_scope=draw(st.sampled_from(["prefix", "sequence"])),
         min_tokens=draw(st.integers(1, 6)),
         drift=draw(st.sampled_from([0.25, 0.3, 0.7])),
-        evidence="log_ratio",
         feature_evidence=[4.0] * 6,
-        message_boundary_ids=[TURN] if messages else None,
+        boundary_ids=[TURN] if messages else None,
     )
 
 
@@ -46,7 +45,7 @@ def one_row(draw, config):
     if draw(st.integers(0, 7)) == 0:
         at = draw(st.integers(0, length - 1))
         hot[at] = torch.nan if counted[at] else 0.0
-    ends = (torch.tensor(bits()) & torch.tensor(bits())) if config.message_boundary_ids else None
+    ends = (torch.tensor(bits()) & torch.tensor(bits())) if config.tokens.boundary_ids else None
     prompt = draw(st.integers(1, length))
     passes, at = [], 0
     while at < length:

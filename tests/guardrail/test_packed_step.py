@@ -18,6 +18,7 @@ from sae_unlearn.guardrail.runtime.slot_table import BEGINNING, PADDING, CacheSl
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 
+EVIDENCE = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
 WIDTH, BLOCK, TURN = 16, 4, 9
 
 
@@ -26,9 +27,7 @@ class Setting:
 
     def __init__(self, rows=1, length=24, blocks=64, seed=0, ids=True, **fields):
         torch.manual_seed(seed)
-        fields = {"threshold": 0.4, "gate_scope": "prefix", "evidence": "log_ratio"} | fields
-        if fields["evidence"] == "log_ratio":
-            fields["feature_evidence"] = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
+        fields = {"threshold": 0.4, "gate_scope": "prefix", "feature_evidence": EVIDENCE} | fields
         self.config = planted_config(hidden_size=WIDTH, outlier_norm=6.0, **fields)
         self.encoder, self.decoder = GuardrailEncoder(WIDTH, 6), GuardrailDecoder(WIDTH, 6)
         nn.init.normal_(self.encoder.weight), nn.init.normal_(self.decoder.weight)
@@ -75,12 +74,12 @@ class Setting:
     def alone(self, row, stop=None):
         """Fired, states and edits of a row by itself, as `SAEGuardrailLayer` computes them."""
         hidden, ids = self.hidden[row, :stop][None], self.ids[row, :stop][None]
-        content = ~torch.isin(ids, torch.tensor(self.config.special_token_ids))
+        content = ~torch.isin(ids, torch.tensor(self.config.tokens.special_ids))
         a = heard(self.encoder(hidden), content, usual_norm(hidden, self.config))
         hot = hits_of(a, a != 0, self.tables.evidence(self.config, hidden.device))
         ends = None
-        if self.config.message_boundary_ids:
-            ends = torch.isin(ids, torch.tensor(self.config.message_boundary_ids))
+        if self.config.tokens.boundary_ids:
+            ends = torch.isin(ids, torch.tensor(self.config.tokens.boundary_ids))
         decision = decide(hot, content, self.config, ends=ends)
         where = decision.fire[..., None] & (a != 0)
         return decision.fire[0], decision.state[0], self.decoder(a, where)[0]
@@ -98,7 +97,7 @@ def same(found, expected):
 @given(st.integers(0, 10**6))
 def test_states_at_slots_follow_rows_through_chunks_decoding_and_recomputation(seed):
     rng = random.Random(seed)
-    messages = {"message_boundary_ids": [TURN], "special_token_ids": [PAD, BOS, EOS, TURN]}
+    messages = {"boundary_ids": [TURN], "special_ids": [PAD, BOS, EOS, TURN]}
     fields = rng.choice([{}, {"statistic": "cusum", "threshold": 4.0}, messages])
     rows = rng.randint(1, 4)
     setting = Setting(rows, seed=seed, **fields)
@@ -184,7 +183,7 @@ OPERATORS = {"plain": 39, "weighed": 40, "cusum": 45}
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_a_decoding_step_takes_few_operators_and_waits_for_no_device(kind):
-    fields = {"plain": {"evidence": "any"}, "weighed": {}, "cusum": {"statistic": "cusum"}}[kind]
+    fields = {"plain": {"feature_evidence": None}, "weighed": {}, "cusum": {"statistic": "cusum"}}[kind]
     setting = Setting(3, ids=False, **fields)
     setting.judge([(row, 0, 8) for row in range(3)])
     hidden, step = setting.step([(row, 8, 9) for row in range(3)])
