@@ -73,7 +73,7 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
     return {
         "model_type": text_config(model).model_type,
         "rows": rows,
-        "embedding": _sample(embedding.detach(), rows),
+        "embedding": embedding_samples(embedding.detach(), rows),
         "norms": [_short(value) for value in values],
         "matrices": matrix_samples(place.layers, layer),
     }
@@ -93,7 +93,7 @@ def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str |
         expected = recorded.get(part)
         if not isinstance(expected, list) or len(expected) != len(found[part]):
             return f"its {part} are of another number"
-        same = [_close(a, b) for a, b in zip(expected, found[part], strict=True)]
+        same = [close_enough(a, b) for a, b in zip(expected, found[part], strict=True)]
         if same and sum(same) / len(same) < _MATCHING:
             return f"{same.count(False)} of {len(same)} sampled {part} weights differ"
     matrices = compared_matrices(recorded, model, layer)
@@ -114,7 +114,8 @@ def _spread(items: list[Any]) -> list[Any]:
     return items[::step][:_SAMPLES]
 
 
-def _sample(matrix: Tensor, rows: int) -> list[float]:
+def embedding_samples(matrix: Tensor, rows: int) -> list[float]:
+    """A few values of an embedding `[vocabulary, width]`, spread over its first `rows` rows."""
     where = torch.linspace(0, rows - 1, _SAMPLES).long()
     columns = torch.linspace(0, matrix.shape[1] - 1, _SAMPLES).long()
     picked = matrix[where.to(matrix.device), columns.to(matrix.device)]
@@ -125,6 +126,7 @@ def _short(value: float) -> float:
     return float(f"{value:.7g}")
 
 
-def _close(a: Any, b: float) -> bool:
+def close_enough(a: Any, b: float) -> bool:
+    """Whether a recorded value `a` is `b`, up to a step of bfloat16."""
     found = real(a)
     return found is not None and math.isclose(found, b, rel_tol=_TOLERANCE, abs_tol=1e-6)

@@ -68,7 +68,7 @@ class _Request:
         if state is None:  # of nothing seen; or another thread has just read it
             return self.records or []
         rows = state.float().cpu().tolist()
-        records = [_firing(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
+        records = [firing_of(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
         if over:
             self.records, self.seen = records, None
         return records
@@ -278,7 +278,8 @@ def _state_of(seen: GateHistory | Tensor | None) -> Tensor | None:
     return None if state is None else state.detach().clone()
 
 
-def _firing(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
+def firing_of(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
+    """The record of a row, of the values of its last state."""
     state = State(*values[:STATE_SIZE])
     fired_at, finite = int(state.fired_at), math.isfinite(state.hits)
     return Firing(

@@ -1,0 +1,27 @@
+"""`GuardrailWorker`, the class for vLLM's flag `--worker-extension-cls`.
+
+vLLM resolves it by name in every worker and does not start without it, while a plugin that is not installed cannot
+complain: it is the flag for production.
+"""
+
+from typing import Any
+
+from sae_unlearn.engines.vllm.plugin import install
+from sae_unlearn.engines.vllm.worker import WorkerGuards
+
+
+class GuardrailWorker:
+    """What vLLM's workers get by `--worker-extension-cls sae_unlearn.engines.vllm.extension.GuardrailWorker`."""
+
+    sae_guardrail: WorkerGuards
+
+    def sae_guardrail_ready(self) -> list[str]:
+        """Return the names of the guardrails on this worker's layers. Called by `collective_rpc`."""
+        return self.sae_guardrail.ready()
+
+    def sae_guardrail_records(self) -> dict[str, dict[str, Any]]:
+        """Return the records by request, see `Records.take`. Called by `collective_rpc`."""
+        return self.sae_guardrail.records.take()
+
+
+install()  # a worker that imports this class needs the plugin, whatever VLLM_PLUGINS says

@@ -1,0 +1,119 @@
+"""What the plugin patches in vLLM: workers, the executor's start, and the requests that come in."""
+
+import functools
+from typing import Any
+
+from sae_unlearn.engines.vllm.limits import check_version
+from sae_unlearn.engines.vllm.settings import KEY, Settings, chosen_names
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady
+
+
+EXTENSION = "sae_unlearn.engines.vllm.extension.GuardrailWorker"
+
+_installed: list[bool] = []
+
+
+def install() -> None:
+    """Patch vLLM in this process, once. Without `sae_guardrail` in `additional_config`, vLLM works as it did."""
+    if _installed:
+        return
+    _installed.append(True)
+    import vllm
+
+    check_version(vllm.__version__, vllm.__version_tuple__)
+    _patch_workers()
+    _patch_executors()
+    _patch_requests()
+
+
+def _patch_workers() -> None:
+    # Not WorkerWrapperBase.init_worker: in a process of its own, a worker loads its plugins inside that running call.
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    init = WorkerBase.__init__
+
+    @functools.wraps(init)
+    def guarded_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        settings = Settings.of(self.vllm_config)
+        if settings is not None:
+            from sae_unlearn.engines.vllm.worker import WorkerGuards
+
+            WorkerGuards(self, settings)
+        elif self.vllm_config.parallel_config.worker_extension_cls == EXTENSION:
+            raise GuardrailError(
+                f"--worker-extension-cls {EXTENSION}: expected guardrails in --additional-config. Pass "
+                f'{{"{KEY}": {{"paths": [...]}}}}.'
+            )
+
+    WorkerBase.__init__ = guarded_init
+
+
+def _patch_executors() -> None:
+    from vllm.v1.executor.abstract import Executor
+
+    initialize = Executor.initialize_from_config
+
+    @functools.wraps(initialize)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = initialize(self, *args, **kwargs)
+        settings = Settings.of(self.vllm_config)
+        if settings is not None:
+            check_workers(self, settings)
+        return result
+
+    Executor.initialize_from_config = checked
+
+
+def check_workers(executor: Any, settings: Settings) -> None:
+    """Raise unless the workers together hold every guardrail.
+
+    Raises:
+        GuardrailNotReady: If the plugin is missing in a worker, or a guardrail is on no layer.
+    """
+    try:
+        ready = executor.collective_rpc("sae_guardrail_ready")
+    except Exception as error:
+        raise GuardrailNotReady(
+            f"A worker does not know the guardrail ({error!r:.80}): expected the plugin in every worker. Install "
+            f"sae-unlearn there, and pass --worker-extension-cls {EXTENSION}."
+        ) from error
+    missing = set(settings.names) - {name for names in ready for name in names}
+    if missing:
+        raise GuardrailNotReady(f"{sorted(missing)}: expected each guardrail on a layer of some worker. Check paths.")
+
+
+def _patch_requests() -> None:
+    from vllm.exceptions import VLLMValidationError  # it answers 400; a ValueError answers 500 without a text
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    process = InputProcessor.process_inputs
+
+    @functools.wraps(process)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = process(self, *args, **kwargs)
+        settings = Settings.of(self.vllm_config)
+        if settings is not None:
+            try:
+                check_request(request, settings)
+            except GuardrailError as error:
+                raise VLLMValidationError(str(error), parameter=KEY) from error
+        return request
+
+    InputProcessor.process_inputs = checked
+
+
+def check_request(request: Any, settings: Settings) -> None:
+    """Raise if a request cannot be judged, and keep cached prefixes of different guardrails apart.
+
+    Raises:
+        GuardrailError: Naming what the request asks for.
+    """
+    refused = {"prompt_embeds": request.prompt_embeds, "pooling": request.pooling_params}
+    refused["resumable"] = request.resumable or None
+    for name, given in refused.items():
+        if given is not None:
+            raise GuardrailError(f"{name}: expected none, since a guardrail cannot judge it. Send a prompt of tokens.")
+    names = chosen_names(request.sampling_params, settings)
+    if names != settings.names:
+        request.cache_salt = f"{request.cache_salt or ''}|{KEY}:{','.join(names)}"

@@ -1,0 +1,202 @@
+"""The guardrails of one vLLM worker: placed once the model is loaded, with tables once the cache is there."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from sae_unlearn.engines.vllm import ops
+from sae_unlearn.engines.vllm.base import difference
+from sae_unlearn.engines.vllm.guard import Guard, apply_edits
+from sae_unlearn.engines.vllm.layers import find_layers, guard_layer, is_elsewhere
+from sae_unlearn.engines.vllm.limits import check_engine, check_guardrail
+from sae_unlearn.engines.vllm.records import Records
+from sae_unlearn.engines.vllm.refusal import refuse
+from sae_unlearn.engines.vllm.running import RunningPass
+from sae_unlearn.engines.vllm.settings import Settings
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady, GuardrailUnsupported
+
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerGuards:
+    """The guardrails of a worker.
+
+    Args:
+        worker (WorkerBase): vLLM's worker. Its methods `load_model`, `initialize_from_config`, `execute_model` and
+            `sample_tokens` are wrapped.
+        settings (Settings): What the operator asks for.
+
+    Attributes:
+        by_layer: the guardrails of this worker's layers.
+        records: what they said of each request.
+        running: the pass that is being computed; None between passes.
+
+    Raises:
+        GuardrailUnsupported: If the engine has a setting that a guardrail cannot work with.
+    """
+
+    def __init__(self, worker: Any, settings: Settings) -> None:
+        check_engine(worker.vllm_config)
+        self.worker, self.settings, self.vllm_config = worker, settings, worker.vllm_config
+        self.by_layer: dict[int, list[Guard]] = {}
+        self.records = Records(settings.log if worker.is_driver_worker else None)
+        self.running: RunningPass | None = None
+        self._sampled: RunningPass | None = None
+        self._logits_at: Tensor | None = None
+        self._group = 0
+        worker.sae_guardrail = self
+        worker.sae_guardrail_ready, worker.sae_guardrail_records = self.ready, self.records.take
+        worker.load_model = _then(worker.load_model, self._place)
+        worker.initialize_from_config = _then(worker.initialize_from_config, self._allocate)
+        worker.execute_model = functools.partial(self._execute, worker.execute_model)
+        if worker.vllm_config.speculative_config is not None:
+            worker.sample_tokens = functools.partial(self._sample, worker.sample_tokens)
+
+    @property
+    def guards(self) -> list[Guard]:
+        """The guardrails of this worker's layers."""
+        return [guard for guards in self.by_layer.values() for guard in guards]
+
+    def ready(self) -> list[str]:
+        """Return the names of the guardrails that have a table."""
+        return [guard.name for guard in self.guards if guard.table is not None]
+
+    # ------------------------------------------------------------------------------------------------ once, at start
+
+    def _place(self) -> None:
+        """Read the guardrails and place them on the loaded model."""
+        runner = self.worker.model_runner
+        if not hasattr(runner, "input_batch"):
+            raise GuardrailUnsupported(
+                f"{type(runner).__module__}.{type(runner).__name__}: expected vLLM's first model runner. Set "
+                "VLLM_USE_V2_MODEL_RUNNER=0."
+            )
+        model, depth = runner.get_model(), self.vllm_config.model_config.hf_text_config.num_hidden_layers
+        layers = find_layers(model, depth)
+        for path, name in zip(self.settings.paths, self.settings.names, strict=True):
+            guard = Guard(path, name, runner.device)
+            check_guardrail(guard.config, name, self.vllm_config)
+            if is_elsewhere(layers[guard.config.layer]):
+                continue
+            recorded = guard.config.base_fingerprint if self.settings.check_base else None
+            differs = None if recorded is None else difference(recorded, model, layers, guard.config.layer)
+            if differs is not None:
+                raise GuardrailError(
+                    f"{path} was fitted on another model: {differs}. If this is a descendant of it, set check_base to "
+                    "false, and measure again."
+                )
+            self.by_layer.setdefault(guard.config.layer, []).append(guard)
+        keys = {index: ops.add(functools.partial(self._at_layer, index), index) for index in self.by_layer}
+        for index, key in keys.items():
+            guard_layer(layers[index], key)
+        # Part of the key of compiled code (vLLM 0.32, VllmConfig.compute_hash), which else would be the bare model's.
+        placed = {"sae_guardrail_placed": [[keys[g.config.layer], g.digest] for g in self.guards]}
+        self.vllm_config.additional_config = {**self.vllm_config.additional_config, **placed}
+        if any(guard.config.action == "refuse" for guard in self.guards):
+            runner._prepare_inputs = functools.partial(self._note_logits, runner._prepare_inputs)
+            model.compute_logits = functools.partial(self._refuse, model.compute_logits)
+        logger.info("guardrails %s on %s", [(g.config.layer, g.name) for g in self.guards], type(model).__name__)
+
+    def _allocate(self) -> None:
+        """Make the tables of states, one state for each slot of the cache."""
+        runner, cache = self.worker.model_runner, self.vllm_config.cache_config
+        config = runner.kv_cache_config
+        self._group = attention_group(config)
+        self._block_size = config.kv_cache_groups[self._group].kv_cache_spec.block_size
+        longest = self.vllm_config.model_config.max_model_len if cache.enable_prefix_caching else 0
+        for guard in self.guards:
+            guard.allocate(config.num_blocks * self._block_size, longest, runner.device)
+
+    # --------------------------------------------------------------------------------------------------- every pass
+
+    def _execute(self, execute: Callable[..., Any], scheduled: Any) -> Any:
+        for guard in self.guards:
+            if scheduled.kv_cache_block_copies and guard.table is not None:
+                guard.table.copy_blocks(scheduled.kv_cache_block_copies, self._block_size)
+        self.records.end(scheduled.finished_req_ids)
+        tokens = scheduled.total_num_scheduled_tokens
+        if not tokens or not self.by_layer:
+            return execute(scheduled)
+        running = self.running = RunningPass(self.worker.model_runner, self._group, scheduled, self.settings)
+        try:
+            output = execute(scheduled)
+        finally:
+            self.running = None
+        running.check_complete(tokens, self.by_layer)
+        running.note(self.records)
+        self._sampled = running
+        return output
+
+    def _at_layer(self, index: int, hidden: Tensor, residual: Tensor | None) -> None:
+        """Judge and edit what a guarded layer returned. Called by the operators of `ops`."""
+        if self.running is None:  # profiling or warm-up: no requests, and perhaps no cache yet
+            return
+        now = self.running.now
+        total = len(now.step.ids)
+        hidden = hidden.view(-1, hidden.shape[-1])[:total]
+        residual = None if residual is None else residual.view(-1, residual.shape[-1])[:total]
+        stream = hidden if residual is None else hidden + residual
+        judged = [self.running.judge(guard, stream) for guard in self.by_layer[index]]
+        self.running.seen[index] = total
+        apply_edits(judged, stream, hidden, residual)
+
+    # ----------------------------------------------------------------------------------------------------- refusals
+
+    def _note_logits(self, prepare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(*args, **kwargs)
+        self._logits_at = prepared[0]
+        return prepared
+
+    def _refuse(self, compute: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        logits, running = compute(hidden, *args, **kwargs), self.running
+        if logits is None or running is None:  # of another rank; or prompt logprobs, profiling, warm-up
+            return logits
+        if self._logits_at is None or len(self._logits_at) != len(logits):
+            raise GuardrailNotReady("logits: expected those of the tokens that were prepared. Report this.")
+        at = self._logits_at.long()
+        for guard, (judged, allowed) in reversed(running.judged):  # the first to refuse has the last word
+            if guard.config.action == "refuse":
+                logits = refuse(logits, at, guard, judged, allowed, running.now)
+        return logits
+
+    def _sample(self, sample: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """With drafts, move the records on by those that were kept."""
+        output, running = sample(*args, **kwargs), self._sampled
+        self._sampled = None
+        sampled = getattr(output, "sampled_token_ids", None)
+        if running is not None and isinstance(sampled, list):
+            for request, ids in zip(output.req_ids, sampled, strict=True):
+                if request in running.drafts and len(ids) > 1:
+                    self.records.accept(request, len(ids) - 1)
+        return output
+
+
+def attention_group(kv_cache_config: Any) -> int:
+    """Return the group of the key-value cache whose slots the states follow: one of full attention if there is one.
+
+    Raises:
+        GuardrailUnsupported: If no layer has attention, so that tokens have no slots.
+    """
+    from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
+
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    specs = [next(iter(spec.kv_cache_specs.values())) if hasattr(spec, "kv_cache_specs") else spec for spec in specs]
+    for kind in (FullAttentionSpec, AttentionSpec):
+        for index, spec in enumerate(specs):
+            if isinstance(spec, kind):
+                return index
+    raise GuardrailUnsupported("The model has no attention layer: expected slots to keep states at. Use generate().")
+
+
+def _then(call: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        after()
+        return result
+
+    return both
