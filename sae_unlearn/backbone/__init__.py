@@ -1,2 +1,1 @@
-"""The part of a transformers model that guardrails and alignment both read: its decoder layers, and the residual stream
-after one of them."""
+"""Access to transformers models: decoder layers, the residual stream, tokens, and fingerprints."""

@@ -1,4 +1,4 @@
-"""A model without its adapters, with nothing else about it changed."""
+"""A base model without its adapters: disabled adapters, and base parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Disable every adapter of `model` inside the block and restore the state in which each one was.
+    """Disable every adapter of `model` in the block and restore each one's state afterwards.
 
     `PeftModel.disable_adapter` is not used: on leaving, it makes the active adapters trainable, parameters that were
     frozen included, and enables adapters that were disabled (peft 0.21).
@@ -35,13 +35,13 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def _on_modules(model: PeftModel) -> bool:
-    """Return whether the active adapter acts on modules, and not on the model's inputs as prompt learning does."""
+    """Return True if the active adapter acts on modules, not on the model's inputs (prompt learning)."""
     configs = [model.peft_config[name] for name in model.active_adapters]
     return not any(config.is_prompt_learning or config.is_adaption_prompt for config in configs)
 
 
 def is_adapter_module(module: nn.Module) -> TypeGuard[BaseTunerLayer | AuxiliaryTrainingWrapper]:
-    """Return whether PEFT has put adapters on this module: a tuner layer, or a trained copy of a module."""
+    """Return True if the module has PEFT adapters: a tuner layer, or a trained copy of a module."""
     return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
 
 
@@ -50,7 +50,7 @@ def base_parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
 
     Args:
         model (`nn.Module`): The transformers model, not the `PeftModel` around it.
-        prefix (`str`, *optional*, defaults to `""`): Put before each name.
+        prefix (`str`, *optional*, defaults to `""`): Prefix of each name.
     """
     if isinstance(model, BaseTunerLayer):
         wrapped = model._modules.get("base_layer")  # a guardrail wraps nothing: it is a child of its decoder layer

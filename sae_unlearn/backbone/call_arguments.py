@@ -14,7 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""The names under which a model takes a transformers `Cache`, the newest first."""
+"""Names of the argument for a transformers `Cache`, the newest first."""
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -30,16 +30,16 @@ def cache_name(model: nn.Module) -> str | None:
 
 
 def cache_of(output: Mapping[str, Any]) -> Cache | None:
-    """Return the cache in the output of a model, under any name, or None if it holds no transformers `Cache`.
+    """Return the transformers `Cache` in the output of a model, under any name; None if it has none.
 
     Args:
-        output (Mapping[str, Any]): What the model returned, a `ModelOutput`.
+        output (Mapping[str, Any]): Output of the model, a `ModelOutput`.
     """
     return next((value for value in output.values() if isinstance(value, Cache)), None)
 
 
 def knows_length(cache: Cache) -> bool:
-    """Return whether a cache counts its tokens: one with only recurrent layers (Mamba) does not."""
+    """Return True if a cache counts its tokens. One with only recurrent layers (Mamba) does not."""
     return any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 

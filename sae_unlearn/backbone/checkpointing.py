@@ -12,13 +12,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 HOOKS_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
-"""Whether this transformers leaves the hooks of a decoder layer outside of its checkpoint."""
+"""True if this transformers runs a decoder layer's hooks outside of its checkpoint."""
 
 NEEDED = "5.23"
 
 
 def repeats_hooks(backbone: nn.Module, layer: nn.Module) -> bool:
-    """Return whether a pass made now would run the forward hooks of `layer` again in its backward pass.
+    """Return True if a forward pass now would run the hooks of `layer` again in its backward pass.
 
     Args:
         backbone (nn.Module): The module that owns the list of decoder layers.
@@ -32,7 +32,7 @@ def repeats_hooks(backbone: nn.Module, layer: nn.Module) -> bool:
 
 
 def is_reentrant(backbone: nn.Module, layer: nn.Module) -> bool:
-    """Return whether the checkpoints of `layer` are reentrant, or of a kind that cannot be told."""
+    """Return True if the checkpoints of `layer` are reentrant or of an unknown kind."""
     for module in (layer, backbone):
         function = getattr(module, "_gradient_checkpointing_func", None)
         if function is not None:
@@ -41,7 +41,7 @@ def is_reentrant(backbone: nn.Module, layer: nn.Module) -> bool:
 
 
 def version_needed(argument: str) -> str:
-    """Return the message for checkpoints that cannot be used.
+    """Return the error for checkpoints that a guardrail cannot use.
 
     Args:
         argument (str): The argument that sets them, with its value.

@@ -1,8 +1,7 @@
-"""Work that is shared out among processes, as `accelerate launch` and `torchrun` start them.
+"""Work that several processes share, as `accelerate launch` and `torchrun` start them.
 
-Every process is given everything, and does its share: of batches numbered 0, 1, 2, ... process r of W runs those with
-`n % W == r`. Batches are made before they are shared out, so what is found does not depend on W, up to the rounding of
-sums. Without a process group there is one process, which does it all.
+Every process gets all data. Process r of W runs the batches n with `n % W == r`. Batches are formed before they are
+distributed, so results do not depend on W, up to the rounding of sums. Without a process group, one process runs all.
 """
 
 import os
@@ -17,29 +16,29 @@ from sae_unlearn.errors import UnlearnError
 
 
 class LaunchError(UnlearnError):
-    """Another process of the launch is gone."""
+    """Another process of the launch has ended or cannot be reached."""
 
 
 def process_count() -> int:
-    """Number of processes that share the work."""
+    """Return the number of processes that share the work."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def is_mine(number: int) -> bool:
-    """Whether the batch of this number is this process's."""
+    """Return True if this process runs the batch of this number."""
     return number % process_count() == process_index()
 
 
 def gathered(value: Any) -> list[Any]:
-    """The value of every process, in their order. All processes have to come here; tensors have to be on the CPU.
+    """Return the values of all processes, in their order. All must call it, with tensors on the CPU.
 
     Raises:
-        LaunchError: a process ended before it came here.
+        LaunchError: If a process ended before its call.
     """
     if process_count() == 1:
         return [value]
@@ -48,30 +47,32 @@ def gathered(value: Any) -> list[Any]:
         dist.all_gather_object(found, value)
     except RuntimeError as error:
         raise LaunchError(
-            f"Another process of this launch has ended or cannot be reached; its own message says why. ({error})"
+            f"Another process of this launch has ended or cannot be reached ({error}). Read that process's own error."
         ) from error
     return found
 
 
 def summed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over all processes, in their order, so that each has the same to the last bit."""
+    """Return sums over all processes, in their order, so that all have the same bits."""
     first, *others = gathered(dict(tensors))
     return {name: sum((other[name] for other in others), start=tensor) for name, tensor in first.items()}
 
 
 def filled(values: Tensor, mine: Sequence[int]) -> Tensor:
-    """`values [n, ...]`, of which each process knows the rows `mine`, with the rows of all. They are copied and not
-    added up, so each is what the process that worked it out had."""
+    """Return `values [n, ...]` with the rows of all processes; each process has computed the rows `mine`.
+
+    Rows are copied and not summed, so each has the bits of the process that computed it.
+    """
     for rows, known in gathered((list(mine), values[list(mine)])):
         values[rows] = known
     return values
 
 
 def join_launch(cpu: bool = False) -> None:
-    """Join the process group, where a launcher started several processes and nobody has joined yet.
+    """Join the process group if a launcher started several processes and this one has not joined.
 
     Args:
-        cpu: the work is done on the CPU, whatever else there is.
+        cpu (bool, *optional*, defaults to False): True to use the CPU, even if the machine has a GPU.
     """
     if process_count() == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -81,8 +82,10 @@ def join_launch(cpu: bool = False) -> None:
 
 @contextmanager
 def leaving_launch() -> Iterator[None]:
-    """A process group that is joined inside the `with` block is left at its end, also after an error: a process that
-    ends without leaving may wait for the others, and they for it."""
+    """Leave a process group that was joined in the block, also after an error.
+
+    A process that ends without leaving may wait for the others, and they for it.
+    """
     before = process_count()
     try:
         yield

@@ -1,9 +1,9 @@
-"""Samples of the matrices of the guarded depth, by which a fine-tuned model is told from its base.
+"""Samples of the matrices up to the guarded layer, which tell a fine-tuned model from its base.
 
-Casting a model to another dtype moves a weight by at most half of a step of that dtype, so the samples are compared as
-closely. Quantising moves it by more than many a fine-tuning does. Where samples differ, the model's own matrix says
-whether it was quantised: few levels make equal values frequent among neighbors, which a merged LoRA does away with.
-The spacing of the levels follows from that frequency, and samples may differ by it.
+A cast to another dtype moves a weight by at most half a step of that dtype, so samples may differ by that. Quantization
+moves it further than many fine-tunings. If samples differ, the model's matrix shows whether it was quantized: with few
+levels, equal values are frequent among neighbors, and a merged LoRA removes them. The spacing of the levels follows
+from that frequency, and samples may differ by it.
 """
 
 import math
@@ -17,17 +17,16 @@ from sae_unlearn.checks import real
 
 
 SAMPLES = 8
-SMALLEST = 16  # rows and columns; in less, a quantiser's levels cannot be seen
-_ALLOWED = 1  # of the samples of a matrix
-# Of all samples: by way of float16, one in sixteen is off by a step of bfloat16; quantisers may round further.
+SMALLEST = 16  # rows and columns; a smaller matrix does not show a quantizer's levels
+_ALLOWED = 1  # samples of a matrix that may differ
+# Share of all samples: through float16, one in sixteen is off by a step of bfloat16; quantizers may round further.
 _ALLOWED_OF_ALL = 0.15
-_VALUES, _BLOCK = 2**13, 16  # of a matrix in which levels are looked for; neighbors that share a quantiser's scale
-_CLOSE, _CLOSE_SHARE = (
-    0.3,
-    0.01,
-)  # of the spacing, and of all gaps: levels leave none, a merged LoRA 2 to 20 %
-_COARSE = 0.01  # levels further apart than this, in units of the weights' size, are a quantiser's
-_EXACT = 2.0**-20  # what is left of a float32 written with 9 digits
+_VALUES, _BLOCK = 2**13, 16  # values of a matrix that are read; neighbors that share a quantizer's scale
+# A gap is close below this share of the spacing; more than this share of close gaps excludes levels: a merged LoRA has
+# 2 to 20 %, levels have none.
+_CLOSE, _CLOSE_SHARE = 0.3, 0.01
+_COARSE = 0.01  # smallest spacing of a quantizer's levels, in units of the weights' size
+_EXACT = 2.0**-20  # relative error of a float32 written with 9 digits
 # Relative rounding error of each dtype, the coarsest first.
 _ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: _EXACT}
 _TWICE = 2.0**-7  # relative error of a value that was rounded to bfloat16 by two ways
@@ -35,12 +34,12 @@ _TINY = 1e-7  # absolute, for float16's smallest numbers
 
 
 class Comparison(NamedTuple):
-    """The matrices of a fingerprint, compared with those of a model.
+    """Result of comparing the matrices of a fingerprint with those of a model.
 
     Attributes:
-        recorded: how many the fingerprint names.
-        compared: how many of them could be compared; those of another storage (packed, float8, offloaded) could not.
-        different: the names of those that differ.
+        recorded (int): Number of matrices in the fingerprint.
+        compared (int): Number of them that could be compared; packed, float8 and offloaded ones cannot.
+        different (list[str]): Names of those that differ.
     """
 
     recorded: int
@@ -49,13 +48,13 @@ class Comparison(NamedTuple):
 
 
 def matrix_samples(layers: nn.ModuleList, layer: int) -> dict[str, list[float]]:
-    """A few values of every readable matrix of the layers up to `layer`, by name.
+    """Return `SAMPLES` values of every readable matrix of the layers up to `layer`, by name.
 
-    Of matrices that differ in a number alone, such as those of experts, the first of each layer stands for all.
+    Among matrices whose names differ only in a number, such as experts, the first of each layer stands for all.
 
     Args:
         layers (`nn.ModuleList`): All decoder layers.
-        layer (`int`): The guarded one; weights after it play no part.
+        layer (`int`): The guarded layer; later weights are not read.
     """
     found = {name: sampled(matrix) for name, matrix in _matrices(layers, layer).items() if readable(matrix)}
     return {name: [float(f"{value:.9g}") for value in values] for name, values in found.items()}
@@ -65,9 +64,9 @@ def compare_matrices(recorded: Any, layers: nn.ModuleList, layer: int) -> Compar
     """Compare recorded samples with a model's matrices.
 
     Args:
-        recorded (`Any`): What `matrix_samples` gave, from a file that anybody may have written.
+        recorded (`Any`): Result of `matrix_samples`, from an untrusted file.
         layers (`nn.ModuleList`): All decoder layers of the model.
-        layer (`int`): The guarded one.
+        layer (`int`): The guarded layer.
     """
     if not isinstance(recorded, dict):
         return Comparison(0, 0, [])
@@ -102,14 +101,14 @@ def compare_matrices(recorded: Any, layers: nn.ModuleList, layer: int) -> Compar
 
 
 def readable(matrix: Tensor) -> bool:
-    """Whether a matrix's values stand in it as they are: in memory, of 16 bits or more, not packed and not sharded."""
+    """Return True if a matrix holds plain values: in memory, 16 bits or more, not packed, not sharded."""
     plain = type(matrix.detach()) is Tensor and not matrix.is_meta and 0 not in matrix.shape
     return plain and matrix.dtype in (torch.float64, *_ROUNDING)
 
 
 @torch.no_grad()
 def sampled(matrix: Tensor) -> list[float]:
-    """Values along a matrix's diagonal, from corner to corner."""
+    """Return values along a matrix's diagonal, from corner to corner."""
     where = tuple(torch.linspace(0, size - 1, SAMPLES).long().to(matrix.device) for size in matrix.shape)
     values: list[float] = matrix[where].double().cpu().tolist()
     return values
@@ -117,16 +116,16 @@ def sampled(matrix: Tensor) -> list[float]:
 
 @torch.no_grad()
 def level_spacing(matrix: Tensor) -> float | None:
-    """How far apart the levels of a quantised matrix are; None if it is not quantised.
+    """Return the spacing of the levels of a quantized matrix; None if it is not quantized.
 
-    Of values of size s at levels d apart, a share of about `d / (2 sqrt(pi) s)` of all pairs is equal. Levels that
-    something was added to are none any more: in a coarse dtype values are equal still, but others lie close by.
+    Of values of size s at levels d apart, a share of about `d / (2 sqrt(pi) s)` of all pairs is equal. Adding another
+    matrix destroys the levels: in a coarse dtype some values are still equal, but others are close to them.
     """
-    while matrix.ndim > 2:  # of several experts
+    while matrix.ndim > 2:  # several experts
         matrix = matrix[0]
     share, values = max((_neighbors(lines) for lines in (matrix, matrix.T)), key=lambda found: found[0])
     spacing = share * 2 * math.sqrt(math.pi)
-    sizes = values.square().mean(dim=1, keepdim=True).sqrt()  # each block's own: rows may be of very different sizes
+    sizes = values.square().mean(dim=1, keepdim=True).sqrt()  # per block: rows may differ much in size
     gaps = values.sort(dim=1).values.diff(dim=1)
     close = (gaps < _CLOSE * spacing * sizes)[gaps > 0]
     if spacing <= _COARSE or float(close.double().mean()) > _CLOSE_SHARE:
@@ -135,7 +134,7 @@ def level_spacing(matrix: Tensor) -> float | None:
 
 
 def _neighbors(lines: Tensor) -> tuple[float, Tensor]:
-    """The share of equal ones among pairs of neighbors, and their values `[blocks, block]`; zeros are no level."""
+    """Return the share of equal pairs among nonzero neighbors, and the values `[blocks, block]`."""
     number = min(max(_VALUES // lines.shape[1], 4), len(lines))
     rows = torch.linspace(0, len(lines) - 1, number).long().to(lines.device)
     kept = lines[rows, : lines.shape[1] // _BLOCK * _BLOCK].float().reshape(-1, _BLOCK)
@@ -158,12 +157,12 @@ def _matrices(layers: nn.ModuleList, layer: int) -> dict[str, Tensor]:
 
 
 def _rounding(recorded: Tensor, found: Tensor) -> float:
-    """The relative error that the coarser of two dtypes explains; none where both are the same."""
+    """Return the relative error that the coarser of two dtypes explains, or `_EXACT` for equal dtypes."""
     dtypes = [_coarsest(values) for values in (recorded, found)]
     return _EXACT if dtypes[0] == dtypes[1] else max(_ROUNDING[dtype] for dtype in dtypes)
 
 
 def _coarsest(values: Tensor) -> torch.dtype:
-    """The coarsest dtype that holds all values, of which 9 digits are known."""
+    """Return the coarsest dtype that represents all values, which have 9 digits."""
     exact = values.float()
     return next((dtype for dtype in _ROUNDING if bool((exact.to(dtype).float() == exact).all())), torch.float32)

@@ -1,10 +1,9 @@
-"""To know a model again, with the adapters that are in force.
+"""Fingerprint of a base model, and a hash of a model with its active adapters.
 
-A few numbers by which a base model is known again, whatever dtype or quantisation it is loaded in.
-
-Taken from the input embedding and from the one-dimensional weights (norms and biases) up to the guarded layer, which
-the usual schemes do not quantise, and from the matrices of those layers, which fine-tuning changes. A LoRA or a
-guardrail beside them does not change them; a merged one does.
+The fingerprint identifies a base model in any dtype or quantization. It samples the input embedding and the
+one-dimensional weights (norms and biases) up to the guarded layer, which the usual schemes do not quantize, and the
+matrices of those layers, which fine-tuning changes. An attached LoRA or guardrail does not change it; a merged LoRA
+does.
 """
 
 import hashlib
@@ -22,10 +21,10 @@ from sae_unlearn.checks import real
 
 
 def model_key(model: nn.Module) -> str:
-    """A short hash of a model's weights and of which adapters are in force, to know it again by.
+    """Return a short hash of a model's weights and active adapters, to validate caches and checkpoints.
 
-    Of every parameter the name, shape, dtype and up to 16 values spread over it count: enough to tell a tuned or
-    otherwise quantised model from the base. Parameters that are not in memory (`meta`) give their names only.
+    It covers the name, shape, dtype and up to 16 spread values of every parameter: enough to tell a tuned or otherwise
+    quantized model from the base. For parameters that are not in memory (`meta`) it covers only name, shape and dtype.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -37,7 +36,7 @@ def model_key(model: nn.Module) -> str:
         digest.update(flat[where.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            # a guarded layer says itself what is in force: PEFT's switch may have been meant for another adapter
+            # a guarded layer knows its active guardrails: PEFT's switch may concern another adapter
             in_force = getattr(module, "in_force", module.active_adapters)
             digest.update(f"{name} {sorted(in_force)} {module.disable_adapters}".encode())
     return digest.hexdigest()[:16]
@@ -49,14 +48,16 @@ _MATCHING = 0.95
 
 
 def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[str, Any] | None:
-    """`{"model_type": str, "rows": int, "embedding": [float], "norms": [float], "matrices": {name: [float]}}`; None
-    where the embedding or a norm is not in memory (`meta`). Matrices that cannot be read are left out.
+    """Return the fingerprint of a base model; None if the embedding or a norm is not in memory (`meta`).
+
+    Form: `{"model_type": str, "rows": int, "embedding": [float], "norms": [float], "matrices": {name: [float]}}`.
+    Matrices that cannot be read are left out.
 
     Args:
-        model: the bare transformers model.
-        layer: the guarded layer; weights after it play no part.
-        rows: how many rows of the embedding, from the first on, are sampled. Default the first quarter: vocabularies
-            are padded and extended at their end.
+        model (Module): The bare transformers model.
+        layer (int): The guarded layer; later weights are not read.
+        rows (int, *optional*): Number of leading rows of the embedding that are sampled. By default the first quarter,
+            because vocabularies are padded and extended at their end.
     """
     embedding = input_embeddings(model).weight
     rows = max(embedding.shape[0] // 4, 1) if rows is None else rows
@@ -80,7 +81,7 @@ def fingerprint(model: nn.Module, layer: int, rows: int | None = None) -> dict[s
 
 
 def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str | None:
-    """What tells `model` from the one the fingerprint was taken of; None if nothing does, or it cannot be known."""
+    """Return the first difference between `model` and the fingerprint; None if none is found."""
     rows, available = recorded.get("rows"), input_embeddings(model).weight.shape[0]
     if not isinstance(rows, int) or not 1 <= rows <= available:
         return f"its vocabulary of {available} tokens is not the recorded one ({rows!r} sampled)"
@@ -105,7 +106,7 @@ def differences(recorded: dict[str, Any], model: nn.Module, layer: int) -> str |
 
 
 def compared_matrices(recorded: dict[str, Any], model: nn.Module, layer: int) -> Comparison:
-    """What the matrices of a fingerprint say of `model`; fingerprints of earlier versions name none."""
+    """Return the comparison of a fingerprint's matrices with `model`. Older fingerprints have none."""
     return compare_matrices(recorded.get("matrices"), find_decoder_layers(model).layers, layer)
 
 

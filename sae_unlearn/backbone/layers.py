@@ -1,4 +1,4 @@
-"""Where a model keeps its decoder layers."""
+"""Parts of a transformers model: bare model, decoder layers, embeddings, config and devices."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,10 +13,10 @@ from sae_unlearn.errors import GuardrailError, UnlearnError
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside.
+    """Return the transformers model inside of `model`.
 
     Raises:
-        GuardrailError: a `PeftModel` of a kind that a guardrail cannot join.
+        GuardrailError: If it is a `PeftModel` that a guardrail cannot join.
     """
     check_module(model)
     model, inner = uncompiled(model), base_model_of(model)
@@ -25,21 +25,21 @@ def bare_model(model: nn.Module) -> nn.Module:
     if model.active_peft_config.is_prompt_learning or isinstance(inner, PeftModel):
         raise GuardrailError(
             f"A guardrail cannot join {type(model.active_peft_config).__name__}: prompt learning and nested PeftModels "
-            "change what the model sees. Attach it to the base model."
+            "change the model's input. Attach it to the base model."
         )
     return inner
 
 
-_USUAL = ("layers", "layer", "h", "blocks")  # what transformers' models call the list
+_USUAL = ("layers", "layer", "h", "blocks")  # names of the list in transformers' models
 
 
 class DecoderLayers(NamedTuple):
     """The list of decoder layers of a model.
 
     Attributes:
-        backbone: the module that owns the list and runs it.
-        name: the list's full name in the model, e.g. `model.layers`.
-        layers: the layers.
+        backbone (Module): The module that owns the list and runs it.
+        name (str): Full name of the list in the model, such as `model.layers`.
+        layers (ModuleList): The layers.
     """
 
     backbone: nn.Module
@@ -48,22 +48,22 @@ class DecoderLayers(NamedTuple):
 
 
 def find_decoder_layers(model: nn.Module) -> DecoderLayers:
-    """Find the one list with an entry per `config.num_hidden_layers`, for any causal language model of transformers.
+    """Return the list of `config.num_hidden_layers` layers of any causal language model of transformers.
 
-    It is looked for in what the model calls its decoder, then in its base model, then in all of it: transformers'
-    `get_decoder()` goes by attributes' names, and in ModernBERT's decoder `decoder` is the head.
+    The search covers the model's decoder, then its base model, then the whole model: transformers' `get_decoder()`
+    reads attributes by name, and in ModernBERT's decoder `decoder` is the head.
 
     Args:
         model (`nn.Module`): The bare transformers model, not a `PeftModel` around it.
 
     Raises:
-        UnlearnError: If the model is an encoder-decoder, names no number of layers, or has no such list or several.
+        UnlearnError: If the model is an encoder-decoder, has no number of layers, or not exactly one such list.
     """
     config = getattr(model, "config", None)
     if config is None:
-        raise UnlearnError(f"{type(model).__name__} has no `config`; this works on transformers models.")
+        raise UnlearnError(f"model: expected a transformers model, got {type(model).__name__} without a `config`.")
     if getattr(config, "is_encoder_decoder", False):
-        raise UnlearnError(f"{type(model).__name__} is an encoder-decoder; this works on decoder-only models.")
+        raise UnlearnError(f"model: expected a decoder-only model, got the encoder-decoder {type(model).__name__}.")
     num_layers = getattr(text_config(model), "num_hidden_layers", None)
     if not isinstance(num_layers, int):
         raise UnlearnError(f"num_hidden_layers={num_layers!r}: expected the number of layers in the model's config.")
@@ -72,13 +72,13 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
         if place is not None:
             return place
     raise UnlearnError(
-        f"{type(model).__name__} has no list of {num_layers} decoder layers; open an issue with the model's name."
+        f"{type(model).__name__} has no list of {num_layers} decoder layers. Open an issue with the model's name."
     )
 
 
 def _decoders(model: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a model that may hold its decoder layers, the likeliest first."""
-    with suppress(AttributeError, NotImplementedError):  # a model's own code may have no decoder to give
+    """Yield the parts of a model that may hold its decoder layers, the likeliest first."""
+    with suppress(AttributeError, NotImplementedError):  # a model's own code may not have a decoder
         yield cast(Any, model).get_decoder()
     base = getattr(model, "base_model", None)
     if isinstance(base, nn.Module) and base is not model:
@@ -87,7 +87,7 @@ def _decoders(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _layer_list(model: nn.Module, decoder: nn.Module | None, num_layers: int) -> DecoderLayers | None:
-    """The list of `num_layers` decoder layers in `decoder`, a part of `model`; None if there is none.
+    """Return the list of `num_layers` decoder layers in `decoder`, a part of `model`; None if it has none.
 
     Raises:
         UnlearnError: If several lists may be it.
@@ -111,8 +111,8 @@ def _layer_list(model: nn.Module, decoder: nn.Module | None, num_layers: int) ->
 def _list_of_layers(decoder: nn.Module, names: list[str]) -> str:
     """Return the name of the list of whole layers, among lists of that length.
 
-    A model may keep the parts of its layers in one list each (XLM: attentions, norms, MLPs), and has no module whose
-    output is the residual stream.
+    A model may keep the parts of its layers in one list each (XLM: attentions, norms, MLPs). It then has no module
+    whose output is the residual stream.
 
     Raises:
         UnlearnError: If several lists may be it.
@@ -134,12 +134,12 @@ def _list_of_layers(decoder: nn.Module, names: list[str]) -> str:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The module that `torch.compile(module)` was given; any other is it already."""
+    """Return the module inside of `torch.compile(module)`; any other module as it is."""
     return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside of a `PeftModel` or a compiled model; any other model is it already."""
+    """Return the transformers model inside of a `PeftModel` or a compiled model; any other as it is."""
     model = uncompiled(model)
     return uncompiled(model.get_base_model()) if isinstance(model, PeftModel) else model
 
@@ -148,14 +148,14 @@ def check_module(model: nn.Module) -> None:
     """Raise unless `model` is a module.
 
     Raises:
-        UnlearnError: naming what it is.
+        UnlearnError: If it is not.
     """
     if not isinstance(model, nn.Module):
-        raise UnlearnError(f"model={model!r:.60} is a {type(model).__name__}; pass a transformers model.")
+        raise UnlearnError(f"model={model!r:.60}: expected a transformers model, got {type(model).__name__}.")
 
 
 def execution_device(module: nn.Module) -> torch.device | None:
-    """Where accelerate runs a module whose weights it has offloaded (they are on `meta`); None if it does not."""
+    """Return the device on which accelerate runs a module with offloaded weights; None without offloading."""
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:
@@ -164,7 +164,7 @@ def execution_device(module: nn.Module) -> torch.device | None:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model takes its token ids; with offloaded embeddings, where accelerate runs them."""
+    """Return the device of a model's token ids, also with embeddings that accelerate offloads."""
     embeddings = input_embeddings(model)
     if not embeddings.weight.is_meta:
         return embeddings.weight.device
@@ -172,37 +172,37 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the text decoder, which in multimodal models is a part of the whole."""
+    """Return the config of the text decoder, a part of the config in multimodal models."""
     return cast(Any, model).config.get_text_config(decoder=True)
 
 
 def max_positions(model: nn.Module) -> int | None:
-    """Tokens of a row that the text decoder's config says it is made for; None where it says nothing."""
+    """Return `max_position_embeddings` of the text decoder's config; None if it has none."""
     named = getattr(text_config(model), "max_position_embeddings", None)
     return named if isinstance(named, int) else None
 
 
 def input_embeddings(model: nn.Module) -> nn.Embedding:
-    """The module that turns token ids into vectors."""
+    """Return the module that turns token ids into vectors."""
     return cast(nn.Embedding, cast(Any, model).get_input_embeddings())
 
 
 def output_embeddings(model: nn.Module) -> nn.Linear | None:
-    """The head that turns vectors into logits; None for a model without one."""
+    """Return the head that turns vectors into logits; None for a model without one."""
     return cast("nn.Linear | None", cast(Any, model).get_output_embeddings())
 
 
 def residual_of(decoder_layer: nn.Module, output: Any) -> Tensor:
-    """The residual stream `[batch, tokens, width]` of what a decoder layer gave.
+    """Return the residual stream `[batch, tokens, width]` in the output of a decoder layer.
 
     Raises:
-        NotImplementedError: it gave something else.
+        NotImplementedError: If the output has another form.
     """
     hidden = output[0] if isinstance(output, tuple) else output
     if isinstance(hidden, Tensor) and hidden.ndim == 3:
         return hidden
     found = f"shape {tuple(hidden.shape)}" if isinstance(hidden, Tensor) else f"a {type(hidden).__name__}"
     raise NotImplementedError(
-        f"{type(decoder_layer).__name__} gives {found}, and not a residual stream [batch, tokens, width], which is all "
-        "that an SAE can read."
+        f"{type(decoder_layer).__name__} returns {found}: expected a residual stream [batch, tokens, width]. Use a "
+        "model whose layers return it."
     )

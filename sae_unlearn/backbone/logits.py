@@ -1,4 +1,4 @@
-"""The logits at chosen positions of a batch, and nothing spent on the others."""
+"""Logits at chosen positions of a batch, without the cost of the others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from sae_unlearn.errors import UnlearnError
 
 
 def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
-    """`[n, vocabulary]` float32: the logits at the places `wanted [batch, seq]`, row by row.
+    """Return logits `[n, vocabulary]` float32 at the positions `wanted [batch, seq]`, row by row.
 
-    The head is given those positions only: with a large vocabulary it is most of the work. `logits_to_keep` is not
-    passed, since a guardrail takes it as the place from which its gate judges token by token.
+    The head runs at those positions only: with a large vocabulary it is most of the work. `logits_to_keep` is not
+    passed, because a guardrail decides token by token from that position on.
 
     Raises:
-        UnlearnError: they are not finite. Whoever looked for the largest would find some token, and call it an answer.
+        UnlearnError: If they are not finite. Their largest would be some token, and would look like an answer.
     """
     device = input_device(model)
     with head_sees(model, wanted) as picked:
@@ -30,20 +30,20 @@ def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -
 
 
 def check_finite(logits: Tensor) -> None:
-    """Raise unless the highest logit of every row, `[..., vocabulary]`, is finite; one that is not a number is highest.
+    """Raise unless the highest logit of every row `[..., vocabulary]` is finite; NaN counts as highest.
 
     Raises:
-        UnlearnError: naming the dtype, which is often why.
+        UnlearnError: If one is not. The error names the dtype, a common cause.
     """
     if logits.numel() and not bool(torch.isfinite(logits.amax(dim=-1)).all()):
         raise UnlearnError(
-            f"The model's logits are not finite; check its weights and dtype ({logits.dtype}; float16 overflows in "
-            "some models, bfloat16 does not)."
+            f"The model's logits are not finite in {logits.dtype}. Check its weights, or use bfloat16: some models "
+            "overflow in float16."
         )
 
 
 class FiniteLogits(LogitsProcessor):
-    """`check_finite` at every step of `generate`, which takes a token whatever the logits are."""
+    """Logits processor that runs `check_finite` at every step of `generate`, which itself does not check."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         check_finite(scores)
@@ -51,7 +51,7 @@ class FiniteLogits(LogitsProcessor):
 
 
 def run_for_hooks(model: nn.Module, ids: Tensor, mask: Tensor) -> None:
-    """Run a batch for what hooks see on the way. The head has to be given something, and gets one position a row."""
+    """Run a batch only for its hooks. The head runs at one position a row, the least that it needs."""
     first = torch.zeros_like(mask)
     first[:, 0] = True
     wanted_logits(model, ids, mask, first)
@@ -59,8 +59,10 @@ def run_for_hooks(model: nn.Module, ids: Tensor, mask: Tensor) -> None:
 
 @contextmanager
 def head_sees(model: nn.Module, wanted: Tensor) -> Iterator[list[bool]]:
-    """Reduce what the output embeddings are given, `[batch, seq, d]`, to `[1, n, d]`. The list that comes with it is
-    not empty once that happened; a model whose head is no module of its own is left alone."""
+    """Reduce the input of the output embeddings, `[batch, seq, d]`, to `[1, n, d]` in the block.
+
+    The yielded list is not empty once that happened. A model whose head is not a module is unchanged.
+    """
     picked: list[bool] = []
     head = output_embeddings(model)
     if head is None:

@@ -1,9 +1,4 @@
-"""Truncated forward passes: the residual stream after one layer, and nothing computed past it.
-
-Forward passes that end at a decoder layer: what lies past it is not run.
-
-What a model can read at all: ids of its vocabulary, and as many tokens as it has learned positions.
-"""
+"""Forward passes that end at a decoder layer, its residual stream, and the limits of a model's input."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +14,7 @@ from sae_unlearn.errors import UnlearnError
 
 
 class LayerReached(Exception):
-    """Raised by a layer inside `stop_after`, with its output, the residual stream `[batch, seq, d_in]`."""
+    """Signal of a layer inside `stop_after`, with its output, the residual stream `[batch, seq, d_in]`."""
 
     def __init__(self, residual: Tensor) -> None:
         self.residual = residual
@@ -27,12 +22,12 @@ class LayerReached(Exception):
 
 @contextmanager
 def stop_after(decoder_layer: nn.Module) -> Iterator[None]:
-    """Inside, a forward pass through `decoder_layer` ends there with `LayerReached`."""
+    """End each forward pass of the block after `decoder_layer`, with `LayerReached`."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         raise LayerReached(residual_of(module, output))
 
-    # before a guardrail's hook on the same layer, but after FSDP's, which must see the layer end
+    # before a guardrail's hook on the same layer, and after FSDP's, which must see the layer end
     handle = decoder_layer.register_forward_hook(stop, prepend=not _is_sharded(decoder_layer))
     try:
         yield
@@ -41,7 +36,7 @@ def stop_after(decoder_layer: nn.Module) -> Iterator[None]:
 
 
 def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP (`fully_shard`) has put its hooks on a module."""
+    """Return True if a module has hooks of FSDP (`fully_shard`)."""
     if not (dist.is_available() and dist.is_initialized()):
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -51,14 +46,14 @@ def _is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def truncated(model: nn.Module, layer: int) -> Iterator[None]:
-    """Inside, `model` returns the residual stream after `layer`, and so does whatever wraps it.
+    """Make `model`, and each wrapper of it, return the residual stream after `layer` in the block.
 
-    The pass ends inside of the model, so that wrappers (PEFT, DistributedDataParallel, accelerate's autocast) see an
-    ordinary call that returns a tensor; gradients flow back through it as usual.
+    The pass ends inside of the model, so wrappers (PEFT, DistributedDataParallel, accelerate's autocast) see an
+    ordinary call that returns a tensor. Gradients flow through it as usual.
 
     Args:
-        model: the bare transformers model, not a wrapper around it.
-        layer: 0-based decoder layer whose output `[batch, seq, d_in]` is returned.
+        model (Module): The bare transformers model, not a wrapper around it.
+        layer (int): 0-based decoder layer whose output `[batch, seq, d_in]` is returned.
     """
     whole, own = model.forward, model.__dict__.get("forward")
 
@@ -67,7 +62,7 @@ def truncated(model: nn.Module, layer: int) -> Iterator[None]:
             whole(*args, **kwargs)
         except LayerReached as reached:
             return reached.residual
-        raise RuntimeError(f"Layer {layer} of {type(model).__name__} was never run.")
+        raise RuntimeError(f"layer={layer}: expected {type(model).__name__} to run it, but it did not.")
 
     model.forward = forward
     try:
@@ -81,11 +76,11 @@ def truncated(model: nn.Module, layer: int) -> Iterator[None]:
 
 
 class Limits(NamedTuple):
-    """The limits of a model.
+    """Limits of a model's input.
 
     Attributes:
-        vocabulary: number of token ids; None if it cannot be told.
-        positions: number of tokens of a row; None where positions are computed, and not looked up in a table.
+        vocabulary (int or None): Number of token ids; None if unknown.
+        positions (int or None): Largest number of tokens of a row; None if positions are computed and not learned.
     """
 
     vocabulary: int | None
@@ -93,9 +88,15 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module, backbone: nn.Module) -> "Limits":
-        """Of a bare transformers model and its text decoder, which is without what a multimodal model reads pictures
-        with. A table of positions is an embedding there with as many rows as the config names positions, or two more,
-        as in OPT."""
+        """Return the limits of a bare transformers model.
+
+        Positions are learned if the text decoder, which excludes a multimodal model's vision part, has an embedding
+        with `max_position_embeddings` rows, or two more, as in OPT.
+
+        Args:
+            model (Module): The bare transformers model.
+            backbone (Module): Its text decoder.
+        """
         tokens: Any = input_embeddings(model)
         named = max_positions(model)
         tables = [m for m in backbone.modules() if isinstance(m, nn.Embedding) and m is not tokens]
@@ -103,41 +104,44 @@ class Limits(NamedTuple):
         return cls(getattr(tokens, "num_embeddings", None), named if learned else None)
 
     def check(self, index: list[int], rows: list[list[int]]) -> None:
-        """Raise unless the model can read the rows, which the corpus holds at places `index`. On a GPU it would fail
-        without a word of why, and take the process with it.
+        """Raise unless the model can read the rows. On a GPU the call would end the process without a reason.
+
+        Args:
+            index (list[int]): Positions of the rows in the corpus, for the error.
+            rows (list[list[int]]): Token ids of each row.
 
         Raises:
-            UnlearnError: naming the row and what is too large.
+            UnlearnError: If a row is too long, or has an unknown token id.
         """
         for i, row in zip(index, rows, strict=True):
             if self.positions is not None and len(row) > self.positions:
                 raise UnlearnError(
-                    f"Row {i} has {len(row)} tokens, and the model has learned {self.positions} positions; give "
-                    f"shorter rows, or max_length={self.positions}."
+                    f"Row {i} has {len(row)} tokens: expected at most {self.positions}, the model's learned positions. "
+                    f"Pass shorter rows, or max_length={self.positions}."
                 )
             if self.vocabulary is not None and row and not 0 <= min(row) <= max(row) < self.vocabulary:
                 wrong = max(row) if max(row) >= self.vocabulary else min(row)
                 raise UnlearnError(
-                    f"Row {i} holds token id {wrong}, and the model has the ids 0 to {self.vocabulary - 1}; is the "
-                    "tokenizer that of the model?"
+                    f"Row {i} has token id {wrong}: expected 0 to {self.vocabulary - 1}, the model's vocabulary. Pass "
+                    "the model's own tokenizer."
                 )
 
 
 class ResidualBatch(NamedTuple):
-    """The residual stream of a batch, on the device of the layer.
+    """Residual stream of a batch, on the device of the layer.
 
     Attributes:
-        residual: `[batch, seq, d_in]`, in the model's dtype.
-        input_ids: `[batch, seq]`, right-padded.
-        kept: `[batch, seq]` bool, False at padding.
-        index: position of each row in its corpus.
-        number: of the batch among all batches, run or not.
+        residual (Tensor): Residual stream `[batch, seq, d_in]`, in the model's dtype.
+        input_ids (Tensor): Token ids `[batch, seq]`, right-padded.
+        kept (Tensor): `[batch, seq]` bool, False at padding.
+        index (list[int]): Position of each row in its corpus.
+        number (int, *optional*, defaults to 0): Number of the batch among all batches, run or not.
     """
 
     residual: Tensor
     input_ids: Tensor
     kept: Tensor
-    index: list[int]  # type: ignore[assignment]  # `tuple.index` is hidden, and nobody looks for it here
+    index: list[int]  # type: ignore[assignment]  # hides `tuple.index`, which is not used
     number: int = 0
 
 
@@ -149,27 +153,28 @@ def residual_batches(
     bucket: int = 32,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[ResidualBatch]:
-    """Run rows of token ids through the model up to and including `layer`, batch by batch.
+    """Run rows of token ids through the model up to and including `layer`; yield batch by batch.
 
-    Later layers, the final norm and the head are not run. Rows are sorted by length within buckets of `bucket`
-    batches, so that little is spent on padding; within that the order is the rows' own, and the result of a row does
-    not depend on its batch. Adapters stay as they are; training mode is switched off and put back.
+    Later layers, the final norm and the head are not run. Rows are sorted by length within buckets of `bucket` batches,
+    so that little padding is computed; rows of one length keep their order, and the result of a row does not depend on
+    its batch. Adapters are unchanged. Training mode is disabled and restored.
 
     Args:
-        model: the bare transformers model.
-        rows: token ids, special tokens included.
-        layer: 0-based decoder layer whose output is wanted.
-        batch_size: rows per forward pass.
-        bucket: batches per bucket.
-        wanted: of a batch's number, whether it is to be run; asked when its turn has come. None runs all.
+        model (Module): The bare transformers model.
+        rows (Iterable[list[int]]): Token ids, special tokens included.
+        layer (int): 0-based decoder layer whose output is read.
+        batch_size (int): Rows per forward pass.
+        bucket (int, *optional*, defaults to 32): Batches per bucket.
+        wanted (Callable[[int], bool], *optional*): Function of a batch's number that returns True to run it, called
+            right before. None runs all.
 
     Raises:
-        UnlearnError: there is no such layer, a row is longer than the model can read or holds an id that it does not
-            know, or a row's residual stream is not finite.
+        UnlearnError: If the layer does not exist, a row is too long or has an unknown id, or its residual stream is not
+            finite.
     """
     place = find_decoder_layers(model)
     if not 0 <= layer < len(place.layers):
-        raise UnlearnError(f"layer={layer} but {type(model).__name__} has layers 0 to {len(place.layers) - 1}.")
+        raise UnlearnError(f"layer={layer}: expected 0 to {len(place.layers) - 1} for {type(model).__name__}.")
     device, limits = input_device(model), Limits.of(model, place.backbone)
     with evaluation_mode(model), stop_after(place.layers[layer]):
         for number, batch in enumerate(_batches(rows, batch_size, bucket)):
@@ -184,13 +189,12 @@ def residual_batches(
             except LayerReached as reached:
                 residual = reached.residual
             else:
-                raise UnlearnError(f"Layer {layer} of {type(model).__name__} was never run.")
+                raise UnlearnError(f"layer={layer}: expected {type(model).__name__} to run it, but it did not.")
             kept = kept.to(residual.device)
             if not bool(torch.isfinite(residual[kept]).all()):
                 raise UnlearnError(
-                    f"The residual stream after layer {layer} is not finite for some of rows {index}; check the "
-                    f"model's weights and dtype ({residual.dtype}; float16 overflows in some models, bfloat16 does "
-                    "not)."
+                    f"layer={layer}: the residual stream is not finite in {residual.dtype} for some of rows "
+                    f"{index}. Check the weights, or use bfloat16: some models overflow in float16."
                 )
             yield ResidualBatch(residual, ids.to(residual.device), kept, index, number)
 
@@ -206,14 +210,14 @@ def _batches(rows: Iterable[list[int]], batch_size: int, bucket: int) -> Iterato
 
 
 def _by_length(rows: list[tuple[int, list[int]]], batch_size: int) -> Iterator[list[tuple[int, list[int]]]]:
-    ordered = sorted(rows, key=lambda item: -len(item[1]))  # longest first: too little memory shows at once
+    ordered = sorted(rows, key=lambda item: -len(item[1]))  # longest first: a lack of memory shows at once
     for start in range(0, len(ordered), batch_size):
         yield ordered[start : start + batch_size]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode is switched off, and put back module by module."""
+    """Disable training mode in the block and restore it module by module."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,11 +1,4 @@
-"""From what a user calls a corpus to rows of token ids.
-
-Rows of token ids as tensors.
-
-Token ids of a text that something is to follow.
-
-How questions become prompts, for plain models and for those with a chat template.
-"""
+"""Token ids: rows of a corpus, padded batches, special tokens, prompts and chat templates."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +11,7 @@ from sae_unlearn.errors import UnlearnError
 
 
 class Document(NamedTuple):
-    """One document of a corpus, as one or more rows of token ids (long documents are cut)."""
+    """One document of a corpus as rows of token ids. A long document has several rows."""
 
     rows: list[list[int]]
 
@@ -31,25 +24,26 @@ def read_corpus(
     chat_template: bool = False,
     text_column: str = "text",
 ) -> Iterator[Document]:
-    """The documents of a corpus, one by one, as token ids with the tokenizer's own special tokens.
+    """Yield the documents of a corpus as token ids, with the tokenizer's special tokens.
 
     Args:
-        corpus: list or other iterable of strings; a `datasets.Dataset` (or any iterable of mappings) with a text
-            column; or an iterable of batches with `input_ids` `[batch, seq]` and, if padded, `attention_mask`.
-        tokenizer: needed where there is text.
-        name: what to call the corpus in errors.
-        max_length: documents of more tokens are cut into rows of at most this many, each with the leading special
-            tokens of the first.
-        chat_template: put each text as a user's turn into the tokenizer's chat template.
-        text_column: name of the text column.
+        corpus (Any): Iterable of strings; a `datasets.Dataset` or another iterable of mappings with a text column; or
+            an iterable of batches with `input_ids` `[batch, seq]` and, if padded, `attention_mask`.
+        tokenizer (PreTrainedTokenizerBase or None): Needed for text.
+        name (str): Name of the corpus in errors.
+        max_length (int): Tokens of a row. A longer document is cut into rows, each with the leading special tokens of
+            the first.
+        chat_template (bool, *optional*, defaults to False): True to apply the tokenizer's chat template to each text,
+            as a user's turn.
+        text_column (str, *optional*, defaults to "text"): Name of the text column.
 
     Raises:
-        UnlearnError: an item that is none of these.
+        UnlearnError: If the corpus or an item is none of these.
     """
     if isinstance(corpus, (str, bytes)) or not isinstance(corpus, Iterable):
         raise UnlearnError(
-            f"The {name} corpus is a {type(corpus).__name__}; pass a list of texts, a dataset with a "
-            f"{text_column!r} column, or an iterable of batches."
+            f"{name}: expected a list of texts, a dataset with a {text_column!r} column, or an iterable of batches, "
+            f"got {type(corpus).__name__}."
         )
     for item in corpus:
         if isinstance(item, Mapping) and "input_ids" in item:
@@ -59,18 +53,18 @@ def read_corpus(
         if not isinstance(text, str):
             columns = f" with columns {sorted(item)}" if isinstance(item, Mapping) else ""
             raise UnlearnError(
-                f"The {name} corpus holds a {type(item).__name__}{columns}; expected texts, rows with a "
-                f"{text_column!r} column, or batches with `input_ids`."
+                f"{name}: expected texts, rows with a {text_column!r} column, or batches with `input_ids`, got a "
+                f"{type(item).__name__}{columns}."
             )
         if not text.strip():
             continue
         if tokenizer is None:
-            raise UnlearnError(f"The {name} corpus is text, which needs a tokenizer; pass one, or pass token ids.")
+            raise UnlearnError(f"{name}: expected token ids, got text without a tokenizer. Pass tokenizer=.")
         yield Document(_cut(_tokens(text, tokenizer, chat_template), tokenizer, max_length))
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase | None, config: Any, chat_template: bool = False) -> list[int]:
-    """BOS, EOS and PAD of tokenizer and model, and with `chat_template` all of the tokenizer's special tokens."""
+    """Return the ids of BOS, EOS and PAD, and with `chat_template` of all special tokens."""
     found: set[int] = set()
     for owner in (tokenizer, config):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -82,8 +76,10 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase | None, config: Any, ch
 
 
 def begins_bare(tokenizer: PreTrainedTokenizerBase | None, special: Collection[int]) -> bool:
-    """Whether a text's first token is one of its own words, no BOS or other token of `special` before it; False where
-    that is not known."""
+    """Return True if the tokenizer puts no token of `special`, such as BOS, before a text.
+
+    Without a tokenizer, False.
+    """
     if tokenizer is None:
         return False
     row = _tokens("a", tokenizer, chat_template=False)
@@ -91,8 +87,10 @@ def begins_bare(tokenizer: PreTrainedTokenizerBase | None, special: Collection[i
 
 
 def message_boundary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the chat template puts around a user's turn, a BOS at its beginning left out. Empty where
-    the template marks turns by ordinary words."""
+    """Return the special tokens of the chat template around a user's turn, without a leading BOS.
+
+    The list is empty if the template marks turns by ordinary words.
+    """
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
     row = _tokens("", tokenizer, chat_template=True)
     if row and row[0] == tokenizer.bos_token_id:
@@ -104,7 +102,7 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, chat_template: bool) 
     if not chat_template:
         return list(tokenizer(text)["input_ids"])
     if not getattr(tokenizer, "chat_template", None):
-        raise UnlearnError("chat_template=True, but this tokenizer has no chat template; leave it out.")
+        raise UnlearnError("chat_template=True: expected False, since this tokenizer has no chat template.")
     turns = [{"role": "user", "content": text}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -117,7 +115,7 @@ def _cut(ids: list[int], tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     lead = next((i for i, token in enumerate(ids) if token not in special), 0)
     head, body, room = ids[:lead], ids[lead:], max_length - lead
     if room < 1:
-        raise UnlearnError(f"max_length={max_length} leaves no room for text after {lead} special tokens; raise it.")
+        raise UnlearnError(f"max_length={max_length}: expected more than the {lead} leading special tokens.")
     return [head + body[start : start + room] for start in range(0, len(body), room)]
 
 
@@ -127,14 +125,14 @@ def _rows_of_batch(batch: Mapping[str, Any], name: str) -> Iterator[list[int]]:
         ids = ids[None] if ids.ndim == 1 else ids
         mask = torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids))).bool()
         mask = mask[None] if mask.ndim == 1 else mask
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # what torch raises for what is no tensor
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch's errors for other values
         raise UnlearnError(
-            f"The {name} corpus holds a batch whose input_ids or attention_mask is no tensor of whole numbers: {error}"
+            f"{name}: expected batches with input_ids and attention_mask of whole numbers [batch, seq]: {error}"
         ) from error
     if ids.ndim != 2 or mask.shape != ids.shape or ids.is_floating_point() or ids.is_complex():
         raise UnlearnError(
-            f"The {name} corpus holds a batch with input_ids {tuple(ids.shape)} ({ids.dtype}) and attention_mask "
-            f"{tuple(mask.shape)}; expected whole numbers [batch, seq] twice."
+            f"{name}: expected input_ids and attention_mask of whole numbers [batch, seq], got {tuple(ids.shape)} "
+            f"({ids.dtype}) and {tuple(mask.shape)}."
         )
     for row, kept in zip(ids, mask, strict=True):
         if kept.any():
@@ -142,7 +140,7 @@ def _rows_of_batch(batch: Mapping[str, Any], name: str) -> Iterator[list[int]]:
 
 
 def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids `[batch, seq]`, zeros at padding, and a bool mask, True at tokens; seq is at least 1."""
+    """Return token ids `[batch, seq]`, 0 at padding, and a bool mask, True at tokens; seq is at least 1."""
     ids = torch.zeros(len(rows), max(1, *map(len, rows)), dtype=torch.long)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -152,14 +150,16 @@ def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that pads. GPT-2 and others have none of their own: it is the one that ends a sequence then, or 0."""
+    """Return the id for padding: PAD, or EOS for GPT-2 and others without PAD, or else 0."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if token is not None)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """`text` as the tokenizer makes it, less an EOS or SEP with which some tokenizers close every text: nothing would
-    follow that. One that stands at the end of the text itself stays."""
+    """Return the token ids of a prompt, without the EOS or SEP that some tokenizers append to every text.
+
+    A model would not continue after it. An EOS at the end of the text itself stays.
+    """
     ids = list(tokenizer(text)["input_ids"])
     closing = [getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id")]
     if len(ids) > 1 and ids[-1] in closing:
@@ -169,7 +169,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def question_prompt(tokenizer: PreTrainedTokenizerBase, question: str, chat_template: bool = False) -> str:
-    """A question up to where its answer begins: "question\\nAnswer:".
+    """Return a question up to the beginning of its answer: "question\\nAnswer:".
 
     With `chat_template` the question is the user's turn and the model's turn begins with "Answer:". Either way the
     answer's first token carries the blank before it.
@@ -180,23 +180,28 @@ def question_prompt(tokenizer: PreTrainedTokenizerBase, question: str, chat_temp
 
 
 def turn_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` as the user's turn, and the beginning of the model's, as text to be tokenised in the ordinary way.
+    """Return `text` as a user's turn with the beginning of the model's turn, to be tokenized as usual.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: If the tokenizer has no chat template.
     """
     return conversation(tokenizer, [text])
 
 
 def conversation(tokenizer: PreTrainedTokenizerBase, said: Sequence[str]) -> str:
-    """What user and model said in turn, the user first and last, and the beginning of the model's next turn; as text to
-    be tokenised in the ordinary way. A BOS that the template writes is left out where the tokenizer writes one itself.
+    """Return the text of a conversation with the beginning of the model's next turn.
+
+    It is to be tokenized as usual. The template's BOS is left out if the tokenizer adds one itself.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase): Tokenizer with a chat template.
+        said (Sequence[str]): The turns of user and model by turns, the user first and last.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: If the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("chat_template=True, but this tokenizer has no chat template; leave it out.")
+        raise ValueError("chat_template=True: expected False, since this tokenizer has no chat template.")
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token

@@ -1,7 +1,7 @@
-"""Parsers of the commands: groups, options from dataclasses, and one line for what is wrong.
+"""Parsers of the commands: groups, options from dataclasses, and one-line errors.
 
-`transformers.HfArgumentParser` also makes arguments from dataclasses, but importing it takes longer than `--help` may.
-What is here reads the same dataclasses: `Literal` gives choices, `list` several values, `bool` a flag and its opposite.
+`transformers.HfArgumentParser` also makes arguments from dataclasses, but its import takes longer than `--help` may.
+This module reads the same dataclasses: `Literal` gives choices, `list` several values, `bool` a flag and its opposite.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from sae_unlearn.options.field import Option, options_of
 C = TypeVar("C")
 BAD_INPUT = 2
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-NO_ADAPTER = "{option} belongs to an adapter; give --adapter too."
+NO_ADAPTER = "{option} is an option of an adapter. Pass --adapter, too."
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and takes no abbreviations."""
+    """A parser with one-line errors and without abbreviations."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | options)
@@ -27,17 +27,17 @@ class Parser(argparse.ArgumentParser):
         self._needed: list[str] = []
 
     def group(self, title: str) -> argparse._ArgumentGroup:
-        """Return the group of arguments with this heading; each heading stands once in `--help`."""
+        """Return the group of arguments with this heading. `--help` has each heading once."""
         if title not in self._headings:
             self._headings[title] = self.add_argument_group(title)
         return self._headings[title]
 
     def need(self, name: str) -> None:
-        """Require an argument that can be given by its place or by its name."""
+        """Require an argument that can be passed by position or by name."""
         self._needed.append(name)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As `argparse`; also refuses a missing argument of `need`."""
+        """Parse as `argparse` does, and refuse a missing argument of `need`."""
         found, rest = super().parse_known_args(args, namespace)
         missing = [f"--{name}" for name in self._needed if getattr(found, name, None) is None]
         if missing:
@@ -57,12 +57,12 @@ class _Numbers(argparse.Action):
 
 
 class ByPlaceOrName(argparse.Action):
-    """A value that is given by its place or by its name, but not by both."""
+    """A value that is passed by position or by name, but not by both."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         way, before = "by its place" if option_string is None else "by its name", f"_{self.dest}_given"
         if getattr(namespace, before, way) != way:
-            parser.error(f"{self.dest} is given twice: {getattr(namespace, self.dest)} and {values}")
+            parser.error(f"{self.dest} is passed twice: {getattr(namespace, self.dest)} and {values}")
         setattr(namespace, before, way)
         setattr(namespace, self.dest, values)
 
@@ -71,9 +71,9 @@ def add_options(parser: Parser, options: type, skip: Container[str] = ()) -> Non
     """Add an argument for each option of a dataclass, under the option's heading.
 
     Args:
-        parser: Of a command.
-        options: A dataclass whose fields are made with `sae_unlearn.options.field.option`.
-        skip: Names of options that the command does not have.
+        parser (Parser): Parser of a command.
+        options (type): A dataclass whose fields are made with `sae_unlearn.options.field.option`.
+        skip (Container[str], *optional*, defaults to ()): Names of options that the command does not have.
     """
     for each in options_of(options):
         if each.command_line and each.name not in skip:
@@ -98,23 +98,23 @@ def add_option(parser: Parser, each: Option) -> None:
 
 
 def options_from(args: argparse.Namespace, options: type[C], **more: Any) -> C:
-    """Return the dataclass with the values that a command was given.
+    """Return the dataclass with the values of a command's arguments.
 
     Args:
-        args: The parsed arguments.
-        options: The dataclass of `add_options`.
-        more: Values of options that are no arguments of the command.
+        args (argparse.Namespace): The parsed arguments.
+        options (type[C]): The dataclass of `add_options`.
+        **more (Any): Values of options that are not arguments of the command.
     """
     names = [each.name for each in options_of(options) if each.command_line and hasattr(args, each.name)]
     return options(**{name: getattr(args, name) for name in names} | more)
 
 
 def add_model_arguments(parser: Parser, required: bool = True, positional: bool = False) -> None:
-    """Add the options of the model: which one, where it goes, and its dtype."""
+    """Add the options of the model: name, revision, device and dtype."""
     _add_named(parser, "model", "Hub id or folder of a causal language model, or demo", required, positional)
     model = parser.group("model")
-    model.add_argument("--device", help="cpu, cuda:0, ..., or auto to spread it (default: cuda if there is one)")
-    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are stored)")
+    model.add_argument("--device", help="cpu, cuda:0, ..., or auto for several (default: cuda if available)")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: as stored)")
 
 
 def add_adapter_arguments(
@@ -126,7 +126,7 @@ def add_adapter_arguments(
     """Add the options of the adapter."""
     _add_named(parser, "adapter", help, required, positional)
     parser.group("adapter").add_argument(
-        "--adapter-subfolder", metavar="FOLDER", help="folder inside it: a member of a bundle"
+        "--adapter-subfolder", metavar="FOLDER", help="folder inside it, such as a member of a bundle"
     )
 
 
@@ -167,10 +167,10 @@ def _add_named(
 
 
 def hub_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the adapter's revision and folder.
+    """Return the adapter's revision and subfolder.
 
     Raises:
-        ValueError: If one is given without an adapter.
+        ValueError: If one is passed without an adapter.
     """
     if args.adapter is None:
         for name in ("adapter_revision", "adapter_subfolder"):
@@ -180,15 +180,15 @@ def hub_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
-    """Return settings of a file as arguments, except those that the command line gives itself.
+    """Return settings of a file as arguments, without those that the command line has.
 
     Args:
-        settings: Values by the name of their option, with `_` or `-` between words.
-        parser: Of the command.
-        given: The command line.
+        settings (Mapping[str, Any]): Values by the name of their option, with `_` or `-` between words.
+        parser (argparse.ArgumentParser): Parser of the command.
+        given (Sequence[str]): The command line.
 
     Raises:
-        ValueError: If the command has no such option, or a value is of a kind that the option cannot have.
+        ValueError: If the command has no such option, or a value has a type that the option cannot have.
     """
     known = {flag: action for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
     used = {word.partition("=")[0] for word in given}
@@ -196,7 +196,7 @@ def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, g
     for name, value in settings.items():
         flag = "--" + str(name).replace("_", "-")
         if flag not in known or flag in ("--help", "--config"):
-            raise ValueError(f"{name}: {parser.prog} has no such option; it has {', '.join(sorted(known))}.")
+            raise ValueError(f"{name}: expected an option of {parser.prog}: {', '.join(sorted(known))}.")
         action = known[flag]
         if value is None or used.intersection(action.option_strings):
             continue
@@ -222,7 +222,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 12,406,981") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 12,406,981.") from error
 
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}

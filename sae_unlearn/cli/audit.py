@@ -1,4 +1,4 @@
-"""`sae-unlearn audit`."""
+"""The command `sae-unlearn audit`: arguments and run."""
 
 import argparse
 import shlex
@@ -23,8 +23,8 @@ EXAMPLES = """examples:
   sae-unlearn audit --model demo --adapter sae-unlearn-demo/forget-biology --forget questions.json \\
       --retain other.json --neighbours chemistry.txt --attacks dilution splitting --output audit
 
-data: as for evaluate. What is attacked are questions: facts (prompt, answers) or choices (question, choices, answer);
-neighbors may be texts as well.
+data: as for evaluate. Attacks need questions: facts (prompt, answers) or choices (question, choices, answer). Neighbors
+may also be texts.
 """
 
 
@@ -32,10 +32,10 @@ def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     add_adapter_arguments(parser)
     add = parser.group(DATA).add_argument
-    add("--forget", nargs="+", required=True, metavar="DATA", help="questions on what should be forgotten")
-    add("--retain", nargs="+", default=[], metavar="DATA", help="questions on other things: the control")
+    add("--forget", nargs="+", required=True, metavar="DATA", help="questions on the topic to forget")
+    add("--retain", nargs="+", default=[], metavar="DATA", help="questions on other topics, as control")
     add("--neighbours", nargs="+", default=[], metavar="DATA", help="harmless questions or texts near the topic")
-    add("--unnamed", nargs="+", default=[], metavar="DATA", help="questions that name nothing of the topic")
+    add("--unnamed", nargs="+", default=[], metavar="DATA", help="questions on the topic that do not name it")
     add("--names", nargs="+", default=[], metavar="NAME", help="names that --unnamed must not contain")
     add("--unknown", nargs="+", default=[], metavar="DATA", help="facts that the base does not know, for relearning")
     add("--filler", nargs="+", metavar="DATA", help="harmless texts for dilution (default: texts of this package)")
@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
     add_options(parser, AuditConfig)
     add_output_argument(parser, "folder for the report: tables, curves, JSON")
     parser.group("output").add_argument(
-        "--card", metavar="FOLDER", help="folder of the adapter, whose card gets the results too"
+        "--card", metavar="FOLDER", help="folder of the adapter, to add the results to its card"
     )
 
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     where = hub_of(args)
     if args.card and not (Path(args.card) / CARD_NAME).is_file():
-        raise FileNotFoundError(f"--card {args.card}: there is no {CARD_NAME}; give the folder of a saved adapter.")
+        raise FileNotFoundError(f"--card {args.card}: expected a folder with a {CARD_NAME}, of a saved adapter.")
     config = options_from(args, AuditConfig, progress=args.progress)
     output = output_folder(args.output)
     sides = ("forget", "retain", "neighbours", "unnamed", "unknown")
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     if args.adapter is None:
         return "sae-unlearn fit --help"
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []

@@ -1,4 +1,4 @@
-"""`sae-unlearn check`."""
+"""The command `sae-unlearn check`: arguments and run."""
 
 import argparse
 import shlex
@@ -7,13 +7,13 @@ from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_a
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
 
 
-HELP = "check that a guardrail matches a model, that its dose is enough, and that its gate fires where it should"
+HELP = "check that a guardrail matches a model, that its dose is large enough, and on which texts its gate fires"
 EXAMPLES = """examples:
   sae-unlearn check demo sae-unlearn-demo/forget-biology
   sae-unlearn check google/gemma-2-2b-it forget-biology --forget questions.txt --retain traffic.jsonl
   sae-unlearn check google/gemma-2-2b-it forget-all --adapter-subfolder biology
 
-exit code: 0 without problems (warnings are none), 1 with problems, 2 for bad input
+exit code: 0 without problems (warnings do not count), 1 with problems, 2 for bad input
 """
 _MARKS = {"ok": "ok      ", "warning": "WARNING ", "problem": "PROBLEM "}
 
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     try:
-        folder.config()  # a wrong name is told before the model is loaded
+        folder.config()  # report a wrong name before the model is loaded
     except BundleGiven as found:
-        raise ValueError(f"check looks at one guardrail; give --adapter-subfolder too. {found}") from found
+        raise ValueError(f"Pass --adapter-subfolder: check reads one guardrail. {found}.") from found
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
     if retain is None:
         retain = load_demo_texts().heldout["retain"]
@@ -62,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
     for finding in report.findings:
         print(f"{_MARKS[finding.status]} {printable(finding.subject + ': ' + finding.sentence, limit=600)}")
     if not args.retain:
-        print("(other text: the neutral paragraphs that this package ships; give your own by --retain)")
+        print("(other text: neutral paragraphs of this package; pass your own with --retain)")
     problems = sum(finding.status == "problem" for finding in report.findings)
     print("No problems." if report.ok else f"{problems} problem(s).")
     return 0 if report.ok else 1
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
     given = ["--model", args.model, "--adapter", args.adapter, *inside, "--forget", "QUESTIONS", "--output", "report"]
     return shlex.join(["sae-unlearn", "evaluate", *given])

@@ -1,4 +1,4 @@
-"""The options that name texts and questions, and the rows that they stand for."""
+"""Options for texts and questions, and reading of their rows."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,17 +17,17 @@ DATA = "data"
 """Heading of the options."""
 TEXTS = """texts: a .txt file (paragraphs between blank lines), .json, .jsonl or .csv (see --text-column); a dataset of
 the Hub or in a folder, with the package `datasets`; or a named data set or a file of questions, as for evaluate:
-each question is read together with its answer
+each question is read with its answer
 """
 
 
 def add_text_arguments(parser: Parser, forget: str, retain: str) -> None:
-    """Add `--forget`, `--retain` and how they are read, for commands that read texts.
+    """Add `--forget`, `--retain` and the options of reading them.
 
     Args:
-        parser: Of the command.
-        forget: Help of `--forget`.
-        retain: Help of `--retain`.
+        parser (Parser): Parser of the command.
+        forget (str): Help text of `--forget`.
+        retain (str): Help text of `--retain`.
     """
     group = parser.group(DATA)
     for side, help in (("forget", forget), ("retain", retain)):
@@ -51,27 +51,27 @@ def add_column_argument(parser: Parser) -> None:
 def add_drawing_arguments(parser: Parser, seed: bool = True) -> None:
     """Add `--limit` and `--seed`."""
     group = parser.group(DATA)
-    group.add_argument("--limit", type=int, metavar="N", help="rows of each set at most, drawn at random")
+    group.add_argument("--limit", type=int, metavar="N", help="largest number of rows of each set, drawn at random")
     if seed:
-        group.add_argument("--seed", type=int, metavar="N", default=0, help="seed of what is drawn (default: 0)")
+        group.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the draw (default: 0)")
 
 
 def texts_of(args: "argparse.Namespace", side: str) -> Iterable[Any] | None:
-    """Return the texts of `--forget` or `--retain`, drawn as `--limit` and `--seed` say; None without the option.
+    """Return the texts of `--forget` or `--retain`, at most `--limit` of them; None without the option.
 
     Args:
-        args: The parsed arguments of a command with `add_text_arguments`.
-        side: `"forget"` or `"retain"`.
+        args ('argparse.Namespace'): The parsed arguments of a command with `add_text_arguments`.
+        side (str): `"forget"` or `"retain"`.
 
     Raises:
-        FileNotFoundError: If a source is not there.
+        FileNotFoundError: If a source does not exist.
         ValueError: If a source does not hold texts.
     """
     sources, split = getattr(args, side), getattr(args, f"{side}_split")
     if not sources:
         return None
     if len(sources) == 1 and args.limit is None:
-        return _texts(sources[0], args.text_column, split)  # a dataset stays one, and is read as it is needed
+        return _texts(sources[0], args.text_column, split)  # a dataset is not read as a whole
     return drawn(texts_in(sources, args.text_column, split), args.limit, args.seed)
 
 
@@ -86,14 +86,14 @@ def read_sets(
     """Return the rows of each source, by its name without folders.
 
     Args:
-        sources: Names of data sets, or files.
+        sources (list[str]): Names of data sets, or files.
         text_column (`str`, *optional*, defaults to `"text"`): Column or key that holds a text.
-        limit (`int`, *optional*): Rows of each at most.
-        seed (`int`, *optional*, defaults to 0): Of what is drawn.
+        limit (`int`, *optional*): Largest number of rows of each.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
-        FileNotFoundError: If a source is not there.
-        ValueError: If it cannot be read, or two have one name.
+        FileNotFoundError: If a source does not exist.
+        ValueError: If it cannot be read, or two have the same name.
     """
     found: dict[str, list[Any]] = {}
     for source in sources:
@@ -102,7 +102,7 @@ def read_sets(
         label = path.name if path.exists() else source.partition("@")[0] if rows is not None else source
         rows = list(read_texts(source, text_column)) if rows is None else rows
         if label in found:
-            raise ValueError(f"Two sets are called {label!r}; rename one of the files, or give it once.")
+            raise ValueError(f"{source}: two sets are called {label!r}. Rename one of the files, or pass it once.")
         found[label] = [_plain(row, text_column) for row in drawn(rows, limit, seed)]
     return found
 
@@ -113,7 +113,7 @@ def _texts(source: str, column: str, split: str | None) -> Iterable[Any]:
 
 
 def _questions(source: str) -> list[Any] | None:
-    """The rows of a named data set, or of a file of questions; None for anything else."""
+    """Return the rows of a named data set or of a file of questions; None for anything else."""
     from sae_unlearn.evaluation.datasets import read_questions
     from sae_unlearn.evaluation.datasets.registry import is_named, read_named
 

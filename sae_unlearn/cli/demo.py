@@ -1,4 +1,4 @@
-"""`sae-unlearn demo`."""
+"""The command `sae-unlearn demo`: arguments and run."""
 
 import argparse
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 from sae_unlearn.cli.arguments import Parser, add_output_argument
 
 
-HELP = "fit a guardrail on a real language model, offline, and see what it forgets and what it keeps"
+HELP = "fit a guardrail on a real language model, offline, and measure what it forgets and keeps"
 EXAMPLES = """examples:
   sae-unlearn demo
   sae-unlearn demo --output my-demo --quick
 """
 
-LICENSE = "gemma"  # of the demo's model and its SAE, and so of what is fitted with them
+LICENSE = "gemma"  # license of the demo's model and its SAE, and so of the fitted guardrail
 
 
 def add_arguments(parser: Parser) -> None:
-    add_output_argument(parser, "folder for what it writes", default="sae-unlearn-demo")
+    add_output_argument(parser, "folder for the guardrail and the report", default="sae-unlearn-demo")
     parser.group("measuring").add_argument(
         "--quick", action="store_true", help="report on a third of the texts; the fit is the same"
     )
@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
         license=LICENSE,
     )
     if not report.same:
-        print("The adapter from disk does not answer as the one that was fitted; see above.")
+        print("The adapter loaded from disk answers differently from the fitted one; see above.")
         return 1
     print(_usage(report.adapter))
     return 0
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     return f"sae-unlearn check --model demo --adapter {_adapter(args)}"
 
 
@@ -69,6 +69,6 @@ To use it:
     from sae_unlearn.demo import load_demo_model
     model = attach_guardrail(load_demo_model()[0], "{adapter.as_posix()}")
 
-To see what is in it:
+To show its content:
 
     sae-unlearn show {adapter.as_posix()}"""

@@ -1,4 +1,4 @@
-"""`sae-unlearn env`."""
+"""The command `sae-unlearn env`: versions, devices and formats of this installation."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   sae-unlearn env
   sae-unlearn env --json
 
-The report names no path, no user and no environment variable.
+The report has neither paths, nor user names, nor environment variables.
 """
 
 DISTRIBUTION = "sae-unlearn"
@@ -47,18 +47,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """Nothing comes after it: what it prints goes into a report, or to a program that reads JSON."""
+    """Return "": no command follows."""
     return ""
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and formats of this process, as JSON types.
+    """Return versions, devices and formats of this process, as JSON types.
 
     Returns:
         `sae_unlearn` (str): version of this package; `installed` (str or None): version that pip installed, None if
-            the package runs from a checkout; `formats` (dict): newest version of each artefact that is read and
-            written; `python`, `platform` (str); `packages` (dict): per distribution `version` (str or None if it is
-            not installed), `required` (bool), `supported` (str or None if unknown: the versions that pip accepts) and
+            the package runs from a checkout; `formats` (dict): format versions of saved guardrails and bundles;
+            `python`, `platform` (str); `packages` (dict): per distribution `version` (str or None if it is not
+            installed), `required` (bool), `supported` (str or None if unknown: the versions that pip accepts) and
             `in_range` (bool or None); `devices` (list of str); `cores` (int): CPU threads that torch uses.
     """
     import torch
@@ -81,7 +81,7 @@ def environment() -> dict[str, Any]:
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed distribution, None if it is not installed."""
+    """Return the version of an installed distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -89,7 +89,7 @@ def installed_version(name: str) -> str | None:
 
 
 def supported_ranges() -> dict[str, str]:
-    """Version specifiers that this package declares, by lower-case distribution name; empty from a bare checkout."""
+    """Return the version specifiers of this package by distribution; empty in a bare checkout."""
     from packaging.requirements import Requirement
 
     try:
@@ -100,7 +100,7 @@ def supported_ranges() -> dict[str, str]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The environment as aligned lines, to be pasted into a bug report."""
+    """Return the environment as aligned lines for a bug report."""
     formats = ", ".join(f"{name} {version}" for name, version in found["formats"].items())
     lines = [
         ("sae_unlearn", found["sae_unlearn"] + _installation(found)),
@@ -138,7 +138,7 @@ def _package(name: str, supported: str | None) -> dict[str, Any]:
 
 
 def _devices() -> list[str]:
-    """All devices that torch can use; the CPU alone if there is no other."""
+    """Return all devices that torch can use; only the CPU without an accelerator."""
     import torch
 
     found = []

@@ -1,4 +1,4 @@
-"""`sae-unlearn evaluate`."""
+"""The command `sae-unlearn evaluate`: arguments and run."""
 
 import argparse
 import shlex
@@ -17,7 +17,7 @@ from sae_unlearn.cli.data_sets import DATA, add_drawing_arguments
 from sae_unlearn.options.evaluation import EvaluationConfig
 
 
-HELP = "measure what a model knows of what it should forget and keep, with or without an adapter"
+HELP = "measure what a model knows of topics to forget and to keep, with or without an adapter"
 EXAMPLES = """examples:
   sae-unlearn evaluate --model google/gemma-2-2b-it --adapter forget-biology \\
       --forget wmdp:bio --retain mmlu:college_biology mmlu:astronomy other.jsonl --chat-template --output report
@@ -29,9 +29,9 @@ EXAMPLES = """examples:
 several processes: accelerate launch --num_processes 4 -m sae_unlearn evaluate ...
 
 data: a name such as tofu:forget10, tofu-choices:forget10, muse:forget_qa, muse-passages:forget, muse-texts:forget,
-wmdp:bio, mmlu:anatomy, rwku:forget_level2, relation:country_capital_city, each with @FOLDER_OR_HUB_ID behind it to say
-where from (relation needs it); or a file: facts (.json, .jsonl: prompt, answers), choices (question, choices, answer),
-or texts as for fit
+wmdp:bio, mmlu:anatomy, rwku:forget_level2, relation:country_capital_city, each with an optional @FOLDER_OR_HUB_ID as
+its source (required for relation); or a file: facts (.json, .jsonl: prompt, answers), choices (question, choices,
+answer), or texts as for fit
 """
 
 
@@ -39,11 +39,11 @@ def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     add_adapter_arguments(parser)
     parser.group("adapter").add_argument(
-        "--compare", action="store_true", help="measure without the adapter too, and show what it changes"
+        "--compare", action="store_true", help="measure without the adapter, too, and show the change"
     )
     data = parser.group(DATA)
-    data.add_argument("--forget", nargs="+", default=[], metavar="DATA", help="what should be forgotten")
-    data.add_argument("--retain", nargs="+", default=[], metavar="DATA", help="what should be kept")
+    data.add_argument("--forget", nargs="+", default=[], metavar="DATA", help="questions or texts to forget")
+    data.add_argument("--retain", nargs="+", default=[], metavar="DATA", help="questions or texts to keep")
     data.add_argument(
         "--reference", metavar="REPORT", help="report of a model that never saw the forget set: adds forget quality"
     )
@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.evaluation.report.report import draw_reports
 
     if not args.forget and not args.retain:
-        raise ValueError("Nothing to measure; give --forget, --retain, or both.")
+        raise ValueError("Nothing to measure. Pass --forget, --retain, or both.")
     if args.compare and not args.adapter:
-        raise ValueError("--compare measures with and without an adapter; give --adapter.")
+        raise ValueError("--compare measures with and without an adapter. Pass --adapter.")
     where = hub_of(args)
     config = options_from(args, EvaluationConfig, progress=args.progress)
     output = output_folder(args.output)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     given = ["--model", args.model, "--adapter", args.adapter or "ADAPTER"]
     given += ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
     given += ["--forget", *(args.forget or ["QUESTIONS"])]

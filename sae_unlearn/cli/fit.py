@@ -1,4 +1,4 @@
-"""`sae-unlearn fit`."""
+"""The command `sae-unlearn fit`: arguments and run."""
 
 import argparse
 from pathlib import Path
@@ -38,14 +38,14 @@ def add_arguments(parser: Parser) -> None:
     )
     add_text_arguments(
         parser,
-        forget="texts of the topic; 100 paragraphs are a good start",
-        retain="other texts, as the model will meet them, near neighbors of the topic included",
+        forget="texts of the topic; start with 100 paragraphs",
+        retain="other texts as in deployment, with neighbors of the topic",
     )
     add_options(parser, GuardrailFitConfig)
     add_output_argument(parser, "folder for the adapter, its card and its picture")
     output = parser.group("output")
-    output.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload it to this repository, such as me/name")
-    output.add_argument("--private", action="store_true", help="make that repository a private one")
+    output.add_argument("--push-to-hub", metavar="REPO_ID", help="upload it to this repository, such as me/name")
+    output.add_argument("--private", action="store_true", help="make that repository private")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     return f"sae-unlearn check --model {args.model} --adapter {Path(args.output).as_posix()}"
 
 
 def _check_upload(args: argparse.Namespace) -> None:
     if args.private and not args.push_to_hub:
-        raise ValueError("--private is of an upload; give --push-to-hub too.")
+        raise ValueError("--private is an option of an upload. Pass --push-to-hub, too.")
     if args.push_to_hub:
         from huggingface_hub.utils import validate_repo_id
 

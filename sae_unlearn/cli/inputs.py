@@ -1,7 +1,4 @@
-"""What commands read: models, SAEs and folders by the names that a user types.
-
-Texts from a file, or from a dataset.
-"""
+"""Loading of a command's inputs: models, adapters, SAEs, texts and the output folder."""
 
 import csv
 import json
@@ -30,10 +27,16 @@ DEMO = "demo"
 def load_model(
     name: str, revision: str | None = None, device: str | None = None, dtype: str = "auto"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A causal language model and its tokenizer: "demo", a local folder, or a Hub id. No code of theirs is run.
+    """Load a causal language model and its tokenizer, without running code from the repository.
+
+    Args:
+        name (str): "demo", a local folder, or a Hub id.
+        revision (str, *optional*): Branch, tag or commit.
+        device (str, *optional*): Device of the model, or "auto" for several. Defaults to CUDA if available.
+        dtype (str, *optional*, defaults to "auto"): Name of a torch dtype, or "auto" for that of the file.
 
     Raises:
-        OSError: there is none, as transformers says it.
+        OSError: If transformers cannot find it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -61,13 +64,14 @@ def with_adapter(
     """Attach a guardrail, any other PEFT adapter, a bundle, or one member of it to a model.
 
     Args:
-        model: A causal language model.
-        source: Folder or Hub id of the adapter.
-        revision (*optional*): Branch, tag or commit.
-        subfolder (*optional*): Folder inside `source`; of a bundle, the member's name.
+        model ('PreTrainedModel'): A causal language model.
+        source (str): Folder or Hub id of the adapter.
+        revision (str, *optional*): Branch, tag or commit.
+        subfolder (str, *optional*): Folder inside `source`; for a bundle, the name of a member.
 
     Raises:
-        OSError, ValueError: If there is none, or it does not belong to the model.
+        OSError: If the adapter cannot be found.
+        ValueError: If it is malformed, or does not belong to the model.
     """
     from peft import PeftConfig, PeftModel
 
@@ -94,7 +98,14 @@ def with_adapter(
 def load_sae(
     name: str, subfolder: str | None = None, revision: str | None = None, model: str | None = None
 ) -> "SparseAutoencoder":
-    """An SAE: "demo", a local folder, a Hub id, RELEASE/ID of SAELens, or "auto" for the suggested one of `model`."""
+    """Load an SAE.
+
+    Args:
+        name (str): "demo", a local folder, a Hub id, RELEASE/ID of SAELens, or "auto" for the suggested one of `model`.
+        subfolder (str, *optional*): Folder inside it.
+        revision (str, *optional*): Branch, tag or commit.
+        model (str, *optional*): Name of the model, for "auto".
+    """
     from sae_unlearn.sae import SparseAutoencoder
     from sae_unlearn.sae.choice import AUTO, about
     from sae_unlearn.sae.directory.lookup import suggest
@@ -116,10 +127,10 @@ def load_sae(
 
 
 def output_folder(name: str) -> Path:
-    """The folder to write into, checked before anything long is begun and not made: a run that fails leaves none.
+    """Return the output folder after a check, without creating it: a run that fails leaves no folder.
 
     Args:
-        name (`str`): What the user typed.
+        name (`str`): Value of `--output`.
 
     Raises:
         NotADirectoryError: If it is a file, or in one.
@@ -128,59 +139,59 @@ def output_folder(name: str) -> Path:
     path = Path(name).expanduser()
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"--output {name}: {there} is a file; give a folder.")
+        raise NotADirectoryError(f"--output {name}: expected a folder, got the file {there}.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"--output {name}: {there} cannot be written; give another folder.")
+        raise PermissionError(f"--output {name}: {there} cannot be written. Pass another folder.")
     return path
 
 
 @contextmanager
 def not_left_empty(path: Path) -> Iterator[None]:
-    """Remove `path` if the block fails or is interrupted and all that was made of it is an empty folder.
+    """Remove the new folder `path` if the block fails or is interrupted and it is empty.
 
     Args:
-        path (`Path`): The output folder of a command whose libraries make it before they write.
+        path (`Path`): The output folder of a command whose libraries create it before they write.
     """
     before = path.exists()
     try:
         yield
     except BaseException:
         if not before:
-            with suppress(OSError):  # it is not there, or holds something
+            with suppress(OSError):  # it does not exist, or is not empty
                 path.rmdir()
         raise
 
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
 
-_ENCODING = "utf-8-sig"  # with or without the mark that some editors write first
+_ENCODING = "utf-8-sig"  # with or without the byte order mark of some editors
 
 
 def read_texts(source: str, column: str = "text", split: str | None = None) -> Iterable[Any]:
-    """The texts of a file, or the rows of a dataset.
+    """Return the texts of a file, or the rows of a dataset.
 
     Args:
-        source: a `.txt` file (paragraphs with blank lines between them), `.json` (a list of strings, or of objects with
-            `column`), `.jsonl` (one of these a line), `.csv` (with a header), a folder that `datasets` reads, or the id
-            of a dataset on the Hub.
-        column: the column, or key, that holds the text.
-        split: of a dataset; default "train".
+        source (str): A `.txt` file (paragraphs with blank lines between them), `.json` (a list of strings, or of
+            objects with `column`), `.jsonl` (one of these a line), `.csv` (with a header), a folder that `datasets`
+            reads, or the id of a dataset on the Hub.
+        column (str, *optional*, defaults to "text"): The column, or key, that holds the text.
+        split (str, *optional*): Split of a dataset. Defaults to "train".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not hold texts in that column.
-        ImportError: it is a dataset and `datasets` is not installed; names the extra.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it does not hold texts in that column.
+        ImportError: If it is a dataset and `datasets` is not installed. The error names the extra.
     """
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{source} ends in {path.suffix!r}; texts are read from {', '.join(SUFFIXES)}.")
+            raise ValueError(f"{source} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}.")
         texts = _read_file(path, column)
         if not texts:
             raise ValueError(f"{source} holds no texts.")
         return texts
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        raise FileNotFoundError(f"There is no file {source}.")
+        raise FileNotFoundError(f"The file {source} does not exist.")
     return _read_dataset(source, column, split)
 
 
@@ -191,7 +202,7 @@ def drawn(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
         ValueError: If `limit` is less than 1.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit}; expected at least 1.")
+        raise ValueError(f"--limit {limit}: expected at least 1.")
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
@@ -214,9 +225,9 @@ def _read_file(path: Path, column: str) -> list[str]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     except csv.Error as error:
-        raise ValueError(f"{path} is no CSV that can be read ({error}); save it as .jsonl.") from error
+        raise ValueError(f"{path} is not a valid CSV file ({error}). Save it as .jsonl.") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}; expected a list of texts, or of objects with texts.")
+        raise ValueError(f"{path} holds a {type(rows).__name__}: expected a list of texts, or of objects with texts.")
     return [_text(row, number, path, column) for number, row in enumerate(rows, 1)]
 
 
@@ -226,8 +237,8 @@ def _text(row: Any, number: int, path: Path, column: str) -> str:
         return text
     if isinstance(row, dict) and column not in row:
         columns = ", ".join(map(str, row))
-        raise ValueError(f"Row {number} of {path} has no {column!r}, only {columns}; name the column by --text-column.")
-    raise ValueError(f"Row {number} of {path} is a {type(text).__name__}; expected a text.")
+        raise ValueError(f"Row {number} of {path} has no {column!r}, only {columns}. Pass --text-column.")
+    raise ValueError(f"Row {number} of {path} is a {type(text).__name__}: expected a text.")
 
 
 def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
@@ -235,7 +246,7 @@ def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
         import datasets
     except ImportError as error:
         raise ImportError(
-            f"{source} is no file, and reading a dataset needs `datasets`; run: {install_command('eval')}"
+            f"{source} is not a file, and a dataset needs `datasets`. Run: {install_command('eval')}."
         ) from error
     path = Path(source).expanduser()
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
@@ -247,5 +258,5 @@ def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
         found = found[wanted]
     if column not in found.column_names:
         columns = ", ".join(found.column_names)
-        raise ValueError(f"{source} has no column {column!r}, only {columns}; name it by --text-column.")
+        raise ValueError(f"{source} has no column {column!r}, only {columns}. Pass --text-column.")
     return found

@@ -1,7 +1,7 @@
-"""`sae-unlearn-lm-eval`: the LM evaluation harness, with the model "sae-unlearn" among its models.
+"""The command `sae-unlearn-lm-eval`: the LM evaluation harness with the model "sae-unlearn".
 
-The harness finds models by a list of its own, so a package can add one only before its command begins. This command
-does that, and then is the harness' own:
+The harness finds models in a registry of its own, so a package must register one before the harness' command starts.
+This command registers it and then runs the harness' command:
 
     sae-unlearn-lm-eval --model sae-unlearn --model_args pretrained=google/gemma-2-2b-it,adapter=forget-biology \\
         --tasks wmdp_bio,mmlu
@@ -13,7 +13,7 @@ from sae_unlearn.install import install_command
 
 
 def main() -> int:
-    """Run the harness' command line. Returns 2 where the harness is not installed."""
+    """Run the harness' command line. Return 2 if the harness is not installed."""
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:

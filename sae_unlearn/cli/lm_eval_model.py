@@ -15,21 +15,24 @@ from sae_unlearn.evaluation.metrics.likelihood import continuation_likelihoods
 
 @register_model("sae-unlearn")
 class HarnessModel(HFLM):
-    """As the harness' "hf", but for the adapter, and for how options are scored.
+    """The harness' "hf" with an adapter, and with the scoring of `evaluate`.
 
-    The harness pads rows and gives no mask for it, and leaves out each row's last token; a gate would judge the padding
-    as text. Here every row is read as it is, by the function that scores options in `evaluate`, so that the two agree.
+    The harness pads rows without a mask and leaves out each row's last token, so a gate would read the padding as text.
+    This model reads every row without padding, with the function that scores options in `evaluate`, so the two agree.
 
     Args:
-        pretrained: Hub id or folder of a causal language model, or "demo".
-        adapter: folder or Hub id of a guardrail, or of a PEFT adapter such as a LoRA; None for none.
-        adapter_revision, revision: branch, tag or commit.
-        device, dtype: as in `sae-unlearn evaluate`.
-        batch_size: rows per forward pass, a number.
-        options: of the harness' "hf".
+        pretrained (str): Hub id or folder of a causal language model, or "demo".
+        adapter (str, *optional*): Folder or Hub id of a guardrail, or of a PEFT adapter such as a LoRA; None for none.
+        adapter_revision (str, *optional*): Branch, tag or commit of the adapter.
+        revision (str, *optional*): Branch, tag or commit of the model.
+        device (str, *optional*): As in `sae-unlearn evaluate`.
+        dtype (str, *optional*, defaults to "auto"): As in `sae-unlearn evaluate`.
+        batch_size (int or str, *optional*, defaults to 8): Rows per forward pass, a number.
+        **options (Any): Options of the harness' "hf".
 
     Raises:
-        OSError, ValueError: a model or an adapter that is not there or does not belong, or another batch size.
+        OSError: If the model or the adapter cannot be found.
+        ValueError: If the adapter does not belong to the model, or `batch_size` is not a number above 0.
     """
 
     def __init__(
@@ -44,9 +47,9 @@ class HarnessModel(HFLM):
         **options: Any,
     ) -> None:
         if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(f"batch_size={batch_size}; the model sae-unlearn needs a number, 1 or more.")
+            raise ValueError(f"batch_size={batch_size}: expected a number of at least 1.")
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = None  # the harness asks for "cuda:0" where nobody said anything
+            device = None  # the harness passes "cuda:0" by default
         model, tokenizer = load_model(pretrained, revision, device, dtype)
         if adapter:
             model = with_adapter(model, adapter, adapter_revision)
@@ -54,8 +57,7 @@ class HarnessModel(HFLM):
 
     @property
     def max_length(self) -> int:
-        """One less than the model reads: the harness counts what goes in, a row less its last token, and here the whole
-        row does."""
+        """The model's length less one: the harness leaves out a row's last token, and this model reads it."""
         return int(super().max_length) - 1
 
     def _loglikelihood_tokens(
@@ -64,8 +66,10 @@ class HarnessModel(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation, and whether it is the greedy one. Rows that are too long lose their
-        first tokens."""
+        """Return the log-probability of each continuation, and True if it is the greedy one.
+
+        Rows that are too long lose their first tokens.
+        """
         rows = [(context + continuation)[-self.max_length - 1 :] for _, context, continuation in requests]
         tokens = [
             min(len(continuation), len(row) - 1) for (_, _, continuation), row in zip(requests, rows, strict=True)

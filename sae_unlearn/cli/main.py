@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line, `sae-unlearn`. Each command is a module of `sae_unlearn.cli`.
+"""The command line `sae-unlearn`. Each command is a module of `sae_unlearn.cli`.
 
-The parsers are built without torch, transformers and peft, so that `--help`, a wrong option and completion take no
-longer than Python itself; `sae_unlearn.guardrail` is imported once a command is to be run.
+The parsers are built without torch, transformers and peft, so that `--help`, a wrong option and completion are as fast
+as Python itself. `sae_unlearn.guardrail` is imported when a command runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ COMMANDS = {
     "env": env,
 }
 
-SHARED = ("fit", "train", "evaluate")  # what several processes of a launch do together
+SHARED = ("fit", "train", "evaluate")  # commands that several processes of a launch can share
 
 INTERRUPTED = 130
 
@@ -47,12 +47,12 @@ _EXAMPLES = """examples:
   sae-unlearn check --model MODEL --adapter forget-topic
   sae-unlearn env
 
-`sae-unlearn COMMAND --help` tells the rest
+`sae-unlearn COMMAND --help` shows the options of a command
 """
 
 
 def build_parser() -> Parser:
-    """The parser of all commands."""
+    """Return the parser of all commands."""
     parser = Parser(
         prog="sae-unlearn",
         description=_DESCRIPTION,
@@ -80,10 +80,12 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 done with a bad finding, 2 bad input, 130 interrupted.
+    """Run a command and return its exit code.
+
+    The codes are 0 for success, 1 for a bad finding, 2 for bad input, and 130 for an interrupt.
 
     Args:
-        argv: the arguments; None takes the process's.
+        argv (Sequence[str], *optional*): The arguments. Defaults to those of the process.
     """
     parser = build_parser()
     _complete(parser)
@@ -111,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
         _print_next(command.next_step(args))
         return code
     if args.command not in SHARED:
-        raise ValueError(f"{args.command} runs in one process; start it without accelerate launch or torchrun.")
+        raise ValueError(f"{args.command} runs in one process. Start it without accelerate launch or torchrun.")
     from sae_unlearn.backbone.distributed import leaving_launch
 
     with leaving_launch():
@@ -122,18 +124,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _print_next(step: str) -> None:
-    """Name the command that a user would run next, if there is one."""
+    """Print the command to run next, if any."""
     if step:
         print(f"\nNext: {printable(step, limit=1000)}")
 
 
 def _is_launched() -> bool:
-    """Whether this is one of several processes; told without importing torch."""
+    """Return True if this is one of several processes, without importing torch."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _one_line(error: Exception) -> str:
-    """The message of an error that tells a user what to mend; of any other its kind as well, and how to see more."""
+    """Return the message of an error on one line; for an unexpected error also its class and a hint."""
     message = printable(" ".join(str(error).split()), limit=1000)
     if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError)) and message:
         return message
@@ -141,7 +143,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _with_file(parser: Parser, argv: list[str]) -> list[str]:
-    """The arguments, with those of `--config FILE` behind them."""
+    """Return the arguments, followed by those of `--config FILE`."""
     commands = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     command: Parser | None = commands.get(argv[0]) if argv else None
     place = next((i for i, word in enumerate(argv) if word.partition("=")[0] == "--config"), None)
@@ -167,12 +169,12 @@ def _read_settings(name: str) -> dict[str, Any]:
     else:
         found = json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}; expected options by their names.")
+        raise ValueError(f"it holds a {type(found).__name__}: expected options by name.")
     return found
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell if it asks for completions, which `argcomplete` does."""
+    """Answer the shell's request for completions with `argcomplete`, if installed."""
     if "_ARGCOMPLETE" in os.environ:
         try:
             import argcomplete
@@ -182,16 +184,16 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _quieten(progress: bool) -> None:
-    """Leave out what libraries say to developers; progress bars are slow unless a terminal shows them."""
+    """Hide the libraries' messages to developers, and slow progress bars down outside of a terminal."""
     import warnings
 
-    if not sys.stderr.isatty():  # tqdm reads these when it is imported: a line every half a minute, in a log
+    if not sys.stderr.isatty():  # tqdm reads these at import: in a log, one line every 30 seconds
         os.environ.setdefault("TQDM_MININTERVAL", "30")
         os.environ.setdefault("TQDM_MAXINTERVAL", "30")
 
     import transformers
 
-    # of others' own code; a call of a model is made in torch.nn.modules, and its arguments are ours
+    # other packages' own warnings; a model is called from torch.nn.modules with our arguments
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(?!sae_unlearn|torch\.nn\.modules)")
     transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""`sae-unlearn show`."""
+"""The command `sae-unlearn show`: a guardrail or a bundle as text and as a page."""
 
 import argparse
 import shlex
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from sae_unlearn.guardrail.storage.bundle_index import Bundle
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
-HELP = "describe a guardrail or a bundle as text and as a page; needs no model"
+HELP = "describe a guardrail or a bundle as text and as a page, without a model"
 EXAMPLES = """examples:
   sae-unlearn show forget-biology
   sae-unlearn show forget-all --adapter-subfolder biology
-  sae-unlearn show somebody/forget-biology --adapter-revision "<commit>"
+  sae-unlearn show user/forget-biology --adapter-revision "<commit>"
   sae-unlearn show forget-biology --html page.html
   sae-unlearn show forget-biology --html page.html --model google/gemma-2-2b-it \\
       --forget biology.txt --retain other.jsonl --sweep sweep.json
 
-the page: one HTML file that fetches nothing. With a model and texts it has the features' top contexts, which are pieces
-of your texts, and the loss at other doses and thresholds
+the page: one HTML file that loads nothing from the network. With a model and texts it has the features' top contexts,
+which are pieces of your texts, and the loss at other doses and thresholds
 """
 
 
 def add_arguments(parser: Parser) -> None:
     add_adapter_arguments(parser, "folder or Hub id of a guardrail, or of a bundle", positional=True)
     page = parser.group("page")
-    page.add_argument("--html", metavar="FILE", help="write a page with pictures")
-    page.add_argument("--sweep", metavar="FILE", help="keep the sweeps there, and read them from there if they are")
-    page.add_argument("--no-sweep", action="store_true", help="measure no other doses and thresholds")
+    page.add_argument("--html", metavar="FILE", help="save a page with pictures")
+    page.add_argument("--sweep", metavar="FILE", help="file of the sweeps: read if it exists, or else saved")
+    page.add_argument("--no-sweep", action="store_true", help="do not measure other doses and thresholds")
     add_options(parser, PictureConfig)
     add_model_arguments(parser, required=False)
     add_text_arguments(parser, forget="texts of the topic, for the page", retain="other texts, for the page")
@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
 
     given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]
     if given and not args.html:
-        raise ValueError(f"{given[0]} is for a page; give --html FILE too.")
+        raise ValueError(f"{given[0]} is an option of a page. Pass --html FILE, too.")
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     try:
         print(describe(folder))
     except BundleGiven as found:
         if args.html:
-            raise ValueError(f"--html is for one guardrail; give --adapter-subfolder too. {found}") from found
+            raise ValueError(f"Pass --adapter-subfolder: --html shows one guardrail. {found}.") from found
         print(describe_bundle(folder, found.bundle))
     if args.html:
         path = _target(args.html)
@@ -63,19 +63,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
     given = ["--model", args.model or "MODEL", "--adapter", args.adapter, *inside]
     return shlex.join(["sae-unlearn", "check", *given])
 
 
 def _target(name: str) -> Path:
-    """The file of the page, looked at before anything long is begun."""
+    """Return the file of the page, after a check before anything slow."""
     path = Path(name).expanduser()
     if path.is_dir():
-        raise IsADirectoryError(f"--html {name} is a folder; give a file.")
+        raise IsADirectoryError(f"--html {name}: expected a file, got a folder.")
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--html {name}: there is no folder {path.parent}.")
+        raise FileNotFoundError(f"--html {name}: the folder {path.parent} does not exist.")
     return path
 
 
@@ -89,12 +89,12 @@ def _picture(args: argparse.Namespace, folder: "GuardrailFolder") -> "GuardrailP
     sources = {role: getattr(args, role) for role in ("forget", "retain") if getattr(args, role)}
     if not args.model:
         if sources:
-            raise ValueError(f"--{next(iter(sources))}: texts are read by the model; give --model.")
+            raise ValueError(f"--{next(iter(sources))}: texts need a model. Pass --model.")
         if args.sweep and kept is None:
-            raise FileNotFoundError(f"--sweep {args.sweep}: there is no such file, and no --model to measure one.")
+            raise FileNotFoundError(f"--sweep {args.sweep}: the file does not exist. Pass --model to measure one.")
         return stored_picture(folder, sweep=kept)
     if not sources:
-        raise ValueError("--model reads texts; give --forget, --retain, or both.")
+        raise ValueError("--model reads texts. Pass --forget, --retain, or both.")
     texts: dict[str, Any] = {role: texts_of(args, role) for role in sources}
     config = options_from(args, PictureConfig, progress=args.progress)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
@@ -107,11 +107,12 @@ def _picture(args: argparse.Namespace, folder: "GuardrailFolder") -> "GuardrailP
 
 
 def describe(folder: "GuardrailFolder") -> str:
-    """An artefact in words. It may come from anybody: it is checked as for attaching, and every string of its is shown
-    without what a terminal would act on.
+    """Return the description of a saved guardrail, which may come from an untrusted source.
+
+    It is checked as for attaching, and control characters in its strings are escaped.
 
     Raises:
-        GuardrailError: there is no guardrail, or it is malformed.
+        GuardrailError: If the folder holds no guardrail, or it is malformed.
     """
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
@@ -136,10 +137,10 @@ def describe(folder: "GuardrailFolder") -> str:
 
 
 def describe_bundle(folder: "GuardrailFolder", bundle: "Bundle") -> str:
-    """A bundle in words: its members, then each guardrail as `describe` tells it, all of one commit.
+    """Return the description of a bundle: its members and each guardrail, all of one commit.
 
     Raises:
-        GuardrailError: a member is missing or malformed.
+        GuardrailError: If a member is missing or malformed.
     """
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.layout import CONFIG_NAME
@@ -147,7 +148,7 @@ def describe_bundle(folder: "GuardrailFolder", bundle: "Bundle") -> str:
     lines = [f"Bundle {printable(folder)}", "", *(f"  guardrail   {name}" for name in bundle.guardrails)]
     if bundle.lora:
         folder.member(bundle.lora).path(CONFIG_NAME)
-        lines.append(f"  LoRA        {bundle.lora}, which PEFT reads by itself")
+        lines.append(f"  LoRA        {bundle.lora}, which PEFT loads without sae_unlearn")
     if folder.commit:
         lines.append(f"  commit      {folder.commit}")
     shown = [describe(folder.member(name)) for name in bundle.guardrails]
@@ -161,7 +162,7 @@ def _calibration(calibration: dict[str, Any]) -> str:
 
     fires = [[f"fires on {role} text", *numbers] for role, *numbers in fire_rows(calibration)]
     if not fires:
-        return "Nothing was measured: features and threshold were given by hand, or the artefact does not say."
+        return "Nothing was measured: features and threshold were set by hand, or the file has no measurements."
     lines = ["Calibration", "", table([["on rows held out from fitting", "rate", "95 % interval", "n"], *fires])]
     auroc = real(calibration.get("auroc"))
     if auroc is not None:

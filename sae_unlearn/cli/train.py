@@ -1,4 +1,4 @@
-"""`sae-unlearn train`."""
+"""The command `sae-unlearn train`: arguments and run."""
 
 import argparse
 import shlex
@@ -29,8 +29,8 @@ EXAMPLES = """examples:
       --targets people.json --known known.json --unknown unknown.json --output forget-people
   sae-unlearn train --model demo --sae demo --targets cities.json --candidates more.csv --output forget-cities
 
-entities: .json, .jsonl or .csv, with entity, entity_type, and their attributes. With --candidates the model itself is
-asked which of them it knows (needs attributes); with --known and --unknown you say it.
+entities: .json, .jsonl or .csv, with entity, entity_type, and their attributes. With --candidates the model labels
+which of them it knows (needs attributes); with --known and --unknown you label them.
 
 several processes: accelerate launch --num_processes 4 -m sae_unlearn train ...
 """
@@ -43,11 +43,11 @@ def add_arguments(parser: Parser) -> None:
     add_sae_arguments(parser, "Hub id or folder of an SAE of one of the model's layers, demo, or none (raw states)")
     add = parser.group(DATA).add_argument
     add("--targets", required=True, metavar="FILE", help="entities to forget")
-    add("--known", metavar="FILE", help="entities of the same types that the model knows and is to keep")
+    add("--known", metavar="FILE", help="entities of the same types that the model knows and must keep")
     add("--unknown", metavar="FILE", help="entities of the same types that it does not know")
-    add("--candidates", metavar="FILE", help="entities to ask the model about, instead of --known and --unknown")
-    add("--entity-type", metavar="TYPE", help="type of entities whose file does not say it")
-    add("--retain", nargs="+", metavar="DATA", help="ordinary texts to keep predictions on, as for fit")
+    add("--candidates", metavar="FILE", help="entities for the model to label, instead of --known and --unknown")
+    add("--entity-type", metavar="TYPE", help="type of entities whose file does not name it")
+    add("--retain", nargs="+", metavar="DATA", help="ordinary texts on which predictions are kept, as for fit")
     add_column_argument(parser)
     add_options(parser, TrainOptions)
     add_output_argument(parser, "folder for the LoRA, its card and its picture")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Pass --known and --unknown, or --candidates to have the model label them.")
     options = options_from(args, TrainOptions)
     output = output_folder(args.output)
-    with not_left_empty(output):  # transformers' Trainer makes it
+    with not_left_empty(output):  # transformers' Trainer creates it
         return _train(args, options, output)
 
 
@@ -93,7 +93,7 @@ def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int
             print(_labels(labelled.summary()))
         sets = {"known": labelled.known, "unknown": labelled.unknown} | sets
     trainer = _trainer(options, args.progress, output, sets, retain, sae, model, tokenizer)
-    trainer.remove_callback(PrinterCallback)  # which prints raw logs where there is no progress bar
+    trainer.remove_callback(PrinterCallback)  # it prints raw logs without a progress bar
     first = trainer.is_world_process_zero()
     if first:
         print(f"Separation on held-out entities (AUC): {trainer.separation.both:.3f}")
@@ -112,7 +112,7 @@ def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     given = ["--model", args.model, "--adapter", Path(args.output).as_posix(), "--forget", "QUESTIONS"]
     return shlex.join(["sae-unlearn", "evaluate", *given, "--compare", "--output", "report"])
 
@@ -160,7 +160,7 @@ def _trainer(
 
 
 def _labels(summary: dict[str, Any]) -> str:
-    """How many candidates the model knows, and how often its answers about them match."""
+    """Return a table of how many candidates the model knows, and how often its answers match."""
     from sae_unlearn.files.terminal import printable, table
 
     labels = ("known", "unknown", "dropped")
@@ -190,7 +190,7 @@ def _report(before: dict[str, float], after: dict[str, float]) -> str:
 
 
 def _picture(trainer: "SAEAlignmentTrainer", output: Path) -> str:
-    """Draws the picture, which the card shows if it is there when the card is written."""
+    """Draw the picture and return its path. Call it before the card is saved, which then shows it."""
     from sae_unlearn.alignment.plot import PICTURE, draw_portrait
 
     try:

@@ -1,4 +1,4 @@
-"""The demo: a guardrail fitted on a real, small language model, and its parts for trying things out."""
+"""The demo: a guardrail fitted on a small, real language model, and its parts for experiments."""
 
 from sae_unlearn.demo.model import load_demo_model, load_demo_sae
 from sae_unlearn.demo.run import DemoReport, run_demo

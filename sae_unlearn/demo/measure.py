@@ -1,4 +1,4 @@
-"""What the demo measures of a model, before and after."""
+"""Measurements of the demo on a model, before and after."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,20 @@ from sae_unlearn.guardrail import guard_layers, record_firings
 
 
 FACT_TOKENS = 6
-FACT_BATCH = 24  # facts are short, and each step reads the whole head once per batch
+FACT_BATCH = 24  # facts are short, and each step reads the whole head once a batch
 ANSWER_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One model's results, each by side ("forget" or "retain").
+    """Results of one model, each by side ("forget" or "retain").
 
     Attributes:
-        losses: cross-entropy of the held-out paragraphs, `[n]`, nats per token.
-        recalls: one for each fact.
-        answers: continuations of the prompts.
-        fired_texts, fired_facts: how many paragraphs and how many facts the gate fired on; None without a guardrail.
+        losses (dict[str, Tensor]): Cross-entropy of the held-out paragraphs, `[n]`, in nats per token.
+        recalls (dict[str, list[Recall]]): Recall of each fact.
+        answers (dict[str, list[str]]): Continuations of the prompts.
+        fired_texts (dict[str, int] or None): Number of paragraphs on which the gate fired; None without a guardrail.
+        fired_facts (dict[str, int] or None): Number of facts on which the gate fired; None without a guardrail.
     """
 
     losses: dict[str, Tensor]
@@ -39,7 +40,7 @@ class Snapshot:
 def measure(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTexts, title: str, progress: bool
 ) -> Snapshot:
-    """Measure a model as it is, with the guardrails that are on it, if any."""
+    """Measure a model, with its guardrails if it has any."""
     losses, recalls = {}, {}
     fired_texts: dict[str, Any] = {}
     fired_facts: dict[str, Any] = {}
@@ -60,7 +61,7 @@ def measure(
 
 
 def answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTexts) -> dict[str, list[str]]:
-    """Greedy continuations of the prompts of both sides, made as one batch."""
+    """Return greedy continuations of the prompts of both sides, generated in one batch."""
     prompts = [prompt for side in SIDES for prompt in texts.prompts[side]]
     continued = complete(model, tokenizer, prompts, ANSWER_TOKENS)
     first = len(texts.prompts[SIDES[0]])
@@ -69,7 +70,7 @@ def answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTex
 
 @contextmanager
 def _counting(model: nn.Module, counts: dict[str, int], side: str) -> Iterator[None]:
-    """Write into `counts[side]` how many rows the gate fired on inside the `with` block."""
+    """Set `counts[side]` to the number of rows on which the gate fired in the block."""
     if not guard_layers(model):
         yield
         return

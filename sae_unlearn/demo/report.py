@@ -1,4 +1,4 @@
-"""The demo's results as a table, and its answers side by side."""
+"""Results of the demo as a table, and answers before and after in two columns."""
 
 import textwrap
 from dataclasses import asdict, dataclass
@@ -22,12 +22,15 @@ class Line:
     """One line of the table, with 95 % intervals.
 
     Attributes:
-        title: what was measured.
-        unit: "rate" or "nats".
-        before, after: values; `before` is None for what only a guardrail has.
-        before_interval, after_interval: of rates (Wilson); None for losses.
-        change, change_interval: after minus before, paired by row (bootstrap); None without `before`.
-        n: rows, or facts.
+        title (str): Name of the measurement.
+        unit (str): "rate" or "nats".
+        before (float or None): Value without the guardrail; None for fire rates.
+        before_interval (tuple[float, float] or None): Wilson interval of a rate; None for losses.
+        after (float): Value with the guardrail.
+        after_interval (tuple[float, float] or None): Wilson interval of a rate; None for losses.
+        change (float or None): After minus before, paired by row; None without `before`.
+        change_interval (tuple[float, float] or None): Bootstrap interval of the change; None without `before`.
+        n (int): Number of rows or facts.
     """
 
     title: str
@@ -41,11 +44,11 @@ class Line:
     n: int
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """Return the line as plain data for JSON."""
         return asdict(self)
 
     def cells(self) -> list[str]:
-        """As a row of the printed table."""
+        """Return the line as a row of the printed table."""
         show = _percent if self.unit == "rate" else _nats
         return [
             self.title,
@@ -57,7 +60,7 @@ class Line:
 
 
 def lines_of(before: Snapshot, after: Snapshot) -> list[Line]:
-    """The table: recall, loss and fire rates of both sides."""
+    """Return the lines of the table: recall, loss and fire rates of both sides."""
     lines = []
     for side in SIDES:
         old = torch.tensor([r.right for r in before.recalls[side]], dtype=torch.float64)
@@ -101,7 +104,7 @@ def lines_of(before: Snapshot, after: Snapshot) -> list[Line]:
 
 
 def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
-    """The table, and what the guardrail is, as text."""
+    """Return the table and a description of the guardrail as text."""
     calibration = config.calibration or {}
     corpora = calibration["corpora"]
     rows = [["", "before", "after", "change", "n"], *(line.cells() for line in lines)]
@@ -116,7 +119,7 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
         f"  gate        fires above {config.threshold:.3f}{unit}, between the "
         f"{calibration['threshold_percentile']:g}th percentile of {corpora['retain']['threshold_rows']} other "
         f"paragraphs and the lower quartile of {corpora['forget']['threshold_rows']} of the topic",
-        f"  dose        edits of {calibration['edit_to_residual']:.3f} of the residual stream's norm, where made",
+        f"  dose        edits of {calibration['edit_to_residual']:.3f} of the residual stream's norm at hot tokens",
     ]
     for warning in calibration.get("warnings", []):
         first, *rest = textwrap.wrap(printable(warning), 100)
@@ -125,7 +128,7 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
 
 
 def answers_text(texts: DemoTexts, before: Snapshot, after: Snapshot) -> str:
-    """The same prompts, answered before and after."""
+    """Return the same prompts with their answers before and after, as text."""
     parts = ["The same beginnings, continued before and after"]
     for side in SIDES:
         for prompt, old, new in zip(texts.prompts[side], before.answers[side], after.answers[side], strict=True):

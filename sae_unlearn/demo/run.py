@@ -1,4 +1,4 @@
-"""The demo: fit, measure before and after, save, take off, attach again from disk, and see that it answers the same."""
+"""The demo: fit, measure before and after, save, detach, attach from disk, and compare the answers."""
 
 import json
 import time
@@ -25,13 +25,13 @@ ADAPTER_FOLDER = "forget-biology"
 REPORT, REPORT_DATA = "report.txt", "report.json"
 
 QUICK = {"heldout": 8, "facts": 16, "prompts": 1}
-"""How much `quick` reports on, per side."""
+"""Number of texts per side that `quick` reports on."""
 
 FULL = {"heldout": 40, "facts": 48, "prompts": 2}
 
 
 class Steps:
-    """How long each step took: `with steps("fit"): ...`."""
+    """Clock that measures the time of each step: `with steps("fit"): ...`."""
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
         self.seconds: dict[str, float] = {}
@@ -39,7 +39,7 @@ class Steps:
 
     @contextmanager
     def __call__(self, name: str, title: str | None = None) -> Iterator[None]:
-        """Time the block as `name`, and say `title` first."""
+        """Time the block as `name`, and print `title` first."""
         if title:
             self._say(f"[{sum(self.seconds.values()):5.0f} s] {title}")
         start = time.perf_counter()
@@ -51,18 +51,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What came out of the demo.
+    """Result of the demo.
 
     Attributes:
-        lines: the table.
-        before, after: the measurements behind it.
-        same: whether the base model answered as before once the guardrail was off, and the guardrail attached from disk
-            answered as the fitted one.
-        differences: what was not the same, in sentences.
-        adapter: the adapter's folder.
-        adapter_bytes: size of its weights and config.
-        picture: the picture's file; None if matplotlib is not installed.
-        seconds: by step.
+        lines (list[Line]): Lines of the table.
+        before (Snapshot): Measurements without the guardrail.
+        after (Snapshot): Measurements with the guardrail.
+        same (bool): True if the base model answered as before after the guardrail was detached, and the guardrail
+            attached from disk answered as the fitted one.
+        differences (list[str]): The differences, in sentences.
+        adapter (Path): Folder of the adapter.
+        adapter_bytes (int): Size of its weights and config in bytes.
+        picture (Path or None): File of the picture; None if matplotlib is not installed.
+        seconds (dict[str, float]): Time of each step in seconds.
     """
 
     lines: list[Line]
@@ -89,25 +90,25 @@ def run_demo(
     say: Callable[[str], None] = print,
     license: str | None = None,
 ) -> DemoReport:
-    """Run the demo on a model, and leave the model with the guardrail that was attached from disk.
+    """Run the demo on a model, and leave the model with the guardrail attached from disk.
 
     Args:
-        model: a causal language model without adapters.
-        tokenizer: its tokenizer.
-        sae: an SAE of one of its layers.
-        output: folder for the adapter, the picture and the report.
-        texts: what to fit and to report on; see `load_demo_texts`.
-        quick: report on less text; the fit is the same.
-        progress: show progress bars.
-        steps: the clock, with what was done before.
-        say: what prints a line.
-        license: the adapter's, as the Hub names licenses, for its card.
+        model (Module): A causal language model without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        sae (SparseAutoencoder): An SAE of one of its layers.
+        output (str or Path): Folder for the adapter, the picture and the report.
+        texts (DemoTexts): Texts to fit and to report on, see `load_demo_texts`.
+        quick (bool, *optional*, defaults to False): True to report on less text; the fit is the same.
+        progress (bool, *optional*, defaults to True): True to show progress bars.
+        steps (Steps, *optional*): A clock with earlier steps.
+        say (Callable[[str], None], *optional*, defaults to print): Function that prints a line.
+        license (str, *optional*): License of the adapter for its card, by the Hub's names.
 
     Returns:
-        The report, which is also printed and written to `output`.
+        The report, which is also printed and saved in `output`.
 
     Raises:
-        UnlearnError: something of another kind was given; nothing was written.
+        UnlearnError: If an argument has another type. Nothing was saved.
     """
     for name, value, kind in (
         ("model", model, nn.Module),
@@ -132,7 +133,7 @@ def run_demo(
         picture = adapter / PICTURE if (adapter / PICTURE).is_file() else None
         if picture is None:
             say(f"No picture: {NO_MATPLOTLIB}")
-    with steps("attach again", "Taking it off, and attaching it again from disk"):
+    with steps("attach again", "Detaching it, and attaching it again from disk"):
         bare = detach_guardrail(guarded)
         differences = _differences("without the guardrail", before.answers, answers(bare, tokenizer, texts))
         again = attach_guardrail(bare, adapter)
@@ -149,7 +150,7 @@ def run_demo(
         say(f"NOT THE SAME: {difference}")
     if not differences:
         number = sum(map(len, texts.prompts.values()))
-        say(f"Taken off, it left the model's {number} answers as they were; attached from disk, it gave its own again.")
+        say(f"Detached, the model gave its {number} answers of before; attached from disk, it gave the guarded ones.")
     say(f"The adapter has {size / 1e3:,.0f} kB (weights and config): {adapter}")
     if picture:
         say(f"The picture: {picture}")

@@ -1,4 +1,4 @@
-"""The texts of the demo, which lie in the folder `texts` beside this file."""
+"""The texts of the demo, in the folder `texts` next to this file."""
 
 import json
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ SIDES = ("forget", "retain")
 
 @dataclass(frozen=True)
 class DemoTexts:
-    """What the demo fits on, and what it reports on and never fits on.
+    """Texts that the demo fits on, and others that it reports on and does not fit on.
 
     Attributes:
-        forget, retain: paragraphs to fit on.
-        heldout: further paragraphs, by side ("forget" or "retain").
-        facts: facts to be recalled, by side.
-        prompts: sentence beginnings to be continued, by side.
+        forget (list[str]): Paragraphs of the topic to fit on.
+        retain (list[str]): Other paragraphs to fit on.
+        heldout (dict[str, list[str]]): Further paragraphs, by side ("forget" or "retain").
+        facts (dict[str, list[Fact]]): Facts to recall, by side.
+        prompts (dict[str, list[str]]): Sentence beginnings to continue, by side.
     """
 
     forget: list[str]
@@ -30,10 +31,15 @@ class DemoTexts:
     prompts: dict[str, list[str]]
 
     def reduced(self, heldout: int, facts: int, prompts: int) -> "DemoTexts":
-        """The same with at most so many of each per side for the report, evenly drawn; the fit keeps all its text.
+        """Return the texts with fewer ones for the report, evenly drawn. The fit keeps all its text.
+
+        Args:
+            heldout (int): Largest number of paragraphs a side.
+            facts (int): Largest number of facts a side.
+            prompts (int): Largest number of prompts a side.
 
         Raises:
-            UnlearnError: a number below 1.
+            UnlearnError: If a number is below 1.
         """
         check_counts(heldout=heldout, facts=facts, prompts=prompts)
         return DemoTexts(
@@ -46,7 +52,7 @@ class DemoTexts:
 
 
 def load_demo_texts() -> DemoTexts:
-    """The texts that the package ships: human biology to forget, everything else to keep."""
+    """Return the texts of the package: human biology to forget, everything else to keep."""
     facts = {
         side: [Fact(fact["prompt"], tuple(fact["answers"])) for fact in rows] for side, rows in _read("facts").items()
     }

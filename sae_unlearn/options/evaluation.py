@@ -11,17 +11,17 @@ _ASKING, _ATTACKS, _PAGE = "measuring", "attacks", "page"
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementConfig:
-    """Options of everything that is measured on a model."""
+    """Options that all measurements on a model share."""
 
     batch_size: int = option(8, "rows per forward pass; results do not depend on it, up to rounding", group=_ASKING)
-    max_length: int = option(512, "tokens of a text at most; longer ones are cut", group=_ASKING)
+    max_length: int = option(512, "largest number of tokens of a text; longer ones are cut", group=_ASKING)
     max_new_tokens: int | None = option(
         None,
         "tokens of a completion",
         group=_ASKING,
         shown="those of the longest accepted answer and four more, up to 128",
     )
-    chat_template: bool = option(False, "put questions and prompts into the tokenizer's chat template", group=_ASKING)
+    chat_template: bool = option(False, "apply the tokenizer's chat template to questions and prompts", group=_ASKING)
     progress: bool = option(True, "show progress bars", group=_ASKING, command_line=False)
 
     def __post_init__(self) -> None:
@@ -35,7 +35,9 @@ class MeasurementConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(MeasurementConfig):
-    """Options of `evaluate`, checked at construction. Every field can also be passed to `evaluate` by name.
+    """Options of `evaluate`, checked at construction.
+
+    Every field can also be passed to `evaluate` by name.
 
     Raises:
         UnlearnError: If a value is out of range; the message names it.
@@ -43,9 +45,9 @@ class EvaluationConfig(MeasurementConfig):
 
     orders: int | None = option(
         None,
-        "orders of the options in which letters are asked for",
+        "number of orders of the options in which letters are scored",
         group=_ASKING,
-        shown="as many as there are options",
+        shown="the number of options",
     )
     text_column: str = option("text", "column or key that holds the text", group="data")
 
@@ -56,24 +58,24 @@ class EvaluationConfig(MeasurementConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(MeasurementConfig):
-    """Options of `audit`, checked at construction. Every field can also be passed to `audit` by name.
+    """Options of `audit`, checked at construction.
+
+    Every field can also be passed to `audit` by name.
 
     Raises:
         UnlearnError: If a value is out of range; the message names it.
     """
 
-    attacks: list[str] | None = option(
-        None, "names of the attacks", group=_ATTACKS, shown="all for which there is data"
-    )
+    attacks: list[str] | None = option(None, "names of the attacks", group=_ATTACKS, shown="all that have data")
     lengths: tuple[int, ...] = option((16, 64, 256), "words of filler for dilution", group=_ATTACKS)
-    steps: tuple[int, ...] = option((0, 10, 40), "steps of relearning after which it is measured", group=_ATTACKS)
+    steps: tuple[int, ...] = option((0, 10, 40), "relearning steps after which it is measured", group=_ATTACKS)
     layer: int | None = option(
         None,
         "0-based layer at which the direction is added",
         group=_ATTACKS,
         shown="the last guarded one, or else the middle",
     )
-    seed: int = option(0, "seed of what is drawn", group=_ATTACKS)
+    seed: int = option(0, "seed of all random choices", group=_ATTACKS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +84,9 @@ class AuditConfig(MeasurementConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Options of `picture_guardrail`, checked at construction. Every field can also be passed to it by name.
+    """Options of `picture_guardrail`, checked at construction.
+
+    Every field can also be passed to it by name.
 
     Raises:
         UnlearnError: If a value is out of range; the message names it.

@@ -1,4 +1,4 @@
-"""`option`, a dataclass field with its help text, and what is derived from such fields: checks, signatures, merging."""
+"""`option`, a dataclass field with a help text, and its checks, signatures and merging."""
 
 import difflib
 import inspect
@@ -13,7 +13,7 @@ from sae_unlearn.errors import UnlearnError
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
-LARGEST = 3.4e38  # of float32, in which the numbers are used
+LARGEST = 3.4e38  # largest float32, the dtype in which the numbers are used
 
 
 def option(
@@ -24,14 +24,14 @@ def option(
     shown: str | None = None,
     command_line: bool = True,
 ) -> Any:
-    """A dataclass field for an option.
+    """Return a dataclass field for an option.
 
     Args:
-        default: Its default.
-        help: What it is, as a sentence without a full stop at the end.
-        group (`str`, *optional*, defaults to `"options"`): Heading under which `--help` and the docs list it.
-        shown (`str`, *optional*, defaults to the default itself): How help texts describe the default.
-        command_line (`bool`, *optional*, defaults to `True`): Whether the commands have it.
+        default (Any): Default value.
+        help (str): Description, as a sentence without a final period.
+        group (str, *optional*, defaults to "options"): Heading in `--help` and the docs.
+        shown (str, *optional*, defaults to the default itself): Description of the default in help texts.
+        command_line (bool, *optional*, defaults to True): True if the commands have it.
     """
     about = {"help": help, "group": group, "shown": shown, "command_line": command_line}
     return field(default=default, metadata=about)
@@ -42,16 +42,16 @@ class Option:
     """An option of a dataclass, as help texts and docs describe it.
 
     Attributes:
-        name: The field's name.
-        kind: Type of one value: `bool`, `int`, `float` or `str`.
-        choices: Values it can have; empty if it can have any of its kind.
-        several: Whether it is a list of such values.
-        optional: Whether it can be None.
-        default: Its default.
-        help: What it is.
-        group: Heading under which it is listed.
-        shown: How help texts describe the default; empty if there is nothing to describe.
-        command_line: Whether the commands have it.
+        name (str): Name of the field.
+        kind (type): Type of one value: `bool`, `int`, `float` or `str`.
+        choices (tuple[Any, ...]): Allowed values; empty for any of its kind.
+        several (bool): True if it is a list of such values.
+        optional (bool): True if it can be None.
+        default (Any): Default value.
+        help (str): Description.
+        group (str): Heading under which it is listed.
+        shown (str): Description of the default in help texts; "" for none.
+        command_line (bool): True if the commands have it.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """Its name on a command line, such as `--batch-size`."""
+        """Name on a command line, such as `--batch-size`."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -115,8 +115,8 @@ def check_options(given: Any, error: type[UnlearnError] = UnlearnError) -> None:
     """Raise unless every option has a value of its type.
 
     Args:
-        given: An instance of a dataclass of options. Lists are left to who reads them.
-        error (`type`, *optional*, defaults to `UnlearnError`): What to raise.
+        given (Any): An instance of a dataclass of options. The items of lists are not checked.
+        error (type[UnlearnError], *optional*, defaults to UnlearnError): Class of the error.
 
     Raises:
         UnlearnError: If a value has another type, is not among the choices, or is not a finite number.
@@ -127,35 +127,38 @@ def check_options(given: Any, error: type[UnlearnError] = UnlearnError) -> None:
             continue
         if each.choices:
             if value not in each.choices:
-                raise error(f"{each.name}={value!r} is not one of {', '.join(map(repr, each.choices))}.")
+                raise error(f"{each.name}={value!r}: expected one of {', '.join(map(repr, each.choices))}.")
         elif each.kind is bool and not isinstance(value, bool):
-            raise error(f"{each.name}={value!r} must be True or False.")
+            raise error(f"{each.name}={value!r}: expected True or False.")
         elif each.kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise error(f"{each.name}={value!r} must be an integer.")
+            raise error(f"{each.name}={value!r}: expected an integer.")
         elif each.kind is float and not _is_finite(value):
-            raise error(f"{each.name}={value!r} must be a finite number.")
+            raise error(f"{each.name}={value!r}: expected a finite number.")
         elif each.kind is str and not isinstance(value, (str, os.PathLike)):
-            raise error(f"{each.name}={value!r} must be a string.")
+            raise error(f"{each.name}={value!r}: expected a string.")
 
 
 def merged(options: type[C], config: C | None, given: Mapping[str, Any], error: type[UnlearnError]) -> C:
-    """Return `config`, or the defaults without one, with the values of `given` in its place.
+    """Return `config`, or the defaults if it is None, updated with the values of `given`.
 
     Raises:
-        UnlearnError: If `config` is another class, or `given` names an option that there is not.
+        UnlearnError: If `config` has another class, or `given` has an unknown option.
     """
     if config is not None and not isinstance(config, options):
-        raise error(f"config is a {type(config).__name__}; pass a {options.__name__}.")
+        raise error(f"config: expected {options.__name__}, got {type(config).__name__}.")
     names = [each.name for each in fields(options)]  # type: ignore[arg-type]
     for name in given:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
-            raise error(f"{name!r} is no argument: not an option of {options.__name__}." + _hint(near))
+            raise error(f"{name!r}: expected an option of {options.__name__}." + _hint(near))
     return options(**given) if config is None else replace(config, **given)  # type: ignore[type-var]
 
 
 def takes_options(options: type) -> Callable[[F], F]:
-    """Show the options in a function's signature in place of its `**options`, for `help()`, notebooks and `inspect`."""
+    """Return a decorator that replaces `**options` in a function's signature by the options.
+
+    `help()`, notebooks and `inspect` then show them.
+    """
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)
@@ -183,7 +186,7 @@ def at_least(given: Any, least: Mapping[str, int], error: type[UnlearnError]) ->
         value = getattr(given, name)
         for number in value if isinstance(value, Iterable) else [value]:
             if number is not None and number < low:
-                raise error(f"{name}={value!r} must be an integer >= {low}.")
+                raise error(f"{name}={value!r}: expected an integer >= {low}.")
 
 
 def _is_finite(value: Any) -> bool:

@@ -29,14 +29,14 @@ PRESETS: dict[str | None, dict[str, Any]] = {
         "evidence": "any",
     },
 }
-"""What an option that is None becomes, by preset."""
+"""Values of options that are None, by preset."""
 FIXED = {"faithful": ("importance", "clamp_mode", "min_tokens", "evidence")}
-"""What belongs to a preset and cannot be changed in it."""
+"""Options that a preset fixes."""
 PUBLISHED_CLAMP_VALUE = -500.0
 CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
-"""The usual dose in each unit."""
+"""Default dose in each unit."""
 WINDOWS = {"ratio_or_window": 16}
-"""The usual window of each statistic; of the others it is 64."""
+"""Default window of a statistic in tokens; `USUAL_WINDOW` for the others."""
 USUAL_WINDOW = 64
 
 _FEATURES, _GATE, _DOSE, _ACTION = "features", "gate", "dose", "action"
@@ -44,14 +44,16 @@ _TEXTS, _RUN = "reading texts", "running the fit"
 
 
 def _shown(name: str) -> str:
-    """How help texts describe the default of an option that presets set."""
+    """Return the description of the default of an option that presets set."""
     usual, published = (f"{v:g}" if isinstance(v, float) else v for v in (PRESETS[p][name] for p in (None, "faithful")))
     return f"{usual}; faithful: {published}"
 
 
 @dataclass(kw_only=True)
 class GuardrailFitConfig:
-    """Options of `fit_guardrail`, checked at construction. Every field can also be passed to `fit_guardrail` by name.
+    """Options of `fit_guardrail`, checked at construction.
+
+    Every field can also be passed to `fit_guardrail` by name.
 
     Example:
 
@@ -98,13 +100,13 @@ class GuardrailFitConfig:
     )
     evidence: Literal["any", "log_ratio"] | None = option(
         None,
-        "how hot a token is; log_ratio: the log-likelihood ratio of the features active there, in nats; any: 1 if a "
+        "what a hot token counts; log_ratio: the log-likelihood ratio of its active features, in nats; any: 1 if a "
         "guarded feature is active",
         group=_GATE,
         shown="log_ratio; any with a threshold by hand, without one of the corpora, or with preset faithful",
     )
-    gate_scope: Literal["sequence", "prefix"] = option("sequence", "tokens that one decision holds for", group=_GATE)
-    sticky: bool = option(True, "a sequence that fired once stays fired", group=_GATE, shown="yes")
+    gate_scope: Literal["sequence", "prefix"] = option("sequence", "tokens that share one decision", group=_GATE)
+    sticky: bool = option(True, "a row that fired stays fired", group=_GATE, shown="yes")
     window: int | None = option(
         None,
         "tokens of the window statistic",
@@ -115,13 +117,13 @@ class GuardrailFitConfig:
     drift: float = option(0.5, "rate of hot tokens that leaves the cusum statistic unchanged", group=_GATE)
     min_tokens: int | None = option(
         None,
-        "shorter sequences are counted as if quiet tokens filled them up to this many",
+        "number of tokens up to which shorter rows are filled with quiet tokens",
         group=_GATE,
         shown=_shown("min_tokens"),
     )
     threshold: float | None = option(
         None,
-        "threshold of the gate, instead of calibrating it: a share of hot tokens, or nats with evidence log_ratio",
+        "threshold of the gate, instead of calibration: a share of hot tokens, or nats with evidence log_ratio",
         group=_GATE,
     )
     threshold_percentile: float | None = option(
@@ -132,8 +134,8 @@ class GuardrailFitConfig:
     )
     margin: float | None = option(
         None,
-        "share of the way from there to the lower quartile of held-out forget rows by which the threshold is raised, "
-        "from 0 to below 1",
+        "share of the distance to the lower quartile of held-out forget rows by which the threshold is raised, from 0 "
+        "to below 1",
         group=_GATE,
         shown=_shown("margin"),
     )
@@ -153,13 +155,13 @@ class GuardrailFitConfig:
     )
 
     action: Literal["clamp", "record", "refuse"] = option(
-        "clamp", "what happens to a sequence that fired; refuse also answers with the refusal", group=_ACTION
+        "clamp", "action on a row that fired; refuse also answers with the refusal", group=_ACTION
     )
-    refusal: str | None = option(None, "message that action refuse answers with", group=_ACTION)
+    refusal: str | None = option(None, "answer of action refuse", group=_ACTION)
 
     chat_template: bool = option(
         False,
-        "put each text into the tokenizer's chat template as a user's turn; use it if the model is deployed so",
+        "apply the tokenizer's chat template to each text as a user's turn; use it if the model is deployed so",
         group=_TEXTS,
     )
     text_column: str = option("text", "column or key that holds the text", group="data")
@@ -167,7 +169,7 @@ class GuardrailFitConfig:
 
     batch_size: int = option(8, "rows per forward pass", group=_RUN)
     max_held_out: int = option(
-        1024, "documents of each corpus that are held out for the threshold, and for the report, at most", group=_RUN
+        1024, "largest number of documents of each corpus that are held out for threshold and report", group=_RUN
     )
     store_probe: bool = option(
         False,
@@ -175,7 +177,7 @@ class GuardrailFitConfig:
         group=_RUN,
     )
     checkpoint_dir: str | None = option(
-        None, "folder for progress; the same call continues from there after it was killed", group=_RUN
+        None, "folder for checkpoints; after an interruption, the same call resumes from there", group=_RUN
     )
     adapter_name: str | None = option(None, "name of the guardrail on the model", group=_RUN, command_line=False)
     progress: bool = option(True, "show progress bars", group=_RUN, command_line=False)
@@ -186,34 +188,30 @@ class GuardrailFitConfig:
             self.features = list(self.features)
         at_least(self, {"num_features": 1, "max_length": 1, "batch_size": 1, "max_held_out": 1}, GuardrailError)
         if self.margin is not None and not 0 <= self.margin < 1:
-            raise GuardrailError(
-                f"margin={self.margin} must be at least 0 and less than 1, where the gate would miss the topic."
-            )
+            raise GuardrailError(f"margin={self.margin}: expected at least 0 and less than 1.")
         for name in ("ratio_percentile", "threshold_percentile"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
-                raise GuardrailError(f"{name}={value} must lie between 0 and 100.")
+                raise GuardrailError(f"{name}={value}: expected 0 to 100.")
         if self.clamp_scale is not None and self.clamp_scale < 0:
             raise GuardrailError(
-                f"clamp_scale={self.clamp_scale} is negative and would amplify the topic; features are clamped to "
-                f"minus this many units, so give {-self.clamp_scale}."
+                f"clamp_scale={self.clamp_scale}: expected at least 0; features are clamped to minus this many units. "
+                f"Pass {-self.clamp_scale}."
             )
         if self.clamp_value is not None and self.clamp_scale is not None:
-            raise GuardrailError(
-                f"clamp_value={self.clamp_value} and clamp_scale={self.clamp_scale}: give one of the two."
-            )
+            raise GuardrailError(f"clamp_value={self.clamp_value}, clamp_scale={self.clamp_scale}: expected only one.")
         for name in FIXED.get(self.preset or "", ()):
             value, own = getattr(self, name), PRESETS[self.preset][name]
             if value not in (None, own):
-                raise GuardrailError(f"{name}={value!r}: preset={self.preset!r} has {own!r}. Leave one of them out.")
+                raise GuardrailError(f"{name}={value!r}: expected {own!r} with preset={self.preset!r}. Remove one.")
 
 
 def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
     """Return the options with the values of the preset in place of None.
 
     Args:
-        config (`GuardrailFitConfig`): The options.
-        texts (`bool`): Whether both corpora are given; without them no evidence can be counted.
+        config (GuardrailFitConfig): The options.
+        texts (bool): True if both corpora are passed; evidence is counted on them.
     """
     found = {each.name: getattr(config, each.name) for each in fields(config)}
     found |= {name: value for name, value in PRESETS[config.preset].items() if found[name] is None}

@@ -11,14 +11,14 @@ _ALIGN, _TRAIN, _LABEL = "alignment", "training", "candidates"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What the command can set of an alignment; `SAEAlignmentConfig` has more."""
+    """Options of an alignment on the command line. `SAEAlignmentConfig` has more."""
 
     layer: int | None = option(
         None, "0-based decoder layer whose output is aligned", group=_ALIGN, shown="the layer of the SAE"
     )
     preset: Literal["default", "centroid"] = option("default", "parts of the loss", group=_ALIGN)
     min_separation: float = option(0.8, "refuse to train below this AUC on held-out entities", group=_ALIGN)
-    chat_template: bool = option(False, "put prompts into the tokenizer's chat template", group=_ALIGN)
+    chat_template: bool = option(False, "apply the tokenizer's chat template to prompts", group=_ALIGN)
     retain_budget: float | None = option(
         None, "stop above this KL on held-out retain rows, in nats per token", group=_ALIGN
     )
@@ -32,7 +32,10 @@ class TrainOptions:
     )
     save_steps: int | None = option(None, "steps between checkpoints", group=_TRAIN, shown="never")
     resume: bool = option(False, "continue from the last checkpoint in --output", group=_TRAIN)
-    seed: int = option(42, "seed of everything that is drawn", group=_TRAIN)
+    seed: int = option(42, "seed of all random choices", group=_TRAIN)
     min_known: int | None = option(
-        None, "attributes that the model has right of a known candidate", group=_LABEL, shown="2; 1 if none has more"
+        None,
+        "attributes that the model must answer for a candidate to be known",
+        group=_LABEL,
+        shown="2; 1 if none has more",
     )

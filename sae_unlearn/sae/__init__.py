@@ -1,4 +1,4 @@
-"""Sparse autoencoders: the equations, the published file formats, and the rows a guardrail needs."""
+"""Sparse autoencoders: equations, published file formats, and slices for a guardrail."""
 
 from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.autoencoder import SparseAutoencoder

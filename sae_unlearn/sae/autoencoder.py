@@ -1,4 +1,4 @@
-"""The sparse autoencoder."""
+"""`SparseAutoencoder`: a frozen SAE of any supported architecture."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class SparseAutoencoder(nn.Module):
         a   = the k largest of relu(pre), others 0     topk
         h'  = a @ W_dec + b_dec                        [..., d_sae] -> [..., d_in]
 
-    With `input_norm="layer"` (OpenAI's topk SAEs, SAELens' `layer_norm`) `h` is read without its own mean and standard
-    deviation, which are put back into the reconstruction, token by token:
+    With `input_norm="layer"` (OpenAI's topk SAEs, SAELens' `layer_norm`) each token's mean and standard deviation are
+    removed from `h` before encoding and restored in the reconstruction:
 
         pre = x @ W_enc + b_enc,   x = (h - mean(h)) / (std(h) + 1e-5);      h' = (a @ W_dec + b_dec) std(h) + mean(h)
 
-    With `input_norm="center"` (SAELens' SAEs of models loaded with `center_writing_weights`) `h` is read without its
-    mean, which the columns of W_enc do by themselves, since their own mean is 0; it is put back as well:
+    With `input_norm="center"` (SAELens' SAEs of models loaded with `center_writing_weights`) each token's mean is
+    removed: the columns of W_enc have mean 0, so they do not see it. It is restored as well:
 
         h' = a @ W_dec + b_dec + mean(h)
 
@@ -48,27 +48,28 @@ class SparseAutoencoder(nn.Module):
     (arXiv 2404.16014) with tied weights is a JumpReLU exactly and is kept in that form; `batchtopk`
     (arXiv 2412.06410) is a JumpReLU with its inference threshold; `topk` is Gao et al. 2024 (arXiv 2406.04093).
 
-    Parameters never require gradients; gradients do flow through to `h`. Tensors are not copied where they are
-    contiguous already.
+    Parameters never require gradients; gradients flow through to `h`. Contiguous tensors are not copied.
 
     Args:
-        W_enc: encoder [d_in, d_sae]; its dtype is the SAE's.
-        b_enc: encoder bias [d_sae].
-        W_dec: decoder [d_sae, d_in].
-        b_dec: decoder bias [d_in], added to every reconstruction and not subtracted from the input.
-        architecture: one of `standard`, `jumprelu`, `gated`, `batchtopk`, `topk`.
-        threshold: [d_sae], for jumprelu, gated and batchtopk; negative values act as 0, as the ReLU makes them.
-        k: features kept per token, for topk.
-        layer: 0-based decoder layer whose output the SAE reads, or None if not known. It is
-            `hidden_states[layer + 1]`, but for the last layer, whose entry transformers gives after the final norm.
-        source: where it came from: id, revision, subfolder, architecture, format, sha256 of the weights file; and
-            neuronpedia_id, where the files name the SAE's page.
-        input_norm: "layer" where mean and standard deviation are taken out of each token's input; "center" where its
-            mean is, by columns of W_enc whose mean is 0; None otherwise.
+        W_enc (Tensor): Encoder [d_in, d_sae]; its dtype is the SAE's.
+        b_enc (Tensor): Encoder bias [d_sae].
+        W_dec (Tensor): Decoder [d_sae, d_in].
+        b_dec (Tensor): Decoder bias [d_in], added to every reconstruction and not subtracted from the input.
+        architecture (str, *optional*, defaults to "jumprelu"): One of `standard`, `jumprelu`, `gated`, `batchtopk`,
+            `topk`.
+        threshold (Tensor, *optional*): Thresholds [d_sae], for jumprelu, gated and batchtopk. Negative values act as 0,
+            because of the ReLU.
+        k (int, *optional*): Features kept per token, for topk.
+        layer (int, *optional*): 0-based decoder layer whose output the SAE reads, or None if not known. It is
+            `hidden_states[layer + 1]`, except for the last layer, whose entry transformers gives after the final norm.
+        source (dict[str, Any], *optional*): Origin: id, revision, subfolder, architecture, format, sha256 of the
+            weights file, and neuronpedia_id if the files name the SAE's page.
+        input_norm (str, *optional*): "layer" if each token's mean and standard deviation are removed from the input,
+            "center" if only the mean is, by columns of W_enc with mean 0. None otherwise.
 
     Raises:
-        TypeError: something that has to be a tensor is not.
-        ValueError: a shape, dtype, value, `k`, `threshold` or `layer` does not fit.
+        TypeError: If a parameter is not a tensor.
+        ValueError: If a shape, dtype, value, `k`, `threshold` or `layer` does not fit.
     """
 
     W_enc: nn.Parameter
@@ -123,21 +124,27 @@ class SparseAutoencoder(nn.Module):
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> SparseAutoencoder:
-        """Loads an SAE from a local folder or a repository of the Hugging Face Hub; its files tell the format.
+        """Load an SAE from a local folder or a repository of the Hugging Face Hub.
+
+        The format is detected from the files.
 
         Args:
-            id_or_path: a folder, a repository id such as "google/gemma-scope-2b-pt-res", or a release and an id of
-                SAELens such as "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical".
-            subfolder: the folder inside it that holds the SAE, e.g. "layer_3/width_16k/average_l0_142"; or the file,
-                where a folder holds one per layer, e.g. "layer9.sae.pt".
-            revision: branch, tag or commit of the repository; the commit it resolves to is kept in `source`.
-            device: where to put the weights (default: CPU).
-            dtype: dtype of the weights in memory, whatever the file's is. Folding is done in float64 before.
-            cache_dir, token, local_files_only: as in `huggingface_hub`.
+            id_or_path (str or PathLike): A folder, a repository id such as
+                "google/gemma-scope-2b-pt-res", or a release and an id of SAELens such as
+                "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical".
+            subfolder (str, *optional*): The folder inside it that holds the SAE, e.g.
+                "layer_3/width_16k/average_l0_142"; or the file if a folder holds one per layer, e.g. "layer9.sae.pt".
+            revision (str, *optional*): Branch, tag or commit of the repository. `source` keeps the commit.
+            device (device or str, *optional*, defaults to the CPU): Device of the weights.
+            dtype (dtype, *optional*, defaults to torch.float32): Dtype of the weights in memory, whatever the file's
+                is. Folding is done in float64 before.
+            cache_dir (str or PathLike, *optional*): As in `huggingface_hub`.
+            token (str or bool, *optional*): As in `huggingface_hub`.
+            local_files_only (bool, *optional*, defaults to False): As in `huggingface_hub`.
 
         Raises:
-            SAEFormatError: no known format there, a malformed file, or an SAE that cannot be represented exactly.
-            FileNotFoundError: `id_or_path` is neither a folder nor a repository id.
+            SAEFormatError: If the format is unknown, a file is malformed, or the SAE cannot be represented exactly.
+            FileNotFoundError: If `id_or_path` is neither a folder nor a repository id.
         """
         check_dtype(dtype)
         stored = read_pretrained(id_or_path, subfolder, revision, cache_dir, token, local_files_only)
@@ -147,15 +154,16 @@ class SparseAutoencoder(nn.Module):
     def from_saelens(
         cls, sae: Any, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> SparseAutoencoder:
-        """Takes over a `sae_lens.SAE` that is in memory; `sae` stays as it is, and no weights are shared with it.
+        """Convert a `sae_lens.SAE` in memory. `sae` is unchanged, and no weights are shared with it.
 
         Args:
-            sae: the SAE, with its `cfg` and `state_dict()`; also one that is being trained.
-            device, dtype: as in `from_pretrained`.
+            sae (Any): The SAE, with its `cfg` and `state_dict()`; also one in training.
+            device (device or str, *optional*, defaults to the CPU): Device of the weights.
+            dtype (dtype, *optional*, defaults to torch.float32): Dtype of the weights.
 
         Raises:
-            TypeError: `sae` has no `cfg.to_dict()` and `state_dict()`.
-            SAEFormatError: an SAE of another place, or a setting that cannot be represented exactly.
+            TypeError: If `sae` has no `cfg.to_dict()` and `state_dict()`.
+            SAEFormatError: If it does not read the residual stream, or a setting cannot be represented exactly.
         """
         check_dtype(dtype)
         return cls._from_stored(read_saelens(sae), device, dtype)
@@ -164,7 +172,7 @@ class SparseAutoencoder(nn.Module):
     def _from_stored(
         cls, stored: StoredSAE, device: torch.device | str | None, dtype: torch.dtype
     ) -> SparseAutoencoder:
-        """Round the folded weights to `dtype` once, and check them."""
+        """Return an SAE of the folded weights, rounded to `dtype` once and checked."""
 
         def placed(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(dtype).to(device)
@@ -188,37 +196,40 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype the SAE computes in."""
+        """Dtype of the weights, in which the SAE computes."""
         return self.W_enc.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.W_enc.device
 
     @property
     def exact_in_slices(self) -> bool:
-        """Whether each feature hangs on its own column and the input alone, so that `slice` is exact."""
+        """True if each feature depends only on the input and its own column, so that `slice` is exact."""
         return self.architecture != "topk" and self.input_norm != "layer"
 
     def pre_activations(self, h: torch.Tensor) -> torch.Tensor:
-        """`h @ W_enc + b_enc`: residual stream [..., d_in] -> [..., d_sae], in the SAE's dtype; with
-        `input_norm="layer"` of the normalised `h`.
+        """Return `h @ W_enc + b_enc`: residual stream [..., d_in] -> [..., d_sae], in the SAE's dtype.
+
+        With `input_norm="layer"`, `h` is normalized first.
 
         Raises:
-            TypeError: `h` is not a floating tensor.
-            ValueError: the last dimension of `h` is not d_in.
+            TypeError: If `h` is not a floating tensor.
+            ValueError: If the last dimension of `h` is not d_in.
         """
         if self.input_norm == "layer":
             h = layer_normed(cast_input(h, self.d_in, self.dtype, "h", "d_in"))[0]
         return affine_encode(h, self.W_enc, self.b_enc)
 
     def encode(self, h: torch.Tensor) -> torch.Tensor:
-        """Feature activations: [..., d_in] -> [..., d_sae], all >= 0, in the SAE's dtype.
+        """Return feature activations: [..., d_in] -> [..., d_sae], all >= 0, in the SAE's dtype.
 
             a = relu(pre) * (pre > threshold)           or, for topk, the k largest of relu(pre)
 
-        Raises: as `pre_activations`.
+        Raises:
+            TypeError: If `h` is not a floating tensor.
+            ValueError: If the last dimension of `h` is not d_in.
         """
         pre = self.pre_activations(h)
         if self.k is not None:  # topk
@@ -226,19 +237,20 @@ class SparseAutoencoder(nn.Module):
         return jumprelu(pre, self.threshold)
 
     def decode(self, a: torch.Tensor) -> torch.Tensor:
-        """`a @ W_dec + b_dec`: activations [..., d_sae] -> reconstruction [..., d_in], in the SAE's dtype; with an
-        `input_norm`, that of the normalised input.
+        """Return `a @ W_dec + b_dec`: activations [..., d_sae] -> [..., d_in], in the SAE's dtype.
+
+        With an `input_norm`, this is the reconstruction of the normalized input.
 
         Raises:
-            TypeError: `a` is not a floating tensor.
-            ValueError: the last dimension of `a` is not d_sae.
+            TypeError: If `a` is not a floating tensor.
+            ValueError: If the last dimension of `a` is not d_sae.
         """
         a = cast_input(a, self.d_sae, self.dtype, "a", "d_sae")
         with without_autocast(a):
             return a @ self.W_dec + self.b_dec
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """The reconstruction `decode(encode(h))`, in the units of `h`: [..., d_in] -> [..., d_in]."""
+        """Return the reconstruction `decode(encode(h))`, in the units of `h`: [..., d_in] -> [..., d_in]."""
         decoded = self.decode(self.encode(h))
         if self.input_norm is None:
             return decoded
@@ -250,27 +262,29 @@ class SparseAutoencoder(nn.Module):
     def slice(
         self, feature_ids: Iterable[int], threshold: torch.Tensor | None = None, std: float | None = None
     ) -> SAESlice:
-        """A copy of the rows that `feature_ids` need, in that order.
+        """Return a copy of the weights of `feature_ids`, in that order.
 
         Args:
-            feature_ids: ids of the N features.
-            threshold: only for an SAE that is not `exact_in_slices`, `[N]`: from which pre-activation each feature is
-                taken to be active. Such a slice is approximate.
-            std: only with `input_norm="layer"`: the standard deviation that all tokens are taken to have.
+            feature_ids (Iterable[int]): Ids of the N features.
+            threshold (Tensor, *optional*): Pre-activations `[N]` above which a feature counts as active. Only for an
+                SAE that is not `exact_in_slices`; such a slice is approximate.
+            std (float, *optional*): Standard deviation assumed for every token. Only with `input_norm="layer"`.
 
         Raises:
-            TypeError: an id is not an integer.
-            ValueError: no ids, an id twice or out of range, an SAE that cannot be sliced exactly without `threshold`
-                (and `std`), or another one with it.
+            TypeError: If an id is not an integer.
+            ValueError: If `feature_ids` is empty, has an id twice or out of range, if the SAE needs `threshold` (and
+                `std`) and does not get it, or gets it and does not need it.
         """
         if not self.exact_in_slices and (threshold is None or (self.input_norm == "layer" and std is None)):
             also = " and std=" if self.input_norm == "layer" else ""
-            mend = f"keep the whole SAE, or pass threshold= [N]{also} for an approximate slice"
-            raise UnlearnError(not_sliceable(self.k, self.d_sae, mend))
+            fix = f"keep the whole SAE, or pass threshold= [N]{also} for an approximate slice"
+            raise UnlearnError(not_sliceable(self.k, self.d_sae, fix))
         if self.exact_in_slices and threshold is not None:
-            raise UnlearnError(f"architecture={self.architecture!r} is sliced exactly; leave threshold out")
+            raise UnlearnError(
+                f"threshold: expected None for architecture={self.architecture!r}, which is sliced exactly."
+            )
         if self.input_norm != "layer" and std is not None:
-            raise UnlearnError("std is for an SAE with input_norm='layer'; leave it out")
+            raise UnlearnError(f"std={std!r}: expected None unless input_norm='layer'.")
         ids = check_feature_ids(feature_ids, self.d_sae)
         index = torch.tensor(ids, device=self.device)
         if threshold is None:
@@ -287,13 +301,13 @@ class SparseAutoencoder(nn.Module):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes the SAE in SAELens' on-disk format: `cfg.json` and `sae_weights.safetensors`.
+        """Write the SAE in SAELens' on-disk format: `cfg.json` and `sae_weights.safetensors`.
 
-        The folded form is written, so SAELens gives the same numbers: gated and batchtopk become `jumprelu` there,
-        with their own name in the metadata. Weights keep the SAE's dtype. Each file appears whole or not at all.
+        The folded form is saved, so SAELens gives the same numbers. Gated and batchtopk become `jumprelu` there, with
+        their own name in the metadata. Weights keep the SAE's dtype. Files are saved atomically.
 
         Raises:
-            UnlearnError: the disk is full, or the folder cannot be written.
+            UnlearnError: If the disk is full, or the folder cannot be written.
         """
         tensors = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
         save_saelens(

@@ -1,12 +1,12 @@
-"""The encoder's equations, shared by the whole autoencoder and by its slices.
+"""Equations of the encoder, shared by the whole autoencoder and by its slices.
 
     pre = h @ W_enc + b_enc                      [..., d_in] -> [..., n]
     a   = relu(pre) * (pre > threshold)          JumpReLU, Rajamanoharan et al. 2024 (arXiv 2407.14435)
 
-ReLU is the case `threshold = 0`. Because thresholds are kept at or above 0, `relu(pre) * gate` equals `pre * gate`; it
-is written with the ReLU so that an inactive feature is +0.0 (never -0.0) and a NaN stays visible.
+ReLU is the case `threshold = 0`. Thresholds are at least 0, so `relu(pre) * gate` equals `pre * gate`. With the ReLU an
+inactive feature is +0.0 (never -0.0) and a NaN stays visible.
 
-Some SAEs take mean and standard deviation out of each token's input, and put them back into what they decode:
+Some SAEs remove mean and standard deviation from each token's input, and restore them in the reconstruction:
 
     x = (h - mean(h)) / (std(h) + 1e-5)          std over d_in - 1, as `torch.std`
 """
@@ -28,9 +28,9 @@ _has_autocast = cache(torch.amp.is_autocast_available)
 
 
 def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
-    """Switches autocast off for `tensor`'s device, so that a matmul runs in the dtype of its operands."""
+    """Return a context without autocast on `tensor`'s device: a matmul runs in its operands' dtype."""
     kind = tensor.device.type
-    if torch.compiler.is_compiling():  # older dynamo cannot trace the questions
+    if torch.compiler.is_compiling():  # older dynamo cannot trace the two calls below
         return torch.autocast(kind, enabled=False)
     if _has_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
@@ -38,39 +38,39 @@ def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
 
 
 def cast_input(tensor: torch.Tensor, width: int, dtype: torch.dtype, name: str, width_name: str) -> torch.Tensor:
-    """`tensor [..., width]` in `dtype`; raises where it is not floating or its last dimension is not `width`."""
+    """Return `tensor [..., width]` in `dtype`. Raise if it is not floating or has another width."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}.")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} has dtype {tensor.dtype}; pass floating-point activations")
+        raise TypeError(f"{name} has dtype {tensor.dtype}: expected a floating dtype.")
     if tensor.ndim == 0 or tensor.shape[-1] != width:
         raise UnlearnError(
-            f"{name} has shape {list(tensor.shape)} but the SAE has {width_name}={width}; "
-            f"pass a tensor of shape [..., {width}] (an SAE fits only the model and layer it was trained on)"
+            f"{name} has shape {list(tensor.shape)}: expected [..., {width_name}={width}]. Pass an SAE trained on this "
+            "model and layer."
         )
     return tensor.to(dtype)
 
 
 def affine_encode(h: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
-    """`h @ W_enc + b_enc`: [..., d_in] -> [..., n], in W_enc's dtype."""
+    """Return `h @ W_enc + b_enc`: [..., d_in] -> [..., n], in W_enc's dtype."""
     h = cast_input(h, W_enc.shape[0], W_enc.dtype, "h", "d_in")
     with without_autocast(h):
         return h @ W_enc + b_enc
 
 
 def layer_normed(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`x [..., d_in]` of the equation above, with `mean [..., 1]` and `std [..., 1]`."""
+    """Return `x [..., d_in]` of the equation above, with `mean [..., 1]` and `std [..., 1]`."""
     mean = h.mean(dim=-1, keepdim=True)
     std = h.std(dim=-1, keepdim=True)
     return (h - mean) / (std + EPSILON), mean, std
 
 
 def jumprelu(pre: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """`relu(pre) * (pre > threshold)`: [..., n] with threshold [n] >= 0 -> [..., n] >= 0."""
+    """Return `relu(pre) * (pre > threshold)`: [..., n] with threshold [n] >= 0 -> [..., n] >= 0."""
     return torch.relu(pre) * (pre > threshold)
 
 
 def topk_relu(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """Keeps the k largest of relu(pre) in each row and zeroes the others: [..., n] -> [..., n] >= 0."""
+    """Return relu(pre) with only the k largest of each row, others 0: [..., n] -> [..., n] >= 0."""
     values, indices = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))

@@ -1,6 +1,6 @@
-"""Read the weights of an SAE from a local folder, a Hub repository, or a `sae_lens.SAE` in memory.
+"""Reading of an SAE's weights from a local folder, a Hub repository, or a `sae_lens.SAE` in memory.
 
-SAELens is not imported: an SAE in memory is read by its configuration and weights.
+SAELens is not imported: an SAE in memory is read through its configuration and weights.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def locate(
     token: str | bool | None,
     local_files_only: bool,
 ) -> FileTree:
-    """The files of a local folder, or else of a Hub repository.
+    """Return the files of a local folder, or else of a Hub repository.
 
     Raises:
-        FileNotFoundError: neither a folder nor a repository id.
-        SAEFormatError: it is a file.
+        FileNotFoundError: If it is neither a folder nor a repository id.
+        SAEFormatError: If it is a file.
     """
     tree = FileTree(id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     if tree.root is None and Path(id_or_path).expanduser().exists():
-        raise SAEFormatError(f"{id_or_path} is a file; pass the folder that holds the SAE")
+        raise SAEFormatError(f"{id_or_path} is a file: expected a folder. Pass the folder that holds the SAE.")
     if tree.root is None and not REPO_ID.fullmatch(id_or_path):
         raise FileNotFoundError(
-            f"{id_or_path} is no folder on this machine and no Hub repository id; expected a path, or an id such as "
-            "'google/gemma-scope-2b-pt-res' (the folder inside it goes into subfolder=)"
+            f"{id_or_path} is neither a local folder nor a Hub repository id such as 'google/gemma-scope-2b-pt-res'. "
+            "Pass the folder inside a repository as subfolder=."
         )
     return tree
 
@@ -57,9 +57,9 @@ class StoredSAE:
     """The folded weights of an SAE and its origin.
 
     Attributes:
-        weights: in the dtype of the file, or in float64 where folding changed them.
-        source: `SparseAutoencoder.source`.
-        where: the folder or repository, for error messages.
+        weights (SAEWeights): In the dtype of the file, or in float64 where folding changed them.
+        source (dict[str, str | None]): `SparseAutoencoder.source`.
+        where (str): The folder or repository, for error messages.
     """
 
     weights: SAEWeights
@@ -75,7 +75,7 @@ def read_pretrained(
     token: str | bool | None,
     local_files_only: bool,
 ) -> StoredSAE:
-    """Read the SAE of a folder or a repository; see `SparseAutoencoder.from_pretrained` for arguments and errors."""
+    """Read the SAE of a folder or a repository. See `SparseAutoencoder.from_pretrained`."""
     name = os.fspath(id_or_path)
     subfolder = clean_subfolder(subfolder)
     listed = None if Path(name).expanduser().exists() else find_sae(f"{name}/{subfolder}" if subfolder else name)
@@ -84,7 +84,7 @@ def read_pretrained(
     tree = locate(name, revision, cache_dir, token, local_files_only)
     stored = tree.names()
     where = name if not subfolder else f"{name}/{subfolder}"
-    # Formats with one file per layer keep many SAEs in one folder; there, the file is the choice.
+    # Formats with one file per layer keep many SAEs in one folder, so `subfolder` may name a file.
     parent = subfolder.rpartition("/")[0] if subfolder in stored else subfolder
     prefix = f"{parent}/" if parent else ""
     names = [file[len(prefix) :] for file in stored if file.startswith(prefix)]
@@ -116,9 +116,9 @@ def read_pretrained(
 
 
 def subfolder_hint(stored: Sequence[str], wanted: str) -> str:
-    """' Did you mean subfolder=...?' where other folders or files of those `stored` hold SAEs.
+    """Return " Did you mean subfolder=...?" with the paths in `stored` that hold SAEs; "" for none.
 
-    The three most similar names where something was asked for, else the first eight.
+    It names the three most similar paths, or the first eight if no subfolder was passed.
     """
     below: dict[str, list[str]] = {}
     for name in stored:
@@ -138,29 +138,29 @@ def subfolder_hint(stored: Sequence[str], wanted: str) -> str:
     if wanted:
         close = difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.0)
     choices = " or ".join(f"subfolder={choice!r}" if choice else "no subfolder" for choice in close)
-    return f". Did you mean {choices}? ({len(candidates)} {'files' if not folders else 'folders'} hold SAEs)"
+    return f" Did you mean {choices}? ({len(candidates)} {'files' if not folders else 'folders'} hold SAEs)"
 
 
 def in_reading_order(name: str) -> list[tuple[str, int]]:
-    """A sorting key with which "layer2" comes before "layer10"."""
+    """Return a sort key that places "layer2" before "layer10"."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def read_saelens(sae: Any) -> StoredSAE:
-    """Read a `sae_lens.SAE` in memory; see `SparseAutoencoder.from_saelens` for arguments and errors."""
+    """Read a `sae_lens.SAE` in memory. See `SparseAutoencoder.from_saelens`."""
     where = f"the {type(sae).__name__} given"
     config: Any = getattr(sae, "cfg", None)
     if not callable(getattr(config, "to_dict", None)) or not callable(getattr(sae, "state_dict", None)):
         raise TypeError(
-            f"expected a sae_lens.SAE, with cfg.to_dict() and state_dict(), got {type(sae).__name__}; "
-            "for a folder or a repository use SparseAutoencoder.from_pretrained"
+            f"sae: expected a sae_lens.SAE with cfg.to_dict() and state_dict(), got {type(sae).__name__}. Use "
+            "SparseAutoencoder.from_pretrained for a folder or a repository."
         )
     raw = dict(config.to_dict())
     metadata: Any = raw.get("metadata")
     if hasattr(metadata, "to_dict"):
         raw["metadata"] = metadata.to_dict()
     settings = parse_config(raw, None, f"the cfg of {where}")
-    # Copies, so that the two never change each other; on the CPU, where float64 is always there.
+    # Copies, so that the two never change each other; on the CPU, which always has float64.
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in sae.state_dict().items()}
     named = [name if t.is_floating_point() else f"{name} of {t.dtype}" for name, t in tensors.items()]
     check_names(named, TENSORS, where)

@@ -1,4 +1,4 @@
-"""Writing an SAE in SAELens' on-disk format."""
+"""Saving of an SAE in SAELens' on-disk format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sae_unlearn.sae.formats.saelens_config import CONFIG, FOLDED, LAYER_NORM, W
 from sae_unlearn.sae.formats.saelens_model import CENTERING, KWARGS
 
 
-# The release of SAELens whose layout is written; without it SAELens reads the file as one from before version 6.
+# The release of SAELens whose layout is saved. Without it SAELens reads the file as one from before version 6.
 SAELENS_LAYOUT = "6.0.0"
 
 
@@ -29,19 +29,23 @@ def save_saelens(
     input_norm: str | None,
     neuronpedia_id: str | None,
 ) -> None:
-    """Write `cfg.json` and `sae_weights.safetensors`; see `SparseAutoencoder.save_pretrained`.
+    """Save `cfg.json` and `sae_weights.safetensors`. See `SparseAutoencoder.save_pretrained`.
 
     Args:
-        save_directory: the folder; it is made if it is missing.
-        weights: `W_enc` [d_in, d_sae], `b_enc` and `threshold` [d_sae], `W_dec` [d_sae, d_in], `b_dec` [d_in].
-        architecture, k, layer, input_norm: as in `SparseAutoencoder`.
-        neuronpedia_id: of its page at neuronpedia.org, if it has one.
+        save_directory (str or PathLike): The folder. It is created if it is missing.
+        weights (Mapping[str, Tensor]): `W_enc` [d_in, d_sae], `b_enc` and `threshold` [d_sae], `W_dec` [d_sae, d_in],
+            `b_dec` [d_in].
+        architecture (str): As in `SparseAutoencoder`.
+        k (int or None): As in `SparseAutoencoder`.
+        layer (int or None): As in `SparseAutoencoder`.
+        input_norm (str or None): As in `SparseAutoencoder`.
+        neuronpedia_id (str or None): Id of its page at neuronpedia.org, if it has one.
     """
     from safetensors.torch import save_file  # late: keeps the import of this package light
 
     folder = as_path(save_directory)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; pass a folder to write {CONFIG} and {WEIGHTS} into")
+        raise NotADirectoryError(f"{folder} is a file: expected a folder. Pass a folder for {CONFIG} and {WEIGHTS}.")
     config = saelens_config(weights["W_enc"], architecture, k, layer, input_norm, neuronpedia_id)
     names = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if config["architecture"] == "jumprelu" else [])
     tensors: dict[str, Tensor] = {}
@@ -62,7 +66,7 @@ def saelens_config(
     input_norm: str | None,
     neuronpedia_id: str | None,
 ) -> dict[str, Any]:
-    """The `cfg.json` under which SAELens computes what the SAE computes; arguments as in `save_saelens`."""
+    """Return the `cfg.json` with which SAELens computes the same. Arguments as in `save_saelens`."""
     metadata: dict[str, Any] = {"sae_lens_version": SAELENS_LAYOUT, "training_architecture": architecture}
     if layer is not None:
         metadata["hook_name"] = f"blocks.{layer}.hook_resid_post"

@@ -1,4 +1,4 @@
-"""The rows of an autoencoder that a few features need."""
+"""`SAESlice`: the weights of a few features of an autoencoder."""
 
 from __future__ import annotations
 
@@ -13,55 +13,57 @@ from sae_unlearn.sae.validate import check_dimensions, check_tensor
 
 
 def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> list[int]:
-    """`feature_ids` as a list of int: non-empty, unique, and in [0, d_sae) where d_sae is given.
+    """Return `feature_ids` as a list of int: non-empty, unique, and in [0, d_sae) if d_sae is passed.
 
     Raises:
-        TypeError: an id is not an integer.
-        ValueError: no ids, an id twice, or an id out of range.
+        TypeError: If an id is not an integer.
+        ValueError: If it is empty, or has an id twice or out of range.
     """
     if isinstance(feature_ids, (str, bytes)) or not isinstance(feature_ids, Iterable):
-        raise TypeError(f"feature_ids must be a list of integers, got {feature_ids!r}")
+        raise TypeError(f"feature_ids must be a list of integers, got {feature_ids!r}.")
     ids: list[int] = []
     for value in feature_ids:
         if isinstance(value, bool):
-            raise TypeError(f"feature id {value!r} is a bool; pass integers, not a mask")
+            raise TypeError(f"feature_ids: expected integers, got {value!r}. Pass ids, not a mask.")
         try:
             ids.append(value.__index__())
         except (AttributeError, TypeError):
-            raise TypeError(f"feature id {value!r} is not an integer; pass ids such as [3, 14, 15]") from None
+            raise TypeError(f"feature_ids: expected integers, got {value!r}. Pass ids such as [3, 14, 15].") from None
     if not ids:
-        raise UnlearnError("feature_ids is empty; name at least one feature")
+        raise UnlearnError("feature_ids is empty: expected at least one id.")
     upper = "" if d_sae is None else f" and below d_sae={d_sae}"
     wrong = [i for i in ids if i < 0 or (d_sae is not None and i >= d_sae)]
     if wrong:
-        raise UnlearnError(f"feature ids {wrong[:5]} are out of range; expected ids from 0 up{upper}")
+        raise UnlearnError(f"feature_ids: {wrong[:5]} are out of range: expected ids of at least 0{upper}.")
     if len(set(ids)) != len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
-        raise UnlearnError(f"feature ids {twice[:5]} occur more than once; name each feature once")
+        raise UnlearnError(f"feature_ids: {twice[:5]} occur more than once. Pass each id once.")
     return ids
 
 
-def not_sliceable(k: int | None, d_sae: int, mend: str) -> str:
-    """Why an SAE that is not `exact_in_slices` cannot be sliced exactly, and what can be done.
+def not_sliceable(k: int | None, d_sae: int, fix: str) -> str:
+    """Return the error for an SAE that is not `exact_in_slices`: the reason and the fix.
 
     Args:
-        k: of a topk SAE; None for one whose input is normalised.
-        mend: what the caller offers beside another SAE.
+        k (int or None): k of a topk SAE; None for an SAE with normalized inputs.
+        d_sae (int): Number of features.
+        fix (str): The caller's alternative to another SAE, in the imperative.
     """
     if k is None:
         return (
-            "an SAE with input_norm='layer' cannot be sliced exactly: each token's standard deviation is taken out of "
-            f"its input. Use an SAE without normalised inputs, or {mend}"
+            "An SAE with input_norm='layer' cannot be sliced exactly: each token is divided by its standard deviation. "
+            f"Use an SAE without input_norm, or {fix}."
         )
     return (
-        f"a topk SAE (k={k}) cannot be sliced exactly: which features are active depends on the pre-activations of all "
-        f"{d_sae}. Use an SAE whose features decide on their own (standard, jumprelu, gated, batchtopk), or {mend}"
+        f"A topk SAE (k={k}) cannot be sliced exactly: whether a feature is active depends on all {d_sae}. Use an SAE "
+        f"with a threshold per feature, or {fix}."
     )
 
 
 def at_one_deviation(W_enc: torch.Tensor, W_dec: torch.Tensor, std: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The matrices `[d_in, N]` and `[N, d_in]` with which an SAE with normalised inputs reads `h` itself, if every
-    token's standard deviation were `std`: the mean is taken out exactly, since
+    """Return `W_enc [d_in, N]` and `W_dec [N, d_in]` of an SAE with normalized inputs, for raw `h`.
+
+    They are exact if every token's standard deviation is `std`. The mean is removed exactly, since
 
         (h - mean(h)) @ W = h @ (W - mean over d_in of W)
     """
@@ -72,19 +74,19 @@ def at_one_deviation(W_enc: torch.Tensor, W_dec: torch.Tensor, std: float) -> tu
 class SAESlice:
     """The part of an SAE that computes N chosen features, and their decoder directions.
 
-    For architectures where every feature is decided on its own (ReLU, JumpReLU, gated, BatchTopK at inference) this is
-    exact: `slice.encode(h)` equals `sae.encode(h)[..., feature_ids]` up to the rounding of the matmul. Of a topk SAE,
-    and of one with normalised inputs, it is an approximation, with thresholds that whoever asked for it chose.
+    It is exact for architectures in which every feature has its own threshold (ReLU, JumpReLU, gated, BatchTopK at
+    inference): `slice.encode(h)` equals `sae.encode(h)[..., feature_ids]` up to the rounding of the matmul. For a topk
+    SAE, and for one with normalized inputs, it is an approximation with thresholds that the caller chose.
 
     Attributes:
-        feature_ids: the N features' indices in the SAE, in the order of the columns.
-        W_enc: encoder columns [d_in, N].
-        b_enc: encoder biases [N].
-        threshold: thresholds [N], >= 0; zeros for a ReLU SAE.
-        W_dec: decoder rows [N, d_in].
+        feature_ids (list[int]): The N features' indices in the SAE, in the order of the columns.
+        W_enc (Tensor): Encoder columns [d_in, N].
+        b_enc (Tensor): Encoder biases [N].
+        threshold (Tensor): Thresholds [N], >= 0; zeros for a ReLU SAE.
+        W_dec (Tensor): Decoder rows [N, d_in].
 
     Raises:
-        ValueError: shapes, dtypes or values do not fit together.
+        ValueError: If shapes, dtypes or values do not fit together.
     """
 
     feature_ids: list[int]
@@ -97,19 +99,19 @@ class SAESlice:
         object.__setattr__(self, "feature_ids", check_feature_ids(self.feature_ids))
         d_in, n = check_dimensions(self.W_enc)
         if n != len(self.feature_ids):
-            raise UnlearnError(f"W_enc has {n} columns for {len(self.feature_ids)} feature ids; expected as many")
+            raise UnlearnError(f"W_enc has {n} columns: expected {len(self.feature_ids)}, one per feature id.")
         check_tensor("W_enc", self.W_enc, (d_in, n))
         for name, shape in (("b_enc", (n,)), ("threshold", (n,)), ("W_dec", (n, d_in))):
             check_tensor(name, getattr(self, name), shape, self.W_enc.dtype)
         if bool((self.threshold < 0).any()):
-            raise UnlearnError("threshold holds negative values; expected thresholds >= 0 (clamp them at 0)")
+            raise UnlearnError("threshold has negative values: expected values >= 0. Clamp it at 0.")
 
     def encode(self, h: torch.Tensor) -> torch.Tensor:
-        """Activations of the N features: [..., d_in] -> [..., N] >= 0, in the slice's dtype.
+        """Return activations of the N features: [..., d_in] -> [..., N] >= 0, in the slice's dtype.
 
             pre = h @ W_enc + b_enc ;  a = relu(pre) * (pre > threshold)
 
         Raises:
-            ValueError: the last dimension of `h` is not d_in.
+            ValueError: If the last dimension of `h` is not d_in.
         """
         return jumprelu(affine_encode(h, self.W_enc, self.b_enc), self.threshold)

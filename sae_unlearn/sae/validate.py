@@ -1,7 +1,4 @@
-"""Checks on the tensors an autoencoder is made of.
-
-Are the raw tensors of a file those of an SAE, and do they fit together? Asked before any arithmetic is done.
-"""
+"""Checks of an autoencoder's tensors and settings, made before any arithmetic."""
 
 from __future__ import annotations
 
@@ -19,42 +16,45 @@ ARCHITECTURES = ("standard", "jumprelu", "gated", "batchtopk", "topk")
 # Architectures whose threshold is part of the weights; the others use 0.
 THRESHOLD_ARCHITECTURES = ("jumprelu", "gated", "batchtopk")
 
-# None; mean and standard deviation taken out of each token's input; its mean alone, folded into W_enc.
+# None; each token's mean and standard deviation removed from the input; only its mean removed, folded into W_enc.
 INPUT_NORMS = (None, "layer", "center")
 
-# A column of d_in values rounded to bfloat16 has a mean of some 0.002 of norm / d_in; one with random values, of 1.
+# A centered column of d_in values rounded to bfloat16 has a mean of about 0.002 norm / d_in; a random one, of 1.
 CENTERED = 2.0**-6
 
 
 def check_tensor(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
-    """Raises unless `tensor` is a finite floating tensor of `shape` (and of `dtype`, where one is given)."""
+    """Raise unless `tensor` is a finite floating tensor of `shape` (and of `dtype`, if passed)."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}.")
     if not tensor.is_floating_point():
-        raise UnlearnError(f"{name} has dtype {tensor.dtype}; expected a floating dtype such as torch.float32")
+        raise UnlearnError(f"{name} has dtype {tensor.dtype}: expected a floating dtype such as torch.float32.")
     if dtype is not None and tensor.dtype != dtype:
-        raise UnlearnError(f"{name} has dtype {tensor.dtype} but W_enc has {dtype}; cast both to one dtype")
+        raise UnlearnError(f"{name} has dtype {tensor.dtype}: expected {dtype}, as W_enc. Cast both to one dtype.")
     if list(tensor.shape) != list(shape):
-        raise UnlearnError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
+        raise UnlearnError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}.")
     if not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise UnlearnError(
-            f"{name} holds {bad} NaN or infinite of {tensor.numel()} values in {tensor.dtype}; "
-            "expected finite weights: check the file, or load in a wider dtype such as torch.float32"
+            f"{name} holds {bad} NaN or infinite of {tensor.numel()} values in {tensor.dtype}: expected finite "
+            "weights. Check the file, or load in a wider dtype such as torch.float32."
         )
 
 
 def check_dimensions(W_enc: torch.Tensor) -> tuple[int, int]:
-    """`(d_in, d_sae)` of `W_enc [d_in, d_sae]`; raises where it is no matrix or is empty."""
+    """Return `(d_in, d_sae)` of `W_enc [d_in, d_sae]`. Raise unless it is a non-empty matrix."""
     if not isinstance(W_enc, torch.Tensor):
-        raise TypeError(f"W_enc must be a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}")
+        raise TypeError(f"W_enc must be a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
     if W_enc.ndim != 2 or W_enc.numel() == 0:
-        raise UnlearnError(f"W_enc has shape {list(W_enc.shape)}; expected a non-empty matrix [d_in, d_sae]")
+        raise UnlearnError(f"W_enc has shape {list(W_enc.shape)}: expected a non-empty matrix [d_in, d_sae].")
     return W_enc.shape[0], W_enc.shape[1]
 
 
 def check_parameters(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Checks W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], threshold [d_sae] together."""
+    """Raise unless W_enc, b_enc, W_dec, b_dec and threshold agree in shape and dtype.
+
+    Shapes: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], threshold [d_sae].
+    """
     d_in, d_sae = check_dimensions(tensors["W_enc"])
     shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     dtype = tensors["W_enc"].dtype
@@ -63,33 +63,33 @@ def check_parameters(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_architecture(architecture: str, threshold: torch.Tensor | None, k: int | None, d_sae: int) -> None:
-    """Raises unless threshold and k are given exactly where `architecture` has them."""
+    """Raise unless `threshold` and `k` are passed exactly if `architecture` has them."""
     if architecture not in ARCHITECTURES:
-        raise UnlearnError(f"architecture={architecture!r} is not known; expected one of {', '.join(ARCHITECTURES)}")
+        raise UnlearnError(f"architecture={architecture!r} is not known: expected one of {', '.join(ARCHITECTURES)}.")
     if architecture in THRESHOLD_ARCHITECTURES and threshold is None:
         raise UnlearnError(
-            f"architecture={architecture!r} needs threshold [d_sae={d_sae}]; pass it, "
-            "or architecture='standard' for a ReLU SAE"
+            f"threshold: expected a tensor [d_sae={d_sae}] with architecture={architecture!r}, got None. Pass it, or "
+            "architecture='standard' for a ReLU SAE."
         )
     if architecture not in THRESHOLD_ARCHITECTURES and threshold is not None:
-        raise UnlearnError(f"architecture={architecture!r} has no threshold; leave it out, or use 'jumprelu'")
+        raise UnlearnError(f"threshold: expected None with architecture={architecture!r}.")
     if architecture == "topk":
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
-            raise UnlearnError(f"architecture='topk' needs an integer k with 1 <= k <= d_sae={d_sae}, got {k!r}")
+            raise UnlearnError(f"k={k!r}: expected an integer from 1 to d_sae={d_sae} with architecture='topk'.")
     elif k is not None:
-        raise UnlearnError(f"k={k!r} belongs to architecture='topk' only; leave it out for {architecture!r}")
+        raise UnlearnError(f"k={k!r}: expected None with architecture={architecture!r}.")
 
 
 def check_input_norm(input_norm: str | None, W_enc: torch.Tensor) -> None:
-    """Raises unless `input_norm` is None or names a normalisation that `W_enc [d_in, d_sae]` can be of.
+    """Raise unless `input_norm` is None or a normalization that fits `W_enc [d_in, d_sae]`.
 
-    "layer" needs an input that has a standard deviation, and "center" columns whose mean is 0 up to rounding.
+    "layer" needs at least two inputs, and "center" columns whose mean is 0 up to rounding.
     """
     if input_norm not in INPUT_NORMS:
-        raise UnlearnError(f"input_norm={input_norm!r}; expected 'layer', 'center' or None")
+        raise UnlearnError(f"input_norm={input_norm!r}: expected 'layer', 'center' or None.")
     d_in = W_enc.shape[0]
     if input_norm == "layer" and d_in < 2:
-        raise UnlearnError(f"input_norm={input_norm!r} needs d_in >= 2, got {d_in}")
+        raise UnlearnError(f"input_norm={input_norm!r} needs d_in >= 2, got {d_in}.")
     if input_norm == "center":
         norm = W_enc.float().norm(dim=0)
         left = int((W_enc.float().mean(dim=0).abs() > CENTERED * norm / d_in).sum())
@@ -101,76 +101,76 @@ def check_input_norm(input_norm: str | None, W_enc: torch.Tensor) -> None:
 
 
 def check_layer(layer: int | None) -> None:
-    """Raises unless `layer` is None or an integer >= 0."""
+    """Raise unless `layer` is None or an integer >= 0."""
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
-        raise UnlearnError(f"layer={layer!r}; expected the 0-based index of a decoder layer, or None")
+        raise UnlearnError(f"layer={layer!r}: expected the 0-based index of a decoder layer, or None.")
 
 
-# Raw per-feature vectors of the published formats, beside the matrices.
+# Shapes of tensors; every other name of the published formats is a vector [d_sae].
 SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
 def check_names(found: Iterable[str], expected: Sequence[str], where: str | Path) -> None:
-    """Raises SAEFormatError where names were found that are not expected: what they stand for may change the result."""
+    """Raise SAEFormatError for unexpected names: an unknown tensor may change the result."""
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise SAEFormatError(
-            f"{where} holds {', '.join(unknown[:8])}; expected only {', '.join(expected)}: "
-            "this is another kind of SAE, or a transcoder, which cannot be read exactly"
+            f"{where} holds {', '.join(unknown[:8])}: expected only {', '.join(expected)}. It is another kind of SAE, "
+            "or a transcoder."
         )
 
 
 def require(tensors: Mapping[str, torch.Tensor], names: Sequence[str], path: Path) -> list[torch.Tensor]:
-    """`tensors[name]` for each of `names`; raises SAEFormatError where some are missing, or not finite.
+    """Return `tensors[name]` for each of `names`. Raise SAEFormatError if one is missing or not finite.
 
-    Asked before any folding, which would carry a NaN into tensors that the file has whole.
+    Call it before folding, which would spread a NaN to other tensors.
     """
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise SAEFormatError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors)) or 'nothing'}")
+        raise SAEFormatError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors)) or 'nothing'}.")
     for name in names:
         finite = torch.isfinite(tensors[name])
         if not bool(finite.all()):
             raise SAEFormatError(
-                f"{name} in {path} holds {int((~finite).sum())} NaN or infinite of {finite.numel()} values; "
-                "expected finite weights: download or save it again"
+                f"{name} in {path} holds {int((~finite).sum())} NaN or infinite of {finite.numel()} values: expected "
+                "finite weights. Download or save it again."
             )
     return [tensors[name] for name in names]
 
 
 def check_shapes(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, int]:
-    """`(d_in, d_sae)`, taken from `W_enc`; every name not in SHAPES is a vector [d_sae].
+    """Return `(d_in, d_sae)`, taken from `W_enc`; every name not in SHAPES is a vector [d_sae].
 
     Raises:
-        SAEFormatError: a shape contradicts W_enc's.
+        SAEFormatError: If a shape contradicts W_enc's.
     """
     W_enc = tensors["W_enc"].shape
     if len(W_enc) != 2 or 0 in W_enc:
-        raise SAEFormatError(f"W_enc in {path} has shape {list(W_enc)}; expected a non-empty matrix [d_in, d_sae]")
+        raise SAEFormatError(f"W_enc in {path} has shape {list(W_enc)}: expected a non-empty matrix [d_in, d_sae].")
     sizes = {"d_in": W_enc[0], "d_sae": W_enc[1]}
     for name, tensor in tensors.items():
         expected = tuple(sizes[axis] for axis in SHAPES.get(name, ("d_sae",)))
         if tensor.shape != expected:
             raise SAEFormatError(
-                f"{name} in {path} has shape {list(tensor.shape)}; W_enc is {list(W_enc)}, so expected {list(expected)}"
+                f"{name} in {path} has shape {list(tensor.shape)}: expected {list(expected)} with W_enc {list(W_enc)}."
             )
     return W_enc[0], W_enc[1]
 
 
 def transpose(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
-    """The transpose of the matrix `name`; raises SAEFormatError where it is none."""
+    """Return the transpose of the matrix `name`. Raise SAEFormatError unless it is a matrix."""
     if tensor.ndim != 2:
-        raise SAEFormatError(f"{name} in {path} has shape {list(tensor.shape)}; expected a matrix")
+        raise SAEFormatError(f"{name} in {path} has shape {list(tensor.shape)}: expected a matrix.")
     return tensor.T
 
 
 def check_stated_sizes(
     sizes: tuple[int, int], stated: tuple[float | None, float | None], path: Path, where: str
 ) -> None:
-    """Raises SAEFormatError where `(d_in, d_sae)` of the tensors is not what `where` states (None: states nothing)."""
+    """Raise SAEFormatError if `(d_in, d_sae)` of the tensors differs from the stated sizes, if any."""
     for name, size, claim in zip(("d_in", "d_sae"), sizes, stated, strict=True):
         if claim not in (None, size):
-            raise SAEFormatError(f"{path} has {name}={size} but {where} says {claim}")
+            raise SAEFormatError(f"{path} has {name}={size}: expected {claim}, as {where} says.")
 
 
 def check_dtype(dtype: Any) -> None:

@@ -89,7 +89,7 @@ def test_sets_are_named_without_their_folders(parts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--compare"], "give --adapter"),
+        (["--compare"], "Pass --adapter"),
         (["--adapter=nobody/nothing"], "neither a folder with an adapter nor one on the Hub"),
         (["--limit=0"], "--limit 0"),
         (["--reference=nowhere"], "There is no report at nowhere"),
@@ -109,10 +109,10 @@ def test_bad_input_is_one_line(parts, tmp_path, capsys, change, said):
 
 def test_nothing_to_measure_is_said(parts, tmp_path, capsys):
     assert main(["evaluate", f"--model={parts / 'model'}", f"--output={tmp_path}"]) == 2
-    assert "give --forget, --retain" in capsys.readouterr().err
+    assert "Pass --forget, --retain" in capsys.readouterr().err
 
 
 def test_the_same_set_twice_is_refused(parts, tmp_path, capsys):
     again = str(parts / "texts.json")
     assert main(arguments(parts, tmp_path, "--retain", again, again)) == 2
-    assert "Two sets are called 'texts.json'" in capsys.readouterr().err
+    assert "two sets are called 'texts.json'" in capsys.readouterr().err

@@ -95,11 +95,11 @@ def test_what_is_fitted_can_be_uploaded(parts, tmp_path, stand_in, monkeypatch, 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--private"], "--private is of an upload; give --push-to-hub"),
+        (["--private"], "Pass --push-to-hub"),
         (["--push-to-hub=a/b/c"], "a/b/c"),
-        (["--limit=0"], "--limit 0; expected at least 1"),
+        (["--limit=0"], "--limit 0"),
         (["--action=refuse"], "action='refuse'"),
-        (["--preset=faithful", "--clamp-mode=fired"], "clamp_mode='fired': preset='faithful' has 'all'"),
+        (["--preset=faithful", "--clamp-mode=fired"], "clamp_mode='fired'.*preset='faithful'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(parts, tmp_path, capsys, more, said):

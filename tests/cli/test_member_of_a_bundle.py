@@ -88,7 +88,7 @@ def said(capsys):
 def test_check_of_a_bundle_names_the_option(parts, capsys):
     assert main(["check", str(parts / "model"), str(parts / "bundle")]) == 2
     message = said(capsys)
-    assert "give --adapter-subfolder too" in message
+    assert "Pass --adapter-subfolder" in message
     assert "of the guardrails topic, other" in message
 
 
@@ -105,7 +105,7 @@ def test_check_of_a_bundle_names_the_option(parts, capsys):
             "--adapter {parts} --adapter-subfolder nobody is neither a folder",
         ),
         (["--adapter={bundle}", "--adapter-subfolder=../lora"], "without '..'"),
-        (["--adapter-subfolder=topic"], "give --adapter"),
+        (["--adapter-subfolder=topic"], "Pass --adapter"),
     ],
 )
 def test_what_is_not_there_is_named(parts, tmp_path, capsys, command, options, message):

@@ -106,7 +106,7 @@ def test_an_option_that_there_is_not_is_named():
             {"a": ["w"]} if name == "forget" else None for name in ("model", "tokenizer", "sae", "forget", "retain")
         ]
         given = given if "sae" in inspect.signature(function).parameters else [given[0], given[1], *given[3:]]
-        with pytest.raises(ValueError, match=f"'batch_sizes' is no argument.* {options.__name__}.*'batch_size'"):
+        with pytest.raises(ValueError, match=f"'batch_sizes'.* {options.__name__}.*'batch_size'"):
             function(*given, batch_sizes=3)
 
 
@@ -187,7 +187,7 @@ def test_model_and_adapter_are_given_by_place_or_by_name(capsys):
     for call, said in (
         (["check", "m"], "required: --adapter"),
         (["show"], "required: --adapter"),
-        (["show", "a", "--adapter", "b"], "adapter is given twice: a and b"),
+        (["show", "a", "--adapter", "b"], "adapter is passed twice: a and b"),
         (["fit", "--mod", "m", "--sae", "s", "--output", "o"], "--model"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -252,8 +252,8 @@ def test_the_command_line_wins_over_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"num_feature": 3}', "num_feature: sae-unlearn fit has no such option"),
-        ('{"help": true}', "help: sae-unlearn fit has no such option"),
+        ('{"num_feature": 3}', "num_feature: expected an option of sae-unlearn fit"),
+        ('{"help": true}', "help: expected an option of sae-unlearn fit"),
         ('{"num_features": "many"}', "argument --num-features: invalid int value: 'many'"),
         ('{"num_features": [3]}', "num_features=[3]: expected a number or a text"),
         ('{"num_features": true}', "num_features=True: expected a number or a text"),

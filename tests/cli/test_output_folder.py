@@ -70,4 +70,6 @@ def made_and_interrupted(folder, kept):
 def test_a_folder_in_a_file_is_refused_before_anything_is_read(tmp_path, capsys):
     (tmp_path / "file").write_text("\n".join(topic_texts("forget", 1)))
     for output in (tmp_path / "file", tmp_path / "file" / "inside"):
-        fails(capsys, ["fit", "--model", "none", "--sae", "none", "--output", output], "is a file; give a folder")
+        fails(
+            capsys, ["fit", "--model", "none", "--sae", "none", "--output", output], "expected a folder, got the file"
+        )

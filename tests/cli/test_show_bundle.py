@@ -55,7 +55,7 @@ def test_a_page_is_of_one_member(model, tmp_path, capsys):
     save_bundle(model, tmp_path / "bundle")
     page = tmp_path / "page.html"
     assert main(["show", str(tmp_path / "bundle"), "--html", str(page)]) == 2
-    assert "give --adapter-subfolder too" in capsys.readouterr().err
+    assert "Pass --adapter-subfolder" in capsys.readouterr().err
     assert not page.exists()
     assert main(["show", str(tmp_path / "bundle"), "--adapter-subfolder", "person", "--html", str(page)]) == 0
     assert page.is_file()

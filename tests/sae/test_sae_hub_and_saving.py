@@ -98,13 +98,13 @@ def test_what_is_not_in_the_cache_is_named_when_offline(cache, kwargs):
 
 
 def test_a_path_that_is_not_there_is_no_repository(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no Hub repository id"):
+    with pytest.raises(FileNotFoundError, match="neither a local folder nor a Hub repository id"):
         SparseAutoencoder.from_pretrained(tmp_path / "absent")
 
 
 def test_a_file_in_place_of_a_folder_and_a_revision_of_a_folder_are_refused(tmp_path):
     folder = write_saelens(tmp_path, tensors())
-    with pytest.raises(SAEFormatError, match="pass the folder"):
+    with pytest.raises(SAEFormatError, match="is a file"):
         SparseAutoencoder.from_pretrained(folder / "cfg.json")
     with pytest.raises(ValueError, match="local folder"):
         SparseAutoencoder.from_pretrained(folder, revision="main")
@@ -170,7 +170,7 @@ def test_a_save_cut_short_at_its_end_leaves_the_old_files(tmp_path, monkeypatch)
 
 def test_saving_onto_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="pass a folder"):
+    with pytest.raises(NotADirectoryError, match="is a file"):
         tiny().save_pretrained(tmp_path / "file")
 
 

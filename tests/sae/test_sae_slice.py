@@ -39,7 +39,7 @@ def test_ids_may_be_any_integers(ids):
 
 
 def test_a_topk_sae_says_why_it_cannot_be_sliced():
-    with pytest.raises(ValueError, match="depends on the pre-activations of all 10"):
+    with pytest.raises(ValueError, match=r"topk SAE .k=.*all 10"):
         tiny("topk").slice([1])
 
 
@@ -49,16 +49,16 @@ def test_a_topk_sae_is_sliced_with_thresholds_of_the_callers_and_no_other_sae_is
     part = sae.slice([3, 1], threshold=theta)
     pre = sae.pre_activations(h)[:, [3, 1]]
     assert torch.equal(part.encode(h), torch.relu(pre) * (pre > theta))
-    with pytest.raises(ValueError, match="sliced exactly; leave threshold out"):
+    with pytest.raises(ValueError, match="threshold: expected None"):
         tiny().slice([1], threshold=theta[:1])
 
 
 def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
     sae, ids, h = tiny(dtype=torch.float64, input_norm="layer"), [3, 1], residual(50, dtype=torch.float64)
     for given in ({}, {"threshold": sae.threshold[ids]}):
-        with pytest.raises(ValueError, match=r"each token's standard deviation .*pass threshold= \[N\] and std="):
+        with pytest.raises(ValueError, match=r"input_norm='layer' .*pass threshold= \[N\] and std="):
             sae.slice(ids, **given)
-    with pytest.raises(ValueError, match="std is for an SAE with input_norm='layer'"):
+    with pytest.raises(ValueError, match=r"std=.*input_norm='layer'"):
         tiny("topk").slice([1], threshold=torch.zeros(1), std=1.0)
     h = (h - h.mean(dim=-1, keepdim=True)) / h.std(dim=-1, keepdim=True) * 2.5 + h.mean(dim=-1, keepdim=True)
     part = sae.slice(ids, threshold=sae.threshold[ids], std=2.5)
@@ -67,7 +67,7 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
     without[:, ids] = 0
     edited = sae.decode(without) * h.std(dim=-1, keepdim=True) + h.mean(dim=-1, keepdim=True)
     torch.testing.assert_close(sae(h) - part.encode(h) @ part.W_dec, edited, rtol=0, atol=1e-9)
-    with pytest.raises(ValueError, match="input_norm='batch'; expected 'layer', 'center' or None"):
+    with pytest.raises(ValueError, match="input_norm='batch'"):
         tiny(input_norm="batch")
 
 
@@ -78,10 +78,10 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
         ([1, 1], ValueError, "more than once"),
         ([D_SAE], ValueError, "below d_sae=10"),
         ([-1], ValueError, "out of range"),
-        ([1.0], TypeError, "not an integer"),
-        (torch.tensor([1.0]), TypeError, "not an integer"),
-        ([True, False], TypeError, "bool"),
-        (["3"], TypeError, "not an integer"),
+        ([1.0], TypeError, "feature_ids: expected integers"),
+        (torch.tensor([1.0]), TypeError, "feature_ids: expected integers"),
+        ([True, False], TypeError, "got True"),
+        (["3"], TypeError, "feature_ids: expected integers"),
         ("3", TypeError, "list of integers"),
         (3, TypeError, "list of integers"),
     ],
@@ -94,7 +94,7 @@ def test_ids_that_name_no_features_are_refused(ids, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feature_ids": [1]}, "2 columns for 1 feature ids"),
+        ({"feature_ids": [1]}, "W_enc has 2 columns"),
         ({"b_enc": torch.zeros(3)}, "b_enc has shape"),
         ({"W_dec": torch.zeros(2, D_IN, dtype=torch.float64)}, "one dtype"),
         ({"threshold": torch.tensor([0.1, -0.1])}, "negative"),

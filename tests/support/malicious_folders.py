@@ -584,7 +584,7 @@ SAES = {
         "expected only",
     ),
     "SAE: npz with a path out of it": (npz_member("../../W_enc.npy", lambda folder: b""), "expected only"),
-    "SAE: array of 2**60 numbers": (npz(b_enc=npy(np.zeros(D_SAE, np.float32), shape=(1 << 60,))), "claims shape"),
+    "SAE: array of 2**60 numbers": (npz(b_enc=npy(np.zeros(D_SAE, np.float32), shape=(1 << 60,))), " shape "),
     "SAE: array header that is code": (
         npz(b_enc=b"\x93NUMPY\x01\x00" + struct.pack("<H", 24) + b"__import__('os').abort()"),
         "not a valid",
@@ -593,7 +593,7 @@ SAES = {
         npz(b_enc=b"\x93NUMPY\x01\x00" + struct.pack("<H", 9001) + b"-" * 9000 + b"1"),
         "no valid header",
     ),
-    "SAE: torch file that runs": (torch_pickle, "only a dict of plain tensors"),
+    "SAE: torch file that runs": (torch_pickle, "a dict of plain tensors"),
     "SAE: NaN": (saelens({"W_enc": torch.full((D_IN, D_SAE), torch.nan)}), "NaN or infinite"),
     "SAE: infinite threshold": (saelens({"threshold": torch.full((D_SAE,), torch.inf)}), "NaN or infinite"),
     "SAE: shapes of another SAE": (saelens({"W_dec": torch.zeros(D_SAE, D_IN + 1)}), "has shape"),

@@ -43,8 +43,7 @@ def check_topk(sae: SparseAutoencoder, rule: str | None) -> None:
     if rule is not None and rule not in RULES:
         raise GuardrailError(f"topk={rule!r} is not None or {', '.join(map(repr, RULES))}.")
     if not sae.exact_in_slices and rule is None:
-        mend = "pass topk='threshold' to approximate each by a threshold; the fit measures how often that is wrong"
-        raise GuardrailError(f"This SAE does not fit: {not_sliceable(sae.k, sae.d_sae, mend)}.")
+        raise GuardrailError(not_sliceable(sae.k, sae.d_sae, "pass topk='threshold' to approximate it by thresholds"))
     if sae.exact_in_slices and rule is not None:
         raise GuardrailError(
             f"topk={rule!r}, but the SAE's architecture is {sae.architecture!r}, of which features are kept exactly; "

@@ -1,1 +1,1 @@
-"""Containers in which published SAEs come: npz, PyTorch zip files, safetensors, JSON."""
+"""Readers of the file containers of published SAEs: npz, PyTorch zip files, safetensors, JSON."""

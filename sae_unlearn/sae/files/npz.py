@@ -1,7 +1,7 @@
-"""Reading NumPy's `.npz` without pickle and without trusting what it says about itself.
+"""Reading of NumPy's `.npz` without pickle and without trusting its headers.
 
-Every array's header is read and checked first; only then is memory asked for, and never more than the file on disk
-can honestly hold. Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+Every array's header is checked before memory is allocated, and never more is allocated than the file on disk can hold.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sae_unlearn.errors import SAEFormatError
 
 # Trained floats hardly compress; an archive that claims to hold more than this many times its own size is a zip bomb.
 MAX_EXPANSION = 16
-# ... but for small archives, where a vector of zeros can be most of the file.
+# ... except for small archives: a vector of zeros can be most of the file.
 ALWAYS_ALLOWED = 16 << 20
 MAX_HEADER = 10_000
 CHUNK = 16 << 20
 DTYPES = ("float16", "float32", "float64")
 
-# What zipfile and numpy raise for broken archives and headers (ValueError: numpy's header; EOFError: cut short).
+# Errors of zipfile and numpy for broken archives and headers (ValueError: numpy's header; EOFError: cut short).
 BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -41,15 +41,15 @@ Layout = tuple[np.dtype[Any], tuple[int, ...], bool]  # dtype, shape, Fortran or
 
 
 def read_arrays(path: Path, allowed: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The arrays of `path` as CPU tensors, in the file's dtypes.
+    """Return the arrays of `path` as CPU tensors, in the file's dtypes.
 
     Args:
-        path: the file.
-        allowed: the array names that may occur; others are refused.
+        path (Path): The file.
+        allowed (tuple[str, ...]): The array names that may occur; others are refused.
 
     Raises:
-        SAEFormatError: not an npz file, an unexpected name, a dtype that is not floating (so nothing that would need
-            pickle), sizes that contradict each other, or contents larger than the file can honestly hold.
+        SAEFormatError: If it is not an npz file, has an unexpected name, a dtype that is not floating (pickle is never
+            needed), sizes that contradict each other, or more content than the file can hold.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,27 +59,27 @@ def read_arrays(path: Path, allowed: tuple[str, ...]) -> dict[str, torch.Tensor]
     except SAEFormatError:
         raise
     except BROKEN as error:
-        raise SAEFormatError(f"{path} is not a valid .npz file ({error}); download or save it again") from error
+        raise SAEFormatError(f"{path} is not a valid .npz file ({error}). Download or save it again.") from error
 
 
 def check_members(infos: list[zipfile.ZipInfo], path: Path, allowed: tuple[str, ...]) -> dict[str, zipfile.ZipInfo]:
-    """Array name -> archive member, after checking names and the sizes that the archive's directory declares."""
+    """Return archive members by array name, after checking names and declared sizes."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.removesuffix(".npy")
         if info.filename != f"{name}.npy" or name not in allowed:
-            raise SAEFormatError(f"{path} holds {info.filename!r}; expected only {', '.join(allowed)}, each as .npy")
+            raise SAEFormatError(f"{path} holds {info.filename!r}: expected only {', '.join(allowed)}, each as .npy.")
         if name in members:
-            raise SAEFormatError(f"{path} holds {info.filename!r} twice; expected each array once")
+            raise SAEFormatError(f"{path} holds {info.filename!r} twice: expected each array once.")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise SAEFormatError(f"{info.filename} in {path} is packed in a way that NumPy never does; save it again")
+            raise SAEFormatError(f"{info.filename} in {path} is packed in a way that NumPy never uses. Save it again.")
         members[name] = info
     declared = sum(info.file_size for info in infos)
     limit = max(ALWAYS_ALLOWED, MAX_EXPANSION * path.stat().st_size)
     if declared > limit:
         raise SAEFormatError(
-            f"{path} claims to unpack to {declared} bytes from {path.stat().st_size}; expected at most {limit}: "
-            "this looks like a zip bomb, use the published file"
+            f"{path} declares {declared} bytes unpacked from {path.stat().st_size}: expected at most {limit}. Use the "
+            "published file; this one may be a zip bomb."
         )
     return members
 
@@ -87,29 +87,29 @@ def check_members(infos: list[zipfile.ZipInfo], path: Path, allowed: tuple[str, 
 def read_layout(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path
 ) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """dtype, shape and Fortran order of one array, checked against its declared size."""
+    """Return dtype, shape and Fortran order of one array, checked against its declared size."""
     with archive.open(info) as file:
         return read_header(file, info, path)
 
 
 def read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> Layout:
-    """Reads a `.npy` header (version 1.0, whose length is bounded by 64 kB) and leaves `file` at the data."""
+    """Read a `.npy` header (version 1.0, at most 64 kB) and leave `file` at the data."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
-        raise SAEFormatError(f"{info.filename} in {path} has .npy version {version}; expected (1, 0)")
+        raise SAEFormatError(f"{info.filename} in {path} has .npy version {version}: expected (1, 0).")
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
-    except MemoryError as error:  # from Python's parser, for headers that nest without end
-        raise SAEFormatError(f"{info.filename} in {path} has no valid header; download or save it again") from error
+    except MemoryError as error:  # from Python's parser, for deeply nested headers
+        raise SAEFormatError(f"{info.filename} in {path} has no valid header. Download or save it again.") from error
     if dtype.name not in DTYPES:
-        raise SAEFormatError(f"{info.filename} in {path} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
+        raise SAEFormatError(f"{info.filename} in {path} has dtype {dtype}: expected one of {', '.join(DTYPES)}.")
     if len(shape) > 2 or any(size < 0 for size in shape):
-        raise SAEFormatError(f"{info.filename} in {path} has shape {list(shape)}; expected a vector or a matrix")
+        raise SAEFormatError(f"{info.filename} in {path} has shape {list(shape)}: expected a vector or a matrix.")
     expected = file.tell() + math.prod(shape) * dtype.itemsize
     if info.file_size != expected:
         raise SAEFormatError(
-            f"{info.filename} in {path} claims shape {list(shape)} of {dtype}, which takes {expected} bytes, "
-            f"but is {info.file_size} bytes long; download or save it again"
+            f"{info.filename} in {path} has {info.file_size} bytes: expected {expected} for shape {list(shape)} of "
+            f"{dtype}. Download or save it again."
         )
     return dtype, shape, fortran
 
@@ -122,7 +122,7 @@ def read_array(
     fortran: bool,
     path: Path,
 ) -> torch.Tensor:
-    """The data of one array; at most as many bytes as its shape needs are ever unpacked."""
+    """Return the data of one array. At most the bytes that its shape needs are unpacked."""
     data = np.empty(math.prod(shape), dtype)
     view = memoryview(data.view(np.uint8).data)
     with archive.open(info) as file:
@@ -131,10 +131,10 @@ def read_array(
         while filled < len(view):
             count = cast(zipfile.ZipExtFile, file).readinto(view[filled : filled + CHUNK])
             if not count:
-                raise SAEFormatError(f"{info.filename} in {path} ends after {filled} of {len(view)} bytes")
+                raise SAEFormatError(f"{info.filename} in {path} ends after {filled} of {len(view)} bytes.")
             filled += count
         if file.read(1):  # reading to the end also checks the CRC
-            raise SAEFormatError(f"{info.filename} in {path} is longer than its shape {list(shape)}")
+            raise SAEFormatError(f"{info.filename} in {path} is longer than its shape {list(shape)}.")
     data = data.astype(dtype.newbyteorder("="), copy=False)
     array = data.reshape(shape[::-1]).T if fortran else data.reshape(shape)
     return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""Reading a safetensors file whose header is checked before anything is loaded."""
+"""Reading of a safetensors file after a check of its header."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_tensors(path: Path, allowed: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """The tensors of `path`, on the CPU, in the file's dtypes.
+    """Return the tensors of `path`, on the CPU, in the file's dtypes.
 
-    safetensors itself refuses headers whose offsets, shapes and sizes contradict each other or the file's length, so
-    the memory asked for is bounded by the file.
+    safetensors refuses headers whose offsets, shapes and sizes contradict each other or the file's length, so the
+    file's size bounds the memory.
 
     Args:
-        path: the file.
-        allowed: the names of weights that may occur; unknown ones are refused, since they may change the result.
-        others: names that may occur and may have any dtype, such as an integer k.
+        path (Path): The file.
+        allowed (tuple[str, ...]): The names of weights that may occur; unknown ones are refused, since they may change
+            the result.
+        others (tuple[str, ...], *optional*, defaults to ()): Names that may occur and may have any dtype, such as an
+            integer k.
 
     Raises:
-        SAEFormatError: malformed file, an unexpected tensor, or a weight that is not floating.
+        SAEFormatError: If the file is malformed, has an unexpected tensor, or a weight that is not floating.
     """
     from safetensors import SafetensorError, safe_open  # late: keeps the import of this package light
 
@@ -36,7 +38,7 @@ def read_tensors(path: Path, allowed: tuple[str, ...], others: tuple[str, ...] =
             for name in names:
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in FLOATS and name not in others:
-                    raise SAEFormatError(f"{name} in {path} has dtype {dtype}; expected one of {', '.join(FLOATS)}")
+                    raise SAEFormatError(f"{name} in {path} has dtype {dtype}: expected one of {', '.join(FLOATS)}.")
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise SAEFormatError(f"{path} is not a valid safetensors file ({error}); download or save it again") from error
+        raise SAEFormatError(f"{path} is not a valid safetensors file ({error}). Download or save it again.") from error

@@ -1,4 +1,4 @@
-"""What a `torch.save`d state dict says, without unpickling it.
+"""Parser of a pickled state dict of `torch.save`, which runs none of its code.
 
 A pickle is a program for a small stack machine; unpickling runs it, and its `GLOBAL` and `REDUCE` instructions import
 and call whatever the file names. Here the instructions are only read (`pickletools.genops` runs nothing): names stay
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes beside the pickle: `numel` numbers of `dtype` in the archive's member `key`."""
+    """Location of stored numbers: `numel` of `dtype` in the archive's member `key`."""
 
     key: str
     dtype: torch.dtype
@@ -78,7 +78,7 @@ class Machine:
     memo: dict[int, Any] = field(default_factory=dict)
 
     def pop_to_mark(self) -> list[Any]:
-        """Everything above the last mark, which goes too."""
+        """Pop and return everything above the last mark, and pop the mark."""
         items: list[Any] = []
         while (item := self.stack.pop()) is not MARK:
             items.append(item)
@@ -86,10 +86,10 @@ class Machine:
 
 
 def parse_pickle(data: bytes, where: str) -> Any:
-    """The object that `data` describes: dicts, tuples, lists, text, numbers and `StoredTensor`.
+    """Return the object that `data` describes: dicts, tuples, lists, text, numbers and `StoredTensor`.
 
     Raises:
-        SAEFormatError: malformed, or anything that a state dict of tensors does not need.
+        SAEFormatError: If it is malformed, or has anything that a state dict of tensors does not need.
     """
     machine = Machine()
     try:
@@ -100,12 +100,12 @@ def parse_pickle(data: bytes, where: str) -> Any:
     except SAEFormatError:
         raise
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, struct.error, OverflowError) as error:
-        raise SAEFormatError(f"{where} is not a valid state dict ({error!r}); download or save it again") from error
-    raise SAEFormatError(f"{where} ends without a value; download or save it again")
+        raise SAEFormatError(f"{where} is not a valid state dict ({error!r}). Download or save it again.") from error
+    raise SAEFormatError(f"{where} ends without a value. Download or save it again.")
 
 
 def execute(machine: Machine, name: str, argument: Any, where: str) -> None:
-    """One instruction."""
+    """Execute one instruction on the stack. Nothing is imported or called."""
     stack = machine.stack
     if name in ("PROTO", "FRAME"):
         return
@@ -145,22 +145,22 @@ def execute(machine: Machine, name: str, argument: Any, where: str) -> None:
     elif name == "REDUCE":
         arguments, function = expect(stack.pop(), tuple, where), expect(stack.pop(), Name, where)
         stack.append(call(function.text, arguments, where))
-    elif name == "BUILD":  # the version numbers that `Module.state_dict` hangs on its dict
+    elif name == "BUILD":  # the version numbers that `Module.state_dict` adds to its dict
         stack.pop()
         expect(stack[-1], dict, where)
     else:
-        raise refusal(f"the pickle instruction {name}", where)
+        raise refusal(f"the pickle instruction {name}.", where)
 
 
 def known_name(text: str, where: str) -> Name:
-    """`text` ("module name") as a name, if a state dict needs it."""
+    """Return `text` ("module name") as a name, if a state dict needs it."""
     if text not in KNOWN:
-        raise refusal(f"the name {text.replace(' ', '.')!r}", where)
+        raise refusal(f"the name {text.replace(' ', '.')!r}.", where)
     return Name(text)
 
 
 def call(function: str, arguments: tuple[Any, ...], where: str) -> Any:
-    """What calling `function` would give, as a description."""
+    """Return a description of the result that calling `function` would give."""
     if function == ORDERED_DICT and not arguments:
         return {}
     if function == PARAMETER:
@@ -170,48 +170,48 @@ def call(function: str, arguments: tuple[Any, ...], where: str) -> Any:
         return StoredTensor(
             expect(storage, Storage, where), natural(offset, where), naturals(size, where), naturals(stride, where)
         )
-    raise refusal(f"a call of {function.replace(' ', '.')!r} with {len(arguments)} arguments", where)
+    raise refusal(f"a call of {function.replace(' ', '.')!r} with {len(arguments)} arguments.", where)
 
 
 def storage_of(identifier: Any, where: str) -> Storage:
-    """`("storage", class, key, device, numel)`, as `torch.save` writes it."""
+    """Return `("storage", class, key, device, numel)`, as `torch.save` writes it."""
     kind, cls, key, _device, numel = expect(identifier, tuple, where)
     dtype = DTYPES.get(expect(cls, Name, where).text)
     if kind != "storage" or dtype is None:
-        raise refusal(f"a stored {expect(cls, Name, where).text!r}", where)
+        raise refusal(f"a stored {expect(cls, Name, where).text!r}.", where)
     return Storage(expect(key, str, where), dtype, natural(numel, where))
 
 
 def set_items(target: dict[str, Any], items: list[Any], where: str) -> None:
-    """Fills `target` from `[key, value, key, value, ...]`."""
+    """Fill `target` from `[key, value, key, value, ...]`."""
     if len(items) % 2:
-        raise ValueError("a key without a value")
+        raise ValueError("a key without a value.")
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[expect(key, str, where)] = value
 
 
 def naturals(values: Any, where: str) -> tuple[int, ...]:
-    """A tuple of integers >= 0."""
+    """Return a tuple of integers >= 0."""
     return tuple(natural(value, where) for value in expect(values, tuple, where))
 
 
 def natural(value: Any, where: str) -> int:
-    """An integer >= 0."""
+    """Return an integer >= 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise refusal(f"a size or offset {type(value).__name__} that is no integer >= 0", where)
+        raise refusal(f"a size or offset {type(value).__name__} that is not an integer >= 0", where)
     return value
 
 
 def expect(value: Any, kind: type[T], where: str) -> T:
-    """`value`, if it is of type `kind`."""
+    """Return `value`, if it is of type `kind`."""
     if not isinstance(value, kind):
-        raise refusal(f"a {type(value).__name__} where a state dict has a {kind.__name__}", where)
+        raise refusal(f"a {type(value).__name__} where a state dict has a {kind.__name__}.", where)
     return value
 
 
 def refusal(what: str, where: str) -> SAEFormatError:
-    """The error for something that a file of plain tensors does not hold; nothing of it has been run."""
+    """Return the error for content that a file of plain tensors does not have. Nothing of it was run."""
     return SAEFormatError(
-        f"{where} holds {what}; only a dict of plain tensors is read, and pickles are never executed. If you trust "
-        "the file, load it with torch.load yourself and save its tensors as safetensors"
+        f"{where} holds {what}: expected a dict of plain tensors; pickles are never executed. If you trust the file, "
+        "load it with torch.load and save its tensors as safetensors."
     )

@@ -1,6 +1,7 @@
-"""saprmarks' dictionary_learning: `config.json` + `ae.pt`, a folder per run ("resid_post_layer_8/trainer_2").
+"""Reader of saprmarks' dictionary_learning: `config.json` + `ae.pt`.
 
-`config.json` names the class under `trainer.dict_class`; with `x = h - b_dec` where the class subtracts it:
+Each run has a folder such as "resid_post_layer_8/trainer_2". `config.json` names the class under `trainer.dict_class`;
+with `x = h - b_dec` where the class subtracts it:
 
     AutoEncoder                     a = relu(pre), after its loader has given every decoder row unit norm
     AutoEncoderNew                  a = relu(pre), of h itself
@@ -34,7 +35,7 @@ from sae_unlearn.sae.validate import check_shapes, check_stated_sizes, require, 
 
 
 CONFIG = "config.json"
-WEIGHTS = ("ae.safetensors", "ae.pt")  # the first one there is read
+WEIGHTS = ("ae.safetensors", "ae.pt")  # the first that exists is read
 COUNTS = ("k", "group_sizes")
 
 
@@ -43,12 +44,13 @@ class DictionaryClass:
     """One class of the family.
 
     Attributes:
-        architecture: this library's name for it.
-        names: stored name -> ours; a "*.weight" is the transpose of ours.
-        subtract_b_dec: whether b_dec is subtracted from the input.
-        unit_decoder: whether the family's loader makes decoder rows of unit norm, unless they are nearly so.
-        counts: integers stored beside the weights.
-        optional: stored names without influence on the features.
+        architecture (str): This library's name for it.
+        names (dict[str, str]): Stored name -> ours; a "*.weight" is the transpose of ours.
+        subtract_b_dec (bool, *optional*, defaults to True): True if b_dec is subtracted from the input.
+        unit_decoder (bool, *optional*, defaults to False): True if the family's loader scales decoder rows to unit
+            norm, unless they nearly have it.
+        counts (tuple[str, ...], *optional*, defaults to ()): Integers stored with the weights.
+        optional (tuple[str, ...], *optional*, defaults to ()): Stored names that do not change the features.
     """
 
     architecture: str
@@ -74,23 +76,23 @@ CLASSES = {
     "MatryoshkaBatchTopKSAE": DictionaryClass("batchtopk", PLAIN, counts=COUNTS),
 }
 
-# How the family's runs name the place, in the configuration or in a folder: "resid_post_layer_8", "mlp_out_layer3".
+# Names of hook points in the configuration or in a folder: "resid_post_layer_8", "mlp_out_layer3".
 PLACE = re.compile(r"(?P<place>[a-z_]+?)_?layer_?(?P<layer>\d{1,4})", re.ASCII)
 RESIDUAL = ("resid", "resid_post", "resid_out", "residual")
 ELSEWHERE = re.compile(r"mlp|att|embed|head|delta|mid")
 
 
 def find(names: Collection[str]) -> tuple[str, ...] | None:
-    """The configuration and one file of weights."""
+    """Return the configuration and one file of weights."""
     weights = [name for name in WEIGHTS if name in names]
     return (CONFIG, weights[0]) if CONFIG in names and weights else None
 
 
 def layer_of(trainer: dict[str, Any], buffer: Any, label: str, where: str) -> int | None:
-    """The layer whose output is read; None where neither the configuration nor the path names the place.
+    """Return the layer whose output is read; None if neither configuration nor path names it.
 
     Raises:
-        SAEFormatError: another place than the residual stream, or two layers.
+        SAEFormatError: If it does not read the residual stream, or two layers are named.
     """
     named = trainer.get("submodule_name")
     parts = [named] if isinstance(named, str) else label.split("/")
@@ -99,7 +101,7 @@ def layer_of(trainer: dict[str, Any], buffer: Any, label: str, where: str) -> in
         if ELSEWHERE.search(match["place"]):
             raise SAEFormatError(
                 f"{where} reads {match[0]!r}, which is not the output of a decoder layer; "
-                "only residual-stream SAEs are supported ('resid_post_layer_L')"
+                "only residual-stream SAEs are supported ('resid_post_layer_L')."
             )
     match = next((match for match in reversed(found) if match["place"] in RESIDUAL), None)
     if match is None:
@@ -107,16 +109,16 @@ def layer_of(trainer: dict[str, Any], buffer: Any, label: str, where: str) -> in
     layer = int(match["layer"])
     if trainer.get("layer") not in (None, layer):
         raise SAEFormatError(
-            f"{where} names layer {trainer['layer']} but the place is {match[0]!r}; correct one of them"
+            f"{where} names layer {trainer['layer']} but the place is {match[0]!r}. Correct one of them."
         )
     io = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
     if io not in ("in", "out"):
-        raise SAEFormatError(f"io={io!r} in {where}; expected 'in' or 'out' (anything else is a transcoder)")
+        raise SAEFormatError(f"io={io!r} in {where}: expected 'in' or 'out' (anything else is a transcoder).")
     return layer_of_hook(f"blocks.{layer}.hook_resid_{'post' if io == 'out' else 'pre'}")
 
 
 def read_weights(path: Path, kind: DictionaryClass) -> dict[str, Any]:
-    """Our name -> tensor, with [d_in, d_sae] and [d_sae, d_in] matrices, and the counts under their own names."""
+    """Return tensors by this library's names, with [d_in, d_sae] and [d_sae, d_in] matrices, and counts."""
     stored = tuple(kind.names)
     others = (*kind.counts, *kind.optional)
     reader = read_tensors if path.suffix == ".safetensors" else read_state_dict
@@ -129,33 +131,32 @@ def read_weights(path: Path, kind: DictionaryClass) -> dict[str, Any]:
 
 
 def k_of(tensors: dict[str, Any], trainer: dict[str, Any], where: str) -> int:
-    """k of the configuration, which the weights have to confirm where they hold one."""
+    """Return k of the configuration. Raise SAEFormatError if the weights hold another k."""
     k = integer(trainer, "k", where)
     stored = tensors.get("k", k)
     stored = stored.item() if isinstance(stored, torch.Tensor) and stored.numel() == 1 else stored
     if not isinstance(stored, int) or stored != k:
         said = stored if isinstance(stored, int) else type(stored).__name__
-        raise SAEFormatError(f"k in {where} is {k} but the weights say {said}; correct the configuration")
+        raise SAEFormatError(f"k in {where} is {k} but the weights say {said}. Correct the configuration.")
     return k
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The folded weights of a dictionary_learning folder.
+    """Return the folded weights of a dictionary_learning folder.
 
     Raises:
-        SAEFormatError: malformed, another class or place, or a setting that cannot be folded into the weights.
+        SAEFormatError: If it is malformed, has an unknown class, does not read the residual stream, or has a setting
+            that cannot be folded into the weights.
     """
     where, path = str(folder.file(CONFIG)), folder.file(folder.files[1])
     raw = read_json_object(folder.file(CONFIG))
     trainer = raw.get("trainer")
     name = trainer.get("dict_class") if isinstance(trainer, dict) else None
     if not isinstance(trainer, dict) or not isinstance(name, str) or name not in CLASSES:
-        raise SAEFormatError(
-            f"trainer.dict_class in {where} is {name!r}, which is not supported; expected one of {', '.join(CLASSES)}"
-        )
+        raise SAEFormatError(f"trainer.dict_class in {where} is {name!r}, which: expected one of {', '.join(CLASSES)}.")
     kind, layer = CLASSES[name], layer_of(trainer, raw.get("buffer"), folder.label, where)
     if "k" not in kind.counts and trainer.get("k") is not None:
-        raise SAEFormatError(f"k={trainer['k']!r:.40} in {where}; expected none with {name}. Correct one of them.")
+        raise SAEFormatError(f"k={trainer['k']!r:.40} in {where}: expected none with {name}. Correct one of them.")
     tensors = read_weights(path, kind)
     counts = {key: tensors.pop(key) for key in kind.counts if key in tensors}
     W_enc, W_dec, b_dec = (tensors[key] for key in ("W_enc", "W_dec", "b_dec"))

@@ -1,7 +1,7 @@
-"""Folding: published parametrisations rewritten, once and exactly, in the one form of `SparseAutoencoder`.
+"""Folding: exact conversion of published parametrizations to the form of `SparseAutoencoder`.
 
-Every function works in float64 and returns float64 for what it changed; the caller rounds once, at the end.
-Matrices are [d_in, d_sae] (W_enc) and [d_sae, d_in] (W_dec), vectors [d_sae] but for b_dec [d_in].
+Every function computes in float64 and returns float64 for the tensors that it changed; the caller rounds once, at the
+end. Matrices are W_enc [d_in, d_sae] and W_dec [d_sae, d_in]; vectors are [d_sae], except b_dec [d_in].
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import torch
 
 
-# Columns of W_enc that are held in float64 at a time, so that folding a bias never doubles the memory of a large SAE.
+# Columns of W_enc in float64 at a time, so that folding a bias never doubles the memory of a large SAE.
 BLOCK = 4096
 
-# A decoder row shorter than this counts as this long, as in SAELens: a dead feature must not divide by zero.
+# Smallest norm of a decoder row, as in SAELens: a dead feature must not divide by zero.
 MIN_DECODER_NORM = 1e-8
 
 
 def fold_b_dec_into_b_enc(W_enc: torch.Tensor, b_enc: torch.Tensor, b_dec: torch.Tensor) -> torch.Tensor:
-    """`(h - b_dec) @ W_enc + b_enc  =  h @ W_enc + (b_enc - b_dec @ W_enc)`; returns the new b_enc."""
+    """Return the b_enc of `(h - b_dec) @ W_enc + b_enc  =  h @ W_enc + (b_enc - b_dec @ W_enc)`."""
     b_enc, b_dec = b_enc.double(), b_dec.double()
     shifts = [b_dec @ block.double() for block in W_enc.split(BLOCK, dim=1)]
     return b_enc - torch.cat(shifts)
 
 
 def fold_input_mean(W_enc: torch.Tensor) -> torch.Tensor:
-    """`(h - mean(h)) @ W_enc  =  h @ (W_enc - mean over d_in of W_enc)`; returns the new W_enc.
+    """Return the W_enc of `(h - mean(h)) @ W_enc  =  h @ (W_enc - mean over d_in of W_enc)`.
 
-    Fold `b_dec` first: it is subtracted from the input whose mean is gone, so it meets the columns as they were.
+    Fold `b_dec` first: it is subtracted after the mean, so it belongs to the original columns.
     """
     return torch.cat([block - block.mean(dim=0) for block in map(torch.Tensor.double, W_enc.split(BLOCK, dim=1))], 1)
 
@@ -34,9 +34,9 @@ def fold_input_mean(W_enc: torch.Tensor) -> torch.Tensor:
 def fold_input_scale(
     W_enc: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """An SAE that reads `scale * h` and whose output is divided by `scale`: returns W_enc * s, W_dec / s, b_dec / s.
+    """Return W_enc * s, W_dec / s and b_dec / s of an SAE that reads `s * h` and divides its output by s.
 
-    Where `b_dec` is subtracted from the scaled input, fold that first: thresholds and b_enc do not change here.
+    If `b_dec` is subtracted from the scaled input, fold that first. Thresholds and b_enc do not change.
     """
     return W_enc.double() * scale, W_dec.double() / scale, b_dec.double() / scale
 
@@ -44,9 +44,10 @@ def fold_input_scale(
 def fold_gate(
     W_enc: torch.Tensor, b_gate: torch.Tensor, b_mag: torch.Tensor, r_mag: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A gated SAE with tied weights as a JumpReLU (Rajamanoharan et al. 2024, arXiv 2404.16014, section 3.2).
+    """Return a gated SAE with tied weights as a JumpReLU SAE.
 
-    With `pi = h @ W_enc` the feature is `1[pi + b_gate > 0] * relu(m)` for `m = pi * exp(r_mag) + b_mag`, and
+    Rajamanoharan et al. 2024 (arXiv 2404.16014, section 3.2): with `pi = h @ W_enc` the feature is
+    `1[pi + b_gate > 0] * relu(m)` for `m = pi * exp(r_mag) + b_mag`, and
     `pi + b_gate > 0  <=>  m > b_mag - b_gate * exp(r_mag)` since `exp(r_mag) > 0`.
 
     Returns:
@@ -60,9 +61,10 @@ def fold_gate(
 def fold_decoder_norm(
     W_enc: torch.Tensor, b_enc: torch.Tensor, W_dec: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """SAELens' `rescale_acts_by_decoder_norm`: pre-activations times n_j = |W_dec[j]|, decoder rows divided by it.
+    """Multiply pre-activations by n_j = |W_dec[j]| and divide decoder rows by it.
 
-    The selection (k largest, or a threshold) is made on the rescaled pre-activations, so it does not change here.
+    This is SAELens' `rescale_acts_by_decoder_norm`. The k largest or the threshold apply to the rescaled
+    pre-activations, so they do not change.
     """
     norm = W_dec.double().norm(dim=1).clamp(min=MIN_DECODER_NORM)
     return W_enc.double() * norm, b_enc.double() * norm, W_dec.double() / norm[:, None]

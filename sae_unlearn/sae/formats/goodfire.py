@@ -1,10 +1,10 @@
-"""Goodfire's SAEs, and qresearch's after them: one file named by model and layer, "Llama-3.1-8B-Instruct-SAE-l19.pth".
+"""Reader of Goodfire's and qresearch's SAEs: one file, "Llama-3.1-8B-Instruct-SAE-l19.pth".
 
     a = relu(h @ W_enc + b_enc),   h' = a @ W_dec + b_dec
 
 Stored: `encoder_linear` and `decoder_linear` at Goodfire, `encoder` and `decoder` at qresearch, each with weight and
-bias. The file is a pickle, which is read without unpickling (`torch_pickle.py`); the layer, whose output is read, is in
-its name only.
+bias. The file is a pickle, which is read without unpickling (`torch_pickle.py`). Only its name has the layer whose
+output is read.
 
 Source: SAELens' `goodfire` and `deepseek_r1` loaders, https://huggingface.co/Goodfire/Llama-3.1-8B-Instruct-SAE-l19 and
 https://huggingface.co/qresearch/DeepSeek-R1-Distill-Llama-8B-SAE-l19
@@ -26,21 +26,21 @@ GOODFIRE, QRESEARCH = (tuple(part.format(infix) for part in PARTS) for infix in 
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The weights of one file; they need no folding.
+    """Return the weights of one file; they need no folding.
 
     Raises:
-        SAEFormatError: malformed.
+        SAEFormatError: If it is malformed.
     """
     (file,) = folder.files
     match = FILE.fullmatch(file)
     if match is None:
-        raise SAEFormatError(f"{file} is not called MODEL-SAE-lL.pth; expected Goodfire's own name for it")
+        raise SAEFormatError(f"{file} is not called MODEL-SAE-lL.pth: expected Goodfire's own name for it.")
     path = folder.file(file)
     state = read_state_dict(path, (*GOODFIRE, *QRESEARCH))
     names = GOODFIRE if GOODFIRE[0] in state else QRESEARCH
     surplus = sorted(set(state) - set(names))
     if surplus:
-        raise SAEFormatError(f"{path} holds {', '.join(surplus)} beside {names[0]}; expected one encoder and decoder")
+        raise SAEFormatError(f"{path} holds {names[0]} and {', '.join(surplus)}: expected one encoder and decoder.")
     encoder, b_enc, decoder, b_dec = require(state, names, path)
     W_enc, W_dec = transpose(encoder, names[0], path), transpose(decoder, names[2], path)
     check_shapes({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, path)

@@ -1,6 +1,7 @@
-"""Llama Scope: `hyperparams.json` + `checkpoints/final.safetensors`, one folder per layer ("Llama3_1-8B-Base-L9R-8x").
+"""Reader of Llama Scope: `hyperparams.json` + `checkpoints/final.safetensors`.
 
-The weights are those of training, on inputs scaled to an average norm of sqrt(d_model):
+Each layer has a folder such as "Llama3_1-8B-Base-L9R-8x". The weights are those of training, on inputs scaled to an
+average norm of sqrt(d_model):
 
     x = s * h,  s = sqrt(d_model) / dataset_average_activation_norm
     pre = x @ W_enc + b_enc                       (of x - b_dec, if apply_decoder_bias_to_pre_encoder)
@@ -36,7 +37,7 @@ CONFIG = "hyperparams.json"
 WEIGHTS = "checkpoints/final.safetensors"
 TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 
-# What the SAE computes after the encoder: act_fn -> this library's architecture.
+# act_fn -> this library's architecture.
 ACTIVATIONS = {"jumprelu": "jumprelu", "topk": "topk", "relu": "standard"}
 
 
@@ -45,14 +46,14 @@ class LlamaScopeConfig:
     """The settings of `hyperparams.json` that change the numbers.
 
     Attributes:
-        architecture: this library's name for it.
-        scale: s above; 1 where the weights are standardised already.
-        threshold: of the folded features, for jumprelu.
-        k: for topk.
-        decoder_bias: whether there is a b_dec.
-        subtract_b_dec: whether it is subtracted from the scaled input.
-        decoder_norm: whether features are multiplied by their decoder rows' norms.
-        layer: 0-based decoder layer read.
+        architecture (str): This library's name for it.
+        scale (float): `s` above; 1 if the weights are standardized.
+        threshold (float or None): Threshold of the folded features, for jumprelu.
+        k (int or None): Features kept per token, for topk.
+        decoder_bias (bool): True if the SAE has a b_dec.
+        subtract_b_dec (bool): True if b_dec is subtracted from the scaled input.
+        decoder_norm (bool): True if features are multiplied by their decoder rows' norms.
+        layer (int): 0-based decoder layer read.
     """
 
     architecture: str
@@ -66,21 +67,23 @@ class LlamaScopeConfig:
 
 
 def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
-    """Reads `hyperparams.json`; defaults changed between releases of the family, so every setting has to be there.
+    """Parse `hyperparams.json`. Every setting is required.
+
+    The family's defaults changed between releases, so a missing setting is ambiguous.
 
     Raises:
-        SAEFormatError: a setting is missing, malformed, or cannot be represented exactly.
+        SAEFormatError: If a setting is missing, malformed, or cannot be represented exactly.
     """
     layer = layer_from(raw, where)
     act_fn, threshold = raw.get("act_fn"), number(raw, "jump_relu_threshold", where)
     if act_fn == "topk" and threshold > 0:
-        act_fn = "jumprelu"  # as the family's inference does: the threshold was measured to replace the k largest
+        act_fn = "jumprelu"  # as the family's inference: the threshold replaces the k largest
     if act_fn == "relu" and threshold > 0:
         raise SAEFormatError(
             f"jump_relu_threshold={threshold} in {where}, but act_fn='relu' has no threshold. Correct one of them."
         )
     if not isinstance(act_fn, str) or act_fn not in ACTIVATIONS:
-        raise SAEFormatError(f"act_fn={act_fn!r} in {where} is not supported; expected one of {', '.join(ACTIVATIONS)}")
+        raise SAEFormatError(f"act_fn={act_fn!r} in {where}: expected one of {', '.join(ACTIVATIONS)}.")
     decoder_bias = switch(raw, "use_decoder_bias", where)
     return LlamaScopeConfig(
         architecture=ACTIVATIONS[act_fn],
@@ -95,55 +98,68 @@ def parse_config(raw: dict[str, Any], where: str) -> LlamaScopeConfig:
 
 
 def layer_from(raw: dict[str, Any], where: str) -> int:
-    """The 0-based decoder layer that is read and rebuilt; raises SAEFormatError where it is another place, or two."""
+    """Return the 0-based decoder layer that is read and reconstructed.
+
+    Raises:
+        SAEFormatError: If it is another hook point, or input and output differ.
+    """
     place, output = raw.get("hook_point_in"), raw.get("hook_point_out") or raw.get("hook_point_in")
     if place != output:
-        raise SAEFormatError(f"{where} maps {place!r} to {output!r} (a transcoder); use an 'LXR' repository")
+        raise SAEFormatError(f"{where} maps {place!r} to {output!r} (a transcoder). Use an 'LXR' repository.")
     try:
-        layer = layer_of_hook(cast(Any, place))  # what is no text is refused there
+        layer = layer_of_hook(cast(Any, place))  # it refuses a value that is not text
     except SAEFormatError as error:
-        raise SAEFormatError(f"{where}: {error}; use an 'LXR' repository") from None
+        raise SAEFormatError(f"{where}: {error} Use an 'LXR' repository.") from None
     if raw.get("use_glu_encoder"):
-        raise SAEFormatError(f"use_glu_encoder is on in {where}: a gated encoder cannot be folded; use another SAE")
+        raise SAEFormatError(f"use_glu_encoder is on in {where}: a gated encoder cannot be folded. Use another SAE.")
     return layer
 
 
 def is_scaled(raw: dict[str, Any], where: str) -> bool:
-    """Whether the weights are for scaled inputs; raises SAEFormatError where the scale depends on the token."""
+    """Return True if the weights are for scaled inputs.
+
+    Raises:
+        SAEFormatError: If the scale depends on the token.
+    """
     mode = raw.get("norm_activation")
     if mode in ("inference", "none"):
         return False
     if mode != "dataset-wise":
         raise SAEFormatError(
-            f"norm_activation={mode!r} in {where} depends on each token's norm, so it cannot be folded; "
-            "use an SAE with norm_activation='dataset-wise'"
+            f"norm_activation={mode!r} in {where} depends on each token's norm, so it cannot be folded. "
+            "Use an SAE with norm_activation='dataset-wise'."
         )
     return True
 
 
 def scale_of(raw: dict[str, Any], where: str) -> float:
-    """s = sqrt(d_model) / average norm, or 1 where the weights need none; raises where it depends on the token."""
+    """Return s = sqrt(d_model) / average norm, or 1 if the inputs are not scaled.
+
+    Raises:
+        SAEFormatError: If the scale depends on the token, or the norm is missing or not above 0.
+    """
     if not is_scaled(raw, where):
         return 1.0
     norms = raw.get("dataset_average_activation_norm")
     if not isinstance(norms, dict):
         raise SAEFormatError(
-            f"dataset_average_activation_norm in {where} is {norms!r}; expected {{'in': .., 'out': ..}}"
+            f"dataset_average_activation_norm in {where} is {norms!r}: expected {{'in': .., 'out': ..}}."
         )
     norm = number(norms, "in", f"dataset_average_activation_norm in {where}")
     if norm <= 0 or norms.get("out", norm) != norm:
         raise SAEFormatError(
-            f"dataset_average_activation_norm in {where} is {norms!r}; "
-            "input and output are the same place, so expected one number > 0 for both"
+            f"dataset_average_activation_norm in {where} is {norms!r}: expected one number > 0 for both, since input "
+            "and output are the same hook point."
         )
     return math.sqrt(integer(raw, "d_model", where)) / norm
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The folded weights of a Llama Scope folder.
+    """Return the folded weights of a Llama Scope folder.
 
     Raises:
-        SAEFormatError: malformed, not a residual-stream SAE, or a setting that cannot be folded into the weights.
+        SAEFormatError: If it is malformed, not a residual-stream SAE, or has a setting that cannot be folded into the
+            weights.
     """
     where, path = str(folder.file(CONFIG)), folder.file(WEIGHTS)
     raw = read_json_object(folder.file(CONFIG))
@@ -160,13 +176,15 @@ def read(folder: SAEFolder) -> SAEWeights:
 
 
 def matrices(state: dict[str, torch.Tensor], expected: tuple[str, ...], path: Path) -> dict[str, torch.Tensor]:
-    """The family's tensors under our names; where `expected` has no decoder bias it is zero.
+    """Return the family's tensors under this library's names. A missing decoder bias is zero.
 
     Args:
-        expected: of TENSORS, all or all but the last.
+        state (dict[str, Tensor]): The tensors of the file.
+        expected (tuple[str, ...]): All of TENSORS, or all except the last.
+        path (Path): The file, for errors.
 
     Raises:
-        SAEFormatError: one is missing, not finite, or no matrix where one is needed.
+        SAEFormatError: If one is missing, not finite, or not a matrix.
     """
     encoder, b_enc, decoder, *bias = require(state, expected, path)
     W_enc, W_dec = transpose(encoder, TENSORS[0], path), transpose(decoder, TENSORS[2], path)
@@ -188,12 +206,12 @@ def fold_training(
     subtract: bool,
     by_norm: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights of training as weights on h, whose features are `pre / s`, and with `by_norm` `pre / s * n_j`.
+    """Return weights on h from weights of training: features are `pre / s`, or `pre / s * n_j`.
 
     Args:
-        scale: s.
-        subtract: whether b_dec is subtracted from the scaled input.
-        by_norm: whether features are multiplied by their decoder rows' norms.
+        scale (float): `s` above.
+        subtract (bool): True if b_dec is subtracted from the scaled input.
+        by_norm (bool): True if features are multiplied by their decoder rows' norms.
     """
     if subtract:
         b_enc = fold_b_dec_into_b_enc(W_enc, b_enc, b_dec)

@@ -1,9 +1,9 @@
-"""Llama Scope R1 Distill: `config.json` + `sae_weights.safetensors`, one folder per layer (".../L15R").
+"""Reader of Llama Scope R1 Distill: `config.json` + `sae_weights.safetensors`.
 
-The weights are those of training, of the same equations as Llama Scope's (`llama_scope.py`), but for two things: every
-feature has a threshold of its own, stored as its logarithm, and it is one of training, too: it is compared with
-`pre * n_j` of the scaled input (with `pre`, where sparsity_include_decoder_norm is off), so it is folded by s. And the
-average norm that s is made of lies beside the weights, as "dataset_average_activation_norm.<hook point>".
+Each layer has a folder (".../L15R"). The weights are those of training, with the equations of Llama Scope
+(`llama_scope.py`) and two differences. Every feature has its own threshold, stored as its logarithm; it is compared
+with `pre * n_j` of the scaled input (with `pre` if sparsity_include_decoder_norm is off), so it is folded by s. The
+average norm in s is stored with the weights, as "dataset_average_activation_norm.<hook point>".
 
 Source: https://github.com/OpenMOSS/Language-Model-SAEs (`SparseAutoEncoder.encode`, `_get_full_state_dict`),
 https://huggingface.co/fnlp/Llama-Scope-R1-Distill, and SAELens' `llama_scope_r1_distill` loader, which leaves s and n_j
@@ -30,21 +30,22 @@ THRESHOLD = "log_jumprelu_threshold"
 
 
 def find(names: Collection[str]) -> tuple[str, ...] | None:
-    """The two files, unless SAELens' configuration is there, whose weights have the same name."""
+    """Return the two files, unless SAELens' configuration exists: its weights have the same name."""
     return (CONFIG, WEIGHTS) if {CONFIG, WEIGHTS} <= set(names) and SAELENS_CONFIG not in names else None
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The folded weights of a Llama Scope R1 Distill folder.
+    """Return the folded weights of a Llama Scope R1 Distill folder.
 
     Raises:
-        SAEFormatError: malformed, not a residual-stream SAE, or a setting that cannot be folded into the weights.
+        SAEFormatError: If it is malformed, not a residual-stream SAE, or has a setting that cannot be folded into the
+            weights.
     """
     where, path = str(folder.file(CONFIG)), folder.file(WEIGHTS)
     raw = read_json_object(folder.file(CONFIG))
     act_fn = raw.get("act_fn")
     if not isinstance(act_fn, str) or act_fn.lower() != "jumprelu":
-        raise SAEFormatError(f"act_fn={act_fn!r:.80} in {where} is not supported; expected 'jumprelu'")
+        raise SAEFormatError(f"act_fn={act_fn!r:.80} in {where}: expected 'jumprelu'.")
     layer, decoder_bias = layer_from(raw, where), switch(raw, "use_decoder_bias", where)
     norm = f"dataset_average_activation_norm.{raw['hook_point_in']}"
     expected = TENSORS if decoder_bias else TENSORS[:-1]
@@ -57,7 +58,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     if is_scaled(raw, where):
         (average,) = require(state, (norm,), path)
         if average.numel() != 1 or average.item() <= 0:
-            raise SAEFormatError(f"{norm} in {path} is {average.tolist()!r:.80}; expected one number > 0")
+            raise SAEFormatError(f"{norm} in {path} is {average.tolist()!r:.80}: expected one number > 0.")
         scale = math.sqrt(d_model) / average.item()
     threshold = named.pop("threshold") / scale
     folded = fold_training(

@@ -1,14 +1,13 @@
-"""OpenAI's sparse_autoencoder for GPT-2 small: `<place>/autoencoders/<layer>.pt`, many in one folder.
+"""Reader of OpenAI's sparse_autoencoder for GPT-2 small: `<place>/autoencoders/<layer>.pt`.
 
-Choose one with `subfolder="resid_post_mlp_v5_32k/autoencoders/6.pt"`.
+A folder has many files. Choose one with `subfolder="resid_post_mlp_v5_32k/autoencoders/6.pt"`.
 
     a = activation((x - pre_bias) @ W_enc + latent_bias),   x' = a @ W_dec + pre_bias
 
 Stored: encoder.weight [d_sae, d_in], latent_bias, decoder.weight [d_in, d_sae], pre_bias, three statistics, the
-activation's name, and what belongs to it: k of TopK. With TopK (every published SAE of the residual stream, v5) `x` is
-the input with its own mean and standard deviation taken out, token by token, which `input_norm="layer"` says; with ReLU
-it is the input. The older ones (v1, v4) read the MLP, or what it adds, and are refused for that. The file is a pickle,
-which is read without unpickling (`torch_pickle.py`).
+activation's name, and k for TopK. With TopK (every published SAE of the residual stream, v5) `x` is the input without
+each token's mean and standard deviation (`input_norm="layer"`); with ReLU it is the input. The older ones (v1, v4) read
+the MLP or its output and are refused. The file is a pickle, which is read without unpickling (`torch_pickle.py`).
 
 Source: Gao et al. 2024 (arXiv 2406.04093), https://github.com/openai/sparse_autoencoder (`model.py`, `paths.py`).
 """
@@ -34,10 +33,10 @@ ACTIVATION = ("activation", "activation_state_dict")
 
 
 def layer_of_path(label: str) -> int | None:
-    """The layer in ".../resid_post_mlp_v5_32k/autoencoders/6.pt"; None where the path names no place.
+    """Return the layer in ".../resid_post_mlp_v5_32k/autoencoders/6.pt"; None for another path.
 
     Raises:
-        SAEFormatError: the path names another place than the residual stream after a layer.
+        SAEFormatError: If the path names another hook point than the residual stream after a layer.
     """
     *parents, name = label.split("/")
     match = next(filter(None, map(PLACE.fullmatch, reversed(parents))), None)
@@ -45,38 +44,38 @@ def layer_of_path(label: str) -> int | None:
         return None
     if match["place"] != "resid_post_mlp":
         raise SAEFormatError(
-            f"{label} reads {match['place']!r}, which is not the output of a decoder layer; use 'resid_post_mlp'"
+            f"{label} reads {match['place']!r}, which is not the output of a decoder layer. Use 'resid_post_mlp'."
         )
     file = FILE.fullmatch(name)
     return int(file[1]) if file else None
 
 
 def k_of(settings: Any, path: Path) -> int:
-    """k of a TopK activation, whose chosen pre-activations go through a ReLU."""
+    """Return k of a TopK activation whose kept pre-activations pass a ReLU."""
     k, after = (settings.get("k"), settings.get("postact_fn", "ReLU")) if isinstance(settings, dict) else (None, None)
     if isinstance(k, bool) or not isinstance(k, int) or after != "ReLU":
         raise SAEFormatError(
-            f"activation_state_dict in {path} has k={k!r:.40} and postact_fn={after!r:.40}; expected a whole number "
-            "and 'ReLU'"
+            f"activation_state_dict in {path} has k={k!r:.40} and postact_fn={after!r:.40}: expected a whole number "
+            "and 'ReLU'."
         )
     return k
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The folded weights of one file.
+    """Return the folded weights of one file.
 
     Raises:
-        SAEFormatError: malformed, not of the residual stream, or with another activation.
+        SAEFormatError: If it is malformed, not of the residual stream, or has another activation.
     """
     layer = layer_of_path(folder.label)
     path = folder.file(folder.files[0])
     state = read_state_dict(path, TENSORS, (*OTHERS, *ACTIVATION))
     activation = state.get("activation", "ReLU")
     if not isinstance(activation, str):
-        raise SAEFormatError(f"activation in {path} is a {type(activation).__name__}; expected a name such as 'ReLU'")
+        raise SAEFormatError(f"activation in {path} is a {type(activation).__name__}: expected a name such as 'ReLU'.")
     k = k_of(state.get("activation_state_dict"), path) if activation == "TopK" else None
     if activation not in ("ReLU", "TopK"):
-        raise SAEFormatError(f"activation={activation!r} in {path} is not supported; expected 'ReLU' or 'TopK'")
+        raise SAEFormatError(f"activation={activation!r} in {path}: expected 'ReLU' or 'TopK'.")
     stated = state.get("activation_state_dict")
     if activation == "ReLU" and isinstance(stated, dict) and stated.get("k") is not None:
         raise SAEFormatError(

@@ -1,4 +1,4 @@
-"""SAELens folders: `cfg.json` + `sae_weights.safetensors`, as SAELens 3 to 6 write them.
+"""Reader of SAELens folders: `cfg.json` + `sae_weights.safetensors` of SAELens 3 to 6.
 
 Source of the layout: SAELens (https://github.com/decoderesearch/SAELens), `sae_lens/saes` and
 `sae_lens/loading/pretrained_sae_loaders.py`.
@@ -35,10 +35,10 @@ GATE = ("b_gate", "b_mag", "r_mag")
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The folded weights of a SAELens folder.
+    """Return the folded weights of a SAELens folder.
 
     Raises:
-        SAEFormatError: malformed, or a setting that cannot be folded into the weights.
+        SAEFormatError: If it is malformed, or has a setting that cannot be folded into the weights.
     """
     scaler = read_json_object(folder.file(SCALER)) if folder.has(SCALER) else None
     raw, where = read_json_object(folder.file(CONFIG)), str(folder.file(CONFIG))
@@ -48,22 +48,22 @@ def read(folder: SAEFolder) -> SAEWeights:
 
 
 def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: Path, where: str) -> SAEWeights:
-    """The folded weights of SAELens' tensors under SAELens' names.
+    """Return the folded weights of SAELens' tensors.
 
     Args:
-        tensors: some of TENSORS.
-        config: the settings that belong to them.
-        path: where the tensors come from.
-        where: where the settings come from, for messages.
+        tensors (dict[str, Tensor]): Tensors by SAELens' names, some of TENSORS.
+        config (SAELensConfig): Their settings.
+        path (Path): The file of the tensors, for errors.
+        where (str): The file of the settings, for errors.
 
     Raises:
-        SAEFormatError: tensors are missing, or contradict each other or the configuration.
+        SAEFormatError: If tensors are missing, or contradict each other or the configuration.
     """
     tensors = dict(tensors)
     require(tensors, MATRICES, path)
     topk_threshold = tensors.pop("topk_threshold", None)
     if topk_threshold is not None and topk_threshold.numel() != 1:
-        raise SAEFormatError(f"topk_threshold in {path} has shape {list(topk_threshold.shape)}; expected one number")
+        raise SAEFormatError(f"topk_threshold in {path} has shape {list(topk_threshold.shape)}: expected one number.")
     d_in, d_sae = check_shapes(tensors, path)
     check_stated_sizes((d_in, d_sae), (config.d_in, config.d_sae), path, where)
 
@@ -87,14 +87,14 @@ def fold_saelens(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: 
         W_enc, W_dec, b_dec = fold_input_scale(W_enc, W_dec, b_dec, config.input_scale)
     if config.rescale_acts_by_decoder_norm:
         W_enc, b_enc, W_dec = fold_decoder_norm(W_enc, b_enc, W_dec)
-        if threshold is not None:  # it is in units of pre * |W_dec[j]|, and the input scale has just divided W_dec
+        if threshold is not None:  # in units of pre * |W_dec[j]|, and the input scale divided W_dec above
             threshold = threshold / config.input_scale
     settings = (config.architecture, threshold, config.k, config.layer, config.neuronpedia_id, config.input_norm)
     return SAEWeights(W_enc, b_enc, W_dec, b_dec, path, *settings)
 
 
 def refuse_contradiction(names: set[str], has_topk_threshold: bool, architecture: str, path: Path) -> None:
-    """Raises where the tensors say another architecture than the configuration: one of the two would be ignored."""
+    """Raise if the tensors belong to another architecture than the configuration names."""
     gate = names & set(GATE)
     threshold = names & {"threshold", "log_threshold"} | ({"topk_threshold"} if has_topk_threshold else set())
     surplus = gate if architecture != "gated" else set()
@@ -102,33 +102,36 @@ def refuse_contradiction(names: set[str], has_topk_threshold: bool, architecture
         surplus = surplus | threshold
     if surplus:
         raise SAEFormatError(
-            f"{path} holds {', '.join(sorted(surplus))}, which a {architecture!r} SAE does not have; "
-            "correct the architecture in its configuration"
+            f"{path} holds {', '.join(sorted(surplus))}, which a {architecture!r} SAE does not have. "
+            "Correct the architecture in its configuration."
         )
 
 
 def stored_threshold(
     tensors: dict[str, torch.Tensor], topk_threshold: torch.Tensor | None, d_sae: int, path: Path
 ) -> torch.Tensor:
-    """The threshold [d_sae] under any of its spellings: per feature, as a logarithm, or BatchTopK's one number."""
+    """Return the threshold [d_sae], stored per feature, as a logarithm, or as BatchTopK's one number."""
     if "threshold" in tensors:
         return tensors["threshold"]
     if "log_threshold" in tensors:
         return tensors["log_threshold"].double().exp()
     if topk_threshold is not None:
         return topk_threshold.double().reshape(1).expand(d_sae)
-    raise SAEFormatError(f"{path} lacks threshold; it holds {', '.join(sorted(tensors))}")
+    raise SAEFormatError(f"{path} lacks threshold: it holds {', '.join(sorted(tensors))}.")
 
 
 def finetuning_gain(tensors: dict[str, torch.Tensor], config: SAELensConfig, path: Path) -> torch.Tensor | None:
-    """Gain [d_sae] on the activations before decoding, which SAELens before 6 could fine-tune; None where it is 1."""
+    """Return the gain [d_sae] on activations before decoding; None if it is 1.
+
+    SAELens before 6 could fine-tune it.
+    """
     gain = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
     if gain is None or bool((gain == 1).all()):
         return None
     if not config.finetuning_scaling_factor:
         raise SAEFormatError(
             f"{path} holds a scaling_factor other than 1 but its configuration does not switch "
-            "finetuning_scaling_factor on, so whether it applies is unknown; remove the tensor or set the switch"
+            "finetuning_scaling_factor on, so whether it applies is unknown. Remove the tensor or set the switch."
         )
     return gain
 

@@ -1,4 +1,4 @@
-"""Contradictions in SAELens' `cfg.json`: two settings that say different things, of which one would be ignored."""
+"""Checks for contradictions in SAELens' `cfg.json`: one of two settings would be ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.formats.base import layer_of_hook
 
 
-# The activation that each architecture has; None also where the file does not say one.
+# The activations of each architecture; a file may also name none.
 ACTIVATIONS = {
     "standard": ("relu", "topk"),  # topk as SAELens before 6 wrote it
     "topk": ("topk", "relu"),  # "relu" was the default of the field, whatever the architecture
@@ -22,15 +22,15 @@ HOOK_LAYERS = ("hook_layer", "hook_point_layer")
 
 
 def merge(spellings: dict[str, str], *parts: dict[str, Any], where: str) -> dict[str, Any]:
-    """The settings of all parts under their present names; raises where two values of one setting differ.
+    """Return the settings of all parts under their present names.
 
     Args:
-        spellings: old name -> present name.
-        parts: the file's top level and its metadata.
-        where: for messages.
+        spellings (dict[str, str]): Old name -> present name.
+        *parts (dict[str, Any]): The file's top level and its metadata.
+        where (str): The name of the file in errors.
 
     Raises:
-        SAEFormatError: one setting with two values.
+        SAEFormatError: If one setting has two values.
     """
     merged: dict[str, Any] = {}
     for part in parts:
@@ -46,15 +46,15 @@ def merge(spellings: dict[str, str], *parts: dict[str, Any], where: str) -> dict
 
 
 def check_activation(cfg: dict[str, Any], where: str) -> None:
-    """Raise where the architecture, the activation and k do not belong together.
+    """Raise unless the architecture, the activation and k belong together.
 
     Raises:
-        SAEFormatError: naming the two.
+        SAEFormatError: If two of them contradict.
     """
     name, activation = str(cfg.get("architecture") or "standard"), cfg.get("activation_fn") or None
     if activation is not None and activation not in ACTIVATIONS.get(name, (activation,)):
         raise SAEFormatError(
-            f"activation_fn={activation!r:.40} in {where}; expected {' or '.join(map(repr, ACTIVATIONS[name]))} with "
+            f"activation_fn={activation!r:.40} in {where}: expected {' or '.join(map(repr, ACTIVATIONS[name]))} with "
             f"architecture={name!r}. Correct one of them."
         )
     kwargs = cfg.get("activation_fn_kwargs")
@@ -65,20 +65,20 @@ def check_activation(cfg: dict[str, Any], where: str) -> None:
     k = inner if k is None else k
     if k is not None and name in WITHOUT_K and activation != "topk":
         raise SAEFormatError(
-            f"k={k!r:.40} in {where}; expected none with architecture={name!r} and activation_fn={activation!r}. "
+            f"k={k!r:.40} in {where}: expected none with architecture={name!r} and activation_fn={activation!r}. "
             "Remove k, or correct the architecture."
         )
 
 
 def check_layers(cfg: dict[str, Any], layer: int) -> None:
-    """Raise where another setting names another layer than the hook that is read.
+    """Raise if another setting names another layer than the hook that is read.
 
     Args:
-        cfg: the settings.
-        layer: 0-based, of the hook that is read.
+        cfg (dict[str, Any]): The settings.
+        layer (int): The 0-based layer of the hook that is read.
 
     Raises:
-        SAEFormatError: naming both.
+        SAEFormatError: If a setting names another layer.
     """
     name = str(cfg.get("hook_name") or cfg.get("hf_hook_name"))
     other = cfg.get("hf_hook_name")

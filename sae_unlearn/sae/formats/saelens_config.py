@@ -1,4 +1,4 @@
-"""SAELens' `cfg.json`, in the spellings of SAELens 3 to 6, reduced to what changes the numbers."""
+"""Parser of SAELens' `cfg.json` of SAELens 3 to 6, reduced to the settings that change the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_unlearn.sae.formats.saelens_model import reads_centered
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 NEURONPEDIA_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
-SCALER = "activation_scaler.json"  # written beside training checkpoints, whose input scale is not folded yet
+SCALER = "activation_scaler.json"  # saved with training checkpoints, whose input scale is not folded
 
 ARCHITECTURES = {
     "standard": "standard",
@@ -27,39 +27,40 @@ ARCHITECTURES = {
     "matryoshka_batchtopk": "batchtopk",
 }
 REFUSED = {
-    "abstopk": "its features may be negative, and a guardrail's clamp and gate take them as 0 or above",
+    "abstopk": "its features may be negative, but a guardrail's clamp and gate need values >= 0",
     "matching_pursuit": "its features are chosen one after the other, so none depends on its own column alone",
     "temporal": "its features depend on earlier tokens",
-    "transcoder": "it predicts another place than the one that it reads",
-    "skip_transcoder": "it predicts another place than the one that it reads",
-    "jumprelu_transcoder": "it predicts another place than the one that it reads",
-    "jumprelu_skip_transcoder": "it predicts another place than the one that it reads",
+    "transcoder": "its output is at another place than its input",
+    "skip_transcoder": "its output is at another place than its input",
+    "jumprelu_transcoder": "its output is at another place than its input",
+    "jumprelu_skip_transcoder": "its output is at another place than its input",
 }
-"""Architectures and activations of SAELens that no guardrail can use, and why."""
-# Spellings before SAELens 6, where everything lay at the top level.
+"""Architectures and activations of SAELens that no guardrail can use, with the reason."""
+# Names before SAELens 6, when every setting was at the top level.
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
 SWITCHES = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "finetuning_scaling_factor": False}
-LAYER_NORM = "layer_norm"  # mean and standard deviation are taken out of each token, and put back
+LAYER_NORM = "layer_norm"  # each token's mean and standard deviation are removed and restored
 FOLDED = "sae_unlearn_center_folded"  # in the metadata that this library writes: W_enc's columns are centered
-RESCALE_MEND = "fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that"
+RESCALE_FIX = "Fold it with SAELens' sae.fold_activation_norm_scaling_factor(scale), save it again, and load that."
 
 
 @dataclass(frozen=True)
 class SAELensConfig:
-    """The settings of a SAELens SAE that the weights do not show by themselves.
+    """The settings of a SAELens SAE that the weights do not show.
 
     Attributes:
-        architecture: this library's name for it.
-        d_in, d_sae: sizes, or None where the file does not say.
-        k: for topk.
-        layer: 0-based decoder layer read, or None where the file does not say.
-        apply_b_dec_to_input: whether b_dec is subtracted from the input.
-        rescale_acts_by_decoder_norm: whether pre-activations are multiplied by the decoder rows' norms.
-        finetuning_scaling_factor: whether a gain on the activations applies.
-        input_scale: factor on the input, whose inverse applies to the output.
-        neuronpedia_id: of its page at neuronpedia.org, or None where the file does not say.
-        input_norm: as in `SparseAutoencoder`.
-        folded_center: whether the stored W_enc takes the mean out of the input already.
+        architecture (str): This library's name for it.
+        d_in (int or None): Width of the residual stream, if the file names it.
+        d_sae (int or None): Number of features, if the file names it.
+        k (int or None): Features kept per token, for topk.
+        layer (int or None): 0-based decoder layer that is read, if the file names it.
+        apply_b_dec_to_input (bool): True if b_dec is subtracted from the input.
+        rescale_acts_by_decoder_norm (bool): True if pre-activations are multiplied by the decoder rows' norms.
+        finetuning_scaling_factor (bool): True if a gain on the activations applies.
+        input_scale (float): Factor on the input; its inverse applies to the output.
+        neuronpedia_id (str, *optional*): Id of its page at neuronpedia.org, if the file names it.
+        input_norm (str, *optional*): As in `SparseAutoencoder`.
+        folded_center (bool, *optional*, defaults to False): True if the columns of the stored W_enc are centered.
     """
 
     architecture: str
@@ -79,20 +80,20 @@ class SAELensConfig:
 def parse_config(
     raw: dict[str, Any], scaler: dict[str, Any] | None, where: str, unsaid: dict[str, Any] | None = None
 ) -> SAELensConfig:
-    """Reads `cfg.json` (and the scale of a training checkpoint, where there is one).
+    """Parse `cfg.json`, and the scale of a training checkpoint if it has one.
 
     Args:
-        raw: what is in the file.
-        scaler: what is in the file of the scale.
-        where: the file, for messages.
-        unsaid: settings that go before those of the file, see `unsaid_settings`.
+        raw (dict[str, Any]): Content of the file.
+        scaler (dict[str, Any] or None): Content of the scale's file.
+        where (str): The name of the file in errors.
+        unsaid (dict[str, Any], *optional*): Settings that replace those of the file, see `unsaid_settings`.
 
     Raises:
-        SAEFormatError: a setting that cannot be represented exactly, named with its mend; or two that contradict.
+        SAEFormatError: If a setting cannot be represented exactly, or two contradict.
     """
     metadata = raw.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise SAEFormatError(f"metadata in {where} is a {type(metadata).__name__}; expected an object")
+        raise SAEFormatError(f"metadata in {where} is a {type(metadata).__name__}: expected an object.")
     cfg = merge(RENAMED, raw, metadata, where=where) | (unsaid or {})
 
     refuse_unfoldable(cfg, where)
@@ -122,8 +123,8 @@ def parse_config(
 
 
 def input_norm_of(cfg: dict[str, Any], where: str) -> str | None:
-    """What is taken out of each token's input, as in `SparseAutoencoder`; "layer" takes its mean out as well."""
-    if cfg.get(FOLDED) is True:  # we wrote it
+    """Return `input_norm` of `SparseAutoencoder`. "layer" removes each token's mean as well."""
+    if cfg.get(FOLDED) is True:  # saved by this library
         return "center"
     centered = reads_centered(cfg, where)
     if cfg.get("normalize_activations") == LAYER_NORM:
@@ -132,7 +133,7 @@ def input_norm_of(cfg: dict[str, Any], where: str) -> str | None:
 
 
 def neuronpedia_id_of(cfg: dict[str, Any]) -> str | None:
-    """The id of the SAE's page, such as "gemma-2-2b/3-gemmascope-res-16k"; None for anything else that stands there."""
+    """Return the id of the SAE's page, such as "gemma-2-2b/3-gemmascope-res-16k"; None if malformed."""
     found = cfg.get("neuronpedia_id")
     return found if isinstance(found, str) and NEURONPEDIA_ID.fullmatch(found) else None
 
@@ -147,11 +148,9 @@ def architecture_of(cfg: dict[str, Any], where: str) -> str:
     if name == "standard" and activation == "topk":
         name = "topk"  # how SAELens before 6 wrote it
     elif activation not in ("relu", "topk", "jumprelu"):
-        raise SAEFormatError(f"activation_fn={activation!r} in {where} is not supported; expected 'relu' or 'topk'")
+        raise SAEFormatError(f"activation_fn={activation!r} in {where}: expected 'relu' or 'topk'.")
     if name not in ARCHITECTURES:
-        raise SAEFormatError(
-            f"architecture={name!r} in {where} is not supported; expected one of {', '.join(ARCHITECTURES)}"
-        )
+        raise SAEFormatError(f"architecture={name!r} in {where}: expected one of {', '.join(ARCHITECTURES)}.")
     trained_as = ARCHITECTURES.get(str(cfg.get("training_architecture")))
     if name == "jumprelu" and trained_as in ("batchtopk", "gated"):
         return trained_as
@@ -159,22 +158,26 @@ def architecture_of(cfg: dict[str, Any], where: str) -> str:
 
 
 def refuse_unfoldable(cfg: dict[str, Any], where: str) -> None:
-    """Raises where the SAE reads one attention head or reshapes its input."""
+    """Raise if the SAE reads one attention head or reshapes its input."""
     reshape = cfg.get("reshape_activations") or "none"
     if reshape != "none":
         raise SAEFormatError(
-            f"reshape_activations={reshape!r} in {where}: attention-head SAEs do not read the residual stream; "
-            "choose an SAE on 'blocks.L.hook_resid_post'"
+            f"reshape_activations={reshape!r} in {where}: attention-head SAEs do not read the residual stream. "
+            "Choose an SAE on 'blocks.L.hook_resid_post'."
         )
     if cfg.get("hook_head_index") is not None:
         raise SAEFormatError(
-            f"hook_head_index={cfg['hook_head_index']!r} in {where}: the SAE reads one attention head; "
-            "choose an SAE on 'blocks.L.hook_resid_post'"
+            f"hook_head_index={cfg['hook_head_index']!r} in {where}: the SAE reads one attention head. "
+            "Choose an SAE on 'blocks.L.hook_resid_post'."
         )
 
 
 def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: str) -> float:
-    """The constant factor on the input: 1, or the one in `activation_scaler.json`; anything else is refused."""
+    """Return the constant factor on the input: 1, or the one in `activation_scaler.json`.
+
+    Raises:
+        SAEFormatError: If the factor is missing, not above 0, or depends on the token.
+    """
     mode = cfg.get("normalize_activations")
     if isinstance(mode, bool):  # before SAELens 4
         mode = "expected_average_only_in" if mode else "none"
@@ -189,23 +192,22 @@ def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: st
     if mode != "expected_average_only_in":
         raise SAEFormatError(
             f"normalize_activations={mode!r} in {where} depends on each token's norm or on statistics that are not in "
-            "the weights, so it cannot be folded; use an SAE with normalize_activations='none'"
+            "the weights, so it cannot be folded. Use an SAE with normalize_activations='none'."
         )
     if scaler is None:
         raise SAEFormatError(
-            f"normalize_activations='expected_average_only_in' in {where}, but the scale is not in the "
-            f"folder; {RESCALE_MEND}"
+            f"normalize_activations='expected_average_only_in' in {where}, but {SCALER} is missing. {RESCALE_FIX}"
         )
     scale = scaler.get("scaling_factor")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < LARGEST:
-        raise SAEFormatError(f"scaling_factor in {SCALER} beside {where} is {scale!r:.80}; expected a number > 0")
+        raise SAEFormatError(f"scaling_factor in {SCALER} next to {where} is {scale!r:.80}: expected a number > 0.")
     if scaler.get("has_whitening"):
-        raise SAEFormatError(f"{SCALER} beside {where} asks for whitening, which is not supported; {RESCALE_MEND}")
+        raise SAEFormatError(f"{SCALER} next to {where} has whitening, which is not supported. {RESCALE_FIX}")
     return float(scale)
 
 
 def layer_from(cfg: dict[str, Any], where: str) -> int | None:
-    """The layer that `hook_name` names, or `hf_hook_name` where there is no `hook_name`."""
+    """Return the layer that `hook_name` names, or else `hf_hook_name`."""
     name = cfg.get("hook_name") or cfg.get("hf_hook_name")
     if not name:
         return None

@@ -1,9 +1,9 @@
-"""EleutherAI sparsify: `cfg.json` + `sae.safetensors`, one folder per hook point ("layers.9").
+"""Reader of EleutherAI sparsify: `cfg.json` + `sae.safetensors`, a folder per module ("layers.9").
 
     a = the k largest of relu((h - b_dec) @ W_enc + b_enc),   h' = a @ W_dec + b_dec
 
 Stored: encoder.weight [d_sae, d_in], encoder.bias, W_dec [d_sae, d_in], b_dec. The folder names the module whose output
-is read, as in the Hugging Face model. The older "layer_9" names no module, so it leaves the layer open. Source:
+is read, as in the Hugging Face model. The older "layer_9" does not name a module, so its layer is unknown. Source:
 https://github.com/EleutherAI/sparsify (`sparse_coder.py`) and https://huggingface.co/EleutherAI/sae-llama-3-8b-32x
 """
 
@@ -24,7 +24,7 @@ CONFIG = "cfg.json"
 WEIGHTS = "sae.safetensors"
 TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
-# Settings that make it another kind of model, and what they do.
+# Settings that make it another kind of model, and their effect.
 REFUSED = {
     "transcode": "the output is another place than the input (a transcoder)",
     "skip_connection": "the output also holds a linear map of the input",
@@ -36,10 +36,10 @@ MODULE = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h)\.\d+(?:\..+)?|embed_tokens
 
 
 def layer_of_path(label: str) -> int | None:
-    """The layer in ".../layers.9"; None where the path names no module.
+    """Return the layer in ".../layers.9"; None if the path names no module.
 
     Raises:
-        SAEFormatError: the path names another module than a decoder layer ("layers.9.mlp").
+        SAEFormatError: If the path names another module than a decoder layer ("layers.9.mlp").
     """
     for part in reversed(label.split("/")):
         if MODULE.fullmatch(part):
@@ -48,20 +48,21 @@ def layer_of_path(label: str) -> int | None:
 
 
 def check_config(raw: dict[str, Any], where: str) -> None:
-    """Raises where a setting makes it another model than a TopK autoencoder."""
+    """Raise if a setting makes it another model than a TopK autoencoder."""
     for name, meaning in REFUSED.items():
         if raw.get(name):
-            raise SAEFormatError(f"{name} is on in {where}: {meaning}; use a TopK SAE on 'layers.L' without it")
+            raise SAEFormatError(f"{name} is on in {where}: {meaning}. Use a TopK SAE on 'layers.L' without it.")
     activation = raw.get("activation", "topk")
     if activation != "topk":
-        raise SAEFormatError(f"activation={activation!r} in {where} is not supported; expected 'topk'")
+        raise SAEFormatError(f"activation={activation!r} in {where}: expected 'topk'.")
 
 
 def read(folder: SAEFolder) -> SAEWeights:
-    """The folded weights of a sparsify folder.
+    """Return the folded weights of a sparsify folder.
 
     Raises:
-        SAEFormatError: malformed, not a residual-stream SAE, or a setting that cannot be folded into the weights.
+        SAEFormatError: If it is malformed, not a residual-stream SAE, or has a setting that cannot be folded into the
+            weights.
     """
     layer = layer_of_path(folder.label)
     where, path = str(folder.file(CONFIG)), folder.file(WEIGHTS)

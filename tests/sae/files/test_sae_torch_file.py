@@ -72,8 +72,8 @@ def test_tensors_come_back_as_torch_saved_them(tmp_path, dtype, protocol):
         ({3: torch.ones(2)}, "a int where a state dict has a str"),
         ({"a": torch.ones(2, dtype=torch.int64)}, "a in .* is torch.int64"),
         ({"a": "text"}, "a in .* is str"),
-        ({"a": torch.ones(2, 2, 2)}, "claims shape"),
-        ({"a": torch.ones(2).expand(4, 2)}, "claims shape"),
+        ({"a": torch.ones(2, 2, 2)}, " shape "),
+        ({"a": torch.ones(2).expand(4, 2)}, " shape "),
         ({"a": torch.zeros(0)}, "declared"),
     ],
 )
@@ -129,7 +129,7 @@ def lied(old, new):
     ],
 )
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path, old, new):
-    refuse(rewrite(save(tmp_path / "x.pt", STATE), lied(old, new)), "claims shape|size or offset|the name")
+    refuse(rewrite(save(tmp_path / "x.pt", STATE), lied(old, new)), " shape |size or offset|the name")
 
 
 def test_every_truncation_and_every_wrong_byte_gives_the_typed_error_or_data():

@@ -32,7 +32,7 @@ def refuse(folder, message, **kwargs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hook_point_in": "blocks.9.hook_mlp_out", "hook_point_out": ...}, "hook_mlp_out.*use an 'LXR' repository"),
+        ({"hook_point_in": "blocks.9.hook_mlp_out", "hook_point_out": ...}, "hook_mlp_out.*'LXR'"),
         ({"hook_point_in": "blocks.9.hook_attn_out", "hook_point_out": "blocks.9.hook_attn_out"}, "hook_attn_out"),
         ({"hook_point_in": ..., "hook_point_out": ...}, "hook name is None"),
         ({"hook_point_out": "blocks.9.hook_mlp_out"}, "transcoder"),
@@ -43,7 +43,7 @@ def refuse(folder, message, **kwargs):
         ({"act_fn": "relu"}, "jump_relu_threshold=0.52734375 in .*, but act_fn='relu'"),
         ({"jump_relu_threshold": float("nan")}, "jump_relu_threshold in .* is nan"),
         ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": 2.5}, "top_k in .* is 2.5"),
-        ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": 11}, "k <= d_sae=10"),
+        ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": 11}, "k=11"),
         ({"norm_activation": "token-wise"}, "token-wise"),
         ({"norm_activation": ...}, "norm_activation=None"),
         ({"dataset_average_activation_norm": None}, "dataset_average_activation_norm"),
@@ -53,8 +53,8 @@ def refuse(folder, message, **kwargs):
         ({"sparsity_include_decoder_norm": ...}, "sparsity_include_decoder_norm in .* is None"),
         ({"apply_decoder_bias_to_pre_encoder": "no"}, "apply_decoder_bias_to_pre_encoder in .* is 'no'"),
         ({"use_decoder_bias": False}, "holds decoder.bias"),
-        ({"d_sae": 11}, "has d_sae=10 but .* says 11"),
-        ({"d_model": 7}, "has d_in=6 but .* says 7"),
+        ({"d_sae": 11}, "has d_sae=10: expected 11"),
+        ({"d_model": 7}, "has d_in=6: expected 7"),
     ],
 )
 def test_llama_scope_settings(tmp_path, change, message):
@@ -73,9 +73,9 @@ def test_llama_scope_settings(tmp_path, change, message):
         ({"norm_activation": "token-wise"}, "token-wise"),
         ({"sparsity_include_decoder_norm": ...}, "sparsity_include_decoder_norm in .* is None"),
         ({"use_decoder_bias": False}, "holds decoder.bias"),
-        ({"expansion_factor": 2}, "has d_sae=10 but .* says 12"),
-        ({"expansion_factor": 1e299}, "has d_sae=10 but .* says "),
-        ({"d_model": 7}, "has d_in=6 but .* says 7"),
+        ({"expansion_factor": 2}, "has d_sae=10: expected 12"),
+        ({"expansion_factor": 1e299}, "has d_sae=10: expected "),
+        ({"d_model": 7}, "has d_in=6: expected 7"),
     ],
 )
 def test_llama_scope_r1_settings(tmp_path, change, message):
@@ -97,10 +97,10 @@ def test_llama_scope_r1_without_an_average_norm_that_is_one(tmp_path, average):
         ({"gram_lookup": True}, "gram_lookup is on"),
         ({"activation": "groupmax"}, "groupmax"),
         ({"k": ...}, "k in .* is None"),
-        ({"k": 11}, "k <= d_sae=10"),
-        ({"num_latents": 11}, "has d_sae=10 but .* says 11"),
-        ({"num_latents": 0, "expansion_factor": 2}, "has d_sae=10 but .* says 12"),
-        ({"d_in": 7}, "has d_in=6 but .* says 7"),
+        ({"k": 11}, "k=11"),
+        ({"num_latents": 11}, "has d_sae=10: expected 11"),
+        ({"num_latents": 0, "expansion_factor": 2}, "has d_sae=10: expected 12"),
+        ({"d_in": 7}, "has d_in=6: expected 7"),
     ],
 )
 def test_sparsify_settings(tmp_path, change, message):
@@ -119,13 +119,13 @@ def test_sparsify_of_other_places(tmp_path, place):
     [
         ({"dict_class": "CrossCoder"}, "dict_class in .* is 'CrossCoder'.*expected one of AutoEncoder"),
         ({"dict_class": ["AutoEncoder"]}, "dict_class"),
-        ({"dict_class": "AutoEncoderNew"}, "holds bias; expected only"),
+        ({"dict_class": "AutoEncoderNew"}, "holds bias"),
         ({"submodule_name": "mlp_out_layer_9"}, "mlp_out_layer_9"),
         ({"submodule_name": "attn_out_layer9"}, "attn_out_layer9"),
         ({"submodule_name": "model.layers.9.mlp"}, "model.layers.9.mlp"),
         ({"k": 3}, "k=3 in .*expected none with AutoEncoder"),
         ({"layer": 8}, "names layer 8 but the place is 'resid_post_layer_9'"),
-        ({"dict_size": 11}, "has d_sae=10 but .* says 11"),
+        ({"dict_size": 11}, "has d_sae=10: expected 11"),
         ({"buffer": {"io": "in_and_out"}}, "io='in_and_out'"),
     ],
 )
@@ -144,7 +144,7 @@ def test_dictionary_learning_takes_k_from_both_files(tmp_path, suffix):
 
 def test_qwen_scope_without_its_name_and_with_another(tmp_path):
     refuse(write_qwen_scope(tmp_path / "somewhere"), "does not tell k")
-    refuse(write_qwen_scope(tmp_path / "SAE-Res-Qwen3-8B-Base-W64K-L0_50"), "has d_sae=2048 but .* says 65536")
+    refuse(write_qwen_scope(tmp_path / "SAE-Res-Qwen3-8B-Base-W64K-L0_50"), "has d_sae=2048: expected 65536")
     refuse(write_qwen_scope(tmp_path / "SAE-MLP-Qwen3-8B-Base-W2K-L0_3"), "Qwen-Scope 'MLP' SAE")
 
 
@@ -153,7 +153,7 @@ def test_qwen_scope_without_its_name_and_with_another(tmp_path):
 )
 def test_openai_topk_without_a_k_that_is_one(tmp_path, settings):
     state = openai_state(activation="TopK", activation_state_dict=settings)
-    refuse(write_openai(tmp_path, state=state), r"activation_state_dict in .* has k=|1 <= k <= d_sae=10, got 11")
+    refuse(write_openai(tmp_path, state=state), r"activation_state_dict in .* has k=|k=11")
 
 
 def test_openai_relu_with_a_k(tmp_path):
@@ -172,7 +172,7 @@ def test_openai_of_other_activations_and_places(tmp_path):
 
 def test_goodfire_with_two_encoders(tmp_path):
     state = goodfire_state() | {"encoder.bias": torch.zeros(10)}
-    refuse(write_goodfire(tmp_path, state), "holds encoder.bias beside encoder_linear.weight")
+    refuse(write_goodfire(tmp_path, state), "holds encoder_linear.weight and encoder.bias")
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,8 @@ def test_weights_that_lie(tmp_path, family):
 
     case("missing", f"lacks {bias}", {bias: ...})
     case("unknown", "holds W_skip", {"W_skip": torch.zeros(6, 6)})
-    case("shape", r"b_dec in .* has shape \[7\]; .* expected \[6\]", {bias: torch.zeros(7)})
-    case("matrix", rf"{matrix} in .* has shape \[3\]; expected a matrix", {matrix: torch.zeros(3)})
+    case("shape", r"b_dec in .* has shape \[7\]: expected \[6\]", {bias: torch.zeros(7)})
+    case("matrix", rf"{matrix} in .* has shape \[3\]", {matrix: torch.zeros(3)})
     case("transposed", "has shape", {matrix: make()[matrix].T.contiguous()})
     nan = make()[bias].clone()
     nan[2] = float("nan")

@@ -87,7 +87,7 @@ def test_gemma_scope_2_takes_the_layer_from_its_configuration_or_path(tmp_path, 
         ("x", HOOK | {"hf_hook_point_out": "model.layers.9.post_feedforward_layernorm.output"}, "transcoder"),
         ("x", HOOK | {"affine_connection": True}, "affine"),
         ("x", HOOK | {"architecture": "topk"}, "topk"),
-        ("x", HOOK | {"width": 11}, "has d_sae=10 but .* says 11"),
+        ("x", HOOK | {"width": 11}, "has d_sae=10: expected 11"),
         ("resid_post/layer_5_width_16k_l0_small", HOOK, "names layer 9 but the folder"),
     ],
 )
@@ -224,7 +224,7 @@ def test_the_hook_name_gives_the_layer(tmp_path, name, layer):
         ({"architecture": ..., "activation_fn": "tanh-relu"}, "tanh-relu"),
         ({"architecture": "topk", "k": 2.5}, "k in .* is 2.5"),
         ({"architecture": "topk"}, "k in .* is None"),
-        ({"d_in": 7}, "has d_in=6 but .* says 7"),
+        ({"d_in": 7}, "has d_in=6: expected 7"),
     ],
 )
 def test_a_saelens_setting_that_cannot_be_kept_is_refused_by_name(tmp_path, change, message):
