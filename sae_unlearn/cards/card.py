@@ -86,7 +86,7 @@ def public_name(name: str | None) -> str | None:
 
 
 def licenses_on_the_hub(api: HfApi, repo_ids: Iterable[str | None]) -> dict[str, str]:
-    """Return the licenses stated by the cards of repositories, by id. Repositories that cannot be read are left out."""
+    """Return the licenses in the cards of repositories, by id, without those that cannot be read."""
     found = {}
     for repo_id in repo_ids:
         if repo_id and public_name(repo_id):
@@ -114,7 +114,7 @@ def as_plain_text(value: object) -> str:
 
 
 def report_section(report: SavedReport | None, folder: str | os.PathLike[str], name: str) -> str:
-    """Return a report as a section of a card, with links to its files, which are written into `folder/name`.
+    """Return a report as a section of a card, with links to its files, and save them in `folder/name`.
 
     Args:
         report (SavedReport or None): The report. None gives an empty section.
@@ -130,5 +130,5 @@ def report_section(report: SavedReport | None, folder: str | os.PathLike[str], n
 
 
 def picture_line(folder: str | os.PathLike[str], picture: str, caption: str) -> str:
-    """Return the Markdown that shows a picture of the folder, or "" if there is no such file."""
+    """Return the Markdown that shows a picture of the folder; "" if the file does not exist."""
     return f"![{caption}]({picture})" if (Path(folder) / picture).is_file() else ""

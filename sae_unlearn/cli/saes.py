@@ -1,4 +1,4 @@
-"""`sae-unlearn saes`."""
+"""The command `sae-unlearn saes`: published SAEs of a model."""
 
 import argparse
 import json
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         return 0 if shown else 1
     if not shown:
         layers = sorted({entry.layer for entry in found})
-        told = f"No SAE of layer {args.layer}; there are some of {', '.join(map(str, layers))}." if layers else ""
-        print(told or NONE.format(model=args.model, source=directory().source))
+        others = f"No SAE of layer {args.layer}; layers with one: {', '.join(map(str, layers))}." if layers else ""
+        print(others or NONE.format(model=args.model, source=directory().source))
         return 1
     for each in caught:
         print(f"Note: {each.message}\n")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """The command to run after this one."""
+    """Return the command to run after this one."""
     if args.json or not getattr(args, "suggested", None):
         return ""
     rest = ["--forget", "TOPIC", "--retain", "OTHER", "--output", "FOLDER"]

@@ -39,6 +39,6 @@ def sae_for(sae: Any, model: nn.Module, layer: int | None = None) -> Any:
 
 
 def about(chosen: PublishedSAE) -> str:
-    """The choice of "auto" in words."""
+    """Return the choice of "auto" in words."""
     width = "" if chosen.width is None else f", {chosen.width:,} features"
     return f"sae='auto' takes {chosen.name}: {chosen.family}, output of layer {chosen.layer}{width}."

@@ -17,7 +17,7 @@ REFUSED_PLACES = {
     "transcoder": "a transcoder: it predicts another place than the one that it reads",
     "temporal": "a temporal SAE: its features depend on earlier tokens, so a token cannot be edited by itself",
     "scaled": "scaled by each token's own norm, which cannot be folded into its weights",
-    "unknown": "of a place that its name does not tell",
+    "unknown": "of a place that its name does not show",
 }
 """Places that are refused, and what such an SAE reads or is."""
 
@@ -62,7 +62,7 @@ class PublishedSAE:
 
     @property
     def approximate(self) -> bool:
-        """Whether a guardrail approximates its features, as those of a top-k SAE."""
+        """True if a guardrail approximates its features, as those of a top-k SAE."""
         return self.family in APPROXIMATE or "_topk_" in self.release
 
     def to_dict(self) -> dict[str, Any]:

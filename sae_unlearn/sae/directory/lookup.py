@@ -54,7 +54,7 @@ def published_saes(model: str, checkpoints: bool = False) -> list[PublishedSAE]:
 
 
 def _once(entries: list[PublishedSAE]) -> list[PublishedSAE]:
-    """The entries without a second name of the same files; the name with a page on Neuronpedia is kept."""
+    """Return one entry for each set of files: the one with a page on Neuronpedia, or the first."""
     kept: dict[tuple[str, str], PublishedSAE] = {}
     for entry in entries:
         place = (entry.repository, entry.subfolder)

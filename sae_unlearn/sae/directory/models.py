@@ -1,4 +1,4 @@
-"""Names of models: the Hub ids behind SAELens' short names, depths, and which model a chat model comes from."""
+"""Names of models: Hub ids of SAELens' short names, depths, and base models of chat models."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ _STORED = {"bnb", "4bit", "8bit", "awq", "gptq", "gguf", "fp8", "bf16", "int4", 
 
 
 def key(model: str) -> str:
-    """The last part of a model's name, in lower case: the same for a folder, a copy and the original."""
+    """Return the last part of a model's name in lower case, the same for a folder and a copy."""
     return PurePath(model.rstrip("/")).name.lower()
 
 
 def base_key(model: str) -> str:
-    """`key` without the parts that tell a chat model, or a way of storing it, from the base model."""
+    """Return `key` without the parts of a chat model's name or a storage format: the base model's key."""
     parts = re.split(r"[-_]", key(model))
     kept = [part for part in parts if part not in _TUNED | _STORED]
     return "-".join(kept)
 
 
 def tuning(model: str) -> bool:
-    """Whether the name says that the model was tuned to follow instructions."""
+    """Return True if the name says that the model was tuned to follow instructions."""
     return bool({"it", "instruct", "chat", "thinking"} & set(re.split(r"[-_]", key(model))))

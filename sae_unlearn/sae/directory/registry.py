@@ -48,7 +48,7 @@ L0 = re.compile(r"(?:average_l0_|L0_|-l0-)(\d+)")
 
 
 def registry_file() -> Path | None:
-    """SAELens' registry on this machine, or None if SAELens is not installed."""
+    """Return SAELens' registry on this machine, or None if SAELens is not installed."""
     try:
         spec = importlib.util.find_spec("sae_lens")
     except (ImportError, ValueError):
@@ -58,7 +58,7 @@ def registry_file() -> Path | None:
 
 
 def read_registry(file: Path) -> dict[str, Any]:
-    """The releases of a registry, by their names."""
+    """Return the releases of a registry, by their names."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the plain one takes ten seconds
@@ -67,11 +67,13 @@ def read_registry(file: Path) -> dict[str, Any]:
 
 
 def entries_of(release: str, about: Mapping[str, Any]) -> Iterator[tuple[str, str, PublishedSAE]]:
-    """Yield id, place and entry of every SAE of a release; the place is `RESIDUAL` or one of `REFUSED_PLACES`.
+    """Yield id, place and entry of every SAE of a release.
+
+    The place is `RESIDUAL` or one of `REFUSED_PLACES`.
 
     Args:
-        release: Name of the release.
-        about: What the registry says about it.
+        release (str): Name of the release.
+        about (Mapping[str, Any]): Entry of the release in the registry.
     """
     seen = set()
     for sae in about["saes"]:
@@ -101,7 +103,7 @@ def entries_of(release: str, about: Mapping[str, Any]) -> Iterator[tuple[str, st
 
 
 def place_of(release: str, about: Mapping[str, Any], sae: Mapping[str, Any]) -> tuple[str, int]:
-    """The place that an SAE reads, and the 0-based layer whose output that is (-1 for another place)."""
+    """Return the place that an SAE reads, and the 0-based layer of that output (-1 for another place)."""
     id, path = sae["id"], str(sae["path"])
     overrides = about.get("config_overrides") or {}
     if about.get("conversion_func") == "temporal":
@@ -130,7 +132,7 @@ def place_of(release: str, about: Mapping[str, Any], sae: Mapping[str, Any]) -> 
 
 
 def width_of(release: str, about: Mapping[str, Any], sae: Mapping[str, Any]) -> int | None:
-    """Number of features, from the names; None if none tells it.
+    """Return the number of features from the names; None if no name has it.
 
     Names count in thousands of a power of two: "16k" is 16,384, "131k" and "128k" are 131,072.
     """
@@ -149,7 +151,7 @@ def width_of(release: str, about: Mapping[str, Any], sae: Mapping[str, Any]) -> 
 
 
 def l0_of(about: Mapping[str, Any], sae: Mapping[str, Any]) -> float | None:
-    """Mean number of active features per token: what the registry says, or the names."""
+    """Return the mean number of active features per token, from the registry or the names."""
     if isinstance(sae.get("l0"), (int, float)):
         return float(sae["l0"])
     match = L0.search(str(sae["path"])) or L0.search(about["repo_id"])

@@ -1,4 +1,4 @@
-"""The directory's data: SAELens' registry if another version of it is installed, else the table that is shipped."""
+"""The directory's data: SAELens' registry if another version is installed, else the shipped table."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Directory:
     """All published SAEs that are known.
 
     Attributes:
-        source: Where the data come from, in words.
-        saes: Those of the residual stream, by release and id.
-        refused: The place that every SAE of a release reads that a guardrail cannot take, by release and id; `""` as
-            the id stands for all ids of the release.
+        source (str): Where the data come from, in words.
+        saes (Mapping[str, Mapping[str, PublishedSAE]]): Those of the residual stream, by release and id.
+        refused (Mapping[str, Mapping[str, str]]): The place that every SAE of a release reads that a guardrail cannot
+            take, by release and id; `""` as the id stands for all ids of the release.
     """
 
     source: str
@@ -50,7 +50,7 @@ class Directory:
 
 
 def from_registry(releases: Mapping[str, Any], source: str) -> Directory:
-    """The directory of a SAELens registry, with EleutherAI's SAEs."""
+    """Return the directory of a SAELens registry, with EleutherAI's SAEs."""
     saes: dict[str, dict[str, PublishedSAE]] = {}
     refused: dict[str, dict[str, str]] = {}
     for release, about in releases.items():
@@ -70,7 +70,7 @@ def from_registry(releases: Mapping[str, Any], source: str) -> Directory:
 
 
 def to_bytes(directory: Directory, saelens: str) -> bytes:
-    """The directory as the file that is shipped: the same bytes for the same content."""
+    """Return the directory as the file that is shipped: the same bytes for the same content."""
     releases = {}
     for release, saes in directory.saes.items():
         first = next(iter(saes.values()))
@@ -85,7 +85,7 @@ def to_bytes(directory: Directory, saelens: str) -> bytes:
 
 
 def read_shipped() -> tuple[Directory, str]:
-    """The table that is shipped, and the version of SAELens whose registry it was made from."""
+    """Return the table that is shipped, and the version of SAELens whose registry it was made from."""
     found = json.loads(gzip.decompress(SHIPPED.read_bytes()))
     saes = {}
     for release, about in found["releases"].items():
@@ -115,7 +115,7 @@ def directory() -> Directory:
 
 
 def has_release(name: str) -> bool:
-    """Whether there is a release of that name; reads no registry."""
+    """Return True if there is a release of that name; reads no registry."""
     file = _other_registry()
     if file is None:
         shipped = _shipped()[0]
@@ -129,7 +129,7 @@ def _shipped() -> tuple[Directory, str]:
 
 
 def _other_registry() -> Path | None:
-    """The registry of the SAELens that is installed, unless the shipped table was made from that version."""
+    """Return the installed SAELens' registry, unless the shipped table was made from that version."""
     try:
         installed = version("sae-lens")
     except PackageNotFoundError:
