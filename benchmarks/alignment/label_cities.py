@@ -49,7 +49,7 @@ QUESTIONS = {
 }
 
 
-def candidates(folder: Path, seed: int = 0) -> EntitySet:
+def candidates(folder: Path, seed: int = 0, largest: int = LARGEST) -> EntitySet:
     """The largest cities and random small ones, with their countries."""
     rows = json.loads((folder / "sae_entities/city.json").read_text(encoding="utf-8"))
     named = Counter(row["cityLabel"].casefold() for row in rows)
@@ -57,7 +57,7 @@ def candidates(folder: Path, seed: int = 0) -> EntitySet:
     common = {name for name, _ in Counter(row["countryLabel"] for row in rows).most_common(COUNTRIES)}
     rows = [row for row in rows if row["countryLabel"] in common]
     rows.sort(key=_population, reverse=True)
-    chosen = rows[:LARGEST] + random.Random(seed).sample(rows[SMALL_FROM:], SMALL)
+    chosen = rows[:largest] + random.Random(seed).sample(rows[SMALL_FROM:], SMALL)
     return EntitySet(
         {
             "entity": row["cityLabel"],

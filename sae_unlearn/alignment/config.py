@@ -15,6 +15,7 @@ PRESETS = {
     "default": {"toward": "paired", "away": "hinge"},
     "centroid": {"toward": "centroid", "away": "repel"},
 }
+INITS = ("zero", "closed_form")
 # Distances that repulsion can be balanced against: the others are bounded, and repulsion is not.
 _REPELLABLE = ("paired", "centroid")
 
@@ -59,6 +60,19 @@ class SAEAlignmentConfig(TrainingArguments):
             None compares all. The output head, most of the work with a large vocabulary, is run nowhere else.
         retain_budget: stop once `eval_kl` exceeds so many nats per token (needs `eval_strategy`, and `kl_weight` > 0);
             None never stops.
+        init: "zero" starts from a LoRA of zero and trains it. "closed_form" solves for it at the start of `train`, with
+            forward passes only (see `solve_alignment`), within `retain_budget`, which is 0.03 if None; `max_steps`
+            steps of training follow, and none by default, whatever `num_train_epochs` is. Without a `peft_config` the
+            LoRA then has rank 16 and lies on the MLPs' output projections of `solve_layers`.
+        solve_layers: 0-based layers that the closed form changes; None is the aligned layer and the four below it.
+        solve_sweeps: sweeps over them.
+        solve_lam: weight of what is to stay; None searches for the smallest within the budget.
+        covariance_cache: a folder in which the closed form keeps the second moments of what is to stay, one file of
+            `4 * d_ffn^2` bytes per layer for each model and retain set; None keeps them in memory alone.
+        question_forms: targets are also moved where they stand in the questions about their attributes, which hold no
+            answers.
+        short_prompts: short prompts of other relations on which predictions are to stay; None takes the package's own,
+            in English. Those that name a target are left out.
         chat_template: put prompts into the tokenizer's chat template.
         reference_batch_size: rows per forward pass of the base model at the start.
         license: the adapter's own, as the Hub names licenses ("gemma"), for its card; None states none.
@@ -99,6 +113,13 @@ class SAEAlignmentConfig(TrainingArguments):
     retain_max_length: int = field(default=64, metadata={"help": "Tokens of a retain row."})
     retain_positions: int | None = field(default=8, metadata={"help": "Tokens of a retain row that are compared."})
     retain_budget: float | None = field(default=None, metadata={"help": "Stop above this eval_kl, in nats per token."})
+    init: str = field(default=TrainOptions.init, metadata={"help": "zero or closed_form"})
+    solve_layers: list[int] | None = field(default=None, metadata={"help": "Layers that the closed form changes."})
+    solve_sweeps: int = field(default=2, metadata={"help": "Sweeps of the closed form over its layers."})
+    solve_lam: float | None = field(default=None, metadata={"help": "Weight of what is to stay; searched for if None."})
+    covariance_cache: str | None = field(default=None, metadata={"help": "Folder for second moments."})
+    question_forms: bool = field(default=True, metadata={"help": "Move targets in forms of questions as well."})
+    short_prompts: list[str] | None = field(default=None, metadata={"help": "Short prompts that are to stay."})
     chat_template: bool = field(default=False, metadata={"help": "Use the tokenizer's chat template."})
     reference_batch_size: int = field(default=32, metadata={"help": "Rows per pass of the base model at the start."})
     license: str | None = field(default=None, metadata={"help": "The adapter's own license, for its card."})
@@ -136,10 +157,14 @@ class SAEAlignmentConfig(TrainingArguments):
             _whole("retain_positions", self.retain_positions, 1)
         if self.retain_budget is not None and not self.retain_budget > 0:
             raise AlignmentError(f"retain_budget={self.retain_budget!r}; expected a number of nats > 0, or None.")
+        self._check_solve()
         self._check_repulsion()
         check_followed(self)
+        if self.init == "closed_form" and self.max_steps <= 0:
+            self.num_train_epochs, self.max_steps = 0.0, -1
         super().__post_init__()
-        if self.retain_budget is not None and self.eval_strategy == "no":
+        steps = self.init != "closed_form" or self.max_steps > 0
+        if self.retain_budget is not None and self.eval_strategy == "no" and steps:
             raise AlignmentError(
                 f"retain_budget={self.retain_budget:g} is compared with eval_kl, which is never measured with "
                 'eval_strategy="no"; set eval_strategy="steps" and eval_steps.'
@@ -159,6 +184,19 @@ class SAEAlignmentConfig(TrainingArguments):
     def weights(self) -> dict[str, float]:
         """The weight of each part of the loss."""
         return {part: getattr(self, f"{part}_weight") for part in PARTS}
+
+    def _check_solve(self) -> None:
+        _one_of("init", self.init, INITS)
+        _whole("solve_sweeps", self.solve_sweeps, 1)
+        if self.solve_lam is not None and not 0 < self.solve_lam < float("inf"):
+            raise AlignmentError(f"solve_lam={self.solve_lam!r}: expected a finite number > 0, or None.")
+        if self.solve_layers is not None:
+            for layer in self.solve_layers:
+                _whole("solve_layers", layer, 0)
+            if not self.solve_layers or len(set(self.solve_layers)) < len(self.solve_layers):
+                raise AlignmentError(f"solve_layers={self.solve_layers!r}: expected layers, each once. Name some.")
+        if isinstance(self.short_prompts, str):
+            raise AlignmentError("short_prompts: expected a list of texts, got one text. Pass a list.")
 
     def _check_repulsion(self) -> None:
         if self.away != "repel" or self.away_weight == 0:

@@ -89,6 +89,11 @@ class AlignmentItems(Dataset[dict[str, Any]]):
         sides = ([i for i, k in enumerate(is_known) if k], [i for i, k in enumerate(is_known) if not k])
         self._sides = [side for side in sides if side]
 
+    @property
+    def pair_numbers(self) -> list[list[int]]:
+        """For each target's prompt the rows, in the table of reference states, of the unknown entities it is paired with."""
+        return [[self._numbers[place] for place in pairs] for pairs in self._pairs]
+
     def __len__(self) -> int:
         return len(self.targets) * self._draws
 

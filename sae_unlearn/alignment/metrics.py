@@ -4,7 +4,7 @@ Whether targets still differ from each other as unknown entities do.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,3 +105,31 @@ def _points(setting: AlignmentSetting, states: States) -> list[tuple[float, floa
 
 def _sides(setting: AlignmentSetting) -> tuple[slice, slice]:
     return setting.code.known, setting.code.unknown
+
+
+class Way(NamedTuple):
+    """What is left of the way from a target's state to that of its unknown entity.
+
+    Attributes:
+        left: projection of the remaining difference on the way: 1 at the base, 0 at the unknown entity or beside it,
+            negative beyond it.
+        error: size of the remaining difference in units of the way; 1 at the base, 0 only at the unknown entity.
+    """
+
+    left: float
+    error: float
+
+
+def way_left(h: Tensor, unknown: Tensor, base: Tensor, spread: Tensor) -> Way:
+    """Measure what is left of the way, over all rows and in units of `spread`.
+
+        left  = sum_t <h_t - u_t, b_t - u_t> / sum_t |b_t - u_t|^2
+        error = sqrt(sum_t |h_t - u_t|^2 / sum_t |b_t - u_t|^2)
+
+    Args:
+        h, unknown, base: `[rows, d]`, states now, of the paired unknown entities, and of the targets in the base model.
+        spread: `[d]`.
+    """
+    rest, way = (h - unknown) / spread, (base - unknown) / spread
+    length = way.square().sum().clamp(min=1e-30)
+    return Way(float((rest * way).sum() / length), float((rest.square().sum() / length).sqrt()))

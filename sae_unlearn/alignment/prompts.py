@@ -118,6 +118,8 @@ class TemplateGroups:
     Args:
         types: entity types.
         templates, held_out: templates per type; None, or a type that is not in it, takes the package's.
+        questions: forms of questions per type, which join the templates to train on. What stands behind the name does
+            not change the state there, so a form is left out that begins as a template does.
     """
 
     def __init__(
@@ -125,13 +127,17 @@ class TemplateGroups:
         types: Sequence[str],
         templates: Mapping[str, Sequence[str]] | None = None,
         held_out: Mapping[str, Sequence[str]] | None = None,
+        questions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.types = list(types)
         self.groups: list[tuple[str, str]] = []
         self._of_type: dict[tuple[str, bool], list[int]] = {}
         for kind in self.types:
             for apart, given in ((False, templates), (True, held_out)):
-                chosen = entity_templates(kind, given, held_out=apart)
+                chosen = list(entity_templates(kind, given, held_out=apart))
+                for form in () if apart else (questions or {}).get(kind, ()):
+                    if not any(_before_name(form) == _before_name(other) for other in chosen):
+                        chosen.append(form)
                 start = len(self.groups)
                 self.groups += [(kind, template) for template in chosen]
                 self._of_type[key_of(kind), apart] = list(range(start, len(self.groups)))
@@ -150,6 +156,10 @@ class TemplateGroups:
     def types_of_groups(self) -> list[int]:
         """For every group the number of its type."""
         return [self.types.index(kind) for kind, _ in self.groups]
+
+
+def _before_name(template: str) -> str:
+    return template.partition("{entity}")[0]
 
 
 def prompt_rows(

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.entities import EntitySet, overlap
 from sae_unlearn.alignment.prompts import PromptRow, TemplateGroups, prompt_rows
+from sae_unlearn.alignment.short_prompts import short_prompts
 from sae_unlearn.alignment.templates import questions, render
 from sae_unlearn.backbone.tokens import read_corpus
 from sae_unlearn.errors import AlignmentError
@@ -18,6 +19,7 @@ from sae_unlearn.errors import AlignmentError
 LEAST_ENTITIES = 8  # of each kind: fewer leave nothing to hold out
 _LEAST_PART = 2  # of those held out, and of the others: one entity has no spread
 _HELD_OUT_RETAIN = 0.1
+_HELD_OUT_SHORT = 0.25
 
 
 @dataclass
@@ -39,6 +41,7 @@ class EntityPlan:
     retain: list[list[int]]
     eval_retain: list[list[int]]
     text_rows: list[list[int]]
+    short_rows: list[list[int]]
 
     @property
     def rows(self) -> list[PromptRow]:
@@ -94,7 +97,8 @@ def plan_entities(
             fit += sorted(numbers[min(held_out, len(mine) - _LEAST_PART) :])
             chosen += list(mine)
         split[name] = EntitySet(chosen), fit
-    groups = TemplateGroups(targets.types, args.templates, args.held_out_templates)
+    forms = _question_forms(targets, args) if args.question_forms else {}
+    groups = TemplateGroups(targets.types, args.templates, args.held_out_templates, forms)
 
     def rows(entities: EntitySet, held_out: bool) -> list[PromptRow]:
         return prompt_rows(entities, tokenizer, groups, held_out, args.chat_template)
@@ -103,8 +107,10 @@ def plan_entities(
     texts = _text_rows(retain, tokenizer, args)
     held_out_known = [i for i in range(len(known)) if i not in set(fit_known)]
     apart = max(1, round(len(texts) * _HELD_OUT_RETAIN)) if len(texts) > 1 else 0
-    train_retain = _mixed(texts[apart:], _question_rows(known, fit_known, tokenizer, args))
-    eval_retain = _mixed(texts[:apart], _question_rows(known, held_out_known, tokenizer, args))
+    short = _short_rows(targets, tokenizer, args)
+    held_back = round(len(short) * _HELD_OUT_SHORT)
+    train_retain = _mixed(texts[apart:], _question_rows(known, fit_known, tokenizer, args), short[held_back:])
+    eval_retain = _mixed(texts[:apart], _question_rows(known, held_out_known, tokenizer, args), short[:held_back])
     if args.kl_weight > 0 and not train_retain:
         raise AlignmentError(
             f"kl_weight={args.kl_weight:g}, but there is nothing to hold predictions on; give retain text, or known "
@@ -127,6 +133,7 @@ def plan_entities(
         train_retain,
         eval_retain,
         texts[apart:],
+        short[held_back:],
     )
 
 
@@ -154,9 +161,27 @@ def _question_rows(
     return [row for document in documents for row in document.rows]
 
 
-def _mixed(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
-    """Both lists, the shorter one repeated, so that a draw meets either as often."""
-    if not a or not b:
-        return a or b
-    longest = max(len(a), len(b))
-    return [part[i % len(part)] for i in range(longest) for part in (a, b)]
+def _question_forms(targets: EntitySet, args: SAEAlignmentConfig) -> dict[str, list[str]]:
+    """The questions about the targets' attributes, by type, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for entity in targets:
+        for attribute in entity.attributes:
+            forms = questions(entity.entity_type, attribute, args.questions)
+            found.setdefault(entity.entity_type, {}).update(dict.fromkeys(forms))
+    return {kind: list(forms) for kind, forms in found.items()}
+
+
+def _short_rows(
+    targets: EntitySet, tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig
+) -> list[list[int]]:
+    texts = short_prompts(targets, args.short_prompts)
+    random.Random(args.seed).shuffle(texts)
+    documents = read_corpus(texts, tokenizer, "short prompts", args.retain_max_length, args.chat_template)
+    return [row for document in documents for row in document.rows]
+
+
+def _mixed(*lists: list[list[int]]) -> list[list[int]]:
+    """All lists, the shorter ones repeated, so that a draw meets each as often."""
+    filled = [rows for rows in lists if rows]
+    longest = max(map(len, filled), default=0)
+    return [rows[i % len(rows)] for i in range(longest) for rows in filled]

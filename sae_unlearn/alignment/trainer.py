@@ -30,6 +30,9 @@ from sae_unlearn.alignment.adapter import (
 from sae_unlearn.alignment.adapter_checks import check_base_frozen
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.card import REPORTS, AlignmentCard, card_fields, write_card
+from sae_unlearn.alignment.closed_form.of_trainer import closed_form_lora, solve_for
+from sae_unlearn.alignment.closed_form.solve import Solution
+from sae_unlearn.alignment.closed_form.sweep import TargetRows
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.dataset import AlignmentItems, collate
 from sae_unlearn.alignment.entities import EntitySet, as_entity_set
@@ -40,6 +43,7 @@ from sae_unlearn.alignment.plot import PICTURE, draw_portrait
 from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
 from sae_unlearn.alignment.saved_folder import TRAINING_ARGS_NAME, trained_adapter_alone, unpublished_training_args
 from sae_unlearn.alignment.split import plan_entities
+from sae_unlearn.alignment.ways import TargetWays
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
 from sae_unlearn.backbone.layers import base_model_of
@@ -128,6 +132,9 @@ class SAEAlignmentTrainer(Trainer):
         bare = base_model_of(model)
         layer = aligned_layer(bare, sae, args)
         plan = plan_entities(train_dataset, known, unknown, retain_dataset, processing_class, args)
+        if args.init == "closed_form" and peft_config is None and not isinstance(model, PeftModel):
+            peft_config = closed_form_lora(bare, args, layer, plan.rows[0].input_ids)
+        self.solution: Solution | None = None
         with adapter_on(model, peft_config, layer, plan.rows[0].input_ids) as model:
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()  # or reentrant checkpoints of frozen blocks pass no gradient on
@@ -163,6 +170,8 @@ class SAEAlignmentTrainer(Trainer):
             logger.info("Separation on held-out entities: %s", self.separation)
             self.separation.require(args.min_separation)
             self.train_dataset = self.setting.items(train_dataset, processing_class, args, held_out=False)
+            with adapters_off(model):
+                self._ways = TargetWays(train_dataset, self.train_dataset, self.setting, bare, processing_class, args)
             self.eval_dataset = self._items(train_dataset if eval_dataset is None else eval_dataset)
             self._toward, self._away = TOWARD[str(args.toward)], away_part(str(args.away), str(args.toward))
             if args.retain_budget is not None:
@@ -176,6 +185,26 @@ class SAEAlignmentTrainer(Trainer):
     def latents(self) -> Latents | None:
         return self.setting.latents
 
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`'s. With `init="closed_form"` the LoRA is solved for first, unless a checkpoint is resumed.
+
+        `solution` is then the `Solution`, and the logs have its numbers.
+
+        Raises:
+            AlignmentError: with `init="closed_form"`, a model that is sharded, or that `solve_alignment` refuses.
+        """
+        if self.args.init == "closed_form" and not resume_from_checkpoint:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise AlignmentError('init="closed_form": expected a model that is not sharded. Run it without FSDP.')
+            ways = self._ways.training
+            rows = TargetRows([r.input_ids for r in ways.rows], ways.base, ways.unknown, self.setting.spread, self.setting.layer)
+            adapter = self.accelerator.unwrap_model(self.model).active_adapters[0]
+            self.solution = solve_for(self._bare, adapter, self.setting, rows, self.processing_class, self.args)
+        found = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.solution is not None:
+            self.log(self.solution.to_dict())
+        return found
+
     def evaluate(
         self,
         eval_dataset: EntitySet | Iterable[Mapping[str, Any]] | None = None,
@@ -187,7 +216,9 @@ class SAEAlignmentTrainer(Trainer):
         Metrics, beside `Trainer`'s, each with the prefix: `loss` and its parts `toward`, `away`, `mse`, `kl` (nats per
         token); `known_auc`, the probability that a target looks more known than a held-out unknown entity (0.5 is
         indistinguishable, and `separation` says what known entities get); `variance_ratio`, which below 0.5 means that
-        targets have collapsed toward one point; with a `retain_budget`, `budget_loss`, which is the loss while `kl`
+        targets have collapsed toward one point; `way_left` and `way_error`, for the targets, the part of the way to
+        their unknown entities that is left (1 in the base, 0 at the end) and the relative error of their states (0 only
+        at the unknown entities' own); with a `retain_budget`, `budget_loss`, which is the loss while `kl`
         is within it and infinite else.
 
         Args:
@@ -196,6 +227,7 @@ class SAEAlignmentTrainer(Trainer):
         items: Any = eval_dataset
         if eval_dataset is not None and not isinstance(eval_dataset, AlignmentItems):
             items = self._items(as_entity_set(eval_dataset))
+        self._judged = self.eval_dataset if items is None else items
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -413,7 +445,8 @@ class SAEAlignmentTrainer(Trainer):
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         device = self.setting.codes.device
         h = torch.as_tensor(prediction.predictions, device=device)
-        found = judge(self.setting, States(h, *(torch.as_tensor(part, device=device) for part in prediction.label_ids)))
+        states = States(h, *(torch.as_tensor(part, device=device) for part in prediction.label_ids))
+        found = judge(self.setting, states) | self._ways.judge(self._judged, states)
         if found["variance_ratio"] < COLLAPSED:
             logger.warning(
                 "Variance ratio %.2f: the targets have collapsed toward one point, which a re-fitted probe tells from "

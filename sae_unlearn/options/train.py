@@ -17,12 +17,20 @@ class TrainOptions:
         None, "0-based decoder layer whose output is aligned", group=_ALIGN, shown="the layer of the SAE"
     )
     preset: Literal["default", "centroid"] = option("default", "parts of the loss", group=_ALIGN)
+    init: Literal["zero", "closed_form"] = option(
+        "zero", "start of the LoRA: zero, then trained, or solved for without training", group=_ALIGN
+    )
     min_separation: float = option(0.8, "refuse to train below this AUC on held-out entities", group=_ALIGN)
     chat_template: bool = option(False, "apply the tokenizer's chat template to prompts", group=_ALIGN)
     retain_budget: float | None = option(
         None, "stop above this KL on held-out retain rows, in nats per token", group=_ALIGN
     )
-    lora_rank: int | None = option(None, "rank of the LoRA; its alpha is twice that", group=_ALIGN, shown="8")
+    covariance_cache: str | None = option(
+        None, "folder in which --init closed_form keeps its covariances", group=_ALIGN, shown="not kept"
+    )
+    lora_rank: int | None = option(
+        None, "rank of the LoRA; its alpha is twice that", group=_ALIGN, shown="8; 16 with closed_form"
+    )
     learning_rate: float = option(5e-4, "initial learning rate", group=_TRAIN)
     num_train_epochs: float = option(3.0, "passes over the targets", group=_TRAIN)
     max_steps: int = option(-1, "optimizer steps, instead of epochs", group=_TRAIN, shown="by epochs")

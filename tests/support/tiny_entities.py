@@ -61,6 +61,7 @@ def settings(folder: object, **options: object) -> SAEAlignmentConfig:
         "num_known_latents": 8,
         "num_unknown_latents": 8,
         "max_generic_frequency": 1.0,
+        "short_prompts": [],
         **options,
     }
     return SAEAlignmentConfig(output_dir=str(folder), **options)
