@@ -72,7 +72,10 @@ def main() -> None:
     }
     options.output.mkdir(parents=True, exist_ok=True)
     for name, side in sides.items():
-        rows = [{"entity": c.entity, "entity_type": "city", "attributes": {"country": list(c.attributes["country"])}} for c in side]
+        rows = [
+            {"entity": c.entity, "entity_type": "city", "attributes": {"country": list(c.attributes["country"])}}
+            for c in side
+        ]
         (options.output / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
         print(name, len(side), Counter(country_of(city) for city in side).most_common(8))
     print(f"{len(cities)} candidates, {time.perf_counter() - start:.0f} s")

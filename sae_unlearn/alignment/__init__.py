@@ -1,6 +1,7 @@
 """Alignment: a LoRA that makes the activations of known entities look like those of unknown ones."""
 
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
+from sae_unlearn.alignment.closed_form.solve import Solution, solve_alignment
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.entities import Entity, EntitySet
 from sae_unlearn.alignment.labelling.label import label_entities
@@ -17,5 +18,7 @@ __all__ = [
     "RetainBudgetCallback",
     "SAEAlignmentConfig",
     "SAEAlignmentTrainer",
+    "Solution",
     "label_entities",
+    "solve_alignment",
 ]

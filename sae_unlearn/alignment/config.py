@@ -67,6 +67,8 @@ class SAEAlignmentConfig(TrainingArguments):
         solve_layers: 0-based layers that the closed form changes; None is the aligned layer and the four below it.
         solve_sweeps: sweeps over them.
         solve_lam: weight of what is to stay; None searches for the smallest within the budget.
+        solve_gamma: overshoot, the share of the way by which goals lie beyond the unknown entities; None chooses that of
+            the last sweep from what the sweeps before have left.
         covariance_cache: a folder in which the closed form keeps the second moments of what is to stay, one file of
             `4 * d_ffn^2` bytes per layer for each model and retain set; None keeps them in memory alone.
         question_forms: targets are also moved where they stand in the questions about their attributes, which hold no
@@ -117,6 +119,7 @@ class SAEAlignmentConfig(TrainingArguments):
     solve_layers: list[int] | None = field(default=None, metadata={"help": "Layers that the closed form changes."})
     solve_sweeps: int = field(default=2, metadata={"help": "Sweeps of the closed form over its layers."})
     solve_lam: float | None = field(default=None, metadata={"help": "Weight of what is to stay; searched for if None."})
+    solve_gamma: float | None = field(default=None, metadata={"help": "Overshoot beyond the unknown entities."})
     covariance_cache: str | None = field(default=None, metadata={"help": "Folder for second moments."})
     question_forms: bool = field(default=True, metadata={"help": "Move targets in forms of questions as well."})
     short_prompts: list[str] | None = field(default=None, metadata={"help": "Short prompts that are to stay."})
@@ -190,6 +193,8 @@ class SAEAlignmentConfig(TrainingArguments):
         _whole("solve_sweeps", self.solve_sweeps, 1)
         if self.solve_lam is not None and not 0 < self.solve_lam < float("inf"):
             raise AlignmentError(f"solve_lam={self.solve_lam!r}: expected a finite number > 0, or None.")
+        if self.solve_gamma is not None and not 0 <= self.solve_gamma <= 1:
+            raise AlignmentError(f"solve_gamma={self.solve_gamma!r}: expected a number from 0 to 1, or None.")
         if self.solve_layers is not None:
             for layer in self.solve_layers:
                 _whole("solve_layers", layer, 0)

@@ -171,9 +171,7 @@ def _question_forms(targets: EntitySet, args: SAEAlignmentConfig) -> dict[str, l
     return {kind: list(forms) for kind, forms in found.items()}
 
 
-def _short_rows(
-    targets: EntitySet, tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig
-) -> list[list[int]]:
+def _short_rows(targets: EntitySet, tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig) -> list[list[int]]:
     texts = short_prompts(targets, args.short_prompts)
     random.Random(args.seed).shuffle(texts)
     documents = read_corpus(texts, tokenizer, "short prompts", args.retain_max_length, args.chat_template)

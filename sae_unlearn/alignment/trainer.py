@@ -197,7 +197,9 @@ class SAEAlignmentTrainer(Trainer):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise AlignmentError('init="closed_form": expected a model that is not sharded. Run it without FSDP.')
             ways = self._ways.training
-            rows = TargetRows([r.input_ids for r in ways.rows], ways.base, ways.unknown, self.setting.spread, self.setting.layer)
+            rows = TargetRows(
+                [r.input_ids for r in ways.rows], ways.base, ways.unknown, self.setting.spread, self.setting.layer
+            )
             adapter = self.accelerator.unwrap_model(self.model).active_adapters[0]
             self.solution = solve_for(self._bare, adapter, self.setting, rows, self.processing_class, self.args)
         found = super().train(resume_from_checkpoint, *args, **kwargs)

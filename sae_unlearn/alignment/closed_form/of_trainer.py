@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LAYERS = 5
+_MUCH_LEFT = 0.5
 
 
 def solved_layers(args: SAEAlignmentConfig, layer: int) -> list[int]:
@@ -58,7 +59,12 @@ def closed_form_lora(model: nn.Module, args: SAEAlignmentConfig, layer: int, row
 
 
 def solve_for(
-    bare: nn.Module, adapter: str, setting: "AlignmentSetting", target_rows: Any, tokenizer: Any, args: SAEAlignmentConfig
+    bare: nn.Module,
+    adapter: str,
+    setting: "AlignmentSetting",
+    target_rows: Any,
+    tokenizer: Any,
+    args: SAEAlignmentConfig,
 ) -> Solution:
     """Solve for the targets of a trainer and write the solution into its LoRA.
 
@@ -94,9 +100,15 @@ def solve_for(
         Damage(bare, judged, batch_size),
         budget=BUDGET if args.retain_budget is None else args.retain_budget,
         lam=args.solve_lam,
+        gamma=args.solve_gamma,
         sweeps=args.solve_sweeps,
         rank={layer: int(lora.r[adapter]) for layer, lora in loras.items()},
         batch_size=batch_size,
     )
     write_lora(solution, sites, adapter)
+    if solution.way.left > _MUCH_LEFT:
+        logger.warning(
+            "Within the budget %.2f of the way is left, so most of what was known is. Set a larger retain_budget.",
+            solution.way.left,
+        )
     return solution

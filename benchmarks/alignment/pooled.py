@@ -1,0 +1,179 @@
+"""Forget many disjoint sets of ten cities, each by itself, and pool the outcomes.
+
+    python -m benchmarks.alignment.pooled run --data FOLDER --cities FOLDER --results FOLDER --recipe closed_form --sets 0 20
+    python -m benchmarks.alignment.pooled summary --results FOLDER
+
+A run resumes where it was interrupted: one file for each recipe and set. `--choice` takes the sets that settings are
+chosen on; they are never reported. `RECIPES` holds the settings; those of a commit were fixed before its results.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from benchmarks.alignment.pooled_data import ALIGNED_QUESTIONS, load_pooled_data
+from benchmarks.alignment.pooled_measures import LAYER, Meter
+from benchmarks.forget.topics import data_folder
+from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
+from sae_unlearn.demo import load_demo_model, load_demo_sae
+
+
+GRADIENT = {"init": "zero", "max_steps": 40, "learning_rate": 1e-3, "warmup_steps": 10}
+RECIPES: dict[str, dict[str, Any]] = {
+    "closed_form": {"init": "closed_form", "retain_budget": 0.03},
+    "gradient": {**GRADIENT, "lr_scheduler_type": "cosine"},
+    "gradient, constant rate, no questions": {
+        **GRADIENT,
+        "lr_scheduler_type": "constant_with_warmup",
+        "question_forms": False,
+        "short_prompts": [],
+    },
+}
+
+
+def settings(folder: str, cache: str, **options: Any) -> SAEAlignmentConfig:
+    """Settings of every recipe, and its own."""
+    return SAEAlignmentConfig(
+        folder,
+        **{
+            "layer": LAYER,
+            "per_device_train_batch_size": 10,
+            "retain_max_length": 40,
+            "questions": {"city": {"country": ALIGNED_QUESTIONS}},
+            "max_reference_entities": 120,
+            "min_separation": 0.0,
+            "covariance_cache": cache,
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "logging_strategy": "no",
+            "seed": 0,
+            **options,
+        },
+    )
+
+
+class StopAtDamage(TrainerCallback):
+    """Keep the last state within a damage, measured every ten steps, and stop beyond it.
+
+    Attributes:
+        kept: weights of that state; empty while none was within.
+        step: of that state.
+    """
+
+    def __init__(self, meter: Meter, limit: float) -> None:
+        self.meter, self.limit = meter, limit
+        self.kept: dict[str, torch.Tensor] = {}
+        self.step = 0
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % 10:
+            return
+        training = model.training
+        model.eval()
+        spent = self.meter.damage(model)
+        model.train(training)
+        if spent <= self.limit:
+            self.kept = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+            self.step = state.global_step
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the sets of one recipe that have no file yet."""
+    options = {**RECIPES[args.recipe], **json.loads(args.options)}
+    data = load_pooled_data(data_folder(args.data), args.cities)
+    sets = data.choice if args.choice else data.sets
+    name = args.name or args.recipe
+    wanted = range(args.sets[0], min(args.sets[1], len(sets)))
+    paths = {
+        i: args.results / f"{name.replace(' ', '_').replace(',', '')}-{'choice-' * args.choice}{i}.json" for i in wanted
+    }
+    if all(path.exists() for path in paths.values()):
+        return
+    model, tokenizer = load_demo_model()
+    sae = load_demo_sae()
+    meter = Meter(model, tokenizer, data)
+    meter.read_base()
+    for i, path in paths.items():
+        if path.exists():
+            continue
+        targets = sets[i]
+        if args.base:
+            before = args.results / f"base-{'choice-' * args.choice}{i}.json"
+            if not before.exists():
+                _write(before, {"recipe": "base", "set": i, **meter.measure(model, targets)})
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = SAEAlignmentTrainer(
+                model=model,
+                args=settings(folder, str(args.results / "covariances"), **options),
+                processing_class=tokenizer,
+                sae=sae,
+                train_dataset=targets,
+                known=data.known_train,
+                unknown=data.unknown_train,
+                retain_dataset=data.retain,
+            )
+            stop = StopAtDamage(meter, args.damage)
+            if options["init"] == "zero":
+                trainer.add_callback(stop)
+            ready = time.monotonic()
+            trainer.train()
+            seconds = time.monotonic() - ready
+        tuned = trainer.model.eval()
+        if stop.kept:
+            for key, value in tuned.named_parameters():
+                if key in stop.kept:
+                    value.data.copy_(stop.kept[key])
+        found = {"recipe": name, "set": i, "options": options, "targets": targets.names}
+        found |= {"seconds preparing": ready - start, "seconds": seconds, "step": stop.step}
+        if trainer.solution is not None:
+            found |= {**trainer.solution.to_dict(), "tried": trainer.solution.tried}
+        judged = trainer.evaluate()
+        found |= {k: judged[f"eval_{k}"] for k in ("way_left", "way_error", "known_auc", "variance_ratio")}
+        found |= meter.measure(tuned, targets)
+        if not args.quick:
+            found |= meter.rounded(tuned, targets)
+        _write(path, found)
+        tuned.unload()
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1))
+    part.replace(path)
+    print(json.dumps({k: v for k, v in found.items() if k not in ("targets", "options")}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run")
+    add = command.add_argument
+    add("--data", help="data folder; default $SAE_UNLEARN_DATA")
+    add("--cities", type=Path, required=True, help="folder of label_by_probability")
+    add("--results", type=Path, required=True, help="folder of one file per cell, and of the covariances")
+    add("--recipe", choices=list(RECIPES), required=True)
+    add("--name", help="of the files; the recipe's by default")
+    add("--options", default="{}", help="JSON of settings in place of the recipe's, to choose on --choice")
+    add("--choice", action="store_true", help="the sets that settings are chosen on")
+    add("--sets", nargs=2, type=int, default=(0, 20), help="from, and up to but not including")
+    add("--damage", type=float, default=0.03, help="largest damage of a trained state that is kept")
+    add("--base", action="store_true", help="measure the base on the same sets as well")
+    add("--quick", action="store_true", help="no rounding")
+    args = parser.parse_args()
+    args.results.mkdir(parents=True, exist_ok=True)
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What is measured of each set of `pooled`: recall of targets and neighbors, other facts, text, states."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.alignment.data import QUESTIONS, question_facts
+from benchmarks.alignment.pooled_data import ALIGNED_QUESTIONS, PooledData
+from benchmarks.baselines import encode
+from benchmarks.baselines.rows import Batch, scored_logits
+from benchmarks.representation.probes import refit_discriminator
+from benchmarks.representation.states import entity_states
+from sae_unlearn.alignment import EntitySet
+from sae_unlearn.backbone.logits import wanted_logits
+from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.evaluation import Fact, ask
+from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
+
+
+FACTS_OF_A_GROUP, EXAMINED = 40, 280
+DAMAGE_CITIES, DAMAGE_TEXTS, TEXTS = 16, 8, 8
+LAYER = 9
+
+
+class Row:
+    """A question and its answer, or a text without one."""
+
+    def __init__(self, prompt: str, answer: str = "") -> None:
+        self.prompt, self.answer = prompt, answer
+
+
+class Meter:
+    """Measures a model against its base, which is measured once.
+
+    Recall is by the first token of the country: ranked among the first tokens of all countries after the mean
+    log-probability of each in the base, over cities of all parts, is taken off ("choice"), and its probability ("p").
+
+    Args:
+        model: the bare base model.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: PooledData) -> None:
+        self.model, self.tokenizer, self.data = model, tokenizer, data
+        prefix = len(tokenizer("Country:").input_ids)
+        self.first = torch.tensor([tokenizer(f"Country: {c}").input_ids[prefix] for c in data.countries])
+        some = data.known_test + data.unknown_test[:40]
+        self.priors = {question: self._countries(model, some, question)[0].mean(dim=0) for question in QUESTIONS}
+        self.facts = {group: self._right(facts) for group, facts in data.facts.items()}
+        rows = [Row(f.prompt, f.answers[0]) for q in (ALIGNED_QUESTIONS[0], QUESTIONS[1]) for f in self._aside(q)]
+        self.damage_batches = [
+            encode(tokenizer, rows),
+            encode(tokenizer, [Row(text) for text in data.wiki[TEXTS : TEXTS + DAMAGE_TEXTS]], 40),
+        ]
+        self.text_batch = encode(tokenizer, [Row(text) for text in data.wiki[:TEXTS]], 64)
+
+    def _aside(self, question: str) -> list[Fact]:
+        return question_facts(self.data.known_test[:DAMAGE_CITIES], question)
+
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        return {
+            "damage": [scored_logits(self.model, batch).log_softmax(dim=-1) for batch in self.damage_batches],
+            "text": [scored_logits(self.model, self.text_batch).log_softmax(dim=-1)],
+        }
+
+    @torch.no_grad()
+    def read_base(self) -> None:
+        """Measure what is compared with the base, before there is an adapter."""
+        assert self._base
+
+    @torch.no_grad()
+    def damage(self, model: nn.Module) -> float:
+        """KL(base || tuned) per scored token: answers about 16 neighbors in two forms, and 8 texts."""
+        return _divergence(model, self.damage_batches, self._base["damage"])
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, targets: EntitySet) -> dict[str, Any]:
+        """Every figure, with the outcome of every city or fact where it is a share."""
+        data, found = self.data, {}
+        neighbors = data.known_test[DAMAGE_CITIES:]
+        for form, question in zip(("seen", "unseen"), QUESTIONS, strict=True):
+            asked = {"targets": targets}
+            if form == "unseen":
+                asked |= {"neighbors": neighbors, "unknown": data.unknown_test[:20]}
+            for name, cities in asked.items():
+                found |= self._choice(model, cities, question, f"{name} {form}")
+        answers = ask(model, self.tokenizer, question_facts(targets, QUESTIONS[1]), max_new_tokens=5)
+        found["targets said"] = [round(answers.right.value * len(targets)), len(targets)]
+        for group, facts in self.facts.items():
+            right = self._completed(model, facts)
+            found[group] = [sum(right), len(right)]
+        found["damage"] = self.damage(model)
+        found["text KL"] = _divergence(model, [self.text_batch], self._base["text"])
+        states = {
+            name: entity_states(model, self.tokenizer, cities, LAYER, held_out=True)
+            for name, cities in (("targets", targets), ("known", neighbors), ("unknown", data.unknown_test[:24]))
+        }
+        probe = refit_discriminator(states["targets"], states["known"], states["unknown"], "linear", repeats=3)
+        found["probe"] = {k: getattr(probe, k).value for k in ("targets", "floor", "ceiling")}
+        return found
+
+    @torch.no_grad()
+    def rounded(self, model: nn.Module, targets: EntitySet) -> dict[str, Any]:
+        """Recall in the unseen form after the merged weights are rounded to 8 and 4 bits."""
+
+        def asked(which: nn.Module) -> dict[str, Any]:
+            return self._choice(which, targets, QUESTIONS[1], "targets unseen")
+
+        return {f"int{int(point.strength)}": point.found for point in rounding_attack(model, asked, (8, 4))}
+
+    def _choice(self, model: nn.Module, cities: EntitySet, question: str, name: str) -> dict[str, Any]:
+        log_p, p = self._countries(model, cities, question)
+        right = (log_p - self.priors[question]).argmax(dim=1) == torch.tensor(self.data.right(cities))
+        return {name: [int(right.sum()), len(right)], f"{name} p": [float(p.sum()), len(p)]}
+
+    @torch.no_grad()
+    def _countries(self, model: nn.Module, cities: EntitySet, question: str) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the countries' first tokens, `[cities, countries]`, and of the right one, `[cities]`."""
+        rows = [self.tokenizer(fact.prompt).input_ids for fact in question_facts(cities, question)]
+        log_p = torch.zeros(len(rows), len(self.first))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(order), 24):
+            part = order[start : start + 24]
+            ids, mask = right_padded([rows[i] for i in part])
+            last = torch.zeros_like(mask)
+            last[torch.arange(len(part)), mask.sum(dim=1) - 1] = True
+            log_p[part] = wanted_logits(model, ids, mask, last).log_softmax(dim=-1)[:, self.first]
+        return log_p, log_p[torch.arange(len(rows)), self.data.right(cities)].exp()
+
+    def _right(self, facts: Sequence[Fact]) -> list[Fact]:
+        """At most forty facts that the base completes rightly, in turn of their relations."""
+        few = list(facts[:EXAMINED])
+        return [f for f, right in zip(few, self._completed(self.model, few), strict=True) if right][:FACTS_OF_A_GROUP]
+
+    @torch.no_grad()
+    def _completed(self, model: nn.Module, facts: Sequence[Fact]) -> list[bool]:
+        """Whether each answer is the greedy continuation of its prompt, read with the answer in place."""
+        right: list[bool] = []
+        for start in range(0, len(facts), 24):
+            batch = encode(self.tokenizer, [Row(f.prompt, f.answers[0]) for f in facts[start : start + 24]])
+            hits = scored_logits(model, batch).argmax(dim=-1) == batch.targets
+            wrong = set(batch.row[~hits].tolist())
+            right += [i not in wrong for i in range(len(batch.ids))]
+        return right
+
+
+@torch.no_grad()
+def _divergence(model: nn.Module, batches: Sequence[Batch], base: Sequence[Tensor]) -> float:
+    total, count = 0.0, 0
+    for batch, before in zip(batches, base, strict=True):
+        now = scored_logits(model, batch).log_softmax(dim=-1)
+        total += float(nn.functional.kl_div(now, before, reduction="sum", log_target=True))
+        count += len(before)
+    return total / count
