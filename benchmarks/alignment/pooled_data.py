@@ -1,9 +1,9 @@
 """Disjoint sets of ten cities, with the same other cities, texts and facts for all of them.
 
-The cities are those of `label_by_probability`. One shuffle decides everything: 120 known cities and 60 % of the unknown
-ones to train with, 40 known neighbors and the other unknown ones to measure on, three sets to choose settings on, and
-from the rest as many sets to report on as there are. No set has more than two cities of a country, and no city is in two
-parts.
+The cities are those of `label_by_probability`. One shuffle decides everything: 120 known cities and 60 % of the
+unknown ones to train with, 40 known neighbors and the other unknown ones to measure on, three sets to choose settings
+on, and from the rest as many sets to report on as there are. No set has more than two cities of a country, and no city
+is in two parts.
 """
 
 import json

@@ -22,7 +22,7 @@ from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 
 FACTS_OF_A_GROUP, EXAMINED = 40, 280
-DAMAGE_CITIES, DAMAGE_TEXTS, TEXTS = 16, 8, 8
+DAMAGE_CITIES, DAMAGE_TEXTS = 16, 8
 LAYER = 9
 
 
@@ -53,9 +53,8 @@ class Meter:
         rows = [Row(f.prompt, f.answers[0]) for q in (ALIGNED_QUESTIONS[0], QUESTIONS[1]) for f in self._aside(q)]
         self.damage_batches = [
             encode(tokenizer, rows),
-            encode(tokenizer, [Row(text) for text in data.wiki[TEXTS : TEXTS + DAMAGE_TEXTS]], 40),
+            encode(tokenizer, [Row(text) for text in data.wiki[:DAMAGE_TEXTS]], 40),
         ]
-        self.text_batch = encode(tokenizer, [Row(text) for text in data.wiki[:TEXTS]], 64)
 
     def _aside(self, question: str) -> list[Fact]:
         return question_facts(self.data.known_test[:DAMAGE_CITIES], question)
@@ -64,7 +63,6 @@ class Meter:
     def _base(self) -> dict[str, Any]:
         return {
             "damage": [scored_logits(self.model, batch).log_softmax(dim=-1) for batch in self.damage_batches],
-            "text": [scored_logits(self.model, self.text_batch).log_softmax(dim=-1)],
         }
 
     @torch.no_grad()
@@ -94,7 +92,6 @@ class Meter:
             right = self._completed(model, facts)
             found[group] = [sum(right), len(right)]
         found["damage"] = self.damage(model)
-        found["text KL"] = _divergence(model, [self.text_batch], self._base["text"])
         states = {
             name: entity_states(model, self.tokenizer, cities, LAYER, held_out=True)
             for name, cities in (("targets", targets), ("known", neighbors), ("unknown", data.unknown_test[:24]))

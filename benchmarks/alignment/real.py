@@ -29,7 +29,7 @@ from benchmarks.baselines import BudgetCallback, DamageBudget, encode, get_metho
 from benchmarks.forget.topics import data_folder
 from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
 from sae_unlearn.alignment import Entity, EntitySet
-from sae_unlearn.alignment.adapter import with_adapter
+from sae_unlearn.alignment.adapter import adapter_on
 from sae_unlearn.cli.inputs import load_model, load_sae
 
 
@@ -120,8 +120,10 @@ def main() -> None:
 def train(parts: Parts, method: str, scale: float) -> tuple[PeftModel, DamageBudget, dict[str, Any]]:
     """A tuned model within the budget; `scale` multiplies the learning rate."""
     torch.manual_seed(parts.seed)
-    model = with_adapter(parts.model, None, parts.sae.layer)  # the same LoRA for every method
     data = parts.data
+    row = parts.tokenizer(data.retain[0]).input_ids
+    with adapter_on(parts.model, None, parts.sae.layer, row) as model:  # the same LoRA for every method
+        pass
     aside, known = data.known_train[:VALIDATION], data.known_train[VALIDATION:]
     texts, retain = data.retain[:8], data.retain[8:]
     rows = _rows(aside, TRAINED_QUESTIONS[:1]) + _rows(aside, QUESTIONS[1:])

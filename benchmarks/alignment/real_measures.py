@@ -122,15 +122,28 @@ def attack(parts: Parts, model: PeftModel) -> dict[str, Any]:
     )
     found["direction"] = {str(point.strength): point.found for point in points}
     found["rounding"] = {str(point.strength): point.found for point in rounding_attack(model, ranked, (4,))}
-    forms = TRAINED_QUESTIONS[0]
-    taught, _ = split_subjects(question_facts(data.targets, forms), seed=parts.seed)
-    subjects = {fact.subject for fact in taught}
-    rest = EntitySet([city for city in data.targets if city.entity not in subjects])
-    points = relearning_attack(
-        model, tokenizer, taught, lambda student: ranked(student, rest), steps=(0, 20), seed=parts.seed
-    )
-    found["relearning"] = {str(int(point.strength)): point.found for point in points}
+    taught, facts, rest = taught_and_rest(data.targets, parts.seed)
+
+    def both(student: nn.Module) -> dict[str, Any]:
+        return {"rest": ranked(student, rest), "taught": ranked(student, taught)}
+
+    points = relearning_attack(model, tokenizer, facts, both, steps=(0, 20), seed=parts.seed)
+    for name, side in (("relearning", "rest"), ("relearning, taught", "taught")):
+        found[name] = {str(int(point.strength)): point.found[side] for point in points}
     return found
+
+
+def taught_and_rest(targets: EntitySet, seed: int) -> tuple[EntitySet, list[Fact], EntitySet]:
+    """Half of the cities, the facts about them that an attacker teaches, and the other cities, none of which is taught.
+
+    The subject of a fact names its type as well, "city Tashkent", so cities are found by their facts and not by name.
+    """
+    facts = question_facts(targets, TRAINED_QUESTIONS[0])
+    taught_facts, _ = split_subjects(facts, seed=seed)
+    subjects = {fact.subject for fact in taught_facts}
+    of_city = [{fact.subject for fact in question_facts([city], TRAINED_QUESTIONS[0])} for city in targets]
+    taught = EntitySet([city for city, own in zip(targets, of_city, strict=True) if own & subjects])
+    return taught, taught_facts, targets.without(taught)
 
 
 def exchange(parts: Parts) -> dict[str, Any]:

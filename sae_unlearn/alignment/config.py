@@ -67,8 +67,8 @@ class SAEAlignmentConfig(TrainingArguments):
         solve_layers: 0-based layers that the closed form changes; None is the aligned layer and the four below it.
         solve_sweeps: sweeps over them.
         solve_lam: weight of what is to stay; None searches for the smallest within the budget.
-        solve_gamma: overshoot, the share of the way by which goals lie beyond the unknown entities; None chooses that of
-            the last sweep from what the sweeps before have left.
+        solve_gamma: overshoot, the share of the way by which goals lie beyond the unknown entities; None chooses that
+            of the last sweep from what the sweeps before have left.
         covariance_cache: a folder in which the closed form keeps the second moments of what is to stay, one file of
             `4 * d_ffn^2` bytes per layer for each model and retain set; None keeps them in memory alone.
         question_forms: targets are also moved where they stand in the questions about their attributes, which hold no

@@ -91,7 +91,7 @@ class AlignmentItems(Dataset[dict[str, Any]]):
 
     @property
     def pair_numbers(self) -> list[list[int]]:
-        """For each target's prompt the rows, in the table of reference states, of the unknown entities it is paired with."""
+        """For each target's prompt the rows of its unknown entities in the table of reference states."""
         return [[self._numbers[place] for place in pairs] for pairs in self._pairs]
 
     def __len__(self) -> int:

@@ -135,6 +135,7 @@ class SAEAlignmentTrainer(Trainer):
         if args.init == "closed_form" and peft_config is None and not isinstance(model, PeftModel):
             peft_config = closed_form_lora(bare, args, layer, plan.rows[0].input_ids)
         self.solution: Solution | None = None
+        self._judged: AlignmentItems | None = None
         with adapter_on(model, peft_config, layer, plan.rows[0].input_ids) as model:
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()  # or reentrant checkpoints of frozen blocks pass no gradient on

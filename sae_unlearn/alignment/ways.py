@@ -70,7 +70,7 @@ class TargetWays:
         self.training = ways(items.targets)
         self.held_out = ways(prompt_rows(targets, tokenizer, plan.groups, True, args.chat_template))
 
-    def judge(self, judged: AlignmentItems, states: States) -> dict[str, float]:
+    def judge(self, judged: AlignmentItems | None, states: States) -> dict[str, float]:
         """What is left of the ways in prompts that training never uses; nothing for entities other than the targets.
 
         Args:
@@ -78,7 +78,7 @@ class TargetWays:
             states (`States`): The states of its targets.
         """
         held = self.held_out
-        if judged.targets != held.rows:
+        if judged is None or judged.targets != held.rows:
             return {}
         place = {(row.entity, row.group): i for i, row in enumerate(held.rows)}
         of = [place[key] for key in zip(states.entity.tolist(), states.group.tolist(), strict=True)]

@@ -83,7 +83,7 @@ def stream_moments(
         rows (`Sequence[StayRow]`): The rows.
         sites (`Sequence[Projection]`): The projections.
         batch_size (`int`): Rows per forward pass.
-        cache (`Path`, *optional*): A folder. One float32 matrix `[d_in, d_in]` for each layer is stored per fingerprint.
+        cache (`Path`, *optional*): A folder. For each fingerprint it gets one float32 matrix `[d_in, d_in]` per layer.
     """
     weights = token_weights(rows)
     key = fingerprint(model, rows, weights, sites, batch_size)

@@ -215,6 +215,6 @@ def lora_on(site: Projection, adapter: str) -> Any:
 
 @torch.no_grad()
 def _fill(weight: Tensor, value: Tensor) -> None:
-    """Copy `value` into the leading part of `weight`, of which the changes may need less than its rank; zero the rest."""
+    """Copy `value` into the leading part of `weight` and set the rest to zero: a change may need less than its rank."""
     weight.zero_()
     weight[: value.shape[0], : value.shape[1]].copy_(value)

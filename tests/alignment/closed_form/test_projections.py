@@ -1,4 +1,4 @@
-"""Output projections are found in every decoder that a guardrail takes, and refused by name where they cannot be used."""
+"""Output projections are found in every decoder that a guardrail takes, or the model is refused by name."""
 
 import pytest
 import torch
