@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from benchmarks.alignment.pooled_data import ALIGNED_QUESTIONS, load_pooled_data
 from benchmarks.alignment.pooled_measures import LAYER, Meter
+from benchmarks.alignment.pooled_summary import summarize
 from benchmarks.forget.topics import data_folder
 from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
 from sae_unlearn.alignment import reference
@@ -202,7 +203,11 @@ def main() -> None:
     add("--damage", type=float, default=0.03, help="largest damage of a trained state that is kept")
     add("--base", action="store_true", help="measure the base on the same sets as well")
     add("--quick", action="store_true", help="no rounding")
+    commands.add_parser("summary").add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
+    if args.command == "summary":
+        summarize(args.results)
+        return
     args.results.mkdir(parents=True, exist_ok=True)
     run(args)
 

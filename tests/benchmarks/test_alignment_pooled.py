@@ -1,0 +1,44 @@
+"""Pooled figures of the alignment benchmark: sets share no city, and shares are pooled with the right n."""
+
+import pytest
+
+from benchmarks.alignment.pooled_data import PER_COUNTRY, SIZE, _sets
+from benchmarks.alignment.pooled_summary import pooled
+from sae_unlearn.alignment import EntitySet
+
+
+def test_no_city_is_in_two_sets_and_no_country_fills_one():
+    cities = EntitySet(
+        {"entity": f"Town {i}", "entity_type": "city", "attributes": {"country": [f"Land {i % 7}"]}} for i in range(95)
+    )
+    sets = _sets(list(cities))
+    names = [name for part in sets for name in part.names]
+    assert len(sets) >= 5
+    assert len(set(names)) == len(names)
+    assert all(len(part) == SIZE for part in sets)
+    for part in sets:
+        countries = [city.attributes["country"][0] for city in part]
+        assert max(map(countries.count, countries)) <= PER_COUNTRY
+
+
+def cell(right, neighbors, damage):
+    return {
+        "targets seen": [right, 10],
+        "targets unseen": [right, 10],
+        "targets unseen p": [0.5, 10],
+        "neighbors unseen": [neighbors, 24],
+        "int4": {"targets unseen": [right + 1, 10]},
+        "damage": damage,
+    }
+
+
+def test_targets_are_pooled_and_repeated_facts_are_not_counted_again():
+    found = pooled([cell(1, 24, 0.02), cell(3, 18, 0.03)])
+    assert found["targets"] == 20
+    assert found["targets unseen"]["value"] == pytest.approx(0.2)
+    assert found["targets unseen"]["n"] == 20
+    assert found["int4"]["value"] == pytest.approx(0.3)
+    assert found["neighbors unseen"]["n"] == 24
+    assert found["neighbors unseen"]["value"] == pytest.approx(21 / 24)
+    assert found["damage"] == pytest.approx(0.025)
+    assert found["targets unseen p"] == pytest.approx(0.05)
