@@ -21,7 +21,7 @@ from sae_unlearn.evaluation import Fact, ask
 from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 
-FACTS_OF_A_GROUP, EXAMINED = 40, 280
+FACTS_OF_A_GROUP, EXAMINED = 40, 200
 DAMAGE_CITIES, DAMAGE_TEXTS = 16, 8
 LAYER = 9
 

@@ -18,10 +18,12 @@ from sae_unlearn.backbone.layers import find_decoder_layers
 TESTED = {
     "away": "test_every_kind_of_loss_trains",
     "away_weight": "test_parts_count_by_their_weights",
+    "covariance_cache": "test_a_second_run_reads_the_covariances_and_finds_the_same",
     "chat_template": "test_prompts_are_put_into_the_chat_template",
     "draws_per_prompt": "test_numbers_of_entities_rows_and_draws",
     "held_out_fraction": "test_however_many_are_held_out_two_of_each_kind_are_left",
     "held_out_templates": "test_templates_and_questions_are_those_that_are_given",
+    "init": "test_it_is_solved_within_the_budget_and_takes_no_step",
     "kl_weight": "test_parts_count_by_their_weights",
     "layer": "test_without_an_sae_the_same_loss_is_taken_on_hidden_states",
     "license": "test_the_settings_give_the_license_and_the_repository_of_what_is_only_saved",
@@ -34,11 +36,17 @@ TESTED = {
     "num_unknown_latents": "test_numbers_of_latents",
     "pairs_per_target": "test_numbers_of_entities_rows_and_draws",
     "preset": "test_a_preset_names_the_parts_that_are_not_named",
+    "question_forms": "test_targets_are_moved_in_the_forms_of_questions_and_short_prompts_stay",
     "questions": "test_templates_and_questions_are_those_that_are_given",
     "reference_batch_size": "test_no_pass_of_the_start_is_larger_than_asked_for",
     "retain_budget": "test_training_stops_over_the_retain_budget_and_the_best_model_within_it_is_kept",
     "retain_max_length": "test_numbers_of_entities_rows_and_draws",
     "retain_positions": "test_predictions_are_compared_at_a_few_places_of_a_row_always_its_last",
+    "short_prompts": "test_targets_are_moved_in_the_forms_of_questions_and_short_prompts_stay",
+    "solve_gamma": "test_settings_of_the_solve_are_followed",
+    "solve_lam": "test_settings_of_the_solve_are_followed",
+    "solve_layers": "test_settings_of_the_solve_are_followed",
+    "solve_sweeps": "test_settings_of_the_solve_are_followed",
     "templates": "test_templates_and_questions_are_those_that_are_given",
     "toward": "test_every_kind_of_loss_trains",
     "toward_weight": "test_parts_count_by_their_weights",
@@ -55,7 +63,7 @@ def test_every_own_field_has_a_test():
         f.name for f in dataclasses.fields(TrainingArguments)
     }
     assert own == {*TESTED}
-    text = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    text = "\n".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     assert set(TESTED.values()) <= set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
 
 
@@ -99,6 +107,22 @@ def test_numbers_of_entities_rows_and_draws(tmp_path, monkeypatch):
     rows = it.train_dataset
     assert len(rows) == len(rows.targets) * 6 == 4 * 2 * 6
     assert {len({rows[i * 6 + j]["pair"] for j in range(6)}) for i in range(len(rows.targets))} == {3}
+
+
+def test_targets_are_moved_in_the_forms_of_questions_and_short_prompts_stay(tmp_path):
+    plain = trainer(tmp_path, min_separation=0.0)
+    target = plain.train_dataset.targets
+    short = ["w10 w11 w12", "w13 w14 w15", "w16 w17 w18", f"w20 {parts()['train_dataset'][0].entity} w21"]
+    it = trainer(tmp_path, min_separation=0.0, question_forms=True, short_prompts=short)
+    assert len(it.train_dataset.targets) == len(target) * 3 // 2  # a third prompt beside the two templates
+    tokenizer = parts()["processing_class"]
+    begins = tokenizer("w66").input_ids
+    assert sum(row.input_ids[: len(begins)] == begins for row in it.train_dataset.targets) == 4
+    rows = [tokenizer(text).input_ids for text in short]
+    plan = it.setting.plan
+    seen = {tuple(row) for row in (*plan.retain, *plan.eval_retain)}
+    assert [tuple(row) in seen for row in rows] == [True, True, True, False]
+    assert [row for row in rows[:3] if tuple(row) in {*map(tuple, plan.eval_retain)}]  # some judge
 
 
 def test_numbers_of_latents(tmp_path):

@@ -62,6 +62,7 @@ def settings(folder: object, **options: object) -> SAEAlignmentConfig:
         "num_unknown_latents": 8,
         "max_generic_frequency": 1.0,
         "short_prompts": [],
+        "question_forms": False,
         **options,
     }
     return SAEAlignmentConfig(output_dir=str(folder), **options)

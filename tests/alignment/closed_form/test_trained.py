@@ -83,6 +83,16 @@ def test_a_larger_budget_goes_further(tmp_path):
     assert found[0].way.error > found[1].way.error
 
 
+def test_settings_of_the_solve_are_followed(tmp_path):
+    options = {"solve_layers": [1], "solve_sweeps": 1, "solve_lam": 3.0, "solve_gamma": 0.2}
+    it = trainer(tmp_path, **options)
+    it.train()
+    assert (list(it.solution.changes), it.solution.lam, it.solution.gamma) == ([1], 3.0, 0.2)
+    twice = trainer(tmp_path, **options | {"solve_sweeps": 2})
+    twice.train()
+    assert twice.solution.way.error < it.solution.way.error
+
+
 def test_training_goes_on_from_the_solution_for_max_steps(tmp_path):
     solved = trainer(tmp_path / "a", solve_lam=2.0)
     solved.train()
