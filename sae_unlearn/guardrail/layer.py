@@ -36,16 +36,12 @@ from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_n
 from sae_unlearn.guardrail.kernels.dispatch import step_for
 from sae_unlearn.guardrail.kernels.interface import Step
 from sae_unlearn.guardrail.peft_type import CHILD
-from sae_unlearn.guardrail.runtime.cache_state import (
-    DynamicGateHistory,
-    GateHistory,
-    forget_unseen,
-    history_of,
-    unseen,
-)
+from sae_unlearn.guardrail.runtime.cache_state import forget_unseen, history_of, unseen
 from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
 from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
+from sae_unlearn.guardrail.runtime.counted import counted_tokens, ends_of_messages
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all, telling_mask
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
@@ -162,7 +158,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         config, encoder, decoder = self.guardrail(name)
         history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
         activations = encoder(hidden)
-        counted, eligible = self._content(name, kept, inputs)
+        counted, eligible = counted_tokens(config, self.tables, kept, inputs)
         if config.tokens.counting == "columns":  # padding counts, but may hold anything
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
         lost = None if history is None else self._lost(history, inputs, hidden)
@@ -172,7 +168,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         activations = heard(activations, eligible, usual_norm(hidden, config))
         active = activations != 0
         hits = hits_of(activations, active, self.tables.evidence(config, kept.device))
-        ends = self._ends(name, kept, inputs)
+        ends = ends_of_messages(config, self.tables, kept, inputs)
         decision = self._decide(name, hits, counted, kept, ends, inputs, history, cache)
         if config.action == "record":
             return None
@@ -201,26 +197,6 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             check_shown(again)
         again = again.to(hidden.device)[:, None]
         return again if missed is None else again | missed
-
-    def _content(self, name: str, kept: Tensor, inputs: ForwardInputs) -> tuple[Tensor, Tensor]:
-        """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
-        config = self.guard_config[name]
-        if config.tokens.counting == "columns":
-            everything = torch.ones_like(kept)
-            first = torch.arange(kept.shape[1], device=kept.device) + inputs.past == 0
-            return everything, everything & ~first
-        if config.tokens.special_ids and inputs.input_ids is not None:
-            kept = kept & self.tables.none_of(tuple(config.tokens.special_ids), inputs.input_ids, kept.device)
-        return kept, kept
-
-    def _ends(self, name: str, kept: Tensor, inputs: ForwardInputs) -> Tensor | None:
-        """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
-        boundaries = self.guard_config[name].tokens.boundary_ids
-        if not boundaries:
-            return None
-        if inputs.input_ids is None:
-            return torch.zeros_like(kept)
-        return kept & ~self.tables.none_of(tuple(boundaries), inputs.input_ids, kept.device)
 
     def _decide(
         self,

@@ -24,8 +24,9 @@ from torch import Tensor
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import WINDOWED
-from sae_unlearn.guardrail.gate import MESSAGES_SIZE, STATE_SIZE, Decision, State
+from sae_unlearn.guardrail.gate import STATE_SIZE, Decision, State
 from sae_unlearn.guardrail.gate import decide as decide_padded
+from sae_unlearn.guardrail.message_statistic import MESSAGES_SIZE
 
 
 class Rows(NamedTuple):

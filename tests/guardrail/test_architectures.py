@@ -23,8 +23,8 @@ from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.errors import GuardrailUnsupported, UnlearnError
 from sae_unlearn.guardrail import layer as guard_module
 from sae_unlearn.guardrail.runtime import hooks as forward_inputs
-from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
 from sae_unlearn.guardrail.runtime.call_context import CALL
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 SCOPES = ("sequence", "prefix")

@@ -10,8 +10,8 @@ from zoo import LayerTap, base_model, guarded, padded, token_ids, with_cache
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.gate import State
-from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, note
+from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
 from sae_unlearn.guardrail.runtime.packing import PACKING
 from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens

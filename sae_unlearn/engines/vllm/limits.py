@@ -70,8 +70,8 @@ def check_guardrail(config: SAEGuardrailConfig, name: str, vllm_config: Any) -> 
     check_packable(config)
     text = vllm_config.model_config.hf_text_config
     for field, expected, found in (
-        ("hidden_size", config.hidden_size, text.hidden_size),
-        ("num_layers", config.num_layers, text.num_hidden_layers),
+        ("hidden_size", config.base_model.hidden_size, text.hidden_size),
+        ("num_layers", config.base_model.num_layers, text.num_hidden_layers),
     ):
         if expected not in (None, found):
             raise GuardrailError(f"{field}={expected} of {name}: expected {found}, the model's. Use its own model.")

@@ -82,7 +82,7 @@ class WorkerGuards:
             check_guardrail(guard.config, name, self.vllm_config)
             if is_elsewhere(layers[guard.config.layer]):
                 continue
-            recorded = guard.config.base_fingerprint if self.settings.check_base else None
+            recorded = guard.config.base_model.fingerprint if self.settings.check_base else None
             differs = None if recorded is None else difference(recorded, model, layers, guard.config.layer)
             if differs is not None:
                 raise GuardrailError(

@@ -16,7 +16,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_values import as_float32
 from sae_unlearn.guardrail.gate import STATE_SIZE, State, usual_norm
-from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 from sae_unlearn.guardrail.runtime.shown import check_on_host
 from sae_unlearn.sae.equations import without_autocast
 

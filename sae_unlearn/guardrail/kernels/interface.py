@@ -4,7 +4,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 class Step(Protocol):

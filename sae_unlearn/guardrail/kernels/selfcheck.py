@@ -8,7 +8,7 @@ from sae_unlearn.guardrail.config_groups import TokenRules
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import decide, usual_norm
 from sae_unlearn.guardrail.kernels.interface import Step
-from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> str | None:

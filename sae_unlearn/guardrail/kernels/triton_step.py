@@ -20,7 +20,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import STATE_SIZE, State
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
-from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 # Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.

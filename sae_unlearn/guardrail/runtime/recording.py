@@ -19,8 +19,8 @@ from sae_unlearn.backbone.layers import check_module
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate import STATE_SIZE, State
-from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, send_firings
+from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ from transformers import Cache, PreTrainedTokenizerBase
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate import Decision, State
-from sae_unlearn.guardrail.runtime.cache_state import GateHistory, StaticGateHistory, history_of, tokens_of
+from sae_unlearn.guardrail.runtime.cache_state import history_of, tokens_of
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
+from sae_unlearn.guardrail.runtime.gate_history import GateHistory, StaticGateHistory
 
 
 LOW = 2e4

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixi
 
 from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.gate import State
-from sae_unlearn.guardrail.runtime.cache_state import DynamicGateHistory, GateHistory
+from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.masks import shown_by
 
 

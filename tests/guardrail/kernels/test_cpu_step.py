@@ -20,7 +20,7 @@ from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of
 from sae_unlearn.guardrail.kernels import cpu_step as host
 from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
-from sae_unlearn.guardrail.runtime.cache_state import MOST_LATER, DynamicGateHistory
+from sae_unlearn.guardrail.runtime.gate_history import MOST_LATER, DynamicGateHistory
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 

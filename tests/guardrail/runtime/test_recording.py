@@ -12,8 +12,8 @@ from zoo import guarded, token_ids, with_cache
 
 from sae_unlearn import Firing, GuardrailError, record_firings
 from sae_unlearn.guardrail.runtime import recording as firings_module
-from sae_unlearn.guardrail.runtime.cache_state import GateHistory
 from sae_unlearn.guardrail.runtime.firing import firing_line
+from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 from sae_unlearn.guardrail.runtime.recording import Recorder
 
 
