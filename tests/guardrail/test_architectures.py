@@ -37,7 +37,9 @@ class Case:
     """A guarded model, its base, and four prompts: one fires in the prompt, one later, one never, one as it likes."""
 
     def __init__(self, architecture: str, scope: str, sticky: bool) -> None:
-        self.base = base_model(architecture)
+        # frozen as under a guardrail: for a weight that requires gradients torch.matmul folds the batch into the rows
+        # (torch 2.13, `should_fold`), which rounds otherwise where MKL has no AVX-512: seen with mamba's projections
+        self.base = base_model(architecture).requires_grad_(False)
         self.layer = 0 if architecture == "mamba" else 1  # index of the guarded layer's entry in hidden_states, less 1
         # a gate that is not sticky tells more by its decisions, for the probes that a naive implementation must fail
         gate = {"threshold": 0.55, "min_tokens": 8} if sticky else {"threshold": 0.48, "min_tokens": 1}
@@ -108,9 +110,6 @@ def plain_forward(it: Case):
     fired = torch.tensor([firing.fired for firing in firings])
     assert fired.any()
     assert not fired.all()
-    if it.base.config.model_type == "mamba" and it.config.gate_scope == "prefix":  # open: why the last bits differ
-        assert torch.allclose(guarded[~fired], plain[~fired], atol=1e-6)
-        pytest.xfail("quiet rows of Mamba under a prefix gate differ from the base by rounding")
     assert torch.equal(guarded[~fired], plain[~fired])
     assert (guarded[fired] - plain[fired]).abs().amax(dim=(1, 2)).min() > 1e-3
 
@@ -123,12 +122,14 @@ def taken_off(it: Case):
     with it.model.disable_adapter():
         assert torch.equal(it.logits(ids), plain)
     hooks = count_hooks(it.base)
+    architecture = it.base.name_or_path.removeprefix("tiny-")
+    thawed = it.logits(ids, model=base_model(architecture))
     for take_off in (lambda model: model.unload(), detach_guardrail):
-        model = get_peft_model(base_model(it.base.name_or_path.removeprefix("tiny-")), planted_config())
+        model = get_peft_model(base_model(architecture), planted_config())
         plant(model)
         bare = take_off(model)
         assert type(bare) is type(it.base)
-        assert torch.equal(it.logits(ids, model=bare), plain)
+        assert torch.equal(it.logits(ids, model=bare), thawed)
         assert count_hooks(bare) <= hooks  # transformers puts its own on when hidden states are first asked for
         assert dict(bare.named_parameters()).keys() == dict(it.base.named_parameters()).keys()
 
