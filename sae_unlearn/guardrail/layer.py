@@ -43,7 +43,7 @@ from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
 from sae_unlearn.guardrail.runtime.counted import counted_tokens, ends_of_messages
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.hooks import remove_hooks
-from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all, telling_mask
+from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all, telling_masks
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
@@ -134,9 +134,10 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             if step is None or not isinstance(history, DynamicGateHistory):
                 return None
             plan.append((name, step, history))
-        mask, telling, past = mask_of_pass(inputs, batch, seq), telling_mask(inputs), inputs.past
-        if mask is None and not sees_all(inputs, seq):
+        mask, masks, past = mask_of_pass(inputs, batch, seq), telling_masks(inputs), inputs.past
+        if len(masks) > 1 or (mask is None and not sees_all(inputs, seq)):
             return None
+        telling = masks[0] if masks else None
         earlier = None
         if not inputs.recurrent and not all(history.whole for _, _, history in plan):
             if not isinstance(past, int) or not (telling is None or mask is not None or inputs.stateful):
@@ -190,7 +191,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         missed = unseen(history, inputs.past, hidden.device)
         again = None  # recurrent layers alone have no columns of the past
         if not inputs.recurrent:
-            again = shown_again(telling_mask(inputs), history, inputs.past, seq)
+            again = shown_again(telling_masks(inputs), history, inputs.past, seq)
         if again is None:
             return None if missed is None else missed[None, None]
         if seq > 1 and not torch.compiler.is_compiling():

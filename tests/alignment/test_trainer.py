@@ -401,7 +401,7 @@ def test_the_adapter_lies_on_blocks_up_to_the_layer(tmp_path):
 def test_what_cannot_be_trained_is_refused_by_name(tmp_path):
     known, unknown = entities("known", 36), entities("unknown", 24)
     cases = [
-        ({"train_dataset": ["w5 w6"]}, "train_dataset is a list; pass an EntitySet"),
+        ({"train_dataset": ["w5 w6"]}, "An entity is given as a str; expected an Entity or a mapping"),
         ({"train_dataset": known[:0]}, "holds no entities"),
         ({"known": known}, "train_dataset and known share 4 names"),
         ({"unknown": unknown[:5]}, "5 unknown entities of type 'thing'"),

@@ -67,11 +67,30 @@ def test_what_some_layers_do_not_see_counts_if_those_of_full_attention_do(full):
     assert {tokens for *_, tokens in found} == {SEQ}
 
 
-def test_layers_without_full_attention_tell_padding_by_their_own_mask():
+def test_what_full_attention_does_not_see_counts_if_other_layers_do():
+    hidden = CAUSAL.masked_fill(PLACES < 3, -1e9).clamp(min=-1e9)
+    found = records(guarded("gemma3"), attention_mask={"full_attention": hidden, "sliding_attention": CAUSAL})
+    assert {tokens for *_, tokens in found} == {SEQ}
+    found = records(guarded("gemma3"), attention_mask={"full_attention": hidden, "sliding_attention": hidden})
+    assert {tokens for *_, tokens in found} == {SEQ - 3}
+
+
+def test_layers_without_full_attention_tell_padding_by_their_own_masks():
     batch = padded([ids[:n] for ids, n in zip(IDS, (3, 5, 12, 8, 9, 11), strict=True)])
-    masks = {"chunked_attention": None, "sliding_attention": SEEN & batch["attention_mask"].bool()[:, None, None]}
-    inputs = ForwardInputs(None, masks, None, 0, False, None, None, [])
-    assert torch.equal(kept_tokens(inputs, *IDS.shape, IDS.device), batch["attention_mask"].bool())
+    text = batch["attention_mask"].bool()
+    both, none = SEEN & text[:, None, None], torch.zeros_like(SEEN)
+    whole = torch.ones_like(text)
+    for chunked, sliding, expected in (
+        (both, both, text),
+        (none, both, text),
+        (None, both, whole),  # seen by the layers that have no mask
+        (batch["attention_mask"], none, text),
+        (batch["attention_mask"], torch.zeros_like(text), text),
+        (batch["attention_mask"], whole, whole),
+    ):
+        masks = {"chunked_attention": chunked, "sliding_attention": sliding}
+        inputs = ForwardInputs(None, masks, None, 0, False, None, None, [])
+        assert torch.equal(kept_tokens(inputs, *IDS.shape, IDS.device), expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,7 +1,6 @@
 """Passes that go by a guardrail raise, in compiled code too; and calls of several threads are kept apart there."""
 
 import threading
-import time
 from collections import Counter
 
 import pytest
@@ -121,7 +120,8 @@ def test_threads_in_one_compiled_model_are_kept_apart_where_its_graph_breaks():
     model = guarded("llama")
     ids, masks = requests(model)
     expected = {tokens: logits(model, ids, attention_mask=mask) for tokens, mask in masks.items()}
-    compiled, found = torch.compile(model, backend="eager"), Counter()
+    compiled, found, rounds = torch.compile(model, backend="eager"), Counter(), 12
+    together = threading.Barrier(4)
 
     def run(tokens):
         with record_firings(model) as firings:
@@ -133,19 +133,22 @@ def test_threads_in_one_compiled_model_are_kept_apart_where_its_graph_breaks():
         first.start()
         first.join()
     found.clear()
-    end = time.monotonic() + 5  # some of it is compiling, for several recordings at a time
 
     def work(tokens):
-        while time.monotonic() < end:
-            run(tokens)
+        try:
+            for _ in range(rounds):
+                together.wait()  # so that passes overlap, however long it takes to compile for several recordings
+                run(tokens)
+        except BaseException:
+            together.abort()
+            raise
 
     threads = [threading.Thread(target=work, args=(tokens,)) for tokens in (16, 1, 16, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found.keys() == {(16, True, (16, 16)), (1, True, (1, 1))}, found
-    assert min(found.values()) > 5
+    assert found == {(16, True, (16, 16)): 2 * rounds, (1, True, (1, 1)): 2 * rounds}
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["alone", "beside one that goes on"])

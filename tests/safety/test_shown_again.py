@@ -109,6 +109,34 @@ def test_a_mask_as_long_as_the_chunk_is_of_the_chunk_to_nobody(cache):
     raises_or_gives_nothing(lambda: read(guarded("llama"), [6, SEQ], masks, cache=cache))
 
 
+@pytest.mark.parametrize("again", ["full_attention", "sliding_attention"])
+def test_what_any_kind_of_layer_is_shown_later_was_shown_before(again):
+    hidden, shown = seen_by(hiding(7, 2), 6, "bool"), seen_by(hiding(7), 6, "bool")
+
+    def later(mask):
+        model, cache = guarded("gemma3"), DynamicCache()
+        masks = {kind: mask if kind == again else hidden for kind in ("full_attention", "sliding_attention")}
+        with torch.no_grad():
+            model(input_ids=IDS[:, :6], attention_mask=hiding(6, 2), **with_cache(model, cache))
+            return model(input_ids=IDS[:, 6, None], attention_mask=masks, **with_cache(model, cache)).logits
+
+    assert later(hidden.clone()).isfinite().all()
+    raises_or_gives_nothing(lambda: later(shown))
+
+
+@pytest.mark.parametrize("keys", [3, 4, 6, 8, 9])
+def test_a_mask_that_ends_early_hides_what_is_beyond_its_end_in_a_static_cache(keys):
+    """transformers fills it up with zeros."""
+    model, cache = guarded("llama"), CACHES["static"](guarded("llama").config)
+    with record_firings(model) as firings, torch.no_grad():
+        model(input_ids=IDS[:, :6], attention_mask=hiding(6), **with_cache(model, cache))
+        model(input_ids=IDS[:, 6:9], attention_mask=hiding(keys), **with_cache(model, cache))
+        if keys < 9:
+            with pytest.raises(GuardrailNotReady, match="hid when they were current"):
+                model(input_ids=IDS[:, 9:], attention_mask=hiding(SEQ), **with_cache(model, cache))
+    assert {firing.tokens for firing in firings} == {max(keys, 6)}
+
+
 def test_a_mask_that_is_changed_in_its_place_is_looked_at():
     model, cache, mask = guarded("llama"), DynamicCache(), hiding(SEQ, 0, 1)
     with torch.no_grad():

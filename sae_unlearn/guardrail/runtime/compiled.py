@@ -1,6 +1,6 @@
 """Code that `torch.compile` made of a guarded module is made again when guardrails come or go; that of others stays.
 
-Compiled code does not look whether a hook was added since (torch 2.8 to 2.13, `skip_nnmodule_hook_guards`): text would
+Compiled code does not look whether a hook was added since (tested: torch 2.13, `skip_nnmodule_hook_guards`): text would
 pass a guardrail unseen. But it looks whether a module that it runs has a `forward` of its own, and whose code that is
 (`guard_to_detect_forward_monkeypatching`). So a guarded module gets a copy of its class's `forward`, a new one whenever
 its guardrails change: the same bytecode in another code object.

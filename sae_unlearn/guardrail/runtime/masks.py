@@ -92,10 +92,10 @@ def _nothing(dtype: torch.dtype) -> float:
 
 def _own_columns(visible: Tensor, past: int | Tensor, seq: int) -> Tensor:
     """`[..., seq]`, those columns of `visible [..., keys]` that are the tokens of the pass."""
-    if isinstance(past, int):
-        start = _start_of(past, visible.shape[3], seq)
+    start = _start_of(past, visible.shape[3], seq)
+    if isinstance(start, int):
         return visible[..., start : start + seq]
-    return visible.index_select(3, torch.arange(seq, device=visible.device) + past.to(visible.device))
+    return visible.index_select(3, torch.arange(seq, device=visible.device) + start.to(visible.device))
 
 
 def _start_of(past: Any, keys: int, seq: int) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.masks import why_not_one_text
-from sae_unlearn.guardrail.runtime.pass_mask import is_2d, kept_tokens, mask_of_pass, telling_mask
+from sae_unlearn.guardrail.runtime.pass_mask import is_2d, kept_tokens, mask_of_pass, telling_masks
 
 
 PACKING = (
@@ -105,10 +105,10 @@ def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: 
     positions = text_positions(inputs.position_ids, *shape)
     if torch.compiler.is_compiling():
         return
-    mask = telling_mask(inputs)
-    why = None if mask is None or is_2d(mask) else why_not_one_text(mask, inputs.past, *shape)
+    masks = telling_masks(inputs)
+    why = None if not masks or is_2d(masks[0]) else why_not_one_text(masks[0], inputs.past, *shape)
     if why is None and positions is not None:
-        kept = None if mask is None else kept_tokens(inputs, *shape, positions.device)
+        kept = None if not masks else kept_tokens(inputs, *shape, positions.device)
         why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
     if why is not None:
         raise NotImplementedError(

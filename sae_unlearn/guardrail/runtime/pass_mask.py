@@ -12,18 +12,25 @@ from sae_unlearn.guardrail.runtime.masks import kept_by
 
 def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
     """`[batch, seq]`, the part of a 2-D attention mask that is about this pass, as given; None without such a mask.
+    Of several 2-D masks, one for each kind of layer, the largest number of each token.
 
     Raises:
-        GuardrailNotReady: the mask does not cover the tokens.
+        GuardrailNotReady: a mask does not cover the tokens.
     """
-    mask, past = telling_mask(inputs), inputs.past
-    if not is_2d(mask) or _takes_in_all(inputs, seq):
+    masks = telling_masks(inputs)
+    if not masks or not all(is_2d(mask) for mask in masks) or _takes_in_all(inputs, seq):
         return None
-    if not isinstance(past, int):  # a static cache may come with a mask padded to the full length on the right
+    chunks = [_chunk(mask, inputs, batch, seq) for mask in masks]
+    return chunks[0] if len(chunks) == 1 else torch.stack(chunks).amax(dim=0)
+
+
+def _chunk(mask: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> Tensor:
+    past = inputs.past
+    if not isinstance(past, int):
+        # The mask may be padded to the static cache's full length, or end before the tokens of the pass: what is beyond
+        # its end is hidden by transformers (5.24, `prepare_padding_mask`).
         index = torch.arange(seq, device=mask.device) + past.to(mask.device)
-        if mask.shape[1] == seq:  # of the first pass, or shorter than what was read: there transformers hides the rest
-            mask, index = torch.nn.functional.pad(mask, (0, 1)), index.clamp(max=seq)
-        chunk = mask.index_select(1, index)
+        chunk = torch.nn.functional.pad(mask, (0, 1)).index_select(1, index.clamp(max=mask.shape[1]))
     elif inputs.recurrent or (inputs.stateful and past == 0):  # recurrent layers read the end of the mask
         chunk = mask[:, -seq:]
     else:
@@ -40,47 +47,49 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
 
 
 def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:
-    """`[batch, seq]` bool: which tokens of this pass are not padding.
+    """`[batch, seq]` bool: which tokens of this pass are not padding: some layer's mask shows them.
 
     Raises:
         GuardrailNotReady: a 2-D mask does not cover the tokens.
         NotImplementedError: another mask does not tell, see `kernel_mask`.
     """
-    chunk = mask_of_pass(inputs, batch, seq)
-    if chunk is not None:
-        return chunk.to(device).bool()
-    mask = telling_mask(inputs)
-    if sees_all(inputs, seq) and (mask is None or seq == 1 or inputs.stateful):
+    masks = telling_masks(inputs)
+    if not masks or (sees_all(inputs, seq) and (seq == 1 or inputs.stateful)):
         return torch.ones(batch, seq, dtype=torch.bool, device=device)
-    return kept_by(mask, inputs.past, batch, seq).to(device)
+    kept: Tensor | None = None
+    for mask in masks:
+        own = _chunk(mask, inputs, batch, seq).bool() if is_2d(mask) else kept_by(mask, inputs.past, batch, seq)
+        kept = own.to(device) if kept is None else kept | own.to(device)
+    assert kept is not None
+    return kept
 
 
 def sees_all(inputs: ForwardInputs, seq: int) -> bool:
     """Whether the host knows that no token of the pass is padding: there is no mask that could say so, a tensor, or the
     model does not follow it."""
-    return _takes_in_all(inputs, seq) or not isinstance(telling_mask(inputs), Tensor)
+    return _takes_in_all(inputs, seq) or not any(isinstance(mask, Tensor) for mask in telling_masks(inputs))
 
 
 def _takes_in_all(inputs: ForwardInputs, seq: int) -> bool:
     """Whether recurrent layers read all tokens of the pass whatever the mask says."""
-    mask = telling_mask(inputs)
-    return inputs.stateful and (
-        seq == 1 or (isinstance(mask, Tensor) and mask.ndim == 4 and mask is inputs.attention_mask)
-    )
+    mask = inputs.attention_mask
+    return inputs.stateful and (seq == 1 or (isinstance(mask, Tensor) and mask.ndim == 4))
 
 
-def telling_mask(inputs: ForwardInputs) -> Any:
-    """The mask that tells what is padding: the one given, and of one for each kind of layer that of full attention.
-    Full attention without a mask sees everything."""
+def telling_masks(inputs: ForwardInputs) -> list[Any]:
+    """The masks that tell what is padding: the one given; or of one for each kind of layer all that differ, that of
+    full attention first. Empty if some layer has none, and so sees everything."""
     masks = inputs.attention_mask
     if not isinstance(masks, dict):
-        return masks
-    if "full_attention" in masks:
-        return masks["full_attention"]
-    for mask in masks.values():
-        if mask is not None:
-            return mask
-    return None
+        return [] if masks is None else [masks]
+    found: list[Any] = []
+    for kind in sorted(masks, key=lambda kind: kind != "full_attention"):
+        mask = masks[kind]
+        if mask is None:
+            return []
+        if not any(mask is other for other in found):
+            found.append(mask)
+    return found
 
 
 def is_2d(mask: Any) -> TypeGuard[Tensor]:

@@ -39,12 +39,12 @@ def shown_before(mask: Any, past: int, device: torch.device) -> Tensor:
     return torch.ones(1, 1, device=device).expand(1, past) if mask is None else mask[:, :past].to(device)
 
 
-def shown_again(mask: Any, history: GateHistory, past: int | Tensor, seq: int) -> Tensor | None:
-    """`[batch]` bool: the rows whose mask shows a token that was hidden when it was current. None if the host knows
-    that there is none. To be asked before the pass is added to the history.
+def shown_again(masks: list[Any], history: GateHistory, past: int | Tensor, seq: int) -> Tensor | None:
+    """`[batch]` bool: the rows of which a mask shows a token that was hidden when it was current. None if the host
+    knows that there is none. To be asked before the pass is added to the history.
 
     Args:
-        mask: that tells what is padding: 2-D, that of an attention kernel, or None.
+        masks: those that tell what is padding, each 2-D or that of an attention kernel; none show everything.
         past: tokens in the cache before this pass.
         seq: tokens of this pass.
 
@@ -54,9 +54,17 @@ def shown_again(mask: Any, history: GateHistory, past: int | Tensor, seq: int) -
     if history.whole or (isinstance(past, int) and past == 0) or not history.is_initialized:
         return None
     kept = State.of(history.keys[:, 0, : past if isinstance(past, int) else None]).kept
-    if mask is None:
+    if not masks:
         lost = kept == 0
         return (lost if isinstance(past, int) else lost & _before(past, kept)).any(dim=1)
+    again = _shown_by_one(masks[0], kept, past, seq)
+    for mask in masks[1:]:
+        again = again | _shown_by_one(mask, kept, past, seq)
+    return again
+
+
+def _shown_by_one(mask: Any, kept: Tensor, past: int | Tensor, seq: int) -> Tensor:
+    """`[batch]` bool, of one mask, for `kept [batch, tokens of the past]`."""
     if isinstance(mask, Tensor) and mask.ndim == 2:
         mask = mask.to(kept.device)
         if isinstance(past, int):
