@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from zoo import base_model, guarded, logits_of, random_sae, token_ids
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail, detach_guardrail, guardrail_status
@@ -156,6 +156,21 @@ def test_saving_a_guardrail_of_a_trained_base_warns(make, folder, tmp_path):
     model.requires_grad_(False)
     with pytest.warns(UserWarning, match="weights have changed"):
         model.save_pretrained(tmp_path / "trained")
+
+
+def test_a_trainer_trains_no_base_unless_it_is_thawed_and_then_saving_warns(folder, tmp_path):
+    model = by_us(folder)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    settings = TrainingArguments(tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, save_steps=9)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        Trainer(model, settings, train_dataset=rows).train()
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    model.get_base_model().model.layers[0].requires_grad_()
+    trainer = Trainer(model, settings, train_dataset=rows)
+    trainer.train()
+    with pytest.warns(UserWarning, match="weights are trainable"):
+        trainer.save_model(tmp_path / "saved")
 
 
 # --------------------------------------------------------------------------- saved as a model of transformers
