@@ -29,7 +29,9 @@ def _chunk(mask: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> Tensor:
     if not isinstance(past, int):
         # The mask may be padded to the static cache's full length, or end before the tokens of the pass: what is beyond
         # its end is hidden by transformers (5.24, `prepare_padding_mask`).
-        index = torch.arange(seq, device=mask.device) + past.to(mask.device)
+        index = past.to(mask.device).reshape(1)
+        if seq > 1:
+            index = index + torch.arange(seq, device=mask.device)
         chunk = torch.nn.functional.pad(mask, (0, 1)).index_select(1, index.clamp(max=mask.shape[1]))
     elif inputs.recurrent or (inputs.stateful and past == 0):  # recurrent layers read the end of the mask
         chunk = mask[:, -seq:]
