@@ -16,7 +16,7 @@ def difference(recorded: dict[str, Any], model: nn.Module, layers: nn.ModuleList
     not seen. Biases are fused, too, so a recorded norm may be any of the layers' vectors.
 
     Args:
-        recorded (dict): `base_fingerprint` of the guardrail's config.
+        recorded (dict): `base_model.fingerprint` of the guardrail's config.
         model (nn.Module): The model of a worker.
         layers (nn.ModuleList): Its decoder layers.
         layer (int): The guarded one; weights after it play no part.

@@ -1,0 +1,1 @@
+"""The guardrail inside serving engines, compared with `generate()` of transformers on the demo's model."""

@@ -1,0 +1,177 @@
+"""Tiny models and guardrails on disk, and vLLM engines that serve them, with the answers of `generate()` to compare."""
+
+import copy
+import gc
+import os
+from contextlib import contextmanager
+
+import torch
+import transformers as t
+import zoo
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from sae_unlearn import attach_guardrail, record_firings
+
+
+# Before vllm is imported: engines in this process, a small cache, no binding of threads.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+WIDTH, LAYERS, LAYER, VOCAB = 64, 4, 1, 512
+_SHARED = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": VOCAB - 1,
+}
+_GATED = {"intermediate_size": 96, "num_key_value_heads": 1}
+MODELS = {  # head_dim 32 is the smallest of vLLM's attention on a CPU
+    "gemma3": lambda: t.Gemma3TextConfig(**_SHARED, **_GATED, head_dim=32, sliding_window=64, query_pre_attn_scalar=32),
+    "llama": lambda: t.LlamaConfig(**_SHARED, **_GATED),
+    "gpt2": lambda: t.GPT2Config(
+        **{k: v for k, v in _SHARED.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=2,
+        n_positions=512,
+    ),
+}
+PARAMS = {"temperature": 0, "max_tokens": 16, "detokenize": False}
+
+
+def save_model(folder, name):
+    """Save the tiny model `name` in `folder`, and return its path."""
+    path = folder / name
+    if not path.is_dir():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(MODELS[name]()).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.1)
+        model.generation_config.eos_token_id = None
+        model.save_pretrained(path)
+    return path
+
+
+def save_guardrail(folder, model, name="guard", layer=LAYER, seed=0, **fields):
+    """Save a guardrail with planted features for the model in `model`, and return its path."""
+    path = folder / name
+    if not path.is_dir():
+        fields = {"gate_scope": "prefix", "threshold": 0.5, "min_tokens": 4} | fields
+        fields = {"special_ids": [0, 1, VOCAB - 1]} | fields
+        config = zoo.planted_config(layer=layer, hidden_size=WIDTH, num_layers=LAYERS, **fields)
+        guarded = get_peft_model(AutoModelForCausalLM.from_pretrained(model).eval(), config)
+        zoo.plant(guarded, seed=seed)
+        guarded.save_pretrained(path)
+    return path
+
+
+def prompts(count=8, seed=5, longest=160):
+    """Random prompts, the first of 3 tokens, the last of `longest`."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.linspace(3, longest, count).long().tolist()
+    return [torch.randint(2, VOCAB - 2, (n,), generator=generator).tolist() for n in lengths]
+
+
+def expected(model, guardrails, rows, tokens=PARAMS["max_tokens"], dtype=torch.float32):
+    """What `generate()` answers to each row alone: tokens, and by guardrail `(fired, at_token, evidence, tokens)`."""
+    guarded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    for path in guardrails:
+        guarded = attach_guardrail(guarded, path, adapter_name=path.name)
+    found = []
+    for row in rows:
+        ids = torch.tensor([row])
+        with torch.inference_mode(), record_firings(guarded) if guardrails else _nothing() as firings:
+            options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False}
+            out = guarded.generate(input_ids=ids, **options)
+        records = {f.adapter: (f.fired, f.at_token, f.evidence, f.tokens) for f in firings or ()}
+        found.append((out[0, len(row) :].tolist(), records))
+    return found
+
+
+@contextmanager
+def _nothing():
+    yield None
+
+
+class Engine:
+    """A vLLM engine in this process."""
+
+    def __init__(self, model, guardrails=(), settings=None, **options):
+        from vllm import LLM
+
+        options = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 256,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 256,
+            "skip_tokenizer_init": True,
+        } | options
+        if guardrails:
+            settings = {"paths": [str(path) for path in guardrails]} | (settings or {})
+            options["additional_config"] = {"sae_guardrail": settings}
+        self.llm = LLM(str(model), **copy.deepcopy(options))
+
+    @property
+    def core(self):
+        return self.llm.llm_engine.engine_core.engine_core
+
+    @property
+    def guards(self):
+        return self.core.model_executor.driver_worker.worker.sae_guardrail
+
+    def answers(self, rows, extra=None, **params):
+        """Tokens and records as from `expected`, and the outputs of vLLM."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(**(PARAMS | params), extra_args=extra)
+        inputs = [{"prompt_token_ids": row} for row in rows]
+        outputs = self.llm.generate(inputs, params, use_tqdm=False)
+        records = self.records()
+        found = []
+        for output in outputs:
+            own = [by for request, by in records.items() if belongs(request, output.request_id)]
+            read = {name: tuple(r[k] for k in FIELDS) for by in own for name, r in by.items()}
+            found.append((list(output.outputs[0].token_ids), read))
+        return found, outputs
+
+    def records(self):
+        return self.llm.collective_rpc("sae_guardrail_records")[0]
+
+    def close(self):
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+FIELDS = ("fired", "at_token", "evidence", "tokens")
+
+
+def belongs(found, request):
+    """Whether a request id of a worker is that of `request`: vLLM adds a random end, and `0_` for the first sample."""
+    return (
+        found == request or found.startswith(f"{request}-") or f"_{request}-" in found or found.endswith(f"_{request}")
+    )
+
+
+@contextmanager
+def serving(*args, **options):
+    """An `Engine` that is closed at the end."""
+    engine = Engine(*args, **options)
+    try:
+        yield engine
+    finally:
+        engine.close()
