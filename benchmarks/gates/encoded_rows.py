@@ -16,7 +16,7 @@ import argparse
 import copy
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,11 @@ class Encoded(NamedTuple):
     values: Tensor
     residual: Tensor
     norms: Tensor
+
+
+def groups(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The items, so many at a time."""
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 class Encoder:
@@ -98,7 +103,7 @@ class Encoder:
         rows = [self.ids(text) for text in texts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         found: list[Any] = [None] * len(rows)
-        for some in itertools.batched(order, size):
+        for some in groups(order, size):
             for i, hidden in zip(some, self.run([rows[i] for i in some]), strict=True):
                 found[i] = hidden
         return self.encoded(rows, found)
@@ -123,7 +128,7 @@ def behind(encoder: Encoder, fillers: list[str], texts: list[str]) -> dict[str, 
             pieces.append(encoder.run([part], cache)[0])
             done += len(part)
             cuts[str(number)].append(done)
-            for some in itertools.batched(mine, 6):
+            for some in groups(mine, 6):
                 forked = copy.deepcopy(cache)
                 forked.batch_repeat_interleave(len(some))
                 for i, h in zip(some, encoder.run([blank + own[i] for i in some], forked), strict=True):

@@ -120,7 +120,7 @@ def statistics_of(
         activations = {ids: part.encode(batch.residual) for ids, part in parts.items()}
         for name, config in configs.items():
             a = heard(activations[tuple(config.feature_ids)], content)
-            hits = hits_of(a, a != 0, ConfigTables().evidence(config, a.device))
+            hits = hits_of(a, a != 0, ConfigTables().evidence(config, a.device), content, config)
             for i, value in zip(batch.index, row_statistic(hits, content, config).tolist(), strict=True):
                 found[name][i] = round(value, 5)
     return found

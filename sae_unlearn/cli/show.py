@@ -157,8 +157,8 @@ def describe_bundle(folder: "GuardrailFolder", bundle: "Bundle") -> str:
 
 def _calibration(calibration: dict[str, Any]) -> str:
     from sae_unlearn.checks import real
-    from sae_unlearn.files.terminal import table
-    from sae_unlearn.guardrail.summary import curve_rows, fire_rows
+    from sae_unlearn.files.terminal import printable, table
+    from sae_unlearn.guardrail.summary import curve_rows, fire_rows, fit_words
 
     fires = [[f"fires on {role} text", *numbers] for role, *numbers in fire_rows(calibration)]
     if not fires:
@@ -167,6 +167,9 @@ def _calibration(calibration: dict[str, Any]) -> str:
     auroc = real(calibration.get("auroc"))
     if auroc is not None:
         lines += ["", f"  AUROC of the statistic, forget against retain rows: {auroc:.3f}"]
+    words = fit_words(calibration)
+    if words:
+        lines += ["", *(f"  - {printable(text)}" for text in words)]
     curve = curve_rows(calibration)[:20]
     if curve:
         head = ["retain percentile", "threshold", "fires on forget", "fires on retain"]

@@ -236,7 +236,8 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
             f"This is a {kind}, whose features a guardrail has to approximate, and that needs text: use "
             "`fit_guardrail(..., topk='threshold')`."
         )
-    tensors = tensors_of(sae.slice(config.feature_ids), torch.full((config.num_features,), float(config.clamp_value)))
+    part = sae.slice([*config.feature_ids, *(config.gate_feature_ids or ())])
+    tensors = tensors_of(part, torch.full((config.num_features,), float(config.clamp_value)))
     check_tensors(tensors, "the SAE")
     return Artefact(config, tensors, None)
 

@@ -1,5 +1,6 @@
 """Does a guardrail belong to this model, and can its gate ever fire there?"""
 
+import math
 import warnings
 
 from torch import nn
@@ -73,6 +74,7 @@ def check_longest(config: SAEGuardrailConfig, longest: int | None) -> None:
         "window": config.hottest * min(longest, given.window) / min(max(longest, given.min_tokens), given.window),
         "cusum": longest * (config.hottest - given.drift),
         "ratio_or_window": whole,
+        "windowed": math.inf if config.hottest > given.drift else config.threshold,
     }[config.statistic]
     if highest <= config.threshold:
         raise GuardrailError(

@@ -113,7 +113,7 @@ def check_guardrail(
 
 def _measure(artefact: Artefact, model: nn.Module, rows: list[list[int]], batch_size: int) -> _Measured:
     config, tensors = artefact.config, artefact.tensors
-    encoder = GuardrailEncoder(config.width, config.num_features)
+    encoder = GuardrailEncoder(config.width, config.num_encoded)
     for name, parameter in encoder.named_parameters():
         parameter.data.copy_(tensors[f"encoder.{name}"])
     moments = EditMoments(tensors["decoder.weight"], config.clamp_mode)

@@ -19,7 +19,7 @@ from sae_unlearn.version import __version__
 
 
 _CHANGES = itertools.count(1)  # `next` of it is atomic: two threads never get one number
-_TUPLES = ("feature_ids", "feature_evidence", "refusal_ids")
+_TUPLES = ("feature_ids", "gate_feature_ids", "feature_evidence", "refusal_ids")
 _GROUPS: dict[str, type[Any]] = {"statistic_kwargs": StatisticKwargs, "tokens": TokenRules, "base_model": BaseRecord}
 _GROUPED = {each.name: group for group, kind in _GROUPS.items() for each in fields(kind)}
 
@@ -58,7 +58,14 @@ class SAEGuardrailConfig(PeftConfig):
         metadata={
             "help": "What is compared with `threshold`. 'ratio': hot tokens / tokens so far. 'window': the same over "
             "the last `window` tokens, its largest value so far. 'cusum': cumulative sum of (hot - drift), floored at "
-            "0, its largest value so far. 'ratio_or_window': the larger of ratio and `window_weight` * window."
+            "0, its largest value so far. 'ratio_or_window': the larger of ratio and `window_weight` * window. "
+            "'windowed': signed scores of tokens, their mean judged by its spread or their cumulative sum."
+        },
+    )
+    gate_feature_ids: Sequence[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Further features that only the gate reads, with statistic='windowed'. They are not clamped."
         },
     )
     statistic_kwargs: StatisticKwargs = field(default=StatisticKwargs(), metadata={"help": "Its parameters."})
@@ -68,7 +75,8 @@ class SAEGuardrailConfig(PeftConfig):
         metadata={
             "help": "How hot a token is: the sum of these over the features active there. Of each feature, the log of "
             "how much likelier it is active on the topic than on other text, in quarters of a nat, 0.25 to 16. None: a "
-            "token is hot, and counts 1, if a guarded feature is active."
+            "token is hot, and counts 1, if a guarded feature is active. With statistic='windowed' the weights of the "
+            "features and then of gate_feature_ids, of either sign or 0, in quarters."
         },
     )
     gate_scope: str = field(
@@ -182,6 +190,11 @@ class SAEGuardrailConfig(PeftConfig):
         return len(self.feature_ids or ())
 
     @property
+    def num_encoded(self) -> int:
+        """The number of features that the encoder computes: the guarded ones, then those of `gate_feature_ids`."""
+        return self.num_features + len(self.gate_feature_ids or ())
+
+    @property
     def width(self) -> int:
         """`base_model.hidden_size`, where it must be known.
 
@@ -194,13 +207,16 @@ class SAEGuardrailConfig(PeftConfig):
 
     @property
     def hottest(self) -> float:
-        """What the hottest token counts: 1, or all of `feature_evidence`."""
-        return 1.0 if self.feature_evidence is None else sum(self.feature_evidence)
+        """What the hottest token counts: 1, or all of `feature_evidence` that speaks for the topic, and the bias."""
+        if self.feature_evidence is None:
+            return 1.0
+        bias = self.statistic_kwargs.bias if self.statistic == "windowed" else 0.0
+        return bias + sum(value for value in self.feature_evidence if value > 0)
 
     @property
     def threshold_bounds(self) -> tuple[float, float]:
         """Half-open interval [low, high) in which a threshold can ever be crossed and is not always crossed."""
-        return (0.0, math.inf) if self.statistic == "cusum" else (0.0, self.hottest)
+        return (0.0, math.inf) if self.statistic in ("cusum", "windowed") else (0.0, self.hottest)
 
     @property
     def never_fires(self) -> bool:

@@ -11,6 +11,7 @@ class ConfigFields(Protocol):
 
     layer: int
     feature_ids: Sequence[int] | None
+    gate_feature_ids: Sequence[int] | None
     statistic: str
     statistic_kwargs: StatisticKwargs
     tokens: TokenRules
@@ -30,6 +31,9 @@ class ConfigFields(Protocol):
 
     @property
     def num_features(self) -> int: ...
+
+    @property
+    def num_encoded(self) -> int: ...
 
     @property
     def hottest(self) -> float: ...

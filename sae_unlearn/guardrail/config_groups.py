@@ -21,6 +21,7 @@ from sae_unlearn.guardrail.config_values import (
 
 G = TypeVar("G")
 COUNTING = ("content", "columns")
+_POSITIVE = {"row_variance": 0.0, "token_variance": 1e-12, "sum_weight": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,32 @@ class StatisticKwargs:
     window_weight: float = field(
         default=0.35, metadata={"help": "Weight of the window against the whole row in 'ratio_or_window', up to 1."}
     )
-    drift: float = field(default=0.5, metadata={"help": "Hot rate that leaves the 'cusum' statistic unchanged."})
+    drift: float = field(
+        default=0.5, metadata={"help": "Hot rate, or score of 'windowed', that leaves the cumulative sum unchanged."}
+    )
+    bias: float = field(default=0.0, metadata={"help": "Score of a token without active features in 'windowed'."})
+    other_mean: float = field(default=0.0, metadata={"help": "Mean score of other text in 'windowed'."})
+    row_variance: float = field(
+        default=0.0,
+        metadata={"help": "Variance of a row's mean score in 'windowed', the part that stays at any length."},
+    )
+    token_variance: float = field(
+        default=1.0, metadata={"help": "The part that falls with the length: what it is for a single token."}
+    )
+    sum_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the cumulative sum against the mean in 'windowed'."}
+    )
 
     def __post_init__(self) -> None:
         check_integer("statistic_kwargs.min_tokens", self.min_tokens, 1)
         check_integer("statistic_kwargs.window", self.window, 1)
-        for name in ("window_weight", "drift"):
+        for name in ("window_weight", "drift", "bias", "other_mean", *_POSITIVE):
             check_real(f"statistic_kwargs.{name}", getattr(self, name))
+        for name, lowest in _POSITIVE.items():
+            if not getattr(self, name) >= lowest:
+                raise GuardrailError(
+                    f"statistic_kwargs.{name}={getattr(self, name)!r}: expected at least {lowest:g}. Fit again."
+                )
         if not 0 < self.window_weight <= 1:
             raise GuardrailError(f"statistic_kwargs.window_weight={self.window_weight} must be above 0 and at most 1.")
 

@@ -46,13 +46,14 @@ LARGEST_SLICE = 2**27
 
 # Log-likelihood ratios in quarters of a nat, so that sums of them are exact in float32, too.
 EVIDENCE_STEP, LARGEST_EVIDENCE = 0.25, 16.0
+DRIFT_STEP = 1 / 16  # of the windowed statistic, whose scores are quarters
 
 # Statistics that can be taken of each message as well, and those that look back over a window.
-BY_MESSAGE = ("ratio", "ratio_or_window")
+BY_MESSAGE = ("ratio", "ratio_or_window", "windowed")
 WINDOWED = ("window", "ratio_or_window")
 
 CHOICES = {
-    "statistic": ("ratio", "window", "cusum", "ratio_or_window"),
+    "statistic": ("ratio", "window", "cusum", "ratio_or_window", "windowed"),
     "gate_scope": ("sequence", "prefix"),
     "clamp_mode": ("fired", "all"),
     "action": ("clamp", "record", "refuse"),
@@ -70,6 +71,7 @@ def check_config(config: ConfigFields, always: bool = False) -> None:
     _check_names(config)
     _check_features(config)
     _check_evidence(config)
+    _check_windowed(config)
     check_numbers(config, always)
     _check_messages(config)
     check_refusal(config)
@@ -122,24 +124,26 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
 
 
 def _check_features(config: ConfigFields) -> None:
-    if config.feature_ids is not None:
-        if not isinstance(config.feature_ids, (list, tuple)) or not config.feature_ids:
-            raise GuardrailError(f"feature_ids={config.feature_ids!r} must be a non-empty list of integers.")
-        ids = tuple(check_integer("feature_ids", i, 0, LARGEST_ID) for i in config.feature_ids)
-        settle(config, "feature_ids", ids)
-        if len(set(config.feature_ids)) != len(config.feature_ids):
-            repeated = sorted(i for i, count in Counter(config.feature_ids).items() if count > 1)
-            raise GuardrailError(f"feature_ids holds {repeated[:8]} more than once; name each feature once.")
+    for name in ("feature_ids", "gate_feature_ids"):
+        given = getattr(config, name)
+        if given is None or (name == "gate_feature_ids" and not given):
+            continue
+        if not isinstance(given, (list, tuple)) or not given:
+            raise GuardrailError(f"{name}={given!r} must be a non-empty list of integers.")
+        settle(config, name, tuple(check_integer(name, i, 0, LARGEST_ID) for i in given))
         d_sae = (config.sae_source or {}).get("d_sae") if isinstance(config.sae_source, dict) else None
-        if isinstance(d_sae, int) and max(config.feature_ids) >= d_sae:
+        if isinstance(d_sae, int) and max(given) >= d_sae:
             raise GuardrailError(
-                f"feature_ids holds {max(config.feature_ids)}, but the SAE in `sae_source` has d_sae={d_sae} "
-                f"features, 0 to {d_sae - 1}."
+                f"{name} holds {max(given)}, but the SAE in `sae_source` has d_sae={d_sae} features, 0 to {d_sae - 1}."
             )
+    ids = [*(config.feature_ids or ()), *(config.gate_feature_ids or ())]
+    if len(set(ids)) != len(ids):
+        repeated = sorted(i for i, count in Counter(ids).items() if count > 1)
+        raise GuardrailError(f"feature_ids holds {repeated[:8]} more than once; name each feature once.")
     width = config.base_model.hidden_size
-    if config.num_features * (width or 1) > LARGEST_SLICE:
+    if config.num_encoded * (width or 1) > LARGEST_SLICE:
         raise GuardrailError(
-            f"feature_ids: {config.num_features} features of width {width} are more than {LARGEST_SLICE} weights, "
+            f"feature_ids: {config.num_encoded} features of width {width} are more than {LARGEST_SLICE} weights, "
             "which no guardrail has."
         )
 
@@ -150,17 +154,34 @@ def _check_evidence(config: ConfigFields) -> None:
         return
     if not isinstance(values, (list, tuple)) or not values:
         raise GuardrailError(f"feature_evidence={values!r} must be a list of numbers, one for each feature.")
+    lowest = -LARGEST_EVIDENCE if config.statistic == "windowed" else EVIDENCE_STEP
     for value in values:
         check_real("feature_evidence", value)
-        if not EVIDENCE_STEP <= value <= LARGEST_EVIDENCE or value % EVIDENCE_STEP:
+        if not lowest <= value <= LARGEST_EVIDENCE or value % EVIDENCE_STEP:
             raise GuardrailError(
-                f"feature_evidence holds {value}; it is in steps of {EVIDENCE_STEP} up to {LARGEST_EVIDENCE:g}."
+                f"feature_evidence holds {value}; it is in steps of {EVIDENCE_STEP} from {lowest:g} to "
+                f"{LARGEST_EVIDENCE:g}."
             )
     settle(config, "feature_evidence", tuple(float(value) for value in values))
-    if len(config.feature_ids or ()) != len(values):
+    if config.num_encoded != len(values):
+        raise GuardrailError(f"feature_evidence holds {len(values)} numbers for {config.num_encoded} features.")
+
+
+def _check_windowed(config: ConfigFields) -> None:
+    """Raise unless the fields of statistic="windowed" fit together, and others are without them."""
+    if config.statistic != "windowed":
+        if config.gate_feature_ids:
+            raise GuardrailError("gate_feature_ids goes with statistic='windowed'. Leave it out.")
+        return
+    if config.tokens.counting != "content" or not config.sticky:
         raise GuardrailError(
-            f"feature_evidence holds {len(values)} numbers for {len(config.feature_ids or ())} features."
+            f"statistic='windowed' goes with counting='content' and sticky=True, not with "
+            f"counting={config.tokens.counting!r} and sticky={config.sticky}. Set another statistic."
         )
+    for name, step in (("bias", EVIDENCE_STEP), ("drift", DRIFT_STEP)):
+        value = getattr(config.statistic_kwargs, name)
+        if value % step:
+            raise GuardrailError(f"statistic_kwargs.{name}={value}: expected a multiple of {step:g}. Fit again.")
 
 
 def check_outlier_norm(config: ConfigFields) -> None:
@@ -185,7 +206,7 @@ def _check_messages(config: ConfigFields) -> None:
     wrong = [f"{name}={found[name]!r}" for name, allowed in needed.items() if found[name] not in allowed]
     if wrong:
         raise GuardrailError(
-            f"tokens.boundary_ids goes with statistic='ratio' or 'ratio_or_window', counting='content' and "
+            f"tokens.boundary_ids goes with statistic='ratio', 'ratio_or_window' or 'windowed', counting='content' and "
             f"sticky=True, and not with {', '.join(wrong)}; set boundary_ids=None."
         )
 

@@ -13,6 +13,7 @@ and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
     window   S_t = max_{s<=t} (H_s - H_{s-W}) / min(max(N_s, m), W)      H_{s-W}: W counted tokens earlier
     cusum    S_t = max_{s<=t} (Y_s - min_{r<=s} Y_r),  Y_s = H_s - k N_s,  Y_0 = 0
     ratio_or_window    S_t = max(ratio_t, window_weight * window_t)
+    windowed    S_t = max(z_t, sum_weight * P_t), of signed scores in the place of hot_t; see `windowed`
 
 (without `sticky`, window and cusum use their current value and not the largest so far). Where the config names the
 tokens between a conversation's messages, the ratio of each message is taken too (`message_statistic`). The row fires
@@ -41,6 +42,7 @@ or on how a sequence was cut into forward passes.
 Source: Muhamed et al. 2025 (arXiv 2504.08192), section 4, for `ratio`; Page 1954 for `cusum`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +50,8 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import WINDOWED
-from sae_unlearn.guardrail.message_statistic import by_message
+from sae_unlearn.guardrail.message_statistic import by_message, share_of
+from sae_unlearn.guardrail.windowed import mean_part, windowed_value
 
 
 class State(NamedTuple):
@@ -57,8 +60,8 @@ class State(NamedTuple):
     Attributes:
         hits: `H`.
         tokens: `N`.
-        lowest: the smallest `Y` of cusum; the largest window so far of ratio_or_window.
-        peak: the statistic; of window and cusum, with `sticky`, its largest value so far.
+        lowest: the smallest `Y` of cusum and windowed; the largest window so far of ratio_or_window.
+        peak: the statistic; of window and cusum, with `sticky`, its largest value so far; of windowed `P`.
         fired_at: number of counted tokens when the row fired; 0 where it has not.
         kept: 1 if the mask shows the token, special or not; it is of that token alone.
     """
@@ -119,19 +122,35 @@ def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) ->
     return activations.where(eligible[..., None], 0)
 
 
-def hits_of(activations: Tensor, active: Tensor, evidence: Tensor | None) -> Tensor:
+def hits_of(
+    activations: Tensor, active: Tensor, evidence: Tensor | None, counted: Tensor, config: SAEGuardrailConfig
+) -> Tensor:
     """`[batch, seq]` float32: how hot each token is, 0 where it is not, and NaN where the activations are not finite.
 
+    Of `statistic="windowed"` it is the token's score, of either sign.
+
     Args:
-        activations: `[batch, seq, N]`, from `heard`.
+        activations: `[batch, seq, N]`, from `heard`; with `gate_feature_ids` their features come after the clamped.
         active: `[batch, seq, N]` bool, where they are not 0.
         evidence: `[N]` float32, what each active feature adds; None: a hot token counts 1.
+        counted: `[batch, seq]` bool.
     """
     activations = activations.detach()
     unsound = activations - activations  # 0, or NaN
     if evidence is None:
         return (active + unsound).amax(dim=-1).float()
-    return (active * evidence + unsound).sum(dim=-1)
+    hits = (active * evidence + unsound).sum(dim=-1)
+    return hits + config.statistic_kwargs.bias * counted if config.statistic == "windowed" else hits
+
+
+def hot_tokens(active: Tensor, hits: Tensor, config: SAEGuardrailConfig) -> Tensor:
+    """`[batch, seq]` bool: the tokens at which a clamped feature is active, which are those that are edited.
+
+    Args:
+        active: as in `hits_of`; what is not finite is active.
+        hits: from `hits_of`.
+    """
+    return active[..., : config.num_features].any(dim=-1) if config.statistic == "windowed" else hits != 0
 
 
 def usual_norm(hidden: Tensor, config: SAEGuardrailConfig) -> Tensor | None:
@@ -167,17 +186,18 @@ def decide(
     boundary = _boundary(config, seq, boundary)
     before = None if previous is None else State.of(previous[:, None])
     hits, tokens = _running_sums(hot, counted, before)
-    value, lowest = _value(hits, tokens, config, before, past)
+    value, lowest, peak = _value(hits, tokens, config, before, past)
     messages = None
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
-        value, messages = by_message(value, hits, tokens, ends, config.statistic_kwargs.min_tokens, earlier)
-    peak = value
-    if config.sticky and config.statistic in _PEAKED:
-        peak = _running_max(value)
-        if before is not None:
-            peak = torch.maximum(peak, before.peak)
-    quiet = peak <= config.tau  # NaN is not
+        value, messages = by_message(value, hits, tokens, ends, share_of(config), earlier)
+    if peak is None:
+        if config.sticky and config.statistic in _PEAKED:
+            value = _running_max(value)
+            if before is not None:
+                value = torch.maximum(value, before.peak)
+        peak = value
+    quiet = value <= config.tau  # NaN is not
     fired_at = _fired_at(quiet, tokens, boundary if config.sticky else seq)
     if before is not None and config.sticky:
         fired_at = torch.where(before.fired_at > 0, before.fired_at, fired_at)
@@ -196,12 +216,27 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends
     `gate_scope="sequence"`, its largest value along the row under `"prefix"`.
     """
     hits, tokens = _running_sums(hot, counted, None)
-    value, _ = _value(hits, tokens, config, None, None)
+    value = _value(hits, tokens, config, None, None)[0]
     if ends is not None:
-        value, _ = by_message(value, hits, tokens, ends, config.statistic_kwargs.min_tokens, None)
+        value, _ = by_message(value, hits, tokens, ends, share_of(config), None)
     if config.gate_scope == "prefix" or (config.sticky and config.statistic in _PEAKED):
         return value.amax(dim=1)
     return value[:, -1]
+
+
+def statistic_of(values: Sequence[float], config: SAEGuardrailConfig) -> float:
+    """The statistic of one row after a token, of the numbers of its state, those of messages included."""
+    state = State(*values[:STATE_SIZE])
+    if config.statistic != "windowed":
+        return float(state.peak)
+    given = config.statistic_kwargs
+    hits, tokens, peak, *messages = torch.tensor([state.hits, state.tokens, state.peak, *values[STATE_SIZE:]])
+    found = torch.maximum(mean_part(hits, tokens, given), given.sum_weight * peak)
+    if messages:
+        begun_hits, begun_tokens, ended = messages
+        share = mean_part(hits - begun_hits, tokens - begun_tokens, given)
+        found = torch.maximum(torch.maximum(found, share), ended)
+    return float(found)
 
 
 def _boundary(config: SAEGuardrailConfig, seq: int, boundary: int | None) -> int:
@@ -225,24 +260,29 @@ def _running_max(values: Tensor) -> Tensor:
 
 def _value(
     hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None, past: Series | None
-) -> tuple[Tensor, Tensor]:
-    """The current value of the statistic, and what goes under `lowest` (zeros for ratio and window); `[batch, seq]`."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The current value of the statistic, what goes under `lowest` (zeros for ratio and window), and under `peak`, None
+    where that is the statistic; `[batch, seq]` each."""
+    if config.statistic == "windowed":
+        return windowed_value(
+            hits, tokens, config.statistic_kwargs, *((None, None) if before is None else (before.lowest, before.peak))
+        )
     floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
     given = config.statistic_kwargs
     if config.statistic == "ratio":
-        return hits / tokens.clamp(min=given.min_tokens), floor.expand_as(hits)
+        return hits / tokens.clamp(min=given.min_tokens), floor.expand_as(hits), None
     if config.statistic in WINDOWED:
         recent = hits - _hits_up_to(tokens - given.window, hits, tokens, past)
         recent = recent / tokens.clamp(min=given.min_tokens, max=given.window)
         if config.statistic == "window":
-            return recent, floor.expand_as(hits)
+            return recent, floor.expand_as(hits), None
         if config.sticky:
             recent = torch.maximum(_running_max(recent), floor)
-        return torch.maximum(hits / tokens.clamp(min=given.min_tokens), given.window_weight * recent), recent
+        return torch.maximum(hits / tokens.clamp(min=given.min_tokens), given.window_weight * recent), recent, None
     y = hits - given.drift * tokens
     lowest = -_running_max(-y)
     lowest = torch.minimum(lowest, floor)
-    return y - lowest, lowest
+    return y - lowest, lowest, None
 
 
 def _hits_up_to(target: Tensor, hits: Tensor, tokens: Tensor, past: Series | None) -> Tensor:

@@ -32,7 +32,7 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.config_validation import WINDOWED
-from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, usual_norm
+from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.kernels.dispatch import step_for
 from sae_unlearn.guardrail.kernels.interface import Step
 from sae_unlearn.guardrail.peft_type import CHILD
@@ -79,10 +79,10 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     def update_layer(self, adapter_name: str, config: SAEGuardrailConfig, decoder_layer: nn.Module) -> None:
         """Add a guardrail, with empty weights that are loaded or set afterwards."""
         n, d_in = config.num_features, config.width
-        encoder, decoder = GuardrailEncoder(d_in, n), GuardrailDecoder(d_in, n)
+        encoder, decoder = GuardrailEncoder(d_in, config.num_encoded), GuardrailDecoder(d_in, n)
         if not config.init_weights:
             nn.init.normal_(encoder.weight, std=d_in**-0.5)
-            decoder.weight.data.copy_(encoder.weight)
+            decoder.weight.data.copy_(encoder.weight[:n])
             nn.init.zeros_(encoder.bias), nn.init.zeros_(encoder.threshold)
             nn.init.constant_(decoder.clamp, -1.0)
         device = next((p.device for p in decoder_layer.parameters() if p.device.type != "meta"), None)
@@ -168,7 +168,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             counted, eligible = counted | lost, counted | lost if eligible is counted else eligible | lost
         activations = heard(activations, eligible, usual_norm(hidden, config))
         active = activations != 0
-        hits = hits_of(activations, active, self.tables.evidence(config, kept.device))
+        hits = hits_of(activations, active, self.tables.evidence(config, kept.device), counted, config)
         ends = ends_of_messages(config, self.tables, kept, inputs)
         decision = self._decide(name, hits, counted, kept, ends, inputs, history, cache)
         if config.action == "record":
@@ -178,10 +178,12 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             check_message(config, self.vocabulary)
             message = self.tables.message(tuple(config.refusal_ids or ()), kept.device)
             note_refusal(name, config, message, decision, kept, inputs, cache, known)
+        clamped = active[..., : config.num_features]
         if config.clamp_mode == "fired":
-            where = decision.fire[..., None] & active
+            where = decision.fire[..., None] & clamped
         else:
-            where = (decision.fire & (hits != 0))[..., None].expand_as(active)
+            where = (decision.fire & hot_tokens(active, hits, config))[..., None].expand_as(clamped)
+        activations = activations[..., : config.num_features]
         return cast(Tensor, decoder(activations, where))
 
     def _lost(self, history: GateHistory, inputs: ForwardInputs, hidden: Tensor) -> Tensor | None:

@@ -7,15 +7,21 @@ and `b(t)` the last boundary before token `t` (`H_b = N_b = 0` if there is none)
     R_t = (H_t - H_b(t)) / max(N_t - N_b(t), m)                   of the message that t belongs to
     S_t = max(H_t / max(N_t, m), R_t, max_{boundaries s <= t} R_s)
 
+and with `statistic="windowed"` `R_t = z(H_t - H_b(t), N_t - N_b(t))` and its own `S_t` in the place of the first term,
+
 so the row's statistic is the largest of its messages' and of the row as a whole (the first term; the value of
 `ratio_or_window` in its place). A boundary belongs to the message that it ends. Since the whole row is among them,
 boundaries can only make the gate fire more: to scatter such tokens through a text does not hide it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.windowed import mean_part
 
 
 # The fields that a state has beyond those of `gate`, after them in the last dimension.
@@ -35,29 +41,50 @@ class Messages(NamedTuple):
 
 
 def by_message(
-    whole: Tensor, hits: Tensor, tokens: Tensor, ends: Tensor, min_tokens: int, previous: Tensor | None
+    whole: Tensor,
+    hits: Tensor,
+    tokens: Tensor,
+    ends: Tensor,
+    share: Callable[[Tensor, Tensor], Tensor],
+    previous: Tensor | None,
 ) -> Messages:
     """The statistic of one forward pass.
 
     Args:
-        whole: the statistic of the row as a whole, at least `H / max(N, m)`, `[batch, seq]`.
+        whole: the statistic of the row as a whole, `[batch, seq]`.
         hits, tokens: `H` and `N`, `[batch, seq]`.
         ends: `[batch, seq]` bool, the boundaries.
+        share: `R` of a message's `H` and `N`.
         previous: `[batch, MESSAGES_SIZE]` after the row's last earlier token; None at a row's beginning.
     """
     if previous is None:
         previous = hits.new_zeros(hits.shape[0], MESSAGES_SIZE)
     first_hits, first_tokens, earlier = previous[:, None].unbind(dim=-1)
-    begun_hits, begun_tokens = _latest(hits, ends, first_hits), _latest(tokens, ends, first_tokens)
-    share = hits - _one_before(begun_hits, first_hits)
-    share = share / (tokens - _one_before(begun_tokens, first_tokens)).clamp(min=min_tokens)
-    ended = _latest(share, ends, earlier)
-    value = torch.maximum(torch.maximum(whole, share), ended)
+    begun_hits, begun_tokens = (_at_latest(sums, ends, at) for sums, at in ((hits, first_hits), (tokens, first_tokens)))
+    found = share(hits - _one_before(begun_hits, first_hits), tokens - _one_before(begun_tokens, first_tokens))
+    ended = _largest(found, ends, earlier)
+    value = torch.maximum(torch.maximum(whole, found), ended)
     return Messages(value, torch.stack([begun_hits, begun_tokens, ended], dim=-1))
 
 
-def _latest(values: Tensor, ends: Tensor, before: Tensor) -> Tensor:
-    """The largest value at a boundary up to each token, `before` included; of sums, which never fall, the latest."""
+def share_of(config: SAEGuardrailConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """`R` of a message's sums."""
+    given = config.statistic_kwargs
+    if config.statistic == "windowed":
+        return lambda hits, tokens: mean_part(hits, tokens, given)
+    return lambda hits, tokens: hits / tokens.clamp(min=given.min_tokens)
+
+
+def _at_latest(values: Tensor, ends: Tensor, before: Tensor) -> Tensor:
+    """The value at the last boundary up to each token, `before` if there is none."""
+    if values.shape[1] == 1:
+        return torch.where(ends, values, before)
+    place = torch.where(ends, torch.arange(values.shape[1], device=values.device), -1).cummax(dim=1).values
+    return torch.where(place >= 0, values.gather(1, place.clamp(min=0)), before)
+
+
+def _largest(values: Tensor, ends: Tensor, before: Tensor) -> Tensor:
+    """The largest value at a boundary up to each token, `before` included."""
     values = torch.where(ends, torch.maximum(values, before), before)  # NaN stays
     return values if values.shape[1] == 1 else values.cummax(dim=1).values
 

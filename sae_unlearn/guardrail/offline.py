@@ -17,7 +17,7 @@ from sae_unlearn.backbone.tokens import Document, read_corpus
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic, usual_norm
+from sae_unlearn.guardrail.gate import heard, hits_of, hot_tokens, row_statistic, usual_norm
 from sae_unlearn.guardrail.model import guard_layers
 
 
@@ -105,11 +105,12 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     activations = encoder.to(batch.residual.device)(batch.residual)
     counted, eligible = judged_tokens(batch, config)
     activations = heard(activations, eligible, usual_norm(batch.residual, config))
-    hits = hits_of(activations, activations != 0, ConfigTables().evidence(config, activations.device))
-    hot = hits != 0
+    active = activations != 0
+    hits = hits_of(activations, active, ConfigTables().evidence(config, activations.device), counted, config)
+    hot = hot_tokens(active, hits, config)
     return Reading(
         row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),
-        activations[hot],
+        activations[hot][:, : config.num_features],
         batch.residual[hot].float().norm(dim=-1),
     )
 

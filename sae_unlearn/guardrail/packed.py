@@ -16,6 +16,7 @@ counted in a sum of its own, and only tokens of its own row become NaN. **Larges
 maximum of whole numbers: a float32 as an integer of the same order, with the number of its row above it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import WINDOWED
 from sae_unlearn.guardrail.gate import STATE_SIZE, Decision, State
 from sae_unlearn.guardrail.gate import decide as decide_padded
-from sae_unlearn.guardrail.message_statistic import MESSAGES_SIZE
+from sae_unlearn.guardrail.message_statistic import MESSAGES_SIZE, share_of
+from sae_unlearn.guardrail.windowed import mean_part
 
 
 class Rows(NamedTuple):
@@ -75,8 +77,8 @@ def check_packable(config: SAEGuardrailConfig) -> None:
     """
     if config.statistic in WINDOWED:
         raise GuardrailError(
-            f"statistic={config.statistic!r}: expected 'ratio' or 'cusum' for packed rows, since a window looks back "
-            "over tokens that are not there. Fit with another statistic."
+            f"statistic={config.statistic!r}: expected 'ratio', 'cusum' or 'windowed' for packed rows, since a "
+            "window looks back over tokens that are not there. Fit with another statistic."
         )
     if config.tokens.counting != "content":
         raise GuardrailError(
@@ -117,15 +119,15 @@ def decide(
     earlier = before.unbind(dim=1)
     past = State(*earlier[:STATE_SIZE])
     hits, tokens = running_sums(torch.stack([hot, counted.to(hot.dtype)]), rows, torch.stack([past.hits, past.tokens]))
-    value, lowest = _value(hits, tokens, config, rows, past)
+    value, lowest, peak = _value(hits, tokens, config, rows, past)
     messages: list[Tensor] = []
     if ends is not None:
-        least = config.statistic_kwargs.min_tokens
-        value, messages = _by_message(value, hits, tokens, ends, least, rows, earlier[STATE_SIZE:])
-    peak = value
-    if config.sticky and config.statistic == "cusum":
-        peak = running_max(value, rows, past.peak)
-    loud = ~(peak <= config.tau)  # NaN is
+        value, messages = _by_message(value, hits, tokens, ends, share_of(config), rows, earlier[STATE_SIZE:])
+    if peak is None:
+        if config.sticky and config.statistic == "cusum":
+            value = running_max(value, rows, past.peak)
+        peak = value
+    loud = ~(value <= config.tau)  # NaN is
     at = torch.arange(len(hot), device=hot.device)
     own = at >= boundary[rows.of_token]
     fired_at = torch.where(loud, tokens, 0.0)
@@ -192,13 +194,19 @@ def _one_before(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
     return torch.where(at == rows.start[rows.of_token], before[rows.of_token], values.roll(1))
 
 
-def _value(hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, rows: Rows, past: State) -> tuple[Tensor, Tensor]:
-    """The current value of the statistic, and what goes under `lowest`; `[T]`."""
+def _value(
+    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, rows: Rows, past: State
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The current value of the statistic, and what goes under `lowest` and, if it is not that, `peak`; `[T]`."""
+    given = config.statistic_kwargs
     if config.statistic == "ratio":
-        return hits / tokens.clamp(min=config.statistic_kwargs.min_tokens), past.lowest[rows.of_token]
-    y = hits - config.statistic_kwargs.drift * tokens
+        return hits / tokens.clamp(min=given.min_tokens), past.lowest[rows.of_token], None
+    y = hits - given.drift * tokens
     lowest = -running_max(-y, rows, -past.lowest)
-    return y - lowest, lowest
+    if config.statistic == "cusum":
+        return y - lowest, lowest, None
+    peak = running_max(y - lowest, rows, past.peak)
+    return torch.maximum(mean_part(hits, tokens, given), given.sum_weight * peak), lowest, peak
 
 
 def _first(where: Tensor, tokens: Tensor, rows: Rows) -> Tensor:
@@ -213,7 +221,7 @@ def _by_message(
     hits: Tensor,
     tokens: Tensor,
     ends: Tensor,
-    min_tokens: int,
+    share_of_message: Callable[[Tensor, Tensor], Tensor],
     rows: Rows,
     before: tuple[Tensor, ...] | list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
@@ -226,6 +234,6 @@ def _by_message(
         for sums, first in zip((hits, tokens), before[:2], strict=True)
     ]
     begun_hits, begun_tokens = (_one_before(b, rows, first) for b, first in zip(begun, before[:2], strict=True))
-    share = (hits - begun_hits) / (tokens - begun_tokens).clamp(min=min_tokens)
+    share = share_of_message(hits - begun_hits, tokens - begun_tokens)
     ended = running_max(torch.where(ends, share, -torch.inf), rows, before[2])
     return torch.maximum(torch.maximum(whole, share), ended), [*begun, ended]

@@ -20,7 +20,7 @@ from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail import packed
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import Decision, State, heard, hits_of, usual_norm
+from sae_unlearn.guardrail.gate import Decision, State, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.packed import Rows
 from sae_unlearn.guardrail.runtime.slot_table import CacheSlots, SlotTable
 
@@ -108,7 +108,7 @@ def judge(
     if past.lost is not None:
         activations = activations.masked_fill(past.lost[step.row, None], torch.nan)
     active = activations != 0
-    hot = hits_of(activations, active, tables.evidence(config, hidden.device))
+    hot = hits_of(activations, active, tables.evidence(config, hidden.device), content, config)
     ends = None
     if config.tokens.boundary_ids:
         ends = ~tables.none_of(tuple(config.tokens.boundary_ids), step.ids, hidden.device)
@@ -124,11 +124,12 @@ def judge(
         _write(table, decision.state, past, step)
     if config.action == "record":
         return Judged(decision, None, None, past.lost)
+    clamped = active[:, : config.num_features]
     if config.clamp_mode == "fired":
-        where = decision.fire[:, None] & active
+        where = decision.fire[:, None] & clamped
     else:
-        where = (decision.fire & (hot != 0))[:, None].expand_as(active)
-    return Judged(decision, where, decoder(activations, where), past.lost)
+        where = (decision.fire & hot_tokens(active, hot, config))[:, None].expand_as(clamped)
+    return Judged(decision, where, decoder(activations[:, : config.num_features], where), past.lost)
 
 
 _NUMBER = State._fields.index("kept")  # which holds the token's number in its row

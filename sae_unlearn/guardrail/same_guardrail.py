@@ -17,6 +17,7 @@ _BEHAVIOUR = (
     "action",
     "clamp_mode",
     "feature_evidence",
+    "gate_feature_ids",
     "gate_scope",
     "refusal_ids",
     "statistic",

@@ -17,12 +17,14 @@ STATISTICS = {
     "window": "largest share of a window's tokens at which a guarded feature is active",
     "cusum": "largest excess of tokens at which a guarded feature is active",
     "ratio_or_window": "share of tokens at which a guarded feature is active, of a row or of a window of it",
+    "windowed": "mean score of a row's tokens, or their cumulative sum, against what other text has",
 }
 WEIGHED_STATISTICS = {
     "ratio": "what a row's tokens say for the topic, in nats a token",
     "window": "the most that a window's tokens say for the topic, in nats a token",
     "cusum": "largest excess of what tokens say for the topic, in nats",
     "ratio_or_window": "what the tokens of a row, or of a window of it, say for the topic, in nats a token",
+    "windowed": STATISTICS["windowed"],
 }
 CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
 """Columns of `curve_rows`, and how their numbers are written."""
@@ -108,5 +110,13 @@ def curve_rows(calibration: dict[str, Any]) -> list[list[str]]:
 
 def fit_warnings(calibration: dict[str, Any]) -> list[str]:
     """What the fit warned of."""
-    found = calibration.get("warnings")
+    return _texts(calibration.get("warnings"))
+
+
+def fit_words(calibration: dict[str, Any]) -> list[str]:
+    """What the fit knows of its gate, in sentences; empty unless the statistic is `windowed`."""
+    return _texts(calibration.get("words"))[:8]
+
+
+def _texts(found: Any) -> list[str]:
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []

@@ -15,12 +15,15 @@ from sae_unlearn.sae.slice import SAESlice
 
 
 def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
-    """A slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU."""
+    """A slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU.
+
+    The slice may hold more than N features: those after them are read by the gate and have no decoder row.
+    """
     tensors = {
         "encoder.weight": part.W_enc.T,
         "encoder.bias": part.b_enc,
         "encoder.threshold": part.threshold,
-        "decoder.weight": part.W_dec,
+        "decoder.weight": part.W_dec[: len(clamp)],
         "decoder.clamp": clamp,
     }
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
@@ -138,8 +141,8 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise unless the values can be a guardrail's.
 
     Args:
-        tensors: `encoder.weight [N, d_in]`, `encoder.bias [N]`, `encoder.threshold [N]`, `decoder.weight [N, d_in]`,
-            `decoder.clamp [N]`.
+        tensors: `encoder.weight [N + M, d_in]`, `encoder.bias [N + M]`, `encoder.threshold [N + M]`, `decoder.weight
+            [N, d_in]`, `decoder.clamp [N]`; the last M features are the gate's alone.
         source: where they come from, for the message.
 
     Raises:
@@ -194,6 +197,7 @@ def _check_edit(tensors: Mapping[str, Tensor], source: str) -> None:
     which holds for every SAE whose decoder is its encoder's transpose, whatever `s`.
     """
     encoder, decoder = (tensors[f"{part}.weight"].double() for part in ("encoder", "decoder"))
+    encoder = encoder[: len(decoder)]
     check_lowers(encoder, decoder, source)
     sizes = -tensors["decoder.clamp"].double()
     if not bool(sizes.any()):
@@ -223,8 +227,10 @@ def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], sourc
     active = (highest > tensors["encoder.threshold"].double()).tolist()
     evidence = config.feature_evidence or [1.0] * len(active)
     heard = [value for value, can in zip(evidence, active, strict=True) if can]
+    if config.statistic == "windowed":
+        heard = [config.statistic_kwargs.bias, *(value for value in heard if value > 0)]
     hottest = sum(heard) if config.feature_evidence is not None else max(heard, default=0.0)
-    needed = config.statistic_kwargs.drift if config.statistic == "cusum" else config.tau
+    needed = config.statistic_kwargs.drift if config.statistic in ("cusum", "windowed") else config.tau
     if not hottest > needed:
         raise GuardrailError(
             f"outlier_norm={config.tokens.outlier_norm} of {source} leaves out every token at which enough of its "

@@ -22,13 +22,32 @@ Scores are multiples of a quarter and `d` of a sixteenth, so the sums are exact 
 Source: Page 1954 for the cumulative sum.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
-DRIFT_STEP = 1 / 16
+class WindowedConstants(Protocol):
+    """What the functions read: `WindowedParameters`, or the `statistic_kwargs` of a config."""
+
+    @property
+    def other_mean(self) -> float: ...
+
+    @property
+    def row_variance(self) -> float: ...
+
+    @property
+    def token_variance(self) -> float: ...
+
+    @property
+    def drift(self) -> float: ...
+
+    @property
+    def sum_weight(self) -> float: ...
+
+    @property
+    def min_tokens(self) -> int: ...
 
 
 class WindowedParameters(NamedTuple):
@@ -52,7 +71,7 @@ class WindowedParameters(NamedTuple):
 
 
 def windowed_value(
-    hits: Tensor, tokens: Tensor, parameters: WindowedParameters, lowest: Tensor | None, peak: Tensor | None
+    hits: Tensor, tokens: Tensor, parameters: WindowedConstants, lowest: Tensor | None, peak: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`S`, `L` and `P` along the tokens of one forward pass, each `[batch, seq]`.
 
@@ -69,7 +88,7 @@ def windowed_value(
     return torch.maximum(mean_part(hits, tokens, parameters), parameters.sum_weight * peak), lowest, peak
 
 
-def mean_part(hits: Tensor, tokens: Tensor, parameters: WindowedParameters) -> Tensor:
+def mean_part(hits: Tensor, tokens: Tensor, parameters: WindowedConstants) -> Tensor:
     """`z`, of the same shape as `hits` and `tokens`."""
     n = tokens.clamp(min=parameters.min_tokens)
     variance = (parameters.row_variance * n + parameters.token_variance) * n

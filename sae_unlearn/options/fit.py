@@ -95,8 +95,14 @@ class GuardrailFitConfig:
         group=_FEATURES,
     )
 
-    statistic: Literal["ratio", "window", "cusum", "ratio_or_window"] = option(
-        "ratio", "statistic that the gate compares with its threshold", group=_GATE
+    statistic: Literal["ratio", "window", "cusum", "ratio_or_window", "windowed"] = option(
+        "ratio",
+        "statistic that the gate compares with its threshold; windowed: signed weights of features, fitted on windows "
+        "of tokens, which text around the topic does not dilute",
+        group=_GATE,
+    )
+    num_gate_features: int = option(
+        300, "features that the gate reads with statistic windowed, besides the guarded ones", group=_GATE
     )
     evidence: Literal["any", "log_ratio"] | None = option(
         None,
@@ -186,7 +192,11 @@ class GuardrailFitConfig:
         check_options(self, GuardrailError)
         if isinstance(self.features, Iterable):
             self.features = list(self.features)
-        at_least(self, {"num_features": 1, "max_length": 1, "batch_size": 1, "max_held_out": 1}, GuardrailError)
+        at_least(
+            self,
+            {"num_features": 1, "num_gate_features": 1, "max_length": 1, "batch_size": 1, "max_held_out": 1},
+            GuardrailError,
+        )
         if self.margin is not None and not 0 <= self.margin < 1:
             raise GuardrailError(f"margin={self.margin}: expected at least 0 and less than 1.")
         for name in ("ratio_percentile", "threshold_percentile"):
@@ -215,7 +225,13 @@ def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
     """
     found = {each.name: getattr(config, each.name) for each in fields(config)}
     found |= {name: value for name, value in PRESETS[config.preset].items() if found[name] is None}
-    if found["evidence"] is None:
+    if config.statistic == "windowed":
+        if config.evidence is not None:
+            raise GuardrailError(
+                f"evidence={config.evidence!r}: statistic='windowed' weighs features itself. Leave it out."
+            )
+        found["evidence"] = "windowed"
+    elif found["evidence"] is None:
         found["evidence"] = "log_ratio" if texts and config.threshold is None else "any"
     if found["window"] is None:
         found["window"] = WINDOWS.get(config.statistic, USUAL_WINDOW)

@@ -18,6 +18,8 @@ from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 NAN, INFINITY = float("nan"), float("inf")
 INTEGERS = {"layer": 0, "window": 1, "min_tokens": 1, "hidden_size": 1, "num_layers": 1}
 
+WINDOWED = {"statistic": "windowed", "feature_ids": [2], "gate_feature_ids": [5], "feature_evidence": [1.0, -2.0]}
+
 REFUSED = [
     *[({name: wrong}, rf"{name}.*{wrong!r}") for name in (*CHOICES, "counting") for wrong in ("other", None, 3)],
     *[({name: low - 1}, rf"{name}: {low - 1} must be an integer >= {low}") for name, low in INTEGERS.items()],
@@ -42,6 +44,17 @@ REFUSED = [
     ({"feature_ids": [1, 2.0]}, "feature_ids: 2.0"),
     ({"feature_ids": [1, True]}, "feature_ids: True"),
     ({"feature_ids": [3, 1, 3]}, r"\[3\] more than once"),
+    ({"gate_feature_ids": [3]}, "gate_feature_ids goes with statistic='windowed'"),
+    ({**WINDOWED, "gate_feature_ids": [2]}, r"\[2\] more than once"),
+    ({**WINDOWED, "sticky": False}, "sticky=False"),
+    ({**WINDOWED, "counting": "columns"}, "counting='columns'"),
+    ({**WINDOWED, "feature_evidence": [1.0]}, "1 numbers for 2 features"),
+    ({**WINDOWED, "feature_evidence": [1.0, -16.25]}, "from -16 to 16"),
+    ({**WINDOWED, "drift": 0.1}, "drift=0.1: expected a multiple of 0.0625"),
+    ({**WINDOWED, "bias": 0.1}, "bias=0.1: expected a multiple of 0.25"),
+    ({**WINDOWED, "threshold": -0.5}, "would always fire"),
+    *[({**WINDOWED, name: -1.0}, f"{name}=-1.0: expected at least")
+      for name in ("row_variance", "token_variance", "sum_weight")],
     ({"special_ids": 5}, "tokens.special_ids=5"),
     ({"special_ids": [-1]}, "tokens.special_ids: -1"),
     ({"special_ids": ["a"]}, "tokens.special_ids: 'a'"),
@@ -62,6 +75,8 @@ def test_wrong_value_is_refused_by_name(fields, message):
 
 
 ACCEPTED = [
+    WINDOWED,
+    WINDOWED | {"threshold": 40.0, "boundary_ids": [7], "drift": -0.0625},
     {"threshold": 0.0},
     {"threshold": 0.999},
     {"threshold": 40.0, "statistic": "cusum"},
@@ -106,11 +121,16 @@ def test_a_mapping_becomes_a_group_that_cannot_change():
         config.tokens.boundary_ids[0] = 6
 
 
-LISTS = {"feature_ids": [4, 2], "feature_evidence": [0.5, 1.0], "refusal_ids": [7, 8]}
+LISTS = {
+    "feature_ids": [4, 2],
+    "gate_feature_ids": [9],
+    "feature_evidence": [0.5, 1.0, -0.25],
+    "refusal_ids": [7, 8],
+}
 
 
 def with_lists():
-    return SAEGuardrailConfig(tokens={"special_ids": [1, 5]}, **LISTS)
+    return SAEGuardrailConfig(tokens={"special_ids": [1, 5]}, statistic="windowed", **LISTS)
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from zoo import planted_config
 
-from sae_unlearn.guardrail.gate import STATE_SIZE, Series, State, decide, row_statistic
+from sae_unlearn.guardrail.config_values import as_float32
+from sae_unlearn.guardrail.gate import STATE_SIZE, Series, State, decide, row_statistic, statistic_of
 
 
 WINDOW, DRIFT = 4, 0.25  # a drift that float32 holds exactly, as every other constant here
 WEIGHT = 0.5
-THRESHOLDS = {"ratio": 0.375, "window": 0.625, "cusum": 2.0, "ratio_or_window": 0.375}
+THRESHOLDS = {"ratio": 0.375, "window": 0.625, "cusum": 2.0, "ratio_or_window": 0.375, "windowed": 0.9}
 STATISTICS, SCOPES = list(THRESHOLDS), ["sequence", "prefix"]
 
 
@@ -32,7 +33,7 @@ def slow_values(hot, counted, cfg):
     """The statistic `S_t` after each token of one row, straight from the definitions."""
     H, N = [0], [0]
     for h, c in zip(hot, counted, strict=True):
-        H.append(H[-1] + int(h))
+        H.append(H[-1] + float(h))
         N.append(N[-1] + int(c))
     found = {"ratio": [], "window": [], "cusum": []}
     for t in range(1, len(H)):
@@ -45,11 +46,24 @@ def slow_values(hot, counted, cfg):
     if cfg.sticky:
         for name in ("window", "cusum"):
             found[name] = [max(found[name][: t + 1]) for t in range(len(found[name]))]
+    if cfg.statistic == "windowed":
+        return slow_windowed(H, N, found["cusum"], cfg.statistic_kwargs)
     if cfg.statistic == "ratio_or_window":
         return [
             max(r, cfg.statistic_kwargs.window_weight * w) for r, w in zip(found["ratio"], found["window"], strict=True)
         ]
     return found[cfg.statistic]
+
+
+def slow_windowed(H, N, sums, given):
+    """The windowed statistic of the sums, with float32's rounding at each step."""
+    f, found = as_float32, []
+    for t in range(1, len(H)):
+        n = max(N[t], given.min_tokens)
+        variance = f(f(f(f(given.row_variance) * n) + f(given.token_variance)) * n)
+        mean = f(f(H[t] - f(f(given.other_mean) * N[t])) / f(variance**0.5))
+        found.append(max(mean, f(f(given.sum_weight) * max(sums[:t]))))
+    return found
 
 
 def slow_prefix_fires(hot, counted, cfg):
@@ -86,6 +100,14 @@ def random_rows(seed, batch=8, seq=17):
     return hot, counted
 
 
+def rows_for(cfg, seed, batch=8):
+    """Those rows as the statistic takes them: for windowed scores of either sign."""
+    hot, counted = random_rows(seed, batch)
+    if cfg.statistic == "windowed":
+        hot = torch.where(hot, 1.25, torch.where(counted, -0.5, 0.0))
+    return hot, counted
+
+
 def cuts(seq, seed):
     """Random places at which a sequence is cut into passes, ends included."""
     rng = random.Random(seed)
@@ -113,7 +135,13 @@ def run(hot, counted, cfg, pieces, boundaries=None):
 
 EVERY = pytest.mark.parametrize(
     ("statistic", "sticky", "min_tokens"),
-    [(statistic, sticky, m) for statistic in STATISTICS for sticky in (True, False) for m in (1, 3, 8)],
+    [
+        (statistic, sticky, m)
+        for statistic in STATISTICS
+        for sticky in (True, False)
+        for m in (1, 3, 8)
+        if sticky or statistic != "windowed"
+    ],
 )
 
 
@@ -121,14 +149,15 @@ EVERY = pytest.mark.parametrize(
 def test_prefix_scope_is_the_definition_however_the_sequence_is_cut(statistic, sticky, min_tokens):
     cfg, both = config(statistic, "prefix", sticky, min_tokens), set()
     for seed in range(4):
-        hot, counted = random_rows(seed)
+        hot, counted = rows_for(cfg, seed)
         expected = [slow_prefix_fires(h, c, cfg) for h, c in zip(hot.tolist(), counted.tolist(), strict=True)]
         both |= {fired for row in expected for fired in row}
         for pieces in ([(0, 17)], cuts(17, seed), [(t, t + 1) for t in range(17)]):
             fire, state = run(hot, counted, cfg, pieces)
             assert fire.tolist() == expected
             values = [slow_values(h, c, cfg) for h, c in zip(hot.tolist(), counted.tolist(), strict=True)]
-            assert torch.equal(State.of(state).peak, torch.tensor(values))
+            found = [[statistic_of(numbers, cfg) for numbers in row] for row in state.tolist()]
+            assert torch.equal(torch.tensor(found), torch.tensor(values))
     assert both == {True, False}
 
 
@@ -136,7 +165,7 @@ def test_prefix_scope_is_the_definition_however_the_sequence_is_cut(statistic, s
 def test_sequence_scope_is_the_definition_pass_by_pass(statistic, sticky, min_tokens):
     cfg = config(statistic, "sequence", sticky, min_tokens)
     for seed in range(4):
-        hot, counted = random_rows(seed)
+        hot, counted = rows_for(cfg, seed)
         pieces = cuts(17, seed)
         passes = [(start, stop, stop - 1) for start, stop in pieces]
         expected = [slow_sequence_fires(h, c, cfg, passes) for h, c in zip(hot.tolist(), counted.tolist(), strict=True)]
@@ -147,7 +176,7 @@ def test_sequence_scope_is_the_definition_pass_by_pass(statistic, sticky, min_to
 def test_from_the_boundary_on_tokens_are_judged_one_by_one(statistic, sticky, min_tokens):
     cfg, rng = config(statistic, "sequence", sticky, min_tokens), random.Random(0)
     for seed in range(4):
-        hot, counted = random_rows(seed)
+        hot, counted = rows_for(cfg, seed)
         pieces = cuts(17, seed)
         boundaries = [rng.randrange(start, stop) for start, stop in pieces]
         passes = [(*piece, boundary) for piece, boundary in zip(pieces, boundaries, strict=True)]
@@ -172,7 +201,7 @@ def test_a_rejected_draft_leaves_no_trace(statistic, scope):
     """The state after `t` tokens of a draft is that of a pass which ended there: what cropping the cache leaves."""
     cfg = config(statistic, scope)
     for seed in range(4):
-        hot, counted = random_rows(seed)
+        hot, counted = rows_for(cfg, seed)
         _, drafted = run(hot, counted, cfg, [(0, 9), (9, 17)], [8, 9])
         for accepted in range(9, 17):
             _, alone = run(
@@ -185,7 +214,7 @@ def test_a_rejected_draft_leaves_no_trace(statistic, scope):
 @EVERY
 def test_a_batch_of_rows_is_its_rows_one_by_one(statistic, sticky, min_tokens, scope):
     cfg = config(statistic, scope, sticky, min_tokens)
-    hot, counted = random_rows(7, batch=16)
+    hot, counted = rows_for(cfg, 7, batch=16)
     fire, state = run(hot, counted, cfg, cuts(17, 3))
     for i in range(16):
         alone = run(hot[i : i + 1], counted[i : i + 1], cfg, cuts(17, 3))
@@ -197,11 +226,11 @@ def test_a_batch_of_rows_is_its_rows_one_by_one(statistic, sticky, min_tokens, s
 @EVERY
 def test_padding_on_either_side_changes_nothing(statistic, sticky, min_tokens, scope):
     cfg = config(statistic, scope, sticky, min_tokens)
-    hot, counted = random_rows(5)
+    hot, counted = rows_for(cfg, 5)
     pad = torch.zeros(8, 5, dtype=torch.bool)
     plain = decide(hot, counted, cfg)
-    left = decide(torch.cat([pad, hot], 1), torch.cat([pad, counted], 1), cfg)
-    right = decide(torch.cat([hot, pad], 1), torch.cat([counted, pad], 1), cfg)
+    left = decide(torch.cat([pad.to(hot.dtype), hot], 1), torch.cat([pad, counted], 1), cfg)
+    right = decide(torch.cat([hot, pad.to(hot.dtype)], 1), torch.cat([counted, pad], 1), cfg)
     assert torch.equal(left.fire[:, 5:], plain.fire)
     assert torch.equal(right.fire[:, :17], plain.fire)
     assert torch.equal(left.state[:, -1, :4], right.state[:, -1, :4])
@@ -212,7 +241,7 @@ def test_padding_on_either_side_changes_nothing(statistic, sticky, min_tokens, s
 def test_the_row_statistic_exceeds_the_threshold_exactly_where_the_row_fires(statistic, sticky, min_tokens, scope):
     cfg, outcomes = config(statistic, scope, sticky, min_tokens), set()
     for seed in range(8):
-        hot, counted = random_rows(seed)
+        hot, counted = rows_for(cfg, seed)
         values = row_statistic(hot, counted, cfg)
         fired = decide(hot, counted, cfg).fire.any(dim=1)
         assert torch.equal(values > cfg.threshold, fired)

@@ -11,23 +11,24 @@ from sae_unlearn.guardrail import gate, packed
 
 
 TURN = 7
-THRESHOLDS = {"ratio": (0.25, 0.375, 1.5), "cusum": (0.5, 2.0, 4.0)}
+THRESHOLDS = {"ratio": (0.25, 0.375, 1.5), "cusum": (0.5, 2.0, 4.0), "windowed": (0.5, 0.9, 2.0)}
 QUARTERS = st.integers(0, 16).map(lambda quarters: quarters / 4)
 
 
 @st.composite
 def configs(draw):
     statistic = draw(st.sampled_from(sorted(THRESHOLDS)))
-    sticky = draw(st.booleans())
-    messages = statistic == "ratio" and sticky and draw(st.booleans())
+    windowed = statistic == "windowed"
+    sticky = windowed or draw(st.booleans())
+    messages = statistic in ("ratio", "windowed") and sticky and draw(st.booleans())
     return planted_config(
         statistic=statistic,
         threshold=draw(st.sampled_from(THRESHOLDS[statistic])),
         sticky=sticky,
         gate_scope=draw(st.sampled_from(["prefix", "sequence"])),
         min_tokens=draw(st.integers(1, 6)),
-        drift=draw(st.sampled_from([0.25, 0.3, 0.7])),
-        feature_evidence=[4.0] * 6,
+        drift=draw(st.sampled_from([0.25, 0.4375] if windowed else [0.25, 0.3, 0.7])),
+        feature_evidence=[4.0] * (9 if windowed else 6),
         boundary_ids=[TURN] if messages else None,
     )
 
@@ -42,6 +43,8 @@ def one_row(draw, config):
 
     counted = torch.tensor(bits()) | torch.tensor(bits())
     hot = torch.tensor(draw(st.lists(QUARTERS, min_size=length, max_size=length))) * torch.tensor(bits()) * counted
+    if config.statistic == "windowed":  # whose scores may be negative
+        hot = torch.where(counted, hot - 1.0, 0.0)
     if draw(st.integers(0, 7)) == 0:
         at = draw(st.integers(0, length - 1))
         hot[at] = torch.nan if counted[at] else 0.0

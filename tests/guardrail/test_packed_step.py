@@ -29,7 +29,7 @@ class Setting:
         torch.manual_seed(seed)
         fields = {"threshold": 0.4, "gate_scope": "prefix", "feature_evidence": EVIDENCE} | fields
         self.config = planted_config(hidden_size=WIDTH, outlier_norm=6.0, **fields)
-        self.encoder, self.decoder = GuardrailEncoder(WIDTH, 6), GuardrailDecoder(WIDTH, 6)
+        self.encoder, self.decoder = GuardrailEncoder(WIDTH, self.config.num_encoded), GuardrailDecoder(WIDTH, 6)
         nn.init.normal_(self.encoder.weight), nn.init.normal_(self.decoder.weight)
         nn.init.zeros_(self.encoder.bias), nn.init.constant_(self.encoder.threshold, 6.5)
         nn.init.constant_(self.decoder.clamp, -1.0)
@@ -76,11 +76,12 @@ class Setting:
         hidden, ids = self.hidden[row, :stop][None], self.ids[row, :stop][None]
         content = ~torch.isin(ids, torch.tensor(self.config.tokens.special_ids))
         a = heard(self.encoder(hidden), content, usual_norm(hidden, self.config))
-        hot = hits_of(a, a != 0, self.tables.evidence(self.config, hidden.device))
+        hot = hits_of(a, a != 0, self.tables.evidence(self.config, hidden.device), content, self.config)
         ends = None
         if self.config.tokens.boundary_ids:
             ends = torch.isin(ids, torch.tensor(self.config.tokens.boundary_ids))
         decision = decide(hot, content, self.config, ends=ends)
+        a = a[..., : self.config.num_features]
         where = decision.fire[..., None] & (a != 0)
         return decision.fire[0], decision.state[0], self.decoder(a, where)[0]
 
@@ -98,7 +99,8 @@ def same(found, expected):
 def test_states_at_slots_follow_rows_through_chunks_decoding_and_recomputation(seed):
     rng = random.Random(seed)
     messages = {"boundary_ids": [TURN], "special_ids": [PAD, BOS, EOS, TURN]}
-    fields = rng.choice([{}, {"statistic": "cusum", "threshold": 4.0}, messages])
+    windowed = {"statistic": "windowed", "threshold": 0.8, "feature_evidence": [*EVIDENCE, -1.0, 0.5, 0.0]}
+    fields = rng.choice([{}, {"statistic": "cusum", "threshold": 4.0}, messages, windowed, windowed | messages])
     rows = rng.randint(1, 4)
     setting = Setting(rows, seed=seed, **fields)
     done, seen = [0] * rows, [[] for _ in range(rows)]

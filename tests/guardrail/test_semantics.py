@@ -112,13 +112,19 @@ def test_a_low_dose_gives_a_small_edit_and_record_gives_none():
 # ------------------------------------------------------------------------------------------------- rows and their gates
 
 
+def fields_of(statistic):
+    """Fields with which the gate divides the rows of these tests."""
+    if statistic == "windowed":
+        return {"threshold": 0.5}
+    return {"threshold": 1.5, "drift": 0.4} if statistic == "cusum" else {"threshold": 0.55, "window": 6}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
 @pytest.mark.parametrize("statistic", CHOICES["statistic"])
 @pytest.mark.parametrize("architecture", SEVERAL)
 def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture, statistic, scope):
-    fields = {"threshold": 1.5, "drift": 0.4} if statistic == "cusum" else {"threshold": 0.55, "window": 6}
-    model = guarded(architecture, statistic=statistic, gate_scope=scope, min_tokens=4, **fields)
+    model = guarded(architecture, statistic=statistic, gate_scope=scope, min_tokens=4, **fields_of(statistic))
     rows = [token_ids(1, n, seed=n)[0] for n in (4, 7, 12, 15, 9, 5)]
 
     def together(side):
@@ -141,8 +147,7 @@ def test_records_of_a_batch_are_those_of_its_rows_bit_for_bit(architecture, stat
 
 @pytest.mark.parametrize("statistic", CHOICES["statistic"])
 def test_generation_with_a_cache_is_generation_without_where_each_token_is_judged_by_its_prefix(statistic):
-    fields = {"threshold": 1.5, "drift": 0.4} if statistic == "cusum" else {"threshold": 0.55, "window": 6}
-    model = guarded("llama", statistic=statistic, gate_scope="prefix", min_tokens=4, **fields)
+    model = guarded("llama", statistic=statistic, gate_scope="prefix", min_tokens=4, **fields_of(statistic))
     batch = padded([token_ids(1, n, seed=n)[0] for n in (4, 7, 12, 15, 9, 5)])
     out = []
     cached = firings_of(model, lambda: out.append(model.generate(**batch, **GREEDY)))

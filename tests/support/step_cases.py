@@ -14,6 +14,8 @@ FIELDS = {
     "quiet": {"special_ids": None, "threshold": 0.999},
     "features": {"num_features": 37},
     "weighed": {"feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 1.0},
+    "windowed": {"statistic": "windowed", "threshold": 0.5},
+    "windowed_all": {"statistic": "windowed", "threshold": 0.4, "clamp_mode": "all", "gate_scope": "prefix"},
     "outliers": {"outlier_norm": 20.0, "threshold": 0.1},
 }
 LEFT_TO_OPERATORS = {

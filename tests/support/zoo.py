@@ -163,7 +163,24 @@ def random_sae(
 
 def planted_config(layer: int = 1, num_features: int = 6, **fields) -> SAEGuardrailConfig:
     fields = {"threshold": 0.4, "special_ids": [PAD, BOS, EOS], "feature_ids": [*range(num_features)]} | fields
+    if fields.get("statistic") == "windowed":
+        fields = windowed_fields(len(fields["feature_ids"])) | fields
     return SAEGuardrailConfig(layer=layer, **grouped(**fields))
+
+
+def windowed_fields(num_features: int) -> dict[str, Any]:
+    """Fields of `statistic="windowed"` , with three more features and weights of either sign."""
+    weights = [(2.0, 1.0, 0.0, 1.5, 0.75, 1.25)[i % 6] for i in range(num_features)]
+    return {
+        "gate_feature_ids": [900, 901, 902],
+        "feature_evidence": [*weights, -1.0, 2.5, -0.5],
+        "bias": -0.75,
+        "other_mean": 0.125,
+        "row_variance": 0.05,
+        "token_variance": 4.0,
+        "drift": 0.4375,
+        "sum_weight": 0.1,
+    }
 
 
 def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: float = 3.0) -> None:
@@ -183,16 +200,17 @@ def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: 
             bare(input_ids=ids, attention_mask=torch.ones_like(ids))
         handle.remove()
         residual = seen[0].flatten(0, 1)
-        directions = torch.randn(config.num_features, residual.shape[1], generator=generator)
+        directions = torch.randn(config.num_encoded, residual.shape[1], generator=generator)
         directions = nn.functional.normalize(directions)
-        peaks = (residual @ directions.T).amax(dim=1).sort().values
+        guarded = directions[: config.num_features]
+        peaks = (residual @ guarded.T).amax(dim=1).sort().values
         middle = len(peaks) // 2
         encoder.weight.copy_(directions)
         encoder.bias.zero_()
         encoder.threshold.fill_(
             peaks[middle : middle + 2].mean().clamp(min=0)
         )  # between two, so that no token is on it
-        decoder.weight.copy_(directions)
+        decoder.weight.copy_(guarded)
         decoder.clamp.fill_(-dose * peaks.abs().mean())
 
 

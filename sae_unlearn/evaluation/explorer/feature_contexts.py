@@ -146,7 +146,7 @@ def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureConte
         of_row = [number for number, _ in texts.rows(role)]
         for batch in texts.residuals(role):
             _, eligible = judged_tokens(batch, config)
-            activations = encoder(batch.residual)
+            activations = encoder(batch.residual)[..., : config.num_features]
             activations = activations.where(eligible[..., None] & (activations > 0), 0)
             seen.add(activations, eligible)
             best.add(batch, activations, role, of_row)

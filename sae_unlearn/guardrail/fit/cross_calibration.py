@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.windowed import DRIFT_STEP, WindowedParameters, mean_part, windowed_value
+from sae_unlearn.guardrail.config_validation import DRIFT_STEP
+from sae_unlearn.guardrail.windowed import WindowedParameters, mean_part, windowed_value
 
 
 FOLDS = 4

@@ -81,7 +81,7 @@ def logistic(
         point.grad = torch.cat([backward(slope) + l2 * w, slope.sum()[None]])
         return (counts * torch.nn.functional.softplus(-agreement)).sum() + l2 / 2 * w.square().sum()
 
-    optimizer.step(loss)  # type: ignore[arg-type]  # it asks for a float and takes a tensor
+    optimizer.step(loss)
     found = point.detach()
     return found[:-1], float(found[-1])
 

@@ -35,6 +35,9 @@ class FitPlan(NamedTuple):
     name: str
     faithful: bool
     given_features: bool
+    cross_fitted: bool
+    """Whether weights and threshold of the gate are fitted on all rows, as `statistic="windowed"` does."""
+    num_gate_features: int
     evidence: str
     threshold: float | None
     drift: float
@@ -84,6 +87,11 @@ def plan_fit(
         refusal_ids = message_ids(asked.refusal, tokenizer, getattr(bare, "generation_config", None))
     by_message = asked.chat_template and tokenizer is not None and asked.statistic in BY_MESSAGE
     by_message = by_message and asked.sticky and not faithful
+    cross_fitted = asked.statistic == "windowed"
+    if cross_fitted and (faithful or asked.topk is not None or not asked.sticky):
+        raise GuardrailError(
+            "statistic='windowed' goes with sticky=True and without preset='faithful' and topk. Change one of them."
+        )
     weighed = asked.evidence == "log_ratio"
     if weighed and asked.threshold is not None and asked.threshold < 0:
         raise GuardrailError(f"threshold={asked.threshold} is below 0: the gate would always fire.")
@@ -125,6 +133,8 @@ def plan_fit(
         name=name,
         faithful=faithful,
         given_features=asked.features is not None,
+        cross_fitted=cross_fitted,
+        num_gate_features=asked.num_gate_features,
         evidence=asked.evidence,
         threshold=asked.threshold,
         drift=asked.drift,
@@ -157,6 +167,10 @@ def _check_corpora(asked: SimpleNamespace, forget: Any, retain: Any) -> None:
     if asked.features is None and missing:
         raise GuardrailError(
             f"Selecting features needs `forget` and `retain`; {missing} not given. Or give `features`."
+        )
+    if asked.statistic == "windowed" and missing:
+        raise GuardrailError(
+            f"statistic='windowed' is fitted on `forget` and `retain`; {missing} not given. Pass both."
         )
     if asked.evidence == "log_ratio" and missing:
         raise GuardrailError(f"evidence='log_ratio' is counted on `forget` and `retain`; {missing} not given.")

@@ -26,6 +26,8 @@ from sae_unlearn.guardrail.offline import unguarded_residuals
 FORGET_CYCLE = ("select", "threshold", "report", "select")
 RETAIN_CYCLE = ("select", "threshold", "select", "report")
 PUBLISHED_CYCLE = ("all",)
+CROSS_FITTED_CYCLE = ("select",)
+DOSE_DOCUMENTS = 64  # of the forget text, run a second time to measure the dose where no rows are put aside
 
 
 class Rows:
@@ -38,6 +40,7 @@ class Rows:
         threshold, report: rows put aside.
         digest: SHA-256 of all rows read so far.
         again: rows of the first `keep` documents of the selection, for those who need them a second time.
+        selection_documents: number of the document of each row of the selection.
     """
 
     def __init__(self, documents: Iterable[Document], cycle: tuple[str, ...], limit: int, keep: int = 0) -> None:
@@ -48,6 +51,7 @@ class Rows:
         self.threshold: list[list[int]] = []
         self.report: list[list[int]] = []
         self.again: list[list[int]] = []
+        self.selection_documents: list[int] = []
         self.documents = self.rows = self.tokens = self.selection_rows = 0
         self.digest = hashlib.sha256()
         self._kept = {"threshold": 0, "report": 0, "again": 0}
@@ -73,6 +77,7 @@ class Rows:
                 use = "select"
             if use == "select":
                 self.selection_rows += len(document.rows)
+                self.selection_documents += [self.documents - 1] * len(document.rows)
                 if self._kept["again"] < self._keep:
                     self._kept["again"] += 1
                     self.again += document.rows
@@ -86,6 +91,8 @@ def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
     """The rows of a corpus, sorted by what they serve for."""
     cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
     keep = plan.max_held_out if not plan.sae.exact_in_slices else 0
+    if plan.cross_fitted:
+        cycle, keep = CROSS_FITTED_CYCLE, DOSE_DOCUMENTS if role == "forget" else 0
     return Rows(read_corpus(corpus, plan.tokenizer, role, **plan.read), cycle, plan.max_held_out, keep)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -156,7 +156,8 @@ def _read_retain(shared: _SharedPasses, retain: Any) -> None:
     total = rows.selected_of(len(retain)) if hasattr(retain, "__len__") else None
     for fit in fits:
         fit.begin("retain", rows)
-    parts = {"sums": _Together([fit.sums["retain"] for fit in fits])}
+    kinds = fits[0].parts("retain")
+    parts = {kind: _Together([cast(Stateful, fit.parts("retain")[kind]) for fit in fits]) for kind in kinds}
     for batch in shared.run(rows, "retain: features", total, parts):
         for fit in fits:
             fit.add("retain", batch)

@@ -23,10 +23,13 @@ from sae_unlearn.guardrail.fit.calibration import (
 )
 from sae_unlearn.guardrail.fit.checkpoint import Stateful
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
+from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
 from sae_unlearn.guardrail.fit.selection import FeatureSums, feature_figures, log_ratios, select_features
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds, approximation_warning, joined
+from sae_unlearn.guardrail.fit.windowed_fit import WindowedFit
+from sae_unlearn.guardrail.fit.windowed_steps import fitted_gate, measured, out_of_fold_values
 from sae_unlearn.guardrail.offline import content_tokens, read_batch
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.guardrail.weights import GuardrailEncoder, check_lowers, check_tensors, tensors_of
@@ -51,6 +54,8 @@ class Fit:
         self.outliers_left_out = 0  # by all processes, once everything was read
         self.rows: dict[str, Rows] = {}
         self.sums: dict[str, FeatureSums] = {}
+        self.encoded: dict[str, EncodedRows] = {}
+        self.windowed: WindowedFit | None = None
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
         self.percentile: float | None = None
         self.margin: float | None = None
@@ -64,18 +69,28 @@ class Fit:
         rows = rows_of(self.plan, role, corpus)
         total = rows.selected_of(len(corpus)) if hasattr(corpus, "__len__") else None
         self.begin(role, rows)
-        for batch in self.passes.run(rows, f"{role}: features", total, {"sums": self.sums[role]}):
+        for batch in self.passes.run(rows, f"{role}: features", total, self.parts(role)):
             self.add(role, batch)
         self.end(role)
 
     def begin(self, role: str, rows: Rows) -> None:
         """The rows of a corpus are about to be run."""
         self.rows[role], self.sums[role] = rows, FeatureSums(self.sae)
+        if self.plan.cross_fitted:
+            self.encoded[role] = EncodedRows(self.sae)
+
+    def parts(self, role: str) -> dict[str, Tensor | Stateful]:
+        """What the pass over the selection rows of a corpus adds to."""
+        found: dict[str, Tensor | Stateful] = {"sums": self.sums[role]}
+        return found | {"active": self.encoded[role]} if self.plan.cross_fitted else found
 
     def add(self, role: str, batch: ResidualBatch) -> None:
         """Sum the activations of a batch of selection rows."""
-        content = batch.residual[content_tokens(batch, self.config)].float()
+        kept = content_tokens(batch, self.config)
+        content = batch.residual[kept].float()
         sums = self.sums[role] if is_mine(batch.number) else None
+        if self.plan.cross_fitted and is_mine(batch.number):
+            self.encoded[role].add(batch, kept)
         for owner, tokens in self.outliers.filter(sums, content):
             owner.add(tokens)
 
@@ -120,12 +135,24 @@ class Fit:
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
         check_lowers(self.part.W_enc.T, self.part.W_dec, "the SAE")
-        self.encoder = GuardrailEncoder.of(self.part)
+        self.encoder_part = self.part
+        if self.plan.cross_fitted:
+            self.windowed = fitted_gate(self.plan, self.config, self.encoded, self.rows)
+            self.encoded.clear()
+            ids = [*self.config.feature_ids, *(self.config.gate_feature_ids or ())]
+            self.encoder_part = self.sae.slice(ids, thresholds, std)
+        self.encoder = GuardrailEncoder.of(self.encoder_part)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
     def calibrate(self) -> None:
         """Set the threshold, if it was not given, and measure the gate on the report rows."""
         percentile, margin = self.plan.threshold_percentile, self.plan.margin
+        if self.windowed is not None:
+            self._statistics(self.rows["forget"].again, "forget: dose", moments=True)
+            self.statistics = out_of_fold_values(self.windowed)
+            if self.plan.threshold is None:
+                self.percentile, self.margin = percentile, margin
+            return
         above = torch.zeros(0)
         if "forget" in self.rows and not self.faithful:
             above = self._statistics(self.rows["forget"].threshold, "forget: threshold", moments=True)
@@ -180,7 +207,7 @@ class Fit:
         self.clamp = clamp_values(
             self.plan.clamp_unit, self.scale, mean_active, self.moments, self.outliers.median, self.config.num_features
         )
-        tensors = tensors_of(self.part, self.clamp)
+        tensors = tensors_of(self.encoder_part, self.clamp)
         check_tensors(tensors, "the SAE")
         return tensors
 
@@ -216,6 +243,8 @@ class Fit:
             )
             found["warnings"] = warnings_of(found)
             found["features"] = feature_figures(self.part.feature_ids, self.sums, self.plan.importance)
+        if self.windowed is not None:
+            found |= measured(self.windowed, self.config.tau)
         if self.topk is not None:
             compared = {role: counts.rates() for role, counts in self.disagreement.items()}
             about = {"rule": "threshold", "k": self.sae.k, "std": self.topk.std, "tokens": self.topk.tokens}

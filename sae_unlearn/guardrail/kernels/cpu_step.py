@@ -1,12 +1,12 @@
 """One decoded token per row on a CPU: torch computes the two products, and plain Python the gate between them.
 
-It is what `SAEGuardrailLayer` does with torch's operators for the `ratio` statistic, and comes to the same counts. An
+It is what `SAEGuardrailLayer` does with torch's operators for `ratio` and `windowed`, and comes to the same counts. An
 operator costs some microseconds whatever it is given, and a guardrail takes thirty of them; a few dozen numbers are
 sooner dealt with here. Two operators are left, and one where no row fires: there the edit is 0, and is not computed.
 """
 
 from array import array
-from math import isfinite, nan
+from math import isfinite, nan, sqrt
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ class _Judge:
         self.evidence = config.feature_evidence
         self.min_tokens, self.tau = config.statistic_kwargs.min_tokens, as_float32(config.tau)
         self.sticky, self.all = config.sticky, config.clamp_mode == "all"
+        self.windowed = config.statistic_kwargs if config.statistic == "windowed" else None
+        self.guarded = config.num_features
 
     def __call__(
         self, pre: list[float], state: State, counts: bool, usual: bool, kept: bool
@@ -96,15 +98,37 @@ class _Judge:
             hot = float(bool(active))
         else:
             hot = sum([self.evidence[j] for j in active])
+        if self.windowed is not None:
+            hot += self.windowed.bias if counts else 0.0
         hits, tokens = state.hits + hot, state.tokens + counts
-        value = as_float32(hits / max(tokens, self.min_tokens))
+        if self.windowed is None:
+            lowest, peak = 0.0, as_float32(hits / max(tokens, self.min_tokens))
+            value, touched = peak, bool(hot)
+        else:
+            value, lowest, peak = self._value(hits, tokens, state)
+            touched = bool(active) and active[0] < self.guarded
         fired_at = 0.0 if value <= self.tau else tokens  # NaN fires
         if self.sticky and state.fired_at > 0:
             fired_at = state.fired_at
-        after = State(hits, tokens, lowest=0.0, peak=value, fired_at=fired_at, kept=float(kept))
-        if not (fired_at > 0 and hot):
+        after = State(hits, tokens, lowest, peak, fired_at, float(kept))
+        if not (fired_at > 0 and touched):
             return after, None
-        change, clamp = [0.0] * len(pre), self.clamp.tolist()
-        for j in range(len(pre)) if self.all else active:
-            change[j] = clamp[j] - activations[j]
+        change, clamp = [0.0] * self.guarded, self.clamp.tolist()
+        for j in range(self.guarded) if self.all else active:
+            if j < self.guarded:
+                change[j] = clamp[j] - activations[j]
         return after, change
+
+    def _value(self, hits: float, tokens: float, state: State) -> tuple[float, float, float]:
+        """`S`, `L` and `P` of `windowed`, each step rounded to float32 as the operators round it."""
+        given = self.windowed
+        assert given is not None
+        if not isfinite(hits):
+            return nan, nan, nan
+        y = hits - given.drift * tokens
+        lowest = min(y, state.lowest)
+        peak = max(y - lowest, state.peak)
+        n, f = max(tokens, self.min_tokens), as_float32
+        variance = f(f(f(f(given.row_variance) * n) + f(given.token_variance)) * n)
+        mean = f(f(hits - f(f(given.other_mean) * tokens)) / f(sqrt(variance)))
+        return max(mean, f(f(given.sum_weight) * peak)), lowest, peak

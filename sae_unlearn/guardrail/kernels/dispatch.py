@@ -16,8 +16,8 @@ from sae_unlearn.guardrail.kernels.interface import Step
 def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | None) -> Step | None:
     """What guards the token of `hidden [batch, seq, d_in]`; None if it is left to torch's operators.
 
-    They do prompts, other statistics and actions, training (the steps have no gradient), weights that are offloaded or
-    not in float32, and compiled code, where torch fuses them by itself.
+    They do prompts, other statistics and actions, on a GPU all but "ratio", training (the steps have no gradient),
+    weights that are offloaded or not in float32, and compiled code, where torch fuses them by itself.
 
     Args:
         home: the device on which all weights of the guardrail lie whole; see `readiness.check_ready`.
@@ -26,14 +26,15 @@ def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | No
         hidden.shape[1] != 1
         or home != hidden.device
         or torch.compiler.is_compiling()
-        or (config.statistic, config.tokens.counting, config.action) != ("ratio", "content", "clamp")
+        or config.statistic not in ("ratio", "windowed")
+        or (config.tokens.counting, config.action) != ("content", "clamp")
         or config.tokens.boundary_ids
         or (hidden.requires_grad and torch.is_grad_enabled())
     ):
         return None
     if on_host(hidden):
-        return host_step if hidden.shape[0] * config.num_features <= LARGEST else None
-    if on_gpu(hidden) and hidden.stride(-1) == 1:
+        return host_step if hidden.shape[0] * config.num_encoded <= LARGEST else None
+    if on_gpu(hidden) and hidden.stride(-1) == 1 and config.statistic == "ratio":
         from sae_unlearn.guardrail.kernels.triton_step import fused_step, works  # late: needs Triton
 
         return fused_step if works(hidden.device, hidden.dtype) else None

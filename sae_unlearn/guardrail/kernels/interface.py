@@ -8,7 +8,7 @@ from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 class Step(Protocol):
-    """One token of every row, of a guardrail with `statistic="ratio"`, `counting="content"` and `action="clamp"`."""
+    """One token of every row, of a guardrail with `counting="content"` and `action="clamp"`, for some statistics."""
 
     def __call__(
         self,

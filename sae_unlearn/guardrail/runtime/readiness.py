@@ -134,6 +134,10 @@ def _check_gate(name: str, config: SAEGuardrailConfig, known: tuple[int, int | N
     """What of a config can be looked at while code is compiled: nothing is changed, and lists are passed over."""
     if config.threshold is None:
         raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
+    if config.statistic == "windowed" and config.feature_evidence is None:
+        raise GuardrailNotReady(
+            f"Guardrail {name!r} has no feature_evidence, which statistic='windowed' needs. Fit it."
+        )
     if config.never_fires:
         raise GuardrailNotReady(
             f"The threshold of guardrail {name!r} was set to {config.threshold}, which no statistic "

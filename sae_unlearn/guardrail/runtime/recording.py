@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from sae_unlearn.backbone.layers import check_module
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import STATE_SIZE, State
+from sae_unlearn.guardrail.gate import STATE_SIZE, State, statistic_of
 from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, send_firings
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 
@@ -286,7 +286,7 @@ def firing_of(name: str, config: SAEGuardrailConfig, call: int, row: int, values
         adapter=name,
         call=call,
         row=row,
-        statistic=state.peak,
+        statistic=statistic_of(values, config),
         threshold=config.tau,
         fired=fired_at > 0,
         at_token=fired_at or None,

@@ -30,6 +30,7 @@ from sae_unlearn.guardrail.summary import (
     curve_rows,
     fire_rows,
     fit_warnings,
+    fit_words,
     recorded_dose,
     statistic_in_words,
     tokens_in_words,
@@ -133,7 +134,7 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
         "dose": _dose(config, calibration),
         "fit": _fit(calibration),
         "probe": "four rows of the fit, as token ids" if calibration.get("probe") else "none",
-        "calibration": _table(calibration),
+        "calibration": "\n\n".join([_table(calibration), *_words(calibration)]),
         "picture": picture_line(folder, PICTURE, "The statistic of held-out rows, and the threshold"),
         "curve": _curve(calibration),
         "warnings": "\n".join(f"- {as_plain_text(text)}" for text in fit_warnings(calibration))
@@ -142,6 +143,12 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
         "audit": report_section(details.audit, folder, "audit") or "No audit was saved with this guardrail.",
         "licenses": license_lines(base, source, details.licenses),
     }
+
+
+def _words(calibration: dict[str, Any]) -> list[str]:
+    """What the fit knows of its gate, as one list."""
+    found = [f"- {as_plain_text(text)}" for text in fit_words(calibration)]
+    return ["\n".join(found)] if found else []
 
 
 def _gate(config: SAEGuardrailConfig) -> str:

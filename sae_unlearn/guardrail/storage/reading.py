@@ -1,8 +1,8 @@
 """What a guardrail's files say, which may come from anybody; `folder` opens them.
 
     adapter_config.json          the fields of `SAEGuardrailConfig`, plain JSON
-    adapter_model.safetensors    five float32 tensors: encoder weight [N, d_in], bias [N], threshold [N];
-                                 decoder weight [N, d_in], clamp [N]
+    adapter_model.safetensors    five float32 tensors: encoder weight [N + M, d_in], bias [N + M], threshold [N + M];
+                                 decoder weight [N, d_in], clamp [N]; M features of `gate_feature_ids`
 
 Nothing else in the folder is read. Sizes are checked before the weights are read as such, names, shapes and dtypes in
 their header before any tensor is made, and values before any is used.
@@ -80,6 +80,8 @@ def check_complete(config: SAEGuardrailConfig, where: str) -> None:
             f"{CONFIG_NAME} of {where} names no features, no hidden size or no threshold "
             f"({config.num_features}, {width}, {config.threshold}); it was not written by a fit."
         )
+    if config.statistic == "windowed" and config.feature_evidence is None:
+        raise GuardrailError(f"{CONFIG_NAME} of {where} has no feature_evidence, which statistic='windowed' needs.")
     if config.tokens.outlier_norm is not None and real((config.calibration or {}).get("residual_norm_median")) is None:
         raise GuardrailError(
             f"{CONFIG_NAME} of {where} has outlier_norm={config.tokens.outlier_norm}, and no residual_norm_median in "
@@ -118,12 +120,13 @@ def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[
     Raises:
         GuardrailError: they are not those that the config promises.
     """
-    n, d_in = config.num_features, config.width
-    shapes = {"weight": [n, d_in], "bias": [n], "threshold": [n], "clamp": [n]}
+    n, m, d_in = config.num_features, config.num_encoded, config.width
+    shapes = {"encoder.weight": [m, d_in], "encoder.bias": [m], "encoder.threshold": [m]}
+    shapes |= {"decoder.weight": [n, d_in], "decoder.clamp": [n]}
     expected, size = _tensor_bytes(config), len(data)
     if not expected < size <= largest_weights(config):
         raise GuardrailError(
-            f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}; {n} features of "
+            f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}; {m} features of "
             f"width {d_in} take {expected} and a header."
         )
     try:
@@ -133,7 +136,7 @@ def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[
             extra = sorted(set(stored) - set(keys.values()))
             raise GuardrailError(f"{WEIGHTS_NAME} of {source} holds unknown tensors: {extra[:5]}.")
         for name, key in keys.items():
-            found, shape = stored[key], shapes[name.split(".")[1]]
+            found, shape = stored[key], shapes[name]
             if found["shape"] != shape or found["dtype"] != "F32":
                 raise GuardrailError(f"{key} of {source} is {found['dtype']} {found['shape']}; expected F32 {shape}.")
         loaded = load(data)
@@ -146,7 +149,7 @@ def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[
 
 
 def _tensor_bytes(config: SAEGuardrailConfig) -> int:
-    return 4 * (2 * config.num_features * config.width + 3 * config.num_features)
+    return 4 * (config.num_features * (config.width + 1) + config.num_encoded * (config.width + 2))
 
 
 def largest_weights(config: SAEGuardrailConfig) -> int:
@@ -174,10 +177,9 @@ def check_plain_text(config: SAEGuardrailConfig) -> None:
     """
     shown = {"base_model_name_or_path": config.base_model_name_or_path}
     shown |= {f"sae_source[{key!r}]": value for key, value in (config.sae_source or {}).items()}
-    warnings = (config.calibration or {}).get("warnings")
-    shown |= {
-        f"calibration warning {i}": value for i, value in enumerate(warnings if isinstance(warnings, list) else [])
-    }
+    for kind in ("warnings", "words"):
+        found = (config.calibration or {}).get(kind)
+        shown |= {f"calibration {kind} {i}": value for i, value in enumerate(found if isinstance(found, list) else [])}
     for name, value in shown.items():
         if isinstance(value, str) and (not value.isprintable() or _MARKUP.intersection(value)):
             raise GuardrailError(

@@ -48,7 +48,7 @@ def test_a_token_is_as_hot_as_the_features_active_there_say():
     a = torch.tensor([[0.0, 2.0, 3.0], [0.1, 0.0, 0.0], [0.0, 0.0, 0.0], [5.0, 5.0, 5.0], [torch.inf, 0, 0]])[None]
     eligible = torch.tensor([[True, True, True, False, True]])
     a = heard(a, eligible)
-    found = hits_of(a, a != 0, torch.tensor([0.25, 1.5, 4.0]))
+    found = hits_of(a, a != 0, torch.tensor([0.25, 1.5, 4.0]), eligible, planted_config(num_features=3))
     assert found[0, :4].tolist() == [5.5, 0.25, 0.0, 0.0]
     assert found[0, 4].isnan()
 

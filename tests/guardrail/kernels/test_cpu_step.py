@@ -16,7 +16,7 @@ from benchmarks.speed.kernel_count import kernels, waits
 from sae_unlearn import record_firings
 from sae_unlearn.backbone.call_arguments import cache_of
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of
+from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of, hot_tokens
 from sae_unlearn.guardrail.kernels import cpu_step as host
 from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
@@ -103,16 +103,21 @@ ROW = st.tuples(
     min_tokens=st.integers(1, 8),
     sticky=st.booleans(),
     clamp_mode=st.sampled_from(["fired", "all"]),
-    weighed=st.booleans(),
+    weighed=st.sampled_from(["", "log_ratio", "windowed"]),
     limit=st.sampled_from([None, 4.0]),
 )
 def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
     rows, fresh, tau, min_tokens, sticky, clamp_mode, weighed, limit
 ):
-    evidence = [0.25, 3.0, 1.5, 2.0] if weighed else None
+    windowed = weighed == "windowed"
+    evidence = [0.25, -3.0 if windowed else 3.0, 1.5, 2.0] if weighed else None
+    number, fields = 4, {}
+    if windowed:  # the fourth feature is the gate's alone
+        number, sticky, fields = 3, True, {"statistic": "windowed", "gate_feature_ids": [900]}
     config = planted_config(
-        num_features=4,
+        num_features=number,
         hidden_size=4,
+        **fields,
         threshold=tau,
         min_tokens=min_tokens,
         sticky=sticky,
@@ -122,9 +127,9 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
         special_ids=[1],
     )
     weights = None if evidence is None else torch.tensor(evidence)
-    encoder, decoder = GuardrailEncoder(4, 4), GuardrailDecoder(4, 4)
+    encoder, decoder = GuardrailEncoder(4, 4), GuardrailDecoder(4, number)
     encoder.weight.data, encoder.bias.data, encoder.threshold.data = torch.eye(4), torch.zeros(4), torch.full((4,), 0.5)
-    decoder.weight.data, decoder.clamp.data = torch.eye(4), torch.tensor([-1.0, -0.5, 0.0, -2.0])
+    decoder.weight.data, decoder.clamp.data = torch.eye(4)[:number], torch.tensor([-1.0, -0.5, 0.0, -2.0])[:number]
     hidden = torch.tensor([[row[0]] for row in rows])
     previous = torch.zeros(len(rows), STATE_SIZE)
     for state, (_, hits, tokens, fired, _, _) in zip(previous, rows, strict=True):
@@ -143,9 +148,11 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
     usual = None if limit is None else torch.linalg.vector_norm(hidden, dim=-1) <= limit
     activations = heard(pre * (pre > 0.5), counted, usual)
     active = activations != 0
-    hits = hits_of(activations, active, weights)
+    hits = hits_of(activations, active, weights, counted, config)
     decision = decide(hits, counted, config, previous, kept=mask != 0)
-    where = decision.fire[..., None] & (active if clamp_mode == "fired" else (hits != 0)[..., None].expand_as(active))
+    hot = hot_tokens(active, hits, config)
+    activations, active = activations[..., :number], active[..., :number]
+    where = decision.fire[..., None] & (active if clamp_mode == "fired" else hot[..., None].expand_as(active))
     torch.testing.assert_close(history.last(), decision.state[:, -1], equal_nan=True, atol=0, rtol=0)
     torch.testing.assert_close(edited, hidden + decoder(activations, where), equal_nan=True)
 

@@ -12,12 +12,12 @@ from sae_unlearn import record_firings
 
 # Operators that one guardrail adds to a decoding step, those that compute nothing left out.
 BOUNDS = {("ratio", "dynamic"): 35, ("ratio", "static"): 50, ("cusum", "dynamic"): 40, ("window", "dynamic"): 54}
-BOUNDS["ratio_or_window", "dynamic"] = 58
+BOUNDS["ratio_or_window", "dynamic"], BOUNDS["windowed", "dynamic"] = 58, 51
 WEIGHED = 1  # more, where tokens are weighed
 OUTLIERS = 3  # more, where outlying tokens are left out
 BY_MESSAGE = {"dynamic": 55, "static": 70}
 KERNELS_MASK = {False: 2, True: 8}  # more, where the mask is the attention kernel's, and additive
-THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4, "ratio_or_window": 0.4}
+THRESHOLDS = {"ratio": 0.4, "cusum": 1.5, "window": 0.4, "ratio_or_window": 0.4, "windowed": 0.5}
 
 
 @pytest.mark.parametrize(("statistic", "kind"), BOUNDS)

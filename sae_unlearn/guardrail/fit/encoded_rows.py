@@ -1,0 +1,70 @@
+"""The active features of all rows of a corpus, collected while they go through the model."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sae_unlearn.backbone.distributed import gathered
+from sae_unlearn.backbone.residual_stream import ResidualBatch
+from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
+from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus
+from sae_unlearn.sae import SparseAutoencoder
+
+
+_ELEMENTS = 2**24  # activations held at a time
+
+
+class EncodedRows:
+    """Which features are active at each content token, `4 L0 + 8` bytes a token; no activation value is kept."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self._sae = sae
+        none, parts = torch.zeros(0, dtype=torch.long), ("index", "lengths", "counts", "features", "norms")
+        self._parts: dict[str, list[Tensor]] = {name: [none.int() if name == "features" else none] for name in parts}
+        self._parts["norms"] = [none.float()]
+
+    @torch.no_grad()
+    def add(self, batch: ResidualBatch, content: Tensor) -> None:
+        """Add the rows of a batch, of the tokens where `content [batch, seq]` holds."""
+        tokens = batch.residual[content]
+        active = [self._sae.encode(some.to(self._sae.device)) > 0 for some in tokens.split(self._block)]
+        self._add("index", torch.tensor(batch.index, dtype=torch.long))
+        self._add("lengths", content.sum(dim=1).cpu())
+        self._add("norms", tokens.float().norm(dim=-1).cpu())
+        for some in active:
+            self._add("counts", some.sum(dim=1).cpu())
+            self._add("features", some.nonzero()[:, 1].int().cpu())
+
+    def state(self) -> dict[str, Tensor]:
+        """What was added."""
+        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what was added to others."""
+        self._parts = {name: [values] for name, values in state.items()}
+
+    def corpus(self, documents: Sequence[int], largest_norm: float | None) -> EncodedCorpus:
+        """The rows of all processes, in the order of the corpus.
+
+        Args:
+            documents: number of the document of each row.
+            largest_norm: at tokens of larger norms no feature counts as active. None: no token is left out.
+        """
+        states = gathered(self.state())
+        found = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+        counts, features = found["counts"], found["features"]
+        if largest_norm is not None:
+            usual = found["norms"] <= largest_norm
+            features, counts = features[usual.repeat_interleave(counts)], counts * usual
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        order = found["index"].argsort()
+        active = ActiveFeatures(found["lengths"], starts, features).rows(order)
+        return EncodedCorpus(active, torch.tensor(documents, dtype=torch.long)[found["index"][order]])
+
+    @property
+    def _block(self) -> int:
+        return max(1, _ELEMENTS // self._sae.d_sae)
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self._parts[name].append(values)

@@ -1,0 +1,51 @@
+"""What a fit does for `statistic="windowed"`: all rows serve for the weights and, out of fold, for the threshold."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.config_validation import check_config
+from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
+from sae_unlearn.guardrail.fit.options import FitPlan
+from sae_unlearn.guardrail.fit.passes import Rows
+from sae_unlearn.guardrail.fit.windowed_fit import WindowedFit, figures, fit_windowed, row_values, sentences
+
+
+def fitted_gate(
+    plan: FitPlan, config: SAEGuardrailConfig, encoded: Mapping[str, EncodedRows], rows: Mapping[str, Rows]
+) -> WindowedFit:
+    """Fit weights, constants and threshold, and set them in `config`, whose guarded features are chosen.
+
+    Raises:
+        GuardrailError: If there are too few documents, or the topic's tokens do not score above others.
+    """
+    forget, retain = (
+        encoded[role].corpus(rows[role].selection_documents, config.tokens.outlier_norm)
+        for role in ("forget", "retain")
+    )
+    alpha, smallest = 1 - plan.threshold_percentile / 100, config.statistic_kwargs.min_tokens
+    fit = fit_windowed(forget, retain, plan.num_gate_features, alpha, plan.margin, smallest)
+    weights = dict(zip(fit.score.feature_ids.tolist(), fit.score.weights.tolist(), strict=True))
+    guarded = [*(config.feature_ids or ())]
+    config.gate_feature_ids = [i for i in weights if i not in guarded]
+    config.feature_evidence = [weights.get(i, 0.0) for i in (*guarded, *config.gate_feature_ids)]
+    constants = fit.calibrated.parameters._asdict()
+    config.statistic_kwargs = replace(config.statistic_kwargs, bias=fit.score.bias, **constants)
+    config.threshold = fit.calibrated.threshold if plan.threshold is None else plan.threshold
+    check_config(config)
+    return fit
+
+
+def out_of_fold_values(fit: WindowedFit) -> dict[str, Tensor]:
+    """The statistics of all rows, of which those of other text set the threshold and are reported, too."""
+    topic, other = (row_values(rows, fit.calibrated.parameters) for rows in fit.scores)
+    return {"threshold": other, "forget": topic, "retain": other}
+
+
+def measured(fit: WindowedFit, threshold: float) -> dict[str, Any]:
+    """What is known of the gate at the threshold that is used, as figures and in words."""
+    found = figures(fit._replace(calibrated=fit.calibrated._replace(threshold=threshold)))
+    return {"auroc": found["auroc"], "windowed": found, "words": sentences(found)}
