@@ -10,6 +10,8 @@ import transformers
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sae_unlearn.backbone.private_api import checkpoint_function
+
 
 HOOKS_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
 """True if this transformers runs a decoder layer's hooks outside of its checkpoint."""
@@ -34,7 +36,7 @@ def repeats_hooks(backbone: nn.Module, layer: nn.Module) -> bool:
 def is_reentrant(backbone: nn.Module, layer: nn.Module) -> bool:
     """Return True if the checkpoints of `layer` are reentrant or of an unknown kind."""
     for module in (layer, backbone):
-        function = getattr(module, "_gradient_checkpointing_func", None)
+        function = checkpoint_function(module)
         if function is not None:
             return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
     return True

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sae_unlearn.backbone.private_api import compiled_module, offload_device
 from sae_unlearn.errors import GuardrailError, UnlearnError
 
 
@@ -135,7 +136,7 @@ def _list_of_layers(decoder: nn.Module, names: list[str]) -> str:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """Return the module inside of `torch.compile(module)`; any other module as it is."""
-    return cast(nn.Module, getattr(model, "_orig_mod", model))
+    return compiled_module(model)
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
@@ -157,7 +158,7 @@ def check_module(model: nn.Module) -> None:
 def execution_device(module: nn.Module) -> torch.device | None:
     """Return the device on which accelerate runs a module with offloaded weights; None without offloading."""
     for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        device = offload_device(part)
         if device is not None:
             return torch.device(device)
     return None

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, uncompiled
+from sae_unlearn.backbone.private_api import forget_loaded_adapters, remove_hooks
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -20,7 +21,6 @@ from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks
 from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
 from sae_unlearn.guardrail.refusal_text import compare, tokenizer_of
-from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.same_guardrail import check_new
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
@@ -136,8 +136,7 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
         return model
     if hasattr(bare, "peft_config"):
         del bare.peft_config
-    if getattr(bare, "_hf_peft_config_loaded", False):  # it was loaded by transformers, which asks for configs then
-        cast(Any, bare)._hf_peft_config_loaded = False
+    forget_loaded_adapters(bare)
     return bare if isinstance(whole, PeftModel) else model
 
 

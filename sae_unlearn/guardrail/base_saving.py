@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from sae_unlearn.backbone.private_api import has_loaded_adapters, unsaved
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
 
 
@@ -39,7 +40,7 @@ def _watched(model: nn.Module) -> "partial[Any] | None":
 def _save_base(model: Any, earlier: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
     save = earlier or partial(type(model).save_pretrained, model)
     guards = {name: m for name, m in model.named_modules() if isinstance(m, GuardrailTunerLayer) and m.guard_config}
-    if not guards or getattr(model, "_hf_peft_config_loaded", False):  # transformers saves adapters alone then
+    if not guards or has_loaded_adapters(model):  # transformers saves adapters alone then
         return save(save_directory, *args, **kwargs)
     names = sorted({name for guard in guards.values() for name in guard.guard_config})
     warnings.warn(
@@ -47,13 +48,6 @@ def _save_base(model: Any, earlier: Any, save_directory: Any, *args: Any, **kwar
         "back unguarded. Save the guardrail by the `PeftModel`, and attach it after loading.",
         stacklevel=2,
     )
-    had, ignored = "_keys_to_ignore_on_save" in model.__dict__, model._keys_to_ignore_on_save
     ours = [key for key in model.state_dict() if any(key.startswith(f"{guard}.") for guard in guards)]
-    model._keys_to_ignore_on_save = [*(ignored or ()), *ours]
-    try:
+    with unsaved(model, ours):
         return save(save_directory, *args, **kwargs)
-    finally:
-        if had:
-            model._keys_to_ignore_on_save = ignored
-        else:
-            del model._keys_to_ignore_on_save

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
+from sae_unlearn.backbone.private_api import forward_hook_owners, remove_hooks
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
@@ -42,7 +43,6 @@ from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, cu
 from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
 from sae_unlearn.guardrail.runtime.counted import counted_tokens, ends_of_messages
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
-from sae_unlearn.guardrail.runtime.hooks import remove_hooks
 from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all, telling_masks
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
@@ -270,7 +270,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         home = self._home[0]
         if backbone_layer is not home and all(module is not home for module in backbone_layer.modules()):
             return False
-        return any(getattr(hook, "__self__", None) is self for hook in home._forward_hooks.values())
+        return any(owner is self for owner in forward_hook_owners(home))
 
     def __dir__(self) -> list[str]:
         names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import bare_model
+from sae_unlearn.backbone.private_api import forward_hook_owners
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import CHOICES, check_refusal
@@ -275,7 +276,7 @@ def _is_torn(module: nn.Module) -> bool:
     """Whether of the hooks of a model with its head, which work in pairs, one is left alone."""
     before = hooks_of(module, ModelHooks)
     if before is None:
-        return any(isinstance(getattr(hook, "__self__", None), ModelHooks) for hook in module._forward_hooks.values())
+        return any(isinstance(owner, ModelHooks) for owner in forward_hook_owners(module))
     return not is_hooked(module, before)
 
 

@@ -72,7 +72,7 @@ def test_fit_writes_adapter_card_and_picture(parts):
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "README.md", "calibration.png"}
     model = AutoModelForCausalLM.from_pretrained(parts / "model")
     guarded = attach_guardrail(model, parts / "fitted")
-    assert guarded.peft_config["default"].calibration["dose"] == {"unit": "feature", "scale": 4.0}
+    assert guarded.peft_config["default"].calibration["dose"] == {"unit": "residual", "scale": 4.0}
 
 
 def test_fit_prints_its_calibration(parts, tmp_path, capsys):

@@ -20,6 +20,7 @@ from torch import nn
 
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
 from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
+from sae_unlearn.backbone.private_api import forward_hook_owners, pre_hook_owners
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 from sae_unlearn.guardrail.runtime.base_state import BaseState
 from sae_unlearn.guardrail.runtime.cache_state import find_cache, has_state, past_length
@@ -174,33 +175,12 @@ class BackboneHooks:
 
 def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
     """The object of class `kind` whose methods are hooks of `module`, if there is one."""
-    for hook in module._forward_pre_hooks.values():
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, kind):
-            return owner
-    return None
+    return next((owner for owner in pre_hook_owners(module) if isinstance(owner, kind)), None)
 
 
 def is_hooked(module: nn.Module | None, owner: object) -> bool:
     """Whether a method of `owner` is called at the end of each call of `module`."""
-    return module is not None and any(
-        getattr(hook, "__self__", None) is owner for hook in module._forward_hooks.values()
-    )
-
-
-def remove_hooks(module: nn.Module, kind: type) -> None:
-    """Take off every hook of `module` that is a method of an object of class `kind`.
-
-    They are looked up rather than remembered as handles, so that this works on deep copies and unpickled models too.
-    """
-    for hooks, extras in (
-        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
-        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
-    ):
-        for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), kind)]:
-            del hooks[key]
-            for extra in extras:
-                extra.pop(key, None)
+    return module is not None and any(found is owner for found in forward_hook_owners(module))
 
 
 def refuse_rows_by_name(kwargs: dict[str, Any]) -> None:
