@@ -202,7 +202,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_files(tmp_path):
 
 def test_a_full_disk_leaves_the_entities_that_were_saved_before(tmp_path, monkeypatch):
     path = tmp_path / "people.json"
-    EntitySet([{"entity": "Ann", "entity_type": "person"}]).save(path)
+    EntitySet([{"entity": "Ann", "entity_type": "person"}]).to_json(path)
     before = path.read_text()
     write = Path.write_text
 
@@ -212,6 +212,6 @@ def test_a_full_disk_leaves_the_entities_that_were_saved_before(tmp_path, monkey
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UnlearnError, match="Free some space"):
-        EntitySet([{"entity": "Bob", "entity_type": "person"}]).save(path)
+        EntitySet([{"entity": "Bob", "entity_type": "person"}]).to_json(path)
     assert [file.name for file in tmp_path.iterdir()] == ["people.json"]
     assert path.read_text() == before
