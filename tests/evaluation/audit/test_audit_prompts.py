@@ -7,7 +7,7 @@ import pytest
 
 from sae_unlearn.evaluation import Fact
 from sae_unlearn.evaluation.audit.attacks import dilution_attack, rephrasing_attack, spelling_attack, wrapper_attack
-from sae_unlearn.evaluation.audit.attacks.base import END_OF_SENTENCE, split_cue, with_cue
+from sae_unlearn.evaluation.audit.attacks.base import closing, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, diluted, filler_words
 from sae_unlearn.evaluation.audit.attacks.rephrasing import TEMPLATES, rephrased
 from sae_unlearn.evaluation.audit.attacks.spelling import respelt
@@ -48,7 +48,7 @@ def test_filler_of_the_wanted_length_stands_where_it_should():
         assert rest == SENTENCE
         assert len(text.split()) == words
         first, filler, last = after.split("\n\n")
-        assert (first, last) == (f"{SENTENCE} ...", END_OF_SENTENCE)
+        assert (first, last) == (f"{SENTENCE} ...", "... pumps blood is the")
         assert filler == text
         parts = both.split("\n\n")
         assert len(" ".join([parts[0], *parts[2:-1]]).split()) == words
@@ -88,11 +88,11 @@ def test_templates_hold_the_whole_question_and_end_where_the_answer_begins(templ
             assert stem in found
             assert found != fact.prompt
             assert "{" not in found
-            assert found.removesuffix(" Certainly, the answer is").endswith((fact.prompt, cue or END_OF_SENTENCE))
+            assert found.endswith((fact.prompt, closing(stem, cue)))
 
 
 def test_braces_of_a_prompt_are_text():
-    assert rephrased("a {stem} {prompt", "x {prompt} y {cue}") == f"x a {{stem}} {{prompt y {END_OF_SENTENCE}"
+    assert rephrased("a {stem} {prompt", "x {prompt} y {cue}") == "x a {stem} {prompt y ... a {stem} {prompt"
     with pytest.raises(ValueError, match="holds neither"):
         rephrasing_attack(MODEL, FACTS, asked, {"bad": "no place"})
 

@@ -1,6 +1,6 @@
-"""What an attack measures at one strength of it.
+"""Shared parts of the attacks: the point of a curve, and a prompt as its stem and its cue.
 
-The two parts of a prompt: what is asked, and the cue behind it that calls for the answer.
+The stem is the question. The cue is a last line that calls for the answer, such as "Answer:".
 """
 
 import re
@@ -17,11 +17,11 @@ from sae_unlearn.evaluation.metrics.recall import Fact
 Measured = TypeVar("Measured")
 
 AskFacts = Callable[[nn.Module, Sequence[Fact]], Measured]
-"""What an attack on prompts does with the model and the rewritten facts, which are in the order of the given ones."""
+"""Function of the model and the rewritten facts, in the order of the given facts, that measures the attack."""
 
 
 class NotPossible(UnlearnError):
-    """There is nothing on this model that the attack could work on; an audit notes it and goes on."""
+    """The attack cannot be run on this model. An audit notes it and continues."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class AttackPoint(Generic[Measured]):
     """One point of an attack's curve.
 
     Attributes:
-        strength: steps trained, bits kept, words added, multiples of a direction: what the attack's own text says.
-        found: what the caller's measure gave there.
-        variant: which way of the attack, where there are several.
+        strength (float): In the unit of the attack: steps trained, bits kept, words added, multiples of a direction.
+        found: Return value of the caller's measure.
+        variant (str, *optional*, defaults to ""): Variant of the attack, if it has several.
     """
 
     strength: float
@@ -41,13 +41,15 @@ class AttackPoint(Generic[Measured]):
 
 _CUE = re.compile(r"\n[^\n:]{1,40}:\s*$")
 
-END_OF_SENTENCE = "The unfinished sentence above ends with:"
-"""The cue that stands behind a sentence's beginning once something else has come between."""
+_REPEATED = 4  # words: after the whole stem a base model copies the text that followed it the first time
 
 
 def split_cue(prompt: str) -> tuple[str, str]:
-    """ "Question: ...\\nAnswer:" gives what is before the last line, and "Answer:"; a sentence's beginning has no cue,
-    and the second part is empty."""
+    """Return stem and cue of a prompt.
+
+    "Question: ...\\nAnswer:"  ->  "Question: ...", "Answer:"
+    "Water boils at"           ->  "Water boils at", ""
+    """
     found = _CUE.search(prompt)
     if found is None or not prompt[: found.start()].strip():
         return prompt, ""
@@ -55,10 +57,15 @@ def split_cue(prompt: str) -> tuple[str, str]:
 
 
 def with_cue(stem: str, cue: str) -> str:
-    """The prompt that `split_cue` divided."""
+    """Return the prompt of a stem and a cue: the inverse of `split_cue`."""
     return f"{stem}\n{cue}" if cue else stem
 
 
 def unfinished(stem: str, cue: str) -> str:
-    """The stem as a text that something else may follow: a sentence's beginning is left with three dots."""
+    """Return the stem as a text that another text can follow: three dots end an unfinished sentence."""
     return stem if cue else f"{stem} ..."
+
+
+def closing(stem: str, cue: str) -> str:
+    """Return the text that asks for the answer after another text: the cue, or the last words of the sentence again."""
+    return cue or f"... {' '.join(stem.split()[-_REPEATED:])}"

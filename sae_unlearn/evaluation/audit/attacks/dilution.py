@@ -1,7 +1,8 @@
 """Attack: put harmless text around the question.
 
 A gate that judges a whole sequence by its share of hot tokens is diluted by tokens that have nothing to do with the
-topic. The text may stand before the question, after it, or half and half.
+topic. The text may stand before the question, after it, or half and half. If the question is an unfinished sentence, its
+last words follow the text once more, since a base model can answer in this form.
 
 Budget: black box, one greedy completion per fact, place and length; no knowledge of the gate.
 """
@@ -14,10 +15,10 @@ from typing import Literal, get_args
 from torch import nn
 
 from sae_unlearn.evaluation.audit.attacks.base import (
-    END_OF_SENTENCE,
     AskFacts,
     AttackPoint,
     Measured,
+    closing,
     split_cue,
     unfinished,
 )
@@ -91,7 +92,7 @@ def diluted(
     if not after:
         return found
     stem, cue = split_cue(found)
-    return f"{unfinished(stem, cue)}\n\n{after}\n\n{cue or END_OF_SENTENCE}"
+    return f"{unfinished(stem, cue)}\n\n{after}\n\n{closing(stem, cue)}"
 
 
 def filler_words(number: int, filler: Sequence[str], draw: random.Random) -> list[str]:

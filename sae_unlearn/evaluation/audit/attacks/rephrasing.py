@@ -10,10 +10,10 @@ from types import MappingProxyType
 from torch import nn
 
 from sae_unlearn.evaluation.audit.attacks.base import (
-    END_OF_SENTENCE,
     AskFacts,
     AttackPoint,
     Measured,
+    closing,
     split_cue,
     unfinished,
 )
@@ -30,7 +30,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "twice": "{stem}\n\nOnce more: {prompt}",
     }
 )
-"""`{prompt}` is the prompt as it is; `{stem}` is it without its cue, and `{cue}` a line that calls for the answer."""
+"""Templates by name. `{stem}` is `{prompt}` without its cue, and `{cue}` is a text that calls for the answer."""
 
 
 def rephrasing_attack(
@@ -61,7 +61,7 @@ def rephrased(prompt: str, template: str) -> str:
     if "{prompt}" not in template and "{stem}" not in template:
         raise ValueError(f"Template {template!r} holds neither {{prompt}} nor {{stem}}; it would ask nothing.")
     stem, cue = split_cue(prompt)
-    parts = {"{prompt}": prompt, "{stem}": unfinished(stem, cue), "{cue}": cue or END_OF_SENTENCE}
+    parts = {"{prompt}": prompt, "{stem}": unfinished(stem, cue), "{cue}": closing(stem, cue)}
     # by position and not by `replace`, since a prompt may hold braces itself
     found, rest = "", template
     while rest:
