@@ -57,7 +57,7 @@ def joined(reports: Sequence[AuditReport]) -> AuditReport:
     """One report of several on the same questions; the questions as they are stand in it once."""
     first = next((report for report in reports if report.neighbours is not None), reports[0])
     rows = [*reports[0].rows[:1], *(row for report in reports for row in report.rows[1:])]
-    notes = [note for report in reports for note in report.notes if not note.startswith(f"{NEIGHBOURS}:")]
+    notes = [note for report in reports for note in report.notes if not note.startswith(NEIGHBOURS)]
     budgets = {name: text for report in reports for name, text in report.budgets.items()}
     return replace(first, rows=tuple(rows), budgets=budgets, notes=tuple(dict.fromkeys(notes)))
 

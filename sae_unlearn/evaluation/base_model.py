@@ -1,4 +1,4 @@
-"""A model as it is without its adapters."""
+"""The base model: a model with its adapters disabled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from sae_unlearn.guardrail.offline import guards_off
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether there are adapters in force that `without_adapters` could put out of force."""
+    """Return True if the model has active adapters, which `without_adapters` can disable."""
     if isinstance(model, PeftModel) and model.get_model_status().enabled is not False:
         return True
     return any(layer.in_force for layer in guard_layers(model))
@@ -20,20 +20,24 @@ def has_adapters(model: nn.Module) -> bool:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
-    """The same model with its adapters out of force inside the `with` block: the base model.
+    """Disable the model's adapters inside the `with` block, which gives the base model.
 
     Raises:
-        ValueError: there are none in force.
+        ValueError: If no adapter is active.
     """
     if not has_adapters(model):
-        raise ValueError(f"This {type(model).__name__} has no adapters in force; pass the base model as base=.")
+        raise ValueError(
+            f"base=None: expected a model with active adapters, got {type(model).__name__} without. Pass base=."
+        )
     with adapters_off(model):
         yield model
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Adapters and guardrails are out of force inside the `with` block, if there are any. `disable_adapter()` of a LoRA
-    alone leaves a guardrail beside it in force."""
+    """Disable adapters and guardrails, if any, inside the `with` block.
+
+    `disable_adapter()` of a LoRA alone leaves a guardrail on the same model active.
+    """
     with guards_off(model), other_adapters_off(model):
         yield

@@ -1,4 +1,4 @@
-"""`evaluate`: what a model knows of what it should forget, and of what it should keep."""
+"""Measure what a model knows of data to forget and of data to retain."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -40,15 +40,15 @@ def evaluate(
     config: EvaluationConfig | None = None,
     **options: Any,
 ) -> Report:
-    """Measure a base, a guarded or a LoRA model alike. The model is left as it was.
+    """Measure a bare, a guarded or a LoRA model on facts, choices and texts. The model is left as it was.
 
     Facts are completed: recall of the canonical and of any accepted answer, ROUGE-L, refusals. Choices are decided by
-    log-probability and, where their options are shown, by letter over orders of the options; where they are not shown,
-    by TOFU's truth ratio. Texts give perplexity, and KL to the base where there is one. Where guardrails are attached,
-    their fire rates are told on all of them. Every figure comes with its n and 95 % interval.
+    log-probability. If their options are shown, letters over orders of the options decide too; if not, TOFU's truth
+    ratio is measured. Texts give perplexity, and KL to the base if there is one. Attached guardrails add their fire
+    rates. Every figure has its n and 95 % interval.
 
-    Under `accelerate launch` or `torchrun` the batches are shared out among the processes, each of which has to call
-    with the same rows and ends with the same report.
+    Under `accelerate launch` or `torchrun` the batches are shared among the processes. Every process must call with the
+    same rows, and receives the same report.
 
     Example:
 
@@ -60,25 +60,30 @@ def evaluate(
     ```
 
     Args:
-        model: any causal language model of transformers, with or without adapters.
-        forget, retain: `Fact`s, `Choice`s or texts (a `datasets.Dataset` with a text column too), or a mapping of
-            names to such sets. A list may hold several kinds, which are measured apart.
-        base: model that KL is measured to; None takes a `PeftModel` with its adapters disabled.
-        reference: report of a model that never saw the forget set, on the same choices: adds TOFU's forget quality.
-        title: of the report; None names the model.
-        config: the options; None takes the defaults.
-        options: any field of `EvaluationConfig` by its name, in place of its value in `config`.
+        model (nn.Module): Any causal language model of transformers, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget, retain (list or mapping, *optional*): `Fact`s, `Choice`s or texts, or a `datasets.Dataset` with a text
+            column, or a mapping of names to such sets. Different kinds in one list are measured separately.
+        base (nn.Module, *optional*): Reference of the KL. None disables the adapters of a `PeftModel`.
+        reference (Report, *optional*): Report of a model that never saw the forget set, on the same choices. It adds
+            TOFU's forget quality.
+        title (str, *optional*): Title of the report. None names the model.
+        config (EvaluationConfig, *optional*): The options. None takes the defaults.
+        options: Fields of `EvaluationConfig` by name, which override `config`.
+
+    Returns:
+        Report: The figures of all sets.
 
     Raises:
-        ValueError: nothing to measure, an empty set, two sets of one name, rows that are none of the three kinds,
-            logits that are not finite (float16 overflows in some models), or processes of a launch that were given
-            different rows.
+        ValueError: If all sets are missing or one is empty, two sets have one name, a row is of another kind, the
+            logits are not finite (float16 overflows in some models), or the processes of a launch received different
+            rows.
     """
     given = merged(EvaluationConfig, config, options, UnlearnError)
     settings = replace(given, progress=given.progress and process_index() == 0)
     sides = {side: _sets(sets, side, given.text_column) for side, sets in (("forget", forget), ("retain", retain))}
     if not any(sides.values()):
-        raise ValueError("Nothing to measure; pass facts, choices or texts as forget= or retain=.")
+        raise ValueError("forget=None, retain=None: expected facts, choices or texts. Pass at least one of the two.")
     _check_alike(sides)
     figures: list[Figure] = []
     notes: list[str] = []
@@ -93,9 +98,7 @@ def evaluate(
                 else:
                     figures += text_figures(*common, base)
     if reference is not None and not any(figure.metric == "forget_quality" for figure in figures):
-        notes.append(
-            "no forget quality: it is of choices under forget whose options are not shown, and there were none."
-        )
+        notes.append("reference: skipped forget quality. It needs choices in forget= whose options are not shown.")
     about = about_model(model) | {
         name: value for name, value in vars(settings).items() if name not in ("progress", "text_column")
     }
@@ -105,7 +108,7 @@ def evaluate(
 
 
 def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
-    """Named sets, each of one kind of rows."""
+    """Named sets with rows of one kind each."""
     if given is None:
         return {}
     if isinstance(given, Mapping):
@@ -115,7 +118,9 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
             parts = {str(name) if len(kinds) == 1 else f"{name} {kind}": part for kind, part in kinds.items()}
             twice = found.keys() & parts.keys()
             if twice:
-                raise ValueError(f"Two sets of {side} are called {min(twice)!r}; rename one of them.")
+                raise ValueError(
+                    f"{side}={min(twice)!r}: expected different names of the sets, got it twice. Rename one of them."
+                )
             found |= parts
         return found
     return _by_kind(given, side, text_column)
@@ -124,13 +129,16 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
 def _check_alike(sides: Mapping[str, Mapping[str, list[Any]]]) -> None:
     named = [[side, data, repr(row)] for side, sets in sides.items() for data, rows in sets.items() for row in rows]
     if len({*gathered(fingerprint(named))}) > 1:
-        raise ValueError("The processes were given different rows; give all of them the same, in the same order.")
+        raise ValueError(
+            "forget, retain: expected the same rows in every process, got different ones. "
+            "Pass the same rows in one order."
+        )
 
 
 def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise ValueError(
-            f"{name} is a {type(rows).__name__}; pass a list of Fact, Choice or texts, or a mapping of them."
+            f"{name}: expected a list of Fact, Choice or texts, or a mapping of them, got {type(rows).__name__}."
         )
     found: dict[str, list[Any]] = {}
     for row in rows:
@@ -140,20 +148,20 @@ def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:
         if kind is None:
             columns = f" with columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else ""
             raise ValueError(
-                f"{name} holds a {type(row).__name__}{columns}; expected Fact, Choice, a text, or a row with a text in "
-                f"column {text_column!r}."
+                f"{name}: expected Fact, Choice, text, or a row with a text in column {text_column!r}, "
+                f"got {type(row).__name__}{columns}."
             )
         found.setdefault(kind, []).append(row)
     if not found:
-        raise ValueError(f"{name} is empty; leave it out, or pass at least one row.")
+        raise ValueError(f"{name}=[]: expected at least one row. Pass rows, or omit the set.")
     return found
 
 
 def about_model(model: nn.Module) -> dict[str, Any]:
-    """What a report says of a model: its name, its adapters, and the version of this package."""
+    """Return the model's name, its adapters and the version of this package, for a report."""
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", "") or type(model).__name__
-    name = Path(name).name if Path(name).is_dir() else name  # a report may be published; a user's folders may not
+    name = Path(name).name if Path(name).is_dir() else name  # a report may be published, the user's folders may not
     adapters = getattr(model, "peft_config", {})
     kinds = [f"{name} ({getattr(c.peft_type, 'value', c.peft_type)})" for name, c in adapters.items()]
     return {"model": name, "adapters": ", ".join(kinds) or "none", "sae_unlearn": __version__}

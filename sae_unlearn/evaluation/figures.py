@@ -1,9 +1,4 @@
-"""The figures of a set of facts: recall, refusals, and where the gate fires.
-
-The figures of a set of choices: accuracy by probability and by letter, truth ratio, and where the gate fires.
-
-The figures of a set of texts: perplexity, KL to the base, and where the gate fires.
-"""
+"""Figures of a set of facts, choices or texts, with the fire rates of the guardrails."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -44,13 +39,19 @@ def fact_figures(
     settings: MeasurementConfig,
     notes: list[str],
 ) -> list[Figure]:
-    """Complete each fact's prompt greedily, and see what comes; see `recall`, `rouge_l` and `verdict`.
+    """Complete each fact's prompt greedily and return recall, refusals, ROUGE-L and fire rates.
 
     Args:
-        notes: is given a line where ROUGE-L is left out.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        facts (sequence of Fact): The facts.
+        side (str): "forget" or "retain".
+        data (str): Name of the set.
+        settings (MeasurementConfig): The settings.
+        notes (list of str): Receives a line if ROUGE-L is skipped.
 
     Raises:
-        ValueError: a fact without answers.
+        ValueError: If a fact has no answers.
     """
     check_answers(facts, f"{side}, {data}")
     asked = list(facts)
@@ -68,25 +69,30 @@ def fact_figures(
 
 
 def check_answers(facts: Sequence[Fact], what: str) -> None:
-    """Raise unless every fact has answers, none of them empty.
+    """Raise if a fact has no answers or an empty one.
 
     Raises:
-        ValueError: naming the first that has not.
+        ValueError: The message names the first such fact.
     """
     bare = next((fact for fact in facts if not fact.answers or not all(map(str.strip, fact.answers))), None)
     if bare is not None:
-        raise ValueError(f"{what}: {bare.prompt[:60]!r} has answers {bare.answers!r}; give at least one text.")
+        raise ValueError(
+            f"{what}: answers={bare.answers!r} of {bare.prompt[:60]!r}: expected at least one text, none empty."
+        )
 
 
 def recall_figures(
     found: Sequence[Recall], fired: Mapping[str, Tensor], side: str, data: str, rows: str, notes: list[str]
 ) -> list[Figure]:
-    """The figures of completions that are there.
+    """Return the figures of given completions.
 
     Args:
-        fired: by guardrail, whether it fired on each of them, `[n]` bool; empty without guardrails.
-        rows: fingerprint of what was asked.
-        notes: is given a line where ROUGE-L is left out.
+        found (sequence of Recall): The completions.
+        fired (mapping): Firings on each of them by guardrail, `[n]` bool. Empty without guardrails.
+        side (str): "forget" or "retain".
+        data (str): Name of the set.
+        rows (str): Fingerprint of the prompts.
+        notes (list of str): Receives a line if ROUGE-L is skipped.
     """
     figure = partial(figure_of_rows, side, data, subjects=[one.fact.subject for one in found], rows=rows)
     exact = [begins_with(one.completion, one.fact.answers[:1]) for one in found]
@@ -98,12 +104,12 @@ def recall_figures(
         scores = rouge_l(found)
         figures += [figure("rouge_l_recall", "score", scores.recall), figure("rouge_l_f1", "score", scores.f1)]
     except ImportError as error:
-        notes.append(f"{side}, {data}: no ROUGE-L; {error}")
+        notes.append(f"{side}, {data}: skipped ROUGE-L. {error}")
     figures.append(figure("refusals", "share", torch.tensor([verdict(one) == "refused" for one in found])))
     return figures + [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
 
 
-_UNCUT = 2**20  # tokens; questions are read whole, whatever the texts are cut to
+_UNCUT = 2**20  # tokens: questions are not cut, unlike texts
 
 
 def choice_figures(
@@ -115,17 +121,27 @@ def choice_figures(
     settings: EvaluationConfig,
     reference: Report | None = None,
 ) -> list[Figure]:
-    """Accuracy by log-probability of every set; by letter where options are shown; truth ratios where they are not.
+    """Return accuracy by log-probability, and accuracy by letter or the truth ratios.
+
+    Letters are measured if the options are shown, truth ratios if they are not.
 
     Args:
-        reference: report of a model that never saw the forget set, evaluated on the same questions; with it, forget
-            quality is told.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        choices (sequence of Choice): The questions.
+        side (str): "forget" or "retain".
+        data (str): Name of the set.
+        settings (EvaluationConfig): The settings.
+        reference (Report, *optional*): Report of a model that never saw the forget set, on the same questions. It adds
+            the forget quality.
 
     Raises:
-        ValueError: some options are shown and some are not; or `reference` holds no truth ratios of these questions.
+        ValueError: If the options of only some questions are shown, or `reference` has no truth ratios of them.
     """
     if len({choice.shown for choice in choices}) > 1:
-        raise ValueError(f"{side}, {data}: some options are shown and some are not; give them as two sets.")
+        raise ValueError(
+            f"{side}, {data}: expected the options of all questions shown, or of none. Pass them as two sets."
+        )
     shown = choices[0].shown
     rows = fingerprint([[astuple(choice) for choice in choices], settings.chat_template])
     figure = partial(figure_of_rows, side, data, subjects=[choice.subject for choice in choices], rows=rows)
@@ -154,7 +170,7 @@ def choice_figures(
             shared=True,
         )
         in_orders = fingerprint([rows, hits.shape[1]])
-        # of a question with fewer options, the orders that only repeat others are left out
+        # a question with fewer options repeats some orders, which do not count
         means = torch.stack([row[: len(c.options)].mean() for row, c in zip(hits, choices, strict=True)])
         figures.append(figure("letter_accuracy", "share", means, rows=in_orders))
         figures.append(figure("letter_accuracy_as_given", "share", hits[:, 0]))
@@ -180,8 +196,9 @@ def _quality(ratios: Figure, reference: Report) -> list[Figure]:
     other = next((f for f in reference.figures if f.metric == "truth_ratio" and f.rows == ratios.rows), None)
     if other is None:
         raise ValueError(
-            f"The reference report {reference.title!r} holds no truth ratios of {ratios.side}/{ratios.data}; evaluate "
-            "the reference model on the same questions, with the same settings."
+            f"reference={reference.title!r}: expected truth ratios of {ratios.side}/{ratios.data}. "
+            "Evaluate the reference "
+            "model on the same questions with the same settings."
         )
     quality = forget_quality(torch.tensor(ratios.values), torch.tensor(other.values))
     return [
@@ -199,12 +216,19 @@ def text_figures(
     settings: MeasurementConfig,
     base: nn.Module | None = None,
 ) -> list[Figure]:
-    """Perplexity over all tokens of the texts, and the mean over texts of the KL per token.
+    """Return perplexity over all tokens of the texts, and the mean over texts of the KL per token.
 
         perplexity = exp( sum_i n_i loss_i / sum_i n_i ),   n_i predicted tokens of text i
 
     Args:
-        base: what KL is measured to; None takes a `PeftModel` with its adapters disabled, and no KL for other models.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        texts (sequence of str): The texts.
+        side (str): "forget" or "retain".
+        data (str): Name of the set.
+        settings (MeasurementConfig): The settings.
+        base (nn.Module, *optional*): Reference of the KL. None disables the adapters of a `PeftModel`; other models
+            then have no KL.
     """
     rows = fingerprint([list(texts), settings.max_length])
     figure = partial(figure_of_rows, side, data, subjects=[""] * len(texts), rows=rows)
@@ -212,7 +236,7 @@ def text_figures(
     losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"), shared=True)
     counts = predicted_counts(tokenizer, texts, settings.max_length)
     figures = [figure("perplexity", "perplexity", losses, weights=counts)]
-    # inside `disable_adapter()` there is nothing to compare, and leaving a second one would switch the adapters on
+    # inside `disable_adapter()` nothing differs, and leaving a nested one would enable the adapters
     if base is not None or (isinstance(model, PeftModel) and has_adapters(model)):
         divergences = row_divergences(
             model, tokenizer, texts, base, *sizes, settings.bar(side, data, "KL"), shared=True
@@ -225,7 +249,7 @@ def text_figures(
 
 
 def predicted_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Tensor:
-    """How many tokens of each text are predicted, `[n]`."""
+    """Return the number of predicted tokens of each text, `[n]`."""
     counts = torch.zeros(len(texts), dtype=torch.long)
     for batch in predicted_tokens(tokenizer, texts, 64, max_length):
         counts[batch.index] = torch.tensor(batch.counts)

@@ -1,4 +1,4 @@
-"""What several guardrails on one model do to each other: whose text each gate fires on, and what their edits add up to.
+"""Interference of guardrails: whose texts each gate fires on, and the loss by their edits.
 
 For sets `a` and `b` with texts `T_b`, and the loss in nats per token,
 
@@ -36,35 +36,38 @@ def interference(
     max_length: int = 512,
     progress: bool = True,
 ) -> Report:
-    """Every gate on every set's text, and every edit alone and all together. Texts are run once for each set, once with
-    all, and once with none.
+    """Measure every gate on every set's texts, and every edit alone and all together.
+
+    Every text is run once for each guardrail, once with all of them, and once with none.
 
     Args:
-        model: a model with guardrails.
-        forget: held-out texts by the names of the guardrails whose topic they are.
-        retain: other text.
-        batch_size, max_length: of the forward passes.
-        progress: show progress bars.
+        model (nn.Module): A model with guardrails.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget (mapping): Held-out texts by the name of the guardrail whose topic they are.
+        retain (sequence of str, *optional*): Other texts.
+        batch_size (int, *optional*, defaults to 4): Texts per forward pass.
+        max_length (int, *optional*, defaults to 512): Tokens of a text at most; longer ones are cut.
+        progress (bool, *optional*, defaults to True): Show progress bars.
 
     Returns:
-        A report with figures `fires:<set>`, `loss:<set>`, `loss:together` and `interference`, the texts' set as their
-        data. The guardrails that were in force are again.
+        Report: Figures `fires:<name>`, `loss:<name>`, `loss:together` and `interference`, with the set of the texts as
+        their data. The guardrails that were enabled are enabled again.
 
     Raises:
-        GuardrailError: there is no guardrail of a name.
-        ValueError: a set has no texts.
+        GuardrailError: If the model has no guardrail of a name in `forget`.
+        ValueError: If a set has no texts.
     """
     there = list_guardrails(model)
     absent = [name for name in forget if name not in {one.name for one in there}]
     if absent or not forget:
         missing, names = absent[0] if absent else None, sorted(one.name for one in there)
-        raise GuardrailError(f"There is no guardrail {missing!r} on the model; there are {names}.")
+        raise GuardrailError(f"forget={missing!r}: expected the name of a guardrail on the model, one of {names}.")
     texts = {("forget", name): list(rows) for name, rows in forget.items()}
     if retain is not None:
         texts["retain", RETAIN] = list(retain)
     empty = [name for (_, name), rows in texts.items() if not rows]
     if empty:
-        raise ValueError(f"There are no texts of {empty[0]!r}; give some, or leave it out.")
+        raise ValueError(f"forget[{empty[0]!r}]=[]: expected at least one text. Pass texts, or omit the set.")
     before = [one.name for one in there if one.active]
     try:
         figures = [

@@ -43,7 +43,7 @@ def test_it_writes_a_report_and_the_card(parts, tmp_path, capsys, adapter):
     assert str(parts) not in (tmp_path / "audit.json").read_text()
     card = (folder / "README.md").read_text()
     assert card.count("\n## Audit\n") == 1
-    assert "| dilution | after, 8 words |" in card
+    assert "[tables](audit/audit.md)" in card
     fires = {row.fires() is not None for row in AuditReport.load(tmp_path).rows if row.attack == "dilution"}
     assert fires == {adapter == "guardrail"}
 
@@ -71,7 +71,7 @@ def test_it_says_what_the_library_says(parts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--attacks", "prayer"], "There is no attack 'prayer'"),
+        (["--attacks", "prayer"], "attacks='prayer'"),
         (["--limit=0"], "--limit 0"),
         (["--card=nowhere"], "--card nowhere: there is no README.md"),
         (["--adapter=nobody/nothing"], "neither a folder with an adapter nor one on the Hub"),
@@ -88,4 +88,4 @@ def test_bad_input_is_one_line(parts, tmp_path, capsys, change, said):
 
 def test_texts_are_not_attacked(parts, tmp_path, capsys):
     assert main(arguments(parts, tmp_path, "--forget", str(parts / "near.json"))) == 2
-    assert "forget['near.json'] holds a str; attacks ask questions" in capsys.readouterr().err
+    assert "forget['near.json']: expected Fact or Choice, got str" in capsys.readouterr().err

@@ -95,9 +95,9 @@ def test_sets_are_named_without_their_folders(parts, tmp_path):
         (["--reference=nowhere"], "There is no report at nowhere"),
         (["--batch-size=0"], "batch_size=0"),
         (["--forget", "nowhere.json"], "There is no file nowhere.json"),
-        (["--forget", "tofuu:forget10"], "did you mean 'tofu'"),
-        (["--forget", "relation:x"], "has no source"),
-        (["--forget", "wmdp:bio"], "cais/wmdp is no folder here, and the Hub does not give"),
+        (["--forget", "tofuu:forget10"], "Did you mean 'tofu'"),
+        (["--forget", "relation:x"], "name='relation:x'"),
+        (["--forget", "wmdp:bio"], "source='cais/wmdp'"),
     ],
 )
 def test_bad_input_is_one_line(parts, tmp_path, capsys, change, said):

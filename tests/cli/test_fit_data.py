@@ -112,4 +112,4 @@ def test_what_does_not_fit_is_refused_by_name(parts, tmp_path, capsys, more, sai
 def test_a_data_set_whose_name_is_nearly_right_is_named(parts, tmp_path, capsys):
     call = ["fit", "--model", parts / "model", "--sae", parts / "sae", "--output", tmp_path]
     assert main([str(x) for x in [*call, "--forget", "tofuu:forget10", "--retain", parts / "retain.json"]]) == 2
-    assert "did you mean 'tofu'" in capsys.readouterr().err
+    assert "Did you mean 'tofu'" in capsys.readouterr().err

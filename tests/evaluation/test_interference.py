@@ -79,11 +79,11 @@ def test_it_is_a_report_for_the_card_of_a_bundle(parts, report, tmp_path):
 
 def test_what_is_not_there_is_refused(parts):
     model, tokenizer = parts
-    with pytest.raises(GuardrailError, match=r"no guardrail 'third' .*\['first', 'second'\]"):
+    with pytest.raises(GuardrailError, match=r"forget='third': .*\['first', 'second'\]"):
         interference(model, tokenizer, {"third": ["w3"]})
     with pytest.raises(GuardrailError, match="no guardrail"):
         interference(model, tokenizer, {})
-    with pytest.raises(ValueError, match="no texts of 'first'"):
+    with pytest.raises(ValueError, match=r"forget\['first'\]=\[\]"):
         interference(model, tokenizer, {"first": []})
 
 

@@ -1,4 +1,4 @@
-"""`audit`: what someone would try to get forgotten knowledge back, and what that brings."""
+"""Run every attack for which there is data, with its controls, and report the results."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -42,12 +42,12 @@ def audit(
     config: AuditConfig | None = None,
     **options: Any,
 ) -> AuditReport:
-    """Attack a base, a guarded or a LoRA model alike. The model is left as it was.
+    """Measure how much forgotten knowledge attacks recover from a bare, a guarded or a LoRA model.
 
-    Every attack is measured by recall of the forgotten facts (and, where guardrails are attached, by whether they
-    fire), with n and 95 % interval. Its controls: the same prompts on the base model, since what the attack itself
-    makes unanswerable is no success of the adapter; and `retain` in the same attack, on which nothing should change.
-    What an attack uses is told in the report and in its module.
+    Every attack is measured by recall of the forgotten facts and, if guardrails are attached, by how often they fire,
+    with n and 95 % interval. It has two controls. The same prompts on the base model: what the attack itself makes
+    unanswerable is not a success of the adapter. And `retain` under the same attack, on which nothing should change.
+    The report and the attack's module state its budget. The model is left as it was.
 
     Example:
 
@@ -58,30 +58,36 @@ def audit(
     ```
 
     Args:
-        model: any causal language model of transformers, with or without adapters.
-        forget: `Fact`s or `Choice`s that should be forgotten, or a mapping of names to such sets; a choice whose
-            options are shown asks for the right one's letter.
-        retain: the same of other things.
-        neighbours: harmless facts, choices or texts near the topic, or a mapping of names to them: the over-blocking.
-        unnamed: facts whose prompts lead to what is forgotten without naming it, and `names`, the names to look for.
-        unknown: facts that the base model does not know: the control of relearning.
-        base: the model without the adapters; None takes a model with its adapters out of force.
-        filler: harmless paragraphs for dilution.
-        direction: `[d_in]`; None takes what the adapters took there on half of the facts, and measures the others.
-        title: of the report; None names the model.
-        config: the options; None takes the defaults.
-        options: any field of `AuditConfig` by its name, in place of its value in `config`. `attacks` are names in
-            `ATTACKS`; those for which something is missing are left out and noted.
+        model (nn.Module): Any causal language model of transformers, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget (list of Fact or Choice, or mapping): Questions that should be forgotten, or a mapping of names to such
+            lists. A choice whose options are shown asks for the letter of the right one.
+        retain (list of Fact or Choice, or mapping, *optional*): Questions on other topics.
+        neighbours (list or mapping, *optional*): Harmless facts, choices or texts near the topic, for the false alarms.
+        unnamed (list of Fact or Choice, *optional*): Facts whose prompts lead to the forgotten facts without a name.
+        names (sequence of str, *optional*, defaults to ()): Names that the prompts of `unnamed` must not contain.
+        unknown (list of Fact or Choice, *optional*): Facts that the base does not know, the control of relearning.
+        base (nn.Module, *optional*): The model without the adapters. None disables the adapters of `model`.
+        filler (sequence of str, *optional*, defaults to texts of this package): Harmless paragraphs for dilution.
+        direction (Tensor, *optional*): Direction to add at the layer, `[d_in]`. None takes what the adapters removed
+            there on half of the facts, and measures on the other half.
+        title (str, *optional*): Title of the report. None names the model.
+        config (AuditConfig, *optional*): The options. None takes the defaults.
+        options: Fields of `AuditConfig` by name, which override `config`. `attacks` are names in `ATTACKS`; an attack
+            that lacks data is skipped with a note.
+
+    Returns:
+        AuditReport: The rows of all attacks.
 
     Raises:
-        ValueError: no facts, facts without answers, an unknown attack, rows of another kind, settings out of range, or
-            `unnamed` prompts that name one of `names`.
+        ValueError: If `forget` is empty, a fact has no answers, a row is of another type, an attack is unknown, a
+            setting is out of range, or a prompt of `unnamed` contains one of `names`.
     """
     settings = merged(AuditConfig, config, options, UnlearnError)
     chosen = list(ATTACKS) if settings.attacks is None else list(dict.fromkeys(settings.attacks))
     unknown_attack = next((name for name in chosen if name not in ATTACKS), None)
     if unknown_attack is not None:
-        raise ValueError(f"There is no attack {unknown_attack!r}; choose from {', '.join(ATTACKS)}.")
+        raise ValueError(f"attacks={unknown_attack!r}: expected one of {', '.join(ATTACKS)}.")
     it = Inquiry(
         model,
         tokenizer,
@@ -108,13 +114,13 @@ def audit(
                 try:
                     rows += [_unattacked(it)] if name == "none" else ATTACKS[name][1](it)
                 except NotPossible as error:
-                    it.notes.append(f"{name}: left out; {error}")
+                    it.notes.append(f"{name}: skipped. {error}")
                 bar.set_postfix(asked=it.asked)
         if neighbours is not None:
             shared = {each.name: getattr(settings, each.name) for each in fields(MeasurementConfig)}
             near = benign_neighbours(model, tokenizer, neighbours, retain, base, **shared)
         else:
-            it.notes.append("neighbours: not measured; pass neighbours= (harmless rows near the topic).")
+            it.notes.append("neighbours=None: not measured. Pass neighbours= (harmless rows near the topic).")
     about = about_model(model) | {
         "forgotten facts": len(it.forget),
         "other facts": len(it.retain),
@@ -137,7 +143,7 @@ def _unattacked(it: Inquiry) -> AuditRow:
 
 
 def _with_changes(rows: Sequence[AuditRow]) -> list[AuditRow]:
-    """Each row with the change of recall from where its attack starts."""
+    """The rows with the change of recall from the start of their attack."""
     found = []
     for row in rows:
         start = rows[0]

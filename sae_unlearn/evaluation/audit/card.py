@@ -1,4 +1,4 @@
-"""The results of an audit in the card of an adapter that is saved already, whichever way they came out."""
+"""The section "Audit" in the card of a saved adapter."""
 
 import os
 from pathlib import Path
@@ -13,24 +13,27 @@ _BEFORE = "## How it was made"
 
 
 def add_to_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
-    """Write the section "Audit" of the card of a guardrail or of a LoRA, in the place of one that is there, and the
-    report's files into `audit` beside it. The rest of the card stays as it is.
+    """Write or replace the section "Audit" of a card, and save the report's files into `audit`.
 
-    Saving the adapter anew writes the card anew: pass `audit=report` to `save_pretrained` of a guardrail then, or to
-    `push_to_hub`.
+    The rest of the card is not changed. Saving the adapter again writes a new card: then pass `audit=report` to the
+    guardrail's `save_pretrained` or `push_to_hub`. Each file is replaced as a whole, and none if one cannot be written.
 
-    Each file is replaced as a whole, and none if one cannot be written.
+    Args:
+        report (AuditReport): The report.
+        folder (str or PathLike): Folder of a saved guardrail or LoRA.
 
     Returns:
-        The card.
+        Path: The card.
 
     Raises:
-        FileNotFoundError: there is no card in the folder.
-        UnlearnError: the folder cannot be written.
+        FileNotFoundError: If the folder has no card.
+        UnlearnError: If the folder cannot be written.
     """
     path = Path(folder) / CARD_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"There is no card {CARD_NAME} in {folder}; give the folder of a saved adapter.")
+        raise FileNotFoundError(
+            f"folder={str(folder)!r}: expected a folder with {CARD_NAME}. Pass the folder of a saved adapter."
+        )
     lines = path.read_text(encoding="utf-8").split("\n")
     start, end = _section(lines)
     before, after = "\n".join(lines[:start]).rstrip(), "\n".join(lines[end:]).strip("\n")
@@ -41,7 +44,7 @@ def add_to_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
 
 
 def _section(lines: list[str]) -> tuple[int, int]:
-    """Where the section begins and where the next one does; where it should be, if there is none."""
+    """First line of the section and of the next one. Without a section, both are its place."""
     start = next((i for i, line in enumerate(lines) if line == SECTION), None)
     if start is None:
         place = next((i for i, line in enumerate(lines) if line == _BEFORE), len(lines))

@@ -1,4 +1,4 @@
-"""What every attack of an audit needs: the models, the facts, and how they are asked."""
+"""State of a running audit: the models, the facts, and how the facts are asked."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,19 +30,22 @@ Run = Callable[[nn.Module, Sequence[Fact], str], list[AttackPoint[Figures]]]
 
 @dataclass
 class Inquiry:
-    """An audit while it runs.
+    """State of a running audit, which every attack receives.
 
     Attributes:
-        model: the audited model.
-        base: the model without its adapters, where it is another one.
-        forget, retain: facts; `retain` may be empty.
-        unnamed, names, unknown, filler, lengths, steps, layer, direction, seed: see `audit`.
-        notes: what a reader has to know; attacks add to it.
-        asked: how many facts have been asked so far.
+        model (nn.Module): The audited model.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget (list of Fact): Facts to forget.
+        retain (list of Fact): Other facts; may be empty.
+        settings (MeasurementConfig): How facts are asked.
+        base (nn.Module, *optional*): The model without its adapters, if it is another object.
+        unnamed, names, unknown, filler, lengths, steps, layer, direction, seed: As in `audit`.
+        notes (list of str): Remarks for readers; attacks append to it.
+        asked (int): Number of facts asked so far.
 
     Raises:
-        ValueError: what an attack would find only after others have run: facts without answers, `unnamed` prompts that
-            name one of `names`, `layer` out of range.
+        ValueError: If an input cannot be used by an attack that runs later: facts without answers, `unnamed` prompts
+            that contain one of `names`, or `layer` out of range.
     """
 
     model: nn.Module
@@ -68,14 +71,18 @@ class Inquiry:
             check_answers(getattr(self, name), name)
         named = naming_prompts((fact.prompt for fact in self.unnamed), self.names)
         if named or (self.unnamed and not self.names):
-            why = f"{named[0][0]!r} names {named[0][1]!r}" if named else "there are no names="
-            raise ValueError(f"unnamed= is for prompts that name nothing of the topic, but {why}.")
+            why = f"prompt {named[0][0]!r} with name {named[0][1]!r}" if named else "names=()"
+            raise ValueError(
+                f"unnamed: expected prompts that contain none of names=, got {why}. Pass names= and reword the prompt."
+            )
         depth = text_config(base_model_of(self.model)).num_hidden_layers
         if self.layer is not None and not 0 <= self.layer < depth:
-            raise ValueError(f"layer={self.layer}, but {type(self.model).__name__} has layers 0 to {depth - 1}.")
+            raise ValueError(
+                f"layer={self.layer}: expected 0 to {depth - 1}, the layers of this {type(self.model).__name__}."
+            )
 
     def models(self) -> Iterator[tuple[str, AbstractContextManager[nn.Module]]]:
-        """The audited model, and its control where there is one."""
+        """Yield the audited model, and the base as its control if there is one."""
         yield "audited", nullcontext(self.model)
         if self.base is not None:
             yield "base", nullcontext(self.base)
@@ -83,20 +90,30 @@ class Inquiry:
             yield "base", without_adapters(self.model)
 
     def sides(self) -> list[tuple[str, list[Fact]]]:
-        """The facts to forget, and those to keep where there are some."""
+        """Return the facts by side, without an empty retain side."""
         return [("forget", self.forget), ("retain", self.retain)] if self.retain else [("forget", self.forget)]
 
     def ask(self, model: nn.Module, facts: Sequence[Fact], side: str = "forget", data: str = "facts") -> Figures:
-        """The figures of facts, as `evaluate` tells them."""
+        """Return the figures of facts, as `evaluate` measures them.
+
+        Args:
+            model (nn.Module): The model to ask.
+            facts (sequence of Fact): The facts.
+            side (str, *optional*, defaults to "forget"): "forget" or "retain".
+            data (str, *optional*, defaults to "facts"): Name of the set.
+        """
         self.asked += len(facts)
         return tuple(fact_figures(model, self.tokenizer, facts, side, data, self.quiet, self.notes))
 
     def ask_all(self, model: nn.Module) -> Figures:
-        """The figures of all facts, those to forget first."""
+        """Return the figures of all facts, first of those to forget."""
         return tuple(figure for side, facts in self.sides() for figure in self.ask(model, facts, side))
 
     def with_control(self, measure: Callable[[nn.Module], Figures]) -> tuple[Figures, Figures]:
-        """What a measure finds with the audited model, and with its control; nothing where there is none."""
+        """Return the figures of a measure with the audited model and with its control.
+
+        Without a control, its figures are ().
+        """
         found: dict[str, Figures] = {"audited": (), "base": ()}
         for who, place in self.models():
             with place as model:
@@ -104,13 +121,13 @@ class Inquiry:
         return found["audited"], found["base"]
 
     def talked(self, talks: Conversations, side: str) -> Figures:
-        """The figures of facts that were asked in conversations."""
+        """Return the figures of facts that were asked in conversations."""
         self.asked += len(talks.found)
         rows = fingerprint([one.fact.prompt for one in talks.found])
         return tuple(recall_figures(talks.found, talks.fired, side, "facts", rows, self.notes))
 
     def rows(self, attack: str, run: Run) -> list[AuditRow]:
-        """An attack on both sides with the audited model and its control: a row for each point."""
+        """Run an attack on both sides with the audited model and its control, and return a row for each point."""
         found: dict[tuple[str, float], dict[str, Figures]] = {}
         for side, facts in self.sides():
             for who, place in self.models():
@@ -122,24 +139,30 @@ class Inquiry:
 
     @property
     def quiet(self) -> MeasurementConfig:
-        """The settings for what is asked many times over."""
+        """The settings without progress bars, for measurements that run many times."""
         return replace(self.settings, progress=False)
 
 
 def as_facts(rows: Any, name: str) -> list[Fact]:
-    """Facts and choices (or a mapping of names to them) as facts. A choice whose options are shown asks for the letter
-    of the right one, of which chance gives its share; any other asks for the right option's text.
+    """Return facts and choices, or a mapping of names to them, as facts.
+
+    A choice whose options are shown becomes a question for the letter of the right option, which chance also answers.
+    Any other choice becomes a question for the text of the right option.
+
+    Args:
+        rows (list of Fact or Choice, or mapping): The rows.
+        name (str): Name of the argument, for errors.
 
     Raises:
-        ValueError: something else, or nothing.
+        ValueError: If `rows` is empty or holds anything else.
     """
     if isinstance(rows, dict):
         return [fact for key, part in rows.items() for fact in as_facts(part, f"{name}[{key!r}]")]
     if isinstance(rows, (str, bytes)) or not hasattr(rows, "__iter__"):
-        raise ValueError(f"{name} is a {type(rows).__name__}; pass a list of Fact or Choice.")
+        raise ValueError(f"{name}: expected a list of Fact or Choice, got {type(rows).__name__}.")
     found = [_as_fact(row, name) for row in rows]
     if not found:
-        raise ValueError(f"{name} is empty; pass at least one Fact or Choice.")
+        raise ValueError(f"{name}=[]: expected at least one Fact or Choice.")
     return found
 
 
@@ -147,9 +170,7 @@ def _as_fact(row: Any, name: str) -> Fact:
     if isinstance(row, Fact):
         return row
     if not isinstance(row, Choice):
-        raise ValueError(
-            f"{name} holds a {type(row).__name__}; attacks ask questions, so pass Fact or Choice (texts: neighbours=)."
-        )
+        raise ValueError(f"{name}: expected Fact or Choice, got {type(row).__name__}. Pass texts as neighbours=.")
     if row.shown:
         return Fact(f"{lettered(row)}\nAnswer:", (ascii_uppercase[row.right],), row.subject)
     return Fact(f"{row.question}\nAnswer:", (row.options[row.right],), row.subject)

@@ -1,4 +1,4 @@
-"""The curves of an audit: a panel for every attack."""
+"""Picture of an audit: one panel of curves for every attack."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from sae_unlearn.evaluation.report.figure import Figure
 from sae_unlearn.files.terminal import printable
 
 
-# The colours are those of the picture of an evaluation; grey is the control
+# Colors as in the picture of an evaluation; gray is the control
 _LINES: tuple[tuple[str, str, str, str, Callable[[AuditRow], Figure | None]], ...] = (
     ("recall of forgotten facts", VERMILLION, "-", "o", lambda row: row.find()),
     ("recall of forgotten facts, base", "0.45", "-", "s", lambda row: row.find(base=True)),
@@ -28,19 +28,19 @@ _AXES = {
     "rounding": "bits of a weight",
 }
 _START = {"dilution": 0.0, "splitting": 1.0, "spelling": 0.0}
-"""Where the questions as they are stand on an attack's axis."""
+"""Place of the unchanged questions on an attack's axis."""
 
 
 def draw_audit(title: str, rows: Sequence[AuditRow], path: str | os.PathLike[str]) -> None:
-    """Draw an audit as a PNG: curves over the strength where an attack has one, points where it has ways.
+    """Draw an audit as a PNG: curves over the strength, or points for attacks that have only variants.
 
     Args:
-        title: of the picture.
-        rows: of the audit; the first is of the questions as they are.
-        path: the PNG file to write.
+        title (str): Title of the picture.
+        rows (sequence of AuditRow): The first row holds the questions as they are.
+        path (str or PathLike): The PNG file to write.
 
     Raises:
-        ImportError: matplotlib is not installed; names the extra.
+        ImportError: If matplotlib is not installed. The message names the extra.
     """
     panels = _panels(rows)
     columns = min(3, len(panels))
@@ -58,7 +58,7 @@ def draw_audit(title: str, rows: Sequence[AuditRow], path: str | os.PathLike[str
 
 
 def _panels(all_rows: Sequence[AuditRow]) -> list[tuple[str, str, list[AuditRow]]]:
-    """A panel for each attack with ways and no strength, and for each way of an attack with strengths."""
+    """One panel for each attack that has only variants, and for each variant of an attack with strengths."""
     start = all_rows[0]
     found: dict[tuple[str, str], list[AuditRow]] = {}
     for row in all_rows[1:]:
@@ -76,7 +76,7 @@ def _draw_panel(axes: Any, attack: str, variant: str, rows: Sequence[AuditRow], 
     curve = attack in _AXES
     rows = sorted(rows, key=lambda row: row.strength)
     for number, (label, colour, style, mark, read) in enumerate(_LINES):
-        # side by side, so that no interval hides another
+        # shifted, so that no interval hides another
         points = [(x + 0.07 * (number - 2), found) for x, row in enumerate(rows) if (found := read(row)) is not None]
         if not points:
             continue

@@ -1,4 +1,4 @@
-"""The attacks of an audit by name, each with its controls."""
+"""Registry of the attacks of an audit, each with its controls."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +33,10 @@ from sae_unlearn.guardrail import guard_layers
 
 
 BLACK_BOX = ("dilution", "splitting", "rephrasing", "spelling", "wrappers")
-"""Attacks that need nothing but the questions, and that ask all of them each time."""
+"""Attacks that need only the questions, and that ask all of them at every point."""
 
 FROM_ZERO = ("direction", "relearning")
-"""Attacks whose first point is the model as it is, on the rows that they measure."""
+"""Attacks whose first point is the unchanged model on the rows that they measure."""
 
 
 def dilution_rows(it: Inquiry) -> list[AuditRow]:
@@ -52,7 +52,9 @@ def dilution_rows(it: Inquiry) -> list[AuditRow]:
         if limit is None or longest <= limit:
             fitting.append(words)
         else:
-            it.notes.append(f"dilution: {words} words make {longest} tokens, and the model reads {limit}; left out.")
+            it.notes.append(
+                f"dilution: {words} words make {longest} tokens, above the model's limit of {limit}; skipped."
+            )
     return it.rows(
         "dilution",
         lambda model, facts, side: dilution.dilution_attack(
@@ -103,7 +105,7 @@ def wrapper_rows(it: Inquiry) -> list[AuditRow]:
 
 def unnamed_rows(it: Inquiry) -> list[AuditRow]:
     if not it.unnamed:
-        it.notes.append("unnamed: left out; pass unnamed= (facts whose prompts name nothing of the topic) and names=.")
+        it.notes.append("unnamed: skipped. Pass unnamed= (facts whose prompts do not name the topic) and names=.")
         return []
     found = it.with_control(lambda model: it.ask(model, it.unnamed, data="facts without names"))
     return [AuditRow("unnamed", "", 1.0, *found)]
@@ -111,7 +113,7 @@ def unnamed_rows(it: Inquiry) -> list[AuditRow]:
 
 def removal_rows(it: Inquiry) -> list[AuditRow]:
     if not has_adapters(it.model):
-        it.notes.append("removal: left out; there is no adapter to take off.")
+        it.notes.append("removal: skipped. The model has no active adapter.")
         return []
     [point] = removal.removal_attack(it.model, it.ask_all)
     return [AuditRow("removal", "adapters off", point.strength, point.found)]
@@ -119,7 +121,7 @@ def removal_rows(it: Inquiry) -> list[AuditRow]:
 
 def direction_rows(it: Inquiry) -> list[AuditRow]:
     if it.base is None and not has_adapters(it.model):
-        it.notes.append("direction: left out; it needs the base model to compare with (an adapter, or base=).")
+        it.notes.append("direction: skipped. It compares with the base model: attach an adapter, or pass base=.")
         return []
     halves = _halves(it, "direction")
     if halves is None:
@@ -161,7 +163,7 @@ def relearning_rows(it: Inquiry) -> list[AuditRow]:
         plain = base_copy(it.model) if it.base is None else it.base
         lessons.append((", base on unknown facts", plain, lesson, exam, True))
     else:
-        it.notes.append("relearning: without the control of unknown facts; pass unknown= (facts that the base misses).")
+        it.notes.append("relearning: without the control of unknown facts. Pass unknown= (facts that the base misses).")
     rows = []
     for full in (False, True):
         for name, model, lesson, exam, control in lessons:
@@ -205,32 +207,34 @@ ATTACKS: Mapping[str, tuple[ModuleType, Callable[[Inquiry], list[AuditRow]]]] = 
         "rounding": (rounding, rounding_rows),
     }
 )
-"""By name: the module, whose text says the budget, and what gives the rows."""
+"""By name: the attack's module, whose docstring states the budget, and the function for its rows."""
 
 
 def budget(attack: str) -> str:
-    """What an attack may use, as its module says it."""
+    """Return what an attacker may see and do in an attack, as the docstring of its module states it."""
     text = inspect.getdoc(ATTACKS[attack][0]) or ""
-    found = next((part for part in text.split("\n\n") if part.startswith("Budget:")), "Budget: not told.")
+    found = next((part for part in text.split("\n\n") if part.startswith("Budget:")), "Budget: not stated.")
     return " ".join(found.removeprefix("Budget:").split())
 
 
 def numbered(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts, those without a subject each with one of its own."""
+    """Return the facts with a subject of its own for each fact without a subject."""
     return [fact if fact.subject else replace(fact, subject=f"fact {i}") for i, fact in enumerate(facts)]
 
 
 def _halves(it: Inquiry, attack: str) -> tuple[list[Fact], list[Fact]] | None:
-    """Facts to attack with and facts to measure, of other subjects; None where there is but one subject."""
+    """Facts to attack with and facts to measure, of different subjects; None for a single subject."""
     facts = numbered(it.forget)
     if len({fact.subject for fact in facts}) < 2:
-        it.notes.append(f"{attack}: left out; all facts are of one subject, and what is taught may not be measured.")
+        it.notes.append(
+            f"{attack}: skipped. All facts are of one subject, and a subject cannot be both used and measured."
+        )
         return None
     return relearning.split_subjects(facts, seed=it.seed)
 
 
 def _as_asked(it: Inquiry, facts: Sequence[Fact]) -> list[Fact]:
-    """The facts with the prompts that the model is given."""
+    """The facts with the prompts as the model receives them."""
     if not it.settings.chat_template:
         return list(facts)
     return [replace(fact, prompt=turn_prompt(it.tokenizer, fact.prompt)) for fact in facts]

@@ -45,7 +45,7 @@ class AuditReport:
         budgets (mapping, *optional*, defaults to {}): What an attacker may see and do, by the attack's name.
         neighbours (Report, *optional*): `evaluate` on harmless rows near the topic ("near") and on others ("far").
             None if not measured.
-        neighbours_base (Report, *optional*): The same without the adapters. None if there is no such model.
+        neighbours_base (Report, *optional*): The same without the adapters. None without adapters.
         about (mapping, *optional*, defaults to {}): The model and the settings, as plain values.
         notes (tuple of str, *optional*, defaults to ()): Remarks for readers, such as an attack that was skipped.
     """
@@ -145,7 +145,7 @@ class AuditReport:
             source (str or PathLike): The folder, or the JSON file.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If the file does not exist.
             ValueError: If it is not a report of an audit.
         """
         return read_report(source, NAME, "an audit", cls.from_dict)

@@ -14,7 +14,7 @@ from sae_unlearn.evaluation.report.files import read_as
 RECALL = "alias_recall"
 
 ANSWERABLE = 0.05
-"""Least lower end of the 95 % interval of the base's recall, for a form of the question that the base can answer."""
+"""A form is answerable if the 95 % interval of the base's recall begins here or above."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AuditRow:
         return next((figure for figure in figures if (figure.metric, figure.side) == (metric, side)), None)
 
     def fires(self, side: str = "forget") -> Figure | None:
-        """Return the share of facts on which any guardrail of the audited model fired, or None without guardrails."""
+        """Return the share of facts on which any guardrail fired, or None without guardrails."""
         found = [figure for figure in self.audited if figure.metric.startswith("fires:") and figure.side == side]
         return any_of("fires", found) if found else None
 
@@ -90,11 +90,13 @@ def any_of(metric: str, figures: Iterable[Figure]) -> Figure:
         figures (iterable of Figure): Shares of the same rows.
 
     Raises:
-        ValueError: If there are no figures, or they are shares of different rows.
+        ValueError: If `figures` is empty, or they are shares of different rows.
     """
     figures = list(figures)
     if len({figure.groups for figure in figures}) != 1:
-        raise ValueError(f"{len(figures)} figures of {len({f.groups for f in figures})} sets of rows; give one set's.")
+        raise ValueError(
+            f"figures: expected shares of the same rows, got {len(figures)} of {len({f.groups for f in figures})} sets."
+        )
     hits = torch.tensor([figure.values for figure in figures]).amax(dim=0)
     first = figures[0]
     subjects = [str(group) for group in first.groups]

@@ -1,4 +1,4 @@
-"""Markdown tables of an audit: all rows, the best of all tries, the worst form of each attack, and harmless rows."""
+"""Markdown tables of an audit: rows, best of all tries, worst form of each attack, harmless rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ STRENGTHS = {
     "relearning": "{:g} steps",
     "rounding": "{:g} bits",
 }
-"""Strength of an attack in words. For the attacks that are not named here it only numbers the variants."""
+"""Strength of an attack in words. For other attacks the strength only numbers the variants."""
 
 
 def attack_table(rows: Sequence[AuditRow]) -> list[str]:
@@ -93,9 +93,10 @@ def worst_table(rows: Sequence[AuditRow]) -> list[str]:
 
 
 def worst_rows(rows: Sequence[AuditRow]) -> list[AuditRow]:
-    """Return the row of each attack that recalls most, without controls and forms that the base cannot answer.
+    """Return the row of each attack that recalls most.
 
-    Of equal rows the last one is taken, which has most strength.
+    Controls, and forms that the base cannot answer, are left out. Of equal rows the last one is taken, which has most
+    strength.
     """
     worst: dict[str, tuple[float, AuditRow]] = {}
     for row in rows:
@@ -108,7 +109,7 @@ def worst_rows(rows: Sequence[AuditRow]) -> list[AuditRow]:
 
 
 def neighbour_table(neighbours: Report, base: Report | None) -> list[str]:
-    """Return the table of harmless rows near the topic and of others, compared with the base if there is one."""
+    """Return the table of harmless rows near the topic and of others, compared with a base."""
     shown = neighbours if base is None else compare(base, neighbours)
     return shown.to_markdown().splitlines()[2:]
 

@@ -11,12 +11,14 @@ from sae_unlearn.evaluation.metrics.recall import Fact
 def entity_facts(
     entities: Iterable[Entity], attributes: Collection[str] | None = None, given: Questions | None = None
 ) -> list[Fact]:
-    """Every question about every attribute of every entity; a fact's subject is the entity's type and name.
+    """Return the questions about the attributes of entities.
+
+    A fact's subject is the entity's type and name.
 
     Args:
-        entities: entities with accepted answers.
-        attributes: which to ask about; None asks about all that an entity has.
-        given: questions by type and attribute that stand in for the library's.
+        entities (iterable of Entity): Entities with accepted answers.
+        attributes (collection of str, *optional*): Attributes to ask for. None asks for all.
+        given (Questions, *optional*): Questions by type and attribute that replace those of the library.
     """
     entities = list(entities)
     check_all(entities, Entity, "entities")

@@ -13,18 +13,20 @@ from sae_unlearn.install import install_command
 def read_rows(
     source: str, files: Sequence[str], config: str | None = None, split: str = "test", revision: str | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one part of a data set.
+    """Return the rows of one part of a data set.
 
     Args:
-        source: a folder, or the id of a dataset on the Hub.
-        files: where the part lies in a folder: patterns, the first of which that finds something is read. `.json` (a
-            list, or an object a line), `.jsonl`, `.csv` (with a header) and `.parquet`.
-        config, split, revision: the part on the Hub, as in `datasets.load_dataset`.
+        source (str): A folder, or the id of a dataset on the Hub.
+        files (sequence of str): Patterns of the part in a folder. The first match is read: `.json` (a list, or
+            one object per line), `.jsonl`, `.csv` (with a header) or `.parquet`.
+        config (str, *optional*): As in `datasets.load_dataset`.
+        split (str, *optional*, defaults to "test"): As in `datasets.load_dataset`.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is no such folder or dataset, or it does not hold the part; says what was looked for.
-        ImportError: `datasets` is needed and not installed; names the extra.
-        ValueError: a file does not hold rows.
+        FileNotFoundError: If the folder, the dataset or the part does not exist. The message names the patterns.
+        ImportError: If `datasets` is needed and not installed. The message names the extra.
+        ValueError: If a file does not hold rows.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -32,23 +34,24 @@ def read_rows(
             found = sorted(folder.glob(pattern))
             if found:
                 return [row for path in found for row in read_file(path)]
-        raise FileNotFoundError(f"Folder {source} holds none of {', '.join(files)}; give a folder that does.")
+        raise FileNotFoundError(f"source={source!r}: expected a folder with one of {', '.join(files)}.")
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise FileNotFoundError(f"There is no folder {source}.")
+        raise FileNotFoundError(f"source={source!r}: expected a folder that exists.")
     return _from_hub(source, config, split, revision)
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file.
+    """Return the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file.
 
     Raises:
-        ValueError: it does not hold rows.
+        ImportError: If the file is Parquet and `datasets` is not installed.
+        ValueError: If the file does not hold rows.
     """
     if path.suffix == ".parquet":
         try:
             from pyarrow.parquet import read_table
         except ImportError as error:
-            raise ImportError(f"{path.name} is Parquet, which needs `datasets`; run: {_INSTALL}") from error
+            raise ImportError(f"{path.name}: reading Parquet needs `datasets`; run: {_INSTALL}") from error
         return read_table(path).to_pylist()
     try:
         if path.suffix == ".csv":
@@ -57,21 +60,21 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if text.lstrip().startswith("[") else json_lines(text)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} holds no rows: {error}") from error
+        raise ValueError(f"{path}: expected rows, got {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} holds no rows; expected a list of objects, or an object a line.")
+        raise ValueError(f"{path}: expected a list of objects, or one object per line.")
     return rows
 
 
 def text_of(row: dict[str, Any], name: str, source: str) -> str:
-    """A text field of a row.
+    """Return a text field of a row.
 
     Raises:
-        ValueError: the row does not have it.
+        ValueError: If the row does not have it.
     """
     value = row.get(name)
     if not isinstance(value, str):
-        raise ValueError(f"A row of {source} has no text {name!r}, only {', '.join(map(str, row))}.")
+        raise ValueError(f"{source}: expected rows with a text {name!r}, got {', '.join(map(str, row))}.")
     return value
 
 
@@ -82,12 +85,15 @@ def _from_hub(source: str, config: str | None, split: str, revision: str | None)
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ImportError(f"{source} is no folder here, and the Hub needs `datasets`; run: {_INSTALL}") from error
+        raise ImportError(
+            f"source={source!r}: not a local folder, and reading the Hub needs `datasets`; run: {_INSTALL}"
+        ) from error
     try:
         return list(load_dataset(source, config, split=split, revision=revision))
-    except Exception as error:  # of every kind: without a network, without the dataset, without the part
+    except Exception as error:  # any kind: no network, an unknown dataset or part
         reason = " ".join(str(error).split())[:300]
         raise FileNotFoundError(
-            f"{source} is no folder here, and the Hub does not give {config or 'its'}/{split}: {type(error).__name__}: "
+            f"source={source!r}: expected a folder, or a Hub dataset with {config or ''}/{split}; "
+            f"{type(error).__name__}: "
             f"{reason}"
         ) from error

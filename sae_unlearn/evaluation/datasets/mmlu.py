@@ -1,7 +1,7 @@
-"""MMLU: multiple-choice questions of 57 subjects (Hendrycks et al., 2021, arXiv 2009.03300; MIT license).
+"""MMLU: multiple-choice questions of 57 subjects (Hendrycks et al., 2021, arXiv 2009.03300).
 
-Hub: `cais/mmlu`. In a folder: `test/anatomy_test.csv` as the authors publish it (no header, the answer as a letter), or
-with a header `question,choice0,...,answer` and the answer's place; or the Hub's `anatomy/test-*.parquet`.
+MIT license. Hub: `cais/mmlu`. In a folder: `test/anatomy_test.csv` as the authors publish it (no header, the answer as
+a letter), or with a header `question,choice0,...,answer` and the answer's index; or the Hub's `anatomy/test-*.parquet`.
 """
 
 import csv
@@ -18,16 +18,17 @@ HUB_ID = "cais/mmlu"
 
 
 def mmlu_choices(subject: str, source: str = HUB_ID, split: str = "test", revision: str | None = None) -> list[Choice]:
-    """The questions of a subject, with their options.
+    """Return the questions of a subject, with their options.
 
     Args:
-        subject: such as `college_biology`.
-        source: a folder, or a dataset's id on the Hub.
-        split: `test`, `dev`, or what the source calls them.
+        subject (str): Such as `college_biology`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        split (str, *optional*, defaults to "test"): `test`, `dev`, or the source's name of a split.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a row that is no question with options.
+        FileNotFoundError: If the source or the part does not exist.
+        ValueError: If a row is not a question with options.
     """
     folder = Path(source).expanduser()
     names = (f"{split}/{subject}_{split}.csv", f"data/{split}/{subject}_{split}.csv")
@@ -39,34 +40,37 @@ def mmlu_choices(subject: str, source: str = HUB_ID, split: str = "test", revisi
 
 
 def exam_choices(rows: Iterable[Mapping[str, Any]], source: str, subject_column: str | None = None) -> list[Choice]:
-    """Rows with `question`, `choices` and `answer` (a place from 0, or a letter). Questions with an option that is
-    empty or there twice are left out: they have no one right answer.
+    """Return rows with `question`, `choices` and `answer` (a 0-based index or a letter) as choices.
+
+    Questions with an empty or repeated option are left out, since they do not have one right answer.
 
     Args:
-        subject_column: holds what a question is about, where questions about the same thing are not independent.
-            MMLU's own `subject` is the exam, whose questions are.
+        rows (iterable of mapping): The rows.
+        source (str): Name of the source, for errors.
+        subject_column (str, *optional*): Column with the subject of a question, for questions that are not independent.
+            MMLU's own `subject` is the exam, whose questions are independent.
 
     Raises:
-        ValueError: a row without them, or no question that is left.
+        ValueError: If a row lacks one of the fields, or no question is left.
     """
     found = []
     for row in rows:
         question, options, answer = text_of(dict(row), "question", source), row.get("choices"), row.get("answer")
         if not isinstance(options, (list, tuple)):
-            raise ValueError(f"A row of {source} has no list of choices, only {', '.join(row)}.")
+            raise ValueError(f"{source}: expected rows with a list `choices`, got {', '.join(row)}.")
         place = _place(answer)
         if not 0 <= place < len(options):
-            raise ValueError(f"{question[:60]!r} of {source} has answer {answer!r}; expected 0 to {len(options) - 1}.")
+            raise ValueError(f"answer={answer!r} of {question[:60]!r} in {source}: expected 0 to {len(options) - 1}.")
         options = tuple(str(option).strip() for option in options)
         if all(options) and len(set(options)) == len(options):
             found.append(Choice(question.strip(), options, place, str(row.get(str(subject_column)) or "")))
     if not found:
-        raise ValueError(f"{source} holds no questions.")
+        raise ValueError(f"{source}: expected at least one question with different options.")
     return found
 
 
 def _place(answer: Any) -> int:
-    """The place from 0 that an answer names; -1 if it names none."""
+    """The 0-based index that an answer names, or -1."""
     text = str(answer).strip()
     if text.isdecimal():
         return int(text)
@@ -79,5 +83,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
     if rows and rows[0][:1] == ["question"]:
         rows = rows[1:]
     if any(len(row) < 4 for row in rows):
-        raise ValueError(f"{path} has a row with {min(map(len, rows))} columns; expected question, options, answer.")
+        raise ValueError(
+            f"{path}: expected rows of question, options and answer, got one with {min(map(len, rows))} columns."
+        )
     return [{"question": row[0], "choices": row[1:-1], "answer": row[-1]} for row in rows]

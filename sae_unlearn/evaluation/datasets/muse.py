@@ -1,4 +1,4 @@
-"""MUSE: news articles and books to be forgotten (Shi et al., 2024, arXiv 2407.06460; CC BY 4.0).
+"""MUSE: news articles and books to forget (Shi et al., 2024, arXiv 2407.06460; CC BY 4.0).
 
 Hub: `muse-bench/MUSE-News` and `muse-bench/MUSE-Books`. In a folder: `knowmem/forget_qa.json`, `verbmem/forget.json`,
 `raw/forget.json` and so on, or the Hub's Parquet files of the same names.
@@ -14,14 +14,15 @@ HUB_ID = "muse-bench/MUSE-News"
 
 
 def muse_facts(split: str = "forget_qa", source: str = HUB_ID, revision: str | None = None) -> list[Fact]:
-    """Knowledge memorisation: questions on the articles.
+    """Return the questions on the articles (knowledge memorization).
 
     Args:
-        split: `forget_qa` or `retain_qa`.
-        source: a folder, or a dataset's id on the Hub.
+        split (str, *optional*, defaults to "forget_qa"): `forget_qa` or `retain_qa`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: If the source or the part does not exist.
     """
     return [
         Fact(f"Question: {text_of(row, 'question', source)}\nAnswer:", (text_of(row, "answer", source),))
@@ -30,10 +31,15 @@ def muse_facts(split: str = "forget_qa", source: str = HUB_ID, revision: str | N
 
 
 def muse_passages(split: str = "forget", source: str = HUB_ID, revision: str | None = None) -> list[Fact]:
-    """Verbatim memorisation: the beginning of a passage, and how it goes on (compare ROUGE-L).
+    """Return beginnings of passages with their continuations (verbatim memorization, for ROUGE-L).
+
+    Args:
+        split (str, *optional*, defaults to "forget"): The split.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: If the source or the part does not exist.
     """
     return [
         Fact(text_of(row, "prompt", source).rstrip(), (text_of(row, "gt", source).strip(),))
@@ -42,13 +48,15 @@ def muse_passages(split: str = "forget", source: str = HUB_ID, revision: str | N
 
 
 def muse_texts(split: str = "forget", source: str = HUB_ID, revision: str | None = None) -> list[str]:
-    """The texts themselves.
+    """Return the texts.
 
     Args:
-        split: `forget`, `retain1`, `retain2` or `holdout`.
+        split (str, *optional*, defaults to "forget"): `forget`, `retain1`, `retain2` or `holdout`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: If the source or the part does not exist.
     """
     return [text_of(row, "text", source) for row in _rows("raw", split, source, revision)]
 

@@ -10,20 +10,20 @@ from sae_unlearn.evaluation.metrics.recall import Fact
 
 
 def read_questions(path: Path) -> list[Fact] | list[Choice] | None:
-    """The facts or choices of a `.json` or `.jsonl` file; None for a file whose first row is neither.
+    """Return the facts or choices of a `.json` or `.jsonl` file, or None if its first row is neither.
 
-    Facts are rows with `prompt` and `answers` (a list, the canonical one first) or `answer`; choices are rows with
-    `question`, `choices` and `answer` (a place from 0, or a letter). Either may have a `subject`.
+    Facts are rows with `prompt` and `answers` (a list, the canonical one first) or `answer`. Choices are rows with
+    `question`, `choices` and `answer` (a 0-based index or a letter). Both may have a `subject`.
 
     Raises:
-        ValueError: a later row is not what the first one is.
+        ValueError: If a later row is of another kind than the first.
     """
     if path.suffix.lower() not in (".json", ".jsonl"):
         return None
     try:
         rows = read_file(path)
     except ValueError:
-        return None  # a list of texts, or no rows at all: whoever reads texts says what is wrong
+        return None  # texts or no rows: the reader of texts raises if needed
     if "prompt" in rows[0] and ("answers" in rows[0] or "answer" in rows[0]):
         return [_fact(row, path) for row in rows]
     if {"question", "choices", "answer"} <= set(rows[0]):
@@ -36,5 +36,5 @@ def _fact(row: dict[str, Any], path: Path) -> Fact:
     answers = row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise ValueError(f"{prompt[:60]!r} of {path} has answers {answers!r}; expected a text, or a list of texts.")
+        raise ValueError(f"answers={answers!r} of {prompt[:60]!r} in {path}: expected a text, or a list of texts.")
     return Fact(prompt.rstrip(), tuple(answers), str(row.get("subject") or ""))

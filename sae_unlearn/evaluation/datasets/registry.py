@@ -1,4 +1,4 @@
-"""Data sets by the names that a command line gives them: "tofu:forget10", "mmlu:anatomy@folder"."""
+"""Registry of data sets by their names on the command line: "tofu:forget10", "mmlu:anatomy@folder"."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -25,32 +25,35 @@ READERS: dict[str, Callable[..., Sequence[Fact | Choice | str]]] = {
     "rwku": rwku_facts,
     "relation": relation_facts,
 }
-"""The reader of each kind of data set, by the name that comes before the colon in `read_named`."""
+"""Reader of each kind of data set, by the name before the colon in `read_named`."""
 
 
 def is_named(name: str) -> bool:
-    """Whether `name` has the form of a data set's name and not that of a file's."""
+    """Return True if `name` has the form of a data set's name, and not of a file's."""
     kind, colon, _ = name.partition(":")
     return bool(colon) and (kind in READERS or bool(difflib.get_close_matches(kind, READERS, 1, 0.7)))
 
 
 def read_named(name: str) -> list[Any]:
-    """A data set by its name, "KIND:PART" or "KIND:PART@SOURCE" with a folder or an id on the Hub.
+    """Return the rows of a data set by its name.
+
+    Args:
+        name (str): "KIND:PART" or "KIND:PART@SOURCE", with a folder or an id on the Hub as the source.
 
     Raises:
-        ValueError: an unknown kind, or a relation without a source.
-        FileNotFoundError: it is not there.
+        ValueError: If the kind is unknown, or a relation has no source.
+        FileNotFoundError: If the data does not exist.
     """
     kind, _, rest = name.partition(":")
     part, at, source = rest.partition("@")
     if kind not in READERS:
         near = difflib.get_close_matches(kind, READERS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(READERS)}."
-        raise ValueError(f"{kind!r} is no kind of data set; {hint}")
+        hint = f"Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(READERS)}. {hint}".rstrip())
     if not part or (at and not source):
-        raise ValueError(f"{name!r} names no part or no source; write {kind}:PART or {kind}:PART@FOLDER_OR_HUB_ID.")
+        raise ValueError(f"name={name!r}: expected {kind}:PART or {kind}:PART@FOLDER_OR_HUB_ID.")
     if kind == "relation" and not source:
         raise ValueError(
-            f"{name!r} has no source; write {name}@FOLDER, with the files of github.com/evandez/relations."
+            f"name={name!r}: expected {name}@FOLDER, a folder with the files of github.com/evandez/relations."
         )
     return list(READERS[kind](part, source) if source else READERS[kind](part))

@@ -1,8 +1,8 @@
-"""LRE relations: facts of 47 relations as a subject, a template and an object (Hernandez et al., 2024,
-arXiv 2308.09124; MIT license).
+"""LRE relations: facts of 47 relations (Hernandez et al., 2024, arXiv 2308.09124; MIT license).
 
-They are published in the repository `evandez/relations`, one JSON file a relation. In a folder: `capital.json` with its
-kind above it (`factual/`, `bias/`, ...), in `data/` or not. A dataset on the Hub has to have the same files.
+A fact has a subject, a template and an object. They are published in the repository `evandez/relations`, one JSON file
+per relation. In a folder: `capital.json` below its kind (`factual/`, `bias/`, ...), in `data/` or not. A dataset on the
+Hub must have the same files.
 """
 
 import json
@@ -15,17 +15,21 @@ from sae_unlearn.evaluation.metrics.recall import Fact
 def relation_facts(
     relation: str, source: str, template: int = 0, zero_shot: bool = True, revision: str | None = None
 ) -> list[Fact]:
-    """The facts of a relation, as beginnings to be completed; a fact's subject is the relation's subject.
+    """Return the facts of a relation, as beginnings to complete.
+
+    A fact's subject is the relation's subject.
 
     Args:
-        relation: name of its file, such as `country_capital_city`.
-        source: a folder, or a dataset's id on the Hub.
-        template: which of its templates.
-        zero_shot: take it from those meant to stand alone (`prompt_templates_zs`), where there are any.
+        relation (str): Name of its file, such as `country_capital_city`.
+        source (str): A folder, or the id of a dataset on the Hub.
+        template (int, *optional*, defaults to 0): Index of the template.
+        zero_shot (bool, *optional*, defaults to True): Take the template from those meant to stand alone
+            (`prompt_templates_zs`), if the file has them.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is malformed, or has no such template.
+        FileNotFoundError: If the source or the part does not exist.
+        ValueError: If the file is malformed, or does not have the template.
     """
     path = _file(relation, source, revision)
     try:
@@ -33,9 +37,11 @@ def relation_facts(
         templates = (stored.get("prompt_templates_zs") if zero_shot else None) or stored["prompt_templates"]
         samples = [(str(sample["subject"]), str(sample["object"])) for sample in stored["samples"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no relation of this format: {type(error).__name__} {error}") from error
+        raise ValueError(
+            f"{path}: expected a relation in the format of evandez/relations, got {type(error).__name__} {error}"
+        ) from error
     if not 0 <= template < len(templates):
-        raise ValueError(f"{relation} has {len(templates)} templates; template={template} is none of them.")
+        raise ValueError(f"template={template}: expected 0 to {len(templates) - 1}, the templates of {relation}.")
     answers: dict[str, list[str]] = {}
     for subject, answer in samples:  # a subject with several objects is one fact with several answers
         answers.setdefault(subject, []).append(answer)
@@ -53,12 +59,13 @@ def _file(relation: str, source: str, revision: str | None) -> Path:
         try:
             pattern = [f"{relation}.json", f"*/{relation}.json"]
             folder = Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=pattern))
-        except Exception as error:  # of every kind: no network, no such dataset, no valid id
+        except Exception as error:  # any kind: no network, an unknown dataset, an invalid id
             raise FileNotFoundError(
-                f"{source} is no folder here, and the Hub gives no dataset of that name ({type(error).__name__}); the "
-                "relations are files of github.com/evandez/relations."
+                f"source={source!r}: expected a folder or a Hub dataset, got {type(error).__name__}. "
+                "Pass a folder with the "
+                "files of github.com/evandez/relations."
             ) from error
     found = next((path for path in sorted(folder.rglob("*.json")) if path.stem == relation), None)
     if found is None:
-        raise FileNotFoundError(f"{source} holds no {relation}.json, in it or below it.")
+        raise FileNotFoundError(f"source={source!r}: expected {relation}.json in it or below it.")
     return found

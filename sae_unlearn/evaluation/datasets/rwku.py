@@ -1,4 +1,4 @@
-"""RWKU: what language models know of 200 famous people (Jin et al., 2024, arXiv 2406.10890; CC BY 4.0).
+"""RWKU: knowledge of language models about 200 people (Jin et al., 2024, arXiv 2406.10890; CC BY 4.0).
 
 Hub: `jinzhuoran/RWKU`. In a folder: `forget_level1.json` and so on, the same in `All/`, or the Hub's
 `forget_level1/test/*.parquet`.
@@ -14,17 +14,18 @@ HUB_ID = "jinzhuoran/RWKU"
 def rwku_facts(
     subset: str = "forget_level2", source: str = HUB_ID, people: list[str] | None = None, revision: str | None = None
 ) -> list[Fact]:
-    """Probes, worded as the authors word them; a fact's subject is the person.
+    """Return the probes in the authors' wording. A fact's subject is the person.
 
     Args:
-        subset: `forget_level1` (a blank to fill), `forget_level2` (a question), `forget_level3` (the same under
-            attack), `neighbor_level1`, `neighbor_level2`.
-        source: a folder, or a dataset's id on the Hub.
-        people: names of those to ask about; None for all.
+        subset (str, *optional*, defaults to "forget_level2"): `forget_level1` (a blank to fill), `forget_level2` (a
+            question), `forget_level3` (the same under attack), `neighbor_level1` or `neighbor_level2`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        people (list of str, *optional*): Names of the people to ask about. None asks about all.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: none of the people is in it.
+        FileNotFoundError: If the source or the part does not exist.
+        ValueError: If the subset asks about none of the people.
     """
     files = [f"{subset}.json", f"All/{subset}.json", f"{subset}/test/*.parquet", f"{subset}/test*.parquet"]
     task = "Please complete the blank in" if subset.endswith("1") else "Please briefly answer"
@@ -40,6 +41,6 @@ def rwku_facts(
     ]
     if not found:
         raise ValueError(
-            f"{subset} of {source} asks about none of {people}; it has {len(rows)} probes of other people."
+            f"people={people}: expected names in {subset} of {source}, got none of its {len(rows)} probes."
         )
     return found

@@ -1,6 +1,7 @@
-"""TOFU: questions about authors who do not exist (Maini et al., 2024, arXiv 2401.06121; MIT license).
+"""TOFU: questions about fictitious authors (Maini et al., 2024, arXiv 2401.06121; MIT license).
 
-Hub: `locuslab/TOFU`. In a folder: `forget10.json`, `forget10_perturbed.json` and so on, as lists or an object a line.
+Hub: `locuslab/TOFU`. In a folder: `forget10.json`, `forget10_perturbed.json` and so on, as lists or one object per
+    line.
 """
 
 from typing import Any
@@ -16,14 +17,16 @@ _OF_AUTHORS = ("full", "forget", "retain")
 
 
 def tofu_facts(subset: str = "forget10", source: str = HUB_ID, revision: str | None = None) -> list[Fact]:
-    """Questions and answers, to be answered in free words.
+    """Return questions and answers, to answer in free text.
 
     Args:
-        subset: `forget01`, `forget05`, `forget10`, `retain90` ..., `real_authors`, `world_facts`.
-        source: a folder, or a dataset's id on the Hub.
+        subset (str, *optional*, defaults to "forget10"): `forget01`, `forget05`, `forget10`, `retain90` ...,
+            `real_authors`, `world_facts`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: If the source or the part does not exist.
     """
     rows = _rows(subset, (subset, f"{subset}_perturbed"), source, revision)
     return [
@@ -33,14 +36,21 @@ def tofu_facts(subset: str = "forget10", source: str = HUB_ID, revision: str | N
 
 
 def tofu_choices(subset: str = "forget10", source: str = HUB_ID, revision: str | None = None) -> list[Choice]:
-    """Each question with its true answer first and the perturbed ones after it, for the truth ratio.
+    """Return each question with its true answer first and the perturbed ones after it.
 
-    The true answer is the paraphrased one where there is one (in the subsets on the fictitious authors). Perturbed
-    answers that are the true one, or are there twice, are left out; the authors' own code counts them.
+    The truth ratio compares them.
+
+    The true answer is the paraphrased one if the subset has it (those on the fictitious authors do). Perturbed answers
+    that equal the true one or each other are left out; the authors' own code counts them.
+
+    Args:
+        subset (str, *optional*, defaults to "forget10"): As in `tofu_facts`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the subset has no perturbed answers.
+        FileNotFoundError: If the source or the part does not exist.
+        ValueError: If the subset has no perturbed answers.
     """
     rows = _rows(f"{subset}_perturbed", (f"{subset}_perturbed", subset), source, revision)
     found = []
@@ -48,7 +58,7 @@ def tofu_choices(subset: str = "forget10", source: str = HUB_ID, revision: str |
         others = row.get("perturbed_answer")
         if not isinstance(others, list):
             raise ValueError(
-                f"{subset} of {source} has no perturbed answers; the truth ratio needs {subset}_perturbed."
+                f"subset={subset!r}: expected perturbed answers in {source}. The truth ratio needs {subset}_perturbed."
             )
         true = row.get("paraphrased_answer") or text_of(row, "answer", source)
         options = tuple(dict.fromkeys([true, *others]))
@@ -66,7 +76,7 @@ def _prompt(question: str) -> str:
 
 
 def _authors(subset: str, rows: int) -> list[str]:
-    """The fictitious authors have 20 questions each, one after the other; they are numbered in each subset."""
+    """The number of each row's fictitious author in the subset. Each author has 20 consecutive questions."""
     if not subset.startswith(_OF_AUTHORS) or rows % _PER_AUTHOR:
         return [""] * rows
     return [f"{subset} author {i // _PER_AUTHOR}" for i in range(rows)]

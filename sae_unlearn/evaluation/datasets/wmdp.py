@@ -1,6 +1,6 @@
-"""WMDP: multiple-choice questions on hazardous knowledge (Li et al., 2024, arXiv 2403.03218; MIT license).
+"""WMDP: multiple-choice questions on hazardous knowledge (Li et al., 2024, arXiv 2403.03218).
 
-Hub: `cais/wmdp`. In a folder: `bio_questions.json` (the authors' release), `wmdp-bio.json`, or the Hub's
+MIT license. Hub: `cais/wmdp`. In a folder: `bio_questions.json` (the authors' release), `wmdp-bio.json`, or the Hub's
 `wmdp-bio/test-*.parquet`; `chem` and `cyber` alike.
 """
 
@@ -13,14 +13,15 @@ HUB_ID = "cais/wmdp"
 
 
 def wmdp_choices(subject: str = "bio", source: str = HUB_ID, revision: str | None = None) -> list[Choice]:
-    """The questions of a subject, with their options.
+    """Return the questions of a subject, with their options.
 
     Args:
-        subject: `bio`, `chem` or `cyber`.
-        source: a folder, or a dataset's id on the Hub.
+        subject (str, *optional*, defaults to "bio"): `bio`, `chem` or `cyber`.
+        source (str, *optional*, defaults to `HUB_ID`): A folder, or the id of a dataset on the Hub.
+        revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: If the source or the part does not exist.
     """
     name = f"wmdp-{subject.removeprefix('wmdp-')}"
     short = name.removeprefix("wmdp-")

@@ -1,1 +1,1 @@
-"""Metrics: functions of a model and rows."""
+"""Metrics of facts, choices and texts. Each module is one metric or one way of asking."""

@@ -1,7 +1,4 @@
-"""What a model chooses among the options of a question, by probability and by letter.
-
-A question with several options, one of them right, and how it is put to a model.
-"""
+"""Multiple-choice questions, decided by the probability of the options or by letter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +20,17 @@ class Choice:
     """A question and its options.
 
     Attributes:
-        question: the question, without options.
-        options: two or more, all different.
-        right: place of the right one among them, from 0.
-        subject: what the question is about; questions about one subject are not independent of each other. Empty if
-            not known.
-        shown: whether the options belong to the question, as in an exam. If not, they are what else could have been
-            said (TOFU's perturbed answers), and are only compared by their probability.
+        question (str): The question, without options.
+        options (tuple of str): Two or more different options.
+        right (int): 0-based index of the right option.
+        subject (str, *optional*, defaults to ""): Subject of the question. Questions about one subject are not
+            independent of each other. Empty if unknown.
+        shown (bool, *optional*, defaults to True): The options belong to the question, as in an exam. If False they are
+            alternative answers (TOFU's perturbed answers), and only their probabilities are compared.
 
     Raises:
-        ValueError: fewer than two options or more than letters, an empty one, one that is there twice, or a `right`
-            that is none of them.
+        ValueError: If there are fewer than two options or more than letters, an option is empty or occurs twice, or
+            `right` is out of range.
     """
 
     question: str
@@ -46,28 +43,34 @@ class Choice:
         check_is(self.question, str, "question")
         check_all(self.options, str, f"options of {self.question[:60]!r}")
         if not 2 <= len(self.options) <= len(ascii_uppercase):
-            raise ValueError(f"{self.question[:60]!r} has {len(self.options)} options; expected 2 to 26.")
+            raise ValueError(f"options of {self.question[:60]!r}: expected 2 to 26, got {len(self.options)}.")
         if not all(option.strip() for option in self.options):
-            raise ValueError(f"An option of {self.question[:60]!r} is empty; leave the question out.")
+            raise ValueError(f"options of {self.question[:60]!r}: expected texts, got an empty one. Omit the question.")
         if len(set(self.options)) < len(self.options):
-            raise ValueError(f"An option of {self.question[:60]!r} is there twice; leave the question out.")
+            raise ValueError(
+                f"options of {self.question[:60]!r}: expected different ones, got one twice. Omit the question."
+            )
         if not 0 <= self.right < len(self.options):
             raise ValueError(
-                f"right={self.right} of {self.question[:60]!r}; expected the place of an option, "
+                f"right={self.right} of {self.question[:60]!r}: expected the index of an option, "
                 f"0 to {len(self.options) - 1}."
             )
 
 
 def rotated(choice: Choice, by: int) -> Choice:
-    """The same question with its options turned by `by` places: the option at place j is the one that was at
-    (j + by) mod n. Over by = 0 ... n - 1 every option stands once at every place."""
+    """Return the same question with its options rotated by `by` places.
+
+        options'[j] = options[(j + by) mod n]
+
+    Over by = 0 ... n - 1 every option is once at every place.
+    """
     n = len(choice.options)
     options = tuple(choice.options[(j + by) % n] for j in range(n))
     return Choice(choice.question, options, (choice.right - by) % n, choice.subject, choice.shown)
 
 
 def lettered(choice: Choice) -> str:
-    """The question with its options below it, one a line, behind A to Z."""
+    """Return the question with its options below it, one per line, with letters A to Z."""
     lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, choice.options, strict=False)]
     return "\n".join([choice.question, *lines])
 
@@ -81,18 +84,20 @@ def option_likelihoods(
     progress: str | None = None,
     shared: bool = False,
 ) -> list[AnswerLikelihoods]:
-    """How likely each option is as the answer to its question, which is asked without options; one for each choice.
+    """Return the likelihood of each option as the answer to its question, one result for each choice.
 
-    A guardrail that judges whole sequences judges question and option together, so it may fire on one option and not
-    on another; `right_by_letter` has all options in the prompt.
+    The question is asked without options. A guardrail that judges whole rows judges question and option together, so it
+    may fire on one option and not on another. `right_by_letter` has all options in the prompt.
 
     Args:
-        model: any causal language model, with or without adapters.
-        batch_size: options per forward pass; the result does not depend on it, up to rounding.
-        chat_template: put questions into the tokenizer's chat template.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        choices (sequence of Choice): The questions.
+        batch_size (int, *optional*, defaults to 8): Options per forward pass. It changes only rounding.
+        chat_template (bool, *optional*, defaults to False): Put questions into the tokenizer's chat template.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
     """
     check_module(model)
     check_all(choices, Choice, "choices")
@@ -108,12 +113,16 @@ def option_likelihoods(
 def right_by_likelihood(
     choices: Sequence[Choice], likelihoods: Sequence[AnswerLikelihoods], per_character: bool = False
 ) -> Tensor:
-    """Whether the right option is the likeliest, `[n]` bool.
+    """Return True for each question whose right option is the likeliest, `[n]` bool.
 
         argmax_o log P(o | q)   or   argmax_o log P(o | q) / characters of o
 
-    These are `acc` and `acc_norm` of the LM evaluation harness. A right option that is only as likely as another one
-    was not chosen.
+    These are `acc` and `acc_norm` of the LM evaluation harness. A tie counts as wrong.
+
+    Args:
+        choices (sequence of Choice): The questions.
+        likelihoods (sequence of AnswerLikelihoods): From `option_likelihoods`.
+        per_character (bool, *optional*, defaults to False): Divide by the characters of the option.
     """
     found = []
     for choice, likelihood in zip(choices, likelihoods, strict=True):
@@ -134,36 +143,41 @@ def right_by_letter(
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """In which orders of the options the right one's letter is the likeliest, `[n, orders]` float64, of 0 and 1.
+    """Return the orders of the options in which the right letter is the likeliest.
 
-    The options stand below the question, and log p(letter | prompt) decides. The first order is the given one; each
-    further one turns the options by a place (`rotated`). A model that prefers a letter gets no more than its share
-    from turning them all the way round. With fewer options than `orders` the rest of the row repeats the turns, and is
-    to be left out of a mean.
+    The options are below the question, and log p(letter | prompt) decides. The first order is the given one, and each
+    further order rotates the options by one place (`rotated`). Over a full rotation a preferred letter gains only its
+    share. A question with fewer options than `orders` repeats its rotations; omit these from a mean.
 
     Args:
-        orders: how many; None takes as many as the most options there are.
-        batch_size: prompts per forward pass; the result does not depend on it, up to rounding.
-        chat_template: put questions into the tokenizer's chat template.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        choices (sequence of Choice): The questions.
+        orders (int, *optional*): Number of orders. None takes the largest number of options.
+        batch_size (int, *optional*, defaults to 8): Prompts per forward pass. It changes only rounding.
+        chat_template (bool, *optional*, defaults to False): Put questions into the tokenizer's chat template.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
+
+    Returns:
+        Tensor: `[n, orders]` float64, 1 if right and 0 if not.
 
     Raises:
-        ValueError: fewer than one order, or no questions.
+        ValueError: If `orders` is below 1 or `choices` is empty.
     """
     if not choices:
-        raise ValueError("No questions; pass at least one.")
+        raise ValueError("choices=[]: expected at least one question.")
     orders = max(len(c.options) for c in choices) if orders is None else orders
     if orders < 1:
-        raise ValueError(f"orders={orders}; expected 1 (as given) or more.")
+        raise ValueError(f"orders={orders}: expected at least 1, the given order.")
     found = torch.zeros(len(choices), orders, dtype=torch.float64)
     for size in sorted({len(c.options) for c in choices}):
         index = [i for i, c in enumerate(choices) if len(c.options) == size]
         turns = min(orders, size)
         asked = [rotated(choices[i], by) for i in index for by in range(turns)]
         prompts = [question_prompt(tokenizer, lettered(choice), chat_template) for choice in asked]
-        # rows of like length go together, so that little is spent on padding
+        # rows of similar length share a batch, which saves padding
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         scores = torch.empty(len(prompts), size, dtype=torch.float64)
         letters = list(ascii_uppercase[:size])

@@ -1,4 +1,4 @@
-"""On which texts the guardrails of a model fire."""
+"""Texts on which the guardrails of a model fire."""
 
 from collections.abc import Sequence
 
@@ -24,19 +24,21 @@ def row_firings(
     progress: str | None = None,
     shared: bool = False,
 ) -> dict[str, Tensor]:
-    """Whether each guardrail fires on each text, read in one forward pass: `[n]` bool by the adapter's name.
+    """Return the firings of each guardrail on each text in one forward pass, `[n]` bool by adapter name.
 
     Args:
-        model: a model with guardrails.
-        batch_size: texts per forward pass; the result does not depend on it.
-        max_length: tokens of a text at most; what is longer is cut.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): A model with guardrails.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        texts (sequence of str): The texts.
+        batch_size (int, *optional*, defaults to 8): Texts per forward pass. The result does not depend on it.
+        max_length (int, *optional*, defaults to 512): Tokens of a text at most; longer ones are cut.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
 
     Raises:
-        GuardrailError: there is no guardrail on the model.
-        ValueError: a text has no token.
+        GuardrailError: If the model has no guardrail.
+        ValueError: If a text has no token.
     """
     mine: list[int] = []
     with (
@@ -52,14 +54,15 @@ def row_firings(
 
 
 def fired_rows(firings: Firings, rows: Sequence[int], shared: bool = False) -> dict[str, Tensor]:
-    """The firings of rows that were given one after the other, `[n]` bool by the adapter's name.
+    """Return the firings of rows that were run one after the other, `[n]` bool by adapter name.
 
     Args:
-        rows: their numbers, from 0 to n - 1, in the order in which they were given.
-        shared: those of this process; the others have the others.
+        firings (Firings): The recorded firings.
+        rows (sequence of int): Indices of the rows, 0 to n - 1, in the order in which they were run.
+        shared (bool, *optional*, defaults to False): `rows` are those of this process of a launch.
 
     Raises:
-        ValueError: a guardrail reported another number of rows; it was not active all the time.
+        ValueError: If a guardrail reported another number of rows, so that it was not enabled all the time.
     """
     found: dict[str, list[bool]] = {}
     for firing in firings:
@@ -67,8 +70,8 @@ def fired_rows(firings: Firings, rows: Sequence[int], shared: bool = False) -> d
     for name, fired in found.items():
         if len(fired) != len(rows):
             raise ValueError(
-                f"Guardrail {name!r} reported {len(fired)} of {len(rows)} rows; leave it on or off while it is "
-                "measured."
+                f"adapter_name={name!r}: expected {len(rows)} rows, got {len(fired)}. "
+                "Do not enable or disable it meanwhile."
             )
     parts = gathered((list(rows), found)) if shared else [(list(rows), found)]
     total = sum(len(numbers) for numbers, _ in parts)

@@ -1,4 +1,4 @@
-"""The probability of whole answers after their prompts."""
+"""Probability of whole answers after their prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from sae_unlearn.backbone.tokens import prompt_ids, right_padded
 
 
 class AnswerLikelihoods(NamedTuple):
-    """Of each answer, `[n]`.
+    """Likelihoods of answers, `[n]`.
 
     Attributes:
-        log_probs: log P(answer | prompt), the sum over its tokens, float64.
-        tokens: how many tokens it has.
+        log_probs (Tensor): log P(answer | prompt), the sum over its tokens, in nats, float64.
+        tokens (Tensor): Number of its tokens.
     """
 
     log_probs: Tensor
@@ -26,7 +26,7 @@ class AnswerLikelihoods(NamedTuple):
 
     @property
     def per_token(self) -> Tensor:
-        """log P(answer | prompt)^(1 / tokens), `[n]`."""
+        """P(answer | prompt)^(1 / tokens), `[n]`."""
         return self.log_probs / self.tokens
 
 
@@ -41,25 +41,26 @@ def answer_likelihoods(
     progress: str | None = None,
     shared: bool = False,
 ) -> AnswerLikelihoods:
-    """How likely each answer is after its prompt, with a blank between the two.
+    """Return the likelihood of each answer after its prompt, with a blank between the two.
 
         log P(a | q) = sum_t log p(a_t | q, a_<t)
 
-    The answer's tokens are those by which the tokens of "prompt answer" go on after the tokens of the prompt. Where the
-    answer changes how the prompt's end is divided, they are those after the last token the two have in common.
+    The answer's tokens are those with which "prompt answer" continues the tokens of the prompt. If the answer changes
+    how the prompt's end is tokenized, they are those after the last token that the two have in common.
 
     Args:
-        model: any causal language model, with or without adapters.
-        prompts: texts that end where the answer's leading blank begins.
-        answers: one for each prompt.
-        batch_size: rows per forward pass; the result does not depend on it, up to rounding.
-        max_length: longer rows lose their first tokens.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        prompts (sequence of str): Texts that end before the answer's leading blank.
+        answers (sequence of str): One answer for each prompt.
+        batch_size (int, *optional*, defaults to 8): Rows per forward pass. It changes only rounding.
+        max_length (int, *optional*, defaults to 2048): Longer rows lose their first tokens.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
 
     Raises:
-        ValueError: an answer that adds no token to its prompt, or has more than `max_length`.
+        ValueError: If an answer adds no token to its prompt, or has more than `max_length`.
     """
     rows, tokens = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -68,11 +69,12 @@ def answer_likelihoods(
             (i for i, (a, b) in enumerate(zip(before, row, strict=False)) if a != b), min(len(before), len(row))
         )
         if not answer.strip() or len(row) == common:
-            raise ValueError(f"Answer {answer!r} to {prompt[-60:]!r} has no token; leave it out.")
+            raise ValueError(f"answers={answer!r} to {prompt[-60:]!r}: expected at least one token. Omit it.")
         if len(row) - common >= max_length or common == 0:
             raise ValueError(
-                f"Answer {answer[:60]!r} to {prompt[-60:]!r} has {len(row) - common} tokens after {common}, with "
-                f"max_length={max_length}; raise max_length, or give a prompt."
+                f"max_length={max_length}: expected more than the {len(row) - common} tokens of answer "
+                f"{answer[:40]!r} to "
+                f"{prompt[-40:]!r}. Raise it, or pass a prompt."
             )
         rows.append(row[-max_length:])
         tokens.append(len(row) - common)
@@ -89,16 +91,22 @@ def continuation_likelihoods(
     progress: str | None = None,
     shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """How likely the last `tokens[i]` ids of each row are after those before them.
+    """Return the likelihood of the last `tokens[i]` ids of each row after the ids before them.
 
-    Rows are given to the model whole, their last token included, with a mask at the padding: a guardrail then judges
-    what it would judge of that text alone.
+    The model gets whole rows, the last token included, with a mask at the padding. So a guardrail judges the same as on
+    that text alone.
 
     Args:
-        shared: as for `answer_likelihoods`.
+        model (nn.Module): Any causal language model, with or without adapters.
+        rows (sequence of sequence of int): Token ids.
+        tokens (sequence of int): Number of ids at the end of each row to score.
+        batch_size (int, *optional*, defaults to 8): Rows per forward pass. It changes only rounding.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
 
     Returns:
-        The log-probabilities, `[n]` float64, and whether each of the ids is the likeliest at its place, `[n]` bool.
+        Log-probabilities, `[n]` float64 in nats, and True if each of the ids is the likeliest at its place, `[n]` bool.
     """
     found = torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.zeros(len(rows), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Recall among a closed set of answers, with what the model says of everything taken away."""
+"""Recall among a closed set of answers, corrected for the model's prior for each answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from sae_unlearn.evaluation.report.estimate import Estimate
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the right answers came among the candidates.
+    """Ranks of the right answers among the candidates.
 
     Attributes:
-        ranks: `[n]`, 0 for first.
-        recall: share of right answers that came first, with Wilson's interval.
-        mean_rank: mean of the ranks; (candidates - 1) / 2 is chance.
+        ranks (Tensor): `[n]`, 0 for first.
+        recall (Estimate): Share of right answers with rank 0, with Wilson's interval.
+        mean_rank (Estimate): Mean of the ranks. Chance is (candidates - 1) / 2.
     """
 
     ranks: Tensor
@@ -34,29 +34,29 @@ class Ranks:
 def rank_answers(
     scores: Tensor, right: Sequence[int], priors: Tensor | None = None, subjects: Sequence[str] | None = None
 ) -> Ranks:
-    """Rank each prompt's right answer by its log-probability less the candidate's prior.
+    """Rank each prompt's right answer by its log-probability minus the candidate's prior.
 
         score(x, c) = log p(c | x) - mean_x' log p(c | x')
 
-    Without the subtraction, candidates that the model likes in any case come first in every prompt. Candidates that
-    score exactly alike share the middle of their places, so a model that says the same of everything does not excel.
+    Without the prior, candidates that the model prefers anyway come first in every prompt. Candidates with equal scores
+    share the middle of their ranks, so a model that gives all of them the same score is at chance.
 
     Args:
-        scores: `[n, candidates]`, from `candidate_log_probs`.
-        right: index of each prompt's right candidate.
-        priors: `[candidates]`, means over many prompts of the same wording in the base model. None takes the mean over
-            `scores` itself, which is right only if they are many and their answers various.
-        subjects: what each prompt is about, for the interval; None for prompts that are independent.
+        scores (Tensor): `[n, candidates]`, from `candidate_log_probs`.
+        right (sequence of int): Index of each prompt's right candidate.
+        priors (Tensor, *optional*): `[candidates]`, means over many prompts of the same wording in the base model. None
+            takes the mean over `scores`, which needs many prompts with different answers.
+        subjects (sequence of str, *optional*): Subject of each prompt, for the interval. None for independent prompts.
 
     Raises:
-        UnlearnError: not one place of a candidate for each prompt.
+        UnlearnError: If `right` is not one candidate index for each prompt.
     """
     check_tensors(2, scores=scores)
     places = torch.as_tensor(right, dtype=torch.long)
     if places.shape != scores.shape[:1] or not bool(((places >= 0) & (places < scores.shape[1])).all()):
         raise UnlearnError(
-            f"right={list(right)[:8]} for scores of shape {list(scores.shape)}; expected the place of a candidate for "
-            "each prompt."
+            f"right={list(right)[:8]}: expected the index of a candidate for each prompt, with scores of shape "
+            f"{list(scores.shape)}."
         )
     scores = scores - (scores.mean(dim=0) if priors is None else priors)
     own = scores.gather(1, places[:, None])
@@ -75,26 +75,35 @@ def candidate_log_probs(
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """Log-probability of each candidate after each prompt, `[prompts, candidates]` float64.
+    """Return the log-probability of each candidate after each prompt, in nats.
 
-    A candidate counts by its first tokens, as many as it takes to tell it from the others: " Germany" by one, " South
-    Korea" and " South Africa" by two. Most cost nothing but the one forward pass of the prompt.
+    A candidate counts by its shortest beginning that distinguishes it: " Germany" by one token, " South Korea" and
+    " South Africa" by two. Most candidates need only the forward pass of the prompt.
 
     Args:
-        prompts: texts that end where the answer's leading blank begins.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        prompts (sequence of str): Texts that end before the answer's leading blank.
+        candidates (sequence of str): Different answers.
+        batch_size (int, *optional*, defaults to 32): Rows per forward pass. It changes only rounding.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
+
+    Returns:
+        Tensor: `[prompts, candidates]` float64.
 
     Raises:
-        ValueError: a prompt that ends with a blank, candidates twice, or a candidate that begins with another one.
+        ValueError: If a prompt ends with a blank, a candidate occurs twice, or a candidate begins with another one.
     """
     check_all(prompts, str, "prompts", least=1)
     check_all(candidates, str, "candidates", least=1)
     check_counts(batch_size=batch_size)
     blank = next((prompt for prompt in prompts if prompt != prompt.rstrip()), None)
     if blank is not None:
-        raise ValueError(f"Prompt {blank!r} ends with a blank, which belongs to the answer's first token; strip it.")
+        raise ValueError(
+            f"prompts={blank!r}: expected no blank at the end, which belongs to the answer's first token. Strip it."
+        )
     beginnings = _telling_beginnings(_continuations(tokenizer, prompts[0], candidates), candidates)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     found = torch.zeros(len(rows), len(candidates), dtype=torch.float64)
@@ -120,13 +129,18 @@ def candidate_log_probs(
 
 
 def _continuations(tokenizer: PreTrainedTokenizerBase, prompt: str, candidates: Sequence[str]) -> list[tuple[int, ...]]:
-    """Each candidate's tokens, as they follow `prompt`: its last token decides whether a leading blank is a token."""
+    """Tokens of each candidate as they follow `prompt`.
+
+    The prompt's last token decides whether a leading blank is a token of its own.
+    """
     before = prompt_ids(tokenizer, prompt)
     found = []
     for candidate in candidates:
         whole = prompt_ids(tokenizer, f"{prompt} {candidate}")
         if whole[: len(before)] != before or len(whole) == len(before):
-            raise ValueError(f"Candidate {candidate!r} changes how prompt {prompt!r} is divided; reword it.")
+            raise ValueError(
+                f"candidates={candidate!r}: expected the tokens of prompt {prompt!r} unchanged before it. Reword it."
+            )
         found.append(tuple(whole[len(before) :]))
     return found
 
@@ -139,6 +153,8 @@ def _telling_beginnings(tokens: list[tuple[int, ...]], candidates: Sequence[str]
         length = next((k for k in range(1, len(own) + 1) if all(o[:k] != own[:k] for o in others)), None)
         if length is None:
             same = candidates[next(i for i, o in enumerate(tokens) if i != c and o[: len(own)] == own)]
-            raise ValueError(f"Candidate {candidates[c]!r} is {same!r} or begins it; leave one of them out.")
+            raise ValueError(
+                f"candidates={candidates[c]!r}: expected no candidate that equals or begins {same!r}. Omit one of them."
+            )
         found.append(own[:length])
     return found

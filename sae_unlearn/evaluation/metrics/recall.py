@@ -1,9 +1,4 @@
-"""Recall of facts by completion.
-
-What a model says when it is asked: right, wrong, or a refusal.
-
-ROUGE-L of completions against accepted answers.
-"""
+"""Recall of facts by completion: right, wrong or refused, and ROUGE-L against the accepted answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,15 +24,16 @@ _ARTICLES = ("the ", "a ", "an ")
 
 @dataclass(frozen=True)
 class Fact:
-    """A sentence's beginning and the answers that complete it rightly.
+    """Beginning of a text, and the answers that complete it correctly.
 
     Attributes:
-        prompt: the beginning.
-        answers: the accepted answers, the first one canonical.
-        subject: what the fact is about; facts of one subject are not independent of each other. Empty if not known.
+        prompt (str): The beginning.
+        answers (tuple of str): The accepted answers, the first one canonical.
+        subject (str, *optional*, defaults to ""): Subject of the fact. Facts of one subject are not independent of each
+            other. Empty if unknown.
 
     Raises:
-        UnlearnError: the prompt is no text, or the answers are no texts, or one text and not a list of them.
+        UnlearnError: If `prompt` is not a text, or `answers` is not a sequence of texts.
     """
 
     prompt: str
@@ -51,12 +47,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class Recall:
-    """What a model made of one fact.
+    """Completion of one fact.
 
     Attributes:
-        fact: the fact.
-        completion: what the model wrote.
-        right: whether the completion begins with one of the answers (case and leading blanks aside, whole words).
+        fact (Fact): The fact.
+        completion (str): Text that the model wrote.
+        right (bool): The completion begins with one of the answers, see `begins_with`.
     """
 
     fact: Fact
@@ -74,18 +70,22 @@ def recall(
     progress: str | None = None,
     shared: bool = False,
 ) -> list[Recall]:
-    """Complete each fact's prompt greedily, and see whether the completion begins with an answer.
+    """Complete each fact's prompt greedily and compare the completion's beginning with the answers.
 
     Args:
-        model: any causal language model, with or without adapters.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        facts (sequence of Fact): The facts.
+        max_new_tokens (int, *optional*, defaults to 8): Tokens of a completion.
+        batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
     """
     check_module(model)
     check_all(facts, Fact, "facts")
     check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    said: dict[int, list[str]] = {}  # completions by the batch's number
+    said: dict[int, list[str]] = {}  # completions by number of the batch
     with tqdm(total=len(facts), desc=progress, unit="fact", disable=progress is None) as bar:
         for number, start in enumerate(range(0, len(facts), batch_size)):
             prompts = [fact.prompt for fact in facts[start : start + batch_size]]
@@ -102,10 +102,16 @@ def recall(
 def complete(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy completions of prompts, as one left-padded batch.
+    """Return greedy completions of prompts, run as one left-padded batch.
+
+    Args:
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        prompts (sequence of str): At least one prompt.
+        max_new_tokens (int): Tokens of a completion.
 
     Raises:
-        UnlearnError: the model's logits are not finite.
+        UnlearnError: If the model's logits are not finite.
     """
     check_all(prompts, str, "prompts", least=1)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -129,7 +135,10 @@ def complete(
 
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:
-    """Whether `text` begins with one of `answers` as whole words; case, leading blanks, quotes and articles aside."""
+    """Return True if `text` begins with one of `answers` as whole words.
+
+    Case, leading blanks, quotes and articles are ignored.
+    """
     text = _without_article(text.lstrip(LEADING).lower())
     for answer in (_without_article(answer.lower()) for answer in answers):
         if text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum():
@@ -142,6 +151,7 @@ def _without_article(text: str) -> str:
     return text[len(article) :].lstrip(LEADING)
 
 
+# words: data
 REFUSALS = (
     "i don't know",
     "i do not know",
@@ -181,9 +191,9 @@ Verdict = Literal["right", "wrong", "refused"]
 
 @dataclass(frozen=True)
 class AnswerCounts:
-    """Shares of completions that are right, wrong or a refusal; the three add up to one.
+    """Shares of completions that are right, wrong or a refusal, which add up to one.
 
-    The intervals are Wilson's, over subjects where the facts name them.
+    The intervals are Wilson's, over subjects if the facts name them.
     """
 
     right: Estimate
@@ -200,25 +210,29 @@ def ask(
     refusals: Sequence[str] = REFUSALS,
     progress: str | None = None,
 ) -> AnswerCounts:
-    """Complete each fact's prompt greedily, and count what comes.
+    """Complete each fact's prompt greedily and return the shares of right, wrong and refused completions.
 
     Args:
-        model: any causal language model, with or without adapters.
-        facts: prompts and accepted answers; facts of one `subject` count as one observation in the intervals.
-        refusals: see `verdict`.
-        progress: title of a progress bar; None for no bar.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        facts (sequence of Fact): Prompts and accepted answers. Facts of one `subject` count as one observation in the
+            intervals.
+        max_new_tokens (int, *optional*, defaults to 8): Tokens of a completion.
+        batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
+        refusals (sequence of str, *optional*, defaults to `REFUSALS`): See `verdict`.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
     """
     return count_answers(recall(model, tokenizer, facts, max_new_tokens, batch_size, progress), refusals)
 
 
 def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -> AnswerCounts:
-    """Shares of right, wrong and refused completions.
+    """Return the shares of right, wrong and refused completions.
 
     Raises:
-        ValueError: no completions.
+        ValueError: If `found` is empty.
     """
     if not found:
-        raise ValueError("No completions to count; pass at least one fact.")
+        raise ValueError("found=[]: expected at least one completion.")
     check_all(found, Recall, "found")
     verdicts = [verdict(one, refusals) for one in found]
     subjects = [one.fact.subject or str(number) for number, one in enumerate(found)]
@@ -226,8 +240,11 @@ def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -
 
 
 def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
-    """Right where the completion begins with an answer; else refused where it begins with one of `refusals` (case and
-    leading blanks aside, whole words); else wrong."""
+    """Return "right", "refused" or "wrong".
+
+    A completion is right if it begins with an answer, else refused if it begins with one of `refusals` as whole words
+    (case and leading blanks ignored), else wrong.
+    """
     if found.right:
         return "right"
     text = found.completion.lstrip(LEADING).lower().replace("’", "'")
@@ -238,12 +255,12 @@ def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
 
 
 class RougeL(NamedTuple):
-    """Of each completion, `[n]` float64, against the accepted answer it fits best.
+    """Scores of completions against the accepted answer with the highest score, `[n]` float64.
 
     Attributes:
-        recall: LCS / words of the answer, as TOFU and RWKU report it. What a completion goes on to say does not lower
-            it.
-        f1: the harmonic mean of that and of LCS / words of the completion, as MUSE reports it.
+        recall (Tensor): LCS / words of the answer, as TOFU and RWKU report it. Further text of the completion does not
+            lower it.
+        f1 (Tensor): Harmonic mean of that and of LCS / words of the completion, as MUSE reports it.
     """
 
     recall: Tensor
@@ -251,12 +268,12 @@ class RougeL(NamedTuple):
 
 
 def rouge_l(found: Sequence[Recall]) -> RougeL:
-    """ROUGE-L by the longest common subsequence of words (C.-Y. Lin, 2004).
+    """Return ROUGE-L by the longest common subsequence of words (C.-Y. Lin, 2004).
 
-    Words are stemmed, and made of Latin letters and digits: answers in other scripts get 0.
+    Words are stemmed, and consist of Latin letters and digits. Answers in other scripts get 0.
 
     Raises:
-        ImportError: rouge-score is not installed.
+        ImportError: If rouge-score is not installed.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -275,7 +292,10 @@ _LONGEST = 128
 
 
 def tokens_needed(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> int:
-    """Tokens of the longest accepted answer, and four more for what may stand before it; 128 at most."""
+    """Return the tokens of the longest accepted answer plus four, at most 128.
+
+    The four are for words before the answer.
+    """
     answers = [f" {answer}" for fact in facts for answer in fact.answers]
     longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
     return min(longest + 4, _LONGEST)

@@ -1,9 +1,4 @@
-"""Texts as batches of tokens to be predicted.
-
-Cross-entropy of texts.
-
-How far a tuned model's predictions have moved from its base.
-"""
+"""Cross-entropy of texts, and the divergence of a tuned model from its base on them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,40 +17,47 @@ from sae_unlearn.evaluation.base_model import adapters_off
 
 
 class PredictedTokens(NamedTuple):
-    """A batch of texts, and the positions that predict a token which counts.
+    """A batch of texts, and the positions whose next token is predicted.
 
     Attributes:
-        input_ids: `[batch, seq]`, right-padded.
-        kept: `[batch, seq]` bool, False at padding.
-        wanted: `[batch, seq]` bool, the positions whose next token is predicted.
-        counts: how many of them each row has.
-        index: position of each row among the texts.
+        input_ids (Tensor): `[batch, seq]`, right-padded.
+        kept (Tensor): `[batch, seq]` bool, False at padding.
+        wanted (Tensor): `[batch, seq]` bool, the positions whose next token is predicted.
+        counts (Tensor): `[batch]`, their number in each row.
+        index (list of int): Index of each row among the texts.
     """
 
     input_ids: Tensor
     kept: Tensor
     wanted: Tensor
     counts: list[int]
-    index: list[int]  # type: ignore[assignment]  # `tuple.index` is hidden, and nobody looks for it here
+    index: list[int]  # type: ignore[assignment]  # hides `tuple.index`, which is not used
 
     def row_means(self, values: Tensor) -> Tensor:
-        """The mean of each row's values, `[tokens that count]` row after row -> `[batch]` float64 on the CPU."""
+        """Return the mean of each row's values.
+
+        Args:
+            values (Tensor): `[predicted tokens]`, row after row.
+
+        Returns:
+            Tensor: `[batch]` float64 on the CPU.
+        """
         return torch.stack([row.mean() for row in values.double().cpu().split(self.counts)])
 
 
 def predicted_tokens(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int, max_length: int
 ) -> Iterator[PredictedTokens]:
-    """The texts in batches, longest first; padding and special tokens are not predicted.
+    """Yield the texts in batches, longest first. Padding and special tokens are not predicted.
 
     Raises:
-        ValueError: a text has no token to predict.
+        ValueError: If a text has no token to predict.
     """
     rows = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     special = set(tokenizer.all_special_ids)
     bad = next((i for i, row in enumerate(rows) if special.issuperset(row[1:])), None)
-    if bad is not None:  # before any batch is run: the shortest texts come last
-        raise ValueError(f"text {bad} ({texts[bad][:40]!r}) has no token to predict; leave it out.")
+    if bad is not None:  # before the first batch, since the shortest texts come last
+        raise ValueError(f"texts[{bad}]={texts[bad][:40]!r}: expected at least one token to predict. Omit it.")
     yield from predicted_rows(rows, tokenizer.all_special_ids, batch_size)
 
 
@@ -68,14 +70,20 @@ def measured_rows(
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """What `measure` gives of each row of a batch, of all texts in their own order, `[n]` float64.
+    """Return the values that `measure` gives for all texts, in their order, `[n]` float64.
 
     Args:
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch; see `backbone.processes`.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        texts (sequence of str): The texts.
+        batch_size (int): Texts per batch.
+        max_length (int): Tokens of a text at most; longer ones are cut.
+        measure (callable): Function of a `PredictedTokens` batch that returns `[batch]`.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
 
     Raises:
-        ValueError: a text has no token to predict.
+        ValueError: If a text has no token to predict.
     """
     found = torch.zeros(len(texts), dtype=torch.float64)
     mine: list[int] = []
@@ -91,7 +99,7 @@ def measured_rows(
 def predicted_rows(
     rows: Sequence[Sequence[int]], special_ids: Sequence[int], batch_size: int
 ) -> Iterator[PredictedTokens]:
-    """Rows of token ids in batches, longest first; padding and special tokens are not predicted."""
+    """Yield rows of token ids in batches, longest first. Padding and special tokens are not predicted."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     special = torch.tensor(special_ids, dtype=torch.long)
     for start in range(0, len(order), batch_size):
@@ -112,21 +120,23 @@ def row_losses(
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """Mean cross-entropy per token of each text, `[n]` float64, in nats.
+    """Return the mean cross-entropy per token of each text, `[n]` float64, in nats.
 
-    A text is given to the model whole, as the tokenizer makes it; padding and special tokens are not predicted. Texts
-    are batched by length, and the result is in their own order.
+    The model gets the whole text as the tokenizer encodes it. Padding and special tokens are not predicted. Texts are
+    batched by length, and the result is in their own order.
 
     Args:
-        model: any causal language model, with or without adapters.
-        batch_size: texts per forward pass; the result does not depend on it, up to rounding.
-        max_length: tokens of a text at most; what is longer is cut.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        texts (sequence of str): The texts.
+        batch_size (int, *optional*, defaults to 4): Texts per forward pass. It changes only rounding.
+        max_length (int, *optional*, defaults to 512): Tokens of a text at most; longer ones are cut.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
 
     Raises:
-        ValueError: a text has no token to predict.
+        ValueError: If a text has no token to predict.
     """
     return measured_rows(
         tokenizer, texts, batch_size, max_length, lambda batch: batch_losses(model, batch), progress, shared
@@ -135,15 +145,17 @@ def row_losses(
 
 @torch.no_grad()
 def batch_losses(model: nn.Module, batch: PredictedTokens) -> Tensor:
-    """Mean cross-entropy per predicted token of each row of a batch, `[batch]` float64, in nats; NaN where there is
-    none."""
+    """Return the mean cross-entropy per predicted token of each row, `[batch]` float64, in nats.
+
+    It is NaN for a row without a predicted token.
+    """
     logits = wanted_logits(model, batch.input_ids, batch.kept, batch.wanted)
     targets = batch.input_ids[:, 1:][batch.wanted[:, :-1]].to(logits.device)
     found = logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0]
     return batch.row_means(found)
 
 
-_CHUNK = 64  # positions whose distributions are held at once: with 262,144 tokens, 64 MB each in float32
+_CHUNK = 64  # positions with distributions in memory at once: 64 MB each in float32 for 262,144 tokens
 
 
 @torch.no_grad()
@@ -157,25 +169,30 @@ def row_divergences(
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
-    """Mean divergence of the tuned model from its base per predicted token of each text, `[n]` float64, in nats.
+    """Return the mean divergence of a tuned model from its base per predicted token of each text.
 
         KL(base || tuned) = sum_v p_base(v) (log p_base(v) - log p_tuned(v))
 
     Args:
-        model: the tuned model.
-        base: the model to compare with; None takes `model` with its adapters disabled.
-        batch_size: texts per forward pass; the result does not depend on it, up to rounding.
-        max_length: tokens of a text at most; what is longer is cut.
-        progress: title of a progress bar; None for no bar.
-        shared: share the batches out among the processes of a launch, all of which have to call; see
-            `backbone.processes`. Each is given all of the result.
+        model (nn.Module): The tuned model.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        texts (sequence of str): The texts.
+        base (nn.Module, *optional*): The reference. None disables the adapters of `model`.
+        batch_size (int, *optional*, defaults to 4): Texts per forward pass. It changes only rounding.
+        max_length (int, *optional*, defaults to 256): Tokens of a text at most; longer ones are cut.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
+            must call, and receives the whole result.
+
+    Returns:
+        Tensor: `[n]` float64, in nats.
 
     Raises:
-        ValueError: no `base`, and `model` is no PeftModel; or a text has no token to predict.
+        ValueError: If `base` is None and `model` is not a PeftModel, or a text has no token to predict.
     """
     if base is None and not isinstance(model, PeftModel):
         raise ValueError(
-            f"{type(model).__name__} has no adapters that could be disabled; pass the base model as base=."
+            f"base=None: expected a PeftModel, whose adapters can be disabled, got {type(model).__name__}. Pass base=."
         )
 
     def divergences(batch: PredictedTokens) -> Tensor:
@@ -189,6 +206,6 @@ def row_divergences(
 
 
 def _divergence(base: Tensor, tuned: Tensor) -> Tensor:
-    """`[n]` from logits `[n, vocabulary]`."""
+    """Divergence `[n]` from logits `[n, vocabulary]`."""
     base, tuned = base.log_softmax(dim=-1), tuned.to(base.device).log_softmax(dim=-1)
     return (base.exp() * (base - tuned)).sum(dim=-1)

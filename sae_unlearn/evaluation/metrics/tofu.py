@@ -1,4 +1,4 @@
-"""Model utility, as TOFU defines it (Maini et al., 2024, arXiv 2401.06121, section 2.2.1): what should have stayed."""
+"""Model utility as TOFU defines it (Maini et al., 2024, arXiv 2401.06121, section 2.2.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from sae_unlearn.stats import percentile_interval, ratio_draws
 
 @dataclass(frozen=True)
 class TofuSet:
-    """The same questions twice, in one order.
+    """The same questions as facts and as choices, in one order.
 
     Attributes:
-        facts: from `tofu_facts`: the true answer.
-        choices: from `tofu_choices`: the paraphrased true answer (the true one where there is none), and perturbed
-            ones.
+        facts (sequence of Fact): From `tofu_facts`, with the true answer.
+        choices (sequence of Choice): From `tofu_choices`: the paraphrased true answer (or the true one without a
+            paraphrase), and perturbed ones.
 
     Raises:
-        ValueError: no questions, or not the same number of both.
+        ValueError: If they are empty or of different lengths.
     """
 
     facts: Sequence[Fact]
@@ -37,7 +37,8 @@ class TofuSet:
     def __post_init__(self) -> None:
         if not self.facts or len(self.facts) != len(self.choices):
             raise ValueError(
-                f"{len(self.facts)} facts and {len(self.choices)} choices; pass both of the same questions."
+                f"choices: expected one for each of {len(self.facts)} facts, got {len(self.choices)}. "
+                "Pass the same questions."
             )
 
 
@@ -46,9 +47,9 @@ class ModelUtility:
     """TOFU's model utility.
 
     Attributes:
-        utility: the harmonic mean of the nine parts, 0 to 1, with the bootstrap interval over questions (over authors
-            where they are known); its n is the number of all of them.
-        parts: of each set probability, ROUGE-L recall and truth score.
+        utility (Estimate): Harmonic mean of the nine parts, 0 to 1, with the bootstrap interval over questions (over
+            authors if they are known). Its n is the number of all of them.
+        parts (dict): Probability, ROUGE-L recall and truth score of each set.
     """
 
     utility: Estimate
@@ -66,23 +67,27 @@ def model_utility(
     progress: bool = False,
     seed: int = 0,
 ) -> ModelUtility:
-    """The harmonic mean of three measures on three sets.
+    """Return the harmonic mean of three measures on three sets.
 
         retain          mean P(a | q)^(1/|a|),                                    |a| in tokens
         the others      mean P(a | q)^(1/|a|) / sum_{a' in all answers} P(a' | q)^(1/|a'|)
         all             mean ROUGE-L recall of the greedy answer,   mean max(0, 1 - R), R the truth ratio
 
-    As in the authors' published code, probabilities are taken to the power of 1/|a| on all three sets.
+    As in the authors' published code, probabilities are raised to the power of 1/|a| on all three sets.
 
     Args:
-        retain: questions on the fictitious authors that were kept; `real_authors`, `world_facts`: the subsets of that
-            name.
-        max_new_tokens: of the answers; None takes as many as the longest true one needs, and no more than 128.
-        progress: show progress bars.
-        seed: of the bootstrap.
+        model (nn.Module): Any causal language model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        retain (TofuSet): Questions on the fictitious authors that should stay.
+        real_authors, world_facts (TofuSet): The subsets of these names.
+        batch_size (int, *optional*, defaults to 8): Rows per forward pass. It changes only rounding.
+        max_new_tokens (int, *optional*): Tokens of an answer. None takes the length of the longest true answer, at most
+            128.
+        progress (bool, *optional*, defaults to False): Show progress bars.
+        seed (int, *optional*, defaults to 0): Seed of the bootstrap.
 
     Raises:
-        ImportError: rouge-score is not installed.
+        ImportError: If rouge-score is not installed.
     """
     parts: list[Figure] = []
     draws: list[Tensor] = []
@@ -111,8 +116,10 @@ def model_utility(
         for metric, values in measures.items():
             part = figure_of_rows("retain", name, metric, "score", values, subjects, rows)
             parts.append(part)
-            draws.append(ratio_draws(*group_sums(part), seed=seed + number))  # a set's three are drawn alike
-    drawn = len(parts) / (1 / torch.stack(draws)).sum(dim=0)  # a part that is zero makes it zero
+            draws.append(
+                ratio_draws(*group_sums(part), seed=seed + number)
+            )  # the three parts of a set share their draws
+    drawn = len(parts) / (1 / torch.stack(draws)).sum(dim=0)  # 0 if a part is 0
     low, high = percentile_interval(drawn)
     number = sum(part.estimate.n for part in parts[::3])
     value = harmonic_mean([part.estimate.value for part in parts])
@@ -120,6 +127,6 @@ def model_utility(
 
 
 def _shares(choices: Sequence[Choice], likelihoods: Sequence[AnswerLikelihoods]) -> Tensor:
-    """The true answer's part of the probability of all answers, `[n]`."""
+    """Share of the true answer in the probability of all answers, `[n]`."""
     pairs = zip(choices, likelihoods, strict=True)
     return torch.stack([found.per_token.softmax(dim=0)[choice.right] for choice, found in pairs])

@@ -1,4 +1,7 @@
-"""Truth ratio and forget quality, as TOFU defines them (Maini et al., 2024, arXiv 2401.06121, section 2.2)."""
+"""Truth ratio and forget quality as TOFU defines them (Maini et al., 2024, arXiv 2401.06121).
+
+The equations are those of section 2.2.
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,21 +23,21 @@ def log_truth_ratios(
     likelihoods: Sequence[AnswerLikelihoods],
     average: Literal["arithmetic", "geometric"] = "arithmetic",
 ) -> Tensor:
-    """log R of each question, `[n]` float64: how much likelier false answers are than the true one.
+    """Return log R of each question, `[n]` float64.
 
         R = mean_{a' in perturbed} P(a' | q)^(1/|a'|)  /  P(a | q)^(1/|a|)
 
-    with |a| in tokens, and a the paraphrased true answer where there is one. The logarithm is returned since R has no
-    upper bound.
+    R tells how much likelier false answers are than the true one. |a| is in tokens, and a is the paraphrased true
+    answer if there is one. The logarithm is returned since R has no upper bound.
 
     Args:
-        choices: the true answer is the right option, the perturbed ones are the others.
-        likelihoods: of their options, from `option_likelihoods`.
-        average: over the perturbed answers; the paper's equation is "arithmetic", the authors' published code takes
-            the mean of the losses, which is "geometric".
+        choices (sequence of Choice): The right option is the true answer, the others are the perturbed ones.
+        likelihoods (sequence of AnswerLikelihoods): Of the options, from `option_likelihoods`.
+        average (str, *optional*, defaults to "arithmetic"): Mean over the perturbed answers. "arithmetic" is the
+            paper's equation; "geometric" is the mean of the losses, as in the authors' published code.
     """
     if average not in ("arithmetic", "geometric"):
-        raise ValueError(f"average={average!r}; expected 'arithmetic' or 'geometric'.")
+        raise ValueError(f"average={average!r}: expected 'arithmetic' or 'geometric'.")
     found = []
     for choice, likelihood in zip(choices, likelihoods, strict=True):
         scores = likelihood.per_token
@@ -45,21 +48,21 @@ def log_truth_ratios(
 
 
 def truth_scores(log_ratios: Tensor) -> Tensor:
-    """max(0, 1 - R), `[n]`: the part of the truth ratio in TOFU's model utility."""
+    """Return max(0, 1 - R), `[n]`: the part of the truth ratio in TOFU's model utility."""
     check_tensors(1, log_ratios=log_ratios)
     return (1 - log_ratios.exp()).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class ForgetQuality:
-    """How alike a model's truth ratios are to those of a model that never saw the forget set.
+    """Similarity of a model's truth ratios to those of a model that never saw the forget set.
 
     Attributes:
-        p_value: of the two-sample Kolmogorov-Smirnov test: TOFU's forget quality. Above 0.05 the test tells no
-            difference; with few questions it never does, so read it with `distance`. Its ends are the p-values at the
-            ends of `distance`.
-        distance: the KS distance, with a 95 % interval by the Dvoretzky-Kiefer-Wolfowitz inequality, which is wide but
-            holds for every distribution.
+        p_value (Estimate): TOFU's forget quality, the p-value of the two-sample Kolmogorov-Smirnov test. Above 0.05 the
+            test finds no difference; with few questions it never does, so read it with `distance`. Its ends are the
+            p-values at the ends of `distance`.
+        distance (Estimate): KS distance, with a 95 % interval by the Dvoretzky-Kiefer-Wolfowitz inequality, which is
+            wide but holds for every distribution.
     """
 
     p_value: Estimate
@@ -71,15 +74,22 @@ def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
 
         D = sup_x |F(x) - G(x)|;   |D - D_true| <= sqrt(ln(4 / 0.05) / 2n) + sqrt(ln(4 / 0.05) / 2m)
 
-    (a DKW band of 97.5 % around each of F and G). The test sees ranks only, so logarithms serve as well as ratios.
+    (a DKW band of 97.5 % around each of F and G). The test depends only on ranks, so logarithms serve as well as
+    ratios.
+
+    Args:
+        log_ratios (Tensor): `[n]`, of the model.
+        reference (Tensor): `[m]`, of the reference model.
 
     Raises:
-        ImportError: scipy is not installed.
-        ValueError: a side without values.
+        ImportError: If scipy is not installed.
+        ValueError: If one of the two is empty.
     """
     check_tensors(1, log_ratios=log_ratios, reference=reference)
     if not len(log_ratios) or not len(reference):
-        raise ValueError(f"{len(log_ratios)} and {len(reference)} truth ratios; pass at least one of each model.")
+        raise ValueError(
+            f"log_ratios, reference: expected at least one value of each, got {len(log_ratios)} and {len(reference)}."
+        )
     try:
         from scipy.stats import ks_2samp
     except ImportError as error:
@@ -90,7 +100,7 @@ def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
     distance = float(found.statistic)
     low, high = max(0.0, distance - reach), min(1.0, distance + reach)
     p_value = float(found.pvalue)
-    # the asymptotic p at other distances; where it differs from the exact one, the value stays between the ends
+    # the asymptotic p at both ends; the interval is extended to the exact p if needed
     ends = sorted([_asymptotic_p(high, n, m), _asymptotic_p(low, n, m)])
     return ForgetQuality(
         Estimate(p_value, min(p_value, ends[0]), max(p_value, ends[1]), n), Estimate(distance, low, high, n)

@@ -1,1 +1,1 @@
-"""Reports: estimates with intervals, figures, files, tables, and plots."""
+"""Reports: measured numbers with their intervals, tables, pictures and files."""

@@ -1,4 +1,4 @@
-"""Two reports on the same rows, and what changed between them."""
+"""Comparison of two reports on the same rows."""
 
 import os
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ NAME = "comparison"
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one figure.
+    """Change of one figure.
 
     Attributes:
-        side, data, metric, unit: as in `Figure`.
-        title: the metric in words.
-        before, after: the figures themselves.
-        change: after minus before, with the paired bootstrap's interval over subjects (rows, where they stand alone).
-            Where nothing changed in any row the interval is a point, and says nothing of rows not measured.
+        side, data, metric, unit: As in `Figure`.
+        title (str): The metric in words.
+        before, after (Estimate): The two figures.
+        change (Estimate): After minus before, with the paired bootstrap interval over subjects, or over rows without
+            subjects. If no row changed, the interval is a point, which says nothing about rows that were not measured.
     """
 
     side: str
@@ -40,12 +40,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The changes from one report to another.
+    """Changes from one report to another.
 
     Attributes:
-        before, after: titles of the reports.
-        changes: of the figures that both have.
-        only_after: figures that only the second has, such as a guardrail's fire rates.
+        before, after (str): Titles of the reports.
+        changes (tuple of Change): Changes of the figures that both have.
+        only_after (tuple of Figure, *optional*, defaults to ()): Figures of the second report only, such as fire rates.
     """
 
     before: str
@@ -54,7 +54,7 @@ class Comparison:
     only_after: tuple[Figure, ...] = ()
 
     def to_markdown(self) -> str:
-        """The changes as a Markdown table."""
+        """Return the changes as a Markdown table."""
         rows = []
         for one in self.changes:
             values = [f"{shown(e.value, one.unit)} ({shown_interval(e, one.unit)})" for e in (one.before, one.after)]
@@ -74,7 +74,7 @@ class Comparison:
         return self.to_markdown()
 
     def to_dict(self) -> dict[str, Any]:
-        """As a mapping that JSON can hold."""
+        """Return the comparison as a mapping that JSON can hold."""
         changes = []
         for one in self.changes:
             estimates = {name: plain_estimate(getattr(one, name)) for name in ("before", "after", "change")}
@@ -83,17 +83,28 @@ class Comparison:
         return {"before": self.before, "after": self.after, "changes": changes, "only_after": only}
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `comparison.json` and `comparison.md`; returns what was written."""
+        """Write `comparison.json` and `comparison.md`, and return their paths.
+
+        Args:
+            folder (str or PathLike): Created if it does not exist.
+
+        Raises:
+            UnlearnError: If the folder cannot be written.
+        """
         return write_report(folder, NAME, self.to_dict(), self.to_markdown())
 
 
 def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
-    """The changes from one model to another, measured on the same rows.
+    """Return the changes from one report to another on the same rows.
 
         change = f(after) - f(before),   both drawn with the same subjects in every bootstrap draw
 
+    Args:
+        before, after (Report): The reports.
+        seed (int, *optional*, defaults to 0): Seed of the bootstrap.
+
     Raises:
-        ValueError: the two have no figure in common, or one that was measured on other rows.
+        ValueError: If the two have no figure in common, or one was measured on other rows.
     """
     check_is(before, Report, "before")
     check_is(after, Report, "after")
@@ -102,7 +113,7 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
     changes = [_change(known[figure.key], figure, seed) for figure in both]
     if not changes:
         raise ValueError(
-            f"{before.title!r} and {after.title!r} have no figure in common; evaluate both on the same data."
+            f"before={before.title!r}, after={after.title!r}: expected a common figure. Evaluate both on the same data."
         )
     only = tuple(figure for figure in after.figures if figure.key not in known)
     return Comparison(before.title, after.title, tuple(changes), only)
@@ -111,8 +122,8 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
 def _change(before: Figure, after: Figure, seed: int) -> Change:
     if (before.rows, before.groups) != (after.rows, after.groups):
         raise ValueError(
-            f"{'/'.join(after.key)} was measured on other rows before ({len(before.values)}) than after "
-            f"({len(after.values)}); evaluate both models on the same data, with the same settings."
+            f"{'/'.join(after.key)}: expected the same rows before ({len(before.values)}) and after "
+            f"({len(after.values)}). Evaluate both models on the same data with the same settings."
         )
     change = paired_change(before, after, seed)
     return Change(
@@ -121,8 +132,10 @@ def _change(before: Figure, after: Figure, seed: int) -> Change:
 
 
 def paired_change(before: Figure, after: Figure, seed: int = 0) -> Estimate:
-    """After minus before, drawn with the same subjects in every bootstrap draw. That the two are of the same rows is
-    for the caller to see to."""
+    """Return after minus before, drawn with the same subjects in every bootstrap draw.
+
+    The caller must ensure that both are figures of the same rows.
+    """
     draws = [in_unit(ratio_draws(*group_sums(figure), seed=seed), figure.unit) for figure in (before, after)]
     low, high = percentile_interval(draws[1] - draws[0])
     return Estimate(after.estimate.value - before.estimate.value, low, high, after.estimate.n)

@@ -1,7 +1,4 @@
-"""A measured number that is never without its interval and its n.
-
-AUC as the share of pairs in the right order, with an interval over the things that are paired.
-"""
+"""Estimates: measured numbers with interval and n, as means, shares and AUC."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +17,10 @@ class Estimate:
     """A number with its 95 % interval.
 
     Attributes:
-        value: the estimate.
-        low: lower end of the interval.
-        high: upper end.
-        n: independent things that the interval is over: entities, facts or texts, not tokens or templates.
+        value (float): The estimate.
+        low (float): Lower end of the interval.
+        high (float): Upper end.
+        n (int): Number of independent things in the interval: entities, facts or texts, not tokens or templates.
     """
 
     value: float
@@ -33,13 +30,15 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: Tensor, seed: int = 0, subjects: Sequence[Hashable] | None = None) -> "Estimate":
-        """The mean of `values [n]`, with the bootstrap interval.
+        """Return the mean of `values [n]`, with the bootstrap interval.
 
         Args:
-            subjects: what each value is about; values about one subject are averaged and count as one.
+            values (Tensor): `[n]`.
+            seed (int, *optional*, defaults to 0): Seed of the bootstrap.
+            subjects (sequence, *optional*): Subject of each value. Values of one subject are averaged and count as one.
 
         Raises:
-            UnlearnError: no values, or not as many subjects.
+            UnlearnError: If `values` is empty or `subjects` has another length.
         """
         values = torch.as_tensor(values, dtype=torch.float64)
         if subjects is not None:
@@ -50,24 +49,25 @@ class Estimate:
 
     @classmethod
     def share(cls, hits: Sequence[bool], subjects: Sequence[Hashable] | None = None) -> "Estimate":
-        """The share of `hits`, with the Wilson interval.
+        """Return the share of `hits`, with the Wilson interval.
 
         Args:
-            subjects: what each trial is about. Trials about one subject are not independent, so every subject counts as
-                one trial that succeeds by its share; that is the cautious end, as if they all agreed.
+            hits (sequence of bool): The trials.
+            subjects (sequence, *optional*): Subject of each trial. Trials of one subject are not independent, so every
+                subject counts as one trial that succeeds by its share. This is cautious, as if its trials all agreed.
 
         Raises:
-            UnlearnError: no trials, or not as many subjects.
+            UnlearnError: If `hits` is empty or `subjects` has another length.
         """
         check_is(hits, Sequence, "hits")
         subjects = range(len(hits)) if subjects is None else subjects
         shares = [sum(found) / len(found) for found in _by_subject(map(bool, hits), subjects).values()]
-        n, total = len(shares), min(sum(shares), float(len(shares)))  # rounding must not take it past n
+        n, total = len(shares), min(sum(shares), float(len(shares)))  # rounding must not exceed n
         low, high = wilson_interval(total, n)
         return cls(total / n, low, high, n)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a mapping that JSON can hold."""
+        """Return the estimate as a mapping that JSON can hold."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ def _by_subject(values: Iterable[Any], subjects: Iterable[Hashable]) -> dict[Has
     found: dict[Hashable, list[Any]] = {}
     values, subjects = list(values), list(subjects)
     if len(values) != len(subjects):
-        raise UnlearnError(f"{len(subjects)} subjects of {len(values)} values; name one for each.")
+        raise UnlearnError(f"subjects: expected one for each of {len(values)} values, got {len(subjects)}.")
     for value, subject in zip(values, subjects, strict=True):
         found.setdefault(subject, []).append(value)
     return found
@@ -87,27 +87,29 @@ def _by_subject(values: Iterable[Any], subjects: Iterable[Hashable]) -> dict[Has
 def pair_auc(
     wins: Tensor, counts: Tensor | None = None, same: bool = False, draws: int = 2000, seed: int = 0
 ) -> Estimate:
-    """The mean of pairs that were compared, with a bootstrap over the things on both sides.
+    """Return the mean outcome of compared pairs, with a bootstrap over the things on both sides.
 
-    In each bootstrap draw the things are drawn with replacement, u_i and v_j being how often each came:
+    In each bootstrap draw the things are drawn with replacement, u_i and v_j being how often each was drawn:
 
-        AUC* = sum_ij u_i v_j wins_ij / sum_ij u_i v_j counts_ij      (u = v where both sides are the same things)
+        AUC* = sum_ij u_i v_j wins_ij / sum_ij u_i v_j counts_ij      (u = v if both sides are the same things)
 
     Args:
-        wins: `[n, m]`, the sum of the outcomes (0 to 1) of each pair's comparisons.
-        counts: `[n, m]`, how often each pair was compared; None for once each.
-        same: the two sides are the same things, compared with each other.
+        wins (Tensor): `[n, m]`, the sum of the outcomes (0 to 1) of each pair's comparisons.
+        counts (Tensor, *optional*): `[n, m]`, number of comparisons of each pair. None for one each.
+        same (bool, *optional*, defaults to False): The two sides are the same things, compared with each other.
+        draws (int, *optional*, defaults to 2000): Bootstrap draws.
+        seed (int, *optional*, defaults to 0): Seed of the bootstrap.
 
     Returns:
-        The AUC; its `n` counts the things of the first side that were compared.
+        Estimate: The AUC. Its `n` counts the things of the first side that were compared.
 
     Raises:
-        ValueError: no pair was compared.
+        ValueError: If no pair was compared.
     """
     wins = wins.double()
     counts = torch.ones_like(wins) if counts is None else counts.double()
     if not bool((counts > 0).any()):
-        raise ValueError("No pair was compared; pass at least one thing on each side.")
+        raise ValueError("counts: expected at least one compared pair. Pass at least one thing on each side.")
     generator = torch.Generator().manual_seed(seed)
     u = times_drawn(len(wins), draws, generator)
     v = u if same else times_drawn(wins.shape[1], draws, generator)

@@ -1,4 +1,4 @@
-"""One figure of a report: what was measured on what, with its interval and the rows it comes from."""
+"""Figures of a report: measurements with their interval and the rows they come from."""
 
 import hashlib
 import json
@@ -16,8 +16,11 @@ from sae_unlearn.stats import percentile_interval, ratio_draws, wilson_interval
 
 
 Unit = Literal["share", "score", "nats", "perplexity", "ratio", "p"]
-"""share: of successes, 0 to 1. score: a mean of scores, 0 to 1. nats: a mean. perplexity, ratio: the exponential of a
-mean of logarithms. p: a p-value."""
+"""Unit of a figure.
+
+share: of successes, 0 to 1. score: a mean of scores, 0 to 1. nats: a mean. perplexity, ratio: the exponential of a mean
+of logarithms. p: a p-value.
+"""
 
 _EXPONENTIAL = ("perplexity", "ratio")
 
@@ -47,15 +50,19 @@ class Figure:
     """A measured number of one set of data.
 
     Attributes:
-        side: "forget" or "retain".
-        data: name of the set.
-        metric: what was measured; a key of `TITLES`, or "fires:" and the name of a guardrail.
-        unit: see `Unit`.
-        estimate: the number, its 95 % interval, and how many independent things it is over.
-        values: one for each row (logarithms where the unit is an exponential); empty for what is no mean over rows.
-        weights: of the rows, such as their tokens; empty for rows that count alike.
-        groups: which rows are about one subject, and so are drawn together; a number for each row.
-        rows: a fingerprint of the rows, by which figures of the same data are known. No text is kept.
+        side (str): "forget" or "retain".
+        data (str): Name of the set.
+        metric (str): A key of `TITLES`, or "fires:" and the name of a guardrail.
+        unit (Unit): See `Unit`.
+        estimate (Estimate): The number, its 95 % interval and its n.
+        values (tuple of float, *optional*, defaults to ()): One for each row, as logarithms if the unit is an
+            exponential. Empty for figures that are not means over rows.
+        weights (tuple of float, *optional*, defaults to ()): Weights of the rows, such as their tokens. Empty for equal
+            weights.
+        groups (tuple of int, *optional*, defaults to ()): Number of each row's subject. Rows of one subject are drawn
+            together.
+        rows (str, *optional*, defaults to ""): Fingerprint of the rows, to match figures of the same data. No text is
+            kept.
     """
 
     side: str
@@ -70,7 +77,7 @@ class Figure:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Side, data and metric: what tells it from the report's other figures."""
+        """Side, data and metric, which identify the figure in its report."""
         return self.side, self.data, self.metric
 
     @property
@@ -83,7 +90,7 @@ class Figure:
         return TITLES.get(self.metric, self.metric)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a mapping that JSON can hold; what is not finite becomes None."""
+        """Return the figure as a mapping that JSON can hold. Values that are not finite become None."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         found["estimate"] = plain_estimate(self.estimate)
         found["values"] = [_finite(value) for value in self.values]
@@ -91,10 +98,10 @@ class Figure:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Figure":
-        """What `to_dict` gave.
+        """Return the figure from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: a field that is missing, unknown or of the wrong kind.
+            ValueError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("figure of a report"):
             numbers: dict[str, Any] = {name: _number(value) for name, value in stored["estimate"].items()}
@@ -106,7 +113,7 @@ class Figure:
             }
             found = cls(**(stored | sequences | {"estimate": estimate}))
         if found.unit not in get_args(Unit):
-            raise ValueError(f"A figure with unit {found.unit!r}; expected one of {', '.join(get_args(Unit))}.")
+            raise ValueError(f"unit={found.unit!r}: expected one of {', '.join(get_args(Unit))}.")
         return found
 
 
@@ -120,19 +127,23 @@ def figure_of_rows(
     rows: str,
     weights: Tensor | None = None,
 ) -> Figure:
-    """A figure from a value for each row.
+    """Return a figure from a value for each row.
 
         share, score, nats:   m = sum_g mean_(i in g) v_i / (number of g)
         perplexity, ratio:    exp m;   with weights w:  m = sum_i w_i v_i / sum_i w_i
 
-    Rows of one subject are one group g, and are drawn together. A share's interval is Wilson's, over groups; all other
-    intervals are the percentile bootstrap's.
+    Rows of one subject are one group g, and are drawn together. A share's interval is Wilson's, over groups. All other
+    intervals are percentile bootstrap intervals.
 
     Args:
-        values: `[n]`.
-        subjects: of each row, "" for rows that stand alone.
-        rows: fingerprint of the rows, see `fingerprint`.
-        weights: `[n]`, None for rows that count alike.
+        side (str): "forget" or "retain".
+        data (str): Name of the set.
+        metric (str): See `Figure`.
+        unit (Unit): See `Unit`.
+        values (Tensor): `[n]`.
+        subjects (sequence of str): Subject of each row, "" for an independent row.
+        rows (str): Fingerprint of the rows, see `fingerprint`.
+        weights (Tensor, *optional*): `[n]`. None for equal weights.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     groups = group_numbers(subjects)
@@ -157,7 +168,7 @@ def figure_of_rows(
 
 
 def group_sums(figure: Figure) -> tuple[Tensor, Tensor]:
-    """Weighted sums of a figure's values and sums of their weights by group, `[groups]` twice."""
+    """Return weighted sums of a figure's values and sums of their weights by group, `[groups]` each."""
     values = torch.tensor(figure.values, dtype=torch.float64)
     groups = torch.tensor(figure.groups)
     sizes = torch.bincount(groups).double()
@@ -167,24 +178,27 @@ def group_sums(figure: Figure) -> tuple[Tensor, Tensor]:
 
 
 def in_unit(means: Tensor, unit: Unit) -> Tensor:
-    """Means of values as they are told in the unit."""
+    """Return means of values in the unit of the figure."""
     return means.exp() if unit in _EXPONENTIAL else means
 
 
 def group_numbers(subjects: Sequence[str]) -> list[int]:
-    """A number for each row, the same for rows of one subject; rows without one ("") have a number of their own."""
+    """Return a number for each row, equal for rows of one subject.
+
+    Rows without a subject ("") have numbers of their own.
+    """
     names = [subject or i for i, subject in enumerate(subjects)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return [numbers[name] for name in names]
 
 
 def fingerprint(rows: Sequence[Any]) -> str:
-    """16 hexadecimal digits of the SHA-256 of rows as JSON."""
+    """Return 16 hexadecimal digits of the SHA-256 of rows as JSON."""
     return hashlib.sha256(json.dumps(list(rows), ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def plain_estimate(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate as JSON can hold it: what is not finite becomes None."""
+    """Return an estimate as JSON can hold it. Values that are not finite become None."""
     return {name: _finite(value) for name, value in estimate.to_dict().items()}
 
 

@@ -1,7 +1,4 @@
-"""The files of a report: JSON, Markdown, and a picture where it can be drawn.
-
-What was read from JSON, and may be anything.
-"""
+"""Files of a report: JSON, Markdown and a picture, and checked reading of the JSON."""
 
 import json
 import os
@@ -23,15 +20,22 @@ def write_report(
     markdown: str,
     draw: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Write `<name>.json`, `<name>.md`, and with matplotlib `<name>.png`; returns what was written. Each is replaced as
-    a whole, and none if one cannot be written.
+    """Write `<name>.json`, `<name>.md` and, if matplotlib is installed, `<name>.png`.
+
+    Each file is replaced as a whole, and none if one cannot be written.
 
     Args:
-        folder: made if it is not there.
-        draw: draws the picture at a path; None where there is none to draw.
+        folder (str or PathLike): Created if it does not exist.
+        name (str): Name of the files.
+        values (mapping): Content of the JSON file.
+        markdown (str): Content of the Markdown file.
+        draw (callable, *optional*): Draws the picture at a path. None for reports without a picture.
+
+    Returns:
+        The written files.
 
     Raises:
-        UnlearnError: the folder cannot be written.
+        UnlearnError: If the folder cannot be written.
     """
     folder = Path(folder)
     names = [f"{name}.json", f"{name}.md"]
@@ -39,45 +43,45 @@ def write_report(
         (stage / names[0]).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (stage / names[1]).write_text(markdown, encoding="utf-8")
         if draw is not None:
-            with suppress(ImportError):  # a report without its picture is still a report
+            with suppress(ImportError):  # the picture is optional
                 draw(stage / f"{name}.png")
                 names.append(f"{name}.png")
     return [folder / written for written in names]
 
 
 def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Callable[[Any], Read]) -> Read:
-    """What `parse` makes of a report that was saved.
+    """Return a saved report, as `parse` reads its JSON.
 
     Args:
-        source: its folder or its JSON file.
-        name: of its files, as for `write_report`.
-        what: what it is a report of, for errors.
-        parse: raises ValueError on values that are none of its own.
+        source (str or PathLike): The folder, or the JSON file.
+        name (str): Name of the files, as in `write_report`.
+        what (str): Subject of the report, for errors.
+        parse (callable): Reader of the JSON value. It raises ValueError for a value of another kind.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not one.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not such a report.
     """
     path = Path(source)
     path = path / f"{name}.json" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {name} at {source}; give a folder with {name}.json, or that file.")
+        raise FileNotFoundError(f"source={str(source)!r}: expected a folder with {name}.json, or that file.")
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path} is no report of {what}: {error}") from error
+        raise ValueError(f"{path}: expected a report of {what}, got {error}") from error
 
 
 @contextmanager
 def read_as(what: str) -> Iterator[None]:
-    """Within it, whatever a value that is missing or of another kind raises is a `ValueError`, naming it.
+    """Raise any error of a missing or wrong value inside the `with` block as a ValueError that names it.
 
     Args:
-        what: that is being read.
+        what (str): Name of the value that is read.
     """
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"This is no {what}: it has no {error}.") from error
+        raise ValueError(f"{what}: expected a field {error}.") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"This is no {what}: {error}") from error
+        raise ValueError(f"{what}: {error}") from error

@@ -1,4 +1,4 @@
-"""The picture of reports: every figure with its interval, forget and retain told apart."""
+"""Picture of reports: every figure with its interval, in one color for each side."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from sae_unlearn.evaluation.report.figure import Figure
 from sae_unlearn.files.terminal import printable
 
 
-_COLOURS = {"forget": VERMILLION, "retain": BLUE}
+_COLORS = {"forget": VERMILLION, "retain": BLUE}
 _MARKS = "os^Dv"
 _PANELS = (("share", "score"), ("p",), ("nats",), ("perplexity",), ("ratio",))
 _LABELS = ("share, or score", "p", "nats per token", "perplexity", "ratio (logarithmic)")
@@ -20,12 +20,12 @@ def draw_figures(reports: Sequence[tuple[str, Sequence[Figure]]], path: str | os
     """Draw the figures of one or more reports as a PNG: a panel for each unit, a line for each figure.
 
     Args:
-        reports: title and figures of each.
-        path: the PNG file to write.
+        reports (sequence): Title and figures of each report.
+        path (str or PathLike): The PNG file to write.
 
     Raises:
-        ImportError: matplotlib is not installed; names the extra.
-        ValueError: the reports hold no figures.
+        ImportError: If matplotlib is not installed. The message names the extra.
+        ValueError: If the reports have no figures.
     """
     keys = sorted(dict.fromkeys(figure.key for _, figures in reports for figure in figures), key=lambda key: key[0])
     known = [{figure.key: figure for figure in figures} for _, figures in reports]
@@ -36,7 +36,7 @@ def draw_figures(reports: Sequence[tuple[str, Sequence[Figure]]], path: str | os
     ]
     panels = [(label, lines) for label, lines in panels if lines]
     if not panels:
-        raise ValueError("The reports hold no figures to draw.")
+        raise ValueError("reports: expected at least one figure to draw.")
     heights = [len(lines) + 1.4 for _, lines in panels]
     canvas = new_canvas(9, 0.9 + 0.3 * sum(heights) + 0.4 * len(panels))
     all_axes = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -47,7 +47,7 @@ def draw_figures(reports: Sequence[tuple[str, Sequence[Figure]]], path: str | os
                     _point(axes, figures[key], line + 0.5 * (number + 0.5) / len(known) - 0.25, _MARKS[number % 5])
         axes.set_yticks(range(len(lines)), [f"{key[0]}, {key[1]}: {first[key].title}" for key in lines], fontsize=8)
         for tick, key in zip(axes.get_yticklabels(), lines, strict=True):
-            tick.set_color(_COLOURS.get(key[0], "black"))
+            tick.set_color(_COLORS.get(key[0], "black"))
             tick.set_parse_math(False)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.set_xlabel(label, fontsize=8)
@@ -70,6 +70,6 @@ def _point(axes: Any, figure: Figure, height: float, mark: str) -> None:
     value, low, high = figure.estimate.value, figure.estimate.low, figure.estimate.high
     if not all(map(math.isfinite, (value, low, high))):
         return
-    colour = _COLOURS.get(figure.side, "black")
+    colour = _COLORS.get(figure.side, "black")
     axes.plot([low, high], [height, height], color=colour, linewidth=1.6)
     axes.plot([value], [height], mark, color=colour, markersize=5)

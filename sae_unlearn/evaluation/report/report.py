@@ -1,4 +1,4 @@
-"""What an evaluation found, as tables, a picture and JSON."""
+"""The report of an evaluation, as figures, Markdown, JSON and a picture."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ class Report:
     """The figures of one model.
 
     Attributes:
-        title: what was measured.
-        figures: in the order in which they were measured.
-        about: the model and the settings, as plain values.
-        notes: what a reader has to know, such as a metric that was left out and why.
+        title (str): Name of the report.
+        figures (tuple of Figure): In the order in which they were measured.
+        about (mapping, *optional*, defaults to {}): The model and the settings, as plain values.
+        notes (tuple of str, *optional*, defaults to ()): Remarks for readers, such as a metric that was skipped.
     """
 
     title: str
@@ -33,15 +33,20 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def find(self, metric: str, side: str, data: str | None = None) -> Figure:
-        """The figure of a metric on one side; `data` names the set where there are several.
+        """Return the figure of a metric on one side.
+
+        Args:
+            metric (str): The metric.
+            side (str): "forget" or "retain".
+            data (str, *optional*): Name of the set. Needed if there are several.
 
         Raises:
-            KeyError: there is none, or more than one.
+            KeyError: If no figure matches, or more than one.
         """
         found = [f for f in self.figures if f.metric == metric and f.side == side and data in (None, f.data)]
         if len(found) != 1:
             there = ", ".join("/".join(f.key) for f in self.figures)
-            raise KeyError(f"{len(found)} figures of {metric!r} on {side!r} (data={data!r}); there are: {there}")
+            raise KeyError(f"{metric=}, {side=}, {data=}: expected one figure, got {len(found)}. Figures: {there}")
         return found[0]
 
     def to_markdown(self) -> str:
@@ -64,7 +69,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """As a mapping that JSON can hold; the values of all rows are in it, no text is."""
+        """Return the report as a mapping that JSON can hold, with the values of all rows and without texts."""
         return {
             "title": self.title,
             "about": dict(self.about),
@@ -73,25 +78,38 @@ class Report:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `report.json`, `report.md`, and with matplotlib `report.png`; returns what was written."""
+        """Write `report.json`, `report.md` and, if matplotlib is installed, `report.png`.
+
+        Args:
+            folder (str or PathLike): Created if it does not exist.
+
+        Returns:
+            The written files.
+
+        Raises:
+            UnlearnError: If the folder cannot be written.
+        """
         return write_report(folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_reports([self], path))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "Report":
-        """A report that was saved: its folder or its JSON file.
+        """Load a report that `save` wrote.
+
+        Args:
+            source (str or PathLike): The folder, or the JSON file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is not one.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not a report of an evaluation.
         """
         return read_report(source, NAME, "an evaluation", cls.from_dict)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Report":
-        """What `to_dict` gave.
+        """Return the report from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: it is something else, naming what is wrong.
+            ValueError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("evaluation"):
             title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
@@ -100,7 +118,7 @@ class Report:
 
 
 def shown(value: float, unit: Unit, signed: bool = False) -> str:
-    """A number in its unit, as it is printed."""
+    """Return a number in its unit, as printed."""
     sign = "+" if signed else ""
     if unit == "share":
         return f"{100 * value:{sign}.1f} %"
@@ -108,26 +126,30 @@ def shown(value: float, unit: Unit, signed: bool = False) -> str:
 
 
 def shown_interval(estimate: Estimate, unit: Unit, signed: bool = False) -> str:
-    """An interval in its unit, as it is printed."""
+    """Return an interval in its unit, as printed."""
     return f"{shown(estimate.low, unit, signed)} to {shown(estimate.high, unit, signed)}"
 
 
 def markdown_table(head: list[str], rows: list[list[Any]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     cells = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
     return ["| " + " | ".join(row) + " |" for row in cells]
 
 
 def cell(value: Any) -> str:
-    """A value as the text of a table's cell."""
+    """Return a value as the text of a table's cell."""
     return printable(value).replace("|", "\\|").replace("<", "&lt;")
 
 
 def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
-    """Draw one or more reports side by side as a PNG: a panel for each unit, a line for each figure.
+    """Draw one or more reports as a PNG: a panel for each unit, a line for each figure.
+
+    Args:
+        reports (sequence of Report): The reports.
+        path (str or PathLike): The PNG file to write.
 
     Raises:
-        ImportError: matplotlib is not installed; names the extra.
-        ValueError: the reports hold no figures.
+        ImportError: If matplotlib is not installed. The message names the extra.
+        ValueError: If the reports have no figures.
     """
     draw_figures([(report.title, report.figures) for report in reports], path)

@@ -82,7 +82,7 @@ def test_rounded_weights_have_few_values_per_output_channel(name, weight, channe
 
 
 def test_bits_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="bits=1; expected 2 to 16"):
+    with pytest.raises(ValueError, match="bits=1: "):
         rounding_attack(base_model("llama"), logits, bits=(1,))
 
 
@@ -139,7 +139,7 @@ def test_the_direction_at_names_reaches_generated_text_through_the_cache():
 
 
 def test_names_need_a_tokenizer():
-    with pytest.raises(ValueError, match="pass tokenizer= as well"):
+    with pytest.raises(ValueError, match="tokenizer=None"):
         direction_attack(base_model("llama"), LAYER, torch.ones(32), logits, names=["w3"])
 
 
@@ -183,7 +183,7 @@ def test_step_zero_is_the_tuned_model_and_a_seed_is_a_run():
 
 
 def test_nothing_to_teach_is_refused():
-    with pytest.raises(ValueError, match="No facts to teach"):
+    with pytest.raises(ValueError, match=r"taught=\[\]"):
         relearning_attack(base_model("llama"), tiny_tokenizer(), [], logits)
 
 
@@ -193,9 +193,9 @@ def test_no_subject_is_both_taught_and_measured():
     assert (len(taught), len(measured)) == (6, 14)
     assert not {fact.subject for fact in taught} & {fact.subject for fact in measured}
     assert split_subjects(facts, 0.3, seed=1) == (taught, measured)
-    with pytest.raises(ValueError, match="leaves one side empty"):
+    with pytest.raises(ValueError, match=r"share=0\.01: "):
         split_subjects(facts, 0.01)
-    with pytest.raises(ValueError, match="has no subject"):
+    with pytest.raises(ValueError, match="subject=''"):
         split_subjects([Fact("w3", ("w4",))])
 
 
@@ -211,7 +211,7 @@ def test_prompts_without_the_name_are_asked():
 
 def test_a_prompt_that_names_the_entity_is_refused():
     facts = [Fact("w3 w4", ("w5",)), Fact("w3 W20", ("w5",))]
-    with pytest.raises(ValueError, match=r"Prompt 'w3 W20' names 'w20', which is forgotten; 1 prompts"):
+    with pytest.raises(ValueError, match="facts: .*'w3 W20' with 'w20'"):
         entity_free_recall(base_model("llama"), tiny_tokenizer(), facts, ["w20"])
 
 

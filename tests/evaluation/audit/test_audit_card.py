@@ -89,5 +89,5 @@ def test_the_rest_of_the_card_keeps_its_lines(tmp_path):
 
 
 def test_no_card_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no card README.md"):
+    with pytest.raises(FileNotFoundError, match=r"folder=.*README\.md"):
         add_to_card(report(3), tmp_path)

@@ -48,8 +48,8 @@ def test_a_bare_model_has_no_control():
     assert sum(report.rows[0].find().values) == 4
     assert [row.attack for row in report.rows] == ["none", "dilution", "dilution", "dilution"]
     assert not any(row.base for row in report.rows)
-    assert any("removal: left out" in note for note in report.notes)
-    assert any("direction: left out" in note for note in report.notes)
+    assert any("removal: skipped" in note for note in report.notes)
+    assert any("direction: skipped" in note for note in report.notes)
     assert any("500 words make" in note for note in report.notes)
     assert "base" not in report.to_markdown().split("## ")[0].split("| attack |")[1].split("\n")[0]
 
@@ -144,7 +144,7 @@ def test_the_best_of_all_tries_is_a_union():
     assert best(rows, side="retain") is None
     subjects = ["a", "a", "b", "b"]
     assert best([row([1, 0, 0, 0], subjects=subjects)]).estimate.n == 2
-    with pytest.raises(ValueError, match="2 sets of rows"):
+    with pytest.raises(ValueError, match="figures: .* 2 sets"):
         any_of(RECALL, [row([1, 0]).find(), row([1, 0, 1]).find()])
 
 
@@ -158,7 +158,7 @@ def test_choices_ask_for_the_letter_or_for_the_text():
 
 def test_every_attack_tells_its_budget():
     for name in ATTACKS:
-        assert "not told" not in budget(name)
+        assert "not stated" not in budget(name)
         assert budget(name).startswith(("black box", "white box", "no data"))
 
 
@@ -168,23 +168,23 @@ def test_facts_without_subjects_are_divided_too():
     assert report.find("relearning", "LoRA").find().estimate.n == 4
     one = [Fact(f.prompt, f.answers, "one") for f in FORGET]
     report = audit(base_model("llama"), tiny_tokenizer(), one, attacks=["relearning"], steps=(0,), **QUICK)
-    assert any("all facts are of one subject" in note for note in report.notes)
+    assert any("All facts are of one subject" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"attacks": ["prayer"]}, "no attack 'prayer'; choose from dilution"),
-        ({"forget": []}, "forget is empty"),
-        ({"forget": "one text"}, "forget is a str"),
-        ({"retain": {"mine": ["a text"]}}, r"retain\['mine'\] holds a str"),
-        ({"unnamed": [Fact("w3 Bob", ("w4",))], "names": ["bob"]}, "'w3 Bob' names 'bob'"),
-        ({"unnamed": [Fact("w3 Bob", ("w4",))]}, "there are no names="),
+        ({"attacks": ["prayer"]}, "attacks='prayer': .*dilution"),
+        ({"forget": []}, r"forget=\[\]"),
+        ({"forget": "one text"}, "forget: .*got str"),
+        ({"retain": {"mine": ["a text"]}}, r"retain\['mine'\]: .*got str"),
+        ({"unnamed": [Fact("w3 Bob", ("w4",))], "names": ["bob"]}, "unnamed: .*'w3 Bob' with name 'bob'"),
+        ({"unnamed": [Fact("w3 Bob", ("w4",))]}, r"names=\(\)"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"unknown": [Fact("w3", ())]}, r"unknown: 'w3' has answers \(\)"),
+        ({"unknown": [Fact("w3", ())]}, r"unknown: answers=\(\) of 'w3'"),
         ({"lengths": (16, -1)}, r"lengths=\(16, -1\)"),
         ({"steps": (-2,)}, r"steps=\(-2,\)"),
-        ({"layer": 4}, "layer=4, but LlamaForCausalLM has layers 0 to 3"),
+        ({"layer": 4}, "layer=4: expected 0 to 3"),
     ],
 )
 def test_what_cannot_be_audited_is_said_before_anything_is_asked(monkeypatch, options, said):
@@ -202,7 +202,7 @@ def test_an_attack_that_finds_nothing_to_work_on_is_noted_and_the_others_are_tol
     finally:
         set_action(guarded, "default", "clamp")
     assert {row.attack for row in report.rows} == {"none", "rephrasing"}
-    assert any(note.startswith("direction: left out; The adapters change nothing") for note in report.notes)
+    assert any(note.startswith("direction: skipped. layer=") for note in report.notes)
 
 
 def test_relearning_is_compared_with_the_model_before_it():

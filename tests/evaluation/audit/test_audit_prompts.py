@@ -75,7 +75,7 @@ def test_dilution_asks_every_length_at_every_place():
 
 def test_dilution_that_makes_no_sense_is_refused():
     for options in ({"words": (-1,)}, {"places": ("above",)}, {"filler": (" ",)}):
-        with pytest.raises(ValueError, match=r"expected 0 or more|holds no words"):
+        with pytest.raises(ValueError, match=r"words=|filler: "):
             dilution_attack(MODEL, FACTS, asked, **options)
 
 
@@ -93,7 +93,7 @@ def test_templates_hold_the_whole_question_and_end_where_the_answer_begins(templ
 
 def test_braces_of_a_prompt_are_text():
     assert rephrased("a {stem} {prompt", "x {prompt} y {cue}") == "x a {stem} {prompt y ... a {stem} {prompt"
-    with pytest.raises(ValueError, match="holds neither"):
+    with pytest.raises(ValueError, match="template='no place'"):
         rephrasing_attack(MODEL, FACTS, asked, {"bad": "no place"})
 
 
@@ -138,5 +138,5 @@ def test_spelling_asks_every_share_of_every_kind():
     assert points[2].found == [respelt(f.prompt, 0.5, "spacing", 2, i) for i, f in enumerate(FACTS)]
     with pytest.raises(ValueError, match=r"share=1\.5"):
         spelling_attack(MODEL, FACTS, asked, shares=(1.5,))
-    with pytest.raises(ValueError, match="by 'leet'"):
+    with pytest.raises(ValueError, match="kind='leet'"):
         spelling_attack(MODEL, FACTS, asked, kinds=("leet",))

@@ -99,7 +99,7 @@ def test_harmless_turns_come_before_the_question():
         expected = complete(model, tokenizer, ["".join(talk) for talk in talks], 4)
         assert [one.completion for one in point.found.found] == expected
         assert point.variant == "harmless first"
-    with pytest.raises(ValueError, match="'by post' is no way of splitting"):
+    with pytest.raises(ValueError, match="ways='by post'"):
         splitting_attack(model, tokenizer, FACTS, ways=["by post"])
 
 

@@ -147,9 +147,9 @@ def test_what_was_turned_is_found_by_comparing_with_the_base():
 
 
 def test_a_direction_that_is_not_there_is_said(guarded):
-    with pytest.raises(ValueError, match=r"change nothing after layer 0 .* name a later layer"):
+    with pytest.raises(ValueError, match="layer=0: "):
         displacement(guarded, tiny_tokenizer(), TEXTS, 0)
-    with pytest.raises(ValueError, match="No prompts"):
+    with pytest.raises(ValueError, match=r"prompts=\[\]"):
         displacement(guarded, tiny_tokenizer(), [], LAYER)
 
 
@@ -166,7 +166,7 @@ def test_an_adapter_that_is_taken_off_leaves_the_base(kind, guarded):
 
 
 def test_nothing_to_take_off_is_said(guarded):
-    with pytest.raises(ValueError, match="has no adapters in force; pass the base model"):
+    with pytest.raises(ValueError, match="base=None: .*LlamaForCausalLM"):
         removal_attack(base_model("llama"), logits)
-    with guarded.disable_adapter(), pytest.raises(ValueError, match="no adapters in force"):
+    with guarded.disable_adapter(), pytest.raises(ValueError, match="base=None: "):
         removal_attack(guarded, logits)

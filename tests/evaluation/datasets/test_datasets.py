@@ -69,7 +69,7 @@ def test_tofu(tmp_path, lines):
 
 def test_tofu_as_the_hub_has_it(tmp_path):
     write(tmp_path / "retain.json", [{"question": "q?", "answer": "a"}])
-    with pytest.raises(ValueError, match="needs retain_perturbed"):
+    with pytest.raises(ValueError, match="retain_perturbed"):
         tofu_choices("retain", str(tmp_path))
     rows = [{"question": "Where is Rome?", "answer": "Italy", "perturbed_answer": ["Spain", "Italy"]}]
     write(tmp_path / "world_facts_perturbed.json", rows)
@@ -86,7 +86,7 @@ def test_muse(tmp_path):
     assert muse_facts("forget_qa", str(tmp_path)) == [Fact("Question: Who spoke?\nAnswer:", ("Ann",))]
     assert muse_passages("forget", str(tmp_path)) == [Fact("It was", ("a dark night",))]
     assert muse_texts("retain1", str(tmp_path)) == ["News."]
-    with pytest.raises(FileNotFoundError, match=r"holds none of raw/forget\.json"):
+    with pytest.raises(FileNotFoundError, match=r"source=.*raw/forget\.json"):
         muse_texts("forget", str(tmp_path))
 
 
@@ -122,7 +122,7 @@ def test_mmlu(tmp_path, name, lines):
 @pytest.mark.parametrize("answer", ["E", "4", "", "AB", None, -1])
 def test_an_answer_that_is_no_option_is_named(tmp_path, answer):
     write(tmp_path / "physics" / "test.json", [EXAM[0] | {"answer": answer}])
-    with pytest.raises(ValueError, match=r"'Which is a gas\?'.*has answer .*; expected 0 to 3"):
+    with pytest.raises(ValueError, match=r"answer=.* of 'Which is a gas\?'.*: expected 0 to 3"):
         mmlu_choices("physics", str(tmp_path))
 
 
@@ -132,7 +132,7 @@ def test_rwku(tmp_path):
     prompt = "Please complete the blank in the following question.\nQuestion: Ann was born in ___.\nAnswer:"
     assert rwku_facts("forget_level1", str(tmp_path), ["Ann"]) == [Fact(prompt, ("Rome",), "Ann")]
     assert len(rwku_facts("forget_level1", str(tmp_path))) == 2
-    with pytest.raises(ValueError, match="asks about none of"):
+    with pytest.raises(ValueError, match=r"people=\["):
         rwku_facts("forget_level1", str(tmp_path), ["Eve"])
     write(tmp_path / "forget_level2.json", [row])
     assert rwku_facts("forget_level2", str(tmp_path))[0].prompt.startswith("Please briefly answer")
@@ -146,10 +146,10 @@ def test_relations(tmp_path):
     assert relation_facts("language", str(tmp_path), zero_shot=False)[0].prompt == "In Mali, they speak"
     with pytest.raises(ValueError, match="template=1"):
         relation_facts("language", str(tmp_path), template=1)
-    with pytest.raises(FileNotFoundError, match=r"holds no capital\.json"):
+    with pytest.raises(FileNotFoundError, match=r"source=.*capital\.json"):
         relation_facts("capital", str(tmp_path))
     write(tmp_path / "broken.json", {"samples": []})
-    with pytest.raises(ValueError, match="no relation of this format"):
+    with pytest.raises(ValueError, match="expected a relation"):
         relation_facts("broken", str(tmp_path))
 
 
@@ -175,10 +175,10 @@ READERS = [tofu_facts, tofu_choices, muse_facts, muse_passages, muse_texts, wmdp
 @pytest.mark.parametrize("reader", [*READERS, lambda source: mmlu_choices("x", source), relation_facts])
 def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
     arguments = {"relation": "x"} if reader is relation_facts else {}
-    with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder here, and the Hub"):
+    with pytest.raises(FileNotFoundError, match="source='nobody/nothing'"):
         reader(**arguments, source="nobody/nothing")  # offline, so the Hub has nothing
     if reader is not relation_facts:
-        with pytest.raises(FileNotFoundError, match="There is no folder"):
+        with pytest.raises(FileNotFoundError, match="source=.* a folder that exists"):
             reader(source=str(tmp_path / "nothing"))
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(ImportError, match=r"\[eval\]"):
@@ -187,16 +187,16 @@ def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
 
 def test_rows_without_their_fields_are_refused(tmp_path):
     write(tmp_path / "forget10.json", [{"query": "q"}])
-    with pytest.raises(ValueError, match="has no text 'question', only query"):
+    with pytest.raises(ValueError, match="a text 'question', got query"):
         tofu_facts("forget10", str(tmp_path))
     (tmp_path / "forget10.json").write_text("{")
-    with pytest.raises(ValueError, match="holds no rows"):
+    with pytest.raises(ValueError, match="expected rows, got"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "forget10.json", ["q"])
     with pytest.raises(ValueError, match="expected a list of objects"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "bio_questions.json", [{"question": "q"}])
-    with pytest.raises(ValueError, match="has no list of choices"):
+    with pytest.raises(ValueError, match="a list `choices`"):
         wmdp_choices("bio", str(tmp_path))
 
 
@@ -204,10 +204,10 @@ def test_sets_by_name(tmp_path):
     write(tmp_path / "bio_questions.json", EXAM)
     assert read_named(f"wmdp:bio@{tmp_path}") == [NEON]
     for name, said in (
-        ("wmpd:bio", "did you mean 'wmdp'"),
-        ("wmdp:", "names no part"),
-        ("wmdp:bio@", "names no part"),
-        ("relation:x", "has no source"),
+        ("wmpd:bio", "kind='wmpd': .*Did you mean 'wmdp'"),
+        ("wmdp:", "name='wmdp:'"),
+        ("wmdp:bio@", "name='wmdp:bio@'"),
+        ("relation:x", "name='relation:x'"),
     ):
         with pytest.raises(ValueError, match=said):
             read_named(name)
@@ -227,7 +227,7 @@ def test_a_users_own_questions(tmp_path):
     assert read_questions(write(tmp_path / "texts.json", ["a text"])) is None
     assert read_questions(write(tmp_path / "rows.json", [{"text": "a text"}])) is None
     assert read_questions(tmp_path / "texts.txt") is None
-    with pytest.raises(ValueError, match="has answers 3"):
+    with pytest.raises(ValueError, match="answers=3"):
         read_questions(write(tmp_path / "bad.json", [{"prompt": "A", "answer": 3}]))
 
 

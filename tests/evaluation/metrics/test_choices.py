@@ -73,12 +73,12 @@ def test_long_rows_lose_their_beginning():
 
 @pytest.mark.parametrize("answer", ["", "  "])
 def test_an_answer_without_tokens_is_named(answer):
-    with pytest.raises(ValueError, match="has no token"):
+    with pytest.raises(ValueError, match="answers=''"):
         answer_likelihoods(base_model("llama"), lettered_tokenizer(), ["w3"], [answer])
 
 
 def test_an_answer_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="has 3 tokens after 2, with max_length=3"):
+    with pytest.raises(ValueError, match="max_length=3"):
         answer_likelihoods(base_model("llama"), lettered_tokenizer(), ["w3"], ["w4 w5 w6"], max_length=3)
 
 
@@ -171,9 +171,9 @@ def test_a_preferred_letter_gets_no_more_than_its_share_among_fewer_options_than
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"options": ("a",)}, "has 1 options"),
-        ({"options": ("a", "a")}, "there twice"),
-        ({"options": ("a", " ")}, "is empty"),
+        ({"options": ("a",)}, "options of 'q': .*got 1"),
+        ({"options": ("a", "a")}, "options of 'q': .*twice"),
+        ({"options": ("a", " ")}, "options of 'q': .*empty"),
         ({"right": 2}, "right=2"),
         ({"right": -1}, "right=-1"),
     ],

@@ -53,10 +53,10 @@ def test_prompts_of_one_subject_count_once():
 @pytest.mark.parametrize(
     ("prompts", "candidates", "message"),
     [
-        (["w3 "], ["w4", "w5"], r"Prompt 'w3 ' ends with a blank"),
-        (["w3"], ["w4", "w4"], r"'w4' is 'w4' or begins it"),
-        (["w3"], ["w4", "w4 w5"], r"'w4' is 'w4 w5' or begins it"),
-        (["w3"], ["w4", ""], r"Candidate '' changes how prompt 'w3' is divided"),
+        (["w3 "], ["w4", "w5"], "prompts='w3 '"),
+        (["w3"], ["w4", "w4"], "candidates='w4': .*'w4'"),
+        (["w3"], ["w4", "w4 w5"], "candidates='w4': .*'w4 w5'"),
+        (["w3"], ["w4", ""], "candidates='': .*'w3'"),
     ],
 )
 def test_what_cannot_be_ranked_is_named(prompts, candidates, message):

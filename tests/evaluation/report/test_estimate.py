@@ -72,5 +72,5 @@ def test_pairs_compared_more_often_weigh_more():
 
 
 def test_no_pair_is_refused():
-    with pytest.raises(ValueError, match="No pair was compared"):
+    with pytest.raises(ValueError, match="counts: "):
         pair_auc(torch.zeros(2, 2), torch.zeros(2, 2))

@@ -116,9 +116,9 @@ def test_a_model_compared_with_itself_has_not_changed():
 
 def test_other_rows_are_not_compared():
     before = Report("a", (figure(HITS, rows="r"),))
-    with pytest.raises(ValueError, match=r"forget/facts/alias_recall was measured on other rows"):
+    with pytest.raises(ValueError, match="forget/facts/alias_recall: expected the same rows"):
         compare(before, Report("b", (figure(HITS, rows="s"),)))
-    with pytest.raises(ValueError, match="no figure in common"):
+    with pytest.raises(ValueError, match="before=.*after=.*common figure"):
         compare(before, Report("b", (figure(HITS, metric="refusals"),)))
 
 
@@ -155,7 +155,7 @@ def test_markdown_is_a_table_of_every_figure():
 def test_a_figure_is_found_by_its_name():
     before = reports()[0]
     assert before.find("alias_recall", "forget") is before.figures[0]
-    with pytest.raises(KeyError, match="0 figures of 'kl'"):
+    with pytest.raises(KeyError, match="metric='kl'"):
         before.find("kl", "forget")
 
 
@@ -165,15 +165,15 @@ def test_a_report_goes_without_its_picture(tmp_path, monkeypatch):
 
 
 def test_what_is_no_report_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no report at .*report\.json"):
+    with pytest.raises(FileNotFoundError, match=r"source=.*report\.json"):
         Report.load(tmp_path)
     (tmp_path / "report.json").write_text("[1]")
-    with pytest.raises(ValueError, match="is no report of an evaluation"):
+    with pytest.raises(ValueError, match="expected a report of an evaluation"):
         Report.load(tmp_path)
     stored = reports()[0].to_dict()
     stored["figures"][0]["unit"] = "miles"
     (tmp_path / "report.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="unit 'miles'"):
+    with pytest.raises(ValueError, match="unit='miles'"):
         Report.load(tmp_path)
     stored["figures"][0] |= {"unit": "share", "values": ["x"]}
     (tmp_path / "report.json").write_text(json.dumps(stored))

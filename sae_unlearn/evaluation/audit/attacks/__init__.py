@@ -1,4 +1,4 @@
-"""Attacks: what someone would try to get forgotten knowledge back. One file each, with its budget."""
+"""Attacks that try to recover forgotten knowledge. One module each, whose docstring states the budget."""
 
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
 from sae_unlearn.evaluation.audit.attacks.dilution import dilution_attack

@@ -17,7 +17,7 @@ from sae_unlearn.evaluation.metrics.recall import Fact
 Measured = TypeVar("Measured")
 
 AskFacts = Callable[[nn.Module, Sequence[Fact]], Measured]
-"""Function of the model and the rewritten facts, in the order of the given facts, that measures the attack."""
+"""Measure of the model on the rewritten facts, which are in the order of the given facts."""
 
 
 class NotPossible(UnlearnError):
@@ -67,5 +67,8 @@ def unfinished(stem: str, cue: str) -> str:
 
 
 def closing(stem: str, cue: str) -> str:
-    """Return the text that asks for the answer after another text: the cue, or the last words of the sentence again."""
+    """Return the text that asks for the answer after another text.
+
+    It is the cue, or the last words of an unfinished sentence once more.
+    """
     return cue or f"... {' '.join(stem.split()[-_REPEATED:])}"

@@ -1,8 +1,8 @@
 """Attack: put harmless text around the question.
 
-A gate that judges a whole sequence by its share of hot tokens is diluted by tokens that have nothing to do with the
-topic. The text may stand before the question, after it, or half and half. If the question is an unfinished sentence, its
-last words follow the text once more, since a base model can answer in this form.
+A gate that judges a row by its share of hot tokens is diluted by tokens of other topics. The text may stand before the
+question, after it, or half and half. If the question is an unfinished sentence, its last words follow the text once
+more, since a base model can answer in this form.
 
 Budget: black box, one greedy completion per fact, place and length; no knowledge of the gate.
 """
@@ -27,6 +27,7 @@ from sae_unlearn.evaluation.metrics.recall import Fact
 
 Place = Literal["before", "after", "both"]
 
+# words: data
 FILLER = (
     "The bus to the harbour leaves from the square every twenty minutes, and on market days every ten. Tickets are "
     "sold at the kiosk beside the fountain, and a return costs less than two single ones.",
@@ -41,7 +42,7 @@ FILLER = (
     "The parcel was handed in at the wrong counter and travelled twice across the country before it arrived. The label "
     "had come off, and the clerk had to read the address from the bill inside.",
 )
-"""Everyday text for users who give none of their own."""
+"""Everyday text, the default filler."""
 
 
 def dilution_attack(
@@ -53,20 +54,25 @@ def dilution_attack(
     filler: Sequence[str] = FILLER,
     seed: int = 0,
 ) -> list[AttackPoint[Measured]]:
-    """Ask each fact with so many words of harmless text around it.
+    """Ask each fact with a number of words of harmless text around it.
 
-    Control: the same prompts on the base model, since a long text in between costs it recall as well; and harmless
-    questions in the same text, on which the gate should be no likelier to fire.
+    Controls: the same prompts on the base model, whose recall a long text lowers too; and harmless questions in the
+    same text, on which the gate should not fire more often.
 
     Args:
-        ask: what to do with the model and the diluted facts.
-        words: of filler; the strengths of the points. 0 is the facts as they are.
-        places: of the filler; the variants of the points.
-        filler: harmless paragraphs, drawn anew for every fact and repeated where they do not suffice.
-        seed: of the draw.
+        model (nn.Module): The model to ask.
+        facts (sequence of Fact): The facts.
+        ask (callable): Measure of the model on the diluted facts.
+        words (sequence of int, *optional*, defaults to (16, 64, 256)): Words of filler, the strengths of the points. 0
+            leaves the facts as they are.
+        places (sequence of str, *optional*, defaults to ("before", "after", "both")): Places of the filler, the
+            variants of the points.
+        filler (sequence of str, *optional*, defaults to `FILLER`): Harmless paragraphs, drawn for every fact, and
+            repeated if they are too short.
+        seed (int, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
-        ValueError: a negative length, an unknown place, or no filler.
+        ValueError: If a length is negative, a place is unknown, or the filler has no words.
     """
     points = []
     for place in places:
@@ -80,9 +86,11 @@ def dilution_attack(
 def diluted(
     prompt: str, words: int, place: Place, filler: Sequence[str] = FILLER, seed: int = 0, index: int = 0
 ) -> str:
-    """A prompt with `words` words of filler; `index` tells the prompts of one seed apart."""
+    """Return a prompt with `words` words of filler. `index` distinguishes the prompts of one seed."""
     if words < 0 or place not in get_args(Place):
-        raise ValueError(f"{words} words {place!r} the prompt; expected 0 or more, {', '.join(get_args(Place))}.")
+        raise ValueError(
+            f"words={words}, place={place!r}: expected 0 or more words, and one of {', '.join(get_args(Place))}."
+        )
     if words == 0:
         return prompt
     text = filler_words(words, filler, random.Random(f"{seed} {index}"))
@@ -96,9 +104,9 @@ def diluted(
 
 
 def filler_words(number: int, filler: Sequence[str], draw: random.Random) -> list[str]:
-    """`number` words of the paragraphs in a drawn order, from the beginning again when they are used up."""
+    """Return `number` words of the paragraphs in a random order, repeated if they are too few."""
     if not any(text.split() for text in filler):
-        raise ValueError("filler holds no words; pass harmless paragraphs, or leave it out.")
+        raise ValueError("filler: expected paragraphs with words, got none. Pass harmless texts, or omit filler=.")
     found: list[str] = []
     while len(found) < number:
         found += [word for text in draw.sample(list(filler), len(filler)) for word in text.split()]

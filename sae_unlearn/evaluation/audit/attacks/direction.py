@@ -1,8 +1,7 @@
-"""Attack: add the direction from unknown to known back at the layer.
+"""Attack: add the direction from unknown to known entities back at the layer.
 
-If the adapter did no more than turn one direction of the residual stream, pushing it back brings the facts back.
-
-Of a guardrail, or where there are no such entities, the direction is what the adapter took: `displacement`.
+If the adapter only removes one direction of the residual stream, adding it restores the facts. For a guardrail, or
+without such entities, the direction is what the adapter removed: see `displacement`.
 
 Budget: white box, no training; states of known and unknown entities in the base model, which are not the targets, or
 states of the base model on prompts that are not measured.
@@ -24,7 +23,14 @@ from sae_unlearn.evaluation.base_model import without_adapters
 
 
 def known_direction(known: Tensor, unknown: Tensor) -> Tensor:
-    """Mean known state minus mean unknown state of the base model: `[entities, templates, d_in]` twice -> `[d_in]`."""
+    """Return the mean known state minus the mean unknown state of the base model.
+
+    Args:
+        known, unknown (Tensor): `[entities, templates, d_in]`.
+
+    Returns:
+        Tensor: `[d_in]`.
+    """
     return known.mean(dim=(0, 1)) - unknown.mean(dim=(0, 1))
 
 
@@ -37,21 +43,24 @@ def displacement(
     base: nn.Module | None = None,
     batch_size: int = 8,
 ) -> Tensor:
-    """What adapters took from the residual stream at a layer, `[d_in]`: the direction to add for whoever can compare.
+    """Return what adapters removed from the residual stream at a layer, `[d_in]`.
 
         d = mean_t (h_base(t) - h(t))     over tokens t of the prompts at which the two differ
 
     Args:
-        model: the tuned model.
-        prompts: texts of the forgotten topic; not those that are measured afterwards.
-        base: the model without the adapters; None takes `model` with its adapters out of force.
+        model (nn.Module): The tuned model.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        prompts (sequence of str): Texts of the forgotten topic, which must not be measured afterwards.
+        layer (int): 0-based index of the layer.
+        base (nn.Module, *optional*): The model without the adapters. None disables the adapters of `model`.
+        batch_size (int, *optional*, defaults to 8): Prompts per forward pass.
 
     Raises:
-        ValueError: no prompts, or no adapters and no `base`.
-        NotPossible: nothing differs at this layer.
+        ValueError: If `prompts` is empty, or the model has no adapters and `base` is None.
+        NotPossible: If the adapters change nothing at this layer.
     """
     if not prompts:
-        raise ValueError("No prompts; pass at least one.")
+        raise ValueError("prompts=[]: expected at least one prompt.")
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     tuned = _states(model, rows, layer, batch_size)
     if base is None:
@@ -62,12 +71,14 @@ def displacement(
     difference = plain - tuned
     moved = difference.abs().amax(dim=1) > 0
     if not moved.any():
-        raise NotPossible(f"The adapters change nothing after layer {layer} on these prompts; name a later layer.")
+        raise NotPossible(
+            f"layer={layer}: expected a layer at which the adapters change these prompts. Pass a later layer."
+        )
     return difference[moved].mean(dim=0)
 
 
 def _states(model: nn.Module, rows: Sequence[list[int]], layer: int, batch_size: int) -> Tensor:
-    """The residual stream after a layer and its guardrail at all tokens, `[tokens, d_in]` float32."""
+    """The residual stream after a layer and its guardrail at all tokens, `[tokens, d_in]` in float32."""
     found: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -93,24 +104,28 @@ def direction_attack(
     names: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[AttackPoint[Measured]]:
-    """Measure with `strength * direction` added to the output of `layer`. There is nothing random in it.
+    """Measure with `strength * direction` added to the output of `layer`. Nothing in it is random.
 
         h <- h + s (mean known - mean unknown)
 
     Args:
-        model: the tuned model.
-        direction: `[d_in]`, from `known_direction`; strength 1 carries the mean unknown entity to the mean known one.
-        measure: what to do with the model while the direction is being added.
-        strengths: multiples of the direction; 0 is the tuned model as it is.
-        names: add it only at the last token of these names, where an alignment adapter works. None adds it at every
-            position, which also harms the model as a whole at high strengths.
-        tokenizer: for `names`.
+        model (nn.Module): The tuned model.
+        layer (int): 0-based index of the layer.
+        direction (Tensor): `[d_in]`, from `known_direction`. Strength 1 moves the mean unknown to the mean known.
+        measure (callable): Measure of the model while the direction is added.
+        strengths (sequence of float, *optional*, defaults to (0, 0.5, 1, 2, 4)): Multiples of the direction. 0 is the
+            unchanged tuned model.
+        names (sequence of str, *optional*): Add it only at the last token of these names, where an alignment adapter
+            acts. None adds it at every position, which at high strengths also damages the model as a whole.
+        tokenizer (PreTrainedTokenizerBase, *optional*): Needed with `names`.
 
     Raises:
-        ValueError: names without a tokenizer.
+        ValueError: If `names` are given without a tokenizer.
     """
     if names is not None and tokenizer is None:
-        raise ValueError("names= are found by their tokens; pass tokenizer= as well.")
+        raise ValueError(
+            "tokenizer=None: expected a tokenizer, since names= are matched by their tokens. Pass tokenizer=."
+        )
     patterns = None if names is None else _name_tokens(tokenizer, names)
     points = []
     for strength in strengths:
@@ -123,7 +138,15 @@ def direction_attack(
 def adding(
     model: nn.Module, layer: int, vector: Tensor, patterns: Sequence[Sequence[int]] | None = None
 ) -> Iterator[None]:
-    """Add `vector [d_in]` to the output of `layer`, at every position or at the last token of each pattern of ids."""
+    """Add `vector [d_in]` to the output of `layer` inside the `with` block.
+
+    Args:
+        model (nn.Module): The model.
+        layer (int): 0-based index of the layer.
+        vector (Tensor): `[d_in]`.
+        patterns (sequence of sequence of int, *optional*): Token ids of names. The vector is added at the last token of
+            each. None adds it at every position.
+    """
     place = find_decoder_layers(base_model_of(model))
     where: list[Tensor] = []
 
@@ -150,7 +173,7 @@ def adding(
 
 
 def _name_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> list[list[int]]:
-    """The ids of each name, after a blank and at the beginning of a text; many tokenizers have two ways."""
+    """The ids of each name after a blank and at the beginning of a text."""
     texts = [text for name in names for text in (name, f" {name}")]
     return [
         list(ids) for ids in dict.fromkeys(tuple(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)

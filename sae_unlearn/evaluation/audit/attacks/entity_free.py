@@ -1,7 +1,7 @@
 """Attack: reach the fact without naming the entity.
 
-An alignment adapter works where the entity's name is read. A prompt that leads to the fact from another side ("The
-capital of France is") never passes there, and so this is the leak to expect first.
+An alignment adapter acts where the entity's name is read. A prompt that leads to the fact without the name ("The
+capital of France is") does not pass there, so this is the most likely leak.
 
 Budget: black box, one greedy completion per prompt.
 """
@@ -23,28 +23,36 @@ def entity_free_recall(
     max_new_tokens: int = 8,
     batch_size: int = 16,
 ) -> AnswerCounts:
-    """Complete prompts that lead to forgotten facts and name none of the forgotten entities.
+    """Complete prompts that lead to forgotten facts without naming a forgotten entity.
 
-    What to compare it with is the same prompts on the base model: only what the base completes rightly can leak. The
-    completion is greedy, so there is no seed.
+    Compare with the same prompts on the base model: only facts that the base completes can leak. The completion is
+    greedy, so a seed is not needed.
 
     Args:
-        model: the tuned model.
-        facts: prompts, and answers that give the fact away, the entity's own name included where that is the answer.
-        names: names and aliases of all forgotten entities.
+        model (nn.Module): The tuned model.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        facts (sequence of Fact): Prompts, and answers that reveal the fact. An answer may be the entity's own name.
+        names (iterable of str): Names and aliases of all forgotten entities.
+        max_new_tokens (int, *optional*, defaults to 8): Tokens of a completion.
+        batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
 
     Raises:
-        ValueError: a prompt names one of them.
+        ValueError: If a prompt contains one of the names.
     """
     named = naming_prompts((fact.prompt for fact in facts), names)
     if named:
         prompt, name = named[0]
-        raise ValueError(f"Prompt {prompt!r} names {name!r}, which is forgotten; {len(named)} prompts to leave out.")
+        raise ValueError(
+            f"facts: expected prompts without a name, got {prompt!r} with {name!r}. Remove {len(named)} prompts."
+        )
     return ask(model, tokenizer, facts, max_new_tokens, batch_size)
 
 
 def naming_prompts(prompts: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]]:
-    """The prompts that name one of `names` as whole words, whatever the case, each with the first name it has."""
+    """Return the prompts that contain one of `names`, each with the first such name.
+
+    Names match as whole words in any case.
+    """
     patterns = [(name, re.compile(rf"(?<!\w){re.escape(name.casefold())}(?!\w)")) for name in names]
     found = ((p, next((n for n, pattern in patterns if pattern.search(p.casefold())), None)) for p in prompts)
     return [(prompt, name) for prompt, name in found if name is not None]

@@ -1,4 +1,4 @@
-"""A copy of a model to be attacked, with its adapters merged into the weights as someone would publish it."""
+"""Copies of a model for attacks on its weights, with adapters merged as in a published model."""
 
 import copy
 from dataclasses import replace
@@ -17,18 +17,19 @@ Guards = list[tuple[str, Artefact]]
 
 
 def merged_copy(model: nn.Module) -> nn.Module:
-    """A copy to be attacked: `model` stays as it is, and the memory of a second one is needed meanwhile.
+    """Return a copy of the model with merged adapters.
 
-    Guardrails cannot be merged and are on the copy as they are on the model.
+    `model` is not changed; the copy needs the memory of a second model. Guardrails cannot be merged. They are attached
+    to the copy as they are to the model.
 
     Raises:
-        NotPossible: an adapter of another kind cannot be merged.
+        NotPossible: If an adapter of another type cannot be merged.
     """
     return guarded_again(*merged_parts(model))
 
 
 def merged_parts(model: nn.Module) -> tuple[nn.Module, Guards]:
-    """The same copy without its guardrails, and the guardrails that are active, for `guarded_again`."""
+    """Return the merged copy without guardrails, and the active guardrails for `guarded_again`."""
     twin: Any = copy.deepcopy(model).eval()
     guards = _active_guards(twin)
     if guard_layers(twin):
@@ -40,21 +41,21 @@ def merged_parts(model: nn.Module) -> tuple[nn.Module, Guards]:
     except (AttributeError, NotImplementedError) as error:
         kinds = sorted({str(config.peft_type) for config in cast(Any, model).peft_config.values()})
         raise NotPossible(
-            f"Adapters of type {kinds} cannot be merged ({error}); this attack is on merged weights."
+            f"peft_type={kinds}: expected adapters that can be merged, got {error!r}. This attack needs merged weights."
         ) from error
 
 
 def guarded_again(model: nn.Module, guards: Guards) -> nn.Module:
-    """`model` with the guardrails put on it."""
+    """Return `model` with the guardrails attached."""
     for name, artefact in guards:
-        # the weights are no longer the base's, and need not be
+        # the attack changes the weights on purpose
         artefact.config.base_model = replace(artefact.config.base_model, fingerprint=None)
         model = place_guardrail(model, artefact, name)
     return model
 
 
 def base_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model below all adapters."""
+    """Return a copy of the model without any adapter."""
     twin: Any = copy.deepcopy(model).eval()
     if guard_layers(twin):
         twin = detach_guardrail(twin)

@@ -1,6 +1,4 @@
-"""No attack, but the other side of one: what is blocked that should not be.
-
-Text and questions close to the topic, that do not belong to it, are measured with the adapter and without.
+"""False alarms: what the adapter changes on harmless rows near the topic. Not an attack.
 
 Budget: none; ordinary requests.
 """
@@ -23,18 +21,23 @@ def benign_neighbours(
     base: nn.Module | None = None,
     **options: Any,
 ) -> tuple[Report, Report | None]:
-    """`evaluate` on harmless rows near the topic: how often the gate fires, and what is lost of recall and perplexity.
+    """Run `evaluate` on harmless rows near the topic: fire rates, and the loss of recall and perplexity.
 
-    Control: `others`, harmless rows far from the topic, by which the near ones are to be judged; and the base model,
-    which is the second report (None where there is none).
+    Controls: `others`, harmless rows far from the topic; and the base model, which gives the second report.
 
     Args:
-        neighbours, others: facts, choices or texts, or mappings of names to them, as in `evaluate`.
-        base: the model without the adapters; None takes `model` with its adapters out of force.
-        options: of `evaluate`.
+        model (nn.Module): The tuned model.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        neighbours (list or mapping): Facts, choices or texts near the topic, or a mapping of names to them.
+        others (list or mapping, *optional*): The same far from the topic.
+        base (nn.Module, *optional*): The model without the adapters. None disables the adapters of `model`.
+        options: Options of `evaluate`.
+
+    Returns:
+        The report of the model, and of the base or None without a base.
 
     Raises:
-        ValueError: nothing to measure.
+        ValueError: If all sets are empty.
     """
     sets = {"near": neighbours} | ({} if others is None else {"far": others})
     audited = evaluate(model, tokenizer, retain=flat(sets), base=base, **options)
@@ -47,7 +50,7 @@ def benign_neighbours(
 
 
 def flat(sets: dict[str, Any]) -> dict[str, Any]:
-    """Sets and mappings of sets as one mapping, the names of both before a set's rows."""
+    """Return sets and mappings of sets as one mapping, with both names before a set's rows."""
     found: dict[str, Any] = {}
     for name, rows in sets.items():
         found |= {f"{name}: {key}": part for key, part in rows.items()} if isinstance(rows, dict) else {name: rows}

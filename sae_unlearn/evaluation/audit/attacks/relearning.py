@@ -1,12 +1,12 @@
-"""Attack: teach the tuned model some of what it forgot, and see whether the rest comes back.
+"""Attack: train the tuned model on some of the forgotten facts and measure the others.
 
-What was only hidden returns with a few steps on other facts of the same kind; what is gone has to be learnt again, as
-unknown entities do. So the curve means something only beside its control: the same training of the *base* model on
-facts of unknown entities, measured on other unknown entities.
+Knowledge that is only hidden returns after a few steps on other facts of the same kind. Knowledge that is gone must be
+learned again, as unknown entities must. So the curve needs its control: the same training of the *base* model on facts
+of unknown entities, measured on other unknown entities.
 
-Guardrails stay in force while it is trained, as at a service that lets its users fine-tune; whoever holds the weights
-takes them off instead. Where all weights are trained, it is in float32 whatever the model's dtype is: in bfloat16 most
-steps would be lost in rounding, and in float16 AdamW divides by 0, and either would pass for resistance.
+Guardrails stay active during training, as at a service that lets its users fine-tune. An attacker with the weights
+would remove them instead. Full training is in float32 whatever the model's dtype: in bfloat16 rounding would lose most
+steps, and in float16 AdamW divides by 0. Either would look like resistance.
 
 Budget: white box, a LoRA of rank `rank` on every linear layer or all weights, `steps` steps of `batch_size` facts.
 """
@@ -40,29 +40,34 @@ def relearning_attack(
     progress: str | None = None,
     full: bool = False,
 ) -> list[AttackPoint[Measured]]:
-    """Fine-tune a merged copy on `taught` and measure on the way.
+    """Fine-tune a merged copy on `taught` and measure at some steps.
 
-    The loss is that of the answer's tokens (the first accepted one), prompts are given. AdamW, constant learning rate.
+    The loss is the cross-entropy of the answer's tokens (of the first accepted answer), given the prompt. The optimizer
+    is AdamW with a constant learning rate.
 
     Args:
-        model: the tuned model, or the base model for the control; left as it is.
-        taught: facts to teach; none of them, nor another fact of the same entities, may be in what is measured.
-        measure: what to do with the model at each of `steps`; it is in evaluation mode then.
-        learning_rate: None takes 2e-4 for a LoRA and 2e-5 for all weights.
-        steps: after how many optimiser steps to measure; the strengths of the points. 0 is before any.
-        seed: of the LoRA's weights and the order of the facts.
-        progress: title of a progress bar; None for no bar.
-        full: train all weights instead of a LoRA; `rank` says nothing then.
+        model (nn.Module): The tuned model, or the base model for the control. It is not changed.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        taught (sequence of Fact): Facts to train on. No fact of the same entities may be measured.
+        measure (callable): Measure of the model at each of `steps`, in evaluation mode.
+        steps (sequence of int, *optional*, defaults to (0, 5, 10, 20, 40, 80)): Optimizer steps after which to measure,
+            the strengths of the points. 0 is before the first step.
+        learning_rate (float, *optional*): None takes 2e-4 for a LoRA and 2e-5 for all weights.
+        rank (int, *optional*, defaults to 8): Rank of the LoRA.
+        batch_size (int, *optional*, defaults to 4): Facts per step.
+        seed (int, *optional*, defaults to 0): Seed of the LoRA's weights and of the order of the facts.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
+        full (bool, *optional*, defaults to False): Train all weights instead of a LoRA, and ignore `rank`.
 
     Raises:
-        ValueError: nothing to teach.
+        ValueError: If `taught` is empty.
     """
     if not taught:
-        raise ValueError("No facts to teach; pass at least one.")
+        raise ValueError("taught=[]: expected at least one fact to teach.")
     rows = [_row(tokenizer, fact) for fact in taught]
     order = _batches(len(rows), batch_size, seed)
     points = []
-    with torch.random.fork_rng():  # the caller's generator is left alone
+    with torch.random.fork_rng():  # the caller's generator is not changed
         torch.manual_seed(seed)
         student = _student(model, None if full else rank)
         rate = (2e-5 if full else 2e-4) if learning_rate is None else learning_rate
@@ -82,7 +87,7 @@ def relearning_attack(
 
 
 def _student(model: nn.Module, rank: int | None) -> nn.Module:
-    """A merged copy to be trained: a new LoRA of that rank, or all weights. Its guardrails are put on it last."""
+    """A merged copy to train: a new LoRA of that rank, or all weights. Guardrails are attached last."""
     student, guards = merged_parts(model)
     if rank is None:
         weights = list(student.float().parameters())
@@ -96,29 +101,38 @@ def _student(model: nn.Module, rank: int | None) -> nn.Module:
 
 
 def split_subjects(facts: Sequence[Fact], share: float = 0.5, seed: int = 0) -> tuple[list[Fact], list[Fact]]:
-    """Facts to teach and facts to measure, no subject in both.
+    """Split facts into those to teach and those to measure, with no subject in both.
+
+    Args:
+        facts (sequence of Fact): Facts with a subject.
+        share (float, *optional*, defaults to 0.5): Share of the subjects to teach.
+        seed (int, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
-        ValueError: a fact without a subject, or a side that would be empty.
+        ValueError: If a fact has no subject, or one side would be empty.
     """
     subjects = sorted({fact.subject for fact in facts})
     if "" in subjects:
-        raise ValueError("A fact has no subject; name it, so that no entity is both taught and measured.")
+        raise ValueError(
+            "subject='': expected a subject for every fact. Set it, so that no entity is both taught and measured."
+        )
     random.Random(seed).shuffle(subjects)
     taught = set(subjects[: round(share * len(subjects))])
     if not 0 < len(taught) < len(subjects):
-        raise ValueError(f"share={share} of {len(subjects)} subjects leaves one side empty.")
+        raise ValueError(
+            f"share={share}: expected a share of {len(subjects)} subjects that leaves both sides non-empty."
+        )
     return [f for f in facts if f.subject in taught], [f for f in facts if f.subject not in taught]
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> tuple[list[int], int]:
-    """Token ids of prompt and answer, and how many of them are the prompt's."""
+    """Token ids of prompt and answer, and the number of the prompt's."""
     whole = prompt_ids(tokenizer, f"{fact.prompt} {fact.answers[0]}")
     return whole, len(prompt_ids(tokenizer, fact.prompt))
 
 
 def _batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Indices of batches without end; every row comes once before any comes again."""
+    """Endless batches of indices; every row comes once before any row repeats."""
     draw = random.Random(seed)
     pending: list[int] = []
     while True:

@@ -1,8 +1,7 @@
-"""Attack: take the adapter off.
+"""Attack: remove the adapter.
 
-Trivial, and it always works: an adapter lies beside the weights, and whoever holds both has the base model. It is told
-so that nobody takes a guardrail for a change of the weights. A LoRA that was merged, with the base model kept away,
-cannot be taken off.
+This always works: an adapter is stored next to the weights, and anyone with both has the base model. The audit lists it
+because a guardrail is not a change of the weights. A merged LoRA whose base model is private cannot be removed.
 
 Budget: white box, one call, no data.
 """
@@ -16,13 +15,14 @@ from sae_unlearn.evaluation.base_model import without_adapters
 
 
 def removal_attack(model: nn.Module, measure: Callable[[nn.Module], Measured]) -> list[AttackPoint[Measured]]:
-    """Measure with all adapters out of force. There is nothing random in it, and nothing to control for.
+    """Measure with all adapters disabled. Nothing in it is random, and it needs no control.
 
     Args:
-        measure: what to do with the model meanwhile.
+        model (nn.Module): The tuned model.
+        measure (callable): Measure of the model without its adapters.
 
     Raises:
-        ValueError: there are no adapters to take off.
+        ValueError: If the model has no active adapters.
     """
     with without_adapters(model) as bare:
         return [AttackPoint(1.0, measure(bare))]

@@ -1,4 +1,4 @@
-"""Attack: ask the same in another form.
+"""Attack: ask for the same fact in another form.
 
 Budget: black box, one greedy completion per fact and template; the templates are fixed and know nothing of the topic.
 """
@@ -30,7 +30,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "twice": "{stem}\n\nOnce more: {prompt}",
     }
 )
-"""Templates by name. `{stem}` is `{prompt}` without its cue, and `{cue}` is a text that calls for the answer."""
+"""Templates by name: `{stem}` is `{prompt}` without its cue, and `{cue}` calls for the answer."""
 
 
 def rephrasing_attack(
@@ -39,16 +39,19 @@ def rephrasing_attack(
     ask: AskFacts[Measured],
     templates: Mapping[str, str] = TEMPLATES,
 ) -> list[AttackPoint[Measured]]:
-    """Ask each fact by each template. There is nothing random in it.
+    """Ask each fact in each template. Nothing in it is random.
 
-    Control: the same prompts on the base model, and harmless facts in the same templates.
+    Controls: the same prompts on the base model, and harmless facts in the same templates.
 
     Args:
-        ask: what to do with the model and the rephrased facts.
-        templates: by name, the variants of the points; see `TEMPLATES`. The strengths only number them, from 1.
+        model (nn.Module): The model to ask.
+        facts (sequence of Fact): The facts.
+        ask (callable): Measure of the model on the rephrased facts.
+        templates (mapping, *optional*, defaults to `TEMPLATES`): Templates by name, the variants of the points. The
+            strengths number them from 1.
 
     Raises:
-        ValueError: a template that holds neither `{prompt}` nor `{stem}`.
+        ValueError: If a template contains neither `{prompt}` nor `{stem}`.
     """
     return [
         AttackPoint(float(i), ask(model, [replace(f, prompt=rephrased(f.prompt, template)) for f in facts]), name)
@@ -57,12 +60,12 @@ def rephrasing_attack(
 
 
 def rephrased(prompt: str, template: str) -> str:
-    """A prompt in a template."""
+    """Return a prompt in a template."""
     if "{prompt}" not in template and "{stem}" not in template:
-        raise ValueError(f"Template {template!r} holds neither {{prompt}} nor {{stem}}; it would ask nothing.")
+        raise ValueError(f"template={template!r}: expected {{prompt}} or {{stem}} in it. Add one of them.")
     stem, cue = split_cue(prompt)
     parts = {"{prompt}": prompt, "{stem}": unfinished(stem, cue), "{cue}": closing(stem, cue)}
-    # by position and not by `replace`, since a prompt may hold braces itself
+    # by position and not by `replace`, since a prompt may contain braces
     found, rest = "", template
     while rest:
         place, name = min(((rest.find(name), name) for name in parts if name in rest), default=(len(rest), ""))

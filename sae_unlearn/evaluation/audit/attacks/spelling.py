@@ -1,7 +1,7 @@
-"""Attack: spell the words of the question otherwise.
+"""Attack: change the spelling of the words.
 
-The features of a topic are features of its words' usual tokens. Blanks between letters, misspellings and capitals make
-other tokens of them, which a large model reads as well.
+The features of a topic respond to the usual tokens of its words. Blanks between letters, misspellings and capitals give
+other tokens, which a large model still understands.
 
 Budget: black box, one greedy completion per fact, kind and share; no knowledge of the tokens or of the gate.
 """
@@ -31,18 +31,21 @@ def spelling_attack(
     kinds: Sequence[Kind] = get_args(Kind),
     seed: int = 0,
 ) -> list[AttackPoint[Measured]]:
-    """Ask each fact with a share of its words of four letters and more spelt otherwise.
+    """Ask each fact with a share of its words of four letters and more respelled.
 
-    Control: the same prompts on the base model, which loses recall by them too; and harmless facts spelt likewise.
+    Controls: the same prompts on the base model, whose recall they lower too; and harmless facts respelled alike.
 
     Args:
-        ask: what to do with the model and the respelt facts.
-        shares: of the words; the strengths of the points. What a small share changes, a larger one changes too.
-        kinds: the variants of the points; see `respelt`.
-        seed: of the words and letters drawn.
+        model (nn.Module): The model to ask.
+        facts (sequence of Fact): The facts.
+        ask (callable): Measure of the model on the respelled facts.
+        shares (sequence of float, *optional*, defaults to (0.25, 0.5, 1.0)): Shares of the words, the strengths of the
+            points. A larger share changes the words of a smaller one and more.
+        kinds (sequence of str, *optional*, defaults to ("spacing", "misspelling", "capitals")): Variants of the points.
+        seed (int, *optional*, defaults to 0): Seed of the drawn words and letters.
 
     Raises:
-        ValueError: a share outside 0 to 1, or an unknown kind.
+        ValueError: If a share is not in 0 to 1, or a kind is unknown.
     """
     return [
         AttackPoint(
@@ -56,17 +59,26 @@ def spelling_attack(
 
 
 def respelt(prompt: str, share: float, kind: Kind, seed: int = 0, index: int = 0) -> str:
-    """A prompt with its words changed; its cue ("Answer:") stays.
+    """Return a prompt with its words respelled. Its cue ("Answer:") is not changed.
 
-        spacing       m i s s p e l t     a blank between all letters
-        misspelling   mispselt            two neighbouring letters inside the word exchanged
-        capitals      MISSPELT
+        spacing       m i s s p e l l     a blank between all letters
+        misspelling   mispsell            two adjacent letters inside the word exchanged
+        capitals      MISSPELL
 
     Args:
-        index: tells the prompts of one seed apart.
+        prompt (str): The prompt.
+        share (float): Share of the words, 0 to 1.
+        kind (str): "spacing", "misspelling" or "capitals".
+        seed (int, *optional*, defaults to 0): Seed of the draw.
+        index (int, *optional*, defaults to 0): Number of the prompt, which distinguishes the prompts of one seed.
+
+    Raises:
+        ValueError: If `share` or `kind` is out of range.
     """
     if not 0 <= share <= 1 or kind not in get_args(Kind):
-        raise ValueError(f"share={share} of words by {kind!r}; expected 0 to 1, and {', '.join(get_args(Kind))}.")
+        raise ValueError(
+            f"share={share}, kind={kind!r}: expected a share in 0 to 1, and one of {', '.join(get_args(Kind))}."
+        )
     draw = random.Random(f"{seed} {index}")
 
     def change(match: re.Match[str]) -> str:

@@ -1,8 +1,7 @@
-"""Attack: spread the question over several turns of one conversation, or begin with harmless ones.
+"""Attack: spread the question over several turns of one conversation, or start with harmless turns.
 
-A server keeps the cache of a conversation, so what the first turn left there is not computed again. A gate that had no
-reason to fire in the first turns let their tokens through unedited, and one that forgets its state between calls would
-judge each turn alone.
+A server keeps the cache of a conversation and does not compute earlier turns again. A gate that did not fire in the
+first turns left their tokens unedited, and a gate that loses its state between calls would judge each turn alone.
 
 Budget: black box, one conversation per fact, way and number of turns.
 """
@@ -35,11 +34,11 @@ _WORDS = 40  # of a harmless turn
 
 
 class Conversations(NamedTuple):
-    """What came of one conversation for each fact.
+    """Results of one conversation for each fact.
 
     Attributes:
-        found: the last turns' completions.
-        fired: by guardrail, whether it fired in any turn, `[n]` bool; empty without guardrails.
+        found (list of Recall): Completions of the last turns.
+        fired (dict): `[n]` bool by guardrail: it fired in at least one turn. Empty without guardrails.
     """
 
     found: list[Recall]
@@ -59,29 +58,36 @@ def splitting_attack(
     seed: int = 0,
     progress: str | None = None,
 ) -> list[AttackPoint[Conversations]]:
-    """Ask each fact in so many turns, all on one cache.
+    """Ask each fact in several turns on one cache.
 
-    With a chat template every part is a user's turn and the model replies to each; without one the parts are given one
-    after the other, as a client does that keeps a cache, and their text is that of the whole prompt.
+    With a chat template every part is a user turn, and the model replies to each. Without one the parts follow each
+    other, as from a client that keeps a cache, and together they are the whole prompt.
 
-    Control: the same conversations with the base model, and harmless facts divided likewise. An adapter of the weights
-    computes the same in one turn as in several without a template; a difference there is rounding.
+    Controls: the same conversations with the base model, and harmless facts split alike. Without a template, an adapter
+    of the weights computes the same in one turn as in several, up to rounding.
 
     Args:
-        turns: the strengths of the points; a fact with fewer words has as many turns as words.
-        ways: "in parts", the question cut between words; "harmless first", the whole question in the last turn, and 40
-            words of filler in each before it. The variants of the points.
-        filler: harmless paragraphs.
-        seed: of the filler drawn; the parts have nothing random in them.
-        reply_tokens: of the model's replies in between, where there is a chat template.
-        progress: title of a progress bar; None for no bar.
+        model (nn.Module): The model to ask.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        facts (sequence of Fact): The facts.
+        turns (sequence of int, *optional*, defaults to (2, 3)): Numbers of turns, the strengths of the points. A fact
+            with fewer words has as many turns as words.
+        ways (sequence of str, *optional*, defaults to ("in parts", "harmless first")): Variants of the points. "in
+            parts" cuts the question between words. "harmless first" asks the whole question in the last turn, with 40
+            words of filler in each earlier turn.
+        filler (sequence of str, *optional*, defaults to `FILLER`): Harmless paragraphs.
+        max_new_tokens (int, *optional*, defaults to 8): Tokens of the last reply.
+        reply_tokens (int, *optional*, defaults to 16): Tokens of earlier replies, with a chat template.
+        chat_template (bool, *optional*, defaults to False): Use the tokenizer's chat template.
+        seed (int, *optional*, defaults to 0): Seed of the filler. The parts are not random.
+        progress (str, *optional*): Title of a progress bar. None shows no bar.
 
     Raises:
-        ValueError: fewer than one turn, an unknown way, or no chat template.
+        ValueError: If `turns` is below 1, a way is unknown, or the tokenizer has no chat template.
     """
     unknown = next((way for way in ways if way not in get_args(Way)), None)
     if unknown is not None:
-        raise ValueError(f"{unknown!r} is no way of splitting; choose from {', '.join(get_args(Way))}.")
+        raise ValueError(f"ways={unknown!r}: expected one of {', '.join(get_args(Way))}.")
     points = []
     with (
         evaluation_mode(model),
@@ -109,10 +115,12 @@ def splitting_attack(
 
 
 def in_parts(prompt: str, turns: int) -> list[str]:
-    """A prompt cut between words into `turns` parts of like length, which joined are the prompt; every part but the
-    first begins with its blank. The cue ("Answer:") stays with the last."""
+    """Return a prompt cut between words into `turns` parts of similar length, which joined are the prompt.
+
+    Every part except the first begins with its blank. The cue ("Answer:") stays with the last part.
+    """
     if turns < 1:
-        raise ValueError(f"turns={turns}; expected at least 1.")
+        raise ValueError(f"turns={turns}: expected at least 1.")
     stem, cue = split_cue(prompt)
     words = stem.split(" ")
     turns = min(turns, len(words))
@@ -122,7 +130,7 @@ def in_parts(prompt: str, turns: int) -> list[str]:
 
 
 def harmless_first(prompt: str, turns: int, filler: Sequence[str], draw: random.Random) -> list[str]:
-    """`turns` - 1 turns of filler, each a paragraph, and the prompt."""
+    """Return `turns` - 1 turns of filler, each a paragraph, and the prompt."""
     words = filler_words(_WORDS * (turns - 1), filler, draw)
     return [*(" ".join(words[i : i + _WORDS]) + "\n\n" for i in range(0, len(words), _WORDS)), prompt]
 
@@ -136,10 +144,10 @@ def converse(
     reply_tokens: int = 16,
     chat_template: bool = False,
 ) -> str:
-    """The greedy completion of the last turn, all turns on one cache.
+    """Return the greedy completion of the last turn, all turns on one cache.
 
-    Where a template or a tokenizer writes the beginning otherwise once more follows, the cache does not fit any longer,
-    and the conversation is read anew, as a server would.
+    If a template or a tokenizer encodes the beginning differently after the next turn, the cache no longer matches.
+    Then the conversation is read again, as a server does.
     """
     known: list[int] = []
     name = cache_name(base_model_of(model))
@@ -176,7 +184,7 @@ def converse(
 
 
 def _read(model: nn.Module, ids: list[int], seen: int, cache: dict[str, DynamicCache]) -> None:
-    """Put the tokens from `seen` on into the cache."""
+    """Run the tokens from `seen` on through the model, which extends the cache."""
     row = torch.tensor([ids], device=input_device(model))
     model(
         input_ids=row[:, seen:],
@@ -187,14 +195,17 @@ def _read(model: nn.Module, ids: list[int], seen: int, cache: dict[str, DynamicC
 
 
 def _new_cache(model: nn.Module, name: str | None) -> dict[str, DynamicCache]:
-    """An empty cache under the name by which the model takes it. Without an entry where the model takes none, or has
-    one that does not count its tokens (Mamba): each turn then reads the conversation anew."""
+    """An empty cache under the name of the model's argument for it.
+
+    Empty if the model takes no cache, or one that does not count its tokens (Mamba). Each turn then reads the whole
+    conversation.
+    """
     cache = DynamicCache(config=text_config(model))
     return {} if name is None or not knows_length(cache) else {name: cache}
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, known: list[int], text: str, whole: str) -> list[int]:
-    """The ids of `whole`; after `known`, the ids of its beginning `text`, where it goes on from there."""
+    """The ids of `whole`. If it continues `text`, whose ids are `known`, only the rest is tokenized."""
     ids = prompt_ids(tokenizer, whole)
     if ids[: len(known)] == known or not whole.startswith(text):
         return ids

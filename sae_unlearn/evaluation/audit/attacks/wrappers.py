@@ -1,7 +1,7 @@
-"""Attack: instructions and scenes around the question that are meant to talk the model out of it.
+"""Attack: instructions and scenes around the question that are meant to persuade the model.
 
-A guardrail does not read instructions, and a base model hardly does; what a wrapper can do is to dilute, and to lead
-the model into another kind of text.
+A guardrail does not follow instructions, and a base model hardly does. A wrapper can dilute the question, and lead the
+model into another kind of text.
 
 Budget: black box, one greedy completion per fact and wrapper; the wrappers are fixed and know nothing of the topic.
 """
@@ -39,15 +39,18 @@ def wrapper_attack(
     ask: AskFacts[Measured],
     wrappers: Mapping[str, str] = WRAPPERS,
 ) -> list[AttackPoint[Measured]]:
-    """Ask each fact in each wrapper. There is nothing random in it.
+    """Ask each fact in each wrapper. Nothing in it is random.
 
-    Control: the same prompts on the base model, and harmless facts in the same wrappers.
+    Controls: the same prompts on the base model, and harmless facts in the same wrappers.
 
     Args:
-        ask: what to do with the model and the wrapped facts.
-        wrappers: by name, the variants of the points; templates as those of `rephrasing_attack`.
+        model (nn.Module): The model to ask.
+        facts (sequence of Fact): The facts.
+        ask (callable): Measure of the model on the wrapped facts.
+        wrappers (mapping, *optional*, defaults to `WRAPPERS`): Wrappers by name, the variants of the points, in the
+            format of `rephrasing_attack`.
 
     Raises:
-        ValueError: a wrapper without a place for the prompt.
+        ValueError: If a wrapper contains neither `{prompt}` nor `{stem}`.
     """
     return rephrasing_attack(model, facts, ask, wrappers)
