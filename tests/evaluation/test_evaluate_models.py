@@ -128,7 +128,7 @@ def test_truth_ratios_and_forget_quality():
     metrics = {(figure.side, figure.metric) for figure in report.figures}
     assert ("retain", "forget_quality") not in metrics
     assert ("forget", "truth_score") not in metrics
-    with pytest.raises(ValueError, match="reference=.*forget/choices"):
+    with pytest.raises(ValueError, match=r"reference=.*forget/choices"):
         evaluate(model, tokenizer, forget=ANSWERS[:3], reference=reference, progress=False)
     report = evaluate(model, tokenizer, forget=FACTS, reference=reference, max_new_tokens=1, progress=False)
     assert any(note.startswith("reference: skipped forget quality") for note in report.notes)

@@ -211,7 +211,7 @@ def test_prompts_without_the_name_are_asked():
 
 def test_a_prompt_that_names_the_entity_is_refused():
     facts = [Fact("w3 w4", ("w5",)), Fact("w3 W20", ("w5",))]
-    with pytest.raises(ValueError, match="facts: .*'w3 W20' with 'w20'"):
+    with pytest.raises(ValueError, match=r"facts: .*'w3 W20' with 'w20'"):
         entity_free_recall(base_model("llama"), tiny_tokenizer(), facts, ["w20"])
 
 

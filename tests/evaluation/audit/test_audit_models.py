@@ -144,7 +144,7 @@ def test_the_best_of_all_tries_is_a_union():
     assert best(rows, side="retain") is None
     subjects = ["a", "a", "b", "b"]
     assert best([row([1, 0, 0, 0], subjects=subjects)]).estimate.n == 2
-    with pytest.raises(ValueError, match="figures: .* 2 sets"):
+    with pytest.raises(ValueError, match=r"figures: .* 2 sets"):
         any_of(RECALL, [row([1, 0]).find(), row([1, 0, 1]).find()])
 
 

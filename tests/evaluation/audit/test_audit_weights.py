@@ -166,7 +166,7 @@ def test_an_adapter_that_is_taken_off_leaves_the_base(kind, guarded):
 
 
 def test_nothing_to_take_off_is_said(guarded):
-    with pytest.raises(ValueError, match="base=None: .*LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=r"base=None: .*LlamaForCausalLM"):
         removal_attack(base_model("llama"), logits)
     with guarded.disable_adapter(), pytest.raises(ValueError, match="base=None: "):
         removal_attack(guarded, logits)

@@ -178,7 +178,7 @@ def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="source='nobody/nothing'"):
         reader(**arguments, source="nobody/nothing")  # offline, so the Hub has nothing
     if reader is not relation_facts:
-        with pytest.raises(FileNotFoundError, match="source=.* a folder that exists"):
+        with pytest.raises(FileNotFoundError, match=r"source=.* a folder that exists"):
             reader(source=str(tmp_path / "nothing"))
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(ImportError, match=r"\[eval\]"):

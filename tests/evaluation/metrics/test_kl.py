@@ -44,5 +44,5 @@ def test_a_second_model_is_the_same_as_the_adapter_disabled():
 
 
 def test_a_bare_model_needs_a_base():
-    with pytest.raises(ValueError, match="base=None: .*LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=r"base=None: .*LlamaForCausalLM"):
         row_divergences(base_model("llama"), tiny_tokenizer(), TEXTS)

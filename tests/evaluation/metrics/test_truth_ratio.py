@@ -86,7 +86,7 @@ def test_the_distance_interval_holds_at_least_as_often_as_it_says():
 
 
 def test_what_cannot_be_compared_is_said(monkeypatch):
-    with pytest.raises(ValueError, match="log_ratios, reference: .*0 and 3"):
+    with pytest.raises(ValueError, match=r"log_ratios, reference: .*0 and 3"):
         forget_quality(torch.zeros(0), torch.zeros(3))
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ImportError, match=r"\[eval\]"):

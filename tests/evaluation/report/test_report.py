@@ -118,7 +118,7 @@ def test_other_rows_are_not_compared():
     before = Report("a", (figure(HITS, rows="r"),))
     with pytest.raises(ValueError, match="forget/facts/alias_recall: expected the same rows"):
         compare(before, Report("b", (figure(HITS, rows="s"),)))
-    with pytest.raises(ValueError, match="before=.*after=.*common figure"):
+    with pytest.raises(ValueError, match=r"before=.*after=.*common figure"):
         compare(before, Report("b", (figure(HITS, metric="refusals"),)))
 
 
