@@ -240,7 +240,7 @@ def test_show_writes_a_page_with_the_features_on_texts_and_keeps_the_sweep(parts
     assert main(page) == 0
     first = html.read_text(encoding="utf-8")
     assert "From 6 forget texts" in first
-    assert "What another dose or threshold would do" in first
+    assert "Other doses and thresholds" in first
     model, tokenizer = loading.load_model(str(parts / "model"), device="cpu")
     texts = {
         role: drawn(list(read_texts(str(parts / name))), 6)
@@ -254,11 +254,11 @@ def test_show_writes_a_page_with_the_features_on_texts_and_keeps_the_sweep(parts
     assert main(page) == 0
     assert html.read_text(encoding="utf-8") == first
     assert main([*page[:3], page[4]]) == 0
-    assert "What another dose or threshold would do" in html.read_text(encoding="utf-8")
+    assert "Other doses and thresholds" in html.read_text(encoding="utf-8")
     sweep.unlink()
     assert main([*page, "--no-sweep"]) == 0
     assert not sweep.exists()
-    assert "What another dose or threshold would do" not in html.read_text(encoding="utf-8")
+    assert "Other doses and thresholds" not in html.read_text(encoding="utf-8")
 
 
 def test_show_refuses_a_page_that_cannot_be_made(parts, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""The page of a guardrail: one HTML file with its own style and drawings, which loads nothing and runs no script."""
+"""Page of a guardrail: one HTML file with its own style and drawings, without scripts and requests."""

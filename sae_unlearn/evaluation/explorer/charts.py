@@ -1,4 +1,4 @@
-"""The charts of a guardrail's page. Forget text is drawn in one colour and retain text in the other, throughout."""
+"""Charts of a guardrail's page. Forget and retain text have one color each throughout."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,14 @@ from sae_unlearn.guardrail.summary import ROLES
 
 
 def distribution(statistics: Mapping[str, Sequence[float]], threshold: float, words: str) -> Markup:
-    """Rows by their statistic, forget upwards and retain downwards, and the threshold.
+    """Return the histogram of rows by their statistic, with the threshold.
+
+    Forget rows point upwards, retain rows downwards.
 
     Args:
-        words: what the statistic is.
+        statistics (mapping): Statistics of the rows by role.
+        threshold (float): The gate's threshold.
+        words (str): Name of the statistic.
     """
     high = _highest(statistics, threshold)
     edges = bin_edges(threshold, high)
@@ -35,12 +39,12 @@ def distribution(statistics: Mapping[str, Sequence[float]], threshold: float, wo
                 title = f"{left:.3g} to {right:.3g}: {n} of {len(statistics[role])} {role} rows"
                 parts.append(frame.box((left, right), (0, sign * share), f"bar {role}", title))
     parts += [frame.rule(0), frame.mark(threshold, f"threshold {threshold:.3g}, fires above")]
-    told = ", ".join(f"{_above(rows, threshold)} of {len(rows)} {role} rows" for role, rows in statistics.items())
-    return drawing(parts, f"Rows by {words}; above the threshold {threshold:.3g} are {told}")
+    counts = ", ".join(f"{_above(rows, threshold)} of {len(rows)} {role} rows" for role, rows in statistics.items())
+    return drawing(parts, f"Rows by {words}; above the threshold {threshold:.3g} are {counts}")
 
 
 def fire_rates(statistics: Mapping[str, Sequence[float]], threshold: float) -> Markup:
-    """The share of rows that each threshold would let the gate fire on."""
+    """Return the curve of the share of rows on which the gate fires, over the threshold."""
     high = _highest(statistics, threshold)
     frame = Frame(0.0, high, 0.0, 1.0)
     parts = [frame.axes(ticks(0.0, high), _shares(0.0, 1.0), "threshold")]
@@ -55,7 +59,7 @@ def fire_rates(statistics: Mapping[str, Sequence[float]], threshold: float) -> M
 
 
 def dose_curve(points: Sequence[SweepPoint]) -> Markup:
-    """The change of the loss over the dose, in multiples of the guardrail's own."""
+    """Return the curve of the change of the loss over the dose, in multiples of the guardrail's own."""
     low, high = _range(points)
     frame = Frame(-0.4, len(points) - 0.6, low, high)
     names = [(float(place), f"{point.setting:g}×") for place, point in enumerate(points)]
@@ -74,7 +78,7 @@ def dose_curve(points: Sequence[SweepPoint]) -> Markup:
 
 
 def threshold_curve(points: Sequence[SweepPoint], threshold: float) -> Markup:
-    """The change of the loss over the threshold."""
+    """Return the curve of the change of the loss over the threshold."""
     low, high = _range(points)
     last = max(point.setting for point in points) or 1.0
     frame = Frame(0.0, last, low, high)
@@ -102,7 +106,7 @@ def _above(rows: Sequence[float], threshold: float) -> int:
 
 
 def _range(points: Sequence[SweepPoint]) -> tuple[float, float]:
-    """The intervals of all points, and 0, with a little room."""
+    """The range of the intervals of all points and 0, with a margin."""
     ends = [end for point in points for found in point.change.values() for end in (found.low, found.high)]
     ends = [end for end in ends if math.isfinite(end)]
     low, high = min(0.0, *ends), max(0.0, *ends)

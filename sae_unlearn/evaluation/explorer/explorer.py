@@ -1,4 +1,4 @@
-"""The picture of a guardrail: what its fit recorded, and what it does on texts that are given, for one page."""
+"""Picture of a guardrail: the records of its fit and its behavior on given texts, for one page."""
 
 import os
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ from sae_unlearn.options.field import merged, takes_options
 
 @dataclass(frozen=True)
 class GuardrailPicture:
-    """What a guardrail's page shows.
+    """Content of a guardrail's page.
 
     Attributes:
-        title: of the page.
-        config: the guardrail's, with its calibration.
-        clamp: the values its features are clamped to, `[N]`.
-        contexts: of its features on the texts that were given; None if there were none.
-        sweep: the loss at other doses and thresholds; None if it was not measured.
+        title (str): Title of the page.
+        config (SAEGuardrailConfig): Config of the guardrail, with its calibration.
+        clamp (sequence of float): Values to which its features are clamped, `[N]`.
+        contexts (FeatureContexts, *optional*): Contexts of its features in the given texts. None without texts.
+        sweep (Sweep, *optional*): Losses at other doses and thresholds. None if not measured.
     """
 
     title: str
@@ -40,11 +40,14 @@ class GuardrailPicture:
     sweep: Sweep | None = None
 
     def to_html(self) -> str:
-        """The page: one HTML file that fetches nothing and runs no script. Without contexts no text is on it."""
+        """Return the page: one HTML file that fetches nothing and runs no script.
+
+        It contains text only if the picture has contexts.
+        """
         return render_page(self.title, self.config, self.clamp, self.contexts, self.sweep)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page, and say where it is."""
+        """Write the page and return its path."""
         target = Path(path).expanduser()
         write_whole(target, self.to_html())
         return target
@@ -61,18 +64,18 @@ def stored_picture(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> GuardrailPicture:
-    """The picture of a guardrail's folder by itself: no model is needed, and no text of anybody's is on the page.
+    """Return the picture of a saved guardrail, without a model and without texts.
 
     Args:
-        source: a local folder, a Hub repository, or a `GuardrailFolder`.
-        title: of the page; None takes the folder's name.
-        sweep: one that was measured earlier.
-        revision: branch, tag or commit of the Hub repository.
-        subfolder: folder in the repository or folder.
-        token, cache_dir, local_files_only: as in `huggingface_hub`.
+        source (str, PathLike or GuardrailFolder): A local folder, a Hub repository, or an opened folder.
+        title (str, *optional*): Title of the page. None takes the folder's name.
+        sweep (Sweep, *optional*): A sweep that was measured earlier.
+        revision (str, *optional*): Branch, tag or commit of the Hub repository.
+        subfolder (str, *optional*): Folder inside the source.
+        token, cache_dir, local_files_only: As in `huggingface_hub`.
 
     Raises:
-        GuardrailError: there is no guardrail, it is malformed, or the sweep is of another one.
+        GuardrailError: If the source has no guardrail or a malformed one, or the sweep is of another guardrail.
     """
     folder = GuardrailFolder.open(
         source,
@@ -102,22 +105,27 @@ def picture_guardrail(
     config: PictureConfig | None = None,
     **options: Any,
 ) -> GuardrailPicture:
-    """The picture of a guardrail that is on a model, with its features on texts. **The page holds pieces of them.**
+    """Return the picture of a guardrail on a model, with its features on texts.
+
+    **The page contains parts of the texts.**
 
     Args:
-        model: a model with the guardrail. It is left as it was.
-        tokenizer: the model's.
-        forget, retain: texts of the topic, and others, held out from fitting. One of the two may be left out.
-        adapter_name: which guardrail; None takes the only one. Several have a page each.
-        title: of the page; None takes the folder that the guardrail came from, or else its name.
-        sweep: whether to measure the loss at other doses and thresholds (see `sweep_guardrail` for the cost), or one
-            that was measured earlier.
-        config: the options; None takes the defaults.
-        options: any field of `PictureConfig` by its name, in place of its value in `config`.
+        model (nn.Module): A model with the guardrail. It is left as it was.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget, retain (iterable, *optional*): Texts of the topic and other texts, held out from fitting. At least one
+            of the two is needed.
+        adapter_name (str, *optional*): Name of the guardrail. None takes the only one.
+        title (str, *optional*): Title of the page. None takes the folder that the guardrail was loaded from, or its
+            name.
+        sweep (bool or Sweep, *optional*, defaults to True): Measure the loss at other doses and thresholds (see
+            `sweep_guardrail` for the cost), or use a sweep that was measured earlier.
+        config (PictureConfig, *optional*): The options. None takes the defaults.
+        options: Fields of `PictureConfig` by name, which override `config`.
 
     Raises:
-        GuardrailError: there is no such guardrail, no text, an empty corpus, or the sweep is of another guardrail.
-        UnlearnError: an option is out of range.
+        GuardrailError: If the model has no such guardrail, no texts are given, a corpus is empty, or the sweep is of
+            another guardrail.
+        UnlearnError: If an option is out of range.
     """
     given = merged(PictureConfig, config, options, UnlearnError)
     reading = (given.text_column, given.batch_size, given.progress)

@@ -1,9 +1,7 @@
-"""The guarded features on given texts: where each is most active, how often it is, and what the gate makes of the rows.
+"""The guarded features on given texts: strongest contexts, densities, and the gate's statistics.
 
-One pass through the model, up to the guarded layer. Of each feature only the best contexts are kept, so memory does not
+One pass through the model, up to the guarded layer. Only the best contexts of each feature are kept, so memory does not
 grow with the texts.
-
-What each token of a row adds to its text.
 """
 
 import heapq
@@ -20,14 +18,14 @@ from sae_unlearn.evaluation.explorer.texts import GuardedTexts
 from sae_unlearn.guardrail.offline import judged_tokens
 
 
-_UNFINISHED = "\ufffd"  # what a decoder gives for bytes that are a part of a character
+_UNFINISHED = "\ufffd"  # a decoder's output for an incomplete character
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of a row of token ids as one piece for each token; together they are the text.
+    """Return the text of a row of token ids as one piece for each token. Together the pieces are the text.
 
-    A character of several tokens belongs to the last of them, and the others are empty. Blanks before words are kept,
-    which a token that is decoded alone may lose.
+    A character of several tokens belongs to the last of them, and the other pieces are empty. Blanks before words are
+    kept, which decoding a single token may lose.
     """
     pieces, done = [], ""
     for end in range(1, len(ids) + 1):
@@ -40,15 +38,16 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list
 
 @dataclass(frozen=True)
 class Context:
-    """Tokens around a place at which a feature is very active.
+    """Tokens around a place at which a feature is strongly active.
 
     Attributes:
-        role: "forget" or "retain", whose text it is.
-        document: number of the text in its corpus, from 0.
-        tokens: the text, token by token.
-        activations: the feature's activation at each, 0 where it is not active or the token is no content.
-        peak: place of the largest one.
-        cut: whether the row goes on before these tokens, and after them.
+        role (str): "forget" or "retain", the corpus of the text.
+        document (int): 0-based number of the text in its corpus.
+        tokens (tuple of str): The text, token by token.
+        activations (tuple of float): Activation of the feature at each token, 0 if it is inactive or the token is not
+            content.
+        peak (int): Index of the largest activation.
+        cut (tuple of bool): The row continues before these tokens, and after them.
     """
 
     role: str
@@ -64,10 +63,10 @@ class GuardedFeature:
     """A guarded feature on the texts.
 
     Attributes:
-        feature: its id in the SAE.
-        contexts: the rows with the highest peaks, highest first; one context of each.
-        density: by role, the share of content tokens at which it is active.
-        mean_squared: by role, the mean over content tokens of the squared activation.
+        feature (int or None): Its id in the SAE. None if the guardrail does not record it.
+        contexts (tuple of Context): One context of each of the rows with the highest peaks, highest first.
+        density (mapping): Share of content tokens at which it is active, by role.
+        mean_squared (mapping): Mean of the squared activation over content tokens, by role.
     """
 
     feature: int
@@ -77,19 +76,19 @@ class GuardedFeature:
 
     @property
     def ratio(self) -> float | None:
-        """Mean squared activation on forget over that on retain text; None without both, or where the latter is 0."""
+        """Mean squared activation on forget over that on retain text, or None if it is undefined."""
         retain = self.mean_squared.get("retain")
         return self.mean_squared["forget"] / retain if retain and "forget" in self.mean_squared else None
 
 
 @dataclass(frozen=True)
 class FeatureContexts:
-    """What `feature_contexts` found.
+    """Result of `feature_contexts`.
 
     Attributes:
-        features: in the order in which the guardrail has them.
-        statistics: by role, the gate's statistic of each row.
-        documents, tokens: by role, how many texts and content tokens there were.
+        features (tuple of GuardedFeature): In the order of the guardrail.
+        statistics (mapping): The gate's statistic of each row, by role.
+        documents, tokens (mapping): Numbers of texts and content tokens, by role.
     """
 
     features: tuple[GuardedFeature, ...]
@@ -111,24 +110,26 @@ def feature_contexts(
     batch_size: int = 8,
     progress: bool = True,
 ) -> FeatureContexts:
-    """Run texts through the model up to the guarded layer, and read the guarded features there.
+    """Run texts through the model up to the guarded layer and measure the guarded features there.
 
-    The features are those of the guardrail: for a topk SAE, its approximation by thresholds. Texts are read as the fit
-    read them: cut at its length, in its chat template.
+    The features are those of the guardrail: for a TopK SAE, its approximation by thresholds. Texts are read as in the
+    fit: cut at its length, in its chat template.
 
     Args:
-        model: a model with the guardrail; its guardrails are out of force during the pass.
-        forget, retain: texts of the topic, and others, as for `fit_guardrail`. One of the two may be left out.
-        adapter_name: which guardrail; None takes the only one.
-        contexts: of each feature.
-        around: tokens shown before a peak, and after it.
-        text_column: column of datasets and mappings that holds the text.
-        batch_size: rows per forward pass; the result does not depend on it, up to rounding.
-        progress: show progress bars.
+        model (nn.Module): A model with the guardrail. Its guardrails are disabled during the pass.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget, retain (iterable, *optional*): Texts of the topic and other texts, as for `fit_guardrail`. At least one
+            of the two is needed.
+        adapter_name (str, *optional*): Name of the guardrail. None takes the only one.
+        contexts (int, *optional*, defaults to 5): Contexts of each feature.
+        around (int, *optional*, defaults to 16): Tokens shown before a peak, and after it.
+        text_column (str, *optional*, defaults to "text"): Column or key of the text in datasets and mappings.
+        batch_size (int, *optional*, defaults to 8): Rows per forward pass. It changes only rounding.
+        progress (bool, *optional*, defaults to True): Show progress bars.
 
     Raises:
-        GuardrailError: there is no such guardrail, no text, or an empty corpus.
-        ValueError: `contexts` or `around` is out of range.
+        GuardrailError: If the model has no such guardrail, no texts are given, or a corpus is empty.
+        ValueError: If `contexts` or `around` is out of range.
     """
     texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
     return contexts_in(texts, contexts, around)
@@ -136,9 +137,9 @@ def feature_contexts(
 
 @torch.no_grad()
 def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureContexts:
-    """`feature_contexts` of texts that may be read for something else too."""
+    """Return the contexts of texts that can also be used for other measurements."""
     if contexts < 1 or around < 0:
-        raise ValueError(f"contexts={contexts}, around={around}; expected at least 1 and 0.")
+        raise ValueError(f"contexts={contexts}, around={around}: expected at least 1 and 0.")
     config, encoder = texts.config, texts.encoder
     best = _Best(config.num_features, contexts, around)
     sums = {role: _Sums(config.num_features) for role in texts.documents}
@@ -170,7 +171,7 @@ def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureConte
 
 
 class _Sums:
-    """Running sums over content tokens: of how many a feature is active at, and of squared activations, `[N]`."""
+    """Running sums over content tokens, `[N]`: active tokens, and squared activations."""
 
     def __init__(self, n: int) -> None:
         self.tokens = 0
@@ -183,14 +184,14 @@ class _Sums:
 
 
 class _Best:
-    """The rows with the highest peaks of each feature; of equal ones the earlier."""
+    """The rows with the highest peaks of each feature. Of equal peaks the earlier row is kept."""
 
     def __init__(self, n: int, number: int, around: int) -> None:
         self._number, self._around = number, around
         self._heaps: list[list[tuple[float, int, int, tuple[Any, ...]]]] = [[] for _ in range(n)]
 
     def add(self, batch: ResidualBatch, activations: Tensor, role: str, documents: list[int]) -> None:
-        """Offer the rows of a batch, with their activations `[batch, seq, N]`, 0 where none counts."""
+        """Offer the rows of a batch, with their activations `[batch, seq, N]`, 0 at tokens that do not count."""
         peaks, places = activations.max(dim=1)
         peaks, places = peaks.float().cpu(), places.cpu()
         lowest = torch.tensor([heap[0][0] if len(heap) == self._number else 0.0 for heap in self._heaps])
@@ -200,7 +201,7 @@ class _Best:
             window = slice(max(0, place - self._around), min(place + self._around + 1, length))
             cut = (window.start > 0, window.stop < length)
             ids, values = batch.input_ids[i, window].tolist(), activations[i, window, feature].float().tolist()
-            # forget rows come first: of equal peaks theirs is kept
+            # forget rows come first: of equal peaks, theirs is kept
             key = (float(peaks[i, feature]), 0 if role == "forget" else -1, -row)
             entry = (*key, (role, documents[row], ids, values, place - window.start, cut))
             if len(self._heaps[feature]) < self._number:
@@ -209,7 +210,7 @@ class _Best:
                 heapq.heappushpop(self._heaps[feature], entry)
 
     def contexts(self, feature: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Context, ...]:
-        """Those of a feature, highest peak first."""
+        """The contexts of a feature, highest peak first."""
         kept = [entry[-1] for entry in sorted(self._heaps[feature], reverse=True)]
         return tuple(
             Context(role, document, tuple(token_pieces(tokenizer, ids)), tuple(values), *places)

@@ -1,8 +1,8 @@
-"""The pages that neuronpedia.org has of an SAE's features.
+"""Links to the pages of an SAE's features on neuronpedia.org.
 
-An SAE is known there by "<model>/<layer and set>", such as "gemma-2-2b/3-gemmascope-res-16k". SAELens writes it into an
-SAE's `cfg.json`, and lists those of published SAEs in `pretrained_saes.yaml`, which is looked into if SAELens is
-installed. Without an id there is no link: a page of another SAE of the same layer tells of other features.
+An SAE's id there is "<model>/<layer and set>", such as "gemma-2-2b/3-gemmascope-res-16k". SAELens writes it into an
+SAE's `cfg.json`, and lists the ids of published SAEs in `pretrained_saes.yaml`, which is read if SAELens is installed.
+Without an id no link is made: a page of another SAE of the same layer describes other features.
 """
 
 from functools import cache
@@ -17,10 +17,10 @@ SITE = "https://www.neuronpedia.org"
 
 
 def neuronpedia_id(sae_source: dict[str, Any] | None) -> str | None:
-    """The id of an SAE by its `source`, None if it has none or it is not known.
+    """Return the id of an SAE by its `source`, or None if it is unknown.
 
     Args:
-        sae_source: as in `SAEGuardrailConfig.sae_source`; it may come from anybody.
+        sae_source (dict or None): As in `SAEGuardrailConfig.sae_source`. It is untrusted.
     """
     source = sae_source or {}
     found = source.get("neuronpedia_id")
@@ -30,13 +30,13 @@ def neuronpedia_id(sae_source: dict[str, Any] | None) -> str | None:
 
 
 def feature_page(identity: str | None, feature: int) -> str | None:
-    """The address of a feature's page, None if the SAE is not known."""
+    """Return the URL of a feature's page, or None if the SAE or the feature is unknown."""
     return None if identity is None else f"{SITE}/{identity}/{feature}"
 
 
 @cache
 def _listed() -> dict[tuple[str, str], str]:
-    """Ids by repository and folder, as the installed SAELens lists them; empty without it."""
+    """Ids by repository and folder, as the installed SAELens lists them. Empty without SAELens."""
     spec = find_spec("sae_lens")
     path = Path(spec.origin).parent / "pretrained_saes.yaml" if spec is not None and spec.origin else None
     if path is None or not path.is_file():

@@ -1,4 +1,4 @@
-"""From a picture to its page, by the template `page.html` and the style sheet `page.css`."""
+"""Rendering of a guardrail's page from the template `page.html` and the style sheet `page.css`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,10 @@ def render_page(
     seen: FeatureContexts | None,
     sweep: Sweep | None,
 ) -> str:
-    """The page of a guardrail, see `GuardrailPicture` for the arguments. All that comes from outside is escaped."""
+    """Return the page of a guardrail. All outside content is escaped.
+
+    The arguments are those of `GuardrailPicture`.
+    """
     calibration = config.calibration or {}
     stored = contents.stored_statistics(calibration)
     features, words = contents.feature_rows(config, clamp, seen), statistic_in_words(config)

@@ -1,14 +1,12 @@
-"""What a sweep over doses and thresholds found: points of loss and firing, which can be kept, and known again.
-
-What another dose, or another threshold, would do: the change of the loss on forget and on retain text.
+"""Sweep over doses and thresholds: the change of the loss on forget and on retain text.
 
 With `loss_i(none)` the loss of row i without the guardrail, in nats per token, the change at dose `m` (the clamp values
 times m) and threshold `tau` is
 
     change_i(m, tau) = loss_i(m, tau) - loss_i(none),        0 for rows on which the gate does not fire
 
-Under `gate_scope="sequence"` a row is judged whole, so its loss is one of two numbers, and the curve over thresholds
-costs one pass with the gate open. Under `"prefix"` every threshold is a pass of its own over the rows that fire.
+Under `gate_scope="sequence"` a row is judged as a whole, so its loss is one of two numbers, and the curve over
+thresholds costs one pass with the gate open. Under `"prefix"` every threshold is a pass over the rows that fire.
 """
 
 import json
@@ -40,9 +38,10 @@ class SweepPoint:
     """The guardrail at one setting.
 
     Attributes:
-        setting: the threshold, or the dose in multiples of the guardrail's own; at 0 the features are set to 0.
-        change: by role, the mean change of the loss over texts, nats per token.
-        fires: by role, the share of rows on which the gate fires.
+        setting (float): The threshold, or the dose in multiples of the guardrail's own. At dose 0 the features are set
+            to 0.
+        change (mapping): Mean change of the loss over texts by role, in nats per token.
+        fires (mapping): Share of rows on which the gate fires, by role.
     """
 
     setting: float
@@ -52,13 +51,13 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep_guardrail` measured.
+    """Result of `sweep_guardrail`.
 
     Attributes:
-        doses: at the guardrail's threshold.
-        thresholds: at the guardrail's dose.
-        base_loss: by role, the mean loss without it, nats per token.
-        guardrail: layer, features and threshold of what was swept.
+        doses (tuple of SweepPoint): At the guardrail's threshold.
+        thresholds (tuple of SweepPoint): At the guardrail's dose.
+        base_loss (mapping): Mean loss without the guardrail by role, in nats per token.
+        guardrail (mapping): Layer, features and threshold of the guardrail.
     """
 
     doses: tuple[SweepPoint, ...]
@@ -67,22 +66,25 @@ class Sweep:
     guardrail: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As a mapping that JSON can hold."""
+        """Return the sweep as a mapping that JSON can hold."""
         return asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as JSON."""
+        """Write the sweep as JSON and return the path."""
         target = Path(path)
         write_whole(target, json.dumps(self.to_dict(), indent=1) + "\n")
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Sweep":
-        """Read what `save` wrote.
+        """Load a sweep that `save` wrote.
+
+        Args:
+            path (str or PathLike): The JSON file.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it holds something else.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not a sweep.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -90,26 +92,26 @@ class Sweep:
             base = {str(role): float(loss) for role, loss in stored["base_loss"].items()}
             return cls(doses, thresholds, base, dict(stored["guardrail"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is no sweep that this package wrote: {error!r}.") from error
+            raise ValueError(f"{path}: expected a sweep that this package wrote, got {error!r}.") from error
 
     def check_is_of(self, config: SAEGuardrailConfig) -> None:
-        """Raise unless it is a sweep of this guardrail.
+        """Raise unless the sweep is of this guardrail.
 
         Raises:
-            UnlearnError: naming what differs.
+            GuardrailError: If they differ. The message names the field.
         """
         check_is(config, SAEGuardrailConfig, "config")
         mine = about(config)
         wrong = [name for name in mine if self.guardrail.get(name) != mine[name]]
         if wrong:
             raise GuardrailError(
-                f"The sweep is of another guardrail: {wrong[0]} is {self.guardrail.get(wrong[0])} there and "
-                f"{mine[wrong[0]]} here; measure it again."
+                f"sweep.{wrong[0]}={self.guardrail.get(wrong[0])}: expected {mine[wrong[0]]}, as in this guardrail. "
+                "Measure it again."
             )
 
 
 def about(config: SAEGuardrailConfig) -> dict[str, Any]:
-    """What a sweep knows its guardrail by again."""
+    """Return the fields that identify the guardrail of a sweep."""
     return {"layer": config.layer, "feature_ids": list(config.feature_ids or ()) or None, "threshold": config.threshold}
 
 
@@ -119,7 +121,7 @@ def _stored_point(stored: dict[str, Any]) -> SweepPoint:
 
 
 DOSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-ALL_FIRE = -1.0  # a threshold that every statistic exceeds
+ALL_FIRE = -1.0  # below every statistic
 _STEPS = {"sequence": 24, "prefix": 6}
 
 
@@ -136,35 +138,38 @@ def sweep_guardrail(
     batch_size: int = 4,
     progress: bool = True,
 ) -> Sweep:
-    """Measure the loss on texts at other doses and thresholds of a guardrail. It clamps, whatever its action; other
-    guardrails are out of force, and other adapters stay as they are. Afterwards all is as before.
+    """Measure the loss on texts at other doses and thresholds of a guardrail.
 
-    The cost is two forward passes over all rows, one up to the guarded layer, and one for each dose over the rows on
-    which the gate fires.
+    The guardrail clamps, whatever its action. Other guardrails are disabled, and other adapters stay as they are. The
+    model is left as it was. The cost is two forward passes over all rows, one up to the guarded layer, and one for each
+    dose over the rows on which the gate fires.
 
     Args:
-        model: a model with the guardrail.
-        forget, retain: texts of the topic, and others, held out from fitting. One of the two may be left out. They are
-            read as the fit read its own.
-        adapter_name: which guardrail; None takes the only one.
-        doses: multiples of the guardrail's clamp values; 1 is measured anyway.
-        thresholds: None spreads some from 0 to the largest statistic; the guardrail's own is measured anyway.
-        text_column: column of datasets and mappings that holds the text.
-        batch_size: rows per forward pass; the result does not depend on it, up to rounding.
-        progress: show progress bars.
+        model (nn.Module): A model with the guardrail.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget, retain (iterable, *optional*): Texts of the topic and other texts, held out from fitting. At least one
+            of the two is needed. They are read as in the fit.
+        adapter_name (str, *optional*): Name of the guardrail. None takes the only one.
+        doses (sequence of float, *optional*, defaults to (0, 0.25, 0.5, 1, 2, 4)): Multiples of the guardrail's clamp
+            values. 1 is always measured.
+        thresholds (sequence of float, *optional*): None spreads some from 0 to the largest statistic. The guardrail's
+            own is always measured.
+        text_column (str, *optional*, defaults to "text"): Column or key of the text in datasets and mappings.
+        batch_size (int, *optional*, defaults to 4): Rows per forward pass. It changes only rounding.
+        progress (bool, *optional*, defaults to True): Show progress bars.
 
     Raises:
-        GuardrailError: there is no such guardrail, no text, or an empty corpus.
-        ValueError: a dose is negative, which would amplify the topic.
+        GuardrailError: If the model has no such guardrail, no texts are given, or a corpus is empty.
+        ValueError: If a dose is negative, which would amplify the topic.
     """
     texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
     return swept(texts, doses, thresholds)
 
 
 def swept(texts: GuardedTexts, doses: Sequence[float] = DOSES, thresholds: Sequence[float] | None = None) -> Sweep:
-    """`sweep_guardrail` on texts that may have been read for something else too."""
+    """Return the sweep of texts that can also be used for other measurements."""
     if any(dose < 0 for dose in doses):
-        raise ValueError(f"doses={list(doses)}; a negative one would amplify the topic.")
+        raise ValueError(f"doses={list(doses)}: expected at least 0. A negative dose would amplify the topic.")
     config, own = texts.config, texts.config.tau
     sides = {role: _Side(texts, role) for role in texts.documents}
     highest = max(own, *(float(side.statistics.max()) for side in sides.values()))
@@ -181,13 +186,13 @@ class _Side:
 
     def __init__(self, texts: GuardedTexts, role: str) -> None:
         self._texts, self._role = texts, role
-        # where padding counts, a row is judged as it is alone
+        # if padding counts, each row is judged alone
         self._size = 1 if texts.config.tokens.counting == "columns" else texts.batch_size
         self._special = texts.tokenizer.all_special_ids
         rows = texts.rows(role)
         kept = [i for i, (_, row) in enumerate(rows) if any(next(predicted_rows([row], self._special, 1)).counts)]
         if not kept:
-            raise GuardrailError(f"The {role} corpus has no token to predict; give longer texts.")
+            raise GuardrailError(f"{role}: expected texts with a token to predict. Pass longer texts.")
         self.subjects, self.rows = [rows[i][0] for i in kept], [rows[i][1] for i in kept]
         self.statistics = texts.statistics(role)[kept]
         with evaluation_mode(texts.model), guards_off(texts.model):
@@ -195,11 +200,11 @@ class _Side:
         self._open: Tensor | None = None
 
     def fires(self, tau: float) -> float:
-        """Share of rows on which the gate fires."""
+        """Return the share of rows on which the gate fires."""
         return float((self.statistics > tau).double().mean())
 
     def change(self, dose: float, tau: float) -> Tensor:
-        """`[n]`, the change of the loss of each row."""
+        """Return the change of the loss of each row, `[n]`."""
         which, change = (self.statistics > tau).nonzero().flatten(), torch.zeros_like(self.base)
         whole = self._texts.config.gate_scope == "sequence"
         if whole and dose == 1.0:
@@ -214,7 +219,7 @@ class _Side:
 
     @contextmanager
     def _set(self, dose: float, tau: float) -> Iterator[None]:
-        """Another dose and threshold, until the end of the block."""
+        """Set another dose and threshold inside the `with` block."""
         config, clamp = self._texts.config, clamp_of(self._texts.layer, self._texts.name)
         own = config.threshold
         before = clamp.detach().clone()
@@ -229,7 +234,7 @@ class _Side:
             config.threshold = own
 
     def _losses(self, which: Tensor, title: str, dose: float = 1.0, tau: float = ALL_FIRE) -> Tensor:
-        """`[len(which)]` float64, at a dose and a threshold."""
+        """Losses of the rows `which` at a dose and a threshold, `[len(which)]` float64."""
         losses = torch.zeros(len(which), dtype=torch.float64)
         rows = [self.rows[i] for i in which.tolist()]
         title, hidden = f"{self._role}: {title}", not self._texts.progress or not rows

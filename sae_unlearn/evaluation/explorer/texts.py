@@ -1,6 +1,6 @@
-"""Forget and retain texts as a guardrail on a model reads them: each tokenised once, and run up to its layer once.
+"""Forget and retain texts as a guardrail on a model reads them.
 
-The one guardrail of a model that is looked at.
+Each text is tokenized once, and run up to the guarded layer once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,35 +27,39 @@ from sae_unlearn.guardrail.offline import documents_as_fitted, read_batch, ungua
 
 
 def the_guardrail(model: nn.Module, adapter_name: str | None = None) -> tuple[str, SAEGuardrailLayer]:
-    """The guardrail of that name, or the only one, as its name and its layer.
+    """Return name and layer of the guardrail of that name, or of the only one.
 
     Raises:
-        GuardrailError: there is none, there is none of that name, or no name was given and there are several.
+        GuardrailError: If the model has no guardrail, none of that name, or several and no name was passed.
     """
     found = {name: layer for layer in guard_layers(model) for name in layer.guard_config}
     if not found:
-        raise GuardrailError(f"There is no guardrail on this {type(model).__name__}; attach one first.")
+        raise GuardrailError(f"model: expected a {type(model).__name__} with a guardrail. Attach one.")
     if adapter_name is None and len(found) > 1:
-        raise GuardrailError(f"The model has several guardrails, {sorted(found)}; name one by adapter_name.")
+        raise GuardrailError(
+            f"adapter_name=None: expected one of {sorted(found)}, since the model has several guardrails."
+        )
     name = next(iter(found)) if adapter_name is None else adapter_name
     if name not in found:
-        raise GuardrailError(f"There is no guardrail {name!r} on the model; there are {sorted(found)}.")
+        raise GuardrailError(f"adapter_name={name!r}: expected a guardrail on the model, one of {sorted(found)}.")
     layer = found[name]
     layer.check_ready(name)
     return name, layer
 
 
 def clamp_of(layer: SAEGuardrailLayer, name: str) -> Tensor:
-    """The values that a guardrail clamps its features to, `[N]`; the tensor itself."""
+    """Return the tensor of the values to which a guardrail clamps its features, `[N]`."""
     return layer.guardrail(name).decoder.clamp
 
 
 @contextmanager
 def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
-    """Of the guardrails only this one is in force, and it clamps, whatever its action; afterwards all is as before."""
+    """Enable only this guardrail, with the action "clamp", inside the `with` block."""
     _, layer = the_guardrail(model, name)
     if any(each.off for each in guard_layers(model)):
-        raise GuardrailError("The model's adapters are disabled; look at the guardrail outside of `disable_adapter()`.")
+        raise GuardrailError(
+            "model: expected enabled adapters, got disabled ones. Measure the guardrail outside of `disable_adapter()`."
+        )
     config = layer.guardrail(name).config
     active = [one.name for one in list_guardrails(model) if one.active]
     action = config.action
@@ -69,21 +73,23 @@ def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
 
 
 class GuardedTexts:
-    """Texts for one guardrail of a model, to be looked at from more than one side.
+    """Texts for one guardrail of a model, shared by several measurements.
 
     Args:
-        model: a model with the guardrail.
-        forget, retain: texts of the topic, and others. One of the two may be left out.
-        adapter_name: which guardrail; None takes the only one.
-        text_column: column of datasets and mappings that holds the text.
-        batch_size: rows per forward pass.
-        progress: show progress bars.
+        model (nn.Module): A model with the guardrail.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        forget, retain (iterable, *optional*): Texts of the topic and other texts, as for `fit_guardrail`. At least one
+            of the two is needed.
+        adapter_name (str, *optional*): Name of the guardrail. None takes the only one.
+        text_column (str): Column or key of the text in datasets and mappings.
+        batch_size (int): Rows per forward pass.
+        progress (bool): Show progress bars.
 
     Attributes:
-        name, layer, config, encoder: of the guardrail.
+        name, layer, config: Of the guardrail.
 
     Raises:
-        GuardrailError: there is no such guardrail, or no text.
+        GuardrailError: If the model has no such guardrail, or no texts are given.
     """
 
     def __init__(
@@ -104,15 +110,15 @@ class GuardedTexts:
         corpora = {"forget": forget, "retain": retain}
         self._corpora = {role: corpus for role, corpus in corpora.items() if corpus is not None}
         if not self._corpora:
-            raise GuardrailError("There is no text to look at; give `forget`, `retain`, or both.")
+            raise GuardrailError("forget=None, retain=None: expected texts. Pass at least one of the two.")
         self._statistics: dict[str, Tensor] = {}
 
     @cached_property
     def documents(self) -> dict[str, list[Document]]:
-        """By role, the texts as the fit would have read them.
+        """Texts as the fit would have read them, by role.
 
         Raises:
-            GuardrailError: a corpus is empty.
+            GuardrailError: If a corpus is empty.
         """
         return {
             role: documents_as_fitted(corpus, self.tokenizer, role, self.config, self._text_column)
@@ -120,11 +126,12 @@ class GuardedTexts:
         }
 
     def rows(self, role: str) -> list[tuple[int, list[int]]]:
-        """The rows of a role's documents: the document's number, from 0, and the token ids."""
+        """Return the rows of a role's documents: the document's number, from 0, and the token ids."""
         return [(number, row) for number, document in enumerate(self.documents[role]) for row in document.rows]
 
     def residuals(self, role: str) -> Iterator[ResidualBatch]:
-        """Run a role's rows up to the guarded layer, guardrails out of force; their statistics are noted."""
+        """Yield the residuals of a role's rows at the guarded layer with guardrails disabled, and keep their
+        statistics."""
         rows = [row for _, row in self.rows(role)]
         statistics = torch.zeros(len(rows))
         title = f"{role}: up to layer {self.config.layer}"
@@ -136,7 +143,7 @@ class GuardedTexts:
         self._statistics[role] = statistics
 
     def statistics(self, role: str) -> Tensor:
-        """`[n]`, the gate's statistic of each row; the rows are run if they have not been run to their end."""
+        """Return the gate's statistic of each row, `[n]`. Rows that were not run to their end are run."""
         if role not in self._statistics:
             for _ in self.residuals(role):
                 pass

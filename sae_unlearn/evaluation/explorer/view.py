@@ -1,5 +1,7 @@
-"""What a guardrail's page says of features, contexts and sweeps, as plain data for its template, which escapes every
-string. A config may have been written by anybody: what is no number where one is expected is left out."""
+"""Content of a guardrail's page as plain data for its template, which escapes every string.
+
+A config is untrusted: a value that is not a number where one is expected is left out.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,7 @@ _LIMIT = 20_000  # characters of a piece of text
 
 
 def stored_statistics(calibration: dict[str, Any]) -> dict[str, list[float]]:
-    """By role, the statistics of the rows held out from fitting; roles without any are left out."""
+    """Return the statistics of the rows held out from fitting, by role. Roles without any are left out."""
     found = {role: reals(calibration.get(f"statistic_{role}")) for role in ROLES}
     return {role: rows for role, rows in found.items() if rows}
 
@@ -26,7 +28,7 @@ def stored_statistics(calibration: dict[str, Any]) -> dict[str, list[float]]:
 def feature_rows(
     config: SAEGuardrailConfig, clamp: Sequence[float], contexts: FeatureContexts | None
 ) -> list[dict[str, Any]]:
-    """The features: id, page, clamp value, what the fit recorded, and what the texts showed."""
+    """Return the features with id, page, clamp value, records of the fit, and measurements on the texts."""
     identity = neuronpedia_id(config.sae_source)
     ids = config.feature_ids or ()
     recorded = _recorded(config, len(clamp))
@@ -46,7 +48,7 @@ def feature_rows(
 
 
 def sweep_rows(points: tuple[SweepPoint, ...]) -> list[list[str]]:
-    """A sweep as a table: setting, and for each role the change and the share of rows on which the gate fires."""
+    """Return a sweep as a table: the setting, and for each role the change and the fire rate."""
     return [
         [f"{point.setting:.4g}"]
         + [cell for role in ROLES for cell in (_estimate(point.change.get(role)), shown(point.fires.get(role), ".1%"))]
@@ -55,7 +57,7 @@ def sweep_rows(points: tuple[SweepPoint, ...]) -> list[list[str]]:
 
 
 def _recorded(config: SAEGuardrailConfig, count: int) -> dict[str, list[str]]:
-    """What the fit recorded of each feature, of what it recorded of all of them."""
+    """The records of the fit of each feature, if it recorded them for all."""
     found = (config.calibration or {}).get("features")
     found = found if isinstance(found, dict) else {}
     lists = {
@@ -92,8 +94,10 @@ def _ratio(forget: float | None, retain: float | None) -> str:
 
 
 def _context(context: Context, feature: GuardedFeature) -> dict[str, Any]:
-    """A context as pieces: text, its share of the feature's highest activation (None where it is not active), and
-    the activation. Pieces that are not active are put together."""
+    """A context as pieces with text, activation, and share of the feature's highest activation.
+
+    The share is None at tokens where the feature is inactive. Adjacent inactive tokens are one piece.
+    """
     highest = max(found.activations[found.peak] for found in feature.contexts)
     pieces: list[dict[str, Any]] = []
     for place, (token, activation) in enumerate(zip(context.tokens, context.activations, strict=True)):

@@ -104,7 +104,7 @@ def test_one_side_is_enough_and_none_is_refused(parts):
     alone = feature_contexts(guarded, tokenizer, retain=TEXTS["retain"], progress=False)
     assert {c.role for feature in alone.features for c in feature.contexts} == {"retain"}
     assert alone.features[0].ratio is None
-    with pytest.raises(GuardrailError, match="There is no text to look at"):
+    with pytest.raises(GuardrailError, match="forget=None, retain=None"):
         feature_contexts(guarded, tokenizer)
     with pytest.raises(GuardrailError, match="The forget corpus is empty"):
         feature_contexts(guarded, tokenizer, forget=[], progress=False)
@@ -114,13 +114,13 @@ def test_one_side_is_enough_and_none_is_refused(parts):
 
 def test_of_several_guardrails_one_is_named():
     model, tokenizer, sae = tiny_parts()
-    with pytest.raises(GuardrailError, match="There is no guardrail on this"):
+    with pytest.raises(GuardrailError, match="model: expected a LlamaForCausalLM with a guardrail"):
         feature_contexts(model, tokenizer, **TEXTS)
     topics = {"first": topic_texts("forget", 40), "second": topic_texts("forget", 40, seed=5)}
     guarded = fit_guardrails(model, tokenizer, sae, topics, topic_texts("retain", 80), progress=False)
-    with pytest.raises(GuardrailError, match=r"several guardrails, \['first', 'second'\]; name one"):
+    with pytest.raises(GuardrailError, match=r"adapter_name=None: .*\['first', 'second'\]"):
         feature_contexts(guarded, tokenizer, **TEXTS)
-    with pytest.raises(GuardrailError, match="no guardrail 'third'"):
+    with pytest.raises(GuardrailError, match="adapter_name='third'"):
         feature_contexts(guarded, tokenizer, **TEXTS, adapter_name="third")
     found = feature_contexts(guarded, tokenizer, **TEXTS, adapter_name="second", progress=False)
     assert [feature.feature for feature in found.features] == [*guarded.peft_config["second"].feature_ids]

@@ -116,11 +116,11 @@ def test_rows_of_one_text_count_as_one():
 
 
 def test_bad_input_is_refused(parts):
-    with pytest.raises(ValueError, match="a negative one would amplify"):
+    with pytest.raises(ValueError, match=r"doses=\["):
         sweep_guardrail(*parts, **TEXTS, doses=(-1.0,))
-    with pytest.raises(GuardrailError, match="There is no text to look at"):
+    with pytest.raises(GuardrailError, match="forget=None, retain=None"):
         sweep_guardrail(*parts)
-    with parts[0].disable_adapter(), pytest.raises(GuardrailError, match="adapters are disabled"):
+    with parts[0].disable_adapter(), pytest.raises(GuardrailError, match="model: expected enabled adapters"):
         sweep_guardrail(*parts, **TEXTS, progress=False)
 
 
@@ -130,9 +130,9 @@ def test_it_is_kept_and_belongs_to_its_guardrail(parts, sweep, tmp_path):
     sweep.check_is_of(parts[0].peft_config["default"])
     other = copy.deepcopy(parts[0].peft_config["default"])
     other.threshold = 0.123
-    with pytest.raises(GuardrailError, match=r"another guardrail: threshold is \d+\.\d+ there and 0\.123 here"):
+    with pytest.raises(GuardrailError, match=r"sweep\.threshold=\d+\.\d+: expected 0\.123"):
         sweep.check_is_of(other)
     for text in ("{}", "[]", "nonsense", json.dumps(sweep.to_dict() | {"doses": [{"setting": 1}]})):
         path.write_text(text)
-        with pytest.raises(ValueError, match="is no sweep that this package wrote"):
+        with pytest.raises(ValueError, match="expected a sweep that this package wrote"):
             Sweep.load(path)
