@@ -1,4 +1,4 @@
-"""Alignment: a LoRA that makes the activations of known entities look like those of unknown ones."""
+"""Alignment: a LoRA that makes activations of known entities look like those of unknown ones."""
 
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.closed_form.solve import Solution, solve_alignment

@@ -1,12 +1,6 @@
-"""The adapter that an alignment trains: a LoRA on the blocks up to the aligned layer.
+"""The adapter that an alignment trains: a LoRA on the layers up to the aligned one.
 
-Dropout while an adapter is trained: the adapter's own, and none of the frozen model's.
-
-Which ways of sharding a model the passes of an alignment go with.
-
-The forward passes of a step: up to the aligned layer for entities, in full for retain rows.
-
-Which layer is aligned.
+Also its forward passes, dropout during training, support of sharded models, and the choice of the aligned layer.
 """
 
 import copy
@@ -41,22 +35,27 @@ RANK = 8
 
 @contextmanager
 def adapter_on(model: nn.Module, peft_config: PeftConfig | None, layer: int, row: list[int]) -> Iterator[PeftModel]:
-    """`model` with the adapter to train; a `PeftModel` is taken as it is.
+    """Give `model` with the adapter to train inside the `with` block. A `PeftModel` is used as it is.
 
-    A LoRA is laid on the blocks up to `layer` unless its config names layers: later blocks receive nothing from the
-    alignment. Without a config it is one of rank 8 on every linear module. If an error comes up inside the block, an
-    adapter that was added is removed and the model is as it was given.
+    A LoRA covers the layers up to `layer` unless its config names layers: later layers receive no gradient from the
+    alignment. Without a config it has rank 8 and covers every linear module. If an error is raised inside the block, an
+    added adapter is removed and the model is as it was given.
 
     Args:
-        row: token ids on which the model without its adapter is compared with the model as it was given.
+        model (nn.Module): A causal language model or a `PeftModel`.
+        peft_config (PeftConfig or None): Config of the adapter.
+        layer (int): 0-based index of the aligned layer.
+        row (list of int): Token ids on which the model without its adapter is compared with the given model.
 
     Raises:
-        AlignmentError: a `PeftModel` that has nothing to train, carries a guardrail, or comes with another config; an
-            adapter without which the model is not what it was (see `adapter_checks`).
+        AlignmentError: If a `PeftModel` has nothing to train, carries a guardrail, or comes with another config; or if
+            the model without the adapter is not the given model (see `adapter_checks`).
     """
     if isinstance(model, PeftModel):
         if peft_config is not None:
-            raise AlignmentError("The model is a PeftModel already; pass the bare model, or leave peft_config out.")
+            raise AlignmentError(
+                "peft_config: expected None, since the model is a PeftModel. Pass the bare model, or omit peft_config."
+            )
         _check_given(model)
         yield model
         return
@@ -68,7 +67,7 @@ def adapter_on(model: nn.Module, peft_config: PeftConfig | None, layer: int, row
     given = AsGiven(bare, row)
     frozen = {parameter: not parameter.requires_grad for parameter in model.parameters()}
     config: Any = bare.config
-    use_cache = getattr(config, "use_cache", None)  # which `Trainer` sets
+    use_cache = getattr(config, "use_cache", None)  # `Trainer` sets it
     tuned = get_peft_model(model, _up_to(peft_config, layer))
     try:
         given.check(peft_config)
@@ -87,15 +86,19 @@ def adapter_on(model: nn.Module, peft_config: PeftConfig | None, layer: int, row
 
 def _check_given(model: PeftModel) -> None:
     if any(str(getattr(c.peft_type, "value", c.peft_type)) == "SAE_GUARDRAIL" for c in model.peft_config.values()):
-        raise AlignmentError("The model carries a guardrail; train the LoRA on the bare model and attach it after.")
+        raise AlignmentError(
+            "model: expected no guardrail on it. Train the LoRA on the bare model, and attach the guardrail afterwards."
+        )
     check_peft_model(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise AlignmentError("The PeftModel has nothing to train; load its adapter with is_trainable=True.")
+        raise AlignmentError(
+            "model: expected a PeftModel with trainable weights. Load its adapter with is_trainable=True."
+        )
     check_base_frozen(base_model_of(model))
 
 
 def _up_to(peft_config: PeftConfig, layer: int) -> PeftConfig:
-    """A copy of the config that lies on the blocks up to `layer`, unless it names layers itself."""
+    """A copy of the config that covers the layers up to `layer`, unless it names layers."""
     peft_config = copy.deepcopy(peft_config)
     by_pattern = isinstance(getattr(peft_config, "target_modules", None), str) and (
         peft_config.target_modules != "all-linear"
@@ -106,32 +109,32 @@ def _up_to(peft_config: PeftConfig, layer: int) -> PeftConfig:
 
 
 def require_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Raises unless some trained weight has received a gradient.
+    """Raise unless some trained weight has received a gradient.
 
-    Gradient checkpointing of frozen blocks can cut every gradient off in silence, and an adapter that lies above the
-    aligned layer never gets one; both look like training.
+    Gradient checkpointing of frozen layers can cut off every gradient silently, and an adapter above the aligned layer
+    never gets one. Both look like training.
 
     Raises:
-        AlignmentError: every gradient is absent or zero.
+        AlignmentError: If every gradient is absent or zero.
     """
     if not any(p.grad is not None and bool((p.grad != 0).any()) for p in parameters if p.requires_grad):
         raise no_gradient()
 
 
 def no_gradient() -> AlignmentError:
-    """The error for training that trains nothing."""
+    """Return the error for training that changes nothing."""
     return AlignmentError(
-        "No trained tensor received a gradient at the first step. Let the adapter target blocks at or below the "
-        'aligned layer; with gradient checkpointing, use gradient_checkpointing_kwargs={"use_reentrant": False}.'
+        "peft_config: expected a gradient at the first step, got none. Target layers at or below the aligned one; with "
+        'gradient checkpointing, set gradient_checkpointing_kwargs={"use_reentrant": False}.'
     )
 
 
 def without_base_dropout(model: nn.Module) -> None:
-    """Put a model's modules into evaluation mode until the next `train()`, all but those of its adapters.
+    """Put a model's modules into evaluation mode until the next `train()`, except those of its adapters.
 
-    The loss compares with states and predictions of the base model as it is used. Dropout in either pass, as GPT-2 has
-    it, would count as a change of them, at the first step as at the last. Modules that recompute their activations
-    (gradient checkpointing) stay in training mode, without which they do not.
+    The loss compares with states and predictions of the base model in evaluation mode. Dropout in either pass, as in
+    GPT-2, would count as a change of them at every step. Modules that recompute their activations (gradient
+    checkpointing) stay in training mode, which they need.
     """
     if isinstance(model, BaseTunerLayer):
         without_base_dropout(model.get_base_layer())
@@ -142,22 +145,26 @@ def without_base_dropout(model: nn.Module) -> None:
 
 
 def check_sharding(state: Any) -> None:
-    """Passes over entities end amid the model, which skips whatever a way of sharding does after each layer.
+    """Raise if a way of sharding does not support passes that end inside the model.
 
-    `torch`'s `fully_shard` (FSDP 2) is served: the pass ends after its hook, see `backbone.residual_stream`.
-    ZeRO stages 1 and 2 shard gradients and the optimiser's state, and not the layers.
+    Passes over entities skip what a way of sharding runs after each later layer. `torch`'s `fully_shard` (FSDP 2) is
+    supported: the pass ends after its hook, see `backbone.residual_stream`. ZeRO stages 1 and 2 shard gradients and the
+    optimizer's state, and not the layers.
 
     Args:
-        state: of the accelerator.
+        state: State of the accelerator.
 
     Raises:
-        AlignmentError: FSDP 1, or ZeRO stage 3.
+        AlignmentError: If it is FSDP 1 or ZeRO stage 3.
     """
     if getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) < 2:
-        raise AlignmentError("FSDP 1 does not go with passes that end amid the model; set fsdp_version: 2.")
+        raise AlignmentError(
+            "fsdp_version=1: expected 2, since passes over entities end inside the model. Set fsdp_version: 2."
+        )
     if getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) > 2:
         raise AlignmentError(
-            "ZeRO stage 3 does not go with passes that end amid the model; take stage 2, or FSDP with fsdp_version: 2."
+            "zero_stage=3: expected at most 2, since passes over entities end inside the model. Set stage 2, "
+            "or use FSDP 2."
         )
 
 
@@ -167,15 +174,20 @@ NOT_REENTRANT = 'Set gradient_checkpointing_kwargs={"use_reentrant": False}.'
 def last_states(
     model: nn.Module, bare: nn.Module, layer: int, inputs: Mapping[str, Any], with_still: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Residual stream at the last tokens of targets and of entities that are to stay: `[rows, d_in]` each.
+    """Return the residual stream at the last tokens of targets and of retained entities.
 
     Args:
-        model: what is called; it wraps `bare`, which holds the layers.
-        inputs: a batch of `AlignmentItems`.
-        with_still: whether the entities that are to stay are run; their states are None else.
+        model (nn.Module): The model to call, which wraps `bare`.
+        bare (nn.Module): The transformers model with the layers.
+        layer (int): 0-based index of the aligned layer.
+        inputs (mapping): A batch of `AlignmentItems`.
+        with_still (bool): Run the retained entities. If False, their states are None.
+
+    Returns:
+        `[rows, d_in]` each.
 
     Raises:
-        AlignmentError: the layer's checkpoints would let no gradient through.
+        AlignmentError: If the layer's checkpoints would pass no gradient.
     """
     _check_checkpoints(bare, layer)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -193,7 +205,10 @@ def last_states(
 
 
 def retain_logits(model: nn.Module, bare: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """`[tokens, vocabulary]` at the places of the retain rows that count; arguments as of `last_states`."""
+    """Return the logits at the compared places of the retain rows, `[tokens, vocabulary]`.
+
+    The arguments are those of `last_states`.
+    """
     wanted = inputs["retain_at"]
     with head_sees(bare, wanted) as picked:
         rows = {"input_ids": inputs["retain_ids"], "attention_mask": inputs["retain_mask"]}
@@ -202,7 +217,10 @@ def retain_logits(model: nn.Module, bare: nn.Module, inputs: Mapping[str, Any]) 
 
 
 def _check_checkpoints(bare: nn.Module, layer: int) -> None:
-    """Raise where the pass would end inside a checkpoint that has no gradients: the loss would lose these parts."""
+    """Raise if the pass would end inside a checkpoint without gradients.
+
+    The loss would lose these parts.
+    """
     place = find_decoder_layers(bare)
     aligned = place.layers[layer]
     if repeats_hooks(place.backbone, aligned) and is_reentrant(place.backbone, aligned):
@@ -210,16 +228,18 @@ def _check_checkpoints(bare: nn.Module, layer: int) -> None:
 
 
 def aligned_layer(model: nn.Module, sae: SparseAutoencoder | None, args: SAEAlignmentConfig) -> int:
-    """The 0-based layer that the SAE reads, or that the settings name.
+    """Return the 0-based layer that the SAE reads, or that the settings name.
 
     Raises:
-        UnlearnError: the two differ, it is not said, or `model` has no such layer.
+        UnlearnError: If the two differ, neither is given, or `model` has no such layer.
     """
     if sae is not None:
         return check_sae(sae, model, args.layer)
     depth = text_config(model).num_hidden_layers
     if args.layer is None:
-        raise AlignmentError("Without an SAE it has to be said which layer is aligned; set layer= in the config.")
+        raise AlignmentError("layer=None: expected a layer, since sae=None. Set layer= in the config.")
     if args.layer >= depth:
-        raise AlignmentError(f"layer={args.layer}, but {type(model).__name__} has layers 0 to {depth - 1}.")
+        raise AlignmentError(
+            f"layer={args.layer}: expected 0 to {depth - 1}, the layers of this {type(model).__name__}."
+        )
     return args.layer

@@ -1,4 +1,4 @@
-"""Adapters that an alignment can train: those without which the model is what it was before."""
+"""Checks of an adapter: without it, the model must be the model as it was given."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +14,7 @@ from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.errors import AlignmentError
 
 
-# Initializations of LoRA that write into the base weights, by how their names begin. The reference would be the rest
-# that they leave there.
+# Prefixes of LoRA initializations that write into the base weights, so that the reference would be the remainder.
 REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Methods that need calls or inputs which this trainer does not make, by peft_type.
 REFUSED_TYPES = {
@@ -23,29 +22,29 @@ REFUSED_TYPES = {
     "ADAPTION_PROMPT": "it adds tokens to the attention of each layer",
     "POLY": "it needs task_ids with every row",
     "SAE_GUARDRAIL": "a guardrail is fitted and not trained",
-    "SHADOW": "it runs a second model beside the first",
+    "SHADOW": "it runs a second model next to the first",
     "XLORA": "it mixes adapters that were trained before",
 }
-# Fields of `LoraConfig` that have to be empty, and why.
+# Fields of `LoraConfig` that must be empty, with the reason.
 REFUSED_FIELDS = {
     "layer_replication": "it adds layers that stay without the adapter",
     "kasa_config": "it truncates the base weights",
     "monteclora_config": "it needs a term in the loss that this trainer does not have",
     "arrow_config": "it mixes adapters that were trained before",
-    "alora_invocation_tokens": "prompts that end in a name do not hold them",
+    "alora_invocation_tokens": "prompts that end in a name do not contain them",
 }
-_TOLERANCE = 1e-3  # of the largest logit: kernels may round, and a rewritten base is off by more
+_TOLERANCE = 1e-3  # of the largest logit: kernels may round, and a rewritten base differs by more
 
 
 def check_adapter_config(config: PeftConfig, name: str = "peft_config") -> None:
     """Raise unless a model without this adapter is the model as it was given.
 
     Args:
-        config (`PeftConfig`): Of the adapter.
-        name (`str`, *optional*, defaults to `"peft_config"`): Of the argument, for the error.
+        config (`PeftConfig`): Config of the adapter.
+        name (`str`, *optional*, defaults to `"peft_config"`): Name of the argument, for the error.
 
     Raises:
-        AlignmentError: If the config is no adapter of the weights, changes or trains the base, or needs what this
+        AlignmentError: If the config is not an adapter of the weights, changes or trains the base, or needs what this
             trainer does not do. The message names the field.
     """
     if not isinstance(config, PeftConfig):
@@ -64,7 +63,7 @@ def check_adapter_config(config: PeftConfig, name: str = "peft_config") -> None:
     init = getattr(config, "init_lora_weights", None)
     if isinstance(init, str) and init.lower().startswith(REWRITING_INITS):
         raise AlignmentError(
-            f"{name}.init_lora_weights={init!r}: expected one that leaves the base weights alone, which are the "
+            f"{name}.init_lora_weights={init!r}: expected one that does not change the base weights, which are the "
             'reference. Set True, "gaussian" or "orthogonal".'
         )
     bias = getattr(config, "bias", "none")
@@ -75,11 +74,14 @@ def check_adapter_config(config: PeftConfig, name: str = "peft_config") -> None:
         )
     for field, reason in REFUSED_FIELDS.items():
         if getattr(config, field, None):
-            raise AlignmentError(f"{name}.{field}: expected None, since {reason}. Leave it out.")
+            raise AlignmentError(f"{name}.{field}: expected None, since {reason}. Omit it.")
 
 
 def check_new_config(config: PeftConfig) -> None:
-    """`check_adapter_config`, and what a config of an adapter that is yet to be made cannot say.
+    """Run `check_adapter_config` and check what only a new adapter's config can get wrong.
+
+    Args:
+        config (PeftConfig): Config of the adapter.
 
     Raises:
         AlignmentError: If the adapter would be frozen, or be initialized from data that are not given.
@@ -95,10 +97,15 @@ def check_new_config(config: PeftConfig) -> None:
 
 
 def check_bare(model: nn.Module) -> None:
-    """Raise if a model that is no `PeftModel` carries adapters: what is trained would lie on top of them.
+    """Raise if a model that is not a `PeftModel` carries adapters.
+
+    The new adapter would be trained on top of them.
+
+    Args:
+        model (nn.Module): The model.
 
     Raises:
-        AlignmentError: If there are some.
+        AlignmentError: If it carries adapters.
     """
     if any(is_adapter_module(part) for part in model.modules()):
         raise AlignmentError(
@@ -108,10 +115,13 @@ def check_bare(model: nn.Module) -> None:
 
 
 def check_peft_model(model: PeftModel) -> None:
-    """Raise unless the model minus its one active adapter is the model as it was given.
+    """Raise unless the model without its one active adapter is the model as it was given.
+
+    Args:
+        model (PeftModel): The model.
 
     Raises:
-        AlignmentError: If another adapter is active, merged, disabled or laid over it, or if a config cannot be served.
+        AlignmentError: If another adapter is active, merged, disabled or on top of it, or a config is not supported.
     """
     bare = model.get_base_model()
     for name, config in model.peft_config.items():
@@ -138,13 +148,13 @@ def check_peft_model(model: PeftModel) -> None:
 
 
 def check_base_frozen(bare: nn.Module) -> None:
-    """Raise if some parameter of the base is trainable: the reference would move along.
+    """Raise if a parameter of the base is trainable, since the reference would change with it.
 
     Args:
-        bare (`nn.Module`): The transformers model with its adapters, not the `PeftModel` around it.
+        bare (nn.Module): The transformers model with its adapters, not the `PeftModel` around it.
 
     Raises:
-        AlignmentError: If there is one. The message names it.
+        AlignmentError: If there is such a parameter. The message names it.
     """
     trained = [name for name, parameter in base_parameters(bare) if parameter.requires_grad]
     if trained:
@@ -155,11 +165,11 @@ def check_base_frozen(bare: nn.Module) -> None:
 
 
 class AsGiven:
-    """The predictions of a model as it was given, to be compared with those without its new adapter.
+    """Predictions of a model as it was given, to compare with those without its new adapter.
 
     Args:
-        bare (`nn.Module`): The transformers model without adapters.
-        row (`list[int]`): Token ids of one text.
+        bare (nn.Module): The transformers model without adapters.
+        row (list of int): Token ids of one text.
     """
 
     def __init__(self, bare: nn.Module, row: list[int]) -> None:
@@ -178,7 +188,8 @@ class AsGiven:
         if now.shape != self._logits.shape or not bool(((now - self._logits).abs() <= _TOLERANCE * largest).all()):
             raise AlignmentError(
                 f"peft_config: expected an adapter that leaves the base alone, got a {type(config).__name__} that "
-                f"changed its predictions ({_changed_fields(config)}). Load the model anew and pass a plain LoraConfig."
+                f"changed its predictions ({_changed_fields(config)}). Load the model again and pass a plain "
+                "LoraConfig."
             )
 
     def _predictions(self) -> Tensor:
@@ -190,6 +201,6 @@ class AsGiven:
 
 
 def _changed_fields(config: PeftConfig) -> str:
-    """The fields of a config that differ from the defaults of its class, by name."""
+    """Names of the fields of a config that differ from the defaults of its class."""
     default: Mapping[str, Any] = vars(type(config)())
     return ", ".join(name for name, value in vars(config).items() if name in default and value != default[name])[:80]

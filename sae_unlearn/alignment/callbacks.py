@@ -1,4 +1,4 @@
-"""Stopping once too much else has changed."""
+"""Early stopping when the predictions on retain rows have changed too much."""
 
 import logging
 
@@ -11,16 +11,16 @@ logger = logging.getLogger(__name__)
 
 
 class RetainBudgetCallback(TrainerCallback):
-    """Ends training once `eval_kl`, in nats per token of held-out retain rows, exceeds a budget.
+    """Stops training when `eval_kl`, in nats per token of held-out retain rows, exceeds a budget.
 
     With `load_best_model_at_end=True, metric_for_best_model="budget_loss"` the model with the smallest loss within the
-    budget is the one that is kept.
+    budget is kept.
 
     Args:
-        budget: in nats per token.
+        budget (float): Budget in nats per token.
 
     Raises:
-        AlignmentError: at the start, if training would end before the first evaluation; at an evaluation that has no
+        AlignmentError: At the start, if training would end before the first evaluation; at an evaluation without
             `eval_kl`.
     """
 
@@ -47,14 +47,14 @@ class RetainBudgetCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if not metrics or "eval_loss" not in metrics:
-            return  # of other entities, under another prefix
+            return  # an evaluation of other entities, under another prefix
         kl = metrics.get("eval_kl")
         if kl is None:
             raise AlignmentError(
                 f"retain_budget={self.budget:g}: expected eval_kl, got an evaluation whose retain rows have no token "
-                "to compare. Give longer retain text."
+                "to compare. Pass longer retain text."
             )
         if kl > self.budget:
             step = state.global_step
-            logger.warning("eval_kl %.4g is over retain_budget %.4g: stopping at step %d.", kl, self.budget, step)
+            logger.warning("eval_kl=%.4g exceeds retain_budget=%.4g: stopping at step %d.", kl, self.budget, step)
             control.should_training_stop = True

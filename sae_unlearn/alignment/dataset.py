@@ -1,9 +1,8 @@
-"""The rows of an alignment: a target, what it is compared with, and what is to stay.
+"""Training rows of an alignment: a target, its comparisons, and rows that should stay.
 
-Unknown entities to compare a known one with: of its type, and with a name about as long.
-
-Names of small towns are longer than those of capitals. Without the matching, the length of a name alone would tell
-known from unknown, and an alignment could move that.
+Unknown entities are matched to targets by type and length of the name. Names of small towns are longer than those of
+capitals. Without the matching, the length of a name alone would separate known from unknown, and an alignment could
+learn that.
 """
 
 import random
@@ -21,10 +20,14 @@ from sae_unlearn.errors import AlignmentError
 
 
 def draw_pairs(matched: Sequence[Sequence[int]], count: int, seed: int) -> list[list[int]]:
-    """`count` of the unknown entities that match it for every target, shared among targets as little as can be.
+    """Return `count` of the matching unknown entities for every target.
+
+    They are shared among targets as little as possible.
 
     Args:
-        matched: for every target the unknown entities that match it.
+        matched (sequence of sequence of int): Matching unknown entities of every target.
+        count (int): Number for each target.
+        seed (int): Seed of the draw.
     """
     draw = random.Random(seed)
     taken: dict[int, int] = {}
@@ -39,24 +42,24 @@ def draw_pairs(matched: Sequence[Sequence[int]], count: int, seed: int) -> list[
 
 
 class AlignmentItems(Dataset[dict[str, Any]]):
-    """One item for each target, template and draw; every draw is fixed by the seed and the item's number, so that a
-    resumed run, another batch size and several processes meet the same items.
+    """One item for each target, template and draw.
 
-    An item holds a target's prompt (`input_ids`), the numbers of a paired unknown entity's and a known entity's prompt
-    in the same template (`pair`, `contrast`: rows of the references), a prompt of a known or an unknown entity
-    whose hidden state is to stay (`still_ids`, and `still`: its row in the references), and a row on which predictions
-    are to stay (`retain_ids`, with the places where they are compared, `retain_at`).
+    Every draw depends only on the seed and the item's number, so that a resumed run, another batch size and several
+    processes get the same items. An item holds a target's prompt (`input_ids`); the numbers of a paired unknown
+    entity's and a known entity's prompt in the same template (`pair`, `contrast`: rows of the references); a prompt of
+    a known or an unknown entity whose hidden state should stay (`still_ids`, and `still`: its row in the references);
+    and a row on which predictions should stay (`retain_ids`, with the compared places `retain_at`).
 
     Args:
-        targets: the targets' prompts.
-        references: prompts of known and unknown entities that may be drawn.
-        numbers: row of each of `references` in the table of reference states.
-        is_known: whether each of `references` is of a known entity.
-        pairs: for every target the unknown entities (their numbers) that it is paired with, in turn.
-        retain: token rows on which predictions are to stay; may be empty.
-        draws: items per target and template.
-        positions: how many places of a retain row are compared; None is all.
-        seed: of the draws.
+        targets (sequence of PromptRow): Prompts of the targets.
+        references (sequence of PromptRow): Prompts of known and unknown entities that may be drawn.
+        numbers (sequence of int): Row of each of `references` in the table of reference states.
+        is_known (sequence of bool): True for each of `references` of a known entity.
+        pairs (sequence of sequence of int): Numbers of the unknown entities with which every target is paired in turn.
+        retain (sequence of list of int): Token rows on which predictions should stay; may be empty.
+        draws (int): Items per target and template.
+        positions (int or None): Number of compared places of a retain row. None compares all.
+        seed (int): Seed of the draws.
     """
 
     def __init__(
@@ -116,15 +119,17 @@ class AlignmentItems(Dataset[dict[str, Any]]):
         }
 
     def _places(self, length: int, draw: random.Random) -> list[int]:
-        """The last place of a row and others at random, never its first, which every row begins with alike. None of no
-        row."""
+        """The last place of a row and random others, without its first, which is the same in every row.
+
+        Empty for an empty row.
+        """
         if length < 2 or self._positions is None or self._positions >= length - 1:
             return list(range(int(length > 1), length))
         return [*draw.sample(range(1, length - 1), self._positions - 1), length - 1]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Items as tensors: token rows right-padded with 0 and with their masks, numbers `[batch]`."""
+    """Return items as tensors: token rows right-padded with 0 and with their masks, numbers `[batch]`."""
     batch: dict[str, Tensor] = {}
     for ids, mask in (
         ("input_ids", "attention_mask"),
@@ -147,21 +152,21 @@ def match_unknown(
     per_target: int | None = None,
     seed: int = 0,
 ) -> list[list[int]]:
-    """For every target the indices in `unknown` of entities of its type, the nearest in name length (characters) first.
+    """Return the indices in `unknown` of entities of each target's type, nearest in name length first.
 
-    Among equally near ones the order is random, for each target its own, so that not all are compared with the same
+    Of equally near ones (in characters) the order is random for each target, so that not all are compared with the same
     few. Entities that share a name with the target are left out.
 
     Args:
-        targets, unknown: the entities.
-        per_target: how many at most; None for all of the type.
-        seed: of the order among equally near ones.
+        targets, unknown (EntitySet): The entities.
+        per_target (int, *optional*): Largest number for each target. None for all of the type.
+        seed (int, *optional*, defaults to 0): Seed of the order among equally near ones.
 
     Raises:
-        AlignmentError: `unknown` has none for a target, or `per_target` is below 1.
+        AlignmentError: If `unknown` has none for a target, or `per_target` is below 1.
     """
     if per_target is not None and per_target < 1:
-        raise AlignmentError(f"per_target={per_target}; expected at least 1, or None for all of the type.")
+        raise AlignmentError(f"per_target={per_target}: expected at least 1, or None for all of the type.")
     lengths = [len(entity.entity) for entity in unknown]
     of_type: dict[str, list[int]] = {}
     for i, entity in enumerate(unknown):
@@ -171,8 +176,8 @@ def match_unknown(
         near = [i for i in of_type.get(key_of(target.entity_type), []) if not unknown[i].keys & target.keys]
         if not near:
             raise AlignmentError(
-                f"There is no unknown entity of type {target.entity_type!r} to match {target.entity!r} with (types "
-                f"there: {unknown.types}); add some, or leave these targets out."
+                f"unknown: expected an entity of type {target.entity_type!r}, the type of {target.entity!r}, got types "
+                f"{unknown.types}. Add some, or omit these targets."
             )
         random.Random(f"{seed} {target.entity}").shuffle(near)
         own = len(target.entity)

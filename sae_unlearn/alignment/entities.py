@@ -1,7 +1,4 @@
-"""Sets of entities: the people, cities, films ... that are aligned, kept, or compared with.
-
-One entity: a person, a city, a film ... with what there is to know of it.
-"""
+"""Entities, and sets of them: the people, cities, films ... of an alignment."""
 
 from __future__ import annotations
 
@@ -24,16 +21,16 @@ _OWN_COLUMNS = ("entity", "entity_type", "aliases", "attributes")
 
 @dataclass(frozen=True)
 class Entity:
-    """One entity.
+    """One entity: a person, a city, a film ...
 
     Attributes:
-        entity: its name, as it stands in prompts; blanks at the ends are taken off.
-        entity_type: what it is, in words that fit into "The {entity_type} '{entity}'".
-        attributes: for each attribute the accepted answers, the first one canonical.
-        aliases: its other names.
+        entity (str): Its name as in prompts. Blanks at the ends are removed.
+        entity_type (str): Its type, in words that fit into "The {entity_type} '{entity}'".
+        attributes (mapping, *optional*, defaults to {}): Accepted answers for each attribute, the first one canonical.
+        aliases (sequence of str, *optional*, defaults to ()): Its other names.
 
     Raises:
-        AlignmentError: an empty name or type, or attributes that are not texts.
+        AlignmentError: If the name or the type is empty, or an attribute is not made of texts.
     """
 
     entity: str
@@ -42,14 +39,14 @@ class Entity:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__  # the way into a frozen dataclass
+        set_field = object.__setattr__  # a frozen dataclass
         set_field(self, "entity", _text(self.entity, "entity", "a name"))
         set_field(self, "entity_type", _text(self.entity_type, f"entity_type of {self.entity!r}", "a type"))
         set_field(self, "aliases", _answers(self.aliases, f"aliases of {self.entity!r}"))
         if not isinstance(self.attributes, Mapping):
             raise AlignmentError(
-                f"The attributes of {self.entity!r} are a {type(self.attributes).__name__}; expected a mapping from "
-                "attribute to accepted answers."
+                f"attributes of {self.entity!r}: expected a mapping from attribute to accepted answers, got "
+                f"{type(self.attributes).__name__}."
             )
         answers = {name: _answers(value, f"{name!r} of {self.entity!r}") for name, value in self.attributes.items()}
         set_field(self, "attributes", {str(name): accepted for name, accepted in answers.items() if accepted})
@@ -61,11 +58,11 @@ class Entity:
 
     @property
     def keys(self) -> frozenset[tuple[str, str]]:
-        """What it is compared by: type and name for each of its names, casefolded and in Unicode's form NFC."""
+        """Keys for comparison: type and name for each of its names, casefolded and in Unicode's form NFC."""
         return frozenset((key_of(self.entity_type), key_of(name)) for name in self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a JSON file."""
+        """Return the entity as in a JSON file."""
         return {
             "entity": self.entity,
             "entity_type": self.entity_type,
@@ -75,27 +72,30 @@ class Entity:
 
 
 def read_entity(row: Any, entity_type: str | None = None) -> Entity:
-    """An entity from a row: a mapping with `entity`, `entity_type`, optionally `aliases`, and either `attributes` (a
-    mapping) or the attributes as further keys.
+    """Return an entity from a row.
 
     Args:
-        entity_type: the type of a row that names none.
+        row (Entity or mapping): With `entity`, `entity_type`, optionally `aliases`, and either `attributes` (a
+            mapping) or the attributes as further keys.
+        entity_type (str, *optional*): Type of a row without one.
 
     Raises:
-        AlignmentError: a row that is no entity.
+        AlignmentError: If the row is not an entity.
     """
     if not isinstance(row, Mapping):
-        raise AlignmentError(f"An entity is given as a {type(row).__name__}; expected an Entity or a mapping.")
+        raise AlignmentError(f"entities: expected an Entity or a mapping, got {type(row).__name__}.")
     if "entity" not in row or not (row.get("entity_type") or entity_type):
         raise AlignmentError(
-            f"An entity has the columns {sorted(map(str, row))}; expected 'entity' and 'entity_type' (or pass "
-            "entity_type=, the type of all that name none; and columns= where they have other names)."
+            f"entities: expected columns 'entity' and 'entity_type', got {sorted(map(str, row))}. "
+            "Pass entity_type= for rows "
+            "without one, and columns= for other names."
         )
     others = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
     attributes = row.get("attributes")
     if attributes is not None and others:
         raise AlignmentError(
-            f"{row['entity']!r} has both 'attributes' and the columns {sorted(others)}; put those into 'attributes'."
+            f"attributes of {row['entity']!r}: expected no further columns, got {sorted(others)}. "
+            "Put them into 'attributes'."
         )
     if attributes is None:
         attributes = others
@@ -103,11 +103,13 @@ def read_entity(row: Any, entity_type: str | None = None) -> Entity:
 
 
 def with_columns(rows: Iterable[Any], columns: Mapping[str, str | None] | None) -> list[Any]:
-    """Rows with their columns renamed; what is no mapping stays for `read_entity` to refuse.
+    """Return rows with their columns renamed.
+
+    A row that is not a mapping is left for `read_entity`, which raises.
 
     Args:
-        rows (`Iterable`): As they were read.
-        columns (`Mapping[str, str | None]`, *optional*): From a column to its new name; None leaves it out.
+        rows (iterable): The rows.
+        columns (mapping, *optional*): From a column to its new name. None as a name omits the column.
 
     Raises:
         AlignmentError: If no row has such a column, or two columns of a row would have one name.
@@ -135,24 +137,26 @@ def with_columns(rows: Iterable[Any], columns: Mapping[str, str | None] | None) 
 
 
 def key_of(name: str) -> str:
-    """What names and types are compared by: casefolded, and in Unicode's form NFC."""
+    """Return the form in which names and types are compared: casefolded, and in Unicode's form NFC."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _text(value: Any, what: str, expected: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise AlignmentError(f"The {what} is {value!r}; expected {expected} of at least one character.")
+        raise AlignmentError(f"{what}={value!r}: expected {expected} of at least one character.")
     return value.strip()
 
 
 def _answers(value: Any, what: str) -> tuple[str, ...]:
-    """One accepted answer or several, as stripped texts, each once; None and empty ones are no answer."""
+    """Accepted answers as stripped texts, each once. None and empty texts are not answers."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     found = []
     for answer in values:
         if answer is not None and not isinstance(answer, (str, int, float)):
-            raise AlignmentError(f"{what} is {value!r}; expected a text, a number, or a list of those.")
-        if answer is not None and answer == answer and str(answer).strip():  # NaN, a table's empty cell, is not itself
+            raise AlignmentError(f"{what}={value!r}: expected a text, a number, or a list of those.")
+        if (
+            answer is not None and answer == answer and str(answer).strip()
+        ):  # NaN, a table's empty cell, differs from itself
             found.append(str(answer).strip())
     return tuple(dict.fromkeys(found))
 
@@ -160,21 +164,22 @@ def _answers(value: Any, what: str) -> tuple[str, ...]:
 class EntitySet(Sequence[Entity]):
     """Entities in a fixed order, no name twice within a type.
 
-    Two entities of different types are different ones, whatever their names.
+    Entities of different types are different, even with equal names.
 
     Args:
-        entities: `Entity`s, or mappings with `entity`, `entity_type`, optionally `aliases`, and either `attributes`
-            (a mapping) or the attributes as further keys. An accepted answer is a text or a number; several are a list.
-        entity_type: the type of mappings that name none.
+        entities (iterable): `Entity`s, or mappings with `entity`, `entity_type`, optionally `aliases`, and either
+            `attributes` (a mapping) or the attributes as further keys. An accepted answer is a text or a number, or a
+            list of those.
+        entity_type (str, *optional*): Type of mappings without one.
 
     Raises:
-        AlignmentError: a name twice within a type, or an item that is no entity.
+        AlignmentError: If a name occurs twice within a type, or an item is not an entity.
     """
 
     def __init__(self, entities: Iterable[Entity | Mapping[str, Any]] = (), entity_type: str | None = None) -> None:
         if not isinstance(entities, Iterable):
             raise AlignmentError(
-                f"entities={entities!r:.60} is a {type(entities).__name__}; pass a list of Entity or mappings."
+                f"entities={entities!r:.60}: expected a list of Entity or mappings, got {type(entities).__name__}."
             )
         self._entities = tuple(
             item if isinstance(item, Entity) else read_entity(item, entity_type) for item in entities
@@ -184,8 +189,9 @@ class EntitySet(Sequence[Entity]):
             first = seen.setdefault((key_of(entity.entity_type), key_of(entity.entity)), entity)
             if first is not entity:
                 raise AlignmentError(
-                    f"The {entity.entity_type} {entity.entity!r} is there twice (names are compared without case); "
-                    "leave one out, or tell them apart in their names."
+                    f"entity={entity.entity!r}: expected one {entity.entity_type} of that name (compared "
+                    "without case), got two. "
+                    "Omit one, or change its name."
                 )
 
     # --- files ---------------------------------------------------------------------------------------------------
@@ -197,62 +203,69 @@ class EntitySet(Sequence[Entity]):
         """Read a file by its suffix: `.json`, `.jsonl` or `.csv`.
 
         Args:
-            path: the file.
-            entity_type: the type of rows that name none.
-            columns: from columns (or keys) of the file to what they hold: "entity", "entity_type", "aliases",
-                "attributes", or the name of an attribute; None leaves a column out. Others keep their names.
+            path (str or Path): The file.
+            entity_type (str, *optional*): Type of rows without one.
+            columns (mapping, *optional*): From columns (or keys) of the file to their content: "entity", "entity_type",
+                "aliases", "attributes", or the name of an attribute. None omits a column. Other columns keep their
+                names.
 
         Raises:
-            AlignmentError: another suffix, columns that no row has or two with one name, or what the file's own reader
-                raises.
+            AlignmentError: If the suffix is another one, `columns` names a missing column or one name twice, or the
+                reader of the format raises.
         """
         suffix = as_path(path).suffix.lower()
         if suffix in (".json", ".jsonl"):
             return cls.from_json(path, entity_type, columns)
         if suffix == ".csv":
             return cls.from_csv(path, entity_type, columns)
-        raise AlignmentError(f"{path} ends in {suffix!r}; entities are read from .json, .jsonl and .csv files.")
+        raise AlignmentError(f"{path}: expected a file that ends in .json, .jsonl or .csv, got {suffix!r}.")
 
     @classmethod
     def from_json(
         cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
     ) -> EntitySet:
-        """Read a JSON list of entities, or one entity a line where the suffix is `.jsonl`. Arguments as of `from_file`.
+        """Read a JSON list of entities, or one entity per line in a `.jsonl` file.
+
+        The arguments are those of `from_file`.
 
         Raises:
-            AlignmentError: not JSON in UTF-8, not a list, or items that are no entities.
+            AlignmentError: If the file is not JSON in UTF-8 or not a list, or an item is not an entity.
         """
         path = as_path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
             items = json_lines(text) if path.suffix.lower() == ".jsonl" else json.loads(text)
         except ValueError as error:
-            raise AlignmentError(f"{path} is not valid JSON ({error}); save it again in UTF-8.") from error
+            raise AlignmentError(f"{path}: expected JSON in UTF-8, got {error!r}. Save it again.") from error
         if not isinstance(items, list):
-            raise AlignmentError(f"{path} holds a {type(items).__name__}; expected a list of entities.")
+            raise AlignmentError(f"{path}: expected a list of entities, got {type(items).__name__}.")
         return cls(with_columns(items, columns), entity_type)
 
     @classmethod
     def from_csv(
         cls, path: str | Path, entity_type: str | None = None, columns: Mapping[str, str | None] | None = None
     ) -> EntitySet:
-        """Read a CSV file with a header: `entity`, `entity_type`, optionally `aliases`; all others are attributes.
+        """Read a CSV file with a header: `entity`, `entity_type`, optionally `aliases`, and attributes.
 
-        Arguments as of `from_file`. Aliases and accepted answers are separated by `|`; an empty cell is no answer.
+        The arguments are those of `from_file`. Aliases and accepted answers are separated by `|`; an empty cell is not
+        an answer.
 
         Raises:
-            AlignmentError: a missing column, a row of more cells than the header has, or no CSV in UTF-8.
+            AlignmentError: If a column is missing, a row has more cells than the header, or the file is not CSV in
+                UTF-8.
         """
         try:
             with as_path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise AlignmentError(f"{path} is no CSV that can be read ({error}); save it again in UTF-8.") from error
+            raise AlignmentError(f"{path}: expected CSV in UTF-8, got {error!r}. Save it again.") from error
         items = []
         for row in rows:
             if None in row:
                 first = next(iter(row.values()))
-                raise AlignmentError(f"{path}: the row of {first!r} has more cells than the header.")
+                raise AlignmentError(
+                    f"{path}: expected no more cells than in the header, got more in the row of {first!r}."
+                )
         for row in with_columns(rows, columns):
             single = ("entity", "entity_type")
             items.append({k: v if k in single else (v or "").split("|") for k, v in row.items()})
@@ -265,27 +278,30 @@ class EntitySet(Sequence[Entity]):
         entity_type: str | None = None,
         columns: Mapping[str, str | None] | None = None,
     ) -> EntitySet:
-        """Read the rows of a `datasets.Dataset` (one split), or any rows with the columns that `from_csv` takes.
+        """Read the rows of one split of a `datasets.Dataset`, or any rows with the columns of `from_csv`.
 
-        Arguments as of `from_file`.
+        The arguments are those of `from_file`.
 
         Raises:
-            AlignmentError: a `DatasetDict`, or rows that are no entities.
+            AlignmentError: If it is a `DatasetDict`, or a row is not an entity.
         """
         if isinstance(dataset, Mapping):
-            raise AlignmentError(f"The dataset has the splits {sorted(dataset)}; pass one of them.")
+            raise AlignmentError(f"dataset: expected one split, got {sorted(dataset)}. Pass one of them.")
         return cls(dataset if columns is None else with_columns(dataset, columns), entity_type)
 
     def to_json(self, path: str | Path) -> None:
-        """Write a JSON list that `from_json` reads; `path` ends in `.json`.
+        """Write a JSON list that `from_json` reads.
+
+        Args:
+            path (str or Path): File that ends in `.json`.
 
         Raises:
-            AlignmentError: another suffix, which `from_file` would take for another format.
-            UnlearnError: it cannot be written; what was there is as it was.
+            AlignmentError: If the suffix is another one, which `from_file` would read as another format.
+            UnlearnError: If the file cannot be written. An earlier file is then unchanged.
         """
         path = as_path(path)
         if path.suffix.lower() != ".json":
-            raise AlignmentError(f"{path} ends in {path.suffix!r}; entities are saved as .json.")
+            raise AlignmentError(f"{path}: expected a file that ends in .json, got {path.suffix!r}.")
         write_whole(path, json.dumps([entity.to_dict() for entity in self], ensure_ascii=False, indent=1) + "\n")
 
     # --- as a sequence -------------------------------------------------------------------------------------------
@@ -322,7 +338,7 @@ class EntitySet(Sequence[Entity]):
 
     @property
     def types(self) -> list[str]:
-        """The types, each once (compared without case) as it is spelt first, in order of first appearance."""
+        """The types in order of first appearance, each once (compared without case) in its first spelling."""
         found: dict[str, str] = {}
         for entity in self:
             found.setdefault(key_of(entity.entity_type), entity.entity_type)
@@ -331,49 +347,55 @@ class EntitySet(Sequence[Entity]):
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def of_type(self, entity_type: str) -> EntitySet:
-        """The entities of one type.
+        """Return the entities of one type.
 
         Raises:
-            AlignmentError: the type is no text.
+            AlignmentError: If the type is not a text.
         """
         if not isinstance(entity_type, str):
-            raise AlignmentError(f"entity_type={entity_type!r} is a {type(entity_type).__name__}; give a text.")
+            raise AlignmentError(f"entity_type={entity_type!r}: expected a text, got {type(entity_type).__name__}.")
         return EntitySet(entity for entity in self if key_of(entity.entity_type) == key_of(entity_type))
 
     def without(self, other: EntitySet) -> EntitySet:
-        """The entities that share no name or alias, within their type, with any of `other`.
+        """Return the entities that share no name or alias, within their type, with any of `other`.
 
         Raises:
-            AlignmentError: `other` is no set of entities, nor what one is made of.
+            AlignmentError: If `other` is not a set of entities, and cannot become one.
         """
         taken = {key for entity in EntitySet(other) for key in entity.keys}
         return EntitySet(entity for entity in self if not entity.keys & taken)
 
     def sample(self, n: int, seed: int = 0) -> EntitySet:
-        """`n` entities at random, in their order here.
+        """Return `n` random entities, in their order in the set.
+
+        Args:
+            n (int): Number of entities.
+            seed (int, *optional*, defaults to 0): Seed of the draw.
 
         Raises:
-            AlignmentError: fewer than `n` are there, or `n` is no whole number.
+            AlignmentError: If the set has fewer than `n`, or `n` is not a whole number.
         """
         if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self):
-            raise AlignmentError(f"Cannot sample {n!r} of {len(self)} entities; give a whole number up to that.")
+            raise AlignmentError(f"n={n!r}: expected a whole number up to {len(self)}, the number of entities.")
         chosen = random.Random(seed).sample(range(len(self)), n)
         return EntitySet(self[i] for i in sorted(chosen))
 
     def split(self, *fractions: float, seed: int = 0) -> tuple[EntitySet, ...]:
-        """Divide into sets that share no entity: those linked by a common name or alias stay together.
+        """Divide into sets that share no entity. Entities linked by a common name or alias stay together.
 
-        Every type is divided in the same proportions, as near as whole entities allow. Which entity goes where depends
-        on `seed` and on the set, not on the set's order. Fractions that sum to less than 1 leave the rest out.
+        Every type is divided in the same proportions, as near as whole entities allow. The division depends on `seed`
+        and on the set, not on the set's order. Fractions that sum to less than 1 leave out the rest.
+
+        Args:
+            fractions (float): Share of each set.
+            seed (int, *optional*, defaults to 0): Seed of the division.
 
         Raises:
-            AlignmentError: fractions that are not positive numbers or sum to more than 1.
+            AlignmentError: If a fraction is not a positive number, or they sum to more than 1.
         """
         numbers = bool(fractions) and all(isinstance(part, (int, float)) and part > 0 for part in fractions)
         if not numbers or sum(fractions) > 1 + 1e-9:
-            raise AlignmentError(
-                f"Cannot split by fractions {fractions}; expected positive ones, summing to 1 at most."
-            )
+            raise AlignmentError(f"fractions={fractions}: expected positive numbers that sum to at most 1.")
         side: dict[int, int] = {}
         for entity_type in sorted({key_of(t) for t in self.types}):
             members = [i for i, entity in enumerate(self) if key_of(entity.entity_type) == entity_type]
@@ -390,7 +412,7 @@ class EntitySet(Sequence[Entity]):
         return tuple(EntitySet(self[i] for i in range(len(self)) if side.get(i) == part) for part in parts)
 
     def _linked(self, members: list[int]) -> list[list[int]]:
-        """Groups of `members` that share names, directly or through others; in an order that is theirs alone."""
+        """Groups of `members` that share names, directly or through others, in an order of their own."""
         group_of: dict[tuple[str, str], list[int]] = {}
         groups: dict[int, list[int]] = {}
         for i in members:
@@ -404,11 +426,11 @@ class EntitySet(Sequence[Entity]):
 
 
 def as_entity_set(entities: EntitySet | Iterable[Mapping[str, Any]]) -> EntitySet:
-    """An `EntitySet` as it is; rows, such as a `datasets.Dataset`, by `EntitySet.from_dataset`."""
+    """Return an `EntitySet` as it is, and rows, such as a `datasets.Dataset`, by `EntitySet.from_dataset`."""
     return entities if isinstance(entities, EntitySet) else EntitySet.from_dataset(entities)
 
 
 def overlap(a: EntitySet, b: EntitySet) -> list[str]:
-    """Names of the entities of `a` of which a name or alias is, within the type, a name or alias in `b`."""
+    """Return the names of the entities of `a` that share a name or alias with one of `b`, within the type."""
     taken = {key for entity in b for key in entity.keys}
     return [entity.entity for entity in a if entity.keys & taken]

@@ -1,8 +1,7 @@
-"""Which latents of an SAE tell known entities from unknown ones.
+"""Latents of an SAE that separate known from unknown entities, and the codes that the loss reads.
 
-The space in which targets are aligned: some latents of an SAE, or the hidden states themselves.
-
-Whether the codes tell known from unknown entities that had no part in choosing them.
+Codes are the pre-activations of selected latents, or the hidden states themselves. `separation` measures the AUC of the
+codes on entities that had no part in choosing them.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,9 +20,9 @@ class Latents(NamedTuple):
     """Latent ids, best first, with their scores.
 
     Attributes:
-        known: ids of latents that fire more often on known entities.
-        unknown: ids of latents that fire more often on unknown entities.
-        known_scores, unknown_scores: the score of each, in (0, 1].
+        known (Tensor): Ids of latents that fire more often on known entities.
+        unknown (Tensor): Ids of latents that fire more often on unknown entities.
+        known_scores, unknown_scores (Tensor): Score of each, in (0, 1].
     """
 
     known: list[int]
@@ -33,7 +32,7 @@ class Latents(NamedTuple):
 
 
 def firing_frequency(sae: SparseAutoencoder, h: Tensor, block: int = 4096) -> Tensor:
-    """Share of rows on which each latent is active: residuals `[rows, d_in]` -> `[d_sae]`."""
+    """Return the share of rows on which each latent is active: residuals `[rows, d_in]` -> `[d_sae]`."""
     count = torch.zeros(sae.d_sae, device=sae.device)
     with torch.no_grad():
         for part in h.split(block):
@@ -42,13 +41,13 @@ def firing_frequency(sae: SparseAutoencoder, h: Tensor, block: int = 4096) -> Te
 
 
 def latent_scores(known: Tensor, unknown: Tensor) -> Tensor:
-    """`min over types of (f_known - f_unknown)` for every latent, f the firing frequency at the entity's last token.
+    """Return `min over types of (f_known - f_unknown)` for every latent, `[d_sae]`.
 
-    After Ferrando et al. 2024 (arXiv 2411.14257), who take the latents with the largest value, and with the signs
-    turned the unknown latents.
+    f is the firing frequency at the entity's last token. After Ferrando et al. 2024 (arXiv 2411.14257), who take the
+    latents with the largest value, and with opposite signs the unknown latents.
 
     Args:
-        known, unknown: `[types, d_sae]`, frequencies per entity type.
+        known, unknown (Tensor): `[types, d_sae]`, frequencies per entity type.
     """
     return (known - unknown).min(dim=0).values
 
@@ -61,16 +60,17 @@ def select_latents(
     num_unknown: int,
     max_generic: float = 0.02,
 ) -> Latents:
-    """The best latents of each kind.
+    """Return the best latents of each kind.
 
     Args:
-        known, unknown: `[types, d_sae]`, firing frequencies on known and unknown entities, per type.
-        generic: `[d_sae]`, firing frequency on tokens of ordinary text; None if there is none.
-        num_known, num_unknown: how many of each; fewer are returned where fewer have a score above zero.
-        max_generic: latents that fire on a larger share of ordinary tokens are left out.
+        known, unknown (Tensor): `[types, d_sae]`, firing frequencies on known and unknown entities, per type.
+        generic (Tensor or None): `[d_sae]`, firing frequency on tokens of ordinary text. None skips this filter.
+        num_known, num_unknown (int): Number of latents of each kind. Fewer are returned if fewer have a score above 0.
+        max_generic (float, *optional*, defaults to 0.02): Latents that fire on a larger share of ordinary tokens are
+            left out.
 
     Raises:
-        AlignmentError: no latent of either kind is left.
+        AlignmentError: If no latent of either kind is left.
     """
     found = []
     for score, number in ((latent_scores(known, unknown), num_known), (latent_scores(unknown, known), num_unknown)):
@@ -82,23 +82,29 @@ def select_latents(
     (known_ids, known_values), (unknown_ids, unknown_values) = found
     if not known_ids and not unknown_ids:
         raise AlignmentError(
-            "No latent of the SAE fires more often on known than on unknown entities, or the reverse, in every entity "
-            f"type (with latents left out that fire on more than {max_generic:g} of ordinary tokens); use an SAE of "
-            "a middle layer, more entities, fewer types, or sae=None."
+            f"sae, max_generic_frequency={max_generic:g}: expected a latent that separates known from unknown "
+            "entities in "
+            "every type, got none. Use an SAE of a middle layer, more entities, fewer types, or sae=None."
         )
     return Latents(known_ids, unknown_ids, known_values, unknown_values)
 
 
 class LatentCodes(nn.Module):
-    """Pre-activations of selected latents: `codes = h @ W_enc[:, ids] + b_enc[ids]`, known latents first; of the
-    normalised `h` where the SAE has an `input_norm`.
+    """Pre-activations of selected latents, known latents first.
 
-    Only the selected columns are kept. Pre-activations and not activations, since an inactive latent passes no
-    gradient. They are computed in float32 whatever the model's dtype is, outside of autocast.
+        codes = h @ W_enc[:, ids] + b_enc[ids]
+
+    with the normalized `h` if the SAE has an `input_norm`. Only the selected columns are kept. Codes are
+    pre-activations and not activations, since an inactive latent passes no gradient. They are computed in float32
+    whatever the model's dtype, outside of autocast.
+
+    Args:
+        sae (SparseAutoencoder): The SAE.
+        latents (Latents): The selected latents.
 
     Attributes:
-        known: the columns of the known latents.
-        unknown: the columns of the unknown latents.
+        known (slice): Columns of the known latents.
+        unknown (slice): Columns of the unknown latents.
     """
 
     W_enc: Tensor
@@ -114,23 +120,24 @@ class LatentCodes(nn.Module):
         self.unknown = slice(len(latents.known), len(ids))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Residual stream `[..., d_in]` -> codes `[..., n]`."""
+        """Return the codes `[..., n]` of the residual stream `[..., d_in]`."""
         with torch.autocast(h.device.type, enabled=False):
             x = layer_normed(h.float())[0] if self.normed else h.float()
             return x @ self.W_enc + self.b_enc
 
 
 class RawCodes(nn.Module):
-    """The hidden states themselves, each dimension turned so that larger is more known: the control without an SAE.
+    """The hidden states themselves as codes: the control without an SAE.
 
         codes = (h * sign)[order],   sign = sign(mean known - mean unknown)
 
-    ordered by how far apart the means are in units of the unknown entities' spread, so that the first `num_known`
-    columns are the most telling ones. The loss on these codes is the same as on latents.
+    Each dimension's sign is set so that larger is more known. Dimensions are ordered by the distance of the means in
+    units of the unknown entities' spread, so that the first `num_known` columns separate best. The loss on these codes
+    is the same as on latents.
 
     Args:
-        known, unknown: `[rows, d_in]`, base states of known and unknown entities.
-        num_known: columns that count as known.
+        known, unknown (Tensor): `[rows, d_in]`, base states of known and unknown entities.
+        num_known (int): Number of columns that count as known.
     """
 
     order: Tensor
@@ -147,19 +154,19 @@ class RawCodes(nn.Module):
         self.unknown = slice(len(order), len(order))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Residual stream `[..., d_in]` -> codes `[..., d_in]`."""
+        """Return the codes `[..., d_in]` of the residual stream `[..., d_in]`."""
         return h.float()[..., self.order] * self.sign
 
 
 @dataclass(frozen=True)
 class Separation:
-    """Area under the ROC curve on held-out entities, known against unknown; 0.5 is chance, 1 is perfect.
+    """Area under the ROC curve on held-out entities, known against unknown. 0.5 is chance, 1 is perfect.
 
     Attributes:
-        known: by the known latents alone; None if there are none.
-        unknown: by the unknown latents alone (lower is more known); None if there are none.
-        both: by both together.
-        num_known, num_unknown: held-out entities of each kind.
+        known (float or None): AUC of the known latents alone. None without known latents.
+        unknown (float or None): AUC of the unknown latents alone (lower is more known). None without unknown latents.
+        both (float): AUC of both together.
+        num_known, num_unknown (int): Held-out entities of each kind.
     """
 
     known: float | None
@@ -177,23 +184,28 @@ class Separation:
         return asdict(self)
 
     def require(self, minimum: float) -> None:
-        """Raises unless something separates.
+        """Raise unless some codes separate known from unknown entities.
+
+        Args:
+            minimum (float): Smallest AUC.
 
         Raises:
-            AlignmentError: no group of codes reaches `minimum`.
+            AlignmentError: If no group of codes reaches `minimum`.
         """
         if self.best < minimum:
             raise AlignmentError(
-                f"Nothing that the loss looks at tells known from unknown entities: AUC {self.best:.2f} at best on "
-                f"{self.num_known} known and {self.num_unknown} unknown held-out entities (known latents "
-                f"{_shown(self.known)}, unknown latents {_shown(self.unknown)}), below min_separation={minimum:g}. "
-                "Training would move the targets nowhere in particular. Use an SAE of a middle layer, label the "
-                "entities with this very model, give more of them, or lower min_separation."
+                f"min_separation={minimum:g}: expected that AUC on {self.num_known} known and "
+                f"{self.num_unknown} unknown "
+                f"held-out entities, got {self.best:.2f} (known latents {_shown(self.known)}, unknown latents "
+                f"{_shown(self.unknown)}). Use a middle layer, or label the entities with this model."
             )
 
 
 def knownness(codes: Tensor, known: slice, unknown: slice) -> Tensor:
-    """Mean of the known codes minus mean of the unknown ones, in standard units: `[rows, n] -> [rows]`."""
+    """Return the mean of the known codes minus the mean of the unknown ones: `[rows, n] -> [rows]`.
+
+    Codes and result are in standard units.
+    """
     score = torch.zeros_like(codes[:, 0])
     if known.stop > known.start:
         score = score + codes[:, known].mean(dim=-1)
@@ -203,7 +215,10 @@ def knownness(codes: Tensor, known: slice, unknown: slice) -> Tensor:
 
 
 def mean_per_entity(values: Tensor, entity: Tensor) -> Tensor:
-    """Mean over the rows of each entity, in the order of the entities' numbers: `[rows, ...] -> [entities, ...]`."""
+    """Return the mean over the rows of each entity: `[rows, ...] -> [entities, ...]`.
+
+    Entities are in the order of their numbers.
+    """
     names, index = entity.unique(return_inverse=True)
     sums = values.new_zeros(len(names), *values.shape[1:]).index_add_(0, index, values)
     counts = torch.bincount(index, minlength=len(names)).to(values.dtype)
@@ -218,12 +233,12 @@ def separation(
     known: slice,
     unknown: slice,
 ) -> Separation:
-    """The report for held-out entities, each judged by the mean over its prompts.
+    """Return the AUC on held-out entities, each judged by the mean over its prompts.
 
     Args:
-        known_codes, unknown_codes: `[rows, n]` in standard units, of known and unknown entities.
-        known_entity, unknown_entity: `[rows]`, number of each row's entity.
-        known, unknown: columns of known and unknown latents.
+        known_codes, unknown_codes (Tensor): `[rows, n]` in standard units, of known and unknown entities.
+        known_entity, unknown_entity (Tensor): `[rows]`, number of each row's entity.
+        known, unknown (slice): Columns of known and unknown latents.
     """
     nothing = slice(0, 0)
     found: dict[str, float | None] = {}

@@ -1,7 +1,4 @@
-"""Where known, unknown and target entities stand, before and after training.
-
-Whether targets still differ from each other as unknown entities do.
-"""
+"""Metrics of targets against known and unknown entities, before and after training."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -18,18 +15,18 @@ COLLAPSED = 0.5
 
 
 def variance_ratio(z: Tensor, group: Tensor, scale: Tensor) -> float:
-    """`mean over codes of var(targets) / var(unknown)`, within (type, template): `[rows, n]` -> float.
+    """Return the mean over codes of var(targets) / var(unknown), within (type, template).
 
-    Near 1, targets spread as unknown entities do; below 0.5 they have collapsed toward one point, which a re-fitted
-    probe would tell from unknown entities.
+    Near 1, targets spread as unknown entities do. Below 0.5 they have collapsed toward one point, which a refitted
+    probe would separate from unknown entities.
 
     Args:
-        z: codes of the targets.
-        group: `[rows]`, number of each row's (type, template).
-        scale: `[rows, n]`, standard deviation of the unknown entities.
+        z (Tensor): `[rows, n]`, codes of the targets.
+        group (Tensor): `[rows]`, number of each row's (type, template).
+        scale (Tensor): `[rows, n]`, standard deviation of the unknown entities.
 
     Returns:
-        NaN where no template has two targets.
+        float: The ratio. NaN if no template has two targets.
     """
     ratios, weights = [], []
     for one in group.unique():
@@ -45,14 +42,14 @@ def variance_ratio(z: Tensor, group: Tensor, scale: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Portrait:
-    """How known entities look, each by the mean over templates that training never used.
+    """Places of known, unknown and target entities, each as the mean over held-out templates.
 
     Every entity has two coordinates: the mean of its known latents and the mean of its unknown latents, in standard
-    units of the unknown entities, whose own mean is (0, 0). Without an SAE the second is 0 throughout.
+    units of the unknown entities, whose own mean is (0, 0). Without an SAE the second is 0.
 
     Attributes:
-        known, unknown: held-out entities in the base model.
-        before, after: the targets, in the base model and with the adapter.
+        known, unknown: Held-out entities in the base model.
+        before, after: The targets, in the base model and with the adapter.
     """
 
     known: list[tuple[float, float]]
@@ -65,17 +62,20 @@ class Portrait:
 
 
 def portrait_of(setting: AlignmentSetting, before: States, after: States) -> Portrait:
-    """The portrait of targets from their states without and with the adapter, in held-out templates."""
+    """Return the portrait of targets from their states without and with the adapter.
+
+    The states are in held-out templates.
+    """
     known, unknown = (_held_out(setting, known, before.group) for known in (True, False))
     return Portrait(*(_points(setting, states) for states in (known, unknown, before, after)))
 
 
 def judge(setting: AlignmentSetting, targets: States) -> dict[str, float]:
-    """Metrics of targets by their states.
+    """Return metrics of targets from their states.
 
     Returns:
         `known_auc`: the probability that a target looks more known than a held-out unknown entity; 0.5 is
-        indistinguishable. `variance_ratio`: see `sae_unlearn.alignment.metrics`.
+        indistinguishable. `variance_ratio`: see `variance_ratio`.
     """
     looks = [_knownness(setting, states) for states in (targets, _held_out(setting, False, targets.group))]
     scale = setting.statistics.scale[targets.group]
@@ -108,12 +108,13 @@ def _sides(setting: AlignmentSetting) -> tuple[slice, slice]:
 
 
 class Way(NamedTuple):
-    """What is left of the way from a target's state to that of its unknown entity.
+    """Remainder of the way from a target's state to that of its unknown entity.
 
     Attributes:
-        left: projection of the remaining difference on the way: 1 at the base, 0 at the unknown entity or beside it,
-            negative beyond it.
-        error: size of the remaining difference in units of the way; 1 at the base, 0 only at the unknown entity.
+        left (float): Projection of the remaining difference on the way: 1 at the base, 0 at the unknown entity or next
+            to it, negative beyond it.
+        error (float): Size of the remaining difference in units of the way: 1 at the base, 0 only at the unknown
+            entity.
     """
 
     left: float
@@ -121,14 +122,15 @@ class Way(NamedTuple):
 
 
 def way_left(h: Tensor, unknown: Tensor, base: Tensor, spread: Tensor) -> Way:
-    """Measure what is left of the way, over all rows and in units of `spread`.
+    """Return the remainder of the way, over all rows and in units of `spread`.
 
         left  = sum_t <h_t - u_t, b_t - u_t> / sum_t |b_t - u_t|^2
         error = sqrt(sum_t |h_t - u_t|^2 / sum_t |b_t - u_t|^2)
 
     Args:
-        h, unknown, base: `[rows, d]`, states now, of the paired unknown entities, and of the targets in the base model.
-        spread: `[d]`.
+        h, unknown, base (Tensor): `[rows, d]`, present states, states of the paired unknown entities, and states of the
+            targets in the base model.
+        spread (Tensor): `[d]`.
     """
     rest, way = (h - unknown) / spread, (base - unknown) / spread
     length = way.square().sum().clamp(min=1e-30)

@@ -1,4 +1,4 @@
-"""The picture of an alignment: known, unknown and target entities, before and after."""
+"""Picture of an alignment: known, unknown and target entities, before and after."""
 
 import os
 
@@ -8,19 +8,19 @@ from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
 
 PICTURE = "alignment.png"
 
-# The marks differ in shape, too.
+# The marks also differ in shape.
 _KNOWN, _UNKNOWN, _TARGET, _INK = VERMILLION, BLUE, "#000000", "#333333"
 
 
 def draw_portrait(portrait: Portrait, path: str | os.PathLike[str]) -> None:
-    """Draw held-out known and unknown entities, and each target with an arrow from where it stood to where it stands.
+    """Draw held-out known and unknown entities, and an arrow for each target from before to after.
 
     Args:
-        portrait: of a trainer, see `SAEAlignmentTrainer.portrait`.
-        path: the file to write, a PNG.
+        portrait (Portrait): From `SAEAlignmentTrainer.portrait`.
+        path (str or PathLike): The PNG file to write.
 
     Raises:
-        ImportError: matplotlib is not installed; names the extra.
+        ImportError: If matplotlib is not installed. The message names the extra.
     """
     figure = new_canvas(8, 5)
     axes = figure.add_subplot()
@@ -46,7 +46,7 @@ def draw_portrait(portrait: Portrait, path: str | os.PathLike[str]) -> None:
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set_xlabel("latents of known entities (mean, in standard deviations of the unknown)")
     axes.set_ylabel("latents of unknown entities (same)")
-    axes.set_title("Entities in the SAE's latent space, in templates that training never used", fontsize=11, loc="left")
+    axes.set_title("Entities in the SAE's latent space, in held-out templates", fontsize=11, loc="left")
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(os.fspath(path), format="png")

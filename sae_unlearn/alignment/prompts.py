@@ -1,10 +1,8 @@
-"""Entities in their templates, as rows of token ids that end with the entity's name.
+"""Prompts: entities in their templates, as rows of token ids that end with the entity's name.
 
-Which token is the last of an entity's name.
-
-There the model's knowledge of the entity is read and moved (Ferrando et al., arXiv 2411.14257). The place comes from
-the characters of the name in the text and the tokenizer's own offsets, never from a search for the name's tokens: how a
-name is divided depends on what stands around it, and "York" stands in "New York" too.
+At the last token of the name the model's knowledge of the entity is read and moved (Ferrando et al., arXiv 2411.14257).
+The place comes from the characters of the name in the text and the tokenizer's own offsets, not from a search for the
+name's tokens: the tokens of a name depend on its context, and "York" is also in "New York".
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +15,12 @@ from sae_unlearn.alignment.templates import Prompt, entity_templates, render
 from sae_unlearn.errors import AlignmentError
 
 
-# Private-use characters, which no template trims or escapes, and no text holds
+# Private-use characters, which templates neither trim nor escape, and texts do not contain
 _SENTINEL = "\ue0a5\ue0b6\ue0c7"
 
 
 class EntityTokens(NamedTuple):
-    """A prompt as token ids, special tokens included, and the index among them of the name's last token."""
+    """Token ids of a prompt, special tokens included, and the index of the last token of the name."""
 
     input_ids: list[int]
     position: int
@@ -31,23 +29,25 @@ class EntityTokens(NamedTuple):
 def locate_entity(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template: bool = False, cut: bool = True
 ) -> EntityTokens:
-    """Tokenise a prompt and find the last token of its entity's name.
+    """Tokenize a prompt and return its ids with the last token of its entity's name.
 
     Args:
-        tokenizer: a fast one, since only those tell the characters of each token.
-        prompt: what `render` gives.
-        chat_template: put the text as a user's turn into the tokenizer's chat template, and find the name there.
-        cut: leave out what comes after the name's last token: a causal model's activations there cannot depend on it.
-            `position` is then the row's last index.
+        tokenizer (PreTrainedTokenizerFast): A fast one, since only those give the characters of each token.
+        prompt (Prompt): From `render`.
+        chat_template (bool, *optional*, defaults to False): Put the text as a user turn into the tokenizer's chat
+            template.
+        cut (bool, *optional*, defaults to True): Omit the tokens after the name, on which a causal model's activations
+            at the name cannot depend. `position` is then the row's last index.
 
     Raises:
-        AlignmentError: a slow tokenizer; a name whose last token also holds what follows it; a name that the tokenizer
-            drops; a chat template that is missing or changes the text.
+        AlignmentError: If the tokenizer is slow, drops the name, or ends the name with a token that also covers the
+            following text; or the chat template is missing or changes the text.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise AlignmentError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer, so it does not tell which characters a token "
-            "stands for; load one with `AutoTokenizer.from_pretrained(..., use_fast=True)`."
+            "tokenizer: expected a fast one, which gives each token's characters, "
+            f"got {type(tokenizer).__name__}. Load it "
+            "with `AutoTokenizer.from_pretrained(..., use_fast=True)`."
         )
     text, start, end = in_chat(tokenizer, prompt) if chat_template else prompt
     encoded = tokenizer(text, add_special_tokens=not chat_template, return_offsets_mapping=True)
@@ -55,40 +55,42 @@ def locate_entity(
     # (0, 0) is a special token; a token of the name covers at least one of its characters
     of_name = [i for i, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
     if not of_name:
-        raise AlignmentError(f"The tokenizer has no token for the name {prompt.name!r} in {prompt.text!r}.")
+        raise AlignmentError(f"entity={prompt.name!r}: expected a token of the name in {prompt.text!r}, got none.")
     position = of_name[-1]
     last = offsets[position][1]
     if last > end:
         token = text[offsets[position][0] : last]
         raise AlignmentError(
-            f"The last token of the name {prompt.name!r} in {prompt.text!r} is {token!r}, which also holds the "
-            f"{text[end:last]!r} that follows; let the template end with the name, or put a space after it."
+            f"entity={prompt.name!r}: expected its last token to end with it in {prompt.text!r}, got {token!r} with "
+            f"{text[end:last]!r}. End the template with the name, or add a space."
         )
     return EntityTokens(list(ids[: position + 1] if cut else ids), position)
 
 
 def in_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
-    """The prompt as a user's turn in the tokenizer's chat template, up to where the model's answer begins.
+    """Return the prompt as a user turn in the tokenizer's chat template.
 
-    Where the text goes is found by rendering a stand-in for it, so that a template which says the same words elsewhere
-    is no danger.
+    The turn ends where the answer begins. The place of the text is found by rendering a placeholder, since a template
+    may contain the same words elsewhere.
 
     Raises:
-        AlignmentError: no chat template, or one that holds the turn not exactly once, or changes it.
+        AlignmentError: If the tokenizer has no chat template, or one that does not contain the turn exactly once and
+            unchanged.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise AlignmentError("chat_template=True, but this tokenizer has no chat template; leave it out.")
+        raise AlignmentError("chat_template=True: expected a tokenizer with a chat template. Set it to False.")
     before, *after = _rendered(tokenizer, _SENTINEL).split(_SENTINEL)
     if len(after) != 1:
         raise AlignmentError(
-            f"The tokenizer's chat template holds the user's text {len(after)} times; expected once, so that the "
-            "name's place is known. Pass prompts as plain text (chat_template=False)."
+            f"chat_template=True: expected the text once in the rendered turn, got it {len(after)} times. "
+            "Set it to False."
         )
     rendered = _rendered(tokenizer, prompt.text)
     if rendered != before + prompt.text + after[0]:
         raise AlignmentError(
-            f"The tokenizer's chat template changes the text {prompt.text!r} (rendered: {rendered!r}), so the name's "
-            "place is not known; take blanks off the template's ends, or pass plain text (chat_template=False)."
+            f"chat_template=True: expected {prompt.text!r} unchanged in the turn, got {rendered!r}. "
+            "Remove blanks at the "
+            "template's ends, or set it to False."
         )
     return Prompt(rendered, len(before) + prompt.start, len(before) + prompt.end)
 
@@ -99,12 +101,12 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 class PromptRow(NamedTuple):
-    """An entity in a template, cut after the last token of its name: a causal model cannot look further.
+    """An entity in a template, cut after the last token of its name.
 
     Attributes:
-        input_ids: the row; its last token is the one that is read.
-        entity: the entity's place in its set.
-        group: number of the (type, template).
+        input_ids (list of int): The row. Its last token is the one that is read.
+        entity (int): Index of the entity in its set.
+        group (int): Number of the (type, template).
     """
 
     input_ids: list[int]
@@ -113,13 +115,13 @@ class PromptRow(NamedTuple):
 
 
 class TemplateGroups:
-    """Numbers for (entity type, template), those for training and those held out for evaluation.
+    """Numbers for (entity type, template), of training and of evaluation.
 
     Args:
-        types: entity types.
-        templates, held_out: templates per type; None, or a type that is not in it, takes the package's.
-        questions: forms of questions per type, which join the templates to train on. What stands behind the name does
-            not change the state there, so a form is left out that begins as a template does.
+        types (sequence of str): Entity types.
+        templates, held_out (mapping, *optional*): Templates per type. None, or a missing type, takes the package's.
+        questions (mapping, *optional*): Forms of questions per type, which join the training templates. The text after
+            the name does not change the state there, so a form that begins as a template does is left out.
     """
 
     def __init__(
@@ -146,15 +148,15 @@ class TemplateGroups:
         return len(self.groups)
 
     def __contains__(self, kind: str) -> bool:
-        """Whether there are templates of a type."""
+        """Return True if a type has templates."""
         return (key_of(kind), False) in self._of_type
 
     def of_type(self, kind: str, held_out: bool = False) -> list[int]:
-        """The numbers of a type's templates; types are compared without case."""
+        """Return the numbers of a type's templates. Types are compared without case."""
         return self._of_type[key_of(kind), held_out]
 
     def types_of_groups(self) -> list[int]:
-        """For every group the number of its type."""
+        """Return the number of each group's type."""
         return [self.types.index(kind) for kind, _ in self.groups]
 
 
@@ -169,10 +171,10 @@ def prompt_rows(
     held_out: bool = False,
     chat_template: bool = False,
 ) -> list[PromptRow]:
-    """Every entity in every template of its type.
+    """Return every entity in every template of its type.
 
     Raises:
-        AlignmentError: the last token of a name cannot be told from the text around it.
+        AlignmentError: If the last token of a name also covers other text.
     """
     rows = []
     for number, entity in enumerate(entities):

@@ -1,6 +1,6 @@
-"""Everything that an alignment is measured against, read off the base model once before training.
+"""References of an alignment: states and code statistics of known and unknown entities.
 
-What known and unknown entities look like in the base model: the fixed points of an alignment.
+They are measured once in the base model before training, and do not change.
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ from sae_unlearn.errors import AlignmentError
 from sae_unlearn.sae import SparseAutoencoder
 
 
-_SMALLEST_SPREAD = 0.01  # of the median spread: a code that never moves must not rule the loss
+_SMALLEST_SPREAD = 0.01  # of the median spread: a constant code must not dominate the loss
 
 
 class States(NamedTuple):
     """Residual stream at the last token of entities' names.
 
     Attributes:
-        h: `[rows, d_in]` in float32.
-        entity: `[rows]`, number of the entity in its set.
-        group: `[rows]`, number of the (type, template).
+        h (Tensor): `[rows, d_in]` in float32.
+        entity (Tensor): `[rows]`, number of the entity in its set.
+        group (Tensor): `[rows]`, number of the (type, template).
     """
 
     h: Tensor
@@ -48,7 +48,7 @@ class States(NamedTuple):
     group: Tensor
 
     def of(self, entities: Sequence[int]) -> "States":
-        """The rows of some entities; their numbers stay."""
+        """Return the rows of some entities, with their numbers unchanged."""
         wanted = torch.tensor(list(entities), dtype=torch.long, device=self.entity.device)
         keep = torch.isin(self.entity, wanted)
         return States(self.h[keep], self.entity[keep], self.group[keep])
@@ -58,10 +58,13 @@ class States(NamedTuple):
 
 
 def entity_states(model: nn.Module, rows: Sequence[PromptRow], layer: int, batch_size: int) -> States:
-    """The states of `rows` after `layer`, in their order, by one truncated forward pass.
+    """Return the states of `rows` after `layer`, in their order, by one truncated forward pass.
 
     Args:
-        model: the bare transformers model; adapters that are on it stay as they are.
+        model (nn.Module): The bare transformers model. Adapters on it stay as they are.
+        rows (sequence of PromptRow): The prompts.
+        layer (int): 0-based index of the layer.
+        batch_size (int): Rows per forward pass.
     """
     states: dict[int, Tensor] = {}
     for batch in residual_batches(model, [row.input_ids for row in rows], layer, batch_size):
@@ -77,12 +80,12 @@ def entity_states(model: nn.Module, rows: Sequence[PromptRow], layer: int, batch
 
 
 class Statistics(NamedTuple):
-    """Unknown and known entities' codes, per (type, template).
+    """Statistics of unknown and known entities' codes, per (type, template).
 
     Attributes:
-        unknown_mean, known_mean: `[groups, n]`.
-        limit: `[groups, n]`, the unknown entities' 95th percentile.
-        scale: `[groups, n]`, the unknown entities' standard deviation within a template, one value per type.
+        unknown_mean, known_mean (Tensor): `[groups, n]`.
+        limit (Tensor): `[groups, n]`, the unknown entities' 95th percentile.
+        scale (Tensor): `[groups, n]`, the unknown entities' standard deviation within a template, one value per type.
     """
 
     unknown_mean: Tensor
@@ -94,12 +97,14 @@ class Statistics(NamedTuple):
 def code_statistics(
     unknown: Tensor, unknown_group: Tensor, known: Tensor, known_group: Tensor, type_of_group: Sequence[int]
 ) -> Statistics:
-    """The statistics of every group that has unknown rows; others stay NaN, so that a mistake shows.
+    """Return the statistics of every group that has unknown rows.
+
+    Those of other groups are NaN, so that a mistake shows.
 
     Args:
-        unknown, known: codes `[rows, n]`.
-        unknown_group, known_group: `[rows]`.
-        type_of_group: number of each group's type.
+        unknown, known (Tensor): Codes `[rows, n]`.
+        unknown_group, known_group (Tensor): `[rows]`.
+        type_of_group (sequence of int): Number of each group's type.
     """
     shape = (len(type_of_group), unknown.shape[1])
     unknown_mean, known_mean, limit, scale = (unknown.new_full(shape, float("nan")) for _ in range(4))
@@ -123,21 +128,24 @@ _GENERIC_TOKENS = 4096
 
 
 class AlignmentSetting:
-    """The frozen side of an alignment: reference states and codes, statistics, latents, and their separation.
+    """The frozen side of an alignment: reference states, codes, statistics, latents and separation.
 
     Args:
-        plan: what serves for what.
-        model: the bare transformers model in its base state (adapters disabled).
-        sae: None aligns the hidden states themselves.
-        layer: 0-based decoder layer.
+        plan (EntityPlan): Roles of the entities.
+        model (nn.Module): The bare transformers model in its base state (adapters disabled).
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        sae (SparseAutoencoder or None): None aligns the hidden states themselves.
+        layer (int): 0-based decoder layer.
+        args (SAEAlignmentConfig): The settings.
 
     Attributes:
-        states: base states of all reference rows, known entities first; `entity` counts within known and unknown.
-        codes: `[rows, n]`, their codes.
-        statistics: per (type, template), from fit entities alone.
-        latents: None without an SAE.
-        separation: on held-out entities.
-        spread: `[d_in]`, standard deviation of the states of fit entities.
+        states (States): Base states of all reference rows, known entities first. `entity` counts within known and
+            unknown.
+        codes (Tensor): `[rows, n]`, their codes.
+        statistics (Statistics): Per (type, template), from fit entities only.
+        latents (Latents or None): None without an SAE.
+        separation (Separation): On held-out entities.
+        spread (Tensor): `[d_in]`, standard deviation of the states of fit entities.
     """
 
     def __init__(
@@ -185,16 +193,19 @@ class AlignmentSetting:
     def items(
         self, targets: EntitySet, tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig, held_out: bool
     ) -> AlignmentItems:
-        """What training meets; with `held_out`, what evaluation meets: other templates, references and retain rows.
+        """Return the training items or, with `held_out`, the evaluation items of targets.
+
+        Evaluation items have other templates, references and retain rows.
 
         Raises:
-            AlignmentError: a type that the setting was not made for, or a name that cannot be located.
+            AlignmentError: If a type has no references in this setting, or a name cannot be located.
         """
         plan = self.plan
         if other := [kind for kind in targets.types if kind not in plan.groups]:
             raise AlignmentError(
-                f"Entities of type {other[0]!r} cannot be judged by references of type "
-                f"{', '.join(map(repr, plan.groups.types))}; evaluate them in an alignment of their own."
+                f"entity_type={other[0]!r}: expected a type with references, "
+                f"{', '.join(map(repr, plan.groups.types))}. "
+                "Evaluate it in an alignment of its own."
             )
         groups = {g for kind in plan.groups.types for g in plan.groups.of_type(kind, held_out)}
         wanted = [
@@ -218,12 +229,13 @@ class AlignmentSetting:
         )
 
     def standing(self, z: Tensor, group: Tensor, pair: Tensor, contrast: Tensor, held_out: bool = False) -> Standing:
-        """The loss's view of a batch of targets.
+        """Return the input of the loss for a batch of targets.
 
         Args:
-            z: `[rows, n]`, the targets' codes.
-            group, pair, contrast: `[rows]`, as in `AlignmentItems`.
-            held_out: compare with held-out unknown entities where all of them count.
+            z (Tensor): `[rows, n]`, codes of the targets.
+            group, pair, contrast (Tensor): `[rows]`, as in `AlignmentItems`.
+            held_out (bool, *optional*, defaults to False): Use held-out unknown entities in parts that read all of
+                them.
         """
         stats = self.statistics
         bank, bank_group = self._bank[held_out]
@@ -242,11 +254,11 @@ class AlignmentSetting:
         )
 
     def standardised(self, codes: Tensor, group: Tensor) -> Tensor:
-        """`(codes - mean of the unknown) / scale`, in the row's own template: `[rows, n]`."""
+        """Return `(codes - mean of the unknown) / scale`, in the row's own template: `[rows, n]`."""
         return (codes - self.statistics.unknown_mean[group]) / self.statistics.scale[group]
 
     def to(self, device: torch.device | str) -> "AlignmentSetting":
-        """Move every tensor."""
+        """Move every tensor to a device and return the setting."""
         self.states, self.code = self.states.to(device), self.code.to(device)
         self.statistics = Statistics(*(part.to(device) for part in self.statistics))
         self._bank = {key: (a.to(device), b.to(device)) for key, (a, b) in self._bank.items()}
@@ -255,7 +267,7 @@ class AlignmentSetting:
         return self
 
     def reference_rows(self, known: bool, held_out: bool) -> Tensor:
-        """Numbers of the reference rows of known or unknown entities, held-out ones or the others."""
+        """Return the numbers of the reference rows of known or unknown entities, held-out ones or the others."""
         return ((self.is_fit != held_out) & (self.is_known == known)).nonzero().flatten()
 
     def _frequencies(self, sae: SparseAutoencoder, known: bool) -> Tensor:
@@ -281,7 +293,7 @@ def _generic_frequency(
     rows: Sequence[list[int]],
     batch_size: int,
 ) -> Tensor | None:
-    """How often each latent fires on ordinary tokens, special ones left out; None where there is no text."""
+    """Firing rate of each latent on ordinary tokens, without special ones, or None without text."""
     few: list[list[int]] = []
     for row in rows:
         if sum(map(len, few)) >= _GENERIC_TOKENS:

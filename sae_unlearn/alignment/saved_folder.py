@@ -1,4 +1,4 @@
-"""What the folder of an alignment holds: one adapter at its top, and no pickle."""
+"""Folder of a saved alignment: one adapter at its top, without a pickle."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from transformers import trainer
 
 
 TRAINING_ARGS_NAME = "training_args.bin"
-_NOT_UPLOADED = f"_{TRAINING_ARGS_NAME}"  # `Trainer` uploads nothing whose name begins with an underscore
+_NOT_UPLOADED = f"_{TRAINING_ARGS_NAME}"  # `Trainer` does not upload names that begin with an underscore
 
 
 def trained_adapter_alone(folder: Path, name: str) -> None:
-    """Put one adapter of `PeftModel.save_pretrained` at the top of its folder, and remove the others.
+    """Move one adapter of `PeftModel.save_pretrained` to the top of its folder, and remove the others.
 
     PEFT saves an adapter that is not called "default" in a subfolder of its name. `Trainer` then finds no best
     checkpoint (transformers 5.24), and `PeftModel.from_pretrained` needs `subfolder=`.
 
     Args:
-        folder (`Path`): What was saved, and nothing older.
-        name (`str`): Of the adapter.
+        folder (Path): A new folder that was just saved.
+        name (str): Name of the adapter.
     """
     of_adapter = folder / name
     if name != "default":
@@ -35,12 +35,13 @@ def trained_adapter_alone(folder: Path, name: str) -> None:
 
 @contextmanager
 def unpublished_training_args(folder: str) -> Iterator[None]:
-    """Inside the block `Trainer` writes its pickled settings under a name that it does not upload; then remove them.
+    """Keep `Trainer`'s pickled settings from being uploaded inside the `with` block.
 
-    `Trainer._push_from_checkpoint` writes them and starts the upload in one (transformers 5.24).
+    They are written under a name that `Trainer` does not upload, and removed after the block:
+    `Trainer._push_from_checkpoint` writes them and starts the upload in one call (transformers 5.24).
 
     Args:
-        folder (`str`): The output folder.
+        folder (str): The output folder.
     """
     usual = trainer.TRAINING_ARGS_NAME
     try:

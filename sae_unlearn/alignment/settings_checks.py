@@ -1,4 +1,4 @@
-"""Fields of `TrainingArguments` that an alignment cannot follow, each with its reason."""
+"""Checks of `TrainingArguments` fields that an alignment cannot follow, each with its reason."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from sae_unlearn.errors import AlignmentError
 
 
 _PASSES = "passes over entities end inside the model"
-# Fields that have to keep a value that means "off", and why. `tests/alignment/test_settings.py` has all the others.
+# Fields that must be "off", with the reason. `tests/alignment/test_settings.py` has all other fields.
 NOT_FOLLOWED = {
     "batch_eval_metrics": "the metrics compare all targets with each other",
     "bf16_full_eval": "it rounds the base weights, which are the reference, and leaves them so",
@@ -27,7 +27,7 @@ NOT_FOLLOWED = {
     "use_cache": "no pass of a step uses a cache",
     "use_liger_kernel": "its kernels were not tried with passes that end inside the model",
 }
-# Fields that have to keep their default, which is not "off".
+# Fields that must keep their default, which is not "off".
 FIXED = {
     "eval_do_concat_batches": (True, "the metrics compare all targets with each other"),
     "length_column_name": ("length", "lengths are those of input_ids"),
@@ -39,16 +39,16 @@ def check_followed(args: Any) -> None:
     """Raise if a setting is given that training would not follow.
 
     Args:
-        args (`TrainingArguments`): With the values as they were given, before `TrainingArguments` derives others.
+        args (TrainingArguments): With the given values, before `TrainingArguments` derives others.
 
     Raises:
-        AlignmentError: If there is one. The message names it.
+        AlignmentError: If there is such a setting. The message names it.
     """
     for name, reason in NOT_FOLLOWED.items():
         value = getattr(args, name, None)
         if value not in _OFF and value != []:
-            raise AlignmentError(f"{name}={value!r:.40}: expected it to be off, since {reason}. Leave it out.")
+            raise AlignmentError(f"{name}={value!r:.40}: expected it to be off, since {reason}. Omit it.")
     for name, (wanted, reason) in FIXED.items():
         value = getattr(args, name, wanted)
         if value != wanted:
-            raise AlignmentError(f"{name}={value!r:.40}: expected {wanted!r}, since {reason}. Leave it out.")
+            raise AlignmentError(f"{name}={value!r:.40}: expected {wanted!r}, since {reason}. Omit it.")

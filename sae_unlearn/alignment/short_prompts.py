@@ -1,4 +1,4 @@
-"""Short prompts of many relations, on which predictions are to stay; ordinary text has few like them."""
+"""Short prompts of many relations on which predictions should stay. Ordinary text has few like them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -31,7 +31,7 @@ SHORT_PROMPTS: tuple[str, ...] = tuple(
 
 
 def short_prompts(targets: EntitySet, given: Sequence[str] | None = None) -> list[str]:
-    """Return the prompts that name no target: `given`, or the package's own if that is `None`."""
+    """Return the prompts that do not name a target: `given`, or the package's own if `given` is None."""
     names = [name.casefold() for target in targets for name in target.names]
     return [text for text in (SHORT_PROMPTS if given is None else given) if not _names_any(text, names)]
 

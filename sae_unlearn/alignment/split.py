@@ -1,4 +1,4 @@
-"""Which entities, prompts and texts of an alignment serve for what."""
+"""Roles of entities, prompts and texts in an alignment: training or evaluation."""
 
 import random
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from sae_unlearn.backbone.tokens import read_corpus
 from sae_unlearn.errors import AlignmentError
 
 
-LEAST_ENTITIES = 8  # of each kind: fewer leave nothing to hold out
-_LEAST_PART = 2  # of those held out, and of the others: one entity has no spread
+LEAST_ENTITIES = 8  # of each kind: fewer leave none to hold out
+_LEAST_PART = 2  # of the held-out and of the fit entities: a single entity has no spread
 _HELD_OUT_RETAIN = 0.1
 _HELD_OUT_SHORT = 0.25
 
 
 @dataclass
 class EntityPlan:
-    """Which entities, prompts and texts serve for what. Nothing here needs the model.
+    """Roles of entities, prompts and texts. Making it does not need the model.
 
-    Reference rows are numbered through: known entities first. `fit` entities choose the latents and are what targets
-    are paired with; `held_out` ones judge. The same holds for templates and retain rows.
+    Reference rows are numbered, known entities first. `fit` entities choose the latents and are paired with targets;
+    `held_out` ones evaluate. The same holds for templates and retain rows.
     """
 
     targets: EntitySet
@@ -57,17 +57,23 @@ def plan_entities(
     tokenizer: PreTrainedTokenizerBase,
     args: SAEAlignmentConfig,
 ) -> EntityPlan:
-    """Sort entities and texts into what trains and what judges.
+    """Return the split of entities and texts into training and evaluation.
+
+    Args:
+        targets, known, unknown (EntitySet): The entities.
+        retain: Ordinary text, or None.
+        tokenizer (PreTrainedTokenizerBase): The tokenizer.
+        args (SAEAlignmentConfig): The settings.
 
     Raises:
-        AlignmentError: too few entities, sets that share one, a type of the targets that the others lack, or nothing to
-            hold predictions on.
+        AlignmentError: If there are too few entities, two sets share one, a type of the targets is missing in the
+            others, or no rows are left to hold predictions on.
     """
     for name, entities in (("train_dataset", targets), ("known", known), ("unknown", unknown)):
         if not isinstance(entities, EntitySet):
-            raise AlignmentError(f"{name} is a {type(entities).__name__}; pass an EntitySet.")
+            raise AlignmentError(f"{name}: expected an EntitySet, got {type(entities).__name__}.")
     if not len(targets):
-        raise AlignmentError("train_dataset holds no entities; give the targets that are to be forgotten.")
+        raise AlignmentError("train_dataset: expected the targets to forget, got no entities.")
     for (a, first), (b, second) in (
         (("train_dataset", targets), ("known", known)),
         (("train_dataset", targets), ("unknown", unknown)),
@@ -75,8 +81,9 @@ def plan_entities(
     ):
         if shared := overlap(first, second):
             raise AlignmentError(
-                f"{a} and {b} share {len(shared)} names, such as {shared[0]!r}: an entity cannot be both. Take them "
-                f"out, for instance with {b}.without({a})."
+                f"{a}, {b}: expected no common name, got {len(shared)}, such as {shared[0]!r}. Remove them, "
+                "for instance "
+                f"with {b}.without({a})."
             )
     split: dict[str, tuple[EntitySet, list[int]]] = {}
     for name, entities in (("known", known), ("unknown", unknown)):
@@ -88,8 +95,8 @@ def plan_entities(
             mine = mine.sample(limit, seed=args.seed) if len(mine) > limit else mine
             if len(mine) < LEAST_ENTITIES:
                 raise AlignmentError(
-                    f"There are {len(mine)} {name} entities of type {kind!r}, which targets have; give at least "
-                    f"{LEAST_ENTITIES}, of which some are held out to judge by."
+                    f"{name}: expected at least {LEAST_ENTITIES} entities of type {kind!r}, a type of the targets, got "
+                    f"{len(mine)}. Add some."
                 )
             numbers = list(range(len(chosen), len(chosen) + len(mine)))
             random.Random(f"{args.seed}:{name}:{kind}").shuffle(numbers)
@@ -113,13 +120,15 @@ def plan_entities(
     eval_retain = _mixed(texts[:apart], _question_rows(known, held_out_known, tokenizer, args), short[:held_back])
     if args.kl_weight > 0 and not train_retain:
         raise AlignmentError(
-            f"kl_weight={args.kl_weight:g}, but there is nothing to hold predictions on; give retain text, or known "
-            "entities with attributes to ask about, or set kl_weight=0."
+            f"kl_weight={args.kl_weight:g}: expected rows on which predictions stay, got none. "
+            "Pass retain text or known "
+            "entities with attributes, or set kl_weight=0."
         )
     if args.retain_budget is not None and not eval_retain:
         raise AlignmentError(
-            f"retain_budget={args.retain_budget:g}, but no retain rows are left to measure it on; give more retain "
-            "text, or known entities with attributes to ask about."
+            f"retain_budget={args.retain_budget:g}: expected retain rows to measure it on, got none. "
+            "Pass more retain text, "
+            "or known entities with attributes."
         )
     return EntityPlan(
         targets,
@@ -149,7 +158,7 @@ def _text_rows(retain: Any, tokenizer: PreTrainedTokenizerBase, args: SAEAlignme
 def _question_rows(
     entities: EntitySet, numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, args: SAEAlignmentConfig
 ) -> list[list[int]]:
-    """What is asked about some entities' attributes, each question up to where its answer begins."""
+    """Questions about some entities' attributes, each up to the beginning of its answer."""
     texts = [
         render(template, entities[i]).text
         for i in numbers
@@ -179,7 +188,7 @@ def _short_rows(targets: EntitySet, tokenizer: PreTrainedTokenizerBase, args: SA
 
 
 def _mixed(*lists: list[list[int]]) -> list[list[int]]:
-    """All lists, the shorter ones repeated, so that a draw meets each as often."""
+    """All lists, the shorter ones repeated, so that each is drawn equally often."""
     filled = [rows for rows in lists if rows]
     longest = max(map(len, filled), default=0)
     return [rows[i % len(rows)] for i in range(longest) for rows in filled]

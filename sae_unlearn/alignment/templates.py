@@ -1,8 +1,8 @@
-"""Prompts about entities: where a name stands in a text, and how an attribute is asked for.
+"""Prompts about entities: templates with a name, and questions for attributes.
 
-A template is a Python format string with `{entity}` exactly once and, if wanted, `{entity_type}`. Of an entity template
-only what stands before the name can change the activation at the name's last token. Questions end where the answer
-begins: without a blank, which most tokenizers take as part of the answer's first token.
+A template is a Python format string with `{entity}` exactly once and, optionally, `{entity_type}`. In an entity
+template only the text before the name can change the activation at the name's last token. Questions end before the
+answer, without a blank, which most tokenizers take as part of the answer's first token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,9 @@ ENTITY_TEMPLATES: dict[str, tuple[str, ...]] = {
     "book": ("The book {entity}", "I have just read {entity}", "The library has a copy of {entity}"),
     "company": ("The company {entity}", "She works for {entity}", "The shares of {entity}"),
 }
-"""Templates to train on, by type; types that are not here get `GENERIC_TEMPLATES`."""
+"""Training templates by type. Other types get `GENERIC_TEMPLATES`."""
 
+# words: data
 HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
     "player": ("Fans were waiting for {entity}", "In an interview about {entity}"),
     "movie": ("A new poster for {entity}", "My favourite scene is from {entity}"),
@@ -40,11 +41,11 @@ HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
     "book": ("There is a new edition of {entity}", "The first chapter of {entity}"),
     "company": ("There was a letter from {entity}", "The head office of {entity}"),
 }
-"""Templates that are never trained on, by type; types that are not here get `GENERIC_HELD_OUT_TEMPLATES`."""
+"""Templates that are never trained on, by type. Other types get `GENERIC_HELD_OUT_TEMPLATES`."""
 
 GENERIC_TEMPLATES = (
-    # The form of Ferrando et al., arXiv 2411.14257, less the closing quote: the row ends with the name, and tokenizers
-    # have a token for a bracket and a quote, which would swallow the end of "Frankfurt (Oder)"
+    # The form of Ferrando et al., arXiv 2411.14257, without the closing quote: the row ends with the name, and
+    # tokenizers have a token for a bracket and a quote, which would include the end of "Frankfurt (Oder)"
     "The {entity_type} '{entity}",
     "The {entity_type} {entity}",
     "I have heard of the {entity_type} {entity}",
@@ -53,7 +54,7 @@ GENERIC_HELD_OUT_TEMPLATES = ("Here is what I know of {entity}", "An article abo
 
 
 def form(entity_type: str, attribute: str) -> str:
-    """The template of a question as a filled-in form, "City: {entity}", and "Country:" on the next line.
+    """Return the question as a filled-in form, "City: {entity}", and "Country:" on the next line.
 
     Small base models answer it far better than questions in sentences.
     """
@@ -113,14 +114,14 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     entity_type: {attribute: (sentence, form(entity_type, attribute)) for attribute, sentence in sentences.items()}
     for entity_type, sentences in _SENTENCES.items()
 }
-"""Questions by type and attribute: a sentence to be ended, and a form. What is not here is asked as a form alone."""
+"""Questions by type and attribute: a sentence to complete, and a form. Others are only a form."""
 
 Questions = Mapping[str, Mapping[str, str | Sequence[str]]]
 """Type -> attribute -> one template or several."""
 
 
 class Prompt(NamedTuple):
-    """A text and the characters of it, from `start` up to but not including `end`, that are the entity's name."""
+    """A text with the character range `[start, end)` of the entity's name."""
 
     text: str
     start: int
@@ -128,20 +129,20 @@ class Prompt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name as it stands in the text."""
+        """The name as written in the text."""
         return self.text[self.start : self.end]
 
 
 def render(template: str, entity: Entity, name: str | None = None) -> Prompt:
-    """Put an entity into a template.
+    """Return a template with an entity in it.
 
     Args:
-        template: with `{entity}` once, and `{entity_type}` wherever wanted.
-        entity: its name may hold braces; only those of the template count.
-        name: one of its aliases, to stand in place of its name.
+        template (str): With `{entity}` once, and `{entity_type}` anywhere.
+        entity (Entity): Its name may contain braces; only those of the template count.
+        name (str, *optional*): One of its aliases, to use instead of its name.
 
     Raises:
-        AlignmentError: a template without the name or with it twice, or with other fields.
+        AlignmentError: If the template does not have the name exactly once, or has other fields.
     """
     name = entity.entity if name is None else name
     text, start = "", -1
@@ -158,14 +159,15 @@ def render(template: str, entity: Entity, name: str | None = None) -> Prompt:
 def entity_templates(
     entity_type: str, given: Mapping[str, str | Sequence[str]] | None = None, held_out: bool = False
 ) -> tuple[str, ...]:
-    """The templates of a type: `given[entity_type]` if it is there, else the library's.
+    """Return the templates of a type, from `given` or else from the library.
 
     Args:
-        given: type -> one template or several; they stand in for the library's, held out or not.
-        held_out: those that are never trained on.
+        entity_type (str): The type.
+        given (mapping, *optional*): Type -> one template or several, which replace the library's, held out or not.
+        held_out (bool, *optional*, defaults to False): Return those that are never trained on.
 
     Raises:
-        AlignmentError: a template that `render` would refuse, or none.
+        AlignmentError: If a template is one that `render` refuses, or the type has none.
     """
     own = HELD_OUT_TEMPLATES if held_out else ENTITY_TEMPLATES
     generic = GENERIC_HELD_OUT_TEMPLATES if held_out else GENERIC_TEMPLATES
@@ -174,10 +176,10 @@ def entity_templates(
 
 
 def questions(entity_type: str, attribute: str, given: Questions | None = None) -> tuple[str, ...]:
-    """The prompts that ask for an attribute: `given[entity_type][attribute]` if it is there, else the library's.
+    """Return the prompts that ask for an attribute, from `given` or else from the library.
 
     Raises:
-        AlignmentError: a template that `render` would refuse, or none.
+        AlignmentError: If a template is one that `render` refuses, or the attribute has none.
     """
     chosen = (given or {}).get(entity_type, {}).get(attribute)
     chosen = chosen or QUESTIONS.get(entity_type.casefold(), {}).get(attribute.casefold())
@@ -188,7 +190,7 @@ def questions(entity_type: str, attribute: str, given: Questions | None = None) 
 def _checked(templates: str | Sequence[str], what: str) -> tuple[str, ...]:
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     if not templates:
-        raise AlignmentError(f"There is no template for {what}; give at least one.")
+        raise AlignmentError(f"templates=(): expected at least one for {what}.")
     for template in templates:
         _fields(template)
     return templates
@@ -199,11 +201,12 @@ def _fields(template: str) -> list[tuple[str, str | None]]:
     try:
         parts = [(literal, fieldname) for literal, fieldname, _, _ in Formatter().parse(template)]
     except (ValueError, TypeError) as error:
-        raise AlignmentError(f"Template {template!r} is malformed ({error}); write a literal brace twice.") from error
+        raise AlignmentError(
+            f"template={template!r}: expected a format string, got {error!r}. Write a literal brace twice."
+        ) from error
     fields = [fieldname for _, fieldname in parts if fieldname is not None]
     if fields.count("entity") != 1 or set(fields) - {"entity", "entity_type"}:
         raise AlignmentError(
-            f"Template {template!r} has the fields {fields}; expected {{entity}} exactly once and, if wanted, "
-            "{entity_type}."
+            f"template={template!r}: expected {{entity}} exactly once and optionally {{entity_type}}, got {fields}."
         )
     return parts

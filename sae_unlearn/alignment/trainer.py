@@ -1,4 +1,4 @@
-"""The trainer."""
+"""The trainer of an alignment, a `Trainer` of transformers."""
 
 import logging
 import math
@@ -58,50 +58,51 @@ logger = logging.getLogger(__name__)
 
 
 class SAEAlignmentTrainer(Trainer):
-    """Trains a LoRA that makes targets look like unknown entities in the latent space of a sparse autoencoder.
+    """Trains a LoRA that makes targets look like unknown entities in the latent space of an SAE.
 
         loss = toward_weight * toward(z) + away_weight * away(z) + mse_weight * mse + kl_weight * kl
 
     with `z` the SAE pre-activations of selected latents at the last token of a target's name, after the aligned layer.
     `toward` draws them to those of unknown entities of the same type in the same template, `away` keeps them from
-    looking known, `mse` holds the hidden states of other entities, and `kl` the predictions on retain rows, to those of
-    the base model, which is the same model with its adapters disabled. Each part is a mean over the rows (`kl`: the
-    tokens) of an optimiser step, whatever the number of accumulation steps and processes.
+    looking known. `mse` and `kl` keep the hidden states of other entities and the predictions on retain rows at those
+    of the base model, which is the same model with its adapters disabled. Each part is a mean over the rows (`kl`: the
+    tokens) of an optimizer step, whatever the number of accumulation steps and processes.
 
-    After Yamashita et al. 2025 (arXiv 2509.15631), of which only the abstract could be had, and Ferrando et al. 2024
-    (arXiv 2411.14257), for where known and unknown entities differ. The result is an ordinary PEFT adapter.
+    After Yamashita et al. 2025 (arXiv 2509.15631), of whose paper only the abstract was available, and Ferrando et al.
+    2024 (arXiv 2411.14257) on the difference between known and unknown entities. The result is an ordinary PEFT
+    adapter.
 
-    Prompts of targets run only up to the aligned layer; retain rows run in full, and not at all where `kl_weight` is 0.
-    The base model's own dropout is off while it trains, the adapter's is not.
+    Prompts of targets run only up to the aligned layer. Retain rows run in full, and are skipped if `kl_weight` is 0.
+    The base model's own dropout is off during training, the adapter's is on.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): A causal language model, or a `PeftModel` whose adapter is trained.
         args (`SAEAlignmentConfig`): The settings.
-        train_dataset (`EntitySet` or rows): The targets, which are to be forgotten. Rows, such as a
-            `datasets.Dataset`, have the columns `entity`, `entity_type` and `attributes`.
-        eval_dataset (`EntitySet` or rows, *optional*): Entities that `evaluate` judges, in templates that training
-            never uses. None is the targets.
+        train_dataset (`EntitySet` or rows): The targets to forget. Rows, such as a `datasets.Dataset`, have the columns
+            `entity`, `entity_type` and `attributes`.
+        eval_dataset (`EntitySet` or rows, *optional*): Entities for `evaluate`, in held-out templates. None takes the
+            targets.
         processing_class (`PreTrainedTokenizerFast`): The tokenizer.
-        compute_metrics (`Callable`, *optional*): Called like `Trainer`'s, with predictions `[rows, d_in]`, the residual
-            stream, and label ids (number of the entity, number of its template). Its result joins the metrics.
+        compute_metrics (`Callable`, *optional*): Called as in `Trainer`, with predictions `[rows, d_in]`, the residual
+            stream, and label ids (number of the entity, number of its template). Its result is added to the metrics.
         callbacks, optimizers (*optional*): As in `Trainer`.
         peft_config (`LoraConfig`, *optional*): The adapter. None is a LoRA of rank 8 on every linear module of the
-            blocks up to the layer.
+            layers up to the aligned one.
         sae (`SparseAutoencoder` or `None`): An autoencoder of one of the model's layers. None aligns the raw hidden
-            states, the control that shows whether the SAE helps; it needs `args.layer`.
+            states, the control that shows the effect of the SAE; it needs `args.layer`.
         known (`EntitySet` or rows): Entities that the model knows, of the targets' types, without any target.
         unknown (`EntitySet` or rows): Entities that it does not know, of the same types (see `label_entities`).
         retain_dataset (*optional*): Ordinary text (list of strings, dataset with a "text" column, batches of token
-            ids), a tenth of which is kept for evaluation. None keeps predictions on questions about known entities'
-            attributes only.
+            ids). A tenth is kept for evaluation. None compares predictions only on questions about known entities'
+            attributes.
 
     Attributes:
-        separation: how well the codes tell known from unknown entities that had no part in choosing them.
-        latents: the selected latents; None without an SAE.
-        setting: the frozen references.
+        separation: AUC of the codes on known and unknown entities that had no part in choosing them.
+        latents: The selected latents. None without an SAE.
+        setting: The frozen references.
 
     Raises:
-        AlignmentError: entities, latents or settings with which it cannot work; the message names the mend.
+        AlignmentError: If entities, latents or settings cannot be used. The message says how to correct them.
     """
 
     # compute_loss divides by the counts of the whole accumulation window.
@@ -125,7 +126,7 @@ class SAEAlignmentTrainer(Trainer):
         retain_dataset: Any = None,
     ) -> None:
         if not isinstance(args, SAEAlignmentConfig):
-            raise AlignmentError(f"args is a {type(args).__name__}; pass a SAEAlignmentConfig.")
+            raise AlignmentError(f"args: expected a SAEAlignmentConfig, got {type(args).__name__}.")
         train_dataset, known, unknown = map(as_entity_set, (train_dataset, known, unknown))
         eval_dataset = None if eval_dataset is None else as_entity_set(eval_dataset)
         _check_checkpoints(args)
@@ -138,7 +139,7 @@ class SAEAlignmentTrainer(Trainer):
         self._judged: AlignmentItems | None = None
         with adapter_on(model, peft_config, layer, plan.rows[0].input_ids) as model:
             if args.gradient_checkpointing:
-                model.enable_input_require_grads()  # or reentrant checkpoints of frozen blocks pass no gradient on
+                model.enable_input_require_grads()  # otherwise reentrant checkpoints of frozen layers pass no gradient
             self._user_metrics = compute_metrics
             self._sums = PartSums()
             self._gradients_seen = False
@@ -146,7 +147,7 @@ class SAEAlignmentTrainer(Trainer):
                 model=model,
                 args=args,
                 data_collator=collate,
-                eval_dataset=[],  # the real one needs the model where the trainer puts it
+                eval_dataset=[],  # the real one needs the model on its final device
                 processing_class=processing_class,
                 compute_metrics=self._metrics,
                 callbacks=callbacks,
@@ -154,11 +155,11 @@ class SAEAlignmentTrainer(Trainer):
             )
             if args.n_gpu > 1 and args.world_size == 1:
                 raise AlignmentError(
-                    f"One process sees {args.n_gpu} GPUs; start one process for each with `accelerate launch`, or let "
-                    "it see one with CUDA_VISIBLE_DEVICES=0."
+                    f"n_gpu={args.n_gpu}: expected one GPU per process. Start one process for each with "
+                    "`accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
                 )
             check_sharding(self.accelerator.state)
-            self.label_names = ["entity", "group"]  # what makes evaluation compute a loss
+            self.label_names = ["entity", "group"]  # so that evaluation computes a loss
             self._bare = bare
             base = card_base(getattr(bare.config, "_name_or_path", None))
             source = None if sae is None else public_source(sae.source)
@@ -187,12 +188,12 @@ class SAEAlignmentTrainer(Trainer):
         return self.setting.latents
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer`'s. With `init="closed_form"` the LoRA is solved for first, unless a checkpoint is resumed.
+        """Train as `Trainer` does. With `init="closed_form"` first solve for the LoRA.
 
-        `solution` is then the `Solution`, and the logs have its numbers.
+        Nothing is solved if a checkpoint is resumed. `solution` is then the `Solution`, and the logs have its numbers.
 
         Raises:
-            AlignmentError: with `init="closed_form"`, a model that is sharded, or that `solve_alignment` refuses.
+            AlignmentError: With `init="closed_form"`, if the model is sharded or `solve_alignment` refuses it.
         """
         if self.args.init == "closed_form" and not resume_from_checkpoint:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -214,18 +215,19 @@ class SAEAlignmentTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Judge entities in templates, and against references and retain rows, that training never sees.
+        """Measure entities in held-out templates, against held-out references and retain rows.
 
-        Metrics, beside `Trainer`'s, each with the prefix: `loss` and its parts `toward`, `away`, `mse`, `kl` (nats per
-        token); `known_auc`, the probability that a target looks more known than a held-out unknown entity (0.5 is
-        indistinguishable, and `separation` says what known entities get); `variance_ratio`, which below 0.5 means that
-        targets have collapsed toward one point; `way_left` and `way_error`, for the targets, the part of the way to
-        their unknown entities that is left (1 in the base, 0 at the end) and the relative error of their states (0 only
-        at the unknown entities' own); with a `retain_budget`, `budget_loss`, which is the loss while `kl`
-        is within it and infinite else.
+        Metrics in addition to `Trainer`'s, each with the prefix: `loss` and its parts `toward`, `away`, `mse`, `kl`
+        (nats per token); `known_auc`, the probability that a target looks more known than a held-out unknown entity
+        (0.5 is indistinguishable, and `separation` gives the value for known entities); `variance_ratio`, which below
+        0.5 means that targets have collapsed toward one point; `way_left` and `way_error`, for the targets, the part
+        of the way to their unknown entities that is left (1 in the base, 0 at the end) and the relative error of their
+        states (0 only at the unknown entities' own); with a `retain_budget`, `budget_loss`, which is the
+        loss if `kl` is within it and infinite otherwise.
 
         Args:
-            eval_dataset: other entities of the same types.
+            eval_dataset (`EntitySet` or rows, *optional*): Other entities of the same types.
+            ignore_keys, metric_key_prefix (*optional*): As in `Trainer`.
         """
         items: Any = eval_dataset
         if eval_dataset is not None and not isinstance(eval_dataset, AlignmentItems):
@@ -234,9 +236,14 @@ class SAEAlignmentTrainer(Trainer):
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """All rows, whatever `dataloader_drop_last` is: a set smaller than a batch would be judged by nothing."""
+        """Return a loader of all rows, even with `dataloader_drop_last`.
+
+        Otherwise a set smaller than a batch would not be measured.
+        """
         wanted = self.eval_dataset if eval_dataset is None else eval_dataset
-        kept: dict[str, Any] = getattr(self, "_eval_dataloaders", {})  # transformers 5.24: returned for any other set
+        kept: dict[str, Any] = getattr(
+            self, "_eval_dataloaders", {}
+        )  # transformers 5.24: cached and returned for any other set
         if "eval" in kept and kept["eval"].dataset is not wanted:
             del kept["eval"]
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
@@ -255,15 +262,20 @@ class SAEAlignmentTrainer(Trainer):
         return loader
 
     def portrait(self, entities: EntitySet | None = None) -> Portrait:
-        """Where held-out known and unknown entities stand, and targets (or `entities`) before and after training.
+        """Return the places of held-out known and unknown entities, and of targets before and after training.
 
-        Two truncated forward passes over the targets, in templates that training never used.
+        It takes two truncated forward passes over the targets, in held-out templates.
+
+        Args:
+            entities (`EntitySet`, *optional*): Entities in place of the targets.
 
         Raises:
-            AlignmentError: the model is sharded with FSDP, whose layers run only as parts of the whole.
+            AlignmentError: If the model is sharded with FSDP, whose layers run only as parts of the whole.
         """
         if self.is_fsdp_enabled:
-            raise AlignmentError("A portrait cannot be taken of a model sharded with FSDP; save it, and load it whole.")
+            raise AlignmentError(
+                "model: expected a whole model, got one sharded with FSDP. Save it, and load it whole."
+            )
         rows = (self.eval_dataset if entities is None else self._items(entities)).targets
 
         def states() -> States:
@@ -282,11 +294,11 @@ class SAEAlignmentTrainer(Trainer):
         token: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `Trainer`'s. The card names the licenses that the base model and the SAE state on the Hub.
+        """Upload as `Trainer` does. The card names the licenses of the base model and the SAE on the Hub.
 
         Args:
-            commit_message, blocking, token: as for `Trainer.push_to_hub`.
-            kwargs: `revision` and `private`, as for it, and `license`, as for `create_model_card`.
+            commit_message, blocking, token: As in `Trainer.push_to_hub`.
+            kwargs: `revision` and `private` as there, and `license` as in `create_model_card`.
         """
         _check_license(kwargs.get("license"))
         self._ask_for_licenses(token)
@@ -296,38 +308,40 @@ class SAEAlignmentTrainer(Trainer):
         """Write the card of the alignment into the output folder.
 
         Args:
-            license: the adapter's own, as the Hub names licenses, in this card and in every later one; None leaves the
-                settings'.
-            model_name: `Trainer`'s, not used: the card knows its repository.
-            kwargs: others of `Trainer`'s; the card has no place for them, and a warning says so.
+            license (str, *optional*): License of the adapter as the Hub names licenses, in this card and in every
+                later one. None keeps that of the settings.
+            model_name (str, *optional*): Argument of `Trainer`, not used: the card knows its repository.
+            kwargs: Other arguments of `Trainer`, which the card does not use; a warning names them.
         """
         unused = sorted(name for name, value in kwargs.items() if value)
         if unused:
-            logger.warning("The card has no place for %s, which is left out.", ", ".join(unused))
+            logger.warning("The card ignores %s.", ", ".join(unused))
         _check_license(license)
         if license is not None:
             self._card = replace(self._card, license=license)
         if self.is_world_process_zero():
-            if self.args.world_size == 1:  # a forward pass of one process alone would wait for the others for ever
+            if self.args.world_size == 1:  # a forward pass of a single process would wait for the others forever
                 with suppress(ImportError):  # without matplotlib the card has no picture
                     draw_portrait(self.portrait(), Path(self.args.output_dir) / PICTURE)
             self._write_card(self.args.output_dir)
 
     def add_to_card(self, **reports: SavedReport) -> None:
-        """Show reports in every card that is written from now on, and save them beside it.
+        """Show reports in every card that is written from now on, and save them with it.
 
         Args:
-            reports: `evaluation=` and `audit=`, of `sae_unlearn.evaluation`.
+            reports: `evaluation=` and `audit=`, from `sae_unlearn.evaluation`.
 
         Raises:
-            AlignmentError: another name, or what is no report.
+            AlignmentError: If the name is another one, or the value is not a report.
         """
         unknown = sorted(set(reports) - set(REPORTS))
         if unknown:
-            raise AlignmentError(f"The card has no place for {unknown}; give {' or '.join(REPORTS)}.")
+            raise AlignmentError(f"reports={unknown}: expected {' or '.join(REPORTS)}.")
         for name, report in reports.items():
             if not callable(getattr(report, "to_card", None)):
-                raise AlignmentError(f"{name} is a {type(report).__name__}; pass what sae_unlearn.evaluation returns.")
+                raise AlignmentError(
+                    f"{name}: expected a report of sae_unlearn.evaluation, got {type(report).__name__}."
+                )
         self._card = replace(self._card, reports={**self._card.reports, **reports})
 
     def compute_loss(
@@ -340,7 +354,7 @@ class SAEAlignmentTrainer(Trainer):
         weights = self.args.weights
         mode = "train" if model.training else "eval"
         if mode == "train":
-            without_base_dropout(self._bare)  # which `Trainer` has just switched on
+            without_base_dropout(self._bare)  # `Trainer` has just enabled it
         sums: dict[str, Tensor] = {}
         h, still = last_states(model, self._bare, self.setting.layer, inputs, with_still=weights["mse"] > 0)
         z = self.setting.code(h)
@@ -364,7 +378,7 @@ class SAEAlignmentTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if not self._gradients_seen:
-            check_base_frozen(self._bare)  # again: somebody may have unfrozen it since
+            check_base_frozen(self._bare)  # again: user code may have unfrozen it since
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not self._gradients_seen and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             require_gradients(model.parameters())
@@ -385,28 +399,29 @@ class SAEAlignmentTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The trained adapter lies at the top of the folder, whatever its name: there `Trainer` looks for the best
-        checkpoint, and `PeftModel.from_pretrained` for the adapter. Adapters beside it are not saved.
+        """Save the trained adapter at the top of the folder, whatever its name, without other adapters.
 
-        Each file appears whole or not at all. No file system replaces two at once: where the adapter's config is
-        another one, a kill between them leaves none to be found, and never the weights of one under the config of the
-        other.
+        `Trainer` looks there for the best checkpoint, and `PeftModel.from_pretrained` for the adapter. Each file is
+        replaced as a whole. No file system replaces two at once: if the adapter's config changes, a kill between them
+        leaves no adapter in the folder, and never the weights of one under the config of the other.
 
         Raises:
-            UnlearnError: the folder could not be written; what was in it is as it was.
+            UnlearnError: If the folder cannot be written. Its content is then unchanged.
         """
         with staged(Path(output_dir or self.args.output_dir), key=CONFIG_NAME) as stage:
             super()._save(str(stage), state_dict)
-            (stage / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and nobody reads it
+            (stage / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which is not read
             if (stage / CONFIG_NAME).is_file() or any(stage.glob(f"*/{CONFIG_NAME}")):
                 trained_adapter_alone(stage, self.accelerator.unwrap_model(self.model).active_adapters[0])
-            self._write_card(str(stage))  # in the place of PEFT's generic one
+            self._write_card(str(stage))  # replaces PEFT's generic one
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
-            if not self._card.licenses:  # asked for once while it trains
+            if not self._card.licenses:  # requested once during training
                 self._ask_for_licenses(self.args.hub_token)
-            self._write_card(self.args.output_dir)  # which `Trainer` uploads, with all of the checkpoint but its card
+            self._write_card(
+                self.args.output_dir
+            )  # `Trainer` uploads it with the checkpoint, except the checkpoint's card
         with unpublished_training_args(self.args.output_dir):
             super()._push_from_checkpoint(checkpoint_folder)
 
@@ -416,12 +431,12 @@ class SAEAlignmentTrainer(Trainer):
         write_card(folder, replace(self._card, repo_id=self._repo_id()), fields, last)
 
     def _repo_id(self) -> str | None:
-        """The repository as others write it; None while its owner is not known."""
+        """The repository's full id, or None if its owner is unknown."""
         wanted = self.hub_model_id or self.args.hub_model_id or ""
         return wanted if "/" in wanted else None
 
     def _ask_for_licenses(self, token: str | None) -> None:
-        """Ask the Hub for those of the base model and of the SAE, for this card and later ones."""
+        """Ask the Hub for the licenses of the base model and of the SAE, for this card and later ones."""
         if self.is_world_process_zero():
             source = self._card.sae_source or {}
             names = (self._card.base.hub_id, None if source.get("local") else source.get("id"))
@@ -430,7 +445,9 @@ class SAEAlignmentTrainer(Trainer):
 
     def _items(self, entities: Any) -> AlignmentItems:
         if not isinstance(entities, EntitySet):
-            raise AlignmentError(f"{entities!r:.60} is a {type(entities).__name__}; pass an EntitySet to be judged.")
+            raise AlignmentError(
+                f"eval_dataset={entities!r:.60}: expected an EntitySet, got {type(entities).__name__}."
+            )
         return self.setting.items(entities, self.processing_class, self.args, held_out=True)
 
     def _kl(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -452,7 +469,8 @@ class SAEAlignmentTrainer(Trainer):
         found = judge(self.setting, states) | self._ways.judge(self._judged, states)
         if found["variance_ratio"] < COLLAPSED:
             logger.warning(
-                "Variance ratio %.2f: the targets have collapsed toward one point, which a re-fitted probe tells from "
+                "variance_ratio=%.2f: the targets have collapsed toward one point, "
+                "which a refitted probe separates from "
                 'unknown entities. Use toward="paired", or fewer steps.',
                 found["variance_ratio"],
             )
@@ -460,7 +478,7 @@ class SAEAlignmentTrainer(Trainer):
 
 
 def _check_checkpoints(args: SAEAlignmentConfig) -> None:
-    """As `passes.last_states` does at the first step, before anything is computed."""
+    """Check as `adapter.last_states` does at the first step, before anything is computed."""
     reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
     if args.gradient_checkpointing and reentrant and not HOOKS_OUTSIDE:
         raise AlignmentError(f"{version_needed(f'use_reentrant={reentrant}')} {NOT_REENTRANT}")
@@ -468,4 +486,4 @@ def _check_checkpoints(args: SAEAlignmentConfig) -> None:
 
 def _check_license(license: Any) -> None:
     if license is not None and not isinstance(license, str):
-        raise AlignmentError(f"license={license!r} is a {type(license).__name__}; give a name as on the Hub.")
+        raise AlignmentError(f"license={license!r}: expected a name as on the Hub, got {type(license).__name__}.")

@@ -1,4 +1,4 @@
-"""The way of each target from its state in the base model to that of its unknown entity, and what is left of it."""
+"""Way of each target from its base state to that of its unknown entity, and its remainder."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class Ways(NamedTuple):
     """Targets in prompts, with the ends of their ways.
 
     Attributes:
-        rows: the prompts.
-        base: `[rows, d]`, the targets' states in the base model.
-        unknown: `[rows, d]`, states of the paired unknown entity in the same prompt; the mean of several.
+        rows (list of PromptRow): The prompts.
+        base (Tensor): `[rows, d]`, the targets' states in the base model.
+        unknown (Tensor): `[rows, d]`, states of the paired unknown entity in the same prompt, the mean if several.
     """
 
     rows: list[PromptRow]
@@ -71,10 +71,10 @@ class TargetWays:
         self.held_out = ways(prompt_rows(targets, tokenizer, plan.groups, True, args.chat_template))
 
     def judge(self, judged: AlignmentItems | None, states: States) -> dict[str, float]:
-        """What is left of the ways in prompts that training never uses; nothing for entities other than the targets.
+        """Return the remainder of the ways in held-out prompts, or {} for entities other than the targets.
 
         Args:
-            judged (`AlignmentItems`): The set that was evaluated.
+            judged (`AlignmentItems`): The evaluated set.
             states (`States`): The states of its targets.
         """
         held = self.held_out

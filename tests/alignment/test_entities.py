@@ -32,17 +32,17 @@ def test_an_entity():
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"entity": " ", "entity_type": "city"}, "entity is ' '"),
-        ({"entity": 7, "entity_type": "city"}, "entity is 7"),
-        ({"entity": "x"}, r"expected 'entity' and 'entity_type' \(or pass\s+entity_type="),
-        ({"name": "x", "entity_type": "city"}, r"columns \['entity_type', 'name'\]"),
-        ({"entity": "x", "entity_type": "city", "attributes": ["a"]}, "attributes of 'x' are a list"),
-        ({"entity": "x", "entity_type": "city", "country": {"a": 1}}, "'country' of 'x' is {'a': 1}"),
+        ({"entity": " ", "entity_type": "city"}, "entity=' '"),
+        ({"entity": 7, "entity_type": "city"}, "entity=7"),
+        ({"entity": "x"}, r"expected columns 'entity' and 'entity_type'.*entity_type="),
+        ({"name": "x", "entity_type": "city"}, r"got \['entity_type', 'name'\]"),
+        ({"entity": "x", "entity_type": "city", "attributes": ["a"]}, "attributes of 'x': .*list"),
+        ({"entity": "x", "entity_type": "city", "country": {"a": 1}}, "'country' of 'x'={'a': 1}"),
         (
             {"entity": "x", "entity_type": "city", "attributes": {}, "country": "y"},
-            r"both 'attributes' and .*'country'",
+            r"attributes of 'x': .*'country'",
         ),
-        ("Paris", "given as a str"),
+        ("Paris", "got str"),
     ],
 )
 def test_rows_that_are_no_entities(row, complaint):
@@ -52,10 +52,10 @@ def test_rows_that_are_no_entities(row, complaint):
 
 @pytest.mark.parametrize("again", ["paris", "PARIS ", "Malmo\u0308", "MALMÖ"])
 def test_a_name_twice_within_a_type(again):
-    with pytest.raises(AlignmentError, match="is there twice"):
+    with pytest.raises(AlignmentError, match=r"entity=.*got two"):
         EntitySet([*ROWS, {"entity": again, "entity_type": "City"}])
     EntitySet([*ROWS, {"entity": again, "entity_type": "ship"}])
-    with pytest.raises(AlignmentError, match="is there twice"):
+    with pytest.raises(AlignmentError, match=r"entity=.*got two"):
         EntitySet(ROWS) + EntitySet([Entity(again, "city")])
 
 
@@ -103,18 +103,18 @@ def test_csv(tmp_path):
 def test_csv_of_one_type(tmp_path):
     (tmp_path / "some.csv").write_text("entity,country\nParis,France\n", encoding="utf-8")
     assert EntitySet.from_file(tmp_path / "some.csv", entity_type="city").types == ["city"]
-    with pytest.raises(AlignmentError, match="pass entity_type="):
+    with pytest.raises(AlignmentError, match="Pass entity_type="):
         EntitySet.from_file(tmp_path / "some.csv")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("a.json", "{", "not valid JSON"),
-        ("a.json", "{}", "holds a dict; expected a list"),
-        ("a.jsonl", "[1]\n{", "not valid JSON"),
-        ("a.csv", "entity,entity_type\nx,city,y\n", "'x' has more cells"),
-        ("a.txt", "", "ends in '.txt'"),
+        ("a.json", "{", "expected JSON"),
+        ("a.json", "{}", "expected a list of entities, got dict"),
+        ("a.jsonl", "[1]\n{", "expected JSON"),
+        ("a.csv", "entity,entity_type\nx,city,y\n", "the row of 'x'"),
+        ("a.txt", "", "got '.txt'"),
     ],
 )
 def test_malformed_files(tmp_path, name, text, complaint):
@@ -126,7 +126,7 @@ def test_malformed_files(tmp_path, name, text, complaint):
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
 def test_files_in_another_encoding_are_named(tmp_path, name):
     (tmp_path / name).write_text("Malmö", encoding="latin-1")
-    with pytest.raises(AlignmentError, match=rf"{name} is no.*save it again in UTF-8"):
+    with pytest.raises(AlignmentError, match=rf"{name}: expected .* in UTF-8"):
         EntitySet.from_file(tmp_path / name)
 
 
@@ -138,7 +138,7 @@ def test_json_as_editors_and_other_programs_write_it(tmp_path):
 
 
 def test_only_json_is_saved(tmp_path):
-    with pytest.raises(AlignmentError, match="are saved as"):
+    with pytest.raises(AlignmentError, match=r"ends in .json, got"):
         EntitySet(ROWS).to_json(tmp_path / "a.csv")
 
 
@@ -153,7 +153,7 @@ def test_datasets():
     assert [e.attributes for e in EntitySet.from_dataset(flat)] == [e.attributes for e in EntitySet(ROWS[:2])]
     nested = datasets.Dataset.from_list([entity.to_dict() for entity in EntitySet(ROWS)])  # absent attributes are None
     assert EntitySet.from_dataset(nested) == EntitySet(ROWS)
-    with pytest.raises(AlignmentError, match=r"splits \['train'\]; pass one"):
+    with pytest.raises(AlignmentError, match=r"dataset: .*\['train'\]"):
         EntitySet.from_dataset(datasets.DatasetDict({"train": flat}))
 
 
@@ -174,7 +174,7 @@ def test_sample():
     assert len(chosen) == 10
     assert chosen == entities.sample(10, seed=1) != entities.sample(10, seed=2)
     assert chosen.names == [name for name in entities.names if name in chosen.names]
-    with pytest.raises(AlignmentError, match="Cannot sample 51 of 50"):
+    with pytest.raises(AlignmentError, match=r"n=51: .*50"):
         entities.sample(51)
 
 
@@ -202,7 +202,7 @@ def test_splits_keep_together_what_aliases_link():
 
 @pytest.mark.parametrize("fractions", [(), (0.5, -0.1), (0.7, 0.4), (0.0, 1.0)])
 def test_splits_that_make_no_sense(fractions):
-    with pytest.raises(AlignmentError, match="Cannot split"):
+    with pytest.raises(AlignmentError, match="fractions="):
         cities(4).split(*fractions)
 
 
@@ -243,7 +243,7 @@ def test_columns_of_a_file_are_mapped(tmp_path):
         ({"nation": "entity"}, "columns='entity': expected one column of that name, got two"),
         ({"nation": 3}, "expected a mapping of names to names"),
         ("nation", "expected a mapping of names to names"),
-        ({"entity": "name"}, r"expected 'entity' and 'entity_type'.*columns="),
+        ({"entity": "name"}, r"expected columns 'entity' and 'entity_type'.*columns="),
     ],
 )
 def test_columns_that_cannot_be_mapped(columns, complaint):

@@ -38,7 +38,7 @@ def test_latents_that_fire_on_ordinary_tokens_are_left_out():
 
 
 def test_no_latent_at_all_is_an_error_that_says_what_to_do():
-    with pytest.raises(AlignmentError, match="No latent of the SAE fires more often"):
+    with pytest.raises(AlignmentError, match="sae, max_generic_frequency="):
         select_latents(KNOWN, KNOWN, None, 3, 3)
 
 
@@ -84,7 +84,7 @@ def test_separation_judges_each_kind_of_latent_and_both():
     assert found.both > 0.9
     found.require(0.8)
     same = separation(noise[0], entity, noise[1], entity, slice(0, 1), slice(1, 2))
-    with pytest.raises(AlignmentError, match="below min_separation"):
+    with pytest.raises(AlignmentError, match="min_separation="):
         same.require(0.8)
     assert separation(noise[0], entity, noise[1], entity, slice(0, 2), slice(2, 2)).unknown is None
 
@@ -177,7 +177,7 @@ def test_two_types_are_kept_apart(tmp_path):
         item = it.train_dataset[i]
         for name in ("pair", "contrast"):
             assert kinds[int(it.setting.states.group[item[name]])] == kinds[item["group"]]
-    with pytest.raises(AlignmentError, match="type 'song' cannot be judged"):
+    with pytest.raises(AlignmentError, match="entity_type='song'"):
         it.evaluate(entities("known", 3, kind="song"))
 
 

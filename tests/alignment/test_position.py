@@ -129,13 +129,13 @@ def test_cutting_keeps_bos_and_drops_eos():
     ("name", "template", "following"), [("New York", "{entity} City", " City"), ("東京", "{entity}は", "は")]
 )
 def test_a_token_that_merges_the_name_with_what_follows_is_refused(name, template, following):
-    complaint = rf"last token of the name '{name}' in .* also holds the '{following}' that follows"
+    complaint = rf"entity='{name}': .* with '{following}'"
     with pytest.raises(AlignmentError, match=complaint):
         locate_entity(across_words(), render(template, Entity(name, "city")))
 
 
 def test_a_name_without_a_token_is_refused():
-    with pytest.raises(AlignmentError, match="no token for the name"):
+    with pytest.raises(AlignmentError, match=r"entity=.*got none"):
         locate_entity(SMALL_TOKENIZERS["word_piece"](), render("The city {entity} is", Entity("\u200b\u200d", "city")))
 
 
@@ -143,7 +143,7 @@ def test_slow_tokenizers_are_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(AlignmentError, match="Slow is not a fast tokenizer"):
+    with pytest.raises(AlignmentError, match=r"tokenizer: .*got Slow"):
         locate_entity(Slow(), Prompt("York", 0, 4))
 
 
@@ -184,10 +184,10 @@ def with_chat(template):
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        (None, "has no chat template"),
-        ("{{ messages[0]['content'] | upper }}", "changes the text 'The city York'"),
-        ("{{ messages[0]['content'] }} {{ messages[0]['content'] }}", "holds the user's text 2 times"),
-        ("{{ messages[0]['role'] }}", "holds the user's text 0 times"),
+        (None, "chat_template=True: "),
+        ("{{ messages[0]['content'] | upper }}", "'The city York' unchanged"),
+        ("{{ messages[0]['content'] }} {{ messages[0]['content'] }}", "got it 2 times"),
+        ("{{ messages[0]['role'] }}", "got it 0 times"),
     ],
 )
 def test_chat_templates_that_hide_the_name(template, complaint):
@@ -196,7 +196,7 @@ def test_chat_templates_that_hide_the_name(template, complaint):
 
 
 def test_chat_template_that_trims_the_text():
-    with pytest.raises(AlignmentError, match=r"changes the text ' York'.*take blanks off"):
+    with pytest.raises(AlignmentError, match="chat_template=True: expected ' York' unchanged"):
         locate_entity(unigram(), Prompt(" York", 1, 5), chat_template=True)
 
 
@@ -268,7 +268,7 @@ def test_real_tokenizer(real):
 @pytest.mark.real
 def test_real_tokenizer_merges_a_bracket_with_what_follows(real):
     entity = Entity("Frankfurt (Oder)", "city")
-    with pytest.raises(AlignmentError, match=r"is .*, which also holds the ',' that follows"):
+    with pytest.raises(AlignmentError, match=r"got .* with ','"):
         locate_entity(real, render("{entity}, a city", entity))
     assert said(real, locate_entity(real, render("The city '{entity}", entity)).input_ids) == "Thecity'Frankfurt(Oder)"
 

@@ -310,7 +310,7 @@ def of_transformers():
         (unfrozen, r"1 trainable parameters of it, such as model\.norm\.weight"),
         (of_transformers, "without adapters"),
         (lambda: get_peft_model(tuned("default"), lora(target_modules=["k_proj"])), "two of them"),
-        (lambda: tuned("default", inference=True), "nothing to train"),
+        (lambda: tuned("default", inference=True), "with trainable weights"),
         (
             lambda: get_peft_model(parts()["model"], PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
             "PROMPT_TUNING",

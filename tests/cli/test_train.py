@@ -63,8 +63,8 @@ def test_train_writes_a_lora_its_card_and_its_picture(parts, tmp_path, capsys):
 
 def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
     for more, said in (
-        (["--min-separation=1"], "Nothing that the loss looks at tells known from unknown"),
-        (["--sae=none"], "set layer="),
+        (["--min-separation=1"], "min_separation=1: "),
+        (["--sae=none"], "Set layer="),
         (["--targets=nowhere.json"], "nowhere.json"),
     ):
         assert main(arguments(parts, tmp_path, *more)) == 2

@@ -1,1 +1,1 @@
-"""Label entities as known or unknown by asking the model."""
+"""Labeling of entities as known or unknown, by asking the model."""

@@ -1,6 +1,6 @@
-"""What a model answered, written down as it comes, so that a run that was cut goes on where it stopped.
+"""Log of a model's answers, written as they come, so that an interrupted run can resume.
 
-A file of JSON lines: the first a header with the settings that the answers hang on, each other an `Asked`.
+A file of JSON lines: the first is a header with the settings that determine the answers, each other line an `Asked`.
 """
 
 import json
@@ -20,14 +20,14 @@ Question = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about one entity, and what the model made of it.
+    """One question about one entity, with the model's answers.
 
     Attributes:
-        entity, entity_type, attribute: what was asked about.
-        prompt: the question as text, without a chat template.
-        accepted: the accepted answers.
-        answers: the sampled continuations; each ends once nothing later could change whether it matches.
-        matches: how many of them match.
+        entity, entity_type, attribute (str): Subject of the question.
+        prompt (str): The question as text, without a chat template.
+        accepted (tuple of str): The accepted answers.
+        answers (tuple of str): The sampled continuations. Each ends when later text could not change its match.
+        matches (int): Number of answers that match.
     """
 
     entity: str
@@ -40,19 +40,19 @@ class Asked:
 
     @property
     def question(self) -> Question:
-        """What makes it the same question again."""
+        """Key by which questions are equal."""
         return (self.entity, self.entity_type, self.attribute, self.prompt, self.accepted)
 
     def to_line(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Asked":
-        """From a parsed line.
+        """Return the question from a parsed line.
 
         Raises:
-            TypeError: other fields than an `Asked` has.
+            TypeError: If the fields are not those of an `Asked`.
         """
         asked = cls(**values)
         object.__setattr__(asked, "accepted", tuple(asked.accepted))
@@ -61,16 +61,16 @@ class Asked:
 
 
 class AnswerLog:
-    """The answers so far, by question; kept in a file if there is a path.
+    """Answers by question, kept in a file if a path is given.
 
-    Opening a file that a killed run has left takes off a last line that is not complete.
+    Opening a file of a killed run removes an incomplete last line.
 
     Args:
-        path: the file, made if it is not there; None keeps nothing.
-        settings: what the answers hang on, as JSON values.
+        path (str or Path, *optional*): The file, created if it does not exist. None keeps no file.
+        settings (dict): Settings that determine the answers, as JSON values.
 
     Raises:
-        AlignmentError: the file was written by another model or with other settings, or is no such file.
+        AlignmentError: If the file was written by another model or with other settings, or is not such a file.
     """
 
     def __init__(self, path: str | Path | None, settings: dict[str, Any]) -> None:
@@ -96,11 +96,11 @@ class AnswerLog:
         return list(self._answered.values())
 
     def know(self, answers: Iterable[Asked]) -> None:
-        """Note answers that are written down already."""
+        """Add answers that are already in a file."""
         self._answered |= {asked.question: asked for asked in answers}
 
     def add(self, answers: Iterable[Asked]) -> None:
-        """Note answers, and write them before returning."""
+        """Add answers, and write them before returning."""
         answers = list(answers)
         self.know(answers)
         if self._path is not None:
@@ -108,7 +108,7 @@ class AnswerLog:
                 file.write("".join(asked.to_line() for asked in answers))
 
     def _read(self, path: Path, header: dict[str, Any]) -> bool:
-        """Read the file; False if not even its header was finished."""
+        """Read the file. Return False if not even its header was complete."""
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
@@ -126,7 +126,8 @@ class AnswerLog:
                 if isinstance(error, AlignmentError):
                     raise
                 raise AlignmentError(
-                    f"Line {number} of the cache {self._path} is not an answer ({error}); remove the line or the file."
+                    f"cache={str(self._path)!r}: expected an answer in line {number}, got {error!r}. "
+                    "Remove the line or the file."
                 ) from error
             self._answered[asked.question] = asked
         if len(whole) < len(data):
@@ -135,16 +136,17 @@ class AnswerLog:
         return True
 
     def _check_torn_header(self, data: bytes) -> None:
-        # Not to be written over unless it can be no other file than one of ours
+        # Overwritten only if it cannot be a file of another program
         if data and not (b'{"format": ').startswith(data[:11]):
-            raise AlignmentError(f"The cache {self._path} is not a file of answers; name another one.")
+            raise AlignmentError(f"cache={str(self._path)!r}: expected a file of answers. Pass another path.")
 
     def _check_header(self, found: Any, header: dict[str, Any]) -> None:
         if not isinstance(found, dict) or "format" not in found:
-            raise AlignmentError(f"The cache {self._path} is not a file of answers; name another one.")
+            raise AlignmentError(f"cache={str(self._path)!r}: expected a file of answers. Pass another path.")
         names = [name for name in found | header if found.get(name) != header.get(name)]
         if names:
-            told = ", ".join(f"{name}={found.get(name)!r} and not {header.get(name)!r}" for name in names)
+            differing = ", ".join(f"{name}={found.get(name)!r} and not {header.get(name)!r}" for name in names)
             raise AlignmentError(
-                f"The answers in the cache {self._path} were given under other settings: {told}; name another file."
+                f"cache={str(self._path)!r}: expected answers under the same settings, got {differing}. "
+                "Pass another path."
             )

@@ -1,4 +1,4 @@
-"""Whether what a model wrote is an accepted answer."""
+"""Matching of a model's continuation with the accepted answers."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ _ARTICLES = ("the ", "a ", "an ")
 class AnswerMatcher:
     """Compares continuations with the accepted answers of one question.
 
-    Case does not count, nor how blanks are spread, nor the two ways in which Unicode writes an accented letter. An
-    answer is only found as whole words: "Guinea" neither in "Guineans" nor in "Guinea-Bissau", 1 not in 1.5.
+    Case, the kind and number of blanks, and the two Unicode forms of an accented letter do not count. An answer matches
+    only as whole words: "Guinea" neither in "Guineans" nor in "Guinea-Bissau", 1 not in 1.5.
 
     Args:
-        accepted: the accepted answers.
-        match: "begins": the continuation begins with an answer, after blanks, quotes or an article. "contains": it has
-            one somewhere, which suits chat models that answer in sentences; what a base model writes on its own after
-            the answer then counts too, so keep `max_new_tokens` low.
-        ignore_accents: "Malmo" is "Malmö".
+        accepted (sequence of str): The accepted answers.
+        match (str, *optional*, defaults to "begins"): "begins": the continuation begins with an answer, after blanks,
+            quotes or an article. "contains": an answer is anywhere in it, which suits chat models that answer in
+            sentences. Further text of a base model then counts too, so keep `max_new_tokens` low.
+        ignore_accents (bool, *optional*, defaults to False): "Malmo" equals "Malmö".
     """
 
     def __init__(self, accepted: Sequence[str], match: str = "begins", ignore_accents: bool = False) -> None:
@@ -30,19 +30,19 @@ class AnswerMatcher:
         self._accepted = [self._normal(answer) for answer in accepted]
 
     def matches(self, text: str) -> bool:
-        """Whether the continuation is right."""
+        """Return True if the continuation is right."""
         text = self._normal(text)
         if self._begins:
             return any(text.startswith(answer) and _ends_word(text, len(answer)) for answer in self._accepted)
         return any(self._contains(text, answer) for answer in self._accepted)
 
     def settled(self, text: str) -> bool:
-        """Whether nothing written after `text` can change what `matches` says.
+        """Return True if no text after `text` can change the result of `matches`.
 
-        With "begins" that is so as soon as the finished words are neither an answer nor the beginning of one: most
-        wrong answers are settled after a word. With "contains" it is so once an answer is found.
+        With "begins" that is as soon as the finished words are neither an answer nor the beginning of one: most wrong
+        answers are settled after a word. With "contains" it is when an answer is found.
         """
-        end = len(text)  # of the finished words: the last one may go on
+        end = len(text)  # of the finished words: the last one may continue
         while end > 0 and (_within_word(text + "x", end - 1) or _within_word(text + "0", end - 1)):
             end -= 1
         if not self._begins:
@@ -61,7 +61,7 @@ class AnswerMatcher:
         return False
 
     def _normal(self, text: str) -> str:
-        # Decomposed, so that a text which grows only ever grows in this form too
+        # Decomposed, so that a growing text also only grows in this form
         text = unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold())
         if self._ignore_accents:
             text = "".join(letter for letter in text if not unicodedata.combining(letter))
@@ -71,12 +71,12 @@ class AnswerMatcher:
 
 
 def _ends_word(text: str, end: int) -> bool:
-    """Whether a word that ends before `end` ends there."""
+    """Return True if a word that ends before `end` ends there."""
     return end >= len(text) or not _within_word(text, end)
 
 
 def _within_word(text: str, place: int) -> bool:
-    """Whether the character at `place` goes on with the word before it."""
+    """Return True if the character at `place` continues the word before it."""
     letter, around = text[place], text[max(place - 1, 0) : place] + text[place + 1 : place + 2]
     if letter in ".,":
         return len(around) == 2 and around.isdigit()

@@ -1,8 +1,8 @@
-"""Which entities a model knows, found by asking it.
+"""Labeling of entities as known or unknown, by asking the model.
 
 After Ferrando et al., "Do I Know This Entity?" (arXiv 2411.14257): each attribute is asked for and answered ten times,
 at temperature 1, and is right if at least three answers match. An entity is known if at least two attributes are right,
-unknown if none is, and left out otherwise.
+unknown if none is, and dropped otherwise.
 """
 
 import hashlib
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LabellingRule:
-    """From matching answers to known and unknown.
+    """Thresholds that turn matching answers into known and unknown.
 
     A question is right if at least `min_matches` of its answers match, and wrong if at most `max_wrong_matches` do. An
     attribute is right if all of its questions are, and wrong if all are. An entity is known if at least `min_known` of
-    its attributes are right, unknown if all but at most `max_unknown` are wrong. With one question an attribute and
+    its attributes are right, unknown if all except at most `max_unknown` are wrong. With one question per attribute and
     `max_wrong_matches = min_matches - 1` that is the published rule.
 
     Raises:
-        AlignmentError: thresholds by which an entity could be both or neither, whatever the answers.
+        AlignmentError: If an entity could be both or neither, whatever the answers.
     """
 
     samples: int = 10
@@ -56,26 +56,26 @@ class LabellingRule:
 
     def __post_init__(self) -> None:
         if not isinstance(self.samples, int) or self.samples < 1:
-            raise AlignmentError(f"samples={self.samples!r}; expected an integer of at least 1.")
+            raise AlignmentError(f"samples={self.samples!r}: expected an integer of at least 1.")
         if not 1 <= self.min_matches <= self.samples:
             raise AlignmentError(
-                f"min_matches={self.min_matches} of samples={self.samples} answers; expected 1 to {self.samples} "
-                "(with samples=1 pass min_matches=1)."
+                f"min_matches={self.min_matches}: expected 1 to samples={self.samples}. "
+                "With samples=1 pass min_matches=1."
             )
         if not 0 <= self.max_wrong_matches < self.min_matches:
             raise AlignmentError(
-                f"max_wrong_matches={self.max_wrong_matches}; expected 0 to {self.min_matches - 1}, below min_matches."
+                f"max_wrong_matches={self.max_wrong_matches}: expected 0 to {self.min_matches - 1}, below min_matches."
             )
         if not 0 <= self.max_unknown < self.min_known:
             raise AlignmentError(
-                f"max_unknown={self.max_unknown} and min_known={self.min_known}; expected 0 <= max_unknown < min_known."
+                f"max_unknown={self.max_unknown}, min_known={self.min_known}: expected 0 <= max_unknown < min_known."
             )
 
     def label(self, matches: dict[str, list[int]]) -> str:
-        """ "known", "unknown" or "dropped", of one entity.
+        """Return "known", "unknown" or "dropped" for one entity.
 
         Args:
-            matches: attribute -> how many answers match, for each of its questions.
+            matches (dict): Attribute -> number of matching answers of each of its questions.
         """
         right = sum(min(counts) >= self.min_matches for counts in matches.values())
         wrong = sum(max(counts) <= self.max_wrong_matches for counts in matches.values())
@@ -105,42 +105,52 @@ def label_entities(
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> LabelledEntities:
-    """Ask the model for every attribute of every candidate, and divide them into known, unknown and dropped.
+    """Ask the model for every attribute of every candidate, and label each candidate.
 
-    The same model, settings and seed give the same answers, whatever the candidates' order, the batch size, or how
-    often the run was cut: the random numbers hang on the seed and the question's text. Only the rounding of logits,
-    which padding and batch size change a little, can turn a draw that lies on an edge. In a process group (as with
-    `accelerate launch`) every process calls it with the same arguments, asks its share of the questions, and gets all
-    answers; the first one writes the cache.
+    The same model, settings and seed give the same answers, whatever the candidates' order, the batch size, or the
+    number of interruptions: the random numbers depend only on the seed and the question's text. Rounding of logits,
+    which
+        padding and
+    batch size change slightly, can change a draw that is at the edge. In a process group (as with `accelerate launch`)
+    every process calls it with the same arguments, asks its share of the questions, and gets all answers; the first
+    process writes the cache.
 
     Args:
-        model: any causal language model. A `PeftModel` is asked with its adapters as they are: to label for a training
-            run, ask the base (`with model.disable_adapter(): ...`).
-        candidates: entities with attributes.
-        questions: type -> attribute -> one template or several, where the library's should not be taken. Every one is
-            asked, and an attribute is right, or wrong, only if all are.
-        samples: answers to each question.
-        temperature: of the sampling; 0, with `samples=1, min_matches=1`, takes the most probable answer.
-        min_matches: matching answers from which on a question is right.
-        max_wrong_matches: matching answers up to which it is wrong; default `min_matches - 1`. Between the two it is
-            neither, and the entity neither known nor unknown by it. 0 suits attributes with few values (countries,
-            years), where guesses match now and then.
-        min_known: right attributes from which on an entity is known; None is 2, or 1, with a warning, where no
-            candidate has more than one.
-        max_unknown: attributes that are not wrong up to which it is unknown.
-        max_new_tokens: the longest answer.
-        match: "begins" or "contains", see `AnswerMatcher`.
-        ignore_accents: let "Malmo" match "Malmö".
-        batch_size: questions at once; the model runs `samples` times as many rows.
-        chat_template: ask as a user's turn in the tokenizer's chat template; `match="contains"` suits those answers.
-        seed: of the sampling.
-        cache: a JSON-lines file in which answers are kept as they come. A later call with the same model and settings
-            takes them from there; questions that have changed, or their accepted answers, are asked anew.
-        progress: show a bar.
+        model (nn.Module): Any causal language model. A `PeftModel` is asked with its adapters as they are: to label
+            for a
+            training run, ask the base (`with model.disable_adapter(): ...`).
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        candidates (EntitySet): Entities with attributes.
+        questions (mapping, *optional*): Type -> attribute -> one template or several, which replace the library's.
+            Every template is asked, and an attribute is right, or wrong, only if all are.
+        samples (int, *optional*, defaults to 10): Answers to each question.
+        temperature (float, *optional*, defaults to 1.0): Of the sampling. 0, with `samples=1, min_matches=1`, takes the
+            most probable answer.
+        min_matches (int, *optional*, defaults to 3): Smallest number of matching answers of a right question.
+        max_wrong_matches (int, *optional*, defaults to `min_matches - 1`): Largest number of matching answers of a
+            wrong question. Between the two it is neither, and does not count for the entity. 0 suits attributes with
+            few values (countries, years), which guesses match at times.
+        min_known (int, *optional*): Smallest number of right attributes of a known entity. None is 2, or 1 with a
+            warning if no candidate has more than one.
+        max_unknown (int, *optional*, defaults to 0): Largest number of attributes of an unknown entity that are not
+            wrong.
+        max_new_tokens (int, *optional*, defaults to 8): Tokens of an answer.
+        match (str, *optional*, defaults to "begins"): "begins" or "contains", see `AnswerMatcher`.
+        ignore_accents (bool, *optional*, defaults to False): Let "Malmo" match "Malmö".
+        batch_size (int, *optional*, defaults to 32): Questions at once; the model runs `samples` times as many rows.
+        chat_template (bool, *optional*, defaults to False): Ask as a user turn in the tokenizer's chat template;
+            `match="contains"` suits those answers.
+        seed (int, *optional*, defaults to 0): Seed of the sampling.
+        cache (str or Path, *optional*): A JSON-lines file to which answers are written as they come. A later call with
+            the same model and settings reads them. Changed questions, or changed accepted answers, are asked again.
+        progress (bool, *optional*, defaults to True): Show a progress bar.
+
+    Returns:
+        `LabelledEntities`: The known, unknown and dropped entities, and the answers.
 
     Raises:
-        AlignmentError: candidates with too few attributes, thresholds that make no sense, a cache of another model or
-            other settings, or logits that are not finite.
+        AlignmentError: If candidates have too few attributes, the thresholds contradict each other, the cache is of
+            another model or other settings, or the logits are not finite.
     """
     wrong = min_matches - 1 if max_wrong_matches is None else max_wrong_matches
     candidates = as_entity_set(candidates)
@@ -149,12 +159,13 @@ def label_entities(
     rule = LabellingRule(samples, min_matches, wrong, min_known, max_unknown)
     if temperature < 0 or (temperature == 0 and samples > 1):
         raise AlignmentError(
-            f"temperature={temperature} with samples={samples}: at 0 all samples are the same (pass samples=1, "
-            "min_matches=1), and below 0 there is no sampling."
+            f"temperature={temperature}, samples={samples}: expected a temperature above 0 for several "
+            "samples. At 0 pass "
+            "samples=1, min_matches=1."
         )
     if match not in MATCHES or max_new_tokens < 1 or batch_size < 1:
         raise AlignmentError(
-            f"match={match!r}, max_new_tokens={max_new_tokens}, batch_size={batch_size}; expected one of {MATCHES} and "
+            f"match={match!r}, max_new_tokens={max_new_tokens}, batch_size={batch_size}: expected one of {MATCHES} and "
             "numbers of at least 1."
         )
     _check_attributes(candidates, min_known)
@@ -212,7 +223,7 @@ def _ask(
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Ask what the log does not have yet, longest questions first, so that too little memory shows at once."""
+    """Ask the questions that are not in the log, longest first, so that too little memory shows at once."""
     missing = [question for question in wanted if question.key not in log]
     rows = [_row(tokenizer, question.prompt, asking["chat_template"]) for question in missing]
     order = sorted(range(len(missing)), key=lambda i: -len(rows[i]))
@@ -233,7 +244,7 @@ def _ask(
                 for i in batch
             ]
             continuations: Sequence[Sequence[str]] = []
-            if batch:  # the last round may leave a process without one
+            if batch:  # in the last round a process may have none
                 continuations = sample_continuations(
                     model,
                     tokenizer,
@@ -263,10 +274,12 @@ def _seed(seed: int, prompt: str) -> int:
 
 
 def _default_min_known(candidates: EntitySet) -> int:
-    """Of the rule, or 1 where the rule's could never be met."""
+    """The rule's value, or 1 if no candidate could reach it."""
     if {len(entity.attributes) for entity in candidates} != {1}:
         return LabellingRule.min_known
-    logger.warning("The candidates have one attribute each: who knows it knows the entity (min_known=1).")
+    logger.warning(
+        "min_known=1: the candidates have one attribute each, and one right attribute makes an entity known."
+    )
     return 1
 
 
@@ -275,8 +288,8 @@ def _check_attributes(candidates: EntitySet, min_known: int) -> None:
     if not few:
         return
     first, least = few[0], min(len(entity.attributes) for entity in few)
-    mend = f"pass min_known={least}, or leave them out" if least else "leave those without any out"
+    advice = f"Pass min_known={least}, or omit them" if least else "Omit those without any"
     raise AlignmentError(
-        f"{len(few)} of {len(candidates)} candidates have fewer than min_known={min_known} attributes, so they could "
-        f"never be known (first: {first.entity!r} with {sorted(first.attributes)}); {mend}."
+        f"min_known={min_known}: expected at least that number of attributes, got fewer in {len(few)} of "
+        f"{len(candidates)} candidates (first: {first.entity!r} with {sorted(first.attributes)}). {advice}."
     )

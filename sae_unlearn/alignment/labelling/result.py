@@ -1,4 +1,4 @@
-"""The result of asking a model which entities it knows."""
+"""Result of labeling: known, unknown and dropped entities, with the answers."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -22,10 +22,11 @@ class LabelledEntities:
     """Entities divided by what a model knows of them, in the candidates' order.
 
     Attributes:
-        known, unknown: entities that the model knows, and of which it knows nothing.
-        dropped: those in between.
-        answers: what was asked about each and what the model answered, entity by entity.
-        settings: of the model, the sampling and the rule.
+        known (EntitySet): Entities that the model knows.
+        unknown (EntitySet): Entities of which it knows nothing.
+        dropped (EntitySet): Those in between.
+        answers (tuple of Asked): Questions about each entity with the model's answers, entity by entity.
+        settings (dict): Settings of the model, the sampling and the rule.
     """
 
     known: EntitySet
@@ -45,10 +46,13 @@ class LabelledEntities:
         """Label each candidate by its answers.
 
         Args:
-            label: from attribute -> matches of each of its questions to one of `LABELS`.
+            candidates (EntitySet): The candidates.
+            answers (iterable of Asked): The answers.
+            label (callable): From attribute -> matches of each of its questions to one of `LABELS`.
+            settings (dict): Settings of the model, the sampling and the rule.
 
         Raises:
-            AlignmentError: `candidates` is no set of entities, or nothing was asked about one of them.
+            AlignmentError: If `candidates` is not a set of entities, or has one without answers.
         """
         candidates, answers = EntitySet(candidates), tuple(answers)
         matches: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -58,24 +62,28 @@ class LabelledEntities:
         parts: dict[str, list[Entity]] = {name: [] for name in LABELS}
         for entity in candidates:
             if (entity.entity_type, entity.entity) not in matches:
-                raise AlignmentError(f"No answer is about {entity.entity!r}; ask about it, or leave it out.")
+                raise AlignmentError(
+                    f"answers: expected some about {entity.entity!r}, got none. Ask about it, or omit it."
+                )
             parts[label(matches[entity.entity_type, entity.entity])].append(entity)
         known, unknown, dropped = (EntitySet(parts[name]) for name in LABELS)
         return cls(known, unknown, dropped, answers, settings)
 
     def answers_about(self, entity: Entity) -> list[Asked]:
-        """What was asked about one entity.
+        """Return the questions about one entity.
 
         Raises:
-            AlignmentError: it is no `Entity`, but for instance a name.
+            AlignmentError: If it is not an `Entity`, for example a name.
         """
         if not isinstance(entity, Entity):
-            raise AlignmentError(f"entity={entity!r:.60} is a {type(entity).__name__}; pass an Entity.")
+            raise AlignmentError(f"entity={entity!r:.60}: expected an Entity, got {type(entity).__name__}.")
         return [a for a in self.answers if (a.entity_type, a.entity) == (entity.entity_type, entity.entity)]
 
     def summary(self) -> dict[str, Any]:
-        """How many entities of each type are known, unknown and dropped; and for each attribute how many questions
-        were asked, and the share of answers that match, among all entities and among those of each label."""
+        """Return counts of labels by type, and the questions and matches of each attribute.
+
+        The share of matching answers is given among all entities and among those of each label.
+        """
         label_of = {(e.entity_type, e.entity): name for name in LABELS for e in getattr(self, name)}
         types: dict[str, Any] = {}
         for asked in self.answers:
@@ -101,12 +109,17 @@ class LabelledEntities:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write `known.json`, `unknown.json`, `dropped.json`, `answers.jsonl`, `settings.json` and, to be read by
-        people, `summary.json` into a folder. A kill at any moment leaves the old ones, the new ones, or files that
-        `load` refuses for want of the answers.
+        """Write the entities, the answers, the settings and a summary into a folder.
+
+        The files are `known.json`, `unknown.json`, `dropped.json`, `answers.jsonl`, `settings.json` and
+        `summary.json`, which is for readers only. A kill at any moment leaves the old files, the new ones, or files
+        that `load` refuses since the answers are missing.
+
+        Args:
+            folder (str or Path): The folder.
 
         Raises:
-            UnlearnError: it cannot be written; what was there is as it was.
+            UnlearnError: If the folder cannot be written. Its content is then unchanged.
         """
         with staged(as_path(folder), key=ANSWERS) as stage:
             for name in LABELS:
@@ -118,10 +131,10 @@ class LabelledEntities:
 
     @classmethod
     def load(cls, folder: str | Path) -> "LabelledEntities":
-        """Read what `save` has written.
+        """Load what `save` wrote.
 
         Raises:
-            AlignmentError: a file that is missing or malformed.
+            AlignmentError: If a file is missing or malformed.
         """
         folder = as_path(folder)
         try:
@@ -132,5 +145,7 @@ class LabelledEntities:
         except AlignmentError:
             raise
         except (OSError, ValueError, TypeError) as error:
-            raise AlignmentError(f"{folder} holds no labelled entities ({error}); label them again.") from error
+            raise AlignmentError(
+                f"folder={str(folder)!r}: expected labeled entities, got {error!r}. Label them again."
+            ) from error
         return cls(known, unknown, dropped, answers, settings)

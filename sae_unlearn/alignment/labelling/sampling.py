@@ -1,7 +1,7 @@
-"""Several continuations of each of many prompts: each prompt is read once, and a sample stops as soon as it may.
+"""Sampling of several continuations of each of many prompts, with one reading of each prompt.
 
-`generate(num_return_sequences=n)` reads every prompt n times and carries all samples on until the last one is done.
-Here the cache of one reading is shared out to the samples, and samples that are done leave the batch.
+`generate(num_return_sequences=n)` reads every prompt n times and carries all samples until the last one is finished.
+Here the cache of one reading is shared by the samples, and finished samples leave the batch.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from sae_unlearn.backbone.layers import base_model_of, input_device
 from sae_unlearn.errors import AlignmentError
 
 
-_ROWS_AT_ONCE = 64  # rows whose probabilities over the vocabulary are held in double precision at once
+_ROWS_AT_ONCE = 64  # rows with probabilities in double precision in memory at once
 
 
 @torch.no_grad()
@@ -34,23 +34,24 @@ def sample_continuations(
     """Sample continuations of a batch of prompts.
 
     Tokens are drawn from the whole softmax(logits / temperature), whatever the model's generation config says, by
-    inverting its cumulative distribution at uniform numbers that hang on a prompt's own seed. So a prompt's samples do
-    not depend on the others in its batch, but for the rounding of the logits, which seldom turns a draw.
+    inverting its cumulative distribution at uniform numbers that depend on the prompt's own seed. So a prompt's
+    samples do not depend on the others in its batch, except by the rounding of the logits, which seldom changes a draw.
 
     Args:
-        model: any causal language model, in eval mode; adapters stay as they are.
-        rows: token ids of the prompts.
-        seeds: one per prompt.
-        samples: continuations per prompt.
-        temperature: 0 takes the most probable token.
-        max_new_tokens: the most tokens of a continuation.
-        finished: called with a prompt's index and a continuation so far; True ends the continuation.
+        model (nn.Module): Any causal language model in eval mode. Adapters stay as they are.
+        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        rows (sequence of list of int): Token ids of the prompts.
+        seeds (sequence of int): One per prompt.
+        samples (int): Continuations per prompt.
+        temperature (float): 0 takes the most probable token.
+        max_new_tokens (int): Largest number of tokens of a continuation.
+        finished (callable): Called with a prompt's index and a continuation so far. True ends the continuation.
 
     Returns:
-        For each prompt its continuations, without special tokens.
+        list of list of str: The continuations of each prompt, without special tokens.
 
     Raises:
-        AlignmentError: logits that are not finite.
+        AlignmentError: If the logits are not finite.
     """
     draws = torch.stack([_uniform(seed, samples, max_new_tokens) for seed in seeds]).flatten(0, 1)
     eos = _end_tokens(model, tokenizer)
@@ -59,7 +60,7 @@ def sample_continuations(
     reader = _Reader(model, rows)
     logits = reader.first()
     live = torch.arange(len(written))  # index of the continuation in each row of the batch
-    place = live // samples  # row of `logits` that each of them is drawn from
+    place = live // samples  # row of `logits` from which each is drawn
     for step in range(max_new_tokens):
         tokens = _draw(logits, place, draws[live, step], temperature)
         for i, token in zip(live.tolist(), tokens.tolist(), strict=True):
@@ -67,7 +68,7 @@ def sample_continuations(
         decoded = tokenizer.batch_decode([written[i] for i in live.tolist()], skip_special_tokens=True)
         kept = []
         for k, (i, token, text) in enumerate(zip(live.tolist(), tokens.tolist(), decoded, strict=True)):
-            texts[i] = text.rstrip("\ufffd")  # a character of which bytes are still to come
+            texts[i] = text.rstrip("\ufffd")  # an incomplete character
             if token not in eos and not finished(i // samples, texts[i]):
                 kept.append(k)
         if not kept or step + 1 == max_new_tokens:
@@ -82,13 +83,13 @@ def sample_continuations(
 class _Reader:
     """Runs the model over rows that grow token by token, are repeated, and leave.
 
-    With a key-value cache where the model has one that can be reordered, else over the whole rows every time.
+    It uses a key-value cache if the model has one that can be reordered, and otherwise reads the whole rows every time.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[list[int]]) -> None:
         self._model = model
         self._accepted = inspect.signature(base_model_of(model).forward).parameters
-        # virtual tokens (prompt tuning) would be put before every token that follows
+        # virtual tokens (prompt tuning) would precede every later token
         prompt_learning = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
         self._cache_name = None if prompt_learning else cache_name(base_model_of(model))
         self._cache: Cache | None = None
@@ -101,11 +102,11 @@ class _Reader:
             self._mask[i, width - len(row) :] = 1
 
     def first(self) -> Tensor:
-        """Logits `[batch, vocabulary]` after the rows as they are."""
+        """Return the logits `[batch, vocabulary]` after the rows as they are."""
         return self._run(self._ids.shape[1])
 
     def next(self, index: Tensor, tokens: Tensor) -> Tensor:
-        """Logits after the rows `index` of the last batch, each with one more token."""
+        """Return the logits after the rows `index` of the last batch, each with one more token."""
         self._ids = torch.cat([self._ids[index], tokens[:, None]], dim=1)
         self._mask = torch.cat([self._mask[index], torch.ones_like(tokens[:, None])], dim=1)
         if self._cache is not None:
@@ -114,7 +115,7 @@ class _Reader:
         return self._run(self._ids.shape[1])
 
     def _run(self, last: int) -> Tensor:
-        """Run the last tokens of every row; those before are in the cache."""
+        """Run the last tokens of every row. Those before are in the cache."""
         given = {
             "position_ids": (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -last:].to(self._device),
             "use_cache": self._cache_name is not None,
@@ -126,7 +127,7 @@ class _Reader:
         ids, mask = self._ids[:, -last:].to(self._device), self._mask.to(self._device)
         out = self._model(input_ids=ids, attention_mask=mask, **given)
         cache = None if self._cache_name is None else cache_of(out)
-        # a recurrent model's cache does not know which of the columns of a mask are in it
+        # a recurrent model's cache does not record which columns of a mask it covers
         self._cache = cache if cache is not None and knows_length(cache) else None
         return out.logits[:, -1]
 
@@ -134,14 +135,15 @@ class _Reader:
 def _draw(logits: Tensor, place: Tensor, draws: Tensor, temperature: float) -> Tensor:
     """Tokens `[rows]` on the CPU, each drawn from the row `place` of `logits` at a uniform number."""
     drawn = torch.empty(len(place), dtype=torch.long)
-    # MPS has no doubles; a sum over the vocabulary in single precision is off by 1e-5 or so
+    # MPS has no doubles; a sum over the vocabulary in single precision has an error of about 1e-5
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
     for start in range(0, len(logits), _ROWS_AT_ONCE):
         part = logits[start : start + _ROWS_AT_ONCE].float()
         if not bool(torch.isfinite(part.logsumexp(dim=-1)).all()):
             raise AlignmentError(
-                f"The model's logits are not finite; check its weights and dtype ({logits.dtype}; float16 overflows in "
-                "some models, bfloat16 does not)."
+                f"logits: expected finite values, got others in {logits.dtype}. "
+                "Check the weights; float16 overflows in some "
+                "models, bfloat16 does not."
             )
         of_part = ((place >= start) & (place < start + len(part))).nonzero()[:, 0]
         local = (place[of_part] - start).to(part.device)
@@ -150,7 +152,7 @@ def _draw(logits: Tensor, place: Tensor, draws: Tensor, temperature: float) -> T
             continue
         cumulative = (part / temperature).softmax(dim=-1).to(exact).cumsum(dim=-1)
         counts = torch.bincount(local, minlength=len(part))
-        wide = int(counts.max())  # draws of each row side by side, so that no row's sums are copied
+        wide = int(counts.max())  # draws of each row side by side, which avoids copies of its sums
         column = torch.arange(len(local), device=part.device) - (counts.cumsum(0) - counts)[local]
         wanted = torch.zeros(len(part), wide, dtype=exact, device=part.device)
         wanted[local, column] = draws[of_part].to(part.device, exact)
