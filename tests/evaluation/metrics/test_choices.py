@@ -73,7 +73,7 @@ def test_long_rows_lose_their_beginning():
 
 @pytest.mark.parametrize("answer", ["", "  "])
 def test_an_answer_without_tokens_is_named(answer):
-    with pytest.raises(ValueError, match="answers=''"):
+    with pytest.raises(ValueError, match=f"answers='{answer}'"):
         answer_likelihoods(base_model("llama"), lettered_tokenizer(), ["w3"], [answer])
 
 
