@@ -65,9 +65,9 @@ def interference(
     texts = {("forget", name): list(rows) for name, rows in forget.items()}
     if retain is not None:
         texts["retain", RETAIN] = list(retain)
-    empty = [name for (_, name), rows in texts.items() if not rows]
+    empty = [side if side == RETAIN else f"forget[{name!r}]" for (side, name), rows in texts.items() if not rows]
     if empty:
-        raise ValueError(f"forget[{empty[0]!r}]=[]: expected at least one text. Pass texts, or omit the set.")
+        raise ValueError(f"{empty[0]}=[]: expected at least one text. Pass texts, or omit the set.")
     before = [one.name for one in there if one.active]
     try:
         figures = [
