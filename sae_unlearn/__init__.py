@@ -38,7 +38,9 @@ if TYPE_CHECKING or not _is_own_command():
         push_bundle,
         record_firings,
         save_bundle,
+        scout,
         set_action,
+        set_threshold,
     )
     from sae_unlearn.sae import SAESlice, SparseAutoencoder
 
@@ -84,7 +86,9 @@ __all__ = [
     "push_bundle",
     "record_firings",
     "save_bundle",
+    "scout",
     "set_action",
+    "set_threshold",
 ]
 
 _ALIGNMENT = {  # loaded on first use: they import `Trainer`, which a guarded model does not need

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 DATA = "data"
 """Heading of the options."""
-TEXTS = """texts: a .txt file (paragraphs between blank lines), .json, .jsonl or .csv (see --text-column); a dataset of
-the Hub or in a folder, with the package `datasets`; or a named data set or a file of questions, as for evaluate:
-each question is read with its answer
+TEXTS = """texts: a .txt or .md file (paragraphs between blank lines), .json, .jsonl, .csv, .tsv or .parquet (see
+--text-column), .pdf or .html (extra `texts`), or a folder of such files; a dataset of the Hub or in a folder, with the
+package `datasets`; or a named data set or a file of questions, as for evaluate: each question is read with its
+answer
 """
 
 
@@ -77,7 +78,7 @@ def texts_of(args: "argparse.Namespace", side: str) -> Iterable[Any] | None:
 
 def texts_in(sources: list[str], text_column: str = "text", split: str | None = None) -> list[str]:
     """Return the texts of all sources, one after the other."""
-    return [_plain(row, text_column) for source in sources for row in _texts(source, text_column, split)]
+    return [plain(row, text_column) for source in sources for row in _texts(source, text_column, split)]
 
 
 def read_sets(
@@ -103,7 +104,7 @@ def read_sets(
         rows = list(read_texts(source, text_column)) if rows is None else rows
         if label in found:
             raise ValueError(f"{source}: two sets are called {label!r}. Rename one of the files, or pass it once.")
-        found[label] = [_plain(row, text_column) for row in drawn(rows, limit, seed)]
+        found[label] = [plain(row, text_column) for row in drawn(rows, limit, seed)]
     return found
 
 
@@ -135,5 +136,6 @@ def as_text(row: "Fact | Choice | str") -> str:
     return f"{row.prompt} {row.answers[0]}"
 
 
-def _plain(row: Any, column: str) -> Any:
+def plain(row: Any, column: str) -> Any:
+    """The text of a row of a dataset; anything else as it is."""
     return row[column] if isinstance(row, dict) else row

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from sae_unlearn.cli.arguments import (
     Parser,
@@ -57,11 +58,13 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.guardrail import fit_guardrail
     from sae_unlearn.guardrail.layout import PICTURE
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+    from sae_unlearn.guardrail.verdict import judge
 
     config = options_from(args, GuardrailFitConfig, progress=args.progress)
     _check_upload(args)
     output = output_folder(args.output)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
+    _name_duplicates(forget, retain, config.text_column)
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = fit_guardrail(model, tokenizer, sae, forget, retain, config=config)
@@ -72,7 +75,11 @@ def run(args: argparse.Namespace) -> int:
     if not (output / PICTURE).is_file():
         measured = (next(iter(guarded.peft_config.values())).calibration or {}).get("statistic_retain")
         picture = f"no picture: {NO_MATPLOTLIB if measured else 'nothing was measured'}"
-    print(describe(GuardrailFolder.open(output)))
+    folder = GuardrailFolder.open(output)
+    verdict = judge(folder.artefact().config.calibration or {}, output.as_posix())
+    if verdict is not None:
+        print(f"Verdict\n\n{verdict}\n")
+    print(describe(folder))
     print(f"\nWritten to {output}: the adapter and its card (README.md); {picture}")
     if args.push_to_hub:
         done = guarded.push_to_hub(args.push_to_hub, private=args.private or None)
@@ -83,6 +90,21 @@ def run(args: argparse.Namespace) -> int:
 def next_step(args: argparse.Namespace) -> str:
     """Return the command to run after this one."""
     return f"sae-unlearn check --model {args.model} --adapter {Path(args.output).as_posix()}"
+
+
+def _name_duplicates(forget: Any, retain: Any, column: str) -> None:
+    """Say which texts stand in both corpora."""
+    from sae_unlearn.cli.data_sets import plain
+    from sae_unlearn.files.terminal import printable
+    from sae_unlearn.guardrail.fit.near_duplicates import near_duplicates
+
+    if forget is None or retain is None:
+        return
+    pairs = near_duplicates(*((plain(row, column) for row in corpus) for corpus in (forget, retain)))
+    if pairs:
+        print(f"{len(pairs)} forget texts are near duplicates of retain texts; remove them from one side:")
+    for pair in pairs[:5]:
+        print(f"  forget {pair.forget} and retain {pair.retain} ({pair.overlap:.0%}): {printable(pair.words)}...")
 
 
 def _check_upload(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.cli.document_files import READABLE, files_of, read_folder, read_html, read_parquet, read_pdf
 from sae_unlearn.files.untrusted import json_lines
 from sae_unlearn.install import install_command
 
@@ -162,7 +163,7 @@ def not_left_empty(path: Path) -> Iterator[None]:
         raise
 
 
-SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
+SUFFIXES = READABLE
 
 _ENCODING = "utf-8-sig"  # with or without the byte order mark of some editors
 
@@ -171,9 +172,9 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
     """Return the texts of a file, or the rows of a dataset.
 
     Args:
-        source (str): A `.txt` file (paragraphs with blank lines between them), `.json` (a list of strings, or of
-            objects with `column`), `.jsonl` (one of these a line), `.csv` (with a header), a folder that `datasets`
-            reads, or the id of a dataset on the Hub.
+        source (str): A `.txt` or `.md` file (paragraphs with blank lines between them), `.json` (a list of strings, or
+            of objects with `column`), `.jsonl` (one of these a line), `.csv`, `.tsv` (with a header), `.parquet`,
+            `.pdf`, `.html`, a folder of documents, a folder that `datasets` reads, or the id of a dataset on the Hub.
         column (str, *optional*, defaults to "text"): The column, or key, that holds the text.
         split (str, *optional*): Split of a dataset. Defaults to "train".
 
@@ -183,6 +184,9 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
         ImportError: If it is a dataset and `datasets` is not installed. The error names the extra.
     """
     path = Path(source).expanduser()
+    files = files_of(path) if path.is_dir() else None
+    if files is not None:
+        return read_folder(path, files, lambda each: _read_file(each, column))
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{source} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}.")
@@ -210,12 +214,19 @@ def drawn(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
 
 def _read_file(path: Path, column: str) -> list[str]:
     try:
-        if path.suffix.lower() == ".txt":
+        if path.suffix.lower() == ".pdf":
+            return read_pdf(path)
+        if path.suffix.lower() in (".html", ".htm"):
+            return read_html(path, path.read_text(encoding=_ENCODING))
+        if path.suffix.lower() in (".txt", ".md"):
             paragraphs = re.split(r"\n\s*\n", path.read_text(encoding=_ENCODING))
             return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() in (".csv", ".tsv"):
             with path.open(encoding=_ENCODING, newline="") as file:
-                rows: Any = list(csv.DictReader(file))
+                tabs = path.suffix.lower() == ".tsv"
+                rows: Any = list(csv.DictReader(file, delimiter="\t" if tabs else ","))
+        elif path.suffix.lower() == ".parquet":
+            rows = read_parquet(path)
         elif path.suffix.lower() == ".jsonl":
             rows = json_lines(path.read_text(encoding=_ENCODING))
         else:

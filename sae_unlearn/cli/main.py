@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, saes, show, train
+from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, saes, scout, show, train, train_sae, tune
 from sae_unlearn.cli.arguments import BAD_INPUT, Parser, arguments_of
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.version import __version__
@@ -22,11 +22,14 @@ from sae_unlearn.version import __version__
 COMMANDS = {
     "demo": demo,
     "saes": saes,
+    "train-sae": train_sae,
+    "scout": scout,
     "fit": fit,
     "train": train,
     "evaluate": evaluate,
     "audit": audit,
     "show": show,
+    "tune": tune,
     "check": check,
     "env": env,
 }

@@ -15,6 +15,7 @@ from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, Tok
 from sae_unlearn.guardrail.fit.fit import fit_guardrail
 from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
+from sae_unlearn.guardrail.layer_scores import LayerScore, Scouting, scout
 from sae_unlearn.guardrail.manage import (
     AttachedGuardrail,
     GuardrailState,
@@ -30,6 +31,7 @@ from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
+from sae_unlearn.guardrail.trade_off import TradeOff, set_threshold
 from sae_unlearn.guardrail.weights import LayerGuardrail
 from sae_unlearn.options.fit import GuardrailFitConfig
 
@@ -49,11 +51,14 @@ __all__ = [
     "GuardrailState",
     "GuardrailStatus",
     "LayerGuardrail",
+    "LayerScore",
     "SAEGuardrailConfig",
     "SAEGuardrailLayer",
     "SAEGuardrailModel",
+    "Scouting",
     "StatisticKwargs",
     "TokenRules",
+    "TradeOff",
     "attach_bundle",
     "attach_guardrail",
     "detach_guardrail",
@@ -66,5 +71,7 @@ __all__ = [
     "push_bundle",
     "record_firings",
     "save_bundle",
+    "scout",
     "set_action",
+    "set_threshold",
 ]

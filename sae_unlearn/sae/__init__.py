@@ -6,6 +6,15 @@ from sae_unlearn.sae.directory.entry import PublishedSAE
 from sae_unlearn.sae.directory.lookup import published_saes
 from sae_unlearn.sae.formats import register_reader
 from sae_unlearn.sae.slice import SAESlice
+from sae_unlearn.sae.training.train import train_sae
 
 
-__all__ = ["PublishedSAE", "SAEFormatError", "SAESlice", "SparseAutoencoder", "published_saes", "register_reader"]
+__all__ = [
+    "PublishedSAE",
+    "SAEFormatError",
+    "SAESlice",
+    "SparseAutoencoder",
+    "published_saes",
+    "register_reader",
+    "train_sae",
+]

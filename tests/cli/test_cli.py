@@ -360,11 +360,14 @@ def test_only_what_is_built_is_listed(capsys):
     assert [line.split()[0] for line in commands.splitlines() if line.startswith("    ") and line[4] != " "] == [
         "demo",
         "saes",
+        "train-sae",
+        "scout",
         "fit",
         "train",
         "evaluate",
         "audit",
         "show",
+        "tune",
         "check",
         "env",
     ]

@@ -12,6 +12,7 @@ from sae_unlearn.stats import auc, wilson_interval
 
 CURVE_PERCENTILES = (50.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 99.0, 100.0)
 MIN_THRESHOLD_ROWS = 8
+SHORT_TOKENS, SHORT_ROWS = 24, 256
 _KEPT_VALUES = 512  # row statistics kept in the artefact, for its picture
 
 
@@ -28,6 +29,11 @@ def between(low: float, forget: Tensor, margin: float) -> float:
     Where the topic stands well above other text, this keeps away from both; where it does not, `low` is kept.
     """
     return low + margin * max(0.0, percentile_threshold(forget, 25.0) - low) if len(forget) else low
+
+
+def beginnings(rows: list[list[int]]) -> list[list[int]]:
+    """The first tokens of rows, as many as a short prompt has: how the gate does where it has little to read."""
+    return [row[:SHORT_TOKENS] for row in rows[:SHORT_ROWS]]
 
 
 def conformal_threshold(retain: Tensor, alpha: float) -> float | None:
@@ -69,7 +75,7 @@ def report(
         "threshold_margin": margin,
         "fire_rate_forget": fire_rate(forget, config.tau),
         "fire_rate_retain": fire_rate(retain, config.tau),
-        "auroc": _auroc(forget, retain),
+        "auroc": auroc(forget, retain),
         "statistic_forget": _kept(forget),
         "statistic_retain": _kept(retain),
         "statistic_threshold_rows": _kept(calibrated_on),
@@ -140,7 +146,8 @@ def _at_percentile(percentile: float, calibrated_on: Tensor, forget: Tensor, ret
     }
 
 
-def _auroc(forget: Tensor, retain: Tensor) -> float | None:
+def auroc(forget: Tensor, retain: Tensor) -> float | None:
+    """Probability that a forget row's statistic is above a retain row's; None without one of them."""
     return _rounded(auc(forget, retain)) if len(forget) and len(retain) else None
 
 

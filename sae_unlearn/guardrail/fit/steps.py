@@ -16,6 +16,8 @@ from sae_unlearn.guardrail.fit.calibration import (
     MIN_THRESHOLD_ROWS,
     NO_BOUNDARIES,
     PLAIN_TEXT,
+    auroc,
+    beginnings,
     between,
     percentile_threshold,
     report,
@@ -57,6 +59,7 @@ class Fit:
         self.encoded: dict[str, EncodedRows] = {}
         self.windowed: WindowedFit | None = None
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
+        self.short: dict[str, Tensor] = {}
         self.percentile: float | None = None
         self.margin: float | None = None
         self.topk: TopKThresholds | None = None
@@ -172,6 +175,9 @@ class Fit:
             self.statistics["retain"] = self._held_out("retain")
         if "forget" in self.rows:
             self.statistics["forget"] = self._held_out("forget")
+        if len(self.rows) == 2 and not self.faithful and not self.plan.read["chat_template"]:
+            for role, rows in self.rows.items():
+                self.short[role] = self._statistics(beginnings(rows.report), f"{role}: short text")
 
     def artefact(self) -> Artefact:
         """The guardrail."""
@@ -241,6 +247,8 @@ class Fit:
                 self.percentile,
                 self.margin,
             )
+            if self.short:
+                found["auroc_short"] = auroc(self.short["forget"], self.short["retain"])
             found["warnings"] = warnings_of(found)
             found["features"] = feature_figures(self.part.feature_ids, self.sums, self.plan.importance)
         if self.windowed is not None:

@@ -1,0 +1,105 @@
+"""Activations of a layer on disk: written by truncated forward passes, continued where they were interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.files.atomic import write_whole
+
+
+ACTIVATIONS, STATE = "activations.npy", "harvest.json"
+EVERY = 32  # forward passes between two notes of how far it got
+OUTLIER_FACTOR = 2.0
+"""Tokens whose norm exceeds this multiple of the median are left out of training and measures."""
+SAMPLE = 200_000  # tokens that means and medians are taken of
+
+
+class Activations:
+    """Outputs of a decoder layer without each row's first token, `[rows, context - 1, d_in]` float32 on disk.
+
+    Attributes:
+        values: The memory map.
+    """
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self._flat = values.reshape(-1, values.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    def tokens(self, index: Tensor) -> Tensor:
+        """The activations of tokens by their numbers, `[n, d_in]` float32."""
+        order = index.argsort()
+        found = torch.from_numpy(self._flat[index[order].numpy()].astype(np.float32, copy=False))
+        return found[order.argsort()]
+
+    def norms(self) -> Tensor:
+        """The norm of every token, `[n]`."""
+        parts = [torch.from_numpy(np.array(self._flat[i : i + 65536])) for i in range(0, len(self), 65536)]
+        return torch.cat([part.norm(dim=-1) for part in parts])
+
+
+def usual_tokens(activations: Activations) -> Tensor:
+    """Numbers of the tokens that are not outliers: their norm is at most twice the median."""
+    norms = activations.norms()
+    return (norms <= OUTLIER_FACTOR * norms.median()).nonzero().squeeze(-1)
+
+
+def layer_outputs(model: nn.Module, layer: int, rows: Tensor, rows_per_pass: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the numbers of rows, and their layer outputs without first tokens, `[batch, context - 1, d_in]` float32."""
+    for batch in residual_batches(model, rows.tolist(), layer, rows_per_pass):
+        yield torch.tensor(batch.index), batch.residual[:, 1:].float().cpu()
+
+
+def harvest(
+    model: nn.Module, layer: int, rows: Tensor, folder: Path, rows_per_pass: int = 8, progress: bool = True
+) -> Activations:
+    """Write the outputs of a decoder layer to disk; the same call continues where it was interrupted.
+
+    Args:
+        model: The bare transformers model.
+        layer: 0-based decoder layer. Later layers are not run.
+        rows: Token ids `[n, context]`.
+        folder: Gets `activations.npy` and a note of how far it got.
+        rows_per_pass: Rows of a forward pass.
+        progress: Show a bar.
+
+    Raises:
+        UnlearnError: If the folder holds the activations of other rows or of another layer.
+    """
+    path, state = folder / ACTIVATIONS, folder / STATE
+    about = {"layer": layer, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest()}
+    done = 0
+    if state.is_file():
+        found = json.loads(state.read_text(encoding="utf-8"))
+        done = found.pop("done")
+        if found != about:
+            raise UnlearnError(f"work_dir={folder}: expected this run's activations, got others. Pass another folder.")
+        values = np.lib.format.open_memmap(path, mode="r+")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        width: int = model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr, operator]
+        shape = (len(rows), rows.shape[1] - 1, width)
+        values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    with tqdm(total=len(rows), initial=done, unit="row", desc="activations", disable=not progress) as bar:
+        while done < len(rows):
+            part = rows[done : done + EVERY * rows_per_pass]
+            for index, residual in layer_outputs(model, layer, part, rows_per_pass):
+                values[(done + index).numpy()] = residual.numpy()
+                bar.update(len(index))
+            values.flush()
+            done += len(part)
+            write_whole(state, json.dumps(about | {"done": done}))
+    return Activations(values)

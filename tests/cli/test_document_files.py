@@ -1,0 +1,114 @@
+"""Texts from folders, PDF, HTML, Parquet and TSV, and near duplicates between two corpora."""
+
+import importlib.util
+import json
+
+import pytest
+
+from sae_unlearn.cli import document_files
+from sae_unlearn.cli.inputs import read_texts
+from sae_unlearn.guardrail.fit.near_duplicates import near_duplicates
+
+
+PAGE = """<html><head><title>t</title><script>var x = "never this text at all";</script></head><body>
+<nav><ul><li>Home page of the whole site</li></ul></nav>
+<h1>The heading of a page</h1><p>The first   paragraph &amp; its <b>bold</b> words.</p>
+<ul><li><p>An item of some length</p></li><li>12</li></ul>
+<footer><p>Copyright of the whole site</p></footer></body></html>"""
+
+
+def needs(module):
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {module}")
+
+
+def pdf(*pages: str) -> bytes:
+    """A PDF with a line of text on each page."""
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", ""]
+    kids = []
+    for text in pages:
+        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+        objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
+        font = "<< /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >>"
+        page = f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {len(objects)} 0 R /Resources {font} >>"
+        objects.append(page)
+        kids.append(f"{len(objects)} 0 R")
+    objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>"
+    out, places = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        places.append(len(out))
+        out += f"{number} 0 obj\n{body}\nendobj\n".encode()
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n"
+    return out + f"{end}<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n".encode()
+
+
+@needs("pypdf")
+def test_the_pages_of_a_pdf(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf("The first page has words", "7", "The third page has words too"))
+    assert read_texts(str(tmp_path / "a.pdf")) == ["The first page has words", "The third page has words too"]
+    (tmp_path / "scan.pdf").write_bytes(pdf("", ""))
+    with pytest.raises(ValueError, match="OCR"):
+        read_texts(str(tmp_path / "scan.pdf"))
+    (tmp_path / "none.pdf").write_bytes(b"not a pdf")
+    with pytest.raises(ValueError, match="cannot be read as a PDF"):
+        read_texts(str(tmp_path / "none.pdf"))
+
+
+@needs("bs4")
+def test_the_text_of_a_page_without_menus_and_scripts(tmp_path):
+    (tmp_path / "a.html").write_text(PAGE)
+    wanted = ["The heading of a page", "The first paragraph & its bold words.", "An item of some length"]
+    assert read_texts(str(tmp_path / "a.html")) == wanted
+
+
+@needs("pyarrow")
+def test_parquet_and_tsv_and_markdown(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"body": ["one text", "another"], "n": [1, 2]}), tmp_path / "a.parquet")
+    assert read_texts(str(tmp_path / "a.parquet"), "body") == ["one text", "another"]
+    with pytest.raises(ValueError, match="--text-column"):
+        read_texts(str(tmp_path / "a.parquet"))
+    (tmp_path / "bad.parquet").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="as Parquet"):
+        read_texts(str(tmp_path / "bad.parquet"))
+    (tmp_path / "a.tsv").write_text("text\tn\nwith, a comma\t1\n")
+    assert read_texts(str(tmp_path / "a.tsv")) == ["with, a comma"]
+    (tmp_path / "a.md").write_text("# Title\n\nA paragraph.\n")
+    assert read_texts(str(tmp_path / "a.md")) == ["# Title", "A paragraph."]
+
+
+def test_a_folder_is_read_file_by_file_in_order(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "b/2.txt").write_text("second\n\nthird")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "first"}))
+    (tmp_path / ".hidden/3.txt").write_text("not this")
+    (tmp_path / "picture.png").write_bytes(b"nor this")
+    assert read_texts(str(tmp_path)) == ["first", "second", "third"]
+    assert document_files.files_of(tmp_path / "b") == [tmp_path / "b/2.txt"]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/only.jsonl").write_text("{}")
+    assert document_files.files_of(tmp_path / "c") is None  # a data set
+
+
+def test_a_reader_that_is_missing_names_the_extra(tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(document_files, "import_module", missing)
+    (tmp_path / "a.pdf").write_bytes(pdf("words"))
+    with pytest.raises(ImportError, match=r"needs `pypdf`.*texts"):
+        read_texts(str(tmp_path / "a.pdf"))
+
+
+def test_near_duplicates_are_found_in_other_spelling_and_inside_longer_texts():
+    words = "the quick brown fox jumps over the lazy dog and runs away into the dark wood"
+    forget = ["something else entirely, with words of its own here", words.upper() + "!", "short one"]
+    retain = ["nothing of that kind is in here at all, not a word", f"before it {words} and after it", "Short, one."]
+    found = near_duplicates(forget, retain)
+    assert [(pair.forget, pair.retain, pair.overlap) for pair in found] == [(1, 1, 1.0), (2, 2, 1.0)]
+    half = " ".join(words.split()[:9])
+    assert near_duplicates([f"{half} but then it goes on in quite another way than before and longer"], [words]) == []
+    assert near_duplicates([], retain) == near_duplicates(forget, []) == []

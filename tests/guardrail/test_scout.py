@@ -1,0 +1,90 @@
+"""Which layer tells the topic: pooled rows, the two scores, and the command."""
+
+import json
+
+import pytest
+import torch
+from tiny_topic import save_corpora, save_parts, tiny_parts, topic_texts
+
+from sae_unlearn import scout
+from sae_unlearn.cli.main import main
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail import layer_scores
+from sae_unlearn.guardrail.layer_scores import _discriminant, _evidence, _pool
+from sae_unlearn.options.scout import ScoutConfig
+from sae_unlearn.stats import auc
+
+
+FORGET, RETAIN = topic_texts("forget", 40, words=30), topic_texts("retain", 40, words=30)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_parts()
+
+
+def test_rows_are_pooled_over_content_tokens_without_outliers(parts, monkeypatch):
+    model, tokenizer, sae = parts
+    monkeypatch.setattr(layer_scores, "SHORT_TOKENS", 6)
+    rows = [tokenizer(text).input_ids for text in [*FORGET[:3], *RETAIN[:2]]]
+    pooled = _pool(model, tokenizer, rows, [0, 1], [(1, sae)], ScoutConfig(batch_size=2, progress=False))
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            hidden = model(torch.tensor([row]), output_hidden_states=True).hidden_states
+        for layer in (0, 1):
+            x = hidden[layer + 1][0, 1:]  # BOS is left out
+            torch.testing.assert_close(pooled[layer][0][i], x.mean(0), atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(pooled[layer][1][i], x[:5].mean(0), atol=1e-4, rtol=1e-3)
+        rates = (sae.encode(hidden[2][0, 1:]) > 0).float().mean(0)
+        torch.testing.assert_close(pooled["sae 0"][0][i], rates, atol=1e-4, rtol=1e-3)
+
+
+def test_the_scores_tell_two_gaussians_apart_as_the_best_direction_does():
+    draw = torch.Generator().manual_seed(0)
+    topic = torch.arange(400) < 200
+    x = torch.randn(400, 6, generator=draw) * torch.tensor([1.0, 5, 1, 1, 1, 1])
+    x[topic, 0] += 2
+    scores = x.double() @ _discriminant(x, topic)
+    assert auc(scores[topic], scores[~topic]) > 0.9
+    rates = torch.rand(400, 50, generator=draw) * 0.1
+    rates[topic, 7] += 0.3
+    weights = _evidence(rates, topic)
+    assert weights.argmax() == 7
+    assert int((weights > 0).sum()) <= 40
+
+
+def test_a_topic_of_its_own_words_is_told_and_chance_is_chance(parts):
+    model, tokenizer, sae = parts
+    found = scout(model, tokenizer, FORGET, RETAIN, [sae], progress=False)
+    depth = model.config.num_hidden_layers
+    assert [(s.layer, s.sae is None) for s in found.scores] == [*((i, True) for i in range(depth)), (1, False)]
+    assert all(score.auroc > 0.9 for score in found.scores)
+    assert found.best.sae is not None
+    assert found.rows == (40, 40)
+    chance = scout(model, tokenizer, RETAIN, topic_texts("retain", 40, seed=5, words=30), layers=[1], progress=False)
+    assert 0.2 < chance.scores[0].auroc < 0.8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"layers": [99]}, "layers="), ({"max_rows": 1}, "max_rows"), ({"layers": []}, "layers=")],
+)
+def test_what_cannot_be_scouted_is_refused(parts, given, message):
+    model, tokenizer, _ = parts
+    with pytest.raises(GuardrailError, match=message):
+        scout(model, tokenizer, FORGET, RETAIN, progress=False, **given)
+    with pytest.raises(GuardrailError, match="forget: expected at least 8"):
+        scout(model, tokenizer, FORGET[:3], RETAIN, progress=False)
+
+
+def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
+    save_parts(tmp_path)
+    save_corpora(tmp_path)
+    given = ["--model", tmp_path / "model", "--forget", tmp_path / "forget.txt", "--retain", tmp_path / "retain.json"]
+    written = ["--picture", tmp_path / "layers.png", "--json", tmp_path / "scores.json"]
+    assert main([str(x) for x in ["scout", *given, *written, "--no-progress", "--saes", tmp_path / "sae"]]) == 0
+    shown = capsys.readouterr().out
+    assert "Best: layer 1" in shown
+    assert f"fit --model {tmp_path / 'model'} --sae {tmp_path / 'sae'}" in shown
+    assert (tmp_path / "layers.png").read_bytes()[:4] == b"\x89PNG"
+    assert {row["layer"] for row in json.loads((tmp_path / "scores.json").read_text())} >= {0, 1}
