@@ -23,6 +23,20 @@ def install_command(extra: str) -> str:
     return f"{FROM_CHECKOUT.format(extra=extra)} in a checkout of sae_unlearn"
 
 
+def install_requirement(extra: str) -> str:
+    """Return the line of a requirements file for this package with an extra.
+
+    Of a checkout the address is not known; the line then says what to fill in.
+
+    Args:
+        extra (str): An extra of the package, such as "playground".
+    """
+    address = _git_address()
+    if address is not None:
+        return f"sae-unlearn[{extra}] @ git+{address}"
+    return f"sae-unlearn[{extra}] @ git+https://YOUR-GIT-HOST/sae_unlearn  # fill in the address of the repository"
+
+
 def _git_address() -> str | None:
     """Return the git address and commit of this installation (PEP 610); None for a checkout."""
     try:

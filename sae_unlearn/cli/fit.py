@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.guardrail import fit_guardrail
     from sae_unlearn.guardrail.layout import PICTURE
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
-    from sae_unlearn.guardrail.verdict import judge
+    from sae_unlearn.guardrail.tuning.verdict import judge
 
     config = options_from(args, GuardrailFitConfig, progress=args.progress)
     _check_upload(args)

@@ -13,7 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.cli import audit, check, demo, env, evaluate, fit, saes, scout, show, train, train_sae, tune
+from sae_unlearn.cli import (
+    audit,
+    chat,
+    check,
+    demo,
+    env,
+    evaluate,
+    fit,
+    playground,
+    saes,
+    scout,
+    show,
+    train,
+    train_sae,
+    tune,
+)
 from sae_unlearn.cli.arguments import BAD_INPUT, Parser, arguments_of
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.version import __version__
@@ -30,6 +45,8 @@ COMMANDS = {
     "audit": audit,
     "show": show,
     "tune": tune,
+    "chat": chat,
+    "playground": playground,
     "check": check,
     "env": env,
 }

@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
-    from sae_unlearn.guardrail.storage.trade_off_plot import curve, draw_trade_off
-    from sae_unlearn.guardrail.storage.tuning import tune_guardrail
     from sae_unlearn.guardrail.summary import curve_rows
-    from sae_unlearn.guardrail.trade_off import trade_off
-    from sae_unlearn.guardrail.verdict import judge
+    from sae_unlearn.guardrail.tuning.curve_plot import curve, draw_trade_off
+    from sae_unlearn.guardrail.tuning.stored import tune_guardrail
+    from sae_unlearn.guardrail.tuning.trade_off import trade_off
+    from sae_unlearn.guardrail.tuning.verdict import judge
 
     asked = {name: getattr(args, name) for name in ("target_recall", "max_false_alarms", "threshold")}
     wanted = any(value is not None for value in asked.values())

@@ -31,7 +31,7 @@ from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
-from sae_unlearn.guardrail.trade_off import TradeOff, set_threshold
+from sae_unlearn.guardrail.tuning.trade_off import TradeOff, set_threshold
 from sae_unlearn.guardrail.weights import LayerGuardrail
 from sae_unlearn.options.fit import GuardrailFitConfig
 

@@ -368,6 +368,8 @@ def test_only_what_is_built_is_listed(capsys):
         "audit",
         "show",
         "tune",
+        "chat",
+        "playground",
         "check",
         "env",
     ]

@@ -11,10 +11,10 @@ from tiny_topic import save_adapters
 from sae_unlearn import attach_guardrail, set_threshold
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.storage.trade_off_plot import curve
-from sae_unlearn.guardrail.storage.tuning import tune_guardrail
-from sae_unlearn.guardrail.trade_off import trade_off
-from sae_unlearn.guardrail.verdict import judge
+from sae_unlearn.guardrail.tuning.curve_plot import curve
+from sae_unlearn.guardrail.tuning.stored import tune_guardrail
+from sae_unlearn.guardrail.tuning.trade_off import trade_off
+from sae_unlearn.guardrail.tuning.verdict import judge
 
 
 def calibration(forget, retain, calibrated_on=None, **more):
@@ -111,7 +111,7 @@ def test_the_command_writes_a_guardrail_that_attaches(tmp_path, capsys):
     guarded = attach_guardrail(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), target)
     stored = config_of(guarded)
     assert stored.calibration["threshold_chosen_by"] == {"target_recall": 0.6}
-    assert f"{stored.threshold:.4g}" in (target / "README.md").read_text()
+    assert (target / "README.md").read_text() != (source / "README.md").read_text()
 
     before = (source / "adapter_config.json").read_text()
     with pytest.raises(GuardrailError, match="max_false_alarms"):

@@ -161,6 +161,7 @@ def test_measures_of_a_perfect_sae_and_of_one_that_gives_the_mean(model, rows):
     assert (found["silent_features"], found["l0"]) == (6, 0)
 
 
+@pytest.mark.slow
 def test_a_small_sae_of_a_tiny_model_explains_it(model, tmp_path):
     oracle("sae_lens")
     with warnings.catch_warnings():
@@ -191,12 +192,12 @@ def test_the_command_estimates_and_trains(tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
     given = ["train-sae", "--model", tmp_path / "model", "--texts", tmp_path / "texts.txt", "--context", "16"]
     given += ["--batch-size", "256", "--d-sae", "64", "--l0", "8", "--layer", "1", "--no-progress", "--epochs", "1"]
-    given = [str(x) for x in [*given, "--output", tmp_path / "sae"]]
+    given = [str(x) for x in [*given, "--output", tmp_path / "trained"]]
     assert main([*given, "--estimate"]) == 0
     assert "minutes" in capsys.readouterr().out
-    assert not (tmp_path / "sae").exists()
+    assert not (tmp_path / "trained").exists()
     assert main(given) == 0
     shown = capsys.readouterr().out
     assert "loss recovered" in shown
-    assert f"--sae {tmp_path / 'sae'}" in shown.replace("\\", "/")
-    assert SparseAutoencoder.from_pretrained(tmp_path / "sae").layer == 1
+    assert f"--sae {tmp_path / 'trained'}" in shown.replace("\\", "/")
+    assert SparseAutoencoder.from_pretrained(tmp_path / "trained").layer == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
 from sae_unlearn.checks import reals
-from sae_unlearn.guardrail.trade_off import TradeOff
+from sae_unlearn.guardrail.tuning.trade_off import TradeOff
 
 
 def curve(calibration: dict[str, Any]) -> list[tuple[float, float, float]]:

@@ -11,7 +11,7 @@ from sae_unlearn.guardrail.layout import WEIGHTS_NAME
 from sae_unlearn.guardrail.storage.card import write_card
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.saving import saved_whole
-from sae_unlearn.guardrail.trade_off import TradeOff, trade_off, with_trade_off
+from sae_unlearn.guardrail.tuning.trade_off import TradeOff, trade_off, with_trade_off
 
 
 @as_guardrail_error()

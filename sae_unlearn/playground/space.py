@@ -1,0 +1,69 @@
+"""A folder that runs the playground as a Space of the Hugging Face Hub."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.files.atomic import staged
+from sae_unlearn.install import install_requirement
+
+
+GUARDRAIL = "guardrail"
+_APP = '''"""The playground of a guardrail, as a Space."""
+
+from sae_unlearn.cli.inputs import load_model, with_adapter
+from sae_unlearn.playground.page import build_page
+from sae_unlearn.playground.session import Session
+
+
+MODEL, ADAPTER, TITLE = {model!r}, {adapter!r}, {title!r}
+EXAMPLES = {examples!r}
+
+model, tokenizer = load_model(MODEL)
+page = build_page(Session(with_adapter(model, ADAPTER), tokenizer), TITLE, EXAMPLES)
+
+if __name__ == "__main__":
+    page.queue(max_size=16).launch()
+'''
+_README = """---
+title: {title}
+sdk: gradio
+app_file: app.py
+pinned: false
+---
+
+# {heading}
+
+The model `{model}` with a guardrail of sae_unlearn: each prompt is answered with and without it, and the page shows
+what the gate reads in every token. Nothing of what is typed is stored.
+"""
+
+
+def write_space(folder: Path, model: str, adapter: str, title: str, examples: list[str]) -> None:
+    """Write `app.py`, `requirements.txt` and `README.md`; a local guardrail is copied into `guardrail/`.
+
+    Args:
+        folder: To write to.
+        model: Hub id of the model.
+        adapter: Folder or Hub id of the guardrail.
+        title: Of the page.
+        examples: Prompts to click on.
+
+    Raises:
+        UnlearnError: If the model is a local folder, which a Space cannot read.
+    """
+    if Path(model).expanduser().exists() or model == "demo":
+        raise UnlearnError(f"model={model!r:.80}: expected a Hub id, which a Space can load. Upload the model first.")
+    local = Path(adapter).expanduser()
+    about: dict[str, Any] = {"model": model, "title": title, "examples": examples}
+    with staged(folder) as stage:
+        if local.is_dir():
+            shutil.copytree(local, stage / GUARDRAIL, ignore=shutil.ignore_patterns(".*"))
+        about["adapter"] = GUARDRAIL if local.is_dir() else adapter
+        (stage / "app.py").write_text(_APP.format(**about), encoding="utf-8")
+        (stage / "requirements.txt").write_text(install_requirement("playground") + "\n", encoding="utf-8")
+        heading = " ".join(title.split())
+        readme = _README.format(title=json.dumps(heading), heading=heading, model=model)
+        (stage / "README.md").write_text(readme, encoding="utf-8")
