@@ -36,8 +36,8 @@ def tables(found: Directory, made_from: str) -> str:
     families = Counter(entry.family for entry in everything)
     unfinished = sum(bool(CHECKPOINT.search(entry.id)) for entry in everything)
     lines = [
-        f"{len(everything):,} SAEs of the residual stream, from the registry of sae-lens {made_from}; {unfinished} of "
-        "them are states of unfinished trainings.",
+        f"{len(everything):,} SAEs of the residual stream, from the registry of sae-lens {made_from};",
+        f"{unfinished} of them are states of unfinished trainings.",
         "",
         "| family | SAEs | models |",
         "|---|---|---|",

@@ -74,7 +74,7 @@ def switched(settings: "Settings", line: str) -> "Settings":
     """The settings after a line such as "/dose 2".
 
     Raises:
-        ValueError: If there is no such command, or it lacks its value.
+        ValueError: If the command is unknown, or lacks its value.
     """
     name, _, value = line[1:].partition(" ")
     changes: dict[str, Callable[[str], Any]] = {

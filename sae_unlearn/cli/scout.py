@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     add_options(parser, ScoutConfig)
     output = parser.group("output")
     output.add_argument("--picture", metavar="FILE", help="draw AUROC over layers, as a PNG")
-    output.add_argument("--json", metavar="FILE", help="write the scores")
+    output.add_argument("--scores", metavar="FILE", help="write the scores")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nBest: layer {best.layer}, AUROC {best.auroc:.3f} on rows and {best.auroc_short:.3f} on short text.")
     if args.picture:
         print(f"Picture: {found.plot(args.picture)}")
-    if args.json:
-        Path(args.json).write_text(json.dumps([asdict(score) for score in found.scores], indent=1), encoding="utf-8")
+    if args.scores:
+        Path(args.scores).write_text(json.dumps([asdict(score) for score in found.scores], indent=1), encoding="utf-8")
     near = suggested_sae([entry for entry in published if entry.layer == best.layer], best.layer)
     args.best = best.layer
     args.near = names[found.scores.index(best)] if args.saes else None if near is None else near.name

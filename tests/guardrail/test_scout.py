@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
     save_parts(tmp_path)
     save_corpora(tmp_path)
     given = ["--model", tmp_path / "model", "--forget", tmp_path / "forget.txt", "--retain", tmp_path / "retain.json"]
-    written = ["--picture", tmp_path / "layers.png", "--json", tmp_path / "scores.json"]
+    written = ["--picture", tmp_path / "layers.png", "--scores", tmp_path / "scores.json"]
     assert main([str(x) for x in ["scout", *given, *written, "--no-progress", "--saes", tmp_path / "sae"]]) == 0
     shown = capsys.readouterr().out
     assert "Best: layer 1" in shown

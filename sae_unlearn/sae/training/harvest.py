@@ -1,4 +1,4 @@
-"""Activations of a layer on disk: written by truncated forward passes, continued where they were interrupted."""
+"""Activations of a layer on disk, written by truncated forward passes that can be interrupted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLE = 200_000  # tokens that means and medians are taken of
 
 
 class Activations:
-    """Outputs of a decoder layer without each row's first token, `[rows, context - 1, d_in]` float32 on disk.
+    """Outputs of a decoder layer on disk, `[rows, context - 1, d_in]` float32 without first tokens.
 
     Attributes:
         values: The memory map.
@@ -58,7 +58,7 @@ def usual_tokens(activations: Activations) -> Tensor:
 
 
 def layer_outputs(model: nn.Module, layer: int, rows: Tensor, rows_per_pass: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the numbers of rows, and their layer outputs without first tokens, `[batch, context - 1, d_in]` float32."""
+    """Yield numbers of rows and their outputs, `[batch, context - 1, d_in]` float32, without first tokens."""
     for batch in residual_batches(model, rows.tolist(), layer, rows_per_pass):
         yield torch.tensor(batch.index), batch.residual[:, 1:].float().cpu()
 
@@ -66,7 +66,7 @@ def layer_outputs(model: nn.Module, layer: int, rows: Tensor, rows_per_pass: int
 def harvest(
     model: nn.Module, layer: int, rows: Tensor, folder: Path, rows_per_pass: int = 8, progress: bool = True
 ) -> Activations:
-    """Write the outputs of a decoder layer to disk; the same call continues where it was interrupted.
+    """Write the outputs of a decoder layer to disk; the same call continues after an interruption.
 
     Args:
         model: The bare transformers model.

@@ -1,4 +1,4 @@
-"""What an SAE is worth on held-out text: explained variance, L0, silent features, loss recovered.
+"""Measures of an SAE on held-out text: explained variance, L0, silent features, loss recovered.
 
     explained_variance = 1 - sum |h - h'|^2 / sum |h - mean(h)|^2         over tokens that are not outliers
     standardized       = the same with every dimension divided by its standard deviation

@@ -16,7 +16,7 @@ FEW_TOKENS = 16  # per feature: below that most features see too little to becom
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What will be done.
+    """Sizes of a training.
 
     Attributes:
         layer: 0-based decoder layer.
@@ -49,7 +49,7 @@ class TrainingPlan:
         )
 
     def warnings(self) -> list[str]:
-        """What should be known before it starts."""
+        """Warnings to give before it starts."""
         if self.tokens >= FEW_TOKENS * self.d_sae:
             return []
         return [
@@ -59,7 +59,7 @@ class TrainingPlan:
 
 
 def row_limit(config: SAETrainingConfig, d_in: int) -> int:
-    """How many rows of activations (float32) the disk takes."""
+    """Number of rows of activations (float32) that the disk takes."""
     return int(config.max_disk_gb * 1e9 // (4 * d_in * (config.context - 1)))
 
 
@@ -77,7 +77,7 @@ def plan_training(config: SAETrainingConfig, layers: int, d_in: int, rows: int) 
         rows: Rows of text that there are.
 
     Raises:
-        UnlearnError: If there is no such layer, too little text, or too little disk.
+        UnlearnError: If the layer does not exist, or text or disk are too little.
     """
     layer = (layers - 1) // 2 if config.layer is None else config.layer
     if layer >= layers:

@@ -46,7 +46,7 @@ def train(
     learning_rate: float,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Train on standardized activations and return the weights as they are; continue from the last checkpoint.
+    """Train on standardized activations, from the last checkpoint on, and return the weights.
 
     Args:
         activations: On disk.
