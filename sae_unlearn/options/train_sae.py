@@ -19,7 +19,7 @@ class SAETrainingConfig:
     d_sae: int | None = option(
         None, "number of features", group=_SAE, shown="a power of two, with 64 tokens of text for each"
     )
-    l0: int | None = option(
+    active_features: int | None = option(
         None, "features that are active on an average token", group=_SAE, shown="width / 16, from 8 to 64"
     )
     text_column: str = option("text", "column or key that holds the text", group="data")
@@ -46,7 +46,7 @@ class SAETrainingConfig:
 
     def __post_init__(self) -> None:
         check_options(self, UnlearnError)
-        least = {"layer": 0, "d_sae": 2, "l0": 1, "max_tokens": 1, "context": 4, "batch_size": 8, "rows_per_pass": 1}
+        least = {"layer": 0, "d_sae": 2, "active_features": 1, "max_tokens": 1, "context": 4, "batch_size": 8, "rows_per_pass": 1}
         at_least(self, least, UnlearnError)
         if not 0 < self.held_out < 1:
             raise UnlearnError(f"held_out={self.held_out}: expected a share between 0 and 1. Pass 0.05.")

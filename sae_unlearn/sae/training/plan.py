@@ -93,9 +93,9 @@ def plan_training(config: SAETrainingConfig, layers: int, d_in: int, rows: int) 
     if d_sae is None:
         wanted = min(max(tokens / TOKENS_PER_FEATURE, d_in), 16 * d_in)
         d_sae = 2 ** max(math.floor(math.log2(wanted)), math.ceil(math.log2(d_in)))
-    l0 = config.l0 or min(64, max(8, round(d_in / 16)))
+    l0 = config.active_features or min(64, max(8, round(d_in / 16)))
     if l0 >= d_sae:
-        raise UnlearnError(f"l0={l0}: expected less than d_sae={d_sae}. Pass a smaller one.")
+        raise UnlearnError(f"active_features={l0}: expected less than d_sae={d_sae}. Pass a smaller one.")
     epochs = config.epochs
     if epochs is None:
         epochs = min(8, max(1, math.ceil(USUAL_STEPS * config.batch_size / tokens)))
