@@ -46,7 +46,8 @@ class SAETrainingConfig:
 
     def __post_init__(self) -> None:
         check_options(self, UnlearnError)
-        least = {"layer": 0, "d_sae": 2, "active_features": 1, "max_tokens": 1, "context": 4, "batch_size": 8, "rows_per_pass": 1}
+        least = {"layer": 0, "d_sae": 2, "active_features": 1, "max_tokens": 1, "context": 4}
+        least |= {"batch_size": 8, "rows_per_pass": 1}
         at_least(self, least, UnlearnError)
         if not 0 < self.held_out < 1:
             raise UnlearnError(f"held_out={self.held_out}: expected a share between 0 and 1. Pass 0.05.")

@@ -166,7 +166,8 @@ def test_a_small_sae_of_a_tiny_model_explains_it(model, tmp_path):
     oracle("sae_lens")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"context": 16, "batch_size": 64, "d_sae": 64, "active_features": 8, "epochs": 2.0, "learning_rate": 3e-3}
+        options = {"context": 16, "batch_size": 64, "d_sae": 64, "active_features": 8, "epochs": 2.0}
+        options["learning_rate"] = 3e-3
         sae = train_sae(model, tiny_tokenizer(), TEXTS, tmp_path / "sae", layer=1, progress=False, **options)
     again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert (again.layer, again.architecture, again.d_sae) == (1, "batchtopk", 64)
@@ -191,7 +192,8 @@ def test_the_command_estimates_and_trains(tmp_path, capsys):
     save_corpora(tmp_path)
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
     given = ["train-sae", "--model", tmp_path / "model", "--texts", tmp_path / "texts.txt", "--context", "16"]
-    given += ["--batch-size", "256", "--d-sae", "64", "--active-features", "8", "--layer", "1", "--no-progress", "--epochs", "1"]
+    given += ["--batch-size", "256", "--d-sae", "64", "--active-features", "8", "--layer", "1", "--no-progress"]
+    given += ["--epochs", "1"]
     given = [str(x) for x in [*given, "--output", tmp_path / "trained"]]
     assert main([*given, "--estimate"]) == 0
     assert "minutes" in capsys.readouterr().out
