@@ -140,7 +140,9 @@ def run(args: argparse.Namespace) -> None:
         if args.base:
             before = args.results / f"base-{'choice-' * args.choice}{i}.json"
             if not before.exists():
-                _write(before, {"recipe": "base", "set": i, **meter.measure(model, targets)})
+                _write(
+                    before, {"recipe": "base", "set": i, **(meter.measure if i == 0 else meter.recall)(model, targets)}
+                )
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             trainer = SAEAlignmentTrainer(

@@ -76,18 +76,21 @@ class Meter:
         return _divergence(model, self.damage_batches, self._base["damage"])
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, targets: EntitySet) -> dict[str, Any]:
-        """Every figure, with the outcome of every city or fact where it is a share."""
-        data, found = self.data, {}
-        neighbors = data.known_test[DAMAGE_CITIES:]
+    def recall(self, model: nn.Module, targets: EntitySet) -> dict[str, Any]:
+        """Recall of the targets alone, which is all that differs between sets in the base."""
+        found: dict[str, Any] = {}
         for form, question in zip(("seen", "unseen"), QUESTIONS, strict=True):
-            asked = {"targets": targets}
-            if form == "unseen":
-                asked |= {"neighbors": neighbors, "unknown": data.unknown_test[:20]}
-            for name, cities in asked.items():
-                found |= self._choice(model, cities, question, f"{name} {form}")
+            found |= self._choice(model, targets, question, f"targets {form}")
         answers = ask(model, self.tokenizer, question_facts(targets, QUESTIONS[1]), max_new_tokens=5)
-        found["targets said"] = [round(answers.right.value * len(targets)), len(targets)]
+        return found | {"targets said": [round(answers.right.value * len(targets)), len(targets)]}
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, targets: EntitySet) -> dict[str, Any]:
+        """Every figure; a share as the number of right answers and that of all."""
+        data, found = self.data, self.recall(model, targets)
+        neighbors = data.known_test[DAMAGE_CITIES:]
+        for name, cities in (("neighbors", neighbors), ("unknown", data.unknown_test[:20])):
+            found |= self._choice(model, cities, QUESTIONS[1], f"{name} unseen")
         for group, facts in self.facts.items():
             right = self._completed(model, facts)
             found[group] = [sum(right), len(right)]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jinja2
 
-from . import alignment, attacks, forget, gates, index, models, speed
+from . import alignment, alignment_pooled, attacks, forget, gates, index, models, speed
 from .markdown_text import number, shown
 
 
@@ -33,6 +33,7 @@ WIDTH = 100
 MARKED = (ROOT / "README.md",)
 MODULES = {
     "alignment": alignment,
+    "alignment_pooled": alignment_pooled,
     "attacks": attacks,
     "forget": forget,
     "gates": gates,

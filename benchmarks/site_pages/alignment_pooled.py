@@ -1,0 +1,91 @@
+"""Tables of many sets of ten cities, pooled: the closed form of the alignment beside training."""
+
+from typing import Any
+
+from .markdown_text import figure, number, table
+from .results import read_json
+
+
+RESULTS = "alignment_pooled.json"
+NAMES = {
+    "base": "base",
+    "closed_form": "closed form",
+    "gradient": "training, decayed rate, question forms",
+    "gradient, constant rate, no questions": "training, as before",
+}
+
+
+def recipes() -> dict[str, Any]:
+    """Return the figures of each recipe that was run, in the order of `NAMES`."""
+    found = read_json(RESULTS)["recipes"]
+    return {name: found[name] for name in NAMES if name in found}
+
+
+def forgetting() -> str:
+    """What is still known of the targets, pooled over sets."""
+    columns = {
+        "picks the country": "targets unseen",
+        "says it": "targets said",
+        "unknown cities": "unknown unseen",
+        "rounded to int8": "int8",
+        "int4": "int4",
+    }
+    rows = [
+        [NAMES[name], str(row["targets"]), *(_share(row, key) for key in columns.values())]
+        for name, row in recipes().items()
+    ]
+    return table(["", "targets", *columns], rows)
+
+
+def kept() -> str:
+    """What is kept of other things, means over sets."""
+    columns = {
+        "neighbors": "neighbors unseen",
+        "near facts": "near",
+        "other facts, relation held": "unrelated, relation held",
+        "other facts, relation not held": "unrelated, relation not held",
+    }
+    rows = [
+        [NAMES[name], *(_share(row, key) for key in columns.values()), number(row.get("damage", 0.0), 3)]
+        for name, row in recipes().items()
+    ]
+    return table(["", *columns, "damage"], rows)
+
+
+def states() -> str:
+    """Where the targets' states are, and the time of a set."""
+    rows = []
+    for name, row in recipes().items():
+        cells = [number(row[key]) if key in row else "–" for key in ("way_left", "way_error")]
+        probe = [number(row[f"probe {part}"]["value"]) for part in ("targets", "floor", "ceiling")]
+        rows.append([NAMES[name], *cells, *probe, number(row["seconds"], 0) if "seconds" in row else "–"])
+    return table(["", "way left", "way error", "refitted probe", "floor", "ceiling", "seconds"], rows)
+
+
+def sets(recipe: str) -> str:
+    """Return the number of sets of a recipe in words: "20 sets"."""
+    return f"{recipes()[recipe]['sets']} sets"
+
+
+def value(recipe: str, measure: str) -> float:
+    """Return a share."""
+    return float(recipes()[recipe][measure]["value"])
+
+
+def high(recipe: str, measure: str) -> float:
+    """Return the upper end of a share's interval."""
+    return float(recipes()[recipe][measure]["high"])
+
+
+def shown(recipe: str, measure: str) -> str:
+    """Return a share as prose shows it."""
+    return number(value(recipe, measure))
+
+
+def targets(recipe: str) -> str:
+    """Return the number of targets of a recipe."""
+    return str(recipes()[recipe]["targets"])
+
+
+def _share(row: dict[str, Any], key: str) -> str:
+    return figure(row[key]["value"], row[key]["low"], row[key]["high"]) if key in row else "–"
