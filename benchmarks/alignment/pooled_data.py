@@ -86,7 +86,7 @@ class PooledData:
 
 def load_pooled_data(folder: Path, cities: Path) -> PooledData:
     """Build the sets."""
-    known, unknown = EntitySet.read(cities / "known.json"), EntitySet.read(cities / "unknown.json")
+    known, unknown = EntitySet.from_file(cities / "known.json"), EntitySet.from_file(cities / "unknown.json")
     order = sorted(known, key=lambda city: city.entity)
     random.Random(0).shuffle(order)
     train, test, rest = (

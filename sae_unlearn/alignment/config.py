@@ -185,10 +185,10 @@ class SAEAlignmentConfig(TrainingArguments):
         self._check_solve()
         self._check_repulsion()
         check_followed(self)
-        if self.init == "closed_form" and self.max_steps <= 0:
+        steps: bool = self.init != "closed_form" or vars(self)["max_steps"] > 0
+        if not steps:
             self.num_train_epochs, self.max_steps = 0.0, -1
         super().__post_init__()
-        steps = self.init != "closed_form" or self.max_steps > 0
         if self.retain_budget is not None and self.eval_strategy == "no" and steps:
             raise AlignmentError(
                 f"retain_budget={self.retain_budget:g}: expected evaluations, which measure eval_kl. Set "

@@ -83,6 +83,6 @@ class TargetWays:
         place = {(row.entity, row.group): i for i, row in enumerate(held.rows)}
         of = [place[key] for key in zip(states.entity.tolist(), states.group.tolist(), strict=True)]
         device = states.h.device
-        ends = (part[of].to(device) for part in (held.unknown, held.base))
-        way = way_left(states.h, *ends, self._setting.spread.to(device))
+        unknown, base = held.unknown[of].to(device), held.base[of].to(device)
+        way = way_left(states.h, unknown, base, self._setting.spread.to(device))
         return {"way_left": way.left, "way_error": way.error}

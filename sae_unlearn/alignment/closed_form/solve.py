@@ -203,7 +203,7 @@ def lora_on(site: Projection, adapter: str) -> Any:
             f'init="closed_form": expected a LoRA on {site.name}, got none. Add {site.name.rpartition(".")[2]} to '
             "target_modules, or leave peft_config out."
         )
-    if module.use_dora.get(adapter, False):  # type: ignore[attr-defined]
+    if module.use_dora.get(adapter, False):
         raise AlignmentError('init="closed_form": expected use_dora=False, got a DoRA. Set it to False.')
     if bool(module.lora_B[adapter].weight.ne(0).any()):
         raise AlignmentError(
