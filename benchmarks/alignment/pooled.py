@@ -131,7 +131,8 @@ def run(args: argparse.Namespace) -> None:
         return
     model, tokenizer = load_demo_model()
     sae = load_demo_sae()
-    meter = Meter(model, tokenizer, data)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    meter = Meter(model, tokenizer, data, args.cache / "facts.json")
     meter.read_base()
     for i, path in paths.items():
         if path.exists():
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = SAEAlignmentTrainer(
                 model=model,
-                args=settings(folder, str(args.results / "covariances"), **options),
+                args=settings(folder, str(args.cache), **options),
                 processing_class=tokenizer,
                 sae=sae,
                 train_dataset=targets,
@@ -196,7 +197,8 @@ def main() -> None:
     add = command.add_argument
     add("--data", help="data folder; default $SAE_UNLEARN_DATA")
     add("--cities", type=Path, required=True, help="folder of label_by_probability")
-    add("--results", type=Path, required=True, help="folder of one file per cell, and of the covariances")
+    add("--results", type=Path, required=True, help="folder of one file per cell")
+    add("--cache", type=Path, required=True, help="folder of the covariances, and of the facts that the base knows")
     add("--recipe", choices=list(RECIPES), required=True)
     add("--name", help="of the files; the recipe's by default")
     add("--options", default="{}", help="JSON of settings in place of the recipe's, to choose on --choice")

@@ -1,7 +1,9 @@
 """What is measured of each set of `pooled`: recall of targets and neighbors, other facts, text, states."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from sae_unlearn.evaluation import Fact, ask
 from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 
-FACTS_OF_A_GROUP, EXAMINED = 40, 200
+FACTS_OF_A_GROUP, EXAMINED = 40, 120
 DAMAGE_CITIES, DAMAGE_TEXTS = 16, 8
 LAYER = 9
 
@@ -41,15 +43,22 @@ class Meter:
 
     Args:
         model: the bare base model.
+        cache: a file that keeps which facts the base has right.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: PooledData) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: PooledData, cache: Path | None = None
+    ) -> None:
         self.model, self.tokenizer, self.data = model, tokenizer, data
         prefix = len(tokenizer("Country:").input_ids)
         self.first = torch.tensor([tokenizer(f"Country: {c}").input_ids[prefix] for c in data.countries])
         some = data.known_test + data.unknown_test[:40]
         self.priors = {question: self._countries(model, some, question)[0].mean(dim=0) for question in QUESTIONS}
-        self.facts = {group: self._right(facts) for group, facts in data.facts.items()}
+        kept = json.loads(cache.read_text()) if cache is not None and cache.exists() else None
+        places = kept or {group: self._right(facts) for group, facts in data.facts.items()}
+        if cache is not None and kept is None:
+            cache.write_text(json.dumps(places))
+        self.facts = {group: [data.facts[group][i] for i in few] for group, few in places.items()}
         rows = [Row(f.prompt, f.answers[0]) for q in (ALIGNED_QUESTIONS[0], QUESTIONS[1]) for f in self._aside(q)]
         self.damage_batches = [
             encode(tokenizer, rows),
@@ -131,10 +140,10 @@ class Meter:
             log_p[part] = wanted_logits(model, ids, mask, last).log_softmax(dim=-1)[:, self.first]
         return log_p, log_p[torch.arange(len(rows)), self.data.right(cities)].exp()
 
-    def _right(self, facts: Sequence[Fact]) -> list[Fact]:
-        """At most forty facts that the base completes rightly, in turn of their relations."""
-        few = list(facts[:EXAMINED])
-        return [f for f, right in zip(few, self._completed(self.model, few), strict=True) if right][:FACTS_OF_A_GROUP]
+    def _right(self, facts: Sequence[Fact]) -> list[int]:
+        """Places of at most forty facts that the base completes rightly, in turn of their relations."""
+        right = self._completed(self.model, facts[:EXAMINED])
+        return [i for i, one in enumerate(right) if one][:FACTS_OF_A_GROUP]
 
     @torch.no_grad()
     def _completed(self, model: nn.Module, facts: Sequence[Fact]) -> list[bool]:
