@@ -73,9 +73,9 @@ def test_it_says_what_the_library_says(parts, tmp_path):
     [
         (["--attacks", "prayer"], "attacks='prayer'"),
         (["--limit=0"], "--limit 0"),
-        (["--card=nowhere"], "--card nowhere: there is no README.md"),
+        (["--card=nowhere"], "--card nowhere"),
         (["--adapter=nobody/nothing"], "neither a folder with an adapter nor one on the Hub"),
-        (["--filler=nowhere.txt"], "There is no file nowhere.txt"),
+        (["--filler=nowhere.txt"], "nowhere.txt does not exist"),
         (["--attacks", "dilution", "--lengths", "-4"], "lengths=[-4]"),
     ],
 )

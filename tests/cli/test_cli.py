@@ -121,14 +121,14 @@ def test_fit_goes_on_without_matplotlib(parts, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"--forget": "none.txt"}, "There is no file none.txt"),
+        ({"--forget": "none.txt"}, "none.txt does not exist"),
         ({"--forget": "empty.txt"}, "empty.txt holds no texts"),
         ({"--forget": "text.md"}, "'.md'"),
         ({"--forget": "broken.json"}, "broken.json is not JSON"),
         ({"--forget": "number.json"}, "holds a int"),
-        ({"--forget": "column.jsonl"}, "has no 'text', only body; name the column by --text-column"),
+        ({"--forget": "column.jsonl"}, "has no 'text', only body. Pass --text-column"),
         ({"--retain": "few.txt"}, "retain"),
-        ({"--clamp-scale": "-1"}, "clamp_scale=-1.0 is negative"),
+        ({"--clamp-scale": "-1"}, "clamp_scale=-1.0"),
         ({"--threshold": "1.5"}, "threshold=1.5 is outside"),
         ({"--num-features": "0"}, "num_features=0"),
         ({"--layer": "3"}, "layer=3, but the SAE reads the output of layer 1"),
@@ -136,7 +136,7 @@ def test_fit_goes_on_without_matplotlib(parts, tmp_path, capsys, monkeypatch):
         ({"--statistic": "mean"}, "invalid choice: 'mean'"),
         ({"--sae": "no/such/sae"}, "no/such/sae"),
         ({"--sae-subfolder": "elsewhere"}, "elsewhere"),
-        ({"--output": "few.txt"}, "--output few.txt: few.txt is a file"),
+        ({"--output": "few.txt"}, "--output few.txt"),
         ({"--chat-template": None}, "no chat template"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_dataset_without_datasets_names_the_extra(parts, tmp_path, capsys, mon
     monkeypatch.setitem(sys.modules, "datasets", None)
     arguments = fit_arguments(parts, tmp_path)
     arguments[arguments.index("--forget") + 1] = "somebody/texts"
-    fails(capsys, arguments, "somebody/texts is no file", 'pip install ".[eval]"')
+    fails(capsys, arguments, "somebody/texts is not a file", 'pip install ".[eval]"')
 
 
 # ----------------------------------------------------------------------------------------------------------------- show
@@ -264,7 +264,7 @@ def test_show_writes_a_page_with_the_features_on_texts_and_keeps_the_sweep(parts
 def test_show_refuses_a_page_that_cannot_be_made(parts, tmp_path, capsys):
     page, model, retain = tmp_path / "page.html", f"--model={parts / 'model'}", f"--retain={parts / 'retain.json'}"
     for options, said in (
-        ([model], "--model is for a page; give --html FILE"),
+        ([model], "Pass --html FILE"),
         ([f"--html={page}", retain], "--retain: texts are read by the model; give --model"),
         ([f"--html={page}", model], "--model reads texts"),
         ([f"--html={page}", model, retain, "--limit=0"], "--limit 0"),
@@ -336,7 +336,7 @@ def test_check_tells_another_model(parts, tmp_path, capsys):
 
 def test_check_refuses_bad_input(parts, tmp_path, capsys):
     fails(capsys, check(parts, tmp_path / "nothing"), "neither a folder here nor")
-    fails(capsys, check(parts, parts / "fitted", "--forget", "none.txt"), "There is no file none.txt")
+    fails(capsys, check(parts, parts / "fitted", "--forget", "none.txt"), "none.txt does not exist")
     fails(capsys, check(parts, parts / "fitted", model="missing"), "missing")
 
 

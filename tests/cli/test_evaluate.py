@@ -94,7 +94,7 @@ def test_sets_are_named_without_their_folders(parts, tmp_path):
         (["--limit=0"], "--limit 0"),
         (["--reference=nowhere"], "There is no report at nowhere"),
         (["--batch-size=0"], "batch_size=0"),
-        (["--forget", "nowhere.json"], "There is no file nowhere.json"),
+        (["--forget", "nowhere.json"], "nowhere.json does not exist"),
         (["--forget", "tofuu:forget10"], "Did you mean 'tofu'"),
         (["--forget", "relation:x"], "name='relation:x'"),
         (["--forget", "wmdp:bio"], "source='cais/wmdp'"),

@@ -68,7 +68,7 @@ BAD = {
     "threshold negative": ({"threshold": -0.5}, "threshold=-0.5"),
     "threshold nan": ({"threshold": float("nan")}, "threshold=nan"),
     "dose of the wrong sign": ({"clamp_value": 500.0}, "500.0"),
-    "scale of the wrong sign": ({"clamp_scale": -2.0}, "clamp_scale=-2.0 is negative"),
+    "scale of the wrong sign": ({"clamp_scale": -2.0}, "clamp_scale=-2.0"),
     "two doses": ({"clamp_value": -5.0, "clamp_scale": 2.0}, "clamp_value=-5.0, clamp_scale=2.0"),
     "unit": ({"clamp_unit": "metres"}, "clamp_unit='metres'"),
     "residual dose too small": ({"clamp_unit": "residual", "clamp_scale": 0.01}, "clamp_scale=0.01 .* raise it"),
