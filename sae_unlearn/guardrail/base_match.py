@@ -1,4 +1,4 @@
-"""Does a guardrail belong to this model, and can its gate ever fire there?"""
+"""Checks that a guardrail belongs to a model, and that its gate can fire on it."""
 
 import math
 import warnings
@@ -12,10 +12,15 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
 def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool = True) -> None:
-    """Raise unless the guardrail was made for this model.
+    """Raise unless the guardrail was fitted on this model.
+
+    Args:
+        config (SAEGuardrailConfig): The guardrail's config.
+        model (Module): The bare model.
+        check_base (bool, *optional*, defaults to True): False to warn if only the weights differ.
 
     Raises:
-        GuardrailError: naming what differs: hidden size, layers, or the weights; or a gate that could never fire on it.
+        GuardrailError: If hidden size, number of layers or weights differ, or the gate could never fire.
     """
     width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
     origin = config.base_model_name_or_path or "another model"
@@ -25,45 +30,46 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
     ):
         if expected not in (None, found):
             raise GuardrailError(
-                f"The guardrail is for {origin} with {what} {expected}, but {type(model).__name__} has {found}; use it "
-                "on the model it was fitted on."
+                f"The guardrail is for {origin} with {what} {expected}, but {type(model).__name__} has {found}. Attach "
+                "it to the model it was fitted on."
             )
     check_special(config, text_config(model).vocab_size)
     check_longest(config, max_positions(model))
     if config.layer >= depth:
-        raise GuardrailError(f"layer={config.layer}, but {type(model).__name__} has {depth} layers, 0 to {depth - 1}.")
+        raise GuardrailError(f"layer={config.layer}: expected 0 to {depth - 1} for {type(model).__name__}.")
     recorded = config.base_model.fingerprint
     difference = None if recorded is None else differences(recorded, model, config.layer)
     if difference is None:
         return
-    message = f"The guardrail was fitted on {origin}, and this model is not it: {difference}."
+    message = f"The guardrail was fitted on {origin}, and this is another model: {difference}."
     if check_base:
-        raise GuardrailError(f"{message} If it is a descendant of it, pass check_base=False, and measure again.")
+        raise GuardrailError(f"{message} If it is a fine-tuned descendant, pass check_base=False and measure again.")
     warnings.warn(message, stacklevel=3)
 
 
 def check_special(config: SAEGuardrailConfig, vocabulary: int) -> None:
-    """Raise if half of the vocabulary is declared special, which the gate does not look at.
+    """Raise if half of the vocabulary is declared special: the gate does not read special tokens.
 
     Raises:
-        GuardrailError: naming how many tokens are.
+        GuardrailError: If at least half of the tokens are special.
     """
     special = [token for token in config.tokens.special_ids or () if token < vocabulary]
     if 2 * len(special) >= vocabulary:
         raise GuardrailError(
-            f"tokens.special_ids names {len(special)} of the model's {vocabulary} tokens, which the gate would not "
-            "look at; name BOS, EOS, PAD and the like only."
+            f"tokens.special_ids has {len(special)} of the model's {vocabulary} tokens, which the gate would not read. "
+            "Set only BOS, EOS, PAD and similar tokens."
         )
 
 
 def check_longest(config: SAEGuardrailConfig, longest: int | None) -> None:
-    """Raise if the longest text that the model reads, hot throughout, stays below the threshold.
+    """Raise if the statistic of the longest text, hot throughout, does not exceed the threshold.
 
     Args:
-        longest: its tokens; None if there is no bound.
+        config (SAEGuardrailConfig): The guardrail's config.
+        longest (int or None): Largest number of tokens that the model reads; None if unbounded.
 
     Raises:
-        GuardrailError: naming the statistic and its highest value.
+        GuardrailError: If the gate could never fire. The error names the statistic and its highest value.
     """
     if config.threshold is None or longest is None:
         return
@@ -78,7 +84,7 @@ def check_longest(config: SAEGuardrailConfig, longest: int | None) -> None:
     }[config.statistic]
     if highest <= config.threshold:
         raise GuardrailError(
-            f"threshold={config.threshold}: the model reads at most {longest} tokens, on which the statistic "
-            f"{config.statistic!r} stays at {highest:.4g} or below (min_tokens={given.min_tokens}, "
-            f"drift={given.drift}): the gate would never fire."
+            f"threshold={config.threshold}: expected less than {highest:.4g}, the largest statistic "
+            f"{config.statistic!r} of {longest} tokens (min_tokens={given.min_tokens}, drift={given.drift}); the gate "
+            "would never fire."
         )

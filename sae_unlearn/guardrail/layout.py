@@ -1,10 +1,10 @@
-"""The seal of a saved guardrail: digests of its two files, in its config.
+"""File names of a saved guardrail, and its seal: digests of its two files in its config.
 
     weights_sha256    SHA-256 of the bytes of `adapter_model.safetensors`
     config_sha256     SHA-256 of the config's other fields, as JSON with sorted keys and no white space
 
-A flipped bit or a file of another save is found out by them. They are no signature: whoever can change the files can
-change the seal as well. Folders that PEFT's own classes saved have none.
+They detect a flipped bit or a file of another save. They are not a signature: anyone who can change the files can
+change the seal as well. Folders that PEFT's own classes saved have no seal.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-PICTURE = "calibration.png"  # beside the card
+PICTURE = "calibration.png"  # next to the card
 
 
 CONFIG_NAME = "adapter_config.json"
@@ -24,7 +24,7 @@ WEIGHTS_SEAL, CONFIG_SEAL = SEALS = ("weights_sha256", "config_sha256")
 
 
 def config_digest(stored: Mapping[str, Any]) -> str:
-    """The digest of the fields of a config as it is stored, but for the seal itself; "" for one that nests too deep."""
+    """Return the digest of a stored config's fields without the seal; "" for one that nests too deep."""
     fields = {key: value for key, value in stored.items() if key not in SEALS}
     try:
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))

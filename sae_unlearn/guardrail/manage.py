@@ -138,7 +138,7 @@ def set_action(
     if message is not None:
         ids = message_ids(message, tokenizer, getattr(bare_model(model), "generation_config", None))
         config.refusal, config.refusal_ids = message, ids
-        config.refusal_compared = True  # type: ignore[misc]  # a ClassVar only so that it is no field
+        config.refusal_compared = True  # type: ignore[misc]  # a ClassVar, so that it is not a field
     config.action = action
     try:
         check_refusal(config)

@@ -1,5 +1,7 @@
-"""What a guardrail is and what its fit recorded, in words. Its config may come from anybody: what is no number where
-one is expected is left out or shown as "-", and no string is escaped for anything.
+"""Description of a guardrail and of its fit's records, in words.
+
+The config is untrusted: a value that should be a number and is not is left out or shown as "-". Strings are not
+escaped.
 """
 
 from collections.abc import Sequence
@@ -20,21 +22,29 @@ STATISTICS = {
     "windowed": "mean score of a row's tokens, or their cumulative sum, against what other text has",
 }
 WEIGHED_STATISTICS = {
+<<<<<<< HEAD
     "ratio": "what a row's tokens say for the topic, in nats a token",
     "window": "the most that a window's tokens say for the topic, in nats a token",
     "cusum": "largest excess of what tokens say for the topic, in nats",
     "ratio_or_window": "what the tokens of a row, or of a window of it, say for the topic, in nats a token",
     "windowed": STATISTICS["windowed"],
+=======
+    "ratio": "evidence of a row's tokens for the topic, in nats a token",
+    "window": "largest evidence of a window's tokens for the topic, in nats a token",
+    "cusum": "largest excess of the tokens' evidence for the topic, in nats",
+    "ratio_or_window": "evidence of the tokens of a row, or of a window of it, for the topic, in nats a token",
+>>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
 }
 CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
-"""Columns of `curve_rows`, and how their numbers are written."""
+"""Columns of `curve_rows`, with the format of their numbers."""
 
 
 def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[str, str]:
-    """The guardrail's parts by name, as plain text.
+    """Return the guardrail's parts by name, as plain text.
 
     Args:
-        clamp: the values its features are clamped to, `[N]`.
+        config (SAEGuardrailConfig): The guardrail's config.
+        clamp (Sequence[float]): Clamp values of its features, `[N]`.
     """
     ids = ", ".join(map(str, config.feature_ids or ()))
     base, dose = config.base_model, recorded_dose(config)
@@ -50,9 +60,9 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         "gate": f"statistic {config.statistic} above {config.tau:.4g}, "
         + "".join(f"{words}, " for words in tokens_in_words(config))
         + f"scope {config.gate_scope}, "
-        + ("stays fired" if config.sticky else "may fall quiet again")
+        + ("stays fired" if config.sticky else "may stop firing")
         + f", at least {config.statistic_kwargs.min_tokens} tokens"
-        + (", each message by itself too" if config.tokens.boundary_ids else ""),
+        + (", also each message by itself" if config.tokens.boundary_ids else ""),
         "action": config.action,
         **message_in_words(config),
         "dose": f"clamp {config.clamp_mode} features at {min(clamp):.4g} to {max(clamp):.4g}"
@@ -77,21 +87,20 @@ def _fingerprint_in_words(config: SAEGuardrailConfig) -> str:
 
 
 def statistic_in_words(config: SAEGuardrailConfig) -> str:
-    """What is compared with the threshold."""
+    """Return the description of the statistic that is compared with the threshold."""
     words = WEIGHED_STATISTICS if config.feature_evidence else STATISTICS
     return words[config.statistic] + (" (the largest of its messages')" if config.tokens.boundary_ids else "")
 
 
 def tokens_in_words(config: SAEGuardrailConfig) -> list[str]:
-    """How the gate's tokens count, where it is not 1 for each hot one."""
-    weighed = ["tokens weighed by what their features say"] if config.feature_evidence else []
+    """Return how the gate counts tokens, if not 1 for each hot one."""
+    weighed = ["tokens weighted by the evidence of their features"] if config.feature_evidence else []
     norm = config.tokens.outlier_norm
     return weighed if norm is None else [*weighed, f"tokens of norms above {norm:.4g} left out"]
 
 
 def fire_rows(calibration: dict[str, Any]) -> list[list[str]]:
-    """On which share of the held-out rows the gate fires: role, rate, 95 % interval, n; roles without a rate are left
-    out."""
+    """Return fire rates on held-out rows: role, rate, 95 % interval, n, without roles that have no rate."""
     rows = []
     for role in ROLES:
         found = calibration.get(f"fire_rate_{role}")
@@ -102,13 +111,14 @@ def fire_rows(calibration: dict[str, Any]) -> list[list[str]]:
 
 
 def curve_rows(calibration: dict[str, Any]) -> list[list[str]]:
-    """What other percentiles of the retain rows would have done: see `CURVE`."""
+    """Return fire rates at other percentiles of the retain rows, with the columns `CURVE`."""
     curve = calibration.get("curve")
     points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
     return [[shown(point.get(name), form) for name, form in CURVE.items()] for point in points]
 
 
 def fit_warnings(calibration: dict[str, Any]) -> list[str]:
+<<<<<<< HEAD
     """What the fit warned of."""
     return _texts(calibration.get("warnings"))
 
@@ -119,4 +129,8 @@ def fit_words(calibration: dict[str, Any]) -> list[str]:
 
 
 def _texts(found: Any) -> list[str]:
+=======
+    """Return the warnings of the fit."""
+    found = calibration.get("warnings")
+>>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []

@@ -70,7 +70,7 @@ def test_a_guardrail_that_is_not_as_it_was_saved_is_a_problem(fitted, tmp_path):
     model, tokenizer, folder = fitted
     report = check_guardrail(model, changed(folder, tmp_path, sealed=True, threshold=0.123), tokenizer, FORGET, RETAIN)
     assert not report.ok
-    assert "is not as it was saved" in found(report, "seal")[0].sentence
+    assert "changed after it was saved" in found(report, "seal")[0].sentence
 
 
 def test_the_stored_rows_suffice(fitted):

@@ -131,7 +131,7 @@ def assert_untouched(model):
 
 
 def test_a_descendant_is_taken_with_a_warning_when_asked(folder):
-    with pytest.warns(UserWarning, match="this model is not it"):
+    with pytest.warns(UserWarning, match="this is another model"):
         model = attach_guardrail(other_weights(), folder, check_base=False)
     with record_firings(model) as firings:
         logits(model)
@@ -258,7 +258,7 @@ LIES = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     "weights pickled": (pickled, "has no adapter_model.safetensors"),
-    "pickle in disguise": (pickle_in_disguise, "not a sound safetensors file"),
+    "pickle in disguise": (pickle_in_disguise, "not a valid safetensors file"),
     "config not json": (config_text(b"{layer: 1"), "is not JSON"),
     "config not text": (config_text(b"\xff\xfe\x00"), "is not JSON"),
     "config a list": (config_text(b"[1]"), "holds a list"),
@@ -289,8 +289,8 @@ LIES = {
         config_edit(fingerprint={"model_type": "llama", "rows": 10**9}),
         "vocabulary",
     ),
-    "truncated": (truncated, "not a sound safetensors file"),
-    "header too large": (header_lies, "not a sound safetensors file"),
+    "truncated": (truncated, "not a valid safetensors file"),
+    "header too large": (header_lies, "not a valid safetensors file"),
     "tensor missing": (tensors_edit(one_missing), "bytes|0 tensors named"),
     "tensor too many": (tensors_edit(one_more), "unknown tensors"),
     "tensor too narrow": (tensors_edit(narrower), "expected F32|bytes"),

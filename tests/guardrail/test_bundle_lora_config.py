@@ -37,7 +37,7 @@ def test_a_lora_without_a_task_type_is_bundled(task_type, tmp_path):
         ({"lora_dropout": 1.5}, "lora_dropout=1.5: expected a number of at least 0 and below 1"),
         ({"target_modules": "(a+)+"}, "expected a list of module names, since a pattern can take hours"),
         ({"init_lora_weights": "pissa"}, "since the others read files or edit the base"),
-        ({"modules_to_save": ["lm_head"]}, "modules to replace"),
+        ({"modules_to_save": ["lm_head"]}, "replace modules"),
         ({"new_in_peft": True}, "new_in_peft=True: expected a field of PEFT .*Install a newer PEFT"),
     ],
 )

@@ -166,7 +166,7 @@ def base_finding(model, folder):
 
 def test_a_guardrail_is_not_attached_to_a_tuned_base_without_a_word(folder):
     merged = lora(base_model("llama")).merge_and_unload()
-    with pytest.raises(GuardrailError, match=r"this model is not it: .* sampled matrices differ"):
+    with pytest.raises(GuardrailError, match=r"this is another model.* sampled matrices differ"):
         attach_guardrail(merged, folder)
     with pytest.warns(UserWarning, match="sampled matrices differ"):
         PeftModel.from_pretrained(merged, folder)

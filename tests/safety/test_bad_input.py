@@ -129,7 +129,7 @@ BAD = [
     (GuardrailFitConfig, lambda it: GuardrailFitConfig(margin=1.0), "margin=1.0"),
     (GuardrailFitConfig, lambda it: GuardrailFitConfig(refusal=3), "refusal=3"),
     (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, ["w2"], ["w4"]), "mapping"),
-    (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, {}, ["w4"]), "one at least"),
+    (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, {}, ["w4"]), "forget: "),
     (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, {"a": ["w2"]}, ["w4"], x=1), "'x'"),
     (attach_bundle, lambda it: attach_bundle(it.model, "no/such/folder"), "no/such/folder"),
     (save_bundle, lambda it: save_bundle(it.model, "unwritten"), "guardrail"),

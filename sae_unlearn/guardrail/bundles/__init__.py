@@ -1,1 +1,1 @@
-"""Several guardrails, and a LoRA, in one folder."""
+"""Bundles: several guardrails, and optionally a LoRA, in one folder."""

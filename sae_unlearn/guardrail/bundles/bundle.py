@@ -1,4 +1,4 @@
-"""A bundle: several guardrails, or guardrails and a LoRA, as one folder or one Hub repository.
+"""Saving, pushing and attaching of a bundle: guardrails and optionally a LoRA in one folder.
 
     bundle.json      {"format_version": 1, "guardrails": [names], "lora": name or null}
     README.md        the card of the bundle
@@ -26,7 +26,7 @@ from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail, free_name
 from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
-from sae_unlearn.guardrail.bundles.lora import as_bundled, check_lora_config, put_lora, take_lora_off, trained
+from sae_unlearn.guardrail.bundles.lora import as_bundled, attach_lora, check_lora_config, detach_lora, trained
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle
@@ -47,19 +47,21 @@ def save_bundle(
     repo_id: str | None = None,
     members: Mapping[str, CardDetails] | None = None,
 ) -> None:
-    """Save all guardrails on a model, and its LoRA if there is one, as a bundle.
+    """Save all guardrails on a model, and its LoRA if it has one, as a bundle.
 
     Args:
-        model: a `PeftModel` with guardrails.
-        folder: where to; what lies there is replaced only once all of it is written.
-        license: of the bundle, as the Hub names licenses.
-        evaluation, audit: reports of the whole, such as `interference`; shown in the card and saved beside it.
-        repo_id: the repository that the cards name.
-        members: what the members' own cards say, by name: the `license`, `evaluation` and `audit` of each. Reports that
-            lie in the folders that the members came from are not read.
+        model (Module): A `PeftModel` with guardrails.
+        folder (str or PathLike): Folder of the bundle. Its files are replaced only once all new ones are written.
+        license (str, *optional*): License of the bundle, by the Hub's names.
+        evaluation (SavedReport, *optional*): Report on the whole, such as `interference`, shown in the card and saved
+            with it.
+        audit (SavedReport, *optional*): Audit of the whole, shown in the card and saved with it.
+        repo_id (str, *optional*): The repository that the cards name.
+        members (Mapping[str, CardDetails], *optional*): Content of the members' own cards by name: the `license`,
+            `evaluation` and `audit` of each. Reports in the folders that the members were loaded from are not read.
 
     Raises:
-        GuardrailError: there is no guardrail, more than one other adapter, `members` names another than those, or the
+        GuardrailError: If the model has no guardrail or more than one other adapter, `members` has another name, or the
             folder cannot be written.
     """
     model = uncompiled(model)
@@ -85,15 +87,24 @@ def push_bundle(
     """Save a bundle to a temporary folder and upload it as one commit.
 
     Args:
-        model, license, evaluation, audit, members: as for `save_bundle`.
-        repo_id, private, token, commit_message, commit_description, revision, create_pr: as for
-            `GuardedModel.push_to_hub`.
+        model (Module): As for `save_bundle`.
+        repo_id (str): As for `GuardedModel.push_to_hub`.
+        private (bool, *optional*): As for `GuardedModel.push_to_hub`.
+        token (str or bool, *optional*): As for `GuardedModel.push_to_hub`.
+        commit_message (str, *optional*, defaults to "Upload bundle"): As for `GuardedModel.push_to_hub`.
+        commit_description (str, *optional*): As for `GuardedModel.push_to_hub`.
+        revision (str, *optional*): As for `GuardedModel.push_to_hub`.
+        create_pr (bool, *optional*, defaults to False): As for `GuardedModel.push_to_hub`.
+        license (str, *optional*): As for `save_bundle`.
+        evaluation (SavedReport, *optional*): As for `save_bundle`.
+        audit (SavedReport, *optional*): As for `save_bundle`.
+        members (Mapping[str, CardDetails], *optional*): As for `save_bundle`.
 
     Returns:
-        What `huggingface_hub` says of the commit; its `oid` is the revision to pin.
+        The `CommitInfo` of `huggingface_hub`; its `oid` is the revision to pin.
 
     Raises:
-        GuardrailError: as `save_bundle`; or the Hub refused it or could not be reached. Nothing was committed.
+        GuardrailError: As for `save_bundle`; or if the Hub refuses it or cannot be reached. Nothing was committed.
     """
     model = uncompiled(model)
     held = _held(model, members)
@@ -120,18 +131,22 @@ def attach_bundle(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> PeftModel:
-    """Put the members of a bundle on a model under their own names, all of them active, or none at all.
+    """Attach the members of a bundle to a model under their own names, all of them active.
 
     Args:
-        model: as for `attach_guardrail`; a bundle with a LoRA needs a model without adapters.
-        source: a local folder, a Hub repository, or a `GuardrailFolder`.
-        names: which members; default all.
-        subfolder: folder in the repository or folder that holds the bundle.
-        revision, check_base, token, cache_dir, local_files_only: as for `attach_guardrail`.
+        model (Module): As for `attach_guardrail`; a bundle with a LoRA needs a model without adapters.
+        source (str, PathLike or GuardrailFolder): A local folder, a Hub repository, or a `GuardrailFolder`.
+        names (list[str], *optional*): Names of the members to attach. Defaults to all.
+        revision (str, *optional*): As for `attach_guardrail`.
+        subfolder (str, *optional*): Folder inside the source that holds the bundle.
+        check_base (bool, *optional*, defaults to True): As for `attach_guardrail`.
+        token (str or bool, *optional*): As for `attach_guardrail`.
+        cache_dir (str or PathLike, *optional*): As for `attach_guardrail`.
+        local_files_only (bool, *optional*, defaults to False): As for `attach_guardrail`.
 
     Raises:
-        GuardrailError: a member is missing or malformed, or does not belong to this model, or its name is taken. The
-            model is then as it was.
+        GuardrailError: If a member is missing or malformed, does not belong to this model, or its name is taken. The
+            model is unchanged then: no member is attached.
     """
     folder = GuardrailFolder.open(
         source,
@@ -145,13 +160,13 @@ def attach_bundle(
     guardrails, lora = _chosen(folder.bundle(), names, folder)
     for name in guardrails:
         free_name(model, name)
-        folder.member(name).artefact()  # whatever is wrong with a member shows before any is put on
+        folder.member(name).artefact()  # check all members before one is attached
     lora_folder = _lora_folder(model, folder.member(lora), lora) if lora else None
     placed: list[str] = []
     guarded, trainable = model, trained(model)
     try:
         if lora_folder is not None and lora is not None:
-            guarded = put_lora(model, lora_folder, lora, str(folder.member(lora)))
+            guarded = attach_lora(model, lora_folder, lora, str(folder.member(lora)))
         for name in guardrails:
             guarded = attach_guardrail(guarded, folder.member(name), adapter_name=name, check_base=check_base)
             placed.append(name)
@@ -159,48 +174,48 @@ def attach_bundle(
         for name in placed:
             detach_guardrail(guarded, name)
         if lora_folder is not None:
-            take_lora_off(model, trainable)
+            detach_lora(model, trainable)
         raise
     return guarded
 
 
 def members_of(model: nn.Module) -> Bundle:
-    """What a bundle of this model would hold.
+    """Return the index of a bundle of this model.
 
     Raises:
-        GuardrailError: there is no guardrail, or there are adapters that a bundle cannot hold.
+        GuardrailError: If the model has no guardrail, or adapters that a bundle cannot hold.
     """
     guardrails = [name for layer in guard_layers(model) for name in layer.guard_config]
     if not guardrails or not isinstance(model, PeftModel):
-        raise GuardrailError(f"There is no guardrail on this {type(model).__name__}; attach one first.")
+        raise GuardrailError(f"model: expected guardrails on this {type(model).__name__}, got none. Attach one first.")
     others = {name: config for name, config in model.peft_config.items() if name not in guardrails}
     if len(others) > 1 or any(_kind(config) != "LORA" for config in others.values()):
-        raise GuardrailError(f"A bundle holds guardrails and one LoRA, but the model has {sorted(others)} beside them.")
+        raise GuardrailError(f"model: expected guardrails and at most one LoRA, got also {sorted(others)}.")
     for name, config in others.items():
         check_lora_config(as_bundled(config).to_dict(), f"The config of {name!r}")
     wrong = [name for name in [*guardrails, *others] if not re.fullmatch(r"[\w-]{1,100}", name)]
     if wrong:
-        raise GuardrailError(f"{wrong[0]!r} cannot be the folder of a member; use letters, digits, '_' and '-'.")
+        raise GuardrailError(f"{wrong[0]!r} cannot be the folder of a member. Use letters, digits, '_' and '-'.")
     return Bundle(guardrails, next(iter(others), None))
 
 
 def _held(model: nn.Module, cards: Mapping[str, CardDetails] | None) -> Bundle:
-    """What a bundle of this model would hold, and whether `cards` are of those."""
+    """Return the index of a bundle of this model. Raise unless `cards` are of its members."""
     held = members_of(model)
     for name, card in (cards or {}).items():
         if name not in held.members or not isinstance(card, CardDetails):
             raise GuardrailError(
-                f"members has a {type(card).__name__} for {name!r}; expected a `CardDetails` for any of {held.members}."
+                f"members: expected a `CardDetails` for any of {held.members}, got {type(card).__name__} for {name!r}."
             )
     return held
 
 
 def _save(model: nn.Module, held: Bundle, folder: Path, details: CardDetails, cards: Mapping[str, CardDetails]) -> None:
-    """Save the members with their cards, `cards` by their names, and then the bundle's list and its card."""
+    """Save the members with their cards (`cards`, by name), and then the bundle's index and its card."""
     bare, configs = bare_model(model), cast(PeftModel, model).peft_config
     with saved_whole(folder) as stage:
         for name in held.members:
-            # PEFT puts "default" into the folder itself, and others into one of their name
+            # PEFT saves "default" in the folder itself, and others in a folder of their name
             place = stage / name if name == "default" else stage
             with _bundled_config(configs, held.lora):
                 PeftModel.save_pretrained(
@@ -225,7 +240,7 @@ def _save(model: nn.Module, held: Bundle, folder: Path, details: CardDetails, ca
 
 @contextmanager
 def _bundled_config(configs: dict[str, Any], lora: str | None) -> Iterator[None]:
-    """The LoRA's config as a bundle saves it, inside the block."""
+    """Replace the LoRA's config by the one that a bundle saves, in the block."""
     if lora is None:
         yield
         return
@@ -242,16 +257,16 @@ def _chosen(bundle: Bundle, names: list[str] | None, folder: GuardrailFolder) ->
         return bundle.guardrails, bundle.lora
     absent = [name for name in names if name not in bundle.members]
     if absent or not names:
-        raise GuardrailError(f"names={names!r}: the bundle {folder} holds {bundle.members}.")
+        raise GuardrailError(f"names={names!r}: expected some of {bundle.members}, the members of {folder}.")
     return [name for name in bundle.guardrails if name in names], bundle.lora if bundle.lora in names else None
 
 
 def _lora_folder(model: nn.Module, folder: GuardrailFolder, name: str) -> Path:
-    """The folder of a bundle's LoRA on this machine."""
+    """Return the folder of a bundle's LoRA on this machine."""
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise GuardrailError(
-            f"The bundle's LoRA {name!r} can only go on a model without adapters; attach the bundle to the base model, "
-            "or name its guardrails alone."
+            f"model: expected one without adapters for the bundle's LoRA {name!r}. Attach the bundle to the base "
+            "model, or pass only its guardrails as `names`."
         )
     config, _ = (folder.path(file) for file in (CONFIG_NAME, WEIGHTS_NAME))
     return config.parent

@@ -1,6 +1,6 @@
-"""The cards of a bundle and of its LoRA: `README.md` in their folders.
+"""Cards of a bundle and of its LoRA: `README.md` in their folders.
 
-A model does not record the origin of its LoRA, so the LoRA's card says only what its config says.
+A model does not record the origin of its LoRA, so the LoRA's card has only the content of its config.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""The LoRA of a bundle, which may come from anybody: looked at before PEFT sees anything of it.
+"""The LoRA of a bundle, which is untrusted: checks of its files before PEFT reads them, and attaching.
 
-PEFT's config of a LoRA can name files to read and modules to import, patterns that take hours to match, layers to
-repeat and whole modules to put in the place of others. A bundle's LoRA is low-rank matrices beside linear layers and no
-more: the fields below may be set, modules are named and not described by a pattern, and everything else stays at PEFT's
-default. Its tensors are such matrices, finite, and together no larger than the model they are for.
+PEFT's config of a LoRA can name files to read, modules to import, patterns that take hours to match, layers to repeat
+and whole modules as replacements. A bundle's LoRA is only low-rank matrices on linear layers: it may set the fields
+below, must list modules by name and not by a pattern, and leaves everything else at PEFT's default. Its tensors are
+such matrices, finite, and together not larger than the model.
 """
 
 import copy
@@ -55,18 +55,18 @@ _EXPECTED = {
 
 
 def check_lora_config(stored: Mapping[str, Any], where: str) -> LoraConfig:
-    """The config of a bundle's LoRA, if it is one.
+    """Return the config of a bundle's LoRA.
 
     Args:
-        stored: as it is in its file, or `LoraConfig.to_dict()`.
-        where: what errors call it.
+        stored (Mapping[str, Any]): Content of its file, or `LoraConfig.to_dict()`.
+        where (str): Its name in errors.
 
     Raises:
-        GuardrailError: it is no LoRA's, or sets what a bundle's may not.
+        GuardrailError: If it is not that of a LoRA, or sets a field that a bundle's may not.
     """
     kind = getattr(stored.get("peft_type"), "value", stored.get("peft_type"))
     if kind != "LORA":
-        raise GuardrailError(f"{where} is not that of a LoRA but of {kind!r:.80}.")
+        raise GuardrailError(f"{where}: expected peft_type='LORA', got {kind!r:.80}.")
     dropout = real(stored.get("lora_dropout", 0.0))
     checks = {
         "r": _is_rank(stored.get("r")),
@@ -91,25 +91,25 @@ def check_lora_config(stored: Mapping[str, Any], where: str) -> LoraConfig:
         if name not in (*checks, "peft_type", "runtime_config") and value and value != defaults.get(name)
     ]
     if wrong:
-        raise GuardrailError(f"{where}: {_refused(wrong[0], stored.get(wrong[0]), defaults)}")
+        raise GuardrailError(f"{where}: {_refused(wrong[0], stored.get(wrong[0]), defaults)}.")
     fields = {name: stored[name] for name in checks if stored.get(name) is not None and name != "peft_version"}
     return LoraConfig(**{"task_type": "CAUSAL_LM"} | fields)
 
 
 def _refused(name: str, value: Any, known: Mapping[str, Any]) -> str:
-    """Why a bundle's LoRA may not have a field of that value."""
+    """Return the reason why a bundle's LoRA may not have a field of that value."""
     if name in _EXPECTED:
         return f"{name}={value!r:.80}: expected {_EXPECTED[name]}. Train or export the LoRA with such a config."
     if name not in known:
         return f"{name}={value!r:.80}: expected a field of PEFT {peft.__version__}. Install a newer PEFT."
     return (
-        f"{name}={value!r:.60}: expected {known[name]!r:.30}, since a bundle's LoRA names no files to read, modules to "
-        "import or modules to replace. Load it by PEFT, if you trust it."
+        f"{name}={value!r:.60}: expected {known[name]!r:.30}, since a bundle's LoRA must not read files, import "
+        "modules or replace modules. Load it with PEFT if you trust it."
     )
 
 
 def as_bundled(config: LoraConfig) -> LoraConfig:
-    """The config that a bundle saves: without a task type, PEFT would write which class to import instead."""
+    """Return the config that a bundle saves. Without a task type, PEFT would save a class to import."""
     if getattr(config, "task_type", None) is not None:
         return config
     bundled = copy.copy(config)
@@ -117,37 +117,40 @@ def as_bundled(config: LoraConfig) -> LoraConfig:
     return bundled
 
 
-def put_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel:
-    """Put the LoRA in `folder` on a model without adapters, and see that all of it arrived. If any of that fails, the
-    model is left as it was.
+def attach_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel:
+    """Attach the LoRA in `folder` to a model without adapters, and check that all of it was loaded.
+
+    If that fails, the model is unchanged.
 
     Args:
-        name: the adapter's.
-        where: what errors call the folder.
+        model (Module): A model without adapters.
+        folder (Path): Folder of the LoRA.
+        name (str): Adapter name.
+        where (str): Name of the folder in errors.
 
     Raises:
-        GuardrailError: the folder is malformed, or the LoRA does not fit the model.
+        GuardrailError: If the folder is malformed, or the LoRA does not fit the model.
     """
     stored = read_foreign_json(folder / CONFIG_NAME, _CONFIG_LIMIT, f"{CONFIG_NAME} of {where}")
     if not isinstance(stored, dict):
-        raise GuardrailError(f"{CONFIG_NAME} of {where} is not a config but a {type(stored).__name__}.")
+        raise GuardrailError(f"{CONFIG_NAME} of {where}: expected a mapping, got {type(stored).__name__}.")
     config = check_lora_config(stored, f"{CONFIG_NAME} of {where}")
     tensors = _read_tensors(folder / WEIGHTS_NAME, where, sum(p.numel() for p in model.parameters()))
     trainable = trained(model)
     try:
-        # `low_cpu_mem_usage`: room is made for what the file holds, and not for what the config claims
+        # `low_cpu_mem_usage`: memory is allocated by the file's size and not by the config's
         found = PeftModel.from_pretrained(
             model, os.fspath(folder), adapter_name=name, config=config, low_cpu_mem_usage=True
         )
         arrived = get_peft_model_state_dict(found, adapter_name=name, save_embedding_layers=False)
         if arrived.keys() != tensors.keys():
             odd = sorted(arrived.keys() ^ tensors.keys())
-            raise GuardrailError(f"{WEIGHTS_NAME} of {where} does not hold what its config says: {odd[:3]}.")
+            raise GuardrailError(f"{WEIGHTS_NAME} of {where} does not fit its config: {odd[:3]} differ.")
         for key, tensor in tensors.items():
             if not torch.equal(arrived[key].cpu().to(tensor.dtype), tensor):
-                raise GuardrailError(f"{key} of {where} did not arrive on the model as it was read.")
+                raise GuardrailError(f"{key} of {where} differs on the model from the file. Attach it again.")
     except BaseException as error:
-        take_lora_off(model, trainable)
+        detach_lora(model, trainable)
         if isinstance(error, GuardrailError) or not isinstance(error, Exception):
             raise
         words = " ".join(str(error).split())[:300]
@@ -156,15 +159,16 @@ def put_lora(model: nn.Module, folder: Path, name: str, where: str) -> PeftModel
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are trained."""
+    """Return the parameters that require gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def take_lora_off(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
-    """Put the layers of a bare model back that a LoRA replaced, and thaw the parameters that PEFT froze with it.
+def detach_lora(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
+    """Restore the layers that a LoRA replaced, and unfreeze the parameters that PEFT froze.
 
     Args:
-        trainable: what was trained before.
+        model (Module): The bare model.
+        trainable (Iterable[nn.Parameter]): Parameters that required gradients before.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
@@ -177,21 +181,23 @@ def take_lora_off(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
 
 
 def _read_tensors(path: Path, where: str, largest: int) -> dict[str, Tensor]:
-    """The tensors by name, looked at in their header before any is read."""
+    """Return the tensors by name, after a check of the header."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             odd = [key for key, shape in shapes.items() if not _TENSOR.fullmatch(key) or not 1 <= len(shape) <= 2]
             if odd or not shapes:
-                raise GuardrailError(f"{WEIGHTS_NAME} of {where} holds {odd[:3]}, which are no LoRA's matrices.")
+                raise GuardrailError(f"{WEIGHTS_NAME} of {where} holds {odd[:3]}: expected matrices of a LoRA.")
             if sum(map(math.prod, shapes.values())) > largest:
                 raise GuardrailError(f"{WEIGHTS_NAME} of {where} holds more numbers than the model itself ({largest}).")
             tensors = {key: file.get_tensor(key) for key in shapes}
     except (SafetensorError, OSError) as error:
-        raise GuardrailError(f"{WEIGHTS_NAME} of {where} is not a sound safetensors file: {error}") from error
+        raise GuardrailError(f"{WEIGHTS_NAME} of {where} is not a valid safetensors file: {error}") from error
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise GuardrailError(f"{key} of {where} is {tensor.dtype} or holds values that are not finite.")
+            raise GuardrailError(
+                f"{key} of {where}: expected finite floating values, got {tensor.dtype} or not finite."
+            )
     return tensors
 
 
@@ -216,7 +222,7 @@ def _are_layers(value: Any) -> bool:
 
 
 def _is_pattern(value: Any, sound: Any) -> bool:
-    """Ranks or alphas by module; the names are patterns to PEFT, in which a dot is the worst."""
+    """Return True for ranks or alphas by module name. PEFT reads a name as a pattern: only dots may occur."""
     if not value:
         return True
     return isinstance(value, dict) and _are_names(list(value)) and all(sound(each) for each in value.values())

@@ -1,1 +1,1 @@
-"""From two corpora of text to a guardrail."""
+"""Fitting: from a forget corpus and a retain corpus to a guardrail."""

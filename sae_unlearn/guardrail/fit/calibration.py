@@ -1,4 +1,4 @@
-"""The threshold, and what it does on rows that had no part in choosing it."""
+"""Calibration of the threshold, and its fire rates on held-out rows."""
 
 import math
 from typing import Any
@@ -17,16 +17,16 @@ _KEPT_VALUES = 512  # row statistics kept in the artefact, for its picture
 
 
 def percentile_threshold(retain: Tensor, percentile: float) -> float:
-    """The percentile of the rows' statistics, linearly interpolated (as numpy's default); the paper's `tau`."""
+    """Return the percentile of the rows' statistics, linearly interpolated as by numpy."""
     return float(torch.quantile(retain.double(), percentile / 100))
 
 
 def between(low: float, forget: Tensor, margin: float) -> float:
-    """The threshold moved from `low` towards the lower quartile of the forget rows' statistics, if that is higher:
+    """Return the threshold moved from `low` towards the lower quartile of the forget rows' statistics.
 
-        tau = low + margin * max(0, quartile(forget) - low)
+        threshold = low + margin * max(0, quartile(forget) - low)
 
-    Where the topic stands well above other text, this keeps away from both; where it does not, `low` is kept.
+    If the topic scores well above other text, the threshold keeps a distance from both. If not, `low` is kept.
     """
     return low + margin * max(0.0, percentile_threshold(forget, 25.0) - low) if len(forget) else low
 
@@ -37,8 +37,10 @@ def beginnings(rows: list[list[int]]) -> list[list[int]]:
 
 
 def conformal_threshold(retain: Tensor, alpha: float) -> float | None:
-    """The split-conformal threshold: a fresh retain row exceeds it with probability at most `alpha`, if rows are
-    exchangeable. It is the `ceil((n + 1)(1 - alpha))`-th smallest statistic; None if n rows are too few for `alpha`.
+    """Return the split-conformal threshold; None if n rows are too few for `alpha`.
+
+    If rows are exchangeable, a fresh retain row exceeds it with probability at most `alpha`. It is the
+    `ceil((n + 1)(1 - alpha))`-th smallest statistic.
 
     Source: Vovk et al. 2005; Bates et al. 2023 (arXiv 2104.08279).
     """
@@ -48,7 +50,7 @@ def conformal_threshold(retain: Tensor, alpha: float) -> float | None:
 
 
 def fire_rate(statistics: Tensor, threshold: float) -> dict[str, Any]:
-    """`{"rate", "n", "low", "high"}`: share of rows above the threshold, with its 95 % interval."""
+    """Return the share of rows above the threshold with its 95 % interval: rate, n, low, high."""
     hits, n = int((statistics > threshold).sum()), len(statistics)
     low, high = wilson_interval(hits, n) if n else (0.0, 1.0)
     return {"rate": round(hits / n, 4) if n else None, "n": n, "low": round(low, 4), "high": round(high, 4)}
@@ -62,12 +64,15 @@ def report(
     percentile: float | None,
     margin: float | None = None,
 ) -> dict[str, Any]:
-    """What the gate does, as plain data for the artefact and its card.
+    """Return the measurements of the gate as plain data, for the config and the card.
 
     Args:
-        calibrated_on: statistics of the retain rows that set the threshold, `[n]`.
-        forget, retain: statistics of the rows held out from selection and threshold.
-        percentile, margin: those asked for; None if the threshold was given.
+        config (SAEGuardrailConfig): The guardrail's config.
+        calibrated_on (Tensor): Statistics `[n]` of the retain rows that set the threshold.
+        forget (Tensor): Statistics of forget rows held out from selection and threshold.
+        retain (Tensor): Statistics of retain rows held out from selection and threshold.
+        percentile (float or None): Percentile of the threshold; None if the threshold was passed.
+        margin (float, *optional*): Margin of the threshold; None if the threshold was passed.
     """
     found: dict[str, Any] = {
         "threshold": config.threshold,
@@ -95,37 +100,37 @@ PLAIN_TEXT = (
     "Fitted on plain text, and the tokenizer has a chat template: in the template this gate may never fire. If the "
     "model is used in it, fit with chat_template=True."
 )
-"""Of a model that is likely to be used in chats. Measured: `docs/evidence/chat-template.md`."""
+"""Warning for a model that is likely to be used in chats. Measured: `docs/evidence/chat-template.md`."""
 
 NO_BOUNDARIES = (
-    "The chat template marks its messages by no special token, so the gate judges a conversation as one text: a long "
+    "The chat template does not mark messages by special tokens, so the gate reads a conversation as one text: a long "
     "system prompt or an earlier message can dilute a short question. Measure it on conversations as you serve them."
 )
 
 
 def warnings_of(calibration: dict[str, Any]) -> list[str]:
-    """What a user should know before trusting this gate, in sentences; empty if nothing stands out."""
+    """Return warnings on the gate's measurements, in sentences; empty if there is nothing to report."""
     found = []
     curve = calibration.get("curve") or []
     n = (calibration.get("conformal") or {}).get("n", 0)
     percentile = calibration.get("threshold_percentile")
     if percentile is not None and n * (1 - percentile / 100) < 1:
         found.append(
-            f"The threshold is the {percentile}th percentile of only {n} retain rows, so it is close to their largest; "
-            f"give at least {math.ceil(4 / (1 - percentile / 100))} retain documents."
+            f"The threshold is the {percentile}th percentile of only {n} retain rows, so it is close to their largest. "
+            f"Pass at least {math.ceil(4 / (1 - percentile / 100))} retain documents."
         )
     forget_rate = calibration["fire_rate_forget"]
     if forget_rate["n"] and forget_rate["rate"] < 0.8:
         found.append(
             f"The gate fires on only {forget_rate['rate']:.0%} of {forget_rate['n']} held-out forget rows; the rest "
-            "pass unguarded. Give more forget text in the format of deployment, or lower threshold_percentile."
+            "pass unguarded. Pass more forget text in the format of deployment, or lower threshold_percentile."
         )
     retain_rate = calibration["fire_rate_retain"]
     expected = 1 - (percentile if percentile is not None else 95.0) / 100
     if retain_rate["n"] and retain_rate["low"] > expected + 0.02:
         found.append(
             f"The gate fires on {retain_rate['rate']:.0%} of {retain_rate['n']} held-out retain rows, more than the "
-            f"{expected:.0%} asked for; the retain text is uneven or too little."
+            f"{expected:.0%} that was requested. The retain text is uneven or too little."
         )
     near = [c for c in curve if percentile is not None and abs(c["percentile"] - percentile) <= 5 and c["forget_rate"]]
     if near and max(c["forget_rate"] for c in near) - min(c["forget_rate"] for c in near) > 0.2:

@@ -1,8 +1,8 @@
-"""Where a fit stands, written to a folder as it goes on, so that one that was killed goes on where it stopped.
+"""Checkpoints of a fit, from which an interrupted fit resumes.
 
-A file for each process: what the fit hangs on, and of each pass over rows how many batches were run, the sums up to
-there, and the SHA-256 of the rows read by then. A resumed fit reads the corpora again, runs only the batches that are
-missing, and ends with the same numbers to the last bit. No text is kept.
+Each process has a file with the settings of the fit and, for each pass over rows, the number of batches that were run,
+the sums, and the SHA-256 of the rows. A resumed fit reads the corpora again, runs only the missing batches, and ends
+with the same bits. No text is saved.
 """
 
 import json
@@ -23,7 +23,7 @@ EVERY = 50  # batches
 
 
 class Stateful(Protocol):
-    """Sums that can be taken up again."""
+    """Protocol of sums that can be saved and restored."""
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -31,12 +31,12 @@ class Stateful(Protocol):
 
 
 class Standing(NamedTuple):
-    """How far a pass has come.
+    """Progress of a pass.
 
     Attributes:
-        done: number of the batch to go on with.
-        finished: whether it came to its end.
-        digest: of the rows read by then; None where they do not come from a corpus.
+        done (int, *optional*, defaults to 0): Number of the next batch.
+        finished (bool, *optional*, defaults to False): True if the pass is complete.
+        digest (str, *optional*): SHA-256 of the rows read so far; None if they do not come from a corpus.
     """
 
     done: int = 0
@@ -44,27 +44,26 @@ class Standing(NamedTuple):
     digest: str | None = None
 
     def check(self, digest: str | None) -> None:
-        """Raise unless the rows read are those of the pass that was saved.
+        """Raise unless the rows read are those of the saved pass.
 
         Raises:
-            GuardrailError: they are not.
+            GuardrailError: If they are not.
         """
         if self.done and digest != self.digest:
             raise GuardrailError(
-                "The corpus is not the one that the fit in `checkpoint_dir` was reading when it was saved; give the "
-                "same texts in the same order, or another folder."
+                "checkpoint_dir: its fit read another corpus. Pass the same texts in the same order, or another folder."
             )
 
 
 class FitCheckpoint:
-    """The passes of one fit, kept in a folder.
+    """The passes of one fit, saved in a folder.
 
     Args:
-        folder: made if it is not there.
-        settings: what the fit hangs on, as JSON values.
+        folder (str or Path): The folder, created if it does not exist.
+        settings (Mapping[str, Any]): Settings on which the fit depends, as JSON values.
 
     Raises:
-        GuardrailError: the folder holds the passes of another fit, or a file that is not sound.
+        GuardrailError: If the folder holds the passes of another fit, or a damaged file.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
@@ -75,7 +74,7 @@ class FitCheckpoint:
             self._passes = self._read()
 
     def restore(self, title: str, parts: Mapping[str, Tensor | Stateful]) -> Standing:
-        """Bring the parts of a pass to where they were when it was saved last, if it was."""
+        """Restore the parts of a pass from its last checkpoint, if any, and return its progress."""
         saved = self._passes.get(title)
         if saved is None:
             return Standing()
@@ -87,7 +86,7 @@ class FitCheckpoint:
         return Standing(*saved["standing"])
 
     def save(self, title: str, standing: Standing, parts: Mapping[str, Tensor | Stateful]) -> None:
-        """Write down where a pass stands; the file is replaced as a whole."""
+        """Save the progress of a pass. The file is replaced atomically."""
         kept = {
             name: part.clone() if isinstance(part, Tensor) else {key: t.clone() for key, t in part.state().items()}
             for name, part in parts.items()
@@ -97,7 +96,7 @@ class FitCheckpoint:
             torch.save({"format": FORMAT, "settings": self._settings, "passes": self._passes}, stage / self._path.name)
 
     def remove(self) -> None:
-        """The fit is done."""
+        """Delete the checkpoint of a complete fit."""
         self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -105,15 +104,15 @@ class FitCheckpoint:
             found = torch.load(self._path, map_location="cpu", weights_only=True)
             settings, passes = found["settings"], found["passes"]
             sound = found["format"] == FORMAT and isinstance(settings, dict) and isinstance(passes, dict)
-        except Exception as error:  # torch has no one class for a file that is none of its own
-            raise GuardrailError(f"{self._path} is not a fit that was saved; remove it.") from error
+        except Exception as error:  # torch raises several classes for a file of another kind
+            raise GuardrailError(f"{self._path} is not a checkpoint of a fit. Remove it.") from error
         if not sound:
-            raise GuardrailError(f"{self._path} was saved by another version; remove it.")
+            raise GuardrailError(f"{self._path} was saved by another version. Remove it.")
         names = sorted(name for name in settings | self._settings if settings.get(name) != self._settings.get(name))
         if names:
             name = names[0]
             raise GuardrailError(
-                f"The fit in {self._path} is another one: {', '.join(names)} differ ({name} was "
-                f"{str(settings.get(name))[:200]} and is {str(self._settings.get(name))[:200]}); give another folder."
+                f"{self._path} is of another fit: {', '.join(names)} differ ({name} was "
+                f"{str(settings.get(name))[:200]}, got {str(self._settings.get(name))[:200]}). Pass another folder."
             )
         return passes

@@ -1,19 +1,19 @@
-"""Constants and threshold of the windowed statistic, from scores that no weight was fitted on.
+"""Constants and threshold of the windowed statistic, from out-of-fold scores.
 
 Documents are split into four folds. Weights fitted on three of them score the fourth, so every row of both corpora has
-*out-of-fold* scores and serves for the weights and for the threshold. Of those scores, with `m0` and `m1` the mean over
+*out-of-fold* scores and is used for the weights and for the threshold. With `m0` and `m1` the mean of those scores over
 tokens of other text and of the topic (the symbols are those of `guardrail.windowed`):
 
     mu = m0            d = m0 + 0.8 (m1 - m0), to the nearest sixteenth
     A, B               least squares of Var(mean of the first n tokens) = A + B / n over n = 8, 16, 32, 64
-    q_z                the (1 - a) quantile of (H - m0 N) / n / sqrt(A + B / n), at the length where it is largest
+    q_z                the (1 - a) quantile of (H - m0 N) / n / sqrt(A + B / n), the largest over lengths
     q_c                that of P
-    tau                that of S = max(z / q_z, P / q_c)
+    t                  that of S = max(z / q_z, P / q_c)
 
 The lengths are the first 20, 40 and 80 tokens of each row of other text, and 160 and 320 tokens of rows joined. The
 largest over lengths keeps false alarms at or below `a` at each of them. The threshold is then raised towards the topic:
 
-    threshold = tau + margin max(0, lower quartile of S over the topic's rows, of their first 20 tokens, - tau)
+    threshold = t + margin max(0, lower quartile of S over the topic's rows, of their first 20 tokens, - t)
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ _SMALLEST = 1e-6
 
 
 class OutOfFold(NamedTuple):
-    """Scores of rows by weights that were fitted without them: by row, `[tokens]` each."""
+    """Scores of rows by weights that were fitted without them, `[tokens]` for each row."""
 
     topic: list[Tensor]
     other: list[Tensor]
@@ -56,12 +56,14 @@ def out_of_fold(
     other_documents: Tensor,
     scored_without: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]],
 ) -> OutOfFold:
-    """Out-of-fold scores of all rows.
+    """Return the out-of-fold scores of all rows.
 
     Args:
-        topic_documents, other_documents: Number of the document of each row, `[rows]` int64.
-        scored_without: Given the rows to fit on and those to score, of the topic and of other text
-            (`fit_topic, fit_other, topic, other`, int64), returns the scores of the latter, row by row.
+        topic_documents (Tensor): Number of the document of each row of the topic, `[rows]` int64.
+        other_documents (Tensor): Number of the document of each other row, `[rows]` int64.
+        scored_without (Callable[[Tensor, Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]): Function from
+            the rows to fit on and those to score, of the topic and of other text (`fit_topic, fit_other, topic, other`,
+            int64), to the scores of the latter, row by row.
 
     Raises:
         GuardrailError: If a corpus has fewer documents than there are folds.
@@ -92,7 +94,7 @@ def calibrate(scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 
     drift = round((m0 + DRIFT_SHARE * (m1 - m0)) / DRIFT_STEP) * DRIFT_STEP
     if not drift > m0:
         raise GuardrailError(
-            f"forget: out of fold its tokens score {m1:.3g} and other tokens {m0:.3g}, so no gate can tell them apart. "
+            f"forget: out of fold its tokens score {m1:.3g} and other tokens {m0:.3g}, so a gate cannot separate them. "
             "Pass more text of the topic, or text of one topic."
         )
     row_variance, token_variance = variance_of_means(scores.other)
@@ -110,7 +112,7 @@ def calibrate(scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 
 
 
 def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The rows at each of `PREFIXES` and `JOINED`: first tokens, and rows joined, one sample beginning at each row."""
+    """Return the rows at each length of `PREFIXES` (first tokens) and `JOINED` (joined, from each row on)."""
     joined = torch.cat([*rows, *rows])
     while len(joined) < sum(map(len, rows)) + JOINED[-1]:
         joined = torch.cat([joined, joined])
@@ -120,9 +122,9 @@ def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def variance_of_means(rows: Sequence[Tensor]) -> tuple[float, float]:
-    """`A >= 0` and `B > 0` of `Var(mean of the first n tokens) = A + B / n`, by least squares.
+    """Return `A >= 0` and `B > 0` of `Var(mean of the first n tokens) = A + B / n`, by least squares.
 
-    Lengths that fewer than 8 rows have are left out. Where only one length is left, or none, `A` is 0.
+    Lengths that fewer than 8 rows have are left out. If at most one length is left, `A` is 0.
     """
     lengths = [n for n in SPREAD_LENGTHS if sum(len(row) >= n for row in rows) >= FEWEST_ROWS]
     found = [torch.stack([row[:n].double().mean() for row in rows if len(row) >= n]).var() for n in lengths]
@@ -143,19 +145,19 @@ class Padded(NamedTuple):
 
 
 def padded(rows: Sequence[Tensor]) -> Padded:
-    """The running sums of rows."""
+    """Return the running sums of rows."""
     scores = pad_sequence([row.float() for row in rows], batch_first=True)
     there = torch.arange(scores.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return Padded(scores.cumsum(dim=1), there.float().cumsum(dim=1))
 
 
 def statistics(rows: Padded, parameters: WindowedParameters) -> Tensor:
-    """`[rows]`: `S` at each row's end."""
+    """Return `[rows]`: `S` at each row's end."""
     return windowed_value(*rows, parameters, None, None)[0][:, -1]
 
 
 def peaks(rows: Padded, parameters: WindowedParameters) -> Tensor:
-    """`[rows]`: `P` at each row's end."""
+    """Return `[rows]`: `P` at each row's end."""
     return windowed_value(*rows, parameters, None, None)[2][:, -1]
 
 

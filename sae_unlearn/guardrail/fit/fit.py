@@ -3,12 +3,10 @@
 Every row of the corpora is run through the model once, up to the guarded layer:
 
 1. selection rows: sums of activations, scores, the N features (see `selection`);
-2. rows put aside of both: their statistic under the gate, and the threshold (see `calibration`);
-3. report rows, seen by neither: what the gate does to text it was not fitted on.
+2. threshold rows of both corpora: their statistic, and the threshold (see `calibration`);
+3. report rows, used by neither: fire rates on text that the gate was not fitted on.
 
-The published procedure uses all rows for all of it; `preset="faithful"` does that, in two passes.
-
-The end of a fit: all its guardrails are on the model, or none is.
+The published procedure uses all rows for every step; `preset="faithful"` does that, in two passes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,15 +31,15 @@ from sae_unlearn.sae.choice import sae_for
 
 
 def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: Iterable[FitPasses]) -> PeftModel:
-    """Put what was fitted on a model, by name, and remove what `passes` had written down.
+    """Attach fitted guardrails by name, and delete the checkpoints of `passes`.
 
-    If any of that fails or is interrupted, the model is left as it was.
+    If that fails or is interrupted, the model is unchanged: it has all of the guardrails or none.
     """
     guarded, placed = model, []
     try:
         for name, artefact in artefacts.items():
             for other in list(with_these_weights(guard_layers(guarded), artefact.config.layer, artefact.tensors))[:1]:
-                warn_of_same_weights(other)  # no error, which would lose the fit
+                warn_of_same_weights(other)  # an error would lose the fit
             guarded = place_guardrail(guarded, artefact, name)
             placed.append(name)
         for each in passes:
@@ -75,22 +73,22 @@ def fit_guardrail(
     Args:
         model (`nn.Module`): A causal language model of transformers, in any dtype, device map or quantization; or a
             `PeftModel` that the guardrail joins.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's; None if there is nothing to tokenize.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the model; None without text.
         sae (`SparseAutoencoder` or `str`): An SAE of one of the model's layers; what
             `SparseAutoencoder.from_pretrained` takes; or `"auto"` for the suggested one of `published_saes`.
         forget (*optional*): Text of the topic: a list of texts, a `datasets.Dataset` with a `text_column`, or an
-            iterable of either or of batches with `input_ids`. At least 8 documents; 100 paragraphs are a good start.
+            iterable of either or of batches with `input_ids`. At least 8 documents; start with 100 paragraphs.
         retain (*optional*): Other text, in the format and at the lengths of deployment, with near neighbors of the
             topic. At least 32 documents.
         config (`GuardrailFitConfig`, *optional*): The options; the defaults without one.
-        options: Any field of `GuardrailFitConfig` by its name, in place of its value in `config`.
+        **options (Any): Any field of `GuardrailFitConfig` by its name, in place of its value in `config`.
 
     Returns:
-        `PeftModel`: Ready to use. `peft_config[name].calibration` holds what was measured.
+        `PeftModel`: Ready to use. `peft_config[name].calibration` holds the measurements.
 
     Raises:
-        GuardrailError: If a value does not fit, before or after the passes; the message names it and what to do. The
-            model is left as it was.
+        GuardrailError: If a value does not fit, before or after the passes. The message names it and the fix, and the
+            model is unchanged.
 
     Example:
 

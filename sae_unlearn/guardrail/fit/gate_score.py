@@ -1,4 +1,4 @@
-"""The score of a token for the windowed gate: signed weights of SAE features, or a direction of the residual stream.
+"""Token scores of the windowed gate: signed weights of SAE features, or a direction (probe).
 
 With `a_j` the activations of the gate's features G and weights of either sign,
 
@@ -6,13 +6,13 @@ With `a_j` the activations of the gate's features G and weights of either sign,
     s_t = b + w . h_t, to the nearest quarter                                                   of a direction (a probe)
 
 The weights come from windows of 16 tokens, one every 8, and of 64, one every 32, of all rows. With `x_j` the share of a
-window's tokens at which feature j is active, they minimize the logistic loss in which the topic and other text, and
-each size of window, count alike, plus `L2 / 2 |w|^2`. Of the solution, the features with the largest `|w_j| sd(x_j)`
-are kept and fitted again. At last the weights are scaled so that the score's standard deviation over tokens of other
-text is 1, and rounded to quarters; features whose weight is then 0 are left out.
+window's tokens at which feature j is active, they minimize the logistic loss plus `L2 / 2 |w|^2`; the topic and other
+text, and both sizes of window, have equal weight. The features of the solution with the largest `|w_j| sd(x_j)` are
+kept and fitted again. The weights are then scaled so that the score's standard deviation over tokens of other text is
+1, and rounded to quarters; features whose weight is then 0 are left out.
 
 A probe is fitted in the same way on the means of the residual stream, in units of each dimension's standard deviation
-over other text, up to `PROBE_LIMIT` of them: outlying tokens must not rule a window.
+over other text, clamped at `PROBE_LIMIT`: outlying tokens must not dominate a window.
 """
 
 from typing import NamedTuple
@@ -34,9 +34,9 @@ class FeatureScore(NamedTuple):
     """A score of active features.
 
     Attributes:
-        feature_ids: The features, `[G]` int64, the most telling first.
-        weights: Their weights in quarters, none 0, `[G]` float32.
-        bias: In quarters.
+        feature_ids (Tensor): Ids of the features, `[G]` int64, by importance.
+        weights (Tensor): Their weights in quarters, none 0, `[G]` float32.
+        bias (float): Bias in quarters.
     """
 
     feature_ids: Tensor
@@ -44,14 +44,14 @@ class FeatureScore(NamedTuple):
     bias: float
 
     def of(self, active: ActiveFeatures) -> Tensor:
-        """The score of each token, `[tokens]` float32, exact."""
+        """Return the score of each token, `[tokens]` float32, exact."""
         table = torch.zeros(active.width(self.feature_ids))
         table[self.feature_ids] = self.weights
         return active.scores(table, self.bias)
 
 
 def fit_features(topic: ActiveFeatures, other: ActiveFeatures, number: int = GATE_FEATURES) -> FeatureScore:
-    """Fit the weights of at most `number` features on rows of the topic and other rows, by the rules above."""
+    """Fit the weights of at most `number` features on rows of the topic and other rows, as above."""
     joined = ActiveFeatures.joined([topic, other])
     windows = Windows.of(topic.lengths, other.lengths)
     width = joined.width(torch.zeros(0))
@@ -69,9 +69,10 @@ class ProbeScore(NamedTuple):
     """A score of the residual stream.
 
     Attributes:
-        center, deviation: Mean and standard deviation of each dimension over other text, `[d_in]`.
-        direction: `[d_in]`, on the standardized residual stream.
-        bias: What is added.
+        center (Tensor): Mean of each dimension over other text, `[d_in]`.
+        deviation (Tensor): Standard deviation of each dimension over other text, `[d_in]`.
+        direction (Tensor): Direction `[d_in]` on the standardized residual stream.
+        bias (float): Bias of the score.
     """
 
     center: Tensor
@@ -80,7 +81,7 @@ class ProbeScore(NamedTuple):
     bias: float
 
     def of(self, residual: Tensor) -> Tensor:
-        """The score of each token, `[tokens]`, of the residual stream `[tokens, d_in]`."""
+        """Return the score of each token, `[tokens]`, of the residual stream `[tokens, d_in]`."""
         return in_steps(standardized(residual, self.center, self.deviation) @ self.direction + self.bias)
 
 
@@ -98,10 +99,10 @@ def fit_probe(
 
 
 def standardized(residual: Tensor, center: Tensor, deviation: Tensor) -> Tensor:
-    """`[tokens, d_in]` float32, in units of `deviation` and within `PROBE_LIMIT`."""
+    """Return `[tokens, d_in]` float32, in units of `deviation` and within `PROBE_LIMIT`."""
     return ((residual.float() - center) / deviation).clamp(-PROBE_LIMIT, PROBE_LIMIT)
 
 
 def in_steps(values: Tensor) -> Tensor:
-    """The nearest multiples of `SCORE_STEP`."""
+    """Return the nearest multiples of `SCORE_STEP`."""
     return (values / SCORE_STEP).round() * SCORE_STEP

@@ -1,4 +1,4 @@
-"""L2 logistic regression by L-BFGS, for windows of tokens of which only the means are features."""
+"""L2 logistic regression by L-BFGS on means over windows of tokens."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,16 +13,17 @@ SIZES = ((16, 8), (64, 32))
 """Sizes and steps of the windows, in tokens."""
 L2 = 1e-3
 ITERATIONS = 200
-_BLOCK = 2**24  # numbers held at a time
+_BLOCK = 2**24  # numbers in memory at a time
 
 
 class Windows(NamedTuple):
     """Windows of the topic's rows and of other rows, which are joined in this order.
 
     Attributes:
-        starts, ends: First token and end of each, `[windows]` int64.
-        signs: 1 for the topic and -1 for other text, `[windows]`.
-        weights: What each counts; all sum to 1, and so each class and each size alike, `[windows]`.
+        starts (Tensor): First token of each, `[windows]` int64.
+        ends (Tensor): End of each, `[windows]` int64.
+        signs (Tensor): 1 for the topic and -1 for other text, `[windows]`.
+        weights (Tensor): Weight of each, `[windows]`. They sum to 1, with equal sums for each class and size.
     """
 
     starts: Tensor
@@ -32,7 +33,7 @@ class Windows(NamedTuple):
 
     @classmethod
     def of(cls, topic: Tensor, other: Tensor, sizes: tuple[tuple[int, int], ...] = SIZES) -> "Windows":
-        """The windows of rows of so many tokens, `topic [rows]` and `other [rows]`."""
+        """Return the windows of rows with the lengths `topic [rows]` and `other [rows]` in tokens."""
         parts = []
         for size, step in sizes:
             for lengths, first, sign in ((topic, 0, 1.0), (other, int(topic.sum()), -1.0)):
@@ -42,13 +43,13 @@ class Windows(NamedTuple):
         return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def means(self, values: Tensor) -> Tensor:
-        """The mean of each window, `[windows, ...]`, of values of the tokens, `[tokens, ...]`."""
+        """Return the mean of each window, `[windows, ...]`, of values of the tokens, `[tokens, ...]`."""
         sums = torch.cat([values.new_zeros(1, *values.shape[1:]), values]).double().cumsum(0)
         sizes = (self.ends - self.starts).view(-1, *[1] * (values.dim() - 1))
         return ((sums[self.ends] - sums[self.starts]) / sizes).to(values.dtype)
 
     def spread(self, values: Tensor, tokens: int) -> Tensor:
-        """The transpose of `means`: `[tokens]`, to each token the sum of `values_i / size_i` of the windows with it."""
+        """Return the transpose of `means`: for each token the sum of `values_i / size_i` of its windows."""
         each = (values / (self.ends - self.starts)).double()
         steps = each.new_zeros(tokens + 1).index_add_(0, self.starts, each).index_add_(0, self.ends, -each)
         return steps.cumsum(0)[:-1].to(values.dtype)
@@ -57,15 +58,17 @@ class Windows(NamedTuple):
 def logistic(
     forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor], width: int, windows: Windows, l2: float
 ) -> tuple[Tensor, float]:
-    """Weights `w [width]` and bias `b` that minimize, with `y` the signs, `c` the weights and `z = X w + b`,
+    """Return the weights `w [width]` and the bias `b` of an L2 logistic regression.
+
+    With `y` the signs, `c` the weights and `z = X w + b`, they minimize by L-BFGS from 0
 
         sum_i c_i log(1 + exp(-y_i z_i)) + l2 / 2 |w|^2
 
-    by L-BFGS from 0. The bias is not penalized.
+    The bias is not penalized.
 
     Args:
-        forward: `w -> X w`.
-        backward: `g -> X^T g`.
+        forward (Callable[[Tensor], Tensor]): `w -> X w`.
+        backward (Callable[[Tensor], Tensor]): `g -> X^T g`.
     """
     point = torch.zeros(width + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -81,13 +84,17 @@ def logistic(
         point.grad = torch.cat([backward(slope) + l2 * w, slope.sum()[None]])
         return (counts * torch.nn.functional.softplus(-agreement)).sum() + l2 / 2 * w.square().sum()
 
+<<<<<<< HEAD
     optimizer.step(loss)
+=======
+    optimizer.step(loss)  # type: ignore[arg-type]  # declared to return a float, accepts a tensor
+>>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
     found = point.detach()
     return found[:-1], float(found[-1])
 
 
 def logistic_of_shares(active: ActiveFeatures, windows: Windows, width: int, l2: float = L2) -> tuple[Tensor, float]:
-    """`logistic` of the share of a window's tokens at which each of `width` features is active."""
+    """Return `logistic` of the share of a window's tokens at which each of `width` features is active."""
     tokens = len(active.starts) - 1
     by_feature = active.features.argsort(stable=True)
     token_of = torch.arange(tokens, dtype=torch.int32).repeat_interleave(active.starts.diff())[by_feature]
@@ -103,7 +110,7 @@ def logistic_of_shares(active: ActiveFeatures, windows: Windows, width: int, l2:
 
 
 def deviations_of_shares(active: ActiveFeatures, windows: Windows, width: int) -> Tensor:
-    """`[width]`: the standard deviation over windows of the share of a window's tokens with each feature."""
+    """Return `[width]`: for each feature the standard deviation over windows of its share of tokens."""
     sums, squares = torch.zeros(2, width, dtype=torch.float64)
     number = max(1, _BLOCK // width)
     for starts, ends in zip(windows.starts.split(number), windows.ends.split(number), strict=True):

@@ -1,4 +1,4 @@
-"""What `fit_guardrail` was asked for, checked and made whole before anything is read."""
+"""`FitPlan`: the checked and completed arguments of `fit_guardrail`, made before any text is read."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,14 +24,14 @@ from sae_unlearn.sae.compatibility import check_sae
 
 
 class FitPlan(NamedTuple):
-    """What a fit was asked for, checked. The fields that are not described are of `GuardrailFitConfig`, filled in."""
+    """Checked arguments of a fit. Undescribed fields are those of `GuardrailFitConfig`, completed."""
 
     model: nn.Module
     """The bare model."""
     tokenizer: PreTrainedTokenizerBase | None
     sae: SparseAutoencoder
     config: SAEGuardrailConfig
-    """What is known of it before anything is read."""
+    """The guardrail's config as far as it is known before text is read."""
     name: str
     faithful: bool
     given_features: bool
@@ -49,13 +49,13 @@ class FitPlan(NamedTuple):
     margin: float
     importance: str
     by_message: bool
-    """Whether messages are to be judged by themselves, too."""
+    """True if the gate also decides on each message by itself."""
     usual_dose: bool
-    """Whether the dose is the default one."""
+    """True if the dose is the default one."""
     begins_bare: bool
-    """Whether plain texts begin without a special token."""
+    """True if plain texts begin without a special token."""
     read: dict[str, Any]
-    """How a corpus is read."""
+    """Arguments of `read_corpus`."""
     max_held_out: int
     batch_size: int
     store_probe: bool
@@ -74,7 +74,7 @@ def plan_fit(
     """Check the arguments of `fit_guardrail` against each other and against the model. Reads no text.
 
     Raises:
-        GuardrailError: If something does not fit; the message names it and what to do.
+        GuardrailError: If a value does not fit. The message names it and the fix.
     """
     asked = SimpleNamespace(**filled(options, texts=forget is not None and retain is not None))
     faithful = options.preset == "faithful"
@@ -94,12 +94,12 @@ def plan_fit(
         )
     weighed = asked.evidence == "log_ratio"
     if weighed and asked.threshold is not None and asked.threshold < 0:
-        raise GuardrailError(f"threshold={asked.threshold} is below 0: the gate would always fire.")
+        raise GuardrailError(f"threshold={asked.threshold}: expected at least 0. Below it the gate always fires.")
     config = SAEGuardrailConfig(
         layer=layer,
         feature_ids=asked.features,
         statistic=asked.statistic,
-        # what threshold and drift may be is known with the evidence: `Fit.choose` sets them
+        # the range of threshold and drift depends on the evidence: `Fit.choose` sets them
         statistic_kwargs=StatisticKwargs(
             min_tokens=asked.min_tokens,
             window=asked.window,
@@ -123,7 +123,7 @@ def plan_fit(
         base_model_name_or_path=getattr(bare, "name_or_path", None) or None,
         sae_source=_provenance(sae),
     )
-    config.refusal_compared = asked.refusal is not None  # type: ignore[misc]  # a ClassVar only so that it is no field
+    config.refusal_compared = asked.refusal is not None  # type: ignore[misc]  # a ClassVar, so that it is not a field
     _check_corpora(asked, forget, retain)
     return FitPlan(
         model=bare,
@@ -158,7 +158,7 @@ def plan_fit(
 
 
 def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:
-    """The SAE's source, fit to be published, and its number of features."""
+    """Return the SAE's source for publication, and its number of features."""
     return public_source(sae.source) | {"d_sae": sae.d_sae}
 
 
@@ -166,19 +166,19 @@ def _check_corpora(asked: SimpleNamespace, forget: Any, retain: Any) -> None:
     missing = [name for name, corpus in (("forget", forget), ("retain", retain)) if corpus is None]
     if asked.features is None and missing:
         raise GuardrailError(
-            f"Selecting features needs `forget` and `retain`; {missing} not given. Or give `features`."
+            f"features=None needs `forget` and `retain`; missing: {missing}. Pass them, or `features`."
         )
     if asked.statistic == "windowed" and missing:
         raise GuardrailError(
             f"statistic='windowed' is fitted on `forget` and `retain`; {missing} not given. Pass both."
         )
     if asked.evidence == "log_ratio" and missing:
-        raise GuardrailError(f"evidence='log_ratio' is counted on `forget` and `retain`; {missing} not given.")
+        raise GuardrailError(f"evidence='log_ratio' needs `forget` and `retain`; missing: {missing}. Pass them.")
     if asked.threshold is None and retain is None:
-        raise GuardrailError("Calibrating the threshold needs `retain` text; pass it, or give `threshold`.")
+        raise GuardrailError("threshold=None is calibrated on `retain`. Pass `retain` text, or `threshold`.")
     if asked.clamp_unit != "absolute" and forget is None:
         raise GuardrailError(
-            f"clamp_unit={asked.clamp_unit!r} is measured on `forget` text; pass it, or give clamp_value, e.g. -500.0."
+            f"clamp_unit={asked.clamp_unit!r} is measured on `forget`. Pass it, or clamp_value such as -500.0."
         )
     if asked.topk is not None and forget is None and retain is None:
-        raise GuardrailError(f"topk={asked.topk!r} is measured on text; pass `forget` and `retain`.")
+        raise GuardrailError(f"topk={asked.topk!r} is measured on text. Pass `forget` and `retain`.")

@@ -1,7 +1,4 @@
-"""The passes of a fit: rows through the model, shared among processes, and written down as they go on.
-
-Which documents of a corpus serve for what in a fit.
-"""
+"""Passes of a fit: the split of a corpus by use, and runs of rows, shared among processes and saved."""
 
 import hashlib
 from array import array
@@ -21,8 +18,8 @@ from sae_unlearn.guardrail.fit.selection import OUTLIER_FACTOR, OutlierFilter
 from sae_unlearn.guardrail.offline import unguarded_residuals
 
 
-# Which documents serve for what, by their number modulo the cycle's length. The report's documents are seen neither by
-# the selection of features nor by the threshold.
+# Use of each document, by its number modulo the cycle's length. The report's documents are used neither for the
+# selection of features nor for the threshold.
 FORGET_CYCLE = ("select", "threshold", "report", "select")
 RETAIN_CYCLE = ("select", "threshold", "select", "report")
 PUBLISHED_CYCLE = ("all",)
@@ -31,16 +28,23 @@ DOSE_DOCUMENTS = 64  # of the forget text, run a second time to measure the dose
 
 
 class Rows:
-    """The rows of a corpus that are kept for the second part of fitting, bounded in number.
+    """Rows of a corpus, split by use, with a bounded number of them kept in memory.
 
-    Iterating gives the rows for the selection of features, as they come; the others are put aside, at most `limit`
-    documents of each use. Once those are full, all later documents go to the selection.
+    Iteration yields the rows for the selection of features in their order. The others are kept, at most `limit`
+    documents of each use; later documents then go to the selection.
 
     Attributes:
+<<<<<<< HEAD
         threshold, report: rows put aside.
         digest: SHA-256 of all rows read so far.
         again: rows of the first `keep` documents of the selection, for those who need them a second time.
         selection_documents: number of the document of each row of the selection.
+=======
+        threshold (list[list[int]]): Rows for the threshold.
+        report (list[list[int]]): Rows for the report.
+        again (list[list[int]]): Rows of the first `keep` documents of the selection, for a second pass.
+        digest (hashlib._Hash): SHA-256 of all rows read so far.
+>>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
     """
 
     def __init__(self, documents: Iterable[Document], cycle: tuple[str, ...], limit: int, keep: int = 0) -> None:
@@ -57,7 +61,7 @@ class Rows:
         self._kept = {"threshold": 0, "report": 0, "again": 0}
 
     def selected_of(self, documents: int) -> int:
-        """About how many of so many documents serve for the selection of features."""
+        """Return about how many of `documents` documents are used for the selection of features."""
         aside = [documents * self._cycle.count(use) // len(self._cycle) for use in ("threshold", "report")]
         return documents - sum(min(number, self._limit) for number in aside)
 
@@ -88,7 +92,7 @@ class Rows:
 
 
 def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
-    """The rows of a corpus, sorted by what they serve for."""
+    """Return the rows of a corpus, split by use."""
     cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
     keep = plan.max_held_out if not plan.sae.exact_in_slices else 0
     if plan.cross_fitted:
@@ -97,11 +101,11 @@ def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
 
 
 class FitPasses:
-    """Runs rows through a fit's model.
+    """Runs of rows through the model of a fit.
 
     Attributes:
-        outliers: what has been seen of the tokens' norms, which every pass is saved with.
-        checkpoint: where the passes are saved; None where they are not.
+        outliers (OutlierFilter): Filter of tokens by norm, saved with every pass.
+        checkpoint (FitCheckpoint or None): Checkpoint of the passes; None without `checkpoint_dir`.
     """
 
     def __init__(self, plan: FitPlan) -> None:
@@ -110,11 +114,11 @@ class FitPasses:
         self.checkpoint = None if plan.checkpoint_dir is None else FitCheckpoint(plan.checkpoint_dir, settings_of(plan))
 
     def standing(self) -> Stateful:
-        """What every pass is saved with."""
+        """Return the state that every pass is saved with."""
         return self.outliers
 
     def is_shared_out(self) -> bool:
-        """Whether each process runs its own batches alone by now, which all of them know."""
+        """Return True once each process runs only its own batches. All processes know it."""
         return self.outliers.median is not None
 
     def run(
@@ -124,12 +128,16 @@ class FitPasses:
         total: int | None,
         parts: Mapping[str, Tensor | Stateful] | None = None,
     ) -> Iterator[ResidualBatch]:
-        """Rows through the model, up to the guarded layer: the batches that are this process's. Until the median norm
-        is known, every process runs all of them, so that it is the same for all.
+        """Run rows up to the guarded layer and yield this process's batches.
+
+        Until the median norm is known, every process runs all batches, so that the median is the same for all.
 
         Args:
-            total: how many rows there will be, as far as that is known; for the bar.
-            parts: what is summed over the batches; with them and a `checkpoint_dir` the pass is saved as it goes on.
+            rows (Iterable[list[int]]): Token ids.
+            title (str): Title of the progress bar, and name of the pass in the checkpoint.
+            total (int or None): Number of rows, if known; for the progress bar.
+            parts (Mapping[str, Tensor | Stateful], *optional*): Sums over the batches. With them and a `checkpoint_dir`
+                the pass is saved regularly.
         """
         checkpoint = None if parts is None else self.checkpoint
         parts = {"outliers": self.standing(), **(parts or {})}
@@ -164,7 +172,7 @@ class FitPasses:
                 if checkpoint is not None and unsaved >= EVERY and self.is_shared_out():
                     checkpoint.save(title, Standing(done, False, digest()), parts)
                     unsaved = 0
-            bar.total = given  # until here it was a guess, and the last batches may be another process's
+            bar.total = given  # it was an estimate, and the last batches may be another process's
             bar.update(given - bar.n)
         if start.finished or not met:
             start.check(digest() if start.finished else "")
@@ -173,7 +181,7 @@ class FitPasses:
 
 
 def settings_of(plan: FitPlan) -> dict[str, Any]:
-    """What a fit hangs on, as JSON values."""
+    """Return the settings on which a fit depends, as JSON values."""
     apart = ("model", "tokenizer", "sae", "config", "name", "store_probe", "checkpoint_dir", "progress")
     keys = {"model": model_key(plan.model), "sae": model_key(plan.sae)}
     return plan.config.to_dict() | keys | {name: value for name, value in plan._asdict().items() if name not in apart}

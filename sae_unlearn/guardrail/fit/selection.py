@@ -1,22 +1,22 @@
-"""Which features belong to the topic.
+"""Selection of the topic's features, their evidence, and the filter of outlying tokens.
 
 Over the content tokens of a corpus D, with activations `a_j(t)`, the score approximates the Fisher information of
 feature j (arXiv 2504.08192, section 4.1):
 
-    mean_squared    score_D(j) = mean_t a_j(t)^2            what the paper's theorem states
-    squared_mean    score_D(j) = (mean_t a_j(t))^2          what the authors' code computes
+    mean_squared    score_D(j) = mean_t a_j(t)^2            by the paper's theorem
+    squared_mean    score_D(j) = (mean_t a_j(t))^2          by the authors' code
 
     ratio(j) = score_forget(j) / (score_retain(j) + 1e-21)
 
 Features whose ratio is at or above the `ratio_percentile`-th percentile of all ratios are sorted by `score_forget`, and
-the first N are taken. A feature whose own edit would raise it (`W_enc[:, j] . W_dec[j] <= 0`) is left out.
+the first N are selected. A feature whose own edit would raise it (`W_enc[:, j] . W_dec[j] <= 0`) is left out.
 
-What an active feature says for the topic (`evidence="log_ratio"`) is the log-likelihood ratio of its being active at a
-token, with `c` of the `n` content tokens of a corpus, one token more and one less (Laplace's rule):
+The evidence of an active feature (`evidence="log_ratio"`) is the log-likelihood ratio of its activity at a token. It is
+active at `c` of the `n` content tokens of a corpus; Laplace's rule adds one active and one inactive token:
 
     w(j) = log[ (c_forget(j) + 1) / (n_forget + 2) ] - log[ (c_retain(j) + 1) / (n_retain + 2) ]
 
-Tokens whose residual stream is many times larger than the others', which no mean may contain.
+Tokens whose residual stream is many times larger than others' are left out: they would dominate every mean.
 """
 
 from collections.abc import Mapping
@@ -32,18 +32,18 @@ from sae_unlearn.sae import SparseAutoencoder
 
 
 IMPORTANCE = ("mean_squared", "squared_mean")
-_ELEMENTS = 2**24  # activations held at a time
-_BLOCK = 4096  # features whose rows are held in float64 at a time
+_ELEMENTS = 2**24  # activations in memory at a time
+_BLOCK = 4096  # features whose rows are in float64 at a time
 
 
 class FeatureSums:
-    """Sums over the content tokens of a corpus, for every feature of an SAE: memory does not grow with the corpus.
+    """Sums over the content tokens of a corpus for every feature of an SAE, in constant memory.
 
     Attributes:
-        tokens: number of tokens added.
-        total: sum of activations `[d_sae]` float64.
-        squares: sum of their squares `[d_sae]` float64.
-        active: number of tokens at which each feature was active `[d_sae]` float64.
+        tokens (int): Number of tokens added.
+        total (Tensor): Sum of activations `[d_sae]` float64.
+        squares (Tensor): Sum of their squares `[d_sae]` float64.
+        active (Tensor): Number of tokens at which each feature was active `[d_sae]` float64.
     """
 
     def __init__(self, sae: SparseAutoencoder) -> None:
@@ -65,26 +65,26 @@ class FeatureSums:
             self.active += (a > 0).sum(dim=0).cpu().double()
 
     def state(self) -> dict[str, Tensor]:
-        """The sums, which may be added to those of other tokens."""
+        """Return the sums, which can be added to those of other tokens."""
         tokens = torch.tensor(self.tokens, dtype=torch.long)
         return {"tokens": tokens, "total": self.total, "squares": self.squares, "active": self.active}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over sums of `state`."""
+        """Restore the sums of `state`."""
         self.tokens = int(state["tokens"])
         self.total, self.squares, self.active = (state[name].clone() for name in ("total", "squares", "active"))
 
     def score(self, importance: str) -> Tensor:
-        """`[d_sae]` float64, by the equation of `importance`."""
+        """Return the score `[d_sae]` float64, by the equation of `importance`."""
         n = max(self.tokens, 1)
         return self.squares / n if importance == "mean_squared" else (self.total / n).square()
 
     def mean_active(self) -> Tensor:
-        """`[d_sae]` float64: mean activation over the tokens at which a feature is active, 0 where it never is."""
+        """Return `[d_sae]` float64: mean activation over a feature's active tokens, 0 without any."""
         return self.total / self.active.clamp(min=1)
 
     def lowered(self) -> Tensor:
-        """`[d_sae]` bool: the features that their own edit lowers."""
+        """Return `[d_sae]` bool: the features that their own edit lowers."""
         blocks = zip(self._sae.W_enc.T.split(_BLOCK), self._sae.W_dec.split(_BLOCK), strict=True)
         return torch.cat([own_effect(encoder, decoder) > 0 for encoder, decoder in blocks]).cpu()
 
@@ -92,10 +92,10 @@ class FeatureSums:
 def select_features(
     forget: FeatureSums, retain: FeatureSums, num_features: int, ratio_percentile: float, importance: str
 ) -> list[int]:
-    """Ids of the features of the topic, most important first; fewer than `num_features` if no more qualify.
+    """Return ids of the topic's features, most important first; at most `num_features`.
 
     Raises:
-        GuardrailError: no feature is more active on the forget text and passes the percentile.
+        GuardrailError: If no feature is active on the forget text and passes the percentile.
     """
     forget_score, retain_score = forget.score(importance), retain.score(importance)
     ratio = forget_score / (retain_score + 1e-21)
@@ -103,26 +103,30 @@ def select_features(
     passing = (ratio >= cut) & (forget_score > 0) & forget.lowered()
     if not bool(passing.any()):
         raise GuardrailError(
-            f"No feature passes ratio_percentile={ratio_percentile}: the SAE is silent on the forget text "
-            f"({forget.tokens} tokens). Check that the SAE was trained on this model and layer."
+            f"ratio_percentile={ratio_percentile}: no feature passes, the SAE is silent on {forget.tokens} tokens of "
+            "forget text. Pass an SAE trained on this model and layer."
         )
     order = torch.where(passing, forget_score, -torch.ones_like(forget_score)).argsort(descending=True, stable=True)
     return order[: min(num_features, int(passing.sum()))].tolist()
 
 
 def log_ratios(forget: FeatureSums, retain: FeatureSums, ids: list[int]) -> list[float]:
-    """`w(j)` of the features `ids` in quarters of a nat, 0.25 to 16: a feature that is no likelier on the topic than
-    elsewhere says next to nothing, and none speaks against it."""
+    """Return `w(j)` of the features `ids` in quarters of a nat, from 0.25 to 16.
+
+    A feature that is not likelier on the topic than elsewhere counts the least, and none counts against the topic.
+    """
     rates = [(sums.active[ids] + 1) / (sums.tokens + 2) for sums in (forget, retain)]
     steps = ((rates[0] / rates[1]).log() / EVIDENCE_STEP).round() * EVIDENCE_STEP
     return steps.clamp(EVIDENCE_STEP, LARGEST_EVIDENCE).tolist()
 
 
 def feature_figures(ids: list[int], sums: Mapping[str, FeatureSums], importance: str) -> dict[str, Any]:
-    """What the selection rows told of the features `ids`, as plain data for the artefact.
+    """Return measurements of the features `ids` on the selection rows, as plain data for the config.
 
     Args:
-        sums: by role, "forget" and "retain", or one of the two.
+        ids (list[int]): Ids of the features.
+        sums (Mapping[str, FeatureSums]): Sums by role, "forget" and "retain", or one of the two.
+        importance (str): "mean_squared" or "squared_mean".
 
     Returns:
         For each role lists in the order of `ids`: `score_<role>` by the equation of `importance`, `density_<role>` (the
@@ -145,10 +149,10 @@ _WARM_UP_TOKENS = 2048
 
 
 class OutlierFilter:
-    """Leaves out tokens whose residual norm exceeds `factor` times the median.
+    """Filter that leaves out tokens whose residual norm exceeds `factor` times the median.
 
-    A few tokens have norms ten times the others' and would rule every mean. The median is that of the first
-    2,048 tokens, which are held back until it is known.
+    A few tokens have norms ten times the others' and would dominate every mean. The median is that of the first 2,048
+    tokens, which are kept until it is known.
     """
 
     def __init__(self, factor: float) -> None:
@@ -158,17 +162,19 @@ class OutlierFilter:
         self._pending: list[tuple[FeatureSums | None, Tensor]] = []
 
     def state(self) -> dict[str, Tensor]:
-        """The median, once it is known, and what was left out."""
+        """Return the median, NaN until it is known, and the number of tokens left out."""
         median = torch.tensor(torch.nan if self.median is None else self.median, dtype=torch.float64)
         return {"median": median, "dropped": torch.tensor(self.dropped)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the median and count of `state`, which was taken once the median was known."""
+        """Restore the median and count of `state`, which was saved once the median was known."""
         self.median, self.dropped = float(state["median"]), int(state["dropped"])
 
     def filter(self, owner: FeatureSums | None, tokens: Tensor) -> list[tuple[FeatureSums, Tensor]]:
-        """What can be added now, for tokens `[tokens, d_in]` of a corpus. Those of no owner, which other processes
-        add, count for the median only."""
+        """Return the tokens that can be added now, for new tokens `[tokens, d_in]` of a corpus.
+
+        Tokens without an owner, which other processes add, count only for the median.
+        """
         self._pending.append((owner, tokens))
         if self.median is None and sum(len(t) for _, t in self._pending) < _WARM_UP_TOKENS:
             return []
@@ -176,15 +182,15 @@ class OutlierFilter:
 
     @property
     def limit(self) -> float:
-        """The largest norm of a token that is no outlier; infinite while no token has been seen."""
+        """Largest norm of a token that is not an outlier; infinite before the first token."""
         return float("inf") if self.median is None else self.factor * self.median
 
     def usual(self, norms: Tensor) -> Tensor:
-        """Which tokens are no outliers, of norms `[tokens]`: `[tokens]` bool. All, while no token has been seen."""
+        """Return `[tokens]` bool from norms `[tokens]`: the tokens that are not outliers."""
         return norms <= self.limit
 
     def flush(self) -> list[tuple[FeatureSums, Tensor]]:
-        """What was held back."""
+        """Return the tokens that were kept until the median is known."""
         pending, self._pending = self._pending, []
         if self.median is None and any(len(t) for _, t in pending):
             self.median = float(torch.cat([t.norm(dim=-1).cpu() for _, t in pending]).median())

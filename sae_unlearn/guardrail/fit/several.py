@@ -1,7 +1,7 @@
-"""`fit_guardrails`: several topics over one pass of the retain text.
+"""`fit_guardrails`: fits of several topics over one pass of the retain text.
 
-Each topic gets the guardrail that `fit_guardrail` alone would give it: the same features, threshold and tensors. What
-is shared is the model's work on the retain text, which is most of it: every row is run once, and every topic reads it.
+Each topic gets the guardrail of `fit_guardrail`: the same features, threshold and tensors. The topics share the forward
+passes on the retain text, most of the work: every row is run once, and every topic reads it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,16 +52,16 @@ def fit_guardrails(
         sae (`SparseAutoencoder` or `str`): As for `fit_guardrail`.
         forget (`Mapping`): The text of each topic, by the name that its guardrail gets. The text of another topic is
             not retain text, so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
-        retain: As for `fit_guardrail`; None if nothing is measured on it.
+        retain (Any): As for `fit_guardrail`; None if nothing is measured on it.
         config (`GuardrailFitConfig`, *optional*): The options for all topics; the defaults without one.
-        options: Any field of `GuardrailFitConfig` by its name, except `adapter_name`. Each topic has a folder in
-            `checkpoint_dir`, and so has what they share.
+        **options (Any): Any field of `GuardrailFitConfig` by its name, except `adapter_name`. Each topic has a folder
+            in `checkpoint_dir`, and so have the shared passes.
 
     Returns:
         `PeftModel`: With all of them active.
 
     Raises:
-        GuardrailError: As `fit_guardrail`, naming the topic; the model is left as it was.
+        GuardrailError: As for `fit_guardrail`, with the topic. The model is unchanged.
 
     Example:
 
@@ -71,10 +71,12 @@ def fit_guardrails(
     ```
     """
     if not isinstance(forget, Mapping) or not forget:
-        raise GuardrailError("forget must be a mapping from the names of topics to their texts, with one at least.")
+        raise GuardrailError("forget: expected a mapping from names of topics to their texts, with at least one.")
     given = merged(GuardrailFitConfig, config, options, GuardrailError)
     if given.adapter_name is not None:
-        raise GuardrailError("adapter_name cannot be given: each guardrail is named after its topic.")
+        raise GuardrailError(
+            f"adapter_name={given.adapter_name!r}: expected None, since each guardrail has the name of its topic."
+        )
     chosen = sae_for(sae, model, given.layer)
     folder = None if given.checkpoint_dir is None else Path(given.checkpoint_dir)
     fits: dict[str, _TopicFit] = {}
@@ -104,7 +106,7 @@ def fit_guardrails(
 
 
 class _TopicFit(Fit):
-    """A fit whose statistics of retain rows come from a pass that others share."""
+    """A fit whose statistics of retain rows come from a shared pass."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -120,7 +122,7 @@ class _SharedPasses(FitPasses):
     def __init__(self, fits: list[_TopicFit], folder: Path | None) -> None:
         super().__init__(fits[0].plan._replace(checkpoint_dir=None))
         self.fits = fits
-        if folder is not None:  # what it hangs on: the topics' settings, and their texts, which have been read by now
+        if folder is not None:  # it depends on the topics' settings, and on their texts, which were read above
             settings = {
                 fit.plan.name: settings_of(fit.plan)
                 | {"forget": fit.rows["forget"].digest.hexdigest() if "forget" in fit.rows else None}
@@ -136,7 +138,7 @@ class _SharedPasses(FitPasses):
 
 
 class _Together:
-    """Several things that can be taken up again, as one."""
+    """Several `Stateful` parts as one."""
 
     def __init__(self, parts: Sequence[Stateful]) -> None:
         self._parts = parts
@@ -181,7 +183,7 @@ def _share_statistics(shared: _SharedPasses) -> None:
 
 @contextmanager
 def _named(topic: str) -> Iterator[None]:
-    """Errors inside name the topic."""
+    """Add the topic to each error of the block."""
     try:
         yield
     except UnlearnError as error:

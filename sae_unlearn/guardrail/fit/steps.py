@@ -1,4 +1,4 @@
-"""The steps of a fit, and what each leaves to the next."""
+"""`Fit`: the steps of a fit and the state that they share."""
 
 import math
 import warnings
@@ -39,14 +39,17 @@ from sae_unlearn.sae.slice import SAESlice
 
 
 MANY_OUTLIERS = 0.5
-"""Tokens of outlying norm in a row, from which on the gate leaves them out as the sums do. Models without BOS have one
-at each row's start, so there it does so anyway, also after a fit on texts that begin with a chat template's tokens;
-elsewhere they are rare, and to look at every token's norm would cost more than they do."""
-LEAST_ABLATIONS = 2.0  # the usual dose is at least so many times what setting the features to 0 takes away
+"""Mean number of outlying tokens in a row above which the gate leaves them out, as the sums do.
+
+Models without BOS have one at the start of each row, so for them the gate always does, also after a fit on texts that
+begin with a chat template's tokens. Elsewhere they are rare, and reading every token's norm would cost more than they
+do.
+"""
+LEAST_ABLATIONS = 2.0  # the default dose is at least this multiple of the edit that sets the features to 0
 
 
 class Fit:
-    """The state of one fit, in the order of its steps: `read` both corpora, `choose`, `calibrate`, then `artefact`."""
+    """State of one fit. The steps are `read` for both corpora, `choose`, `calibrate`, and `artefact`."""
 
     def __init__(self, plan: FitPlan) -> None:
         self.plan = plan
@@ -77,7 +80,7 @@ class Fit:
         self.end(role)
 
     def begin(self, role: str, rows: Rows) -> None:
-        """The rows of a corpus are about to be run."""
+        """Set the rows of a corpus and empty sums, before they are run."""
         self.rows[role], self.sums[role] = rows, FeatureSums(self.sae)
         if self.plan.cross_fitted:
             self.encoded[role] = EncodedRows(self.sae)
@@ -98,27 +101,27 @@ class Fit:
             owner.add(tokens)
 
     def end(self, role: str) -> None:
-        """All selection rows of a corpus were run.
+        """Complete the sums of a corpus after all its selection rows were run.
 
         Raises:
-            GuardrailError: there was nothing in it.
+            GuardrailError: If the corpus is empty, or differs between processes.
         """
         for owner, tokens in self.outliers.flush():
             owner.add(tokens)
         rows = self.rows[role]
         if len({*gathered(rows.digest.hexdigest())}) > 1:
             raise GuardrailError(
-                f"The processes were given different {role} corpora; give all of them the same one, which is shared "
-                "out among them."
+                f"{role}: the processes got different corpora. Pass the same one to all of them; they share its "
+                "batches."
             )
         self.sums[role].restore(summed(self.sums[role].state()))
         if not rows.documents:
-            raise GuardrailError(f"The {role} corpus is empty; pass at least {8 if role == 'forget' else 32} texts.")
+            raise GuardrailError(f"{role}: expected at least {8 if role == 'forget' else 32} texts, got none.")
         if not self.sums[role].tokens:
-            raise GuardrailError(f"The {role} corpus has {rows.rows} rows but no content tokens in its selection part.")
+            raise GuardrailError(f"{role}: its {rows.rows} rows have no content tokens. Pass more text.")
 
     def choose(self) -> None:
-        """Select the features, if they were not given, and take their rows of the SAE."""
+        """Select the features, unless they were passed, and slice the SAE."""
         if self.config.feature_ids is None:
             plan = self.plan
             self.config.feature_ids = select_features(
@@ -133,7 +136,7 @@ class Fit:
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
             self.config.threshold = self.plan.threshold
             self.config.statistic_kwargs = replace(self.config.statistic_kwargs, drift=self.plan.drift)
-            check_numbers(self.config)  # a threshold by hand, and `drift`, must lie within what they can say
+            check_numbers(self.config)  # the range of a threshold by hand and of `drift` depends on the evidence
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
@@ -148,7 +151,7 @@ class Fit:
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
     def calibrate(self) -> None:
-        """Set the threshold, if it was not given, and measure the gate on the report rows."""
+        """Set the threshold, unless it was passed, and measure the gate on the report rows."""
         percentile, margin = self.plan.threshold_percentile, self.plan.margin
         if self.windowed is not None:
             self._statistics(self.rows["forget"].again, "forget: dose", moments=True)
@@ -163,8 +166,8 @@ class Fit:
             rows = self.rows["retain"].threshold
             if self.config.threshold is None and len(rows) < MIN_THRESHOLD_ROWS:
                 raise GuardrailError(
-                    f"Only {len(rows)} retain rows are left for the threshold, of {self.rows['retain'].rows}; give at "
-                    f"least {4 * MIN_THRESHOLD_ROWS} retain documents, or a threshold."
+                    f"retain: {len(rows)} of its {self.rows['retain'].rows} rows are left for the threshold, too few. "
+                    f"Pass at least {4 * MIN_THRESHOLD_ROWS} retain documents, or a threshold."
                 )
             self.statistics["threshold"] = self._statistics(rows, "retain: threshold")
             if self.config.threshold is None:
@@ -180,7 +183,7 @@ class Fit:
                 self.short[role] = self._statistics(beginnings(rows.report), f"{role}: short text")
 
     def artefact(self) -> Artefact:
-        """The guardrail."""
+        """Return the fitted guardrail."""
         tensors, plan = self.tensors(), self.plan
         self.config.calibration = self.calibration() | {
             "dose": {"unit": plan.clamp_unit, "scale": self.scale},
@@ -196,15 +199,18 @@ class Fit:
         return Artefact(self.config, tensors, None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The guardrail's tensors, checked. The usual dose is raised where the features are much of the residual."""
+        """Return the guardrail's tensors, checked.
+
+        The default dose is raised if the features are a large part of the residual stream.
+        """
         mean_active = None
         if "forget" in self.sums:
             mean_active = self.sums["forget"].mean_active()[self.part.feature_ids]
             silent = [i for i, m in zip(self.part.feature_ids, mean_active.tolist(), strict=True) if m == 0]
             if silent and self.plan.clamp_unit != "absolute":
                 raise GuardrailError(
-                    f"Features {silent[:5]} are never active on the forget text, so their dose in units of "
-                    f"{self.plan.clamp_unit!r} is nothing; leave them out, or give clamp_value."
+                    f"Features {silent[:5]} are never active on the forget text, so their dose in unit "
+                    f"{self.plan.clamp_unit!r} is 0. Leave them out, or pass clamp_value."
                 )
         self.scale = self.plan.clamp_scale
         if self.plan.usual_dose and self.plan.clamp_unit == "residual" and self.outliers.median:
@@ -218,7 +224,7 @@ class Fit:
         return tensors
 
     def calibration(self) -> dict[str, Any]:
-        """What was seen and measured, as plain data."""
+        """Return counts and measurements of the fit as plain data."""
         median = self.outliers.median
         edit = self.moments.norm(self.clamp) if self.moments.tokens else None
         found: dict[str, Any] = {
@@ -272,7 +278,7 @@ class Fit:
         return found
 
     def _topk_thresholds(self) -> Tensor | None:
-        """Thresholds that stand for the features of an SAE that cannot be sliced `[N]`; None for others."""
+        """Return thresholds `[N]` for the features of an SAE that cannot be sliced; None for others."""
         if self.sae.exact_in_slices:
             return None
         self.topk = TopKThresholds(self.sae, [*(self.config.feature_ids or ())])
@@ -284,7 +290,7 @@ class Fit:
         return self.topk.thresholds()
 
     def _disagreement(self, topk: TopKThresholds, rows: list[list[int]], title: str) -> Disagreement:
-        """Where the thresholds of a topk SAE and the SAE itself differ."""
+        """Return counts of how the thresholds of a topk SAE differ from the SAE itself."""
         found, threshold = Disagreement.none(self.config.num_features), torch.tensor(self.config.threshold)
         for batch in self.passes.run(rows, title, len(rows)):
             tokens = batch.residual[content_tokens(batch, self.config)]

@@ -1,21 +1,21 @@
-"""Guarding features of an SAE that cannot be sliced, by a threshold for each. It is an approximation.
+"""Approximation of the features of an SAE that cannot be sliced, by a threshold for each.
 
-Of a plain TopK SAE a feature is active at token t if it is one of the k largest of all `d_sae`, which a guardrail's few
-columns cannot tell:
+In a plain TopK SAE a feature is active at token t if it is one of the k largest of all `d_sae`, which a guardrail's few
+columns do not show:
 
     a_j(t) = relu(pre_j(t)) * [pre_j(t) is one of the k largest of pre(t)]           the SAE
     a_j(t) = pre_j(t) * [pre_j(t) > theta_j]                                         the guardrail
 
 `theta_j` is set so that the feature is active as often as in the SAE. With `n_j` the number of tokens of the selection
-rows at which the SAE has it active, and `p_(1) >= p_(2) >= ...` its pre-activations there in order,
+rows at which it is active in the SAE, and `p_(1) >= p_(2) >= ...` its sorted pre-activations,
 
     theta_j = max(0, (p_(n_j) + p_(n_j + 1)) / 2)
 
-Of an SAE that takes each token's mean and standard deviation out of its input (`input_norm="layer"`), a guardrail takes
-the mean out, and for the standard deviation the median one of these tokens; see `sae.slice.at_one_deviation`.
+For an SAE that removes each token's mean and standard deviation from its input (`input_norm="layer"`), a guardrail
+removes the mean, and divides by the median standard deviation of these tokens; see `sae.slice.at_one_deviation`.
 
-How far the two disagree is measured on the report rows, of which neither the features nor `theta` has seen anything
-(in the faithful preset, which puts no rows aside, they are all rows).
+Their disagreement is measured on the report rows, which were used neither for the features nor for `theta` (in the
+faithful preset, which holds no rows out, on all rows).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,32 +31,31 @@ from sae_unlearn.sae.slice import not_sliceable
 
 
 RULES = ("threshold",)
-_ELEMENTS = 2**24  # activations held at a time
+_ELEMENTS = 2**24  # activations in memory at a time
 
 
 def check_topk(sae: SparseAutoencoder, rule: str | None) -> None:
-    """Raise unless an SAE that cannot be sliced comes with a rule, and another one with none.
+    """Raise unless `rule` is set exactly for an SAE that cannot be sliced.
 
     Raises:
-        GuardrailError: with the mend.
+        GuardrailError: If a rule is missing, unknown or not needed.
     """
     if rule is not None and rule not in RULES:
-        raise GuardrailError(f"topk={rule!r} is not None or {', '.join(map(repr, RULES))}.")
+        raise GuardrailError(f"topk={rule!r}: expected None or {', '.join(map(repr, RULES))}.")
     if not sae.exact_in_slices and rule is None:
         raise GuardrailError(not_sliceable(sae.k, sae.d_sae, "pass topk='threshold' to approximate it by thresholds"))
     if sae.exact_in_slices and rule is not None:
         raise GuardrailError(
-            f"topk={rule!r}, but the SAE's architecture is {sae.architecture!r}, of which features are kept exactly; "
-            "leave `topk` out."
+            f"topk={rule!r}: expected None with architecture={sae.architecture!r}, whose features are sliced exactly."
         )
 
 
 class TrueTopK(nn.Module):
-    """The features as the whole SAE has them: `[..., d_in]` -> `a [..., N]`, in the SAE's dtype."""
+    """The features as the whole SAE computes them: `[..., d_in]` -> `a [..., N]`, in the SAE's dtype."""
 
     def __init__(self, sae: SparseAutoencoder, feature_ids: list[int]) -> None:
         super().__init__()
-        self._sae = (sae,)  # in a tuple, so that moving this module does not move what the caller holds
+        self._sae = (sae,)  # in a tuple, so that moving this module does not move the caller's SAE
         self._ids = feature_ids
 
     @torch.no_grad()
@@ -69,7 +68,7 @@ class TrueTopK(nn.Module):
 
 
 class TopKThresholds:
-    """Gathers tokens of the selection rows, and gives `theta [N]`."""
+    """Collector of tokens of the selection rows, from which `theta [N]` follows."""
 
     def __init__(self, sae: SparseAutoencoder, feature_ids: list[int]) -> None:
         self.true = TrueTopK(sae, feature_ids)
@@ -90,7 +89,7 @@ class TopKThresholds:
         self._active.append((self.true(residual) > 0).cpu())
 
     def state(self) -> dict[str, Tensor]:
-        """What was added."""
+        """Return the added tokens' products, standard deviations and activity."""
         none = torch.zeros(0, len(self._ids))
         return {
             "products": torch.cat([none, *self._products]),
@@ -99,7 +98,7 @@ class TopKThresholds:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what was added to others, whose order plays no part."""
+        """Restore the tokens of `state`. Their order does not matter."""
         self._products, self._std, self._active = [state["products"]], [state["std"]], [state["active"]]
 
     @property
@@ -109,22 +108,22 @@ class TopKThresholds:
 
     @property
     def std(self) -> float | None:
-        """The standard deviation that every token is taken to have; None where the SAE does not normalise."""
+        """Standard deviation assumed for every token; None if the SAE does not normalize."""
         return float(torch.cat(self._std).median()) if self._normed else None
 
     def thresholds(self) -> Tensor:
-        """`theta [N]` float32, by the equation above.
+        """Return `theta [N]` float32, by the equation above.
 
         Raises:
-            GuardrailError: a feature was active at none of the tokens.
+            GuardrailError: If a feature was active at none of the tokens.
         """
         pre, active = torch.cat(self._products), torch.cat(self._active).sum(dim=0)
         pre = (pre if self.std is None else pre / (self.std + EPSILON)) + self._b_enc
         silent = [i for i, n in zip(self._ids, active.tolist(), strict=True) if n == 0]
         if silent:
             raise GuardrailError(
-                f"Features {silent[:5]} of this SAE are active at none of {len(pre)} tokens, so no threshold can stand "
-                "for them; leave them out, or raise max_held_out, which bounds the documents looked at."
+                f"Features {silent[:5]} are never active at {len(pre)} tokens, so they have no threshold. Leave them "
+                "out, or raise max_held_out, which bounds the documents that are read."
             )
         ordered = pre.sort(dim=0, descending=True).values
         last = ordered.gather(0, (active - 1)[None])[0]
@@ -134,20 +133,22 @@ class TopKThresholds:
 
 
 def joined(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The states of several `TopKThresholds` as one."""
+    """Return the states of several `TopKThresholds` as one."""
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
 class Disagreement(NamedTuple):
-    """Counts over tokens of rows that played no part in `theta`, of the SAE's features and the guardrail's.
+    """Counts on held-out rows of how the guardrail's features differ from the SAE's.
 
     Attributes:
-        tokens: number of tokens.
-        active: at how many each feature is active in the SAE `[N]`.
-        taken: at how many it is active in the guardrail `[N]`.
-        differs: at how many it is active in one of the two only `[N]`.
-        hot, hot_differs: at how many tokens some feature is active in the SAE; and in one of the two only.
-        rows, rows_differ: number of rows; and of rows on which the gate decides otherwise than with the SAE's features.
+        tokens (Tensor): Number of tokens.
+        active (Tensor): Number of tokens at which each feature is active in the SAE `[N]`.
+        taken (Tensor): Number of tokens at which it is active in the guardrail `[N]`.
+        differs (Tensor): Number of tokens at which it is active in only one of the two `[N]`.
+        hot (Tensor): Number of tokens at which some feature is active in the SAE.
+        hot_differs (Tensor): Number of tokens at which some feature is active in only one of the two.
+        rows (Tensor): Number of rows.
+        rows_differ (Tensor): Number of rows on which the gate decides differently than with the SAE's features.
     """
 
     tokens: Tensor
@@ -161,14 +162,20 @@ class Disagreement(NamedTuple):
 
     @classmethod
     def none(cls, n: int) -> "Disagreement":
-        """Nothing seen yet, of N features."""
+        """Return empty counts of N features."""
         each = {"active", "taken", "differs"}
         return cls(*(torch.zeros(n if field in each else (), dtype=torch.float64) for field in cls._fields))
 
     @classmethod
     def of(cls, true: Tensor, ours: Tensor, true_fires: Tensor, fires: Tensor) -> "Disagreement":
-        """Of some tokens, whether features are active, `[tokens, N]` bool twice, and rows, whether they fire, `[rows]`
-        bool twice; first by the SAE's features and then by the guardrail's."""
+        """Return the counts of some tokens and rows.
+
+        Args:
+            true (Tensor): Activity by the SAE, `[tokens, N]` bool.
+            ours (Tensor): Activity by the guardrail, `[tokens, N]` bool.
+            true_fires (Tensor): Fired rows with the SAE's features, `[rows]` bool.
+            fires (Tensor): Fired rows with the guardrail's features, `[rows]` bool.
+        """
         hot = true.any(dim=-1)
         counts = (
             torch.tensor(len(true)),
@@ -183,12 +190,14 @@ class Disagreement(NamedTuple):
         return cls(*(count.double().cpu() for count in counts))
 
     def plus(self, other: "Disagreement") -> "Disagreement":
-        """The counts of both."""
+        """Return the sum of both counts."""
         return Disagreement(*(a + b for a, b in zip(self, other, strict=True)))
 
     def rates(self) -> dict[str, Any]:
-        """As plain data: of all tokens the share at which a feature's state differs (mean over features, and the
-        worst), of a feature's active tokens the share on which both agree, and the shares of tokens and rows.
+        """Return rates as plain data.
+
+        They are the share of tokens at which a feature's state differs (mean over features, and the worst), the share
+        of active tokens on which both agree, and the shares of hot tokens and of rows that differ.
 
             agreement = (active and taken) / (active or taken)            over all features and tokens
         """
@@ -208,19 +217,19 @@ class Disagreement(NamedTuple):
 
 
 def approximation_warning(found: dict[str, Any]) -> str:
-    """What a user of the approximation should know, in a sentence, from `calibration["topk"]`."""
+    """Return the warning on the approximation, in a sentence, from `calibration["topk"]`."""
     measured = [
         f"on {found[role]['tokens']} tokens of {role} text a feature's state differs from the SAE's at "
         f"{found[role]['feature_differs']:.2%} of the tokens ({_shown(found[role]['agreement'])} of its active tokens "
-        f"agree), and the gate decides otherwise on {found[role]['gate_differs']:.1%} of {found[role]['rows']} rows"
+        f"agree), and the gate decides differently on {found[role]['gate_differs']:.1%} of {found[role]['rows']} rows"
         for role in ("forget", "retain")
         if found.get(role)
     ]
     kind = "SAE" if found["k"] is None else f"topk SAE (k={found['k']})"
-    std = "" if found.get("std") is None else f", with {found['std']:.3g} for the standard deviation of every token"
+    std = "" if found.get("std") is None else f", with standard deviation {found['std']:.3g} for every token"
     return (
         f"The features of this {kind} are approximated by a threshold each{std}: "
-        f"{'; '.join(measured) or 'how often that is wrong was not measured, for lack of rows'}."
+        f"{'; '.join(measured) or 'the error was not measured, since no rows were held out'}."
     )
 
 

@@ -1,1 +1,1 @@
-"""Guardrails on disk and on the Hub."""
+"""Storage of guardrails and bundles on disk and on the Hub."""

@@ -1,4 +1,4 @@
-"""`bundle.json`, the list of what a bundle holds."""
+"""`bundle.json`, the index of a bundle's members."""
 
 import re
 import unicodedata
@@ -14,11 +14,11 @@ BUNDLE_LIMIT = 2**16  # bytes
 
 
 class Bundle(NamedTuple):
-    """What a bundle says that it holds.
+    """Members of a bundle.
 
     Attributes:
-        guardrails: their names, which are their folders.
-        lora: name and folder of a LoRA, if there is one.
+        guardrails (list[str]): Names of the guardrails, which are their folders.
+        lora (str or None): Name and folder of a LoRA; None without one.
     """
 
     guardrails: list[str]
@@ -26,50 +26,54 @@ class Bundle(NamedTuple):
 
     @property
     def members(self) -> list[str]:
-        """The names of all of them."""
+        """Names of all members."""
         return [*self.guardrails, *([] if self.lora is None else [self.lora])]
 
 
 class BundleGiven(GuardrailError):
-    """A bundle where one guardrail was asked for.
+    """The folder holds a bundle, but the call needs one guardrail.
 
     Attributes:
-        bundle: what it holds.
+        bundle (Bundle): Its members.
     """
 
     def __init__(self, source: str, subfolder: str, bundle: Bundle) -> None:
         where, inside = (f"{source}/{subfolder}", f"{subfolder}/") if subfolder else (source, "")
         names = ", ".join(inside + name for name in bundle.guardrails)
         super().__init__(
-            f"{where} is a bundle, of the guardrails {names}: put all of them on a model with `attach_bundle`, or "
-            "name one of them as `subfolder`."
+            f"{where} is a bundle of the guardrails {names}. Attach all of them with `attach_bundle`, or pass one as "
+            "`subfolder`."
         )
         self.bundle = bundle
 
 
 def parse_bundle(stored: Any, where: str) -> Bundle:
-    """What a `bundle.json` says, of the value that it holds; `where` is what errors call it.
+    """Return the members that a `bundle.json` lists.
+
+    Args:
+        stored (Any): Content of the file.
+        where (str): Name of the file in errors.
 
     Raises:
-        GuardrailError: it is malformed.
+        GuardrailError: If it is malformed.
     """
     version = stored.get("format_version") if isinstance(stored, dict) else None
     if isinstance(version, bool) or not isinstance(version, int) or version != BUNDLE_VERSION:
-        raise GuardrailError(f"{where} has format_version={version!r:.40}; this sae_unlearn reads {BUNDLE_VERSION}.")
+        raise GuardrailError(f"{where} has format_version={version!r:.40}: expected {BUNDLE_VERSION}.")
     guardrails, lora = stored.get("guardrails"), stored.get("lora")
     unknown = sorted(set(stored) - {"format_version", "guardrails", "lora"})
     if unknown:
         raise GuardrailError(f"{where} has unknown key(s) {unknown[:5]}. Install a newer sae_unlearn.")
     if not isinstance(guardrails, list) or not 1 <= len(guardrails) <= LARGEST_BUNDLE:
-        raise GuardrailError(f"{where} must list 1 to {LARGEST_BUNDLE} guardrails.")
+        raise GuardrailError(f"{where}: expected a list of 1 to {LARGEST_BUNDLE} guardrails.")
     bundle = Bundle(guardrails, lora)
     for name in bundle.members:
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name) or _alike(bundle.members, name) > 1:
-            raise GuardrailError(f"{where} lists {name!r:.120}, which is no name of a member, or is there twice.")
+            raise GuardrailError(f"{where} lists {name!r:.120}: expected a valid name that occurs once.")
     return bundle
 
 
 def _alike(names: list[Any], name: str) -> int:
-    """How many of `names` a reader, or a file system, takes for `name`."""
+    """Return how many of `names` look like `name`, or are the same to some file systems."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return sum(isinstance(n, str) and unicodedata.normalize("NFKC", n).casefold() == plain for n in names)

@@ -1,4 +1,4 @@
-"""The picture of a calibration: the statistic on forget and on retain rows, and the threshold between them."""
+"""Picture of a calibration: the statistic on forget and retain rows, and the threshold."""
 
 import math
 import os
@@ -21,21 +21,21 @@ _BINS = 24
 
 
 def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str], words: str) -> None:
-    """Draw the held-out rows' statistics back to back, forget rows upwards and retain rows downwards, as a PNG.
+    """Draw the held-out rows' statistics as a PNG, forget rows upwards and retain rows downwards.
 
     Args:
-        calibration: `config.calibration` of a fitted guardrail.
-        path: the file to write.
-        words: what the statistic is.
+        calibration (dict[str, Any]): `config.calibration` of a fitted guardrail.
+        path (str or PathLike): The file to save.
+        words (str): Description of the statistic.
 
     Raises:
-        GuardrailError: nothing was measured (features and threshold were given by hand).
-        ImportError: matplotlib is not installed; names the extra.
+        GuardrailError: If nothing was measured (features and threshold were set by hand).
+        ImportError: If matplotlib is not installed. The error names the extra.
     """
     statistics = {role: reals(calibration.get(f"statistic_{role}")) for role in ROLES}
     threshold = real(calibration.get("threshold"))
     if not any(statistics.values()) or threshold is None:
-        raise GuardrailError("There is nothing to draw: this guardrail's calibration holds no statistics of rows.")
+        raise GuardrailError("calibration: expected statistics of rows, got none. Fit the guardrail on text.")
     figure = new_canvas(8, 4.6)
     axes = figure.add_subplot()
     values = [value for rows in statistics.values() for value in rows] + [threshold]
@@ -45,7 +45,7 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str], 
         _bars(axes, statistics["forget"], edges, 1, _FORGET, ""),
         _bars(axes, statistics["retain"], edges, -1, _RETAIN, "///"),
     )
-    reach = 1.45 * highest  # bars and threshold leave a band free above and below, for the labels
+    reach = 1.45 * highest  # room above and below the bars for the labels
     axes.set_xlim(0, high)
     axes.set_ylim(-reach, reach)
     axes.axhline(0, color=_INK, linewidth=0.8)
@@ -80,13 +80,13 @@ def draw_calibration(calibration: dict[str, Any], path: str | os.PathLike[str], 
     axes.set_xlabel(words)
     auroc = real(calibration.get("auroc"))
     parted = "" if auroc is None else f"   (AUROC {auroc:.3f})"
-    axes.set_title(f"What the gate sees on rows held out from fitting{parted}", fontsize=12, loc="left")
+    axes.set_title(f"Gate's statistic on rows held out from fitting{parted}", fontsize=12, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(os.fspath(path), format="png")
 
 
 def bin_edges(threshold: float, high: float) -> list[float]:
-    """Borders of bins from 0 to `high`, the threshold among them, so that no bar straddles it."""
+    """Return borders of bins from 0 to `high`. The threshold is one, so no bar crosses it."""
     if not 0 < threshold < high:
         return [i * high / _BINS for i in range(_BINS + 1)]
     below = min(max(round(_BINS * threshold / high), 1), _BINS - 1)
@@ -97,7 +97,7 @@ def bin_edges(threshold: float, high: float) -> list[float]:
 
 
 def bin_counts(rows: list[float], edges: list[float]) -> list[int]:
-    """How many of `rows` lie in each bin; a bin holds its upper border, as the gate fires strictly above it."""
+    """Return the number of `rows` in each bin. A bin includes its upper border: the gate fires above it."""
     counts = [0] * (len(edges) - 1)
     for value in rows:
         counts[min(max(bisect_left(edges, value) - 1, 0), len(counts) - 1)] += 1

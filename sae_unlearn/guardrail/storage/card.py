@@ -77,14 +77,14 @@ def write_card(
     model: nn.Module,
     details: CardDetails | None = None,
 ) -> None:
-    """Write the card of a guardrail and its picture. The card holds no text that the guardrail was fitted on.
+    """Save the card of a guardrail and its picture.
 
-    Without matplotlib the card has no picture.
+    The card has no text that the guardrail was fitted on. Without matplotlib the card has no picture.
 
     Args:
         folder (str or PathLike): Folder of the guardrail.
         config (SAEGuardrailConfig): Config of the guardrail.
-        model (nn.Module): The base model, of which `name_or_path` is read if the config has none.
+        model (nn.Module): The base model. Its `name_or_path` is used if the config has none.
         details (CardDetails, *optional*): Further content.
     """
     details = details or CardDetails()
@@ -110,7 +110,7 @@ def hub_licenses(api: HfApi, configs: Iterable[SAEGuardrailConfig], model: nn.Mo
 
 
 def attached(details: CardDetails) -> str:
-    """Return the last arguments of the card's call that attaches: the folder, or the repository with a commit."""
+    """Return the last arguments of the card's attaching call: the folder, or repository and commit."""
     inside = f', subfolder="{details.subfolder}"' if details.subfolder else ""
     if details.folder and not details.repo_id:
         return f'"{details.folder}"{inside})  # the folder of this card'
@@ -173,7 +173,7 @@ def _action(config: SAEGuardrailConfig) -> str:
 
 
 def _message(config: SAEGuardrailConfig) -> str:
-    """The message of a refusal, as text only if a tokenizer confirmed that the ids decode to it."""
+    """Return the message of a refusal, as text only if a tokenizer confirmed that the ids decode to it."""
     tokens = f"the tokens {', '.join(map(str, config.refusal_ids or []))}"
     if config.refusal is None:
         return tokens

@@ -1,4 +1,4 @@
-"""`GuardrailFolder`: the folder of a guardrail or of a bundle, on this machine or on the Hub, opened once."""
+"""`GuardrailFolder`: the folder of a guardrail or a bundle, local or on the Hub, opened once."""
 
 import os
 from pathlib import Path
@@ -25,13 +25,13 @@ from sae_unlearn.guardrail.storage.reading import (
 
 
 class GuardrailFolder:
-    """The folder of a guardrail or of a bundle: local, or in a Hub repository at one commit. `open` makes one.
+    """The folder of a guardrail or of a bundle: local, or in a Hub repository at one commit.
 
-    Whether it is local, the folder inside and the commit are resolved once, so that everything that is read from it is
-    of one commit. No file is trusted: each is checked as `docs/format.md` says.
+    `open` creates one. It resolves source, subfolder and commit once, so that all files are of one commit. No file is
+    trusted: each is checked as in `docs/format.md`.
 
     Attributes:
-        source (str): The local folder or the repository, as it was given.
+        source (str): The local folder or the repository, as passed.
         subfolder (str): The folder inside it, "" for none.
     """
 
@@ -54,8 +54,8 @@ class GuardrailFolder:
         """Open a local folder or a Hub repository. Nothing is read yet.
 
         Args:
-            source (str, PathLike or GuardrailFolder): A local folder or the id of a Hub repository. A folder that is
-                open already is returned, and none of the other arguments can be set then.
+            source (str, PathLike or GuardrailFolder): A local folder or the id of a Hub repository. An open folder is
+                returned as it is; the other arguments must not be set then.
             revision (str, *optional*): Branch, tag or commit of the repository. Defaults to its main branch.
             subfolder (str, *optional*): Folder inside it, for instance the name of a bundle's member.
             token (str or bool, *optional*): As in `huggingface_hub`.
@@ -63,14 +63,14 @@ class GuardrailFolder:
             local_files_only (bool, *optional*, defaults to `False`): Read the cache and do not ask the Hub.
 
         Raises:
-            GuardrailError: If an argument is malformed, or `revision` is given for a local folder.
+            GuardrailError: If an argument is malformed, or `revision` is set for a local folder.
         """
         if isinstance(source, GuardrailFolder):
             options = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
             given = [name for name, value in options.items() if value is not None]
             given += ["local_files_only"] if local_files_only else []
             if given:
-                raise GuardrailError(f"{given[0]}: expected none for a folder that is open. Pass it to `open`.")
+                raise GuardrailError(f"{given[0]}: expected None for an open folder. Pass it to `open`.")
             return source
         if not isinstance(source, (str, os.PathLike)):
             raise GuardrailError(
@@ -85,7 +85,7 @@ class GuardrailFolder:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder on this machine."""
+        """True if it is a folder on this machine."""
         return self._tree.root is not None
 
     @property
@@ -104,10 +104,10 @@ class GuardrailFolder:
 
     @as_guardrail_error()
     def path(self, name: str) -> Path:
-        """Return the path of a file on this machine, downloaded if need be.
+        """Return the path of a file on this machine, downloaded if needed.
 
         Raises:
-            GuardrailError: If there is no such file, it is a link out of the folder, or the Hub cannot be reached.
+            GuardrailError: If the file does not exist or is a link out of the folder, or the Hub cannot be reached.
         """
         inside = f"{self.subfolder}/{name}" if self.subfolder else name
         if self._tree.root is not None:
@@ -127,8 +127,8 @@ class GuardrailFolder:
             return
         inside = sorted(path.parent.name for path in folder.glob(f"*/{name}"))
         if inside:
-            raise GuardrailError(f"{folder} has no {name}, but folders that do; give one as subfolder: {inside[:5]}.")
-        raise GuardrailError(f"{folder} has no {name}; is it a guardrail's folder?")
+            raise GuardrailError(f"{folder} has no {name}, but its subfolders have: {inside[:5]}. Pass subfolder=.")
+        raise GuardrailError(f"{folder} has no {name}. Pass the folder of a guardrail.")
 
     @as_guardrail_error()
     def read(self, name: str, limit: int) -> bytes:
@@ -136,7 +136,7 @@ class GuardrailFolder:
 
         Args:
             name (str): The file's name.
-            limit (int): Bytes that are read at most.
+            limit (int): Largest number of bytes to read.
 
         Raises:
             GuardrailError: If the file is missing or not a regular file.
@@ -146,28 +146,28 @@ class GuardrailFolder:
 
     @as_guardrail_error()
     def read_json(self, name: str, limit: int) -> Any:
-        """Return what a JSON file holds; see `read_foreign_json` for what is refused.
+        """Return the content of a JSON file, checked by `read_foreign_json`.
 
         Args:
             name (str): The file's name.
-            limit (int): Bytes that it may have.
+            limit (int): Largest size in bytes.
 
         Raises:
-            GuardrailError: If the file is missing, too large, or not sound JSON.
+            GuardrailError: If the file is missing, too large, or not valid JSON.
         """
         return read_foreign_json(self.path(name), limit, f"{name} of {self}")
 
     @as_guardrail_error()
     def bundle(self) -> Bundle:
-        """Return what the bundle in this folder holds.
+        """Return the index of the bundle in this folder.
 
         Raises:
-            GuardrailError: If there is no `bundle.json`, or it is malformed.
+            GuardrailError: If `bundle.json` is missing or malformed.
         """
         return parse_bundle(self.read_json(BUNDLE_NAME, BUNDLE_LIMIT), f"{BUNDLE_NAME} of {self}")
 
     def find_bundle(self) -> Bundle | None:
-        """Return what the bundle in this folder holds, and None where there is no `bundle.json`.
+        """Return the index of the bundle in this folder, or None without a `bundle.json`.
 
         Raises:
             GuardrailError: If it is malformed.
@@ -187,7 +187,7 @@ class GuardrailFolder:
 
         Raises:
             BundleGiven: If the folder holds a bundle.
-            GuardrailError: If there is no guardrail, or its config is malformed.
+            GuardrailError: If the folder has no guardrail, or its config is malformed.
         """
         with as_guardrail_error():
             return parse_config(self._stored_config(), str(self))
@@ -198,7 +198,7 @@ class GuardrailFolder:
 
         Raises:
             BundleGiven: If the folder holds a bundle.
-            GuardrailError: If it is missing or malformed, naming what and where.
+            GuardrailError: If it is missing or malformed.
         """
         stored = self._stored_config()
         config = parse_config(stored, str(self))
@@ -209,7 +209,7 @@ class GuardrailFolder:
         if self.is_local and isinstance(sealed, str) and digest != sealed:
             found = sealed_weights(self.path(WEIGHTS_NAME), limit, sealed)
             data, digest = (data, digest) if found is None else (found, sealed)
-        config.origin = {  # type: ignore[misc]  # a ClassVar only so that it is no field
+        config.origin = {  # type: ignore[misc]  # a ClassVar, so that it is not a field
             "id": self.source,
             "subfolder": self.subfolder or None,
             "revision": self.commit,
@@ -217,16 +217,16 @@ class GuardrailFolder:
         return Artefact(config, parse_tensors(data, str(self), config), self.commit, damage_of(stored, digest))
 
     def _stored_config(self) -> dict[str, Any]:
-        """The config as it stands in its file."""
+        """Return the content of the config's file."""
         try:
             self.path(CONFIG_NAME)
         except GuardrailError as missing:
-            # Where the repository itself cannot be read there is no bundle either.
+            # If the repository itself cannot be read, do not search for a bundle.
             bundle = self.find_bundle() if self.is_local or isinstance(missing.__cause__, EntryNotFoundError) else None
             if bundle is not None:
                 raise BundleGiven(self.source, self.subfolder, bundle) from missing
             raise
         stored = self.read_json(CONFIG_NAME, CONFIG_LIMIT)
         if not isinstance(stored, dict):
-            raise GuardrailError(f"{CONFIG_NAME} of {self} holds a {type(stored).__name__} and not a mapping.")
+            raise GuardrailError(f"{CONFIG_NAME} of {self}: expected a mapping, got {type(stored).__name__}.")
         return stored

@@ -21,27 +21,32 @@ from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
 
 
-# PEFT takes any others, and lets them vanish; `state_dict` is the one that it reads from among them.
+# PEFT accepts any other argument and ignores it, except `state_dict`.
 _PEFT_OPTIONS = {*inspect.signature(PeftModelForCausalLM.save_pretrained).parameters, "state_dict"}
 _PEFT_OPTIONS -= {"self", "save_directory", "kwargs"}
 
 
 class GuardedModel(PeftModelForCausalLM):
-    """A `PeftModelForCausalLM` whose adapters are guardrails. It differs in what it writes beside the weights: the card
-    says what was measured and what is not protected, and `push_to_hub` keeps it."""
+    """A `PeftModelForCausalLM` whose adapters are guardrails.
+
+    It saves a card with measurements and limits next to the weights, and `push_to_hub` keeps it.
+    """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As PEFT's. What that does beyond calling the model is for prompts, and for adapters chosen row by row; the
-        usual call is spared it, since it takes as long as the guardrail itself does for a token on a CPU."""
+        """Call the model, as PEFT does.
+
+        PEFT's own `forward` adds steps for prompts and for adapters chosen row by row. A usual call skips them, since
+        they take as long as the guardrail itself for a token on a CPU.
+        """
         if len(args) < 2 and self.special_peft_forward_args.isdisjoint(kwargs):
             return self.base_model.model(*args, **kwargs)
         return super().forward(*args, **kwargs)
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, for another guardrail; `load_adapter` comes here too.
+        """Add another guardrail, as PEFT does; `load_adapter` calls it, too.
 
         Raises:
-            GuardrailError: the adapter is of another method. It goes on the base model first, the guardrail after it.
+            GuardrailError: If the adapter is of another method. Attach it to the base model before the guardrail.
         """
         check_joins(adapter_name, peft_config)
         super().add_adapter(adapter_name, peft_config, *args, **kwargs)
@@ -56,25 +61,27 @@ class GuardedModel(PeftModelForCausalLM):
         card: CardDetails | None = None,
         **kwargs: Any,
     ) -> None:
-        """As PEFT's, with a card for every guardrail, and without PEFT's search of the Hub for a changed vocabulary.
+        """Save the guardrails as PEFT does, with a card for each, atomically and sealed; see `saving`.
+
+        PEFT's search of the Hub for a changed vocabulary is skipped.
 
         Args:
-            save_directory: the folder; guardrails with another name than "default" go into folders of that name in it.
-            license: the adapter's own, as the Hub names licenses, for the card's metadata.
-            evaluation, audit: reports (see `sae_unlearn.evaluation`) to be shown in the card and saved beside it.
-            card: all that together, and more.
-            kwargs: as for `PeftModel.save_pretrained`.
-
-        The folder holds the old guardrail or the new one at every moment, and is sealed against damage; see `saving`.
+            save_directory (str or PathLike): The folder. Guardrails with another name than "default" are saved in
+                folders of their name.
+            license (str, *optional*): License of the adapter for the card's metadata, by the Hub's names.
+            evaluation (SavedReport, *optional*): Report of `sae_unlearn.evaluation`, shown in the card and saved with
+                it.
+            audit (SavedReport, *optional*): Audit of `sae_unlearn.evaluation`, shown in the card and saved with it.
+            card (CardDetails, *optional*): Content of the card, in place of the three above.
+            **kwargs (Any): As for `PeftModel.save_pretrained`.
 
         Raises:
-            GuardrailError: the folder could not be written, and what was in it is as it was; or there is no such
-                argument.
+            GuardrailError: If the folder cannot be written, which leaves it unchanged, or an argument is unknown.
         """
         _check_known(kwargs, "save_pretrained")
         card = card or CardDetails(license=license, evaluation=evaluation, audit=audit)
         hooks = hooks_of(self.get_base_model(), ModelHooks)
-        if hooks is not None and not hasattr(BaseTuner, "_get_adapter_state_dict"):  # PEFT 0.20 asks no tuner
+        if hooks is not None and not hasattr(BaseTuner, "_get_adapter_state_dict"):  # PEFT 0.20 does not call the tuner
             hooks.base.warn_if_changed(self)
         with saved_whole(Path(save_directory)) as stage:
             super().save_pretrained(os.fspath(stage), **{"save_embedding_layers": False} | kwargs)
@@ -85,7 +92,7 @@ class GuardedModel(PeftModelForCausalLM):
                     write_card(stage / place, self.peft_config[name], self.get_base_model(), details)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """Nothing: PEFT calls this from `save_pretrained`, which writes a card of our own for every guardrail."""
+        """Do nothing. PEFT calls this from `save_pretrained`, which saves this package's own cards."""
 
     def push_to_hub(
         self,
@@ -104,24 +111,31 @@ class GuardedModel(PeftModelForCausalLM):
     ) -> CommitInfo:
         """Save the guardrail to a temporary folder and upload it, card included, as one commit.
 
-        Whatever its name on the model, it lies in the repository itself, so that `attach_guardrail` finds it. The card
-        names the licenses that the base model and the SAE state on the Hub. What an earlier save of this package left
-        in the repository, and is not in this one, is removed in the same commit; see `earlier_save`.
+        Under any name on the model, it is saved in the root of the repository, where `attach_guardrail` finds it. The
+        card names the licenses of the base model and the SAE on the Hub. The same commit deletes files of an earlier
+        save of this package that are not in this one; see `earlier_save`.
 
         Args:
-            repo_id: `user/name`; made if it is not there.
-            private, token, commit_message, commit_description: as in `huggingface_hub`.
-            revision: the branch to commit to, made if it is not there; default "main".
-            create_pr: open a pull request with the commit, and leave "main" as it is.
-            license, evaluation, audit, kwargs: for `save_pretrained`. Of several guardrails on the model
-                `selected_adapters` must name one.
+            repo_id (str): `user/name`, created if it does not exist.
+            private (bool, *optional*): As in `huggingface_hub`.
+            token (str or bool, *optional*): As in `huggingface_hub`.
+            commit_message (str, *optional*, defaults to "Upload guardrail"): As in `huggingface_hub`.
+            commit_description (str, *optional*): As in `huggingface_hub`.
+            revision (str, *optional*): Branch to commit to, created if it does not exist. Defaults to "main".
+            create_pr (bool, *optional*, defaults to False): True to open a pull request with the commit and leave
+                "main" unchanged.
+            license (str, *optional*): As for `save_pretrained`.
+            evaluation (SavedReport, *optional*): As for `save_pretrained`.
+            audit (SavedReport, *optional*): As for `save_pretrained`.
+            **kwargs (Any): As for `save_pretrained`. If the model has several guardrails, `selected_adapters` must name
+                one.
 
         Returns:
-            What `huggingface_hub` says of the commit; its `oid` is the revision to pin.
+            The `CommitInfo` of `huggingface_hub`; its `oid` is the revision to pin.
 
         Raises:
-            GuardrailError: the Hub refused it or could not be reached; or there are several guardrails, or no such
-                argument. Nothing was committed.
+            GuardrailError: If the Hub refuses it or cannot be reached, several guardrails are selected, or an argument
+                is unknown. Nothing was committed.
         """
         _check_known(kwargs, "push_to_hub")
         name = self._pushed(kwargs.pop("selected_adapters", None))
@@ -135,21 +149,21 @@ class GuardedModel(PeftModelForCausalLM):
             return commit_folder(api, repo_id, Path(folder, _folder_of(name)), options)
 
     def _pushed(self, selected: str | Iterable[str] | None) -> str:
-        """The name of the one guardrail that is pushed."""
+        """Return the name of the guardrail to push."""
         names = [selected] if isinstance(selected, str) else list(self.peft_config if selected is None else selected)
         absent = [name for name in names if name not in self.peft_config]
         if absent:
-            raise GuardrailError(f"selected_adapters={selected!r}, but the model has {list(self.peft_config)}.")
+            raise GuardrailError(f"selected_adapters={selected!r}: expected some of {list(self.peft_config)}.")
         if len(names) != 1:
             raise GuardrailError(
-                f"`push_to_hub` pushes one guardrail, but these are {names}: name one as `selected_adapters=[...]`, or "
-                "push all of them as a bundle with `push_bundle`."
+                f"selected_adapters: expected one guardrail, got {names}. Pass one, or push all of them as a bundle "
+                "with `push_bundle`."
             )
         return names[0]
 
 
 def _folder_of(name: str) -> str:
-    """Where PEFT saves an adapter in the folder that it is given."""
+    """Return the subfolder in which PEFT saves an adapter."""
     return "" if name == "default" else name
 
 
@@ -157,4 +171,4 @@ def _check_known(options: Iterable[str], function: str) -> None:
     unknown = sorted(set(options) - _PEFT_OPTIONS)
     if unknown:
         known = ", ".join(sorted(_PEFT_OPTIONS))
-        raise GuardrailError(f"{unknown[0]!r} is no argument of `{function}`; beside its own it takes PEFT's: {known}.")
+        raise GuardrailError(f"{unknown[0]!r}: expected an argument of `{function}` or one of PEFT's: {known}.")

@@ -1,13 +1,11 @@
-"""What a guardrail's files say, which may come from anybody; `folder` opens them.
+"""Parsing and checking of a guardrail's files, which are untrusted; `folder` opens them.
 
     adapter_config.json          the fields of `SAEGuardrailConfig`, plain JSON
     adapter_model.safetensors    five float32 tensors: encoder weight [N + M, d_in], bias [N + M], threshold [N + M];
                                  decoder weight [N, d_in], clamp [N]; M features of `gate_feature_ids`
 
-Nothing else in the folder is read. Sizes are checked before the weights are read as such, names, shapes and dtypes in
-their header before any tensor is made, and values before any is used.
-
-Strings of a guardrail's config that are shown on its card, where markup would be carried out.
+Nothing else in the folder is read. The size is checked before the weights are parsed, names, shapes and dtypes in their
+header before a tensor is created, and values before one is used.
 """
 
 from collections.abc import Mapping
@@ -33,13 +31,13 @@ _HEADER_LIMIT = 2**20
 
 
 class Artefact(NamedTuple):
-    """A guardrail as it lies on disk, checked.
+    """A guardrail read from disk, checked.
 
     Attributes:
-        config: its configuration.
-        tensors: by the names of `PARTS`.
-        revision: commit of the Hub repository it came from, None for a local folder.
-        damage: what differs from the seal that was written with it, None if nothing does or there is no seal.
+        config (SAEGuardrailConfig): Its config.
+        tensors (dict[str, Tensor]): Its tensors by the names of `PARTS`.
+        revision (str or None): Commit of the Hub repository; None for a local folder.
+        damage (str, *optional*): The difference from its seal, in a sentence; None without a difference or a seal.
     """
 
     config: SAEGuardrailConfig
@@ -49,15 +47,19 @@ class Artefact(NamedTuple):
 
 
 def parse_config(stored: Mapping[str, Any], source: str) -> SAEGuardrailConfig:
-    """The config of a guardrail as it is stored; `source` is what errors call its folder.
+    """Return the config of a guardrail.
+
+    Args:
+        stored (Mapping[str, Any]): Content of its file.
+        source (str): Name of the folder in errors.
 
     Raises:
-        GuardrailError: it is malformed, or that of another adapter.
+        GuardrailError: If it is malformed, or of another adapter.
     """
     if stored.get("peft_type") != PEFT_TYPE.value:
         raise GuardrailError(
-            f"{source} holds a {stored.get('peft_type')!r} adapter and not a guardrail ({PEFT_TYPE.value!r}); load it "
-            "with `peft.PeftModel.from_pretrained`."
+            f"{source}: expected a guardrail (peft_type={PEFT_TYPE.value!r}), got a {stored.get('peft_type')!r} "
+            "adapter. Load it with `peft.PeftModel.from_pretrained`."
         )
     fields = {key: value for key, value in stored.items() if key not in ("peft_type", "runtime_config")}
     try:
@@ -69,41 +71,41 @@ def parse_config(stored: Mapping[str, Any], source: str) -> SAEGuardrailConfig:
 
 
 def check_complete(config: SAEGuardrailConfig, where: str) -> None:
-    """Raise if a stored config lacks what a guardrail needs.
+    """Raise if a stored config lacks a field that a guardrail needs.
 
     Raises:
-        GuardrailError: naming what is missing, and where.
+        GuardrailError: If features, hidden size, threshold or a needed measurement are missing.
     """
     width = config.base_model.hidden_size
     if config.num_features < 1 or width is None or config.threshold is None:
         raise GuardrailError(
-            f"{CONFIG_NAME} of {where} names no features, no hidden size or no threshold "
-            f"({config.num_features}, {width}, {config.threshold}); it was not written by a fit."
+            f"{CONFIG_NAME} of {where}: expected features, hidden_size and threshold, got {config.num_features}, "
+            f"{width} and {config.threshold}. Use the config of a fit."
         )
     if config.statistic == "windowed" and config.feature_evidence is None:
         raise GuardrailError(f"{CONFIG_NAME} of {where} has no feature_evidence, which statistic='windowed' needs.")
     if config.tokens.outlier_norm is not None and real((config.calibration or {}).get("residual_norm_median")) is None:
         raise GuardrailError(
-            f"{CONFIG_NAME} of {where} has outlier_norm={config.tokens.outlier_norm}, and no residual_norm_median in "
-            "its calibration to compare it with; fit it again."
+            f"{CONFIG_NAME} of {where}: outlier_norm={config.tokens.outlier_norm} needs residual_norm_median in its "
+            "calibration. Fit it again."
         )
 
 
 def damage_of(stored: Mapping[str, Any], weights_digest: str) -> str | None:
-    """What differs from the seal of a config as it is stored; None if nothing does or there is no seal."""
+    """Return the difference of a stored guardrail from its seal; None without a difference or a seal."""
     found = {(CONFIG_NAME, CONFIG_SEAL): config_digest(stored), (WEIGHTS_NAME, WEIGHTS_SEAL): weights_digest}
     for (name, key), digest in found.items():
         if key in stored and stored[key] != digest:
-            return f"{name} is not as it was saved: its SHA-256 is {digest}, and {key} says {stored[key]!r}"
+            return f"{name} changed after it was saved: its SHA-256 is {digest}, but {key} is {stored[key]!r}"
     return None
 
 
 def sealed_weights(path: Path, limit: int, sealed: str) -> bytes | None:
-    """The weights that a config is sealed with, of a save that did not finish; None if there are none.
+    """Return the weights of a config's seal from an unfinished save; None if it has none.
 
     Args:
         path (Path): The file that the weights would have become.
-        limit (int): Bytes that they may have. Larger files are not read.
+        limit (int): Largest size in bytes. Larger files are not read.
         sealed (str): Their SHA-256.
     """
     for unfinished in unfinished_saves(path):
@@ -115,10 +117,10 @@ def sealed_weights(path: Path, limit: int, sealed: str) -> bytes | None:
 
 
 def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[str, Tensor]:
-    """The tensors of a guardrail by the names of `PARTS`, of the bytes of a file of weights.
+    """Return the tensors of a guardrail by the names of `PARTS`, from the bytes of its weights.
 
     Raises:
-        GuardrailError: they are not those that the config promises.
+        GuardrailError: If they do not fit the config.
     """
     n, m, d_in = config.num_features, config.num_encoded, config.width
     shapes = {"encoder.weight": [m, d_in], "encoder.bias": [m], "encoder.threshold": [m]}
@@ -126,8 +128,13 @@ def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[
     expected, size = _tensor_bytes(config), len(data)
     if not expected < size <= largest_weights(config):
         raise GuardrailError(
+<<<<<<< HEAD
             f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}; {m} features of "
             f"width {d_in} take {expected} and a header."
+=======
+            f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}: expected {expected} "
+            f"and a header for {n} features of width {d_in}."
+>>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
         )
     try:
         stored = dict(deserialize(data))  # type: ignore[no-untyped-call]
@@ -138,10 +145,10 @@ def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[
         for name, key in keys.items():
             found, shape = stored[key], shapes[name]
             if found["shape"] != shape or found["dtype"] != "F32":
-                raise GuardrailError(f"{key} of {source} is {found['dtype']} {found['shape']}; expected F32 {shape}.")
+                raise GuardrailError(f"{key} of {source} is {found['dtype']} {found['shape']}: expected F32 {shape}.")
         loaded = load(data)
     except SafetensorError as error:
-        raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a sound safetensors file: {error}") from error
+        raise GuardrailError(f"{WEIGHTS_NAME} of {source} is not a valid safetensors file: {error}") from error
     tensors = {name: loaded[key] for name, key in keys.items()}
     check_tensors(tensors, source)
     check_heard(config, tensors, source)
@@ -153,7 +160,7 @@ def _tensor_bytes(config: SAEGuardrailConfig) -> int:
 
 
 def largest_weights(config: SAEGuardrailConfig) -> int:
-    """Bytes that a config's file of weights may have."""
+    """Return the largest size in bytes of a config's file of weights."""
     return _tensor_bytes(config) + _HEADER_LIMIT
 
 
@@ -161,7 +168,7 @@ def _key(keys: list[str], layer: int, suffix: str, source: str) -> str:
     found = [key for key in keys if key.endswith(f".{layer}.{CHILD}.{suffix}")]
     if len(found) != 1:
         raise GuardrailError(
-            f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{layer}.{CHILD}.{suffix}, expected 1."
+            f"{WEIGHTS_NAME} of {source} has {len(found)} tensors named *.{layer}.{CHILD}.{suffix}: expected 1."
         )
     return found[0]
 
@@ -170,10 +177,10 @@ _MARKUP = frozenset("<>`")
 
 
 def check_plain_text(config: SAEGuardrailConfig) -> None:
-    """Raise if a string that goes on the card holds markup or control characters; no fit writes such.
+    """Raise if a string for the card holds markup or control characters, which a fit never writes.
 
     Raises:
-        GuardrailError: naming the field.
+        GuardrailError: If a field has such characters.
     """
     shown = {"base_model_name_or_path": config.base_model_name_or_path}
     shown |= {f"sae_source[{key!r}]": value for key, value in (config.sae_source or {}).items()}
@@ -183,5 +190,5 @@ def check_plain_text(config: SAEGuardrailConfig) -> None:
     for name, value in shown.items():
         if isinstance(value, str) and (not value.isprintable() or _MARKUP.intersection(value)):
             raise GuardrailError(
-                f"{name}={value[:80]!r} holds markup or control characters; this guardrail was not written by a fit."
+                f"{name}={value[:80]!r}: expected plain text without markup or control characters, as a fit writes it."
             )

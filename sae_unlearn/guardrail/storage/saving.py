@@ -1,18 +1,16 @@
-"""Saving a guardrail so that a kill at any moment, or a full disk, leaves the old one or the new one.
+"""Atomic saving of a guardrail, and the files of an earlier save.
 
-A guardrail is two files, and no file system replaces two files at once. So everything is written into a folder beside
-them, `.saving-...`, and sealed; then the config is replaced, then the weights. Once the config is there the guardrail
-is the new one: as long as the weights beside the config are not those that it is sealed with, `attach_guardrail` finds
-them in the folder of the unfinished save.
+A kill at any moment, or a full disk, leaves the old guardrail or the new one. A guardrail has two files, and file
+systems do not replace two files at once. So all files are written to a folder `.saving-...` next to them and sealed;
+then the config is replaced, then the weights. With the new config the guardrail is the new one: until the weights match
+its seal, `attach_guardrail` reads them from the folder of the unfinished save.
 
-At last what would still be taken for the old guardrail, or for the old bundle, is removed; see `earlier_save`. Reports,
-cards and members that an earlier save left stay: here, nothing brings them back.
+Finally the entry files of an earlier guardrail or bundle are deleted, see `earlier_save`. Its reports, cards and
+members stay: without an entry file they are not read.
 
-What an earlier save left in a folder or in a Hub repository: the one rule of what is ours.
-
-A folder is ours where it holds a guardrail, which its `adapter_config.json` says, or a bundle, a `bundle.json` that can
-be read. Of such a folder, and of the members that its `bundle.json` names, those files are ours that a save writes, by
-their names. Everything else is somebody else's and stays where it is: an adapter of another kind, too.
+A folder is of this package if it holds a guardrail (by its `adapter_config.json`) or a bundle (a valid `bundle.json`).
+In such a folder, and in the members that its `bundle.json` names, the files that a save writes belong to this package.
+All other files stay, including adapters of another kind.
 """
 
 import json
@@ -43,42 +41,43 @@ _ENTRIES = (CONFIG_NAME, BUNDLE_NAME)
 
 
 class EarlierSave(NamedTuple):
-    """Files of an earlier save of ours, by their paths in the folder, there or not.
+    """Files of an earlier save of this package, by path in the folder; they may not exist.
 
     Attributes:
-        in_force: what a reader goes on taking for the guardrail, or for the bundle, as long as it lies there.
-        beside: cards, pictures and reports, and the members of a bundle.
+        entries (set[str]): Entry files, by which a guardrail or a bundle is read as long as they exist.
+        others (set[str]): Cards, pictures and reports, and the members of a bundle.
     """
 
-    in_force: set[str]
-    beside: set[str]
+    entries: set[str]
+    others: set[str]
 
 
 def earlier_save(written: Collection[str], read: Callable[[str], Path | None]) -> EarlierSave:
-    """What is ours of the folders into which a new save writes a guardrail or a bundle, without the new save's files.
+    """Return the earlier files in the folders of a new save, without the new save's own files.
 
     Args:
-        written: paths of the new save's files in the folder, with "/".
-        read: gives an old file by such a path, on this machine; None where there is none.
+        written (Collection[str]): Paths of the new save's files in the folder, with "/".
+        read (Callable[[str], Path | None]): Function from such a path to the old file on this machine; None if it does
+            not exist.
     """
-    in_force, beside = set[str](), set[str]()
+    entries, others = set[str](), set[str]()
     for place in {path.rpartition("/")[0] for path in written if path.rpartition("/")[2] in _ENTRIES}:
         inside = f"{place}/" if place else ""
         config, bundle = read(inside + CONFIG_NAME), _bundle(read(inside + BUNDLE_NAME))
         has_guardrail = config is not None and is_guardrail(config)
         if has_guardrail:
-            in_force |= {inside + CONFIG_NAME, inside + WEIGHTS_NAME}
+            entries |= {inside + CONFIG_NAME, inside + WEIGHTS_NAME}
         if bundle is not None:
-            in_force.add(inside + BUNDLE_NAME)
-            beside |= {f"{inside}{name}/{file}" for name in bundle.members for file in (CONFIG_NAME, WEIGHTS_NAME)}
+            entries.add(inside + BUNDLE_NAME)
+            others |= {f"{inside}{name}/{file}" for name in bundle.members for file in (CONFIG_NAME, WEIGHTS_NAME)}
         if has_guardrail or bundle is not None:
             folders = [inside, *(f"{inside}{name}/" for name in (bundle.members if bundle else []))]
-            beside |= {folder + file for folder in folders for file in (CARD_NAME, PICTURE, *REPORT_FILES)}
-    return EarlierSave(in_force - set(written), beside - set(written))
+            others |= {folder + file for folder in folders for file in (CARD_NAME, PICTURE, *REPORT_FILES)}
+    return EarlierSave(entries - set(written), others - set(written))
 
 
 def is_guardrail(config: Path) -> bool:
-    """Whether a config is that of a guardrail."""
+    """Return True if a config file is that of a guardrail."""
     try:
         stored = read_foreign_json(config, CONFIG_LIMIT, CONFIG_NAME)
     except UnlearnError:
@@ -95,10 +94,12 @@ def _bundle(path: Path | None) -> Bundle | None:
 
 @contextmanager
 def saved_whole(folder: Path) -> Iterator[Path]:
-    """A folder to save into; what lies there at the end of the block is moved to `folder`, guardrails as a whole.
+    """Yield a folder to save into, whose files are moved to `folder` after the block.
+
+    Guardrails are sealed and replaced as a whole.
 
     Raises:
-        GuardrailError: it could not be written; `folder` holds what it held before.
+        GuardrailError: If it cannot be written. `folder` is unchanged then.
     """
 
     def old(path: str) -> Path | None:
@@ -110,13 +111,13 @@ def saved_whole(folder: Path) -> Iterator[Path]:
             for config in filter(is_guardrail, stage.rglob(CONFIG_NAME)):
                 seal(config, config.with_name(WEIGHTS_NAME))
             written = [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]
-            replaced = earlier_save(written, old).in_force
+            replaced = earlier_save(written, old).entries
         for path in sorted(replaced):  # a config before its weights
             (folder / path).unlink(missing_ok=True)
 
 
 def seal(config: Path, weights: Path) -> None:
-    """Write the seal into a config that has just been saved; see `layout`."""
+    """Add the seal to a saved config; see `layout`."""
     stored = json.loads(config.read_text(encoding="utf-8"))
     stored[WEIGHTS_SEAL] = sha256(weights)
     stored[CONFIG_SEAL] = config_digest(stored)

@@ -1,4 +1,4 @@
-"""A saved folder to the Hub, as one commit, in which what an earlier save of ours left goes too."""
+"""Upload of a saved folder to the Hub as one commit, which deletes files of an earlier save."""
 
 import os
 from collections.abc import Iterator
@@ -13,21 +13,22 @@ from sae_unlearn.files.hub import explain_upload
 from sae_unlearn.guardrail.storage.saving import earlier_save
 
 
-# What a guardrail's folder, or a bundle of them, may hold; nothing else that lies there is published.
+# Suffixes of the files of a guardrail or a bundle. Other files are not uploaded.
 PUBLISHED = (".md", ".json", ".safetensors", ".png")
 
 
 @dataclass(frozen=True)
 class CommitOptions:
-    """How a folder is committed.
+    """Options of a commit.
 
     Attributes:
-        message, description: of the commit.
-        revision: the branch, made if it is not there; None for "main".
-        create_pr: open a pull request with the commit; "main" stays as it is.
+        message (str): Message of the commit.
+        description (str or None): Description of the commit.
+        revision (str or None): The branch, created if it does not exist; None for "main".
+        create_pr (bool): True to open a pull request with the commit and leave "main" unchanged.
 
     Raises:
-        GuardrailError: from `__post_init__`, for a pull request to another branch than "main".
+        GuardrailError: If a pull request is to another branch than "main".
     """
 
     message: str
@@ -38,26 +39,26 @@ class CommitOptions:
     def __post_init__(self) -> None:
         if self.create_pr and self.revision not in (None, "main"):
             raise GuardrailError(
-                f"create_pr=True opens a pull request to 'main', but revision={self.revision!r} was given; leave one "
-                "of them out."
+                f"revision={self.revision!r}: expected None or 'main' with create_pr=True, which opens a pull request "
+                "to 'main'."
             )
 
 
 def make_repository(api: HfApi, repo_id: str, private: bool | None) -> str:
-    """Make the repository if it is not there, and return its id as the Hub has it: with the user's name.
+    """Create the repository if it does not exist, and return its full id with the user's name.
 
     Raises:
-        GuardrailError: the Hub refused it or could not be reached.
+        GuardrailError: If the Hub refuses it or cannot be reached.
     """
     with _explained(repo_id):
         return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
 def commit_folder(api: HfApi, repo_id: str, folder: str | os.PathLike[str], options: CommitOptions) -> CommitInfo:
-    """Commit a folder to a repository, and in the same commit take away what is ours of an earlier save and not in it.
+    """Commit a folder to a repository, and delete files of an earlier save in the same commit.
 
     Raises:
-        GuardrailError: the Hub refused it or could not be reached; nothing was committed.
+        GuardrailError: If the Hub refuses it or cannot be reached. Nothing was committed.
     """
     revision = options.revision
     files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*"))}
@@ -71,8 +72,8 @@ def commit_folder(api: HfApi, repo_id: str, folder: str | os.PathLike[str], opti
             return Path(api.hf_hub_download(repo_id, path, revision=revision)) if path in there else None
 
         earlier = earlier_save(files, old)
-        left = there & (earlier.in_force | earlier.beside)
-        # and not `upload_folder`, which makes several commits of what takes long
+        left = there & (earlier.entries | earlier.others)
+        # not `upload_folder`, which splits a long upload into several commits
         return api.create_commit(
             repo_id,
             [

@@ -188,7 +188,7 @@ def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_pat
 def test_a_private_bundle_opens_for_its_owner_and_is_there_without_the_hub(stand_in, model):
     push_bundle(model, REPO, token=OWNER, private=True)
     for token in (None, STRANGER):
-        with pytest.raises(GuardrailError, match=r"no Hub repository me/forget-several that can be read"):
+        with pytest.raises(GuardrailError, match=r"me/forget-several is neither a folder here nor a Hub repository"):
             attach_bundle(base_model("llama"), REPO, token=token)
     attach_bundle(base_model("llama"), REPO, token=READER)
     stand_in.stop()
@@ -221,7 +221,7 @@ def test_a_bundle_joins_guardrails_that_are_there(folder, tmp_path):
 def test_where_one_guardrail_is_asked_for_a_bundle_is_named_with_its_members(stand_in, model, folder):
     push_bundle(model, REPO, token=OWNER)
     for source in (folder, REPO):
-        with pytest.raises(GuardrailError, match=r"is a bundle, of the guardrails biology, person: .*`attach_"):
+        with pytest.raises(GuardrailError, match=r"is a bundle of the guardrails biology, person. .*`attach_"):
             attach_guardrail(base_model("llama"), source)
     with pytest.raises(GuardrailError, match=r"person/absent has no adapter_config\.json"):
         attach_guardrail(base_model("llama"), folder, subfolder="person/absent")
@@ -233,7 +233,7 @@ def test_where_one_guardrail_is_asked_for_a_bundle_is_named_with_its_members(sta
 
 def test_a_folder_of_guardrails_without_a_list_says_which_it_holds(folder):
     (folder / "bundle.json").unlink()
-    with pytest.raises(GuardrailError, match=r"give one as subfolder: \[.*'biology', 'person'\]"):
+    with pytest.raises(GuardrailError, match=r"'biology', 'person'.*subfolder="):
         attach_guardrail(base_model("llama"), folder)
 
 
@@ -255,12 +255,12 @@ LIES = {
     "too many": (stored(guardrails=[f"a{i}" for i in range(65)]), "1 to 64 guardrails"),
     "twice": (stored(guardrails=["biology", "biology"]), "is there twice"),
     "as LoRA too": (stored(lora="biology"), "is there twice"),
-    "out of the folder": (stored(guardrails=["../alone-person"]), "no name of a member"),
-    "a number": (stored(guardrails=[7]), "no name of a member"),
+    "out of the folder": (stored(guardrails=["../alone-person"]), "alone-person"),
+    "a number": (stored(guardrails=[7]), "lists 7"),
     "a member is missing": (lambda f: shutil.rmtree(f / "person"), r"has no adapter_config\.json"),
     "a member is broken": (
         lambda f: (f / "person" / "adapter_model.safetensors").write_bytes(b"x" * 2000),
-        "sound safetensors|as it was saved",
+        "valid safetensors|after it was saved",
     ),
     "a LoRA that is none": (stored(lora="person", guardrails=["biology"]), "not that of a LoRA"),
 }
@@ -304,7 +304,7 @@ def test_a_lora_that_imports_modules_is_refused(tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"megatron_config": {"a": 1}}))
     base = base_model("llama")
     plain = logits(base)
-    with pytest.raises(GuardrailError, match="to import"):
+    with pytest.raises(GuardrailError, match="import modules"):
         attach_bundle(base, tmp_path / "bundle")
     assert_untouched(base, plain)
 
@@ -313,7 +313,7 @@ def test_a_lora_goes_on_a_model_without_adapters_only(tmp_path):
     save_bundle(with_guards(lora(), tmp_path), tmp_path / "bundle")
     first = with_guards(base_model("llama"), tmp_path, ["books"], first=3)
     before = logits(first)
-    with pytest.raises(GuardrailError, match="only go on a model without adapters"):
+    with pytest.raises(GuardrailError, match=r"without adapters for .* LoRA"):
         attach_bundle(first, tmp_path / "bundle")
     assert torch.equal(logits(first), before)
     attach_bundle(first, tmp_path / "bundle", names=["biology", "person"])
@@ -329,12 +329,12 @@ def test_names_that_are_taken_or_not_there_are_refused(tmp_path):
     assert [s.name for s in list_guardrails(first)] == ["person"]
     assert torch.equal(logits(first), before)
     for names in (["chemistry"], []):
-        with pytest.raises(GuardrailError, match=r"holds \['biology', 'person'\]"):
+        with pytest.raises(GuardrailError, match=r"names=\['chemistry'\].*\['biology', 'person'\]"):
             attach_bundle(base_model("llama"), tmp_path / "bundle", names=names)
 
 
 def test_what_a_bundle_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(GuardrailError, match="no guardrail on this LlamaForCausalLM"):
+    with pytest.raises(GuardrailError, match="guardrails on this LlamaForCausalLM"):
         save_bundle(base_model("llama"), tmp_path / "bundle")
     two = lora()
     two.add_adapter("other", LoraConfig(task_type="CAUSAL_LM"))

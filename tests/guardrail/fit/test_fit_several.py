@@ -72,7 +72,7 @@ def test_what_cannot_be_fitted_names_its_topic_and_leaves_the_model():
         ({}, {}, "mapping"),
         (["text"], {}, "mapping"),
         (TOPICS | {"empty": []}, {}, "empty: The forget corpus is empty"),
-        (TOPICS, {"adapter_name": "x"}, "named after its topic"),
+        (TOPICS, {"adapter_name": "x"}, "adapter_name='x'"),
         (TOPICS, {"feature_count": 3}, "'feature_count'"),
         (TOPICS, {"num_features": 0}, "num_features=0"),
         ({"a.b": TOPICS["first"]}, {}, r"a\.b: adapter_name"),

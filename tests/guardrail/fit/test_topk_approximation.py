@@ -35,14 +35,14 @@ def content(texts, uses, cycle=4):
 
 
 def test_it_has_to_be_asked_for_and_the_error_says_how():
-    with pytest.raises(GuardrailError, match=r"topk SAE \(k=12\).*jumprelu.*pass topk='threshold'"):
+    with pytest.raises(GuardrailError, match=r"topk SAE \(k=12\).*pass topk='threshold'"):
         fit(sae=SAE)
-    with pytest.raises(GuardrailError, match="'jumprelu', of which features are kept exactly; leave `topk` out"):
+    with pytest.raises(GuardrailError, match=r"topk=.*'jumprelu'"):
         fit(topk="threshold")
-    with pytest.raises(GuardrailError, match="topk='whole' is not one of 'threshold'"):
+    with pytest.raises(GuardrailError, match="topk='whole'"):
         fit(sae=SAE, topk="whole")
     zero_shot = {"features": [1], "threshold": 0.5, "clamp_value": -5.0, "forget": None, "retain": None}
-    with pytest.raises(GuardrailError, match="measured on text; pass `forget` and `retain`"):
+    with pytest.raises(GuardrailError, match=r"topk=.*`forget` and `retain`"):
         fit(sae=SAE, topk="threshold", **zero_shot)
 
 
@@ -82,7 +82,7 @@ def test_a_feature_of_every_token_has_threshold_0_and_one_of_none_is_refused():
     assert found.thresholds().tolist() == [0.0]
     found = TopKThresholds(always, [5, 6])
     found.add(tokens)
-    with pytest.raises(GuardrailError, match=rf"Features \[6\] .* none of {len(tokens)} tokens.*max_held_out"):
+    with pytest.raises(GuardrailError, match=rf"Features \[6\] .* {len(tokens)} tokens.*max_held_out"):
         found.thresholds()
 
 
@@ -141,7 +141,7 @@ def test_inputs_that_are_normalised_are_approximated_and_measured_as_well(fields
     config = SAEGuardrailConfig(layer=1, feature_ids=[1], threshold=0.5, clamp_value=-5.0)
     with pytest.raises(GuardrailError, match=r"fit_guardrail\(\.\.\., topk='threshold'\)"):
         attach_guardrail(base_model("llama"), config, sae=sae)
-    with pytest.warns(UserWarning, match=r"SAE.* approximated by a threshold each, with .* for the standard deviation"):
+    with pytest.warns(UserWarning, match=r"SAE.* approximated by a threshold each, with standard deviation"):
         guarded = fit(sae=sae, topk="threshold")
     found, layer = config_of(guarded), guard_layers(guarded)[0]
     _, encoder, decoder = layer.guardrail("default")

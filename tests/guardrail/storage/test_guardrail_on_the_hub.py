@@ -127,7 +127,7 @@ def test_of_several_guardrails_one_is_named_or_all_are_a_bundle(stand_in, tmp_pa
     model = named(["biology", "person"], tmp_path)
     with pytest.raises(GuardrailError, match=r"these are \['biology', 'person'\].*selected_adapters=.*`push_bundle`"):
         model.push_to_hub(REPO, token=OWNER)
-    with pytest.raises(GuardrailError, match=r"selected_adapters=\['books'\], but the model has"):
+    with pytest.raises(GuardrailError, match=r"selected_adapters=\['books'\]"):
         model.push_to_hub(REPO, token=OWNER, selected_adapters=["books"])
     with pytest.raises(GuardrailError, match=r"these are \[\]"):
         model.push_to_hub(REPO, token=OWNER, selected_adapters=[])
@@ -138,11 +138,11 @@ def test_of_several_guardrails_one_is_named_or_all_are_a_bundle(stand_in, tmp_pa
 
 @pytest.mark.parametrize("argument", ["commit_desciption", "create_pull_request", "card", "max_shard_size"])
 def test_an_argument_that_nobody_knows_is_refused_and_nothing_is_made(stand_in, tmp_path, argument):
-    with pytest.raises(GuardrailError, match=f"'{argument}' is no argument of `push_to_hub`.* selected_adapters"):
+    with pytest.raises(GuardrailError, match=f"'{argument}'.*`push_to_hub`.* selected_adapters"):
         guarded().push_to_hub(REPO, token=OWNER, **{argument: "x"})
     assert stand_in.repositories == {}
     if argument != "card":
-        with pytest.raises(GuardrailError, match=f"'{argument}' is no argument of `save_pretrained`"):
+        with pytest.raises(GuardrailError, match=f"'{argument}'.*`save_pretrained`"):
             guarded().save_pretrained(tmp_path / "guard", **{argument: "x"})
         assert not (tmp_path / "guard").exists()
 
@@ -181,7 +181,7 @@ def test_a_pull_request_leaves_main_as_it_is_and_can_be_tried(stand_in, push, pu
 
 @pytest.mark.parametrize("push", [as_one, as_bundle])
 def test_a_pull_request_to_another_branch_is_refused(stand_in, push):
-    with pytest.raises(GuardrailError, match=r"create_pr=True opens a pull request to 'main', but revision='trial'"):
+    with pytest.raises(GuardrailError, match=r"revision='trial'.*create_pr=True"):
         push(guarded(), create_pr=True, revision="trial")
     assert stand_in.repositories == {}
 
