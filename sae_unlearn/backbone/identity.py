@@ -128,6 +128,6 @@ def _short(value: float) -> float:
 
 
 def close_enough(a: Any, b: float) -> bool:
-    """Whether a recorded value `a` is `b`, up to a step of bfloat16."""
+    """Return True if a recorded value `a` equals `b` up to a step of bfloat16."""
     found = real(a)
     return found is not None and math.isclose(found, b, rel_tol=_TOLERANCE, abs_tol=1e-6)

@@ -329,7 +329,7 @@ def test_names_that_are_taken_or_not_there_are_refused(tmp_path):
     assert [s.name for s in list_guardrails(first)] == ["person"]
     assert torch.equal(logits(first), before)
     for names in (["chemistry"], []):
-        with pytest.raises(GuardrailError, match=r"names=\['chemistry'\].*\['biology', 'person'\]"):
+        with pytest.raises(GuardrailError, match=r"names=.*\['biology', 'person'\]"):
             attach_bundle(base_model("llama"), tmp_path / "bundle", names=names)
 
 
@@ -338,6 +338,6 @@ def test_what_a_bundle_cannot_hold_is_refused(tmp_path):
         save_bundle(base_model("llama"), tmp_path / "bundle")
     two = lora()
     two.add_adapter("other", LoraConfig(task_type="CAUSAL_LM"))
-    with pytest.raises(GuardrailError, match=r"\['aligned', 'other'\] beside them"):
+    with pytest.raises(GuardrailError, match=r"\['aligned', 'other'\]"):
         save_bundle(with_guards(two, tmp_path), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

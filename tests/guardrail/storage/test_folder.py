@@ -89,7 +89,7 @@ def test_a_bundle_may_lie_in_a_subfolder(tmp_path):
     again = attach_bundle(base_model("llama"), tmp_path / "all", subfolder="topics")
     assert torch.equal(logits(again), logits(model))
     assert {s.subfolder for s in list_guardrails(again)} == {"topics/biology", "topics/person"}
-    with pytest.raises(BundleGiven, match="topics is a bundle, of the guardrails topics/biology, topics/person"):
+    with pytest.raises(BundleGiven, match="topics is a bundle of the guardrails topics/biology, topics/person"):
         attach_guardrail(base_model("llama"), tmp_path / "all", subfolder="topics")
 
 
