@@ -116,7 +116,7 @@ def _spread(items: list[Any]) -> list[Any]:
 
 
 def embedding_samples(matrix: Tensor, rows: int) -> list[float]:
-    """A few values of an embedding `[vocabulary, width]`, spread over its first `rows` rows."""
+    """Return a few values of an embedding `[vocabulary, width]`, spread over its first `rows` rows."""
     where = torch.linspace(0, rows - 1, _SAMPLES).long()
     columns = torch.linspace(0, matrix.shape[1] - 1, _SAMPLES).long()
     picked = matrix[where.to(matrix.device), columns.to(matrix.device)]

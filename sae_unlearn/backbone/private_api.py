@@ -1,4 +1,4 @@
-"""Private names of torch, transformers, PEFT and accelerate that this package uses, and the versions they were read in.
+"""Private names of torch, transformers, PEFT and accelerate in use, with the versions they were read in.
 
 Functions read or set them. Names that are overridden in a subclass, or that a decoded token reads where it runs, are
 listed in `OVERRIDDEN` and `READ_IN_PLACE`. A test looks each of them up in the installed versions, and finds accesses
@@ -60,14 +60,14 @@ def forward_hook_owners(module: nn.Module) -> list[Any]:
 
 
 def pre_hook_owners(module: nn.Module) -> list[Any]:
-    """Return the objects whose methods are forward pre-hooks of `module`, in their order (torch 2.8 to 2.13)."""
+    """Return the objects whose methods are forward pre-hooks of `module`, in order (torch 2.8 to 2.13)."""
     return [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
 
 
 def remove_hooks(module: nn.Module, kind: type) -> None:
     """Remove every hook of `module` that is a method of an object of class `kind` (torch 2.8 to 2.13).
 
-    They are looked up rather than remembered as handles, so that this works on deep copies and unpickled models too.
+    The hooks are searched and not kept as handles, so this also works on deep copies and unpickled models.
     """
     for hooks, extras in (
         (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
@@ -86,34 +86,34 @@ def compiled_module(module: nn.Module) -> nn.Module:
 
 
 def offload_device(module: nn.Module) -> Any:
-    """Return the device on which accelerate runs an offloaded module; None without its hook (accelerate 1.10)."""
+    """Return the device on which accelerate runs an offloaded module, or None (accelerate 1.10)."""
     return getattr(getattr(module, "_hf_hook", None), "execution_device", None)
 
 
 def checkpoint_function(module: nn.Module) -> Any:
-    """Return what transformers calls for gradient checkpoints; None without them (transformers 5.16 to 5.24)."""
+    """Return transformers' function for gradient checkpoints, or None (transformers 5.16 to 5.24)."""
     return getattr(module, "_gradient_checkpointing_func", None)
 
 
 def loaded_from(config: Any) -> str:
-    """Return the Hub id or path that a transformers config was loaded from; "" if none (transformers 5.16 to 5.24)."""
+    """Return the Hub id or path of a transformers config; "" if none (transformers 5.16 to 5.24)."""
     return getattr(config, "_name_or_path", None) or ""
 
 
 def has_loaded_adapters(model: nn.Module) -> bool:
-    """Return True if transformers has loaded adapters itself, whose configs it then asks for (5.16 to 5.24)."""
+    """Return True if transformers loaded adapters itself; it then reads their configs (5.16 to 5.24)."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def forget_loaded_adapters(model: Any) -> None:
-    """Let a model from which the last adapter was removed ask for no configs (transformers 5.16 to 5.24)."""
+    """Mark a model as without adapters, so that their configs are not read (transformers 5.16 to 5.24)."""
     if has_loaded_adapters(model):
         model._hf_peft_config_loaded = False
 
 
 @contextmanager
 def unsaved(model: Any, keys: Iterable[str]) -> Iterator[None]:
-    """Leave `keys` out of what `save_pretrained` writes inside the block (transformers 5.16 to 5.24)."""
+    """Leave `keys` out of the files of `save_pretrained` in the block (transformers 5.16 to 5.24)."""
     had, ignored = "_keys_to_ignore_on_save" in model.__dict__, model._keys_to_ignore_on_save
     model._keys_to_ignore_on_save = [*(ignored or ()), *keys]
     try:

@@ -22,18 +22,11 @@ STATISTICS = {
     "windowed": "mean score of a row's tokens, or their cumulative sum, against what other text has",
 }
 WEIGHED_STATISTICS = {
-<<<<<<< HEAD
-    "ratio": "what a row's tokens say for the topic, in nats a token",
-    "window": "the most that a window's tokens say for the topic, in nats a token",
-    "cusum": "largest excess of what tokens say for the topic, in nats",
-    "ratio_or_window": "what the tokens of a row, or of a window of it, say for the topic, in nats a token",
-    "windowed": STATISTICS["windowed"],
-=======
     "ratio": "evidence of a row's tokens for the topic, in nats a token",
     "window": "largest evidence of a window's tokens for the topic, in nats a token",
     "cusum": "largest excess of the tokens' evidence for the topic, in nats",
     "ratio_or_window": "evidence of the tokens of a row, or of a window of it, for the topic, in nats a token",
->>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
+    "windowed": STATISTICS["windowed"],
 }
 CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}
 """Columns of `curve_rows`, with the format of their numbers."""
@@ -118,19 +111,14 @@ def curve_rows(calibration: dict[str, Any]) -> list[list[str]]:
 
 
 def fit_warnings(calibration: dict[str, Any]) -> list[str]:
-<<<<<<< HEAD
-    """What the fit warned of."""
+    """Return the warnings of the fit."""
     return _texts(calibration.get("warnings"))
 
 
 def fit_words(calibration: dict[str, Any]) -> list[str]:
-    """What the fit knows of its gate, in sentences; empty unless the statistic is `windowed`."""
+    """Return what the fit measured of its gate, in sentences; empty unless the statistic is `windowed`."""
     return _texts(calibration.get("words"))[:8]
 
 
 def _texts(found: Any) -> list[str]:
-=======
-    """Return the warnings of the fit."""
-    found = calibration.get("warnings")
->>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []

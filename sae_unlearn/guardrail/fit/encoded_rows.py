@@ -1,4 +1,4 @@
-"""The active features of all rows of a corpus, collected while they go through the model."""
+"""Active features of all rows of a corpus, collected during a pass."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,11 +12,11 @@ from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus
 from sae_unlearn.sae import SparseAutoencoder
 
 
-_ELEMENTS = 2**24  # activations held at a time
+_ELEMENTS = 2**24  # activations in memory at a time
 
 
 class EncodedRows:
-    """Which features are active at each content token, `4 L0 + 8` bytes a token; no activation value is kept."""
+    """Active features at each content token, `4 L0 + 8` bytes a token, without activation values."""
 
     def __init__(self, sae: SparseAutoencoder) -> None:
         self._sae = sae
@@ -26,7 +26,7 @@ class EncodedRows:
 
     @torch.no_grad()
     def add(self, batch: ResidualBatch, content: Tensor) -> None:
-        """Add the rows of a batch, of the tokens where `content [batch, seq]` holds."""
+        """Add the rows of a batch, with the tokens at which `content [batch, seq]` is True."""
         tokens = batch.residual[content]
         active = [self._sae.encode(some.to(self._sae.device)) > 0 for some in tokens.split(self._block)]
         self._add("index", torch.tensor(batch.index, dtype=torch.long))
@@ -37,19 +37,19 @@ class EncodedRows:
             self._add("features", some.nonzero()[:, 1].int().cpu())
 
     def state(self) -> dict[str, Tensor]:
-        """What was added."""
+        """Return all that was added."""
         return {name: torch.cat(parts) for name, parts in self._parts.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what was added to others."""
+        """Restore the rows of `state`."""
         self._parts = {name: [values] for name, values in state.items()}
 
     def corpus(self, documents: Sequence[int], largest_norm: float | None) -> EncodedCorpus:
-        """The rows of all processes, in the order of the corpus.
+        """Return the rows of all processes, in the order of the corpus.
 
         Args:
-            documents: number of the document of each row.
-            largest_norm: at tokens of larger norms no feature counts as active. None: no token is left out.
+            documents (Sequence[int]): Number of the document of each row.
+            largest_norm (float or None): Norm above which a token has no active features; None to keep all.
         """
         states = gathered(self.state())
         found = {name: torch.cat([state[name] for state in states]) for name in states[0]}

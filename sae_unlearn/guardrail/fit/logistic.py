@@ -84,11 +84,7 @@ def logistic(
         point.grad = torch.cat([backward(slope) + l2 * w, slope.sum()[None]])
         return (counts * torch.nn.functional.softplus(-agreement)).sum() + l2 / 2 * w.square().sum()
 
-<<<<<<< HEAD
     optimizer.step(loss)
-=======
-    optimizer.step(loss)  # type: ignore[arg-type]  # declared to return a float, accepts a tensor
->>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
     found = point.detach()
     return found[:-1], float(found[-1])
 

@@ -1,10 +1,10 @@
-"""Texts that stand in both corpora, word for word or nearly.
+"""Search for texts that occur in both corpora, exactly or nearly.
 
 With S(t) the set of five-word sequences of a text, letters in lower case and punctuation left out,
 
     overlap(a, b) = |S(a) and S(b)| / min(|S(a)|, |S(b)|)
 
-and two texts are near duplicates from 0.5 on.
+and two texts are near duplicates if it is at least 0.5.
 """
 
 import re
@@ -23,10 +23,10 @@ class NearDuplicate(NamedTuple):
     """A forget text and a retain text that overlap.
 
     Attributes:
-        forget: Place in the forget corpus.
-        retain: Place in the retain corpus.
-        overlap: As above, from 0.5 to 1.
-        words: The beginning of the forget text.
+        forget (int): Position in the forget corpus.
+        retain (int): Position in the retain corpus.
+        overlap (float): Overlap as above, from 0.5 to 1.
+        words (str): Beginning of the forget text.
     """
 
     forget: int
@@ -36,7 +36,7 @@ class NearDuplicate(NamedTuple):
 
 
 def near_duplicates(forget: Iterable[str], retain: Iterable[str]) -> list[NearDuplicate]:
-    """Return the pairs of near duplicates, the largest overlap first; of each forget text the best one."""
+    """Return the best near duplicate of each forget text that has one, the largest overlap first."""
     index: dict[int, list[int]] = defaultdict(list)
     sizes = []
     for number, text in zip(range(MOST_TEXTS), retain, strict=False):

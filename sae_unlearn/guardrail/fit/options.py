@@ -36,7 +36,7 @@ class FitPlan(NamedTuple):
     faithful: bool
     given_features: bool
     cross_fitted: bool
-    """Whether weights and threshold of the gate are fitted on all rows, as `statistic="windowed"` does."""
+    """True if weights and threshold of the gate are fitted on all rows (`statistic="windowed"`)."""
     num_gate_features: int
     evidence: str
     threshold: float | None

@@ -34,17 +34,11 @@ class Rows:
     documents of each use; later documents then go to the selection.
 
     Attributes:
-<<<<<<< HEAD
-        threshold, report: rows put aside.
-        digest: SHA-256 of all rows read so far.
-        again: rows of the first `keep` documents of the selection, for those who need them a second time.
-        selection_documents: number of the document of each row of the selection.
-=======
         threshold (list[list[int]]): Rows for the threshold.
         report (list[list[int]]): Rows for the report.
         again (list[list[int]]): Rows of the first `keep` documents of the selection, for a second pass.
         digest (hashlib._Hash): SHA-256 of all rows read so far.
->>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
+        selection_documents (list[int]): Number of the document of each row of the selection.
     """
 
     def __init__(self, documents: Iterable[Document], cycle: tuple[str, ...], limit: int, keep: int = 0) -> None:

@@ -86,7 +86,7 @@ class Fit:
             self.encoded[role] = EncodedRows(self.sae)
 
     def parts(self, role: str) -> dict[str, Tensor | Stateful]:
-        """What the pass over the selection rows of a corpus adds to."""
+        """Return the sums of the pass over the selection rows of a corpus."""
         found: dict[str, Tensor | Stateful] = {"sums": self.sums[role]}
         return found | {"active": self.encoded[role]} if self.plan.cross_fitted else found
 

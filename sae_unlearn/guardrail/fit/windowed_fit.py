@@ -1,4 +1,4 @@
-"""A fit of the windowed gate: score, constants and threshold of encoded rows, and what is known of it, in words."""
+"""Fit of the windowed gate on encoded rows: score, constants and threshold, and its measurements."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ from sae_unlearn.stats import auc
 
 
 class EncodedCorpus(NamedTuple):
-    """Rows of a corpus: their active features, and the number of the document of each, `[rows]` int64."""
+    """Rows of a corpus: active features, and the number of each row's document, `[rows]` int64."""
 
     active: ActiveFeatures
     documents: Tensor
 
 
 class WindowedFit(NamedTuple):
-    """What was fitted, and the out-of-fold scores that it was calibrated on."""
+    """A fitted gate, and the out-of-fold scores of its calibration."""
 
     score: FeatureScore
     calibrated: Calibrated
@@ -61,18 +61,18 @@ def fit_windowed(
 
 
 def row_values(rows: Sequence[Tensor], parameters: WindowedParameters) -> Tensor:
-    """`[rows]`: the statistic of rows of scores."""
+    """Return `[rows]`: the statistic of rows of scores."""
     return statistics(padded(rows), parameters) if rows else torch.zeros(0)
 
 
 def figures(fit: WindowedFit) -> dict[str, Any]:
-    """What the out-of-fold rows say of the gate, as plain data for the artefact.
+    """Return measurements of the gate on out-of-fold rows, as plain data for the config.
 
     Returns:
         `auroc` and `auroc_short` (of the first 20 tokens); and `by_length`, by the number of tokens and for whole rows
         (`"all"`): `forget` and `retain`, the share of rows that fire, and `spread`, the smallest and the largest share
-        among the four folds of documents, which says how far another draw of documents would move it. Rows of 160 and
-        320 tokens are rows joined; of the topic those are rows of it behind as much other text as fits.
+        among the four folds of documents, which estimates the effect of another draw of documents. Rows of 160 and 320
+        tokens are joined rows; for the topic, they are the first tokens of a topic row after other text.
     """
     parameters, threshold = fit.calibrated.parameters, fit.calibrated.threshold
     found: dict[str, Any] = {}
@@ -100,14 +100,14 @@ def figures(fit: WindowedFit) -> dict[str, Any]:
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """The figures in words."""
+    """Return the figures in sentences."""
     rows, short = found["by_length"]["all"], found["by_length"][str(PREFIXES[0])]
     long = found["by_length"][str(JOINED[-1])]
     return [
-        f"On documents that had no part in the weights, AUROC is {found['auroc']:.3f} of rows and "
+        f"On documents held out from the weights, AUROC is {found['auroc']:.3f} of rows and "
         f"{found['auroc_short']:.3f} of their first {PREFIXES[0]} tokens.",
         f"The gate fires on {_said(rows['forget'])} of forget rows, {_said(short['forget'])} of their first "
-        f"{PREFIXES[0]} tokens and {_said(long['forget'])} of those behind other text, {JOINED[-1]} tokens in all.",
+        f"{PREFIXES[0]} tokens and {_said(long['forget'])} of those after other text, {JOINED[-1]} tokens in all.",
         f"False alarms: {_said(rows['retain'])} of retain rows, {_said(short['retain'])} of their first {PREFIXES[0]} "
         f"tokens, {_said(long['retain'])} of {JOINED[-1]} tokens of them.",
         "In brackets: the lowest and highest share among four parts of the documents. Expect another draw of documents "
@@ -116,7 +116,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 
 def _behind(scores: OutOfFold, length: int) -> list[Tensor]:
-    """The first 20 tokens of each topic row behind other rows, of `length` tokens in all."""
+    """Return the first 20 tokens of each topic row after other rows, `length` tokens in all."""
     filler = torch.cat([*scores.other] * (1 + length * len(scores.topic) // max(1, sum(map(len, scores.other)))))
     found = []
     for i, row in enumerate(scores.topic):

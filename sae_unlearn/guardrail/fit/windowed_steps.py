@@ -1,4 +1,4 @@
-"""What a fit does for `statistic="windowed"`: all rows serve for the weights and, out of fold, for the threshold."""
+"""Steps of a fit with `statistic="windowed"`: all rows are used for weights and threshold (out of fold)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,12 +40,12 @@ def fitted_gate(
 
 
 def out_of_fold_values(fit: WindowedFit) -> dict[str, Tensor]:
-    """The statistics of all rows, of which those of other text set the threshold and are reported, too."""
+    """Return the out-of-fold statistics of all rows; those of other text set the threshold as well."""
     topic, other = (row_values(rows, fit.calibrated.parameters) for rows in fit.scores)
     return {"threshold": other, "forget": topic, "retain": other}
 
 
 def measured(fit: WindowedFit, threshold: float) -> dict[str, Any]:
-    """What is known of the gate at the threshold that is used, as figures and in words."""
+    """Return measurements of the gate at `threshold`, as figures and in sentences."""
     found = figures(fit._replace(calibrated=fit.calibrated._replace(threshold=threshold)))
     return {"auroc": found["auroc"], "windowed": found, "words": sentences(found)}

@@ -146,7 +146,7 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
 
 
 def _words(calibration: dict[str, Any]) -> list[str]:
-    """What the fit knows of its gate, as one list."""
+    """Return the fit's measurements of its gate, as one list."""
     found = [f"- {as_plain_text(text)}" for text in fit_words(calibration)]
     return ["\n".join(found)] if found else []
 

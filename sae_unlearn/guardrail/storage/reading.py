@@ -128,13 +128,8 @@ def parse_tensors(data: bytes, source: str, config: SAEGuardrailConfig) -> dict[
     expected, size = _tensor_bytes(config), len(data)
     if not expected < size <= largest_weights(config):
         raise GuardrailError(
-<<<<<<< HEAD
-            f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}; {m} features of "
-            f"width {d_in} take {expected} and a header."
-=======
             f"{WEIGHTS_NAME} of {source} has {size} bytes{' or more' if size > expected else ''}: expected {expected} "
-            f"and a header for {n} features of width {d_in}."
->>>>>>> 9f8a8fa (fit, storage and bundles of the guardrail in plain English)
+            f"and a header for {m} features of width {d_in}."
         )
     try:
         stored = dict(deserialize(data))  # type: ignore[no-untyped-call]
