@@ -17,8 +17,9 @@ The second line does the same for another model.
 5. Measuring: on held-out text, domain by domain, into `metrics.json` beside the weights. `--compare` measures
    another SAE for the same layer on the same text.
 
-Each step leaves its result in `--work` and is skipped when that is there, so an interrupted run goes on where it
-was: the harvest at its last 512 sequences, the training at its last checkpoint. Take a new folder for other settings.
+Steps 2 to 4 are those of `sae_unlearn.sae.train_sae`; the texts, the float16 weights and the measures by domain are
+this script's. Each step leaves its result in `--work` and is skipped if that is there, so an interrupted run continues:
+the harvest at its last 256 sequences, the training at its last checkpoint. Take a new folder for other settings.
 
 Needs `pip install ".[demo]" sae-lens`, 3 GB of disk and 8 GB of memory; on two CPU cores about an hour.
 """
@@ -40,52 +41,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from sae_unlearn.cli.inputs import load_model
+from sae_unlearn.sae.training.folding import Standardization, folded, threshold_for
+from sae_unlearn.sae.training.harvest import OUTLIER_FACTOR, harvest, layer_outputs, usual_tokens
+from sae_unlearn.sae.training.plan import TrainingPlan
+from sae_unlearn.sae.training.rows import rows_of_texts
+from sae_unlearn.sae.training.trainer import train as train_weights
 
 
 SEQUENCE_LENGTH = 128
-OUTLIER_FACTOR = 2.0
-"""Tokens whose residual norm exceeds this multiple of the median are left out of training and measurement."""
 
 logger = logging.getLogger("train_demo_sae")
-
-
-class _Stop(Exception):
-    """Raised in a hook: the layers above are not needed."""
-
-
-def sequences(tokenizer, documents: list[str], tokens: int | None = None) -> torch.Tensor:
-    """Documents end to end, at most `tokens` of them, as rows of 128 tokens, or of BOS and 127: `[n, 128]`."""
-    begin = tokenizer("a").input_ids[:-1]
-    ids: list[int] = []
-    wanted = tokens or float("inf")
-    for start in range(0, len(documents), 64):
-        for encoded in tokenizer(documents[start : start + 64], add_special_tokens=False).input_ids:
-            ids += encoded + tokenizer.encode("\n\n", add_special_tokens=False)
-        if len(ids) >= wanted:
-            break
-    width = SEQUENCE_LENGTH - len(begin)
-    count = min(len(ids), tokens or len(ids)) // width
-    rows = torch.tensor(ids[: count * width]).view(count, width)
-    return torch.cat([torch.tensor(begin, dtype=rows.dtype).expand(count, -1), rows], dim=1)
-
-
-def layer_outputs(model, layer: int, input_ids: torch.Tensor) -> torch.Tensor:
-    """Outputs of decoder layer `layer`, `[batch, seq, d_in]`, without running the layers above."""
-    caught = []
-
-    def catch(module, args, output):
-        caught.append(output[0] if isinstance(output, tuple) else output)
-        raise _Stop
-
-    handle = model.model.layers[layer].register_forward_hook(catch)
-    try:
-        with torch.no_grad():
-            model.model(input_ids, use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    return caught[0]
 
 
 # --- 1 and 2: texts and activations ----------------------------------------------------------------------------
@@ -98,7 +63,7 @@ def prepare_tokens(tokenizer, args: argparse.Namespace) -> tuple[np.ndarray, lis
         rows, names = [], []
         budgets = {source.name: source.tokens for source in SOURCES}
         for name, documents in train_texts(args.data, args.packages).items():
-            found = sequences(tokenizer, documents, round(budgets[name] * args.scale))
+            found = rows_of_texts(tokenizer, documents, SEQUENCE_LENGTH, round(budgets[name] * args.scale))
             logger.info("%s: %d sequences", name, len(found))
             rows.append(found)
             names += [name] * len(found)
@@ -109,161 +74,65 @@ def prepare_tokens(tokenizer, args: argparse.Namespace) -> tuple[np.ndarray, lis
     return np.load(tokens_path), json.loads(sources_path.read_text())
 
 
-def harvest(model, tokens: np.ndarray, args: argparse.Namespace) -> np.ndarray:
-    """Layer outputs without first tokens, `[n, 127, d_in]` float32, memory-mapped; at most `--harvest-minutes` long."""
-    path, progress_path = args.work / "activations.npy", args.work / "harvested.txt"
-    done = int(progress_path.read_text()) if progress_path.exists() else 0
-    shape = (len(tokens), SEQUENCE_LENGTH - 1, model.config.hidden_size)
-    if done:
-        activations = np.lib.format.open_memmap(path, mode="r+")
-    else:
-        activations = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    deadline = time.monotonic() + 60 * args.harvest_minutes
-    batch = 16
-    progress = tqdm(total=len(tokens), initial=done, unit="seq", mininterval=30)
-    while done < len(tokens) and time.monotonic() < deadline:
-        ids = torch.from_numpy(tokens[done : done + batch].astype(np.int64))
-        activations[done : done + len(ids)] = layer_outputs(model, args.layer, ids)[:, 1:].numpy()
-        done += len(ids)
-        progress.update(len(ids))
-        if done % (32 * batch) == 0 or done == len(tokens):
-            activations.flush()
-            progress_path.write_text(str(done))
-    progress.close()
-    activations.flush()
-    progress_path.write_text(str(done))
-    return activations[:done]
-
-
 # --- 3 and 4: training and folding -----------------------------------------------------------------------------
 
 
-def usable(activations: torch.Tensor) -> torch.Tensor:
-    """Which tokens are no outliers: norm at most `OUTLIER_FACTOR` times the median. `[n, d_in] -> [n]`"""
-    norms = activations.norm(dim=-1)
-    return norms <= OUTLIER_FACTOR * norms.median()
-
-
-def train(activations: np.ndarray, args: argparse.Namespace) -> None:
-    """Train a BatchTopK SAE on standardised activations; write the folded JumpReLU SAE to `args.output`."""
-    from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    torch.manual_seed(args.seed)
-    x = torch.from_numpy(np.array(activations)).flatten(0, 1)
-    kept = usable(x).nonzero().squeeze(-1)
-    sample = x[kept[torch.randperm(len(kept))[:200_000]]]
-    mean, scale = sample.mean(0), sample.std(0)
-    scale *= ((sample - mean) / scale).norm(dim=-1).mean() / x.shape[-1] ** 0.5  # to a mean norm of sqrt(d_in)
-    x.sub_(mean).div_(scale)
-    logger.info("%d tokens, %d outliers left out", len(kept), len(x) - len(kept))
-
-    def batches():
-        while True:
-            order = kept[torch.randperm(len(kept))]
-            for start in range(0, len(order) - args.batch_size + 1, args.batch_size):
-                yield x[order[start : start + args.batch_size]]
-
-    samples = round(args.epochs * len(kept))
-    config = SAETrainerConfig(
-        total_training_samples=samples,
-        train_batch_size_samples=args.batch_size,
-        device="cpu",
-        lr=args.learning_rate,
-        lr_end=args.learning_rate / 10,
-        lr_warm_up_steps=50,
-        lr_decay_steps=samples // args.batch_size // 3,
-        dead_feature_window=100,
-        feature_sampling_window=200,
-        n_checkpoints=4,
-        checkpoint_path=str(args.work / "checkpoints"),
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    checkpoints = sorted((args.work / "checkpoints").glob("*"), key=lambda path: int(path.name))
-    if checkpoints:
-        logger.info("going on from %s", checkpoints[-1])
-        training_sae = BatchTopKTrainingSAE.load_from_disk(str(checkpoints[-1]), device="cpu")
-    else:
-        training_sae = BatchTopKTrainingSAE(
-            BatchTopKTrainingSAEConfig(
-                d_in=x.shape[-1],
-                d_sae=args.d_sae,
-                k=args.k,
-                topk_threshold_lr=0.05,  # the default lags behind in so short a training
-                normalize_activations="none",
-                dtype="float32",
-                device="cpu",
-            )
-        )
-    trainer = SAETrainer(config, training_sae, batches())
-    if checkpoints:
-        trainer.load_trainer_state(checkpoints[-1])
+def train(model, tokens: np.ndarray, args: argparse.Namespace) -> None:
+    """Harvest, train a BatchTopK SAE on standardized activations, and write it, folded, to `args.output`."""
+    rows = torch.from_numpy(tokens.astype(np.int64))
+    activations = harvest(model, args.layer, rows, args.work)
+    kept = usual_tokens(activations)
+    draw = torch.Generator().manual_seed(args.seed)
+    sample = kept[torch.randperm(len(kept), generator=draw)[:200_000]]
+    by = Standardization.of(activations.tokens(sample))
+    logger.info("%d tokens, %d outliers left out", len(kept), len(activations) - len(kept))
+    steps = int(args.epochs * len(kept)) // args.batch_size
+    width = activations.values.shape[-1]
+    plan = TrainingPlan(args.layer, width, args.d_sae, args.k, len(rows), len(kept), steps, activations.values.nbytes)
+    settings = {"batch_size": args.batch_size, "learning_rate": args.learning_rate, "seed": args.seed}
     started = time.monotonic()
-    trainer.fit()
+    weights = train_weights(activations, kept, by, plan, args.work, **settings)
     seconds = time.monotonic() - started
-    training_sae.save_inference_model(str(args.work / "standardised"))
-    sae = SAE.load_from_disk(str(args.work / "standardised"), device="cpu")
 
     with torch.no_grad():
-        calibrate_threshold(sae, x[kept[torch.randperm(len(kept))[:16_384]]], args.k)
+        x = by(activations.tokens(sample[: 2**24 // args.d_sae]))
+        theta = threshold_for((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], args.k)
+        sae = folded(weights, theta, by, args.layer)
         fired = torch.zeros(args.d_sae)
-        seen = kept[torch.randperm(len(kept))[:300_000]]
-        for part in seen.split(4096):
-            fired += (sae.encode(x[part]) > 0).float().sum(0)
-        frequency = fired / len(seen)
-        sae.W_enc.data /= scale[:, None]
-        sae.W_dec.data *= scale
-        sae.b_dec.data = mean + scale * sae.b_dec
-        sae.fold_W_dec_norm()
-    metadata = sae.cfg.metadata
-    metadata.model_name = args.model_name
-    metadata.hook_name = f"blocks.{args.layer}.hook_resid_post"
-    metadata.hf_hook_name = f"model.layers.{args.layer}.output"
-    metadata.context_size = SEQUENCE_LENGTH
-    metadata.prepend_bos = args.prepend_bos
-    save(sae, args.output, torch.float16)
+        for part in sample.split(4096):
+            fired += (sae.encode(activations.tokens(part)) > 0).float().sum(0)
+        frequency = fired / len(sample)
+    about = {
+        "model_name": args.model_name,
+        "hf_hook_name": f"model.layers.{args.layer}.output",
+        "context_size": SEQUENCE_LENGTH,
+        "prepend_bos": args.prepend_bos,
+    }
+    save(sae, args.output, torch.float16, about)
     for dtype in (torch.float32, torch.bfloat16):  # to compare with
-        save(sae, args.work / str(dtype).removeprefix("torch."), dtype)
-    names = json.loads((args.work / "sources.json").read_text())[: len(activations)]
+        save(sae, args.work / str(dtype).removeprefix("torch."), dtype, about)
+    names = json.loads((args.work / "sources.json").read_text())[: len(rows)]
     training = {
         "tokens": len(kept),
-        "outlier_tokens_left_out": len(x) - len(kept),
+        "outlier_tokens_left_out": len(activations) - len(kept),
         "tokens_by_source": {s.name: names.count(s.name) * (SEQUENCE_LENGTH - 1) for s in SOURCES},
-        "samples": samples,
-        "batch_size": args.batch_size,
-        "learning_rate": args.learning_rate,
+        "samples": steps * args.batch_size,
+        **settings,
         "k": args.k,
-        "seed": args.seed,
         "training_seconds": round(seconds),
         "features_that_never_fire": int((frequency == 0).sum()),
         "features_that_fire_on_less_than_1_in_10000": int((frequency < 1e-4).sum()),
         "features_that_fire_on_more_than_1_in_10": int((frequency > 0.1).sum()),
-        "tokens_for_firing_counts": len(seen),
+        "tokens_for_firing_counts": len(sample),
     }
     (args.work / "training.json").write_text(json.dumps(training, indent=2))
 
 
-def calibrate_threshold(sae, x: torch.Tensor, wanted: float) -> None:
-    """Scale the thresholds, by bisection, so that `wanted` features are active on an average token of `x`."""
-    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
-    low, high = 0.2, 5.0
-    for _ in range(25):
-        factor = (low + high) / 2
-        if (pre > sae.threshold * factor).float().sum(-1).mean() > wanted:
-            low = factor
-        else:
-            high = factor
-    logger.info("threshold factor %.4f", factor)
-    sae.threshold.data *= factor
-
-
-def save(sae, folder: Path, dtype: torch.dtype) -> None:
+def save(sae, folder: Path, dtype: torch.dtype, about: dict) -> None:
     """Write SAELens' layout with W_enc and W_dec in `dtype`, the biases and thresholds in float32."""
     from safetensors.torch import load_file, save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    sae.save_model(str(folder))
+    sae.save_pretrained(folder)
     weights_path = folder / "sae_weights.safetensors"
     weights = load_file(weights_path)
     for name in ("W_enc", "W_dec"):
@@ -271,7 +140,9 @@ def save(sae, folder: Path, dtype: torch.dtype) -> None:
     save_file(weights, weights_path)
     weights_path.chmod(0o644)
     config_path = folder / "cfg.json"
-    config_path.write_text(json.dumps(json.loads(config_path.read_text()), indent=2) + "\n")
+    config = json.loads(config_path.read_text())
+    config["metadata"] |= about
+    config_path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 # --- 5: measuring ----------------------------------------------------------------------------------------------
@@ -310,7 +181,7 @@ def held_out_sequences(tokenizer, args: argparse.Namespace) -> dict[str, torch.T
     rows = {}
     for name, documents in held_out_texts(args.data, args.packages).items():
         documents = random.Random(1).sample(documents, len(documents))
-        rows[name] = sequences(tokenizer, documents, 127 * args.eval_sequences)
+        rows[name] = rows_of_texts(tokenizer, documents, SEQUENCE_LENGTH, 127 * args.eval_sequences)
     return rows
 
 
@@ -318,7 +189,7 @@ def held_out_activations(model, layer: int, rows: dict[str, torch.Tensor]) -> di
     """The sequences' layer outputs `[tokens, d_in]` without first tokens and outliers, by domain."""
     flat = {}
     for name, ids in tqdm(rows.items(), desc="held-out activations"):
-        flat[name] = torch.cat([layer_outputs(model, layer, part)[:, 1:] for part in ids.split(16)]).flatten(0, 1)
+        flat[name] = torch.cat([outputs for _, outputs in layer_outputs(model, layer, ids, 16)]).flatten(0, 1)
     median = torch.cat([x.norm(dim=-1) for x in flat.values()]).median()
     return {name: x[x.norm(dim=-1) <= OUTLIER_FACTOR * median] for name, x in flat.items()}
 
@@ -408,13 +279,12 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="another model: a folder or a Hub id")
     parser.add_argument("--layer", type=int, default=9, help="decoder layer, 0-based")
     parser.add_argument("--d-sae", type=int, default=4096)
-    parser.add_argument("--k", type=float, default=40)
+    parser.add_argument("--k", type=int, default=40)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of each source's tokens to use")
     parser.add_argument("--sequences", type=int, help="use only the first so many of the shuffled sequences")
-    parser.add_argument("--harvest-minutes", type=float, default=30, help="train on what is harvested by then")
     parser.add_argument("--eval-sequences", type=int, default=64, help="held-out sequences per domain")
     parser.add_argument("--loss-sequences", type=int, default=24, help="of these, for the loss")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all")
@@ -433,7 +303,7 @@ def main() -> None:
     args.model_name, args.prepend_bos = model.name_or_path, len(tokenizer("a").input_ids) > 1
     if not (args.work / "training.json").exists():
         tokens, _ = prepare_tokens(tokenizer, args)
-        train(harvest(model, tokens[: args.sequences], args), args)
+        train(model, tokens[: args.sequences], args)
 
     from sae_unlearn.sae import SparseAutoencoder
 

@@ -134,7 +134,7 @@ def _print_gate(console: Any, gate: "GateView") -> None:
     most = max((token.evidence for token in gate.tokens), default=0.0)
     shown = Text()
     for token in gate.tokens:
-        share = token.evidence / most if most > 0 else 0.0
+        share = max(0.0, token.evidence) / most if most > 0 else 0.0
         style = f"on rgb({','.join(str(round(c * share)) for c in SHADE)})" if share > 0.15 else ""
         shown.append(_plain(token.text), style=style)
     console.print(shown)

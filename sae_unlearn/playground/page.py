@@ -79,8 +79,9 @@ def build_page(session: Session, title: str, examples: Sequence[str] = ()) -> An
                 template = gr.Checkbox(session.has_template, label="Chat template", interactive=session.has_template)
                 action = gr.Radio(ACTIONS, value=OWN, label="Action")
             with gr.Row():
-                highest = min(max(1.0, 4 * threshold), 0.999 * session.config.threshold_bounds[1])
-                tau = gr.Slider(0, highest, value=threshold, step=highest / 400, label="Threshold")
+                low, high = session.config.threshold_bounds
+                low, high = max(low, min(0.0, 4 * threshold)), min(0.999 * high, max(1.0, 4 * threshold))
+                tau = gr.Slider(low, high, value=threshold, step=(high - low) / 400, label="Threshold")
                 dose = gr.Slider(0, 4, value=1, step=0.25, label="Dose, times the fitted one")
                 length = gr.Slider(8, 400, value=60, step=4, label="Tokens of an answer")
         if examples:

@@ -19,7 +19,6 @@ from sae_unlearn.backbone.residual_stream import ResidualBatch, evaluation_mode
 from sae_unlearn.backbone.tokens import turn_prompt
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import clamp_of, the_guardrail
-from sae_unlearn.guardrail.gate import hits_of
 from sae_unlearn.guardrail.offline import content_tokens, guards_off, read_batch, unguarded_residuals
 
 
@@ -63,7 +62,7 @@ class TokenView:
 
     Attributes:
         text: The token.
-        evidence: What it says for the topic; 0 where nothing is active.
+        evidence: What its active features say for the topic; negative if they say otherwise, 0 if none is active.
         features: Ids and activations of the features active there, the largest first.
     """
 
@@ -189,8 +188,8 @@ class Session:
         activations = encoder.to(batch.residual.device)(batch.residual)
         activations = activations.where(content_tokens(batch, self.config)[..., None], 0)
         evidence = self.config.feature_evidence
-        weights = None if evidence is None else torch.tensor(evidence, device=activations.device)
-        hits = hits_of(activations, activations != 0, weights)[0].nan_to_num().tolist()
+        active = (activations[0] != 0).float().cpu()
+        hits = (active.amax(dim=-1) if evidence is None else active @ torch.tensor([*evidence])).tolist()
         tokens = tuple(
             TokenView(self.tokenizer.decode([i]), hit, self._features(row))
             for i, hit, row in zip(ids, hits, activations[0].float().cpu(), strict=True)
@@ -215,7 +214,8 @@ class Session:
         return found
 
     def _features(self, row: Tensor) -> tuple[tuple[int, float], ...]:
-        ids = self.config.feature_ids or range(len(row))
+        ids = [*(self.config.feature_ids or ()), *(getattr(self.config, "gate_feature_ids", None) or ())]
+        ids = ids if len(ids) == len(row) else list(range(len(row)))
         active = [(ids[i], round(float(row[i]), 3)) for i in row.nonzero().flatten().tolist()]
         return tuple(sorted(active, key=lambda pair: -pair[1])[:5])
 

@@ -28,7 +28,7 @@ def tokens_html(gate: GateView) -> str:
     most = max((token.evidence for token in gate.tokens), default=0.0)
     parts = []
     for token in gate.tokens:
-        share = token.evidence / most if most > 0 else 0.0
+        share = max(0.0, token.evidence) / most if most > 0 else 0.0
         title = ""
         if token.features:
             features = ", ".join(f"feature {number}: {value:g}" for number, value in token.features)
@@ -42,14 +42,15 @@ def gate_svg(gate: GateView) -> str:
     """The statistic over the tokens, with the threshold as a dashed line."""
     if not gate.values:
         return ""
-    top = 1.15 * max(*gate.values, gate.threshold, 1e-9)
+    low = min(0.0, gate.threshold, *gate.values)
+    top = low + 1.15 * (max(*gate.values, gate.threshold, 1e-9) - low)
     last = max(1, gate.places[-1])
 
     def x(place: float) -> float:
         return LEFT + (WIDTH - LEFT - 10) * place / last
 
     def y(value: float) -> float:
-        return (HEIGHT - BOTTOM) - (HEIGHT - BOTTOM - 8) * max(0.0, value) / top
+        return (HEIGHT - BOTTOM) - (HEIGHT - BOTTOM - 8) * (value - low) / (top - low)
 
     points = " ".join(f"{x(p):.1f},{y(v):.1f}" for p, v in zip(gate.places, gate.values, strict=True))
     line = y(gate.threshold)
