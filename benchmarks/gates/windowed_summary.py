@@ -40,18 +40,36 @@ def ranked(topic: Tensor, other: Tensor) -> dict[str, float]:
 
 def collected(folder: Path) -> dict[str, Any]:
     """Per topic and gate each figure's mean, smallest and largest over the draws."""
-    files = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    files = [json.loads(path.read_text()) for path in sorted(folder.glob("*-[0-9].json"))]
     topics = sorted({file["topic"] for file in files})
     found: dict[str, Any] = {"draws": {t: sum(file["topic"] == t for file in files) for t in topics}, "topics": {}}
     for topic in topics:
         mine = [file["gates"] for file in files if file["topic"] == topic]
-        found["topics"][topic] = {gate: over_draws([draw[gate] for draw in mine]) for gate in mine[0]}
+        found["topics"][topic] = {gate: over_draws([draw[gate] for draw in mine if gate in draw]) for gate in mine[0]}
+    if (folder / "by_lengths.json").exists():
+        found["by_lengths"] = by_lengths(json.loads((folder / "by_lengths.json").read_text())["all"])
+    return found
+
+
+def by_lengths(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+    """By longest text of the calibration and condition: the mean share of the topic's texts and of others that fire."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for longest in {record["lengths"]: None for record in records}:
+        mine = [record["j"]["fires"] for record in records if record["lengths"] == longest]
+        found[longest] = {
+            name: [
+                round(mean(one[name][side][0] / n for one in mine), 4) if n else None
+                for side, (_, n) in enumerate(both)
+            ]
+            for name, both in mine[0].items()
+            if all(name in one for one in mine)
+        }
     return found
 
 
 def over_draws(draws: list[dict[str, Any]]) -> dict[str, Any]:
     """`[mean, smallest, largest]` of each figure; of what fires, the share of the topic and of other text, and n."""
-    found: dict[str, Any] = {"fit_s": _three([draw["fit_s"] for draw in draws])}
+    found: dict[str, Any] = {"draws": len(draws), "fit_s": _three([draw["fit_s"] for draw in draws])}
     for name in ("rows", "short", "alone"):
         found[name] = {key: _three([d[name][key] for d in draws]) for key in ("auroc", "log_auroc", "at_1", "at_01")}
         found[name]["n"] = draws[0][name]["n"]

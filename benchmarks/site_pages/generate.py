@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jinja2
 
-from . import alignment, alignment_pooled, attacks, forget, gates, index, models, speed
+from . import alignment, alignment_pooled, attacks, forget, gates, index, models, speed, windowed
 from .markdown_text import number, shown
 
 
@@ -40,6 +40,7 @@ MODULES = {
     "index": index,
     "models": models,
     "speed": speed,
+    "windowed": windowed,
 }
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 _SETTINGS = re.compile(r"\A\{# settings: (.*?) #\}", re.DOTALL)

@@ -1,6 +1,6 @@
 """The index tables: one row for each page, with its main figure."""
 
-from . import alignment, attacks, forget, gates, models, speed
+from . import alignment, attacks, forget, gates, models, speed, windowed
 from .markdown_text import interval, number, table
 from .results import Estimate, estimate, read_json
 
@@ -94,6 +94,22 @@ def _gate() -> list[list[str]]:
             *_share(stretches),
             gates.wrapped_n(STRETCHES[1]),
             "demo_gates.py",
+        ),
+        _row(
+            "windowed-gate",
+            "windowed gate fires, 256 words before; default gate",
+            " ".join(number(windowed.caught(gate, "behind 256")) for gate in ("windowed", "today")),
+            "",
+            f"{len(windowed.topics())} topics",
+            "windowed_gate.py",
+        ),
+        _row(
+            "windowed-gate-alarms",
+            "**false alarms** of the windowed gate at 1,024 words",
+            number(windowed.alarms("windowed", "filler 1024")),
+            "",
+            f"{len(windowed.topics())} topics",
+            "windowed_gate.py",
         ),
     ]
 

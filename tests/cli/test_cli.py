@@ -208,7 +208,7 @@ def test_show_neutralises_what_a_terminal_would_act_on(parts, tmp_path, capsys):
         base_model_name_or_path=bad,
         sae_source={"id": bad, "architecture": [bad]},
         sae_unlearn_version=bad,
-        calibration={"warnings": [bad, 3], "probe": bad},
+        calibration={"warnings": [bad, 3], "words": [bad, 3], "probe": bad, "fire_rate_forget": {"rate": 0.5, "n": 2}},
     )
     assert main(["show", folder]) == 0
     printed = capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_show_neutralises_what_a_terminal_would_act_on(parts, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", ["x", [1], {"a": 1}, pytest.param(10**300, id="huge"), True, None])
 def test_show_survives_values_of_any_type(parts, tmp_path, capsys, value):
-    names = ("fire_rate_forget", "fire_rate_retain", "auroc", "curve", "warnings", "edit_to_residual", "probe")
+    names = ("fire_rate_forget", "fire_rate_retain", "auroc", "curve", "warnings", "words", "edit_to_residual", "probe")
     assert main(["show", hostile(parts, tmp_path, calibration=dict.fromkeys(names, value))]) == 0
     rate = {"rate": value, "low": value, "high": value, "n": value}
     nested = {"fire_rate_forget": rate, "curve": [value, dict.fromkeys(("percentile", "threshold"), value)]}

@@ -84,8 +84,13 @@ def out_of_fold(
     return OutOfFold([row for row in topic if len(row)], [row for row in other if len(row)])
 
 
-def calibrate(scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 8) -> Calibrated:
+def calibrate(
+    scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 8, joined: Sequence[int] = JOINED
+) -> Calibrated:
     """Constants and threshold by the equations above, at a rate `alpha` of false alarms.
+
+    Args:
+        joined: Lengths of rows joined, in tokens. Longer ones keep false alarms of long texts down and catch less.
 
     Raises:
         GuardrailError: If the topic's tokens do not score above other tokens.
@@ -99,7 +104,7 @@ def calibrate(scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 
         )
     row_variance, token_variance = variance_of_means(scores.other)
     plain = WindowedParameters(m0, row_variance, token_variance, drift, 1.0, min_tokens)
-    samples = [padded(rows) for rows in at_lengths(scores.other)]
+    samples = [padded(rows) for rows in at_lengths(scores.other, joined)]
     means = [mean_part(*sample, plain)[:, -1] for sample in samples]
     sums = [peaks(sample, plain) for sample in samples]
     q_z, q_c = (max(_SMALLEST, *(_quantile(values, 1 - alpha) for values in some)) for some in (means, sums))
@@ -111,14 +116,14 @@ def calibrate(scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 
     return Calibrated(found, lowest + margin * max(0.0, _quantile(topic, 0.25) - lowest), lowest)
 
 
-def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the rows at each length of `PREFIXES` (first tokens) and `JOINED` (joined, from each row on)."""
-    joined = torch.cat([*rows, *rows])
-    while len(joined) < sum(map(len, rows)) + JOINED[-1]:
-        joined = torch.cat([joined, joined])
+def at_lengths(rows: Sequence[Tensor], joined: Sequence[int] = JOINED) -> list[list[Tensor]]:
+    """Return the rows at each length of `PREFIXES` (first tokens) and `joined` (rows joined, from each row on)."""
+    text = torch.cat([*rows, *rows])
+    while len(text) < sum(map(len, rows)) + joined[-1]:
+        text = torch.cat([text, text])
     starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1].tolist()
     prefixes = [[row[:length] for row in rows] for length in PREFIXES]
-    return prefixes + [[joined[start : start + length] for start in starts] for length in JOINED]
+    return prefixes + [[text[start : start + length] for start in starts] for length in joined]
 
 
 def variance_of_means(rows: Sequence[Tensor]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gates.encoded_rows import Encoded
 from benchmarks.gates.text_gates import fit_text_gates, joined, pieces, tfidf_fit
-from benchmarks.gates.windowed_gate import Rowset
+from benchmarks.gates.token_gates import Rowset
 from benchmarks.gates.windowed_summary import caught_at, log_auroc, over_draws, ranked
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 
