@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.alignment.entities import Entity
 from sae_unlearn.alignment.prompts import locate_entity
 from sae_unlearn.alignment.templates import entity_templates, render
+from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.checks import check_all
-from sae_unlearn.evaluation.base_model import adapters_off
 
 
 def entity_states(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -11,8 +11,25 @@ from torch import nn
 
 
 @contextmanager
+def guards_off(model: nn.Module) -> Iterator[None]:
+    """Bypass the guardrails of `model` inside the block. Other adapters are not changed.
+
+    PEFT's switch does not disable a guardrail beside a LoRA, so its layer has a switch of its own, `bypass`.
+    """
+    guards: list[Any] = [part for part in model.modules() if is_adapter_module(part) and hasattr(part, "bypass")]
+    guards = [guard for guard in guards if not guard.off]
+    for guard in guards:
+        guard.bypass(True)
+    try:
+        yield
+    finally:
+        for guard in guards:
+            guard.bypass(False)
+
+
+@contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Disable every adapter of `model` in the block and restore each one's state afterwards.
+    """Disable every adapter of `model` in the block, guardrails included, and restore each one's state afterwards.
 
     `PeftModel.disable_adapter` is not used: on leaving, it makes the active adapters trainable, parameters that were
     frozen included, and enables adapters that were disabled (peft 0.21).
@@ -20,6 +37,12 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     Args:
         model (`nn.Module`): A model with PEFT adapters, wrapped by a `PeftModel` or not.
     """
+    with guards_off(model), _others_off(model):
+        yield
+
+
+@contextmanager
+def _others_off(model: nn.Module) -> Iterator[None]:
     if isinstance(model, PeftModel) and not _on_modules(model):
         with model.disable_adapter():
             yield

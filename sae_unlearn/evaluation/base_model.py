@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from peft import PeftModel
 from torch import nn
 
-from sae_unlearn.backbone.adapters_off import adapters_off as other_adapters_off
+from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.guardrail import guard_layers
-from sae_unlearn.guardrail.offline import guards_off
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -31,13 +30,3 @@ def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
         )
     with adapters_off(model):
         yield model
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Disable adapters and guardrails, if any, inside the `with` block.
-
-    `disable_adapter()` of a LoRA alone leaves a guardrail on the same model active.
-    """
-    with guards_off(model), other_adapters_off(model):
-        yield

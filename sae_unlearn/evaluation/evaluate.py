@@ -14,6 +14,7 @@ from sae_unlearn.backbone.distributed import gathered, process_index
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.figures import choice_figures, fact_figures, text_figures
+from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
 from sae_unlearn.evaluation.report.figure import Figure, fingerprint
@@ -85,26 +86,25 @@ def evaluate(
     if not any(sides.values()):
         raise ValueError("forget=None, retain=None: expected facts, choices or texts. Pass at least one of the two.")
     _check_alike(sides)
+    it = Measurement(model=model, tokenizer=tokenizer, settings=settings, base=base)
     figures: list[Figure] = []
-    notes: list[str] = []
     with evaluation_mode(model), nullcontext() if base is None else evaluation_mode(base):
         for side, sets in sides.items():
             for data, rows in sets.items():
-                common = (model, tokenizer, rows, side, data, settings)
                 if isinstance(rows[0], Fact):
-                    figures += fact_figures(*common, notes)
+                    figures += fact_figures(it, rows, side, data)
                 elif isinstance(rows[0], Choice):
-                    figures += choice_figures(*common, reference)
+                    figures += choice_figures(it, rows, side, data, settings.orders, reference)
                 else:
-                    figures += text_figures(*common, base)
+                    figures += text_figures(it, rows, side, data)
     if reference is not None and not any(figure.metric == "forget_quality" for figure in figures):
-        notes.append("reference: skipped forget quality. It needs choices in forget= whose options are not shown.")
+        it.notes.append("reference: skipped forget quality. It needs choices in forget= whose options are not shown.")
     about = about_model(model) | {
         name: value for name, value in vars(settings).items() if name not in ("progress", "text_column")
     }
     if title is None:
         title = about["model"] if about["adapters"] == "none" else f"{about['model']} with {about['adapters']}"
-    return Report(title, tuple(figures), about, tuple(notes))
+    return Report(title, tuple(figures), about, tuple(it.notes))
 
 
 def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:

@@ -6,13 +6,12 @@ from dataclasses import astuple, replace
 from functools import partial
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import is_mine
 from sae_unlearn.backbone.tokens import question_prompt, turn_prompt
-from sae_unlearn.evaluation.base_model import has_adapters
+from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import (
     Choice,
     lettered,
@@ -26,46 +25,35 @@ from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergence
 from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
 from sae_unlearn.evaluation.report.report import Report
-from sae_unlearn.guardrail import guard_layers, record_firings
-from sae_unlearn.options.evaluation import EvaluationConfig, MeasurementConfig
+from sae_unlearn.guardrail import record_firings
 
 
-def fact_figures(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
-    side: str,
-    data: str,
-    settings: MeasurementConfig,
-    notes: list[str],
-) -> list[Figure]:
+def fact_figures(it: Measurement, facts: Sequence[Fact], side: str, data: str) -> list[Figure]:
     """Complete each fact's prompt greedily and return recall, refusals, ROUGE-L and fire rates.
 
     Args:
-        model (nn.Module): Any causal language model, with or without adapters.
-        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        it (Measurement): The measured model. Its notes receive a line if ROUGE-L is skipped.
         facts (sequence of Fact): The facts.
         side (str): "forget" or "retain".
         data (str): Name of the set.
-        settings (MeasurementConfig): The settings.
-        notes (list of str): Receives a line if ROUGE-L is skipped.
 
     Raises:
         ValueError: If a fact has no answers.
     """
     check_answers(facts, f"{side}, {data}")
+    tokenizer, settings = it.tokenizer, it.settings
     asked = list(facts)
     if settings.chat_template:
         asked = [replace(fact, prompt=turn_prompt(tokenizer, fact.prompt)) for fact in facts]
     tokens = settings.max_new_tokens or tokens_needed(tokenizer, facts)
-    with record_firings(model) if guard_layers(model) else nullcontext() as firings:
+    with record_firings(it.model) if it.guarded else nullcontext() as firings:
         found = recall(
-            model, tokenizer, asked, tokens, settings.batch_size, settings.bar(side, data, "recall"), shared=True
+            it.model, tokenizer, asked, tokens, settings.batch_size, settings.bar(side, data, "recall"), shared=True
         )
         mine = [i for i in range(len(facts)) if is_mine(i // settings.batch_size)]
         fired = fired_rows(firings, mine, shared=True) if firings is not None else {}
     rows = fingerprint([[astuple(fact) for fact in facts], tokens, settings.chat_template])
-    return recall_figures(found, fired, side, data, rows, notes)
+    return recall_figures(found, fired, side, data, rows, it.notes)
 
 
 def check_answers(facts: Sequence[Fact], what: str) -> None:
@@ -113,12 +101,11 @@ _UNCUT = 2**20  # tokens: questions are not cut, unlike texts
 
 
 def choice_figures(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    it: Measurement,
     choices: Sequence[Choice],
     side: str,
     data: str,
-    settings: EvaluationConfig,
+    orders: int | None = None,
     reference: Report | None = None,
 ) -> list[Figure]:
     """Return accuracy by log-probability, and accuracy by letter or the truth ratios.
@@ -126,12 +113,12 @@ def choice_figures(
     Letters are measured if the options are shown, truth ratios if they are not.
 
     Args:
-        model (nn.Module): Any causal language model, with or without adapters.
-        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        it (Measurement): The measured model.
         choices (sequence of Choice): The questions.
         side (str): "forget" or "retain".
         data (str): Name of the set.
-        settings (EvaluationConfig): The settings.
+        orders (int, *optional*): Orders of the options in which letters are asked for. None takes as many as there are
+            options.
         reference (Report, *optional*): Report of a model that never saw the forget set, on the same questions. It adds
             the forget quality.
 
@@ -143,6 +130,7 @@ def choice_figures(
             f"{side}, {data}: expected the options of all questions shown, or of none. Pass them as two sets."
         )
     shown = choices[0].shown
+    model, tokenizer, settings = it.model, it.tokenizer, it.settings
     rows = fingerprint([[astuple(choice) for choice in choices], settings.chat_template])
     figure = partial(figure_of_rows, side, data, subjects=[choice.subject for choice in choices], rows=rows)
     likelihoods = option_likelihoods(
@@ -163,7 +151,7 @@ def choice_figures(
             model,
             tokenizer,
             choices,
-            settings.orders,
+            orders,
             settings.batch_size,
             settings.chat_template,
             settings.bar(side, data, "letters"),
@@ -181,7 +169,7 @@ def choice_figures(
             figures.append(figure("truth_score", "score", truth_scores(ratios)))
         elif reference is not None:
             figures += _quality(figures[-1], reference)
-    if guard_layers(model):
+    if it.guarded:
         prompts = [
             question_prompt(tokenizer, lettered(choice) if shown else choice.question, settings.chat_template)
             for choice in choices
@@ -207,42 +195,32 @@ def _quality(ratios: Figure, reference: Report) -> list[Figure]:
     ]
 
 
-def text_figures(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    side: str,
-    data: str,
-    settings: MeasurementConfig,
-    base: nn.Module | None = None,
-) -> list[Figure]:
+def text_figures(it: Measurement, texts: Sequence[str], side: str, data: str) -> list[Figure]:
     """Return perplexity over all tokens of the texts, and the mean over texts of the KL per token.
 
         perplexity = exp( sum_i n_i loss_i / sum_i n_i ),   n_i predicted tokens of text i
 
+    KL is measured to `it.base`, or to a `PeftModel` with its adapters disabled; for other models there is none.
+
     Args:
-        model (nn.Module): Any causal language model, with or without adapters.
-        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
+        it (Measurement): The measured model.
         texts (sequence of str): The texts.
         side (str): "forget" or "retain".
         data (str): Name of the set.
-        settings (MeasurementConfig): The settings.
-        base (nn.Module, *optional*): Reference of the KL. None disables the adapters of a `PeftModel`; other models
-            then have no KL.
     """
+    model, tokenizer, settings = it.model, it.tokenizer, it.settings
     rows = fingerprint([list(texts), settings.max_length])
     figure = partial(figure_of_rows, side, data, subjects=[""] * len(texts), rows=rows)
     sizes = (settings.batch_size, settings.max_length)
     losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"), shared=True)
     counts = predicted_counts(tokenizer, texts, settings.max_length)
     figures = [figure("perplexity", "perplexity", losses, weights=counts)]
-    # inside `disable_adapter()` nothing differs, and leaving a nested one would enable the adapters
-    if base is not None or (isinstance(model, PeftModel) and has_adapters(model)):
+    if it.compares:
         divergences = row_divergences(
-            model, tokenizer, texts, base, *sizes, settings.bar(side, data, "KL"), shared=True
+            model, tokenizer, texts, it.base, *sizes, settings.bar(side, data, "KL"), shared=True
         )
         figures.append(figure("kl", "nats", divergences))
-    if guard_layers(model):
+    if it.guarded:
         fired = row_firings(model, tokenizer, texts, *sizes, settings.bar(side, data, "gate"), shared=True)
         figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
     return figures

@@ -5,20 +5,19 @@ The residual stream as it is without guardrails.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.backbone.residual_stream import ResidualBatch, residual_batches
 from sae_unlearn.backbone.tokens import Document, read_corpus
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import heard, hits_of, hot_tokens, row_statistic, usual_norm
-from sae_unlearn.guardrail.model import guard_layers
 
 
 ROW_LIMIT = 8192  # tokens of a row, whatever the config says
@@ -113,19 +112,6 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
         activations[hot][:, : config.num_features],
         batch.residual[hot].float().norm(dim=-1),
     )
-
-
-@contextmanager
-def guards_off(model: nn.Module) -> Iterator[None]:
-    """Guardrails that are on the model are out of force; other adapters stay as they are."""
-    guards = [layer for layer in guard_layers(model) if not layer.off]
-    for layer in guards:
-        layer.bypass(True)
-    try:
-        yield
-    finally:
-        for layer in guards:
-            layer.bypass(False)
 
 
 def unguarded_residuals(

@@ -9,9 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import attach_guardrail, enable_guardrails, guardrail_status, list_guardrails
-from sae_unlearn.evaluation.base_model import adapters_off, has_adapters
+from sae_unlearn.backbone.adapters_off import adapters_off, guards_off
+from sae_unlearn.evaluation.base_model import has_adapters
 from sae_unlearn.guardrail import guard_layers
-from sae_unlearn.guardrail.offline import guards_off
 
 
 IDS = token_ids(8, 12)

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder
+from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.backbone.call_arguments import cache_name
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers
 from sae_unlearn.guardrail import guard_layers
-from sae_unlearn.guardrail.offline import guards_off
 
 
 VOCAB, WIDTH, LAYERS = 97, 32, 4

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.evaluate import about_model
 from sae_unlearn.evaluation.report.comparison import paired_change
-from sae_unlearn.options.evaluation import AuditConfig, MeasurementConfig
+from sae_unlearn.options.evaluation import AuditConfig
 from sae_unlearn.options.field import merged, takes_options
 
 
@@ -89,15 +89,15 @@ def audit(
     if unknown_attack is not None:
         raise ValueError(f"attacks={unknown_attack!r}: expected one of {', '.join(ATTACKS)}.")
     it = Inquiry(
-        model,
-        tokenizer,
-        as_facts(forget, "forget"),
-        [] if retain is None else as_facts(retain, "retain"),
-        settings,
-        base,
-        [] if unnamed is None else as_facts(unnamed, "unnamed"),
-        tuple(names),
-        [] if unknown is None else as_facts(unknown, "unknown"),
+        model=model,
+        tokenizer=tokenizer,
+        settings=settings,
+        base=base,
+        forget=as_facts(forget, "forget"),
+        retain=[] if retain is None else as_facts(retain, "retain"),
+        unnamed=[] if unnamed is None else as_facts(unnamed, "unnamed"),
+        names=tuple(names),
+        unknown=[] if unknown is None else as_facts(unknown, "unknown"),
         filler=filler,
         lengths=settings.lengths,
         steps=settings.steps,
@@ -117,8 +117,7 @@ def audit(
                     it.notes.append(f"{name}: skipped. {error}")
                 bar.set_postfix(asked=it.asked)
         if neighbours is not None:
-            shared = {each.name: getattr(settings, each.name) for each in fields(MeasurementConfig)}
-            near = benign_neighbours(model, tokenizer, neighbours, retain, base, **shared)
+            near = benign_neighbours(it, neighbours, retain)
         else:
             it.notes.append("neighbours=None: not measured. Pass neighbours= (harmless rows near the topic).")
     about = about_model(model) | {

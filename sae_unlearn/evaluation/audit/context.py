@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import base_model_of, text_config
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
@@ -15,12 +14,12 @@ from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
 from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 from sae_unlearn.evaluation.audit.attacks.splitting import Conversations
 from sae_unlearn.evaluation.audit.row import AuditRow
-from sae_unlearn.evaluation.base_model import has_adapters, without_adapters
 from sae_unlearn.evaluation.figures import check_answers, fact_figures, recall_figures
+from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import Choice, lettered
 from sae_unlearn.evaluation.metrics.recall import Fact
 from sae_unlearn.evaluation.report.figure import Figure, fingerprint
-from sae_unlearn.options.evaluation import AuditConfig, MeasurementConfig
+from sae_unlearn.options.evaluation import AuditConfig
 
 
 Figures = tuple[Figure, ...]
@@ -28,19 +27,14 @@ Run = Callable[[nn.Module, Sequence[Fact], str], list[AttackPoint[Figures]]]
 """An attack on facts of one side ("forget" or "retain") with one model."""
 
 
-@dataclass
-class Inquiry:
-    """State of a running audit, which every attack receives.
+@dataclass(kw_only=True)
+class Inquiry(Measurement):
+    """State of a running audit, which every attack receives: the measurement of the audited model, and the facts.
 
     Attributes:
-        model (nn.Module): The audited model.
-        tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         forget (list of Fact): Facts to forget.
         retain (list of Fact): Other facts; may be empty.
-        settings (MeasurementConfig): How facts are asked.
-        base (nn.Module, *optional*): The model without its adapters, if it is another object.
         unnamed, names, unknown, filler, lengths, steps, layer, direction, seed: As in `audit`.
-        notes (list of str): Remarks for readers; attacks append to it.
         asked (int): Number of facts asked so far.
 
     Raises:
@@ -48,12 +42,8 @@ class Inquiry:
             that contain one of `names`, or `layer` out of range.
     """
 
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
     forget: list[Fact]
     retain: list[Fact]
-    settings: MeasurementConfig
-    base: nn.Module | None = None
     unnamed: list[Fact] = field(default_factory=list)
     names: Sequence[str] = ()
     unknown: list[Fact] = field(default_factory=list)
@@ -63,10 +53,10 @@ class Inquiry:
     layer: int | None = None
     direction: Tensor | None = None
     seed: int = 0
-    notes: list[str] = field(default_factory=list)
     asked: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("forget", "retain", "unnamed", "unknown"):
             check_answers(getattr(self, name), name)
         named = naming_prompts((fact.prompt for fact in self.unnamed), self.names)
@@ -84,10 +74,8 @@ class Inquiry:
     def models(self) -> Iterator[tuple[str, AbstractContextManager[nn.Module]]]:
         """Yield the audited model, and the base as its control if there is one."""
         yield "audited", nullcontext(self.model)
-        if self.base is not None:
-            yield "base", nullcontext(self.base)
-        elif has_adapters(self.model):
-            yield "base", without_adapters(self.model)
+        if self.has_base:
+            yield "base", self.base_model()
 
     def sides(self) -> list[tuple[str, list[Fact]]]:
         """Return the facts by side, without an empty retain side."""
@@ -103,7 +91,7 @@ class Inquiry:
             data (str, *optional*, defaults to "facts"): Name of the set.
         """
         self.asked += len(facts)
-        return tuple(fact_figures(model, self.tokenizer, facts, side, data, self.quiet, self.notes))
+        return tuple(fact_figures(self.of(model), facts, side, data))
 
     def ask_all(self, model: nn.Module) -> Figures:
         """Return the figures of all facts, first of those to forget."""
@@ -136,11 +124,6 @@ class Inquiry:
                         both = found.setdefault((point.variant, point.strength), {"audited": (), "base": ()})
                         both[who] += point.found
         return [AuditRow(attack, *point, both["audited"], both["base"]) for point, both in found.items()]
-
-    @property
-    def quiet(self) -> MeasurementConfig:
-        """The settings without progress bars, for measurements that run many times."""
-        return replace(self.settings, progress=False)
 
 
 def as_facts(rows: Any, name: str) -> list[Fact]:

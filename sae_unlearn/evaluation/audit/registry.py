@@ -120,7 +120,7 @@ def removal_rows(it: Inquiry) -> list[AuditRow]:
 
 
 def direction_rows(it: Inquiry) -> list[AuditRow]:
-    if it.base is None and not has_adapters(it.model):
+    if not it.has_base:
         it.notes.append("direction: skipped. It compares with the base model: attach an adapter, or pass base=.")
         return []
     halves = _halves(it, "direction")
@@ -187,7 +187,7 @@ def relearning_rows(it: Inquiry) -> list[AuditRow]:
 def rounding_rows(it: Inquiry) -> list[AuditRow]:
     points = rounding.rounding_attack(it.model, it.ask_all)
     base: dict[float, Figures] = {}
-    if it.base is not None or has_adapters(it.model):
+    if it.has_base:
         plain = base_copy(it.model) if it.base is None else it.base
         base = {point.strength: point.found for point in rounding.rounding_attack(plain, it.ask_all)}
     return [AuditRow("rounding", "", p.strength, p.found, base.get(p.strength, ())) for p in points]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.checks import check_is
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, alone_and_clamping, clamp_of
@@ -30,7 +31,6 @@ from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.offline import guards_off
 
 
 @dataclass(frozen=True)

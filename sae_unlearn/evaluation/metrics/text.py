@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
-from sae_unlearn.evaluation.base_model import adapters_off
 
 
 class PredictedTokens(NamedTuple):

@@ -14,6 +14,7 @@ from sae_unlearn.evaluation import (
     right_by_likelihood,
 )
 from sae_unlearn.evaluation.figures import choice_figures
+from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import lettered, rotated
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 from sae_unlearn.options.evaluation import EvaluationConfig
@@ -161,9 +162,9 @@ def test_a_preferred_letter_gets_no_more_than_its_share_among_fewer_options_than
 
     monkeypatch.setattr("sae_unlearn.evaluation.metrics.choices.candidate_log_probs", likes_a)
     mixed = [Choice(f"q{n}", tuple(f"w{i}" for i in range(20, 20 + n)), 0) for n in (2, 3, 4)]
-    figures = choice_figures(
-        base_model("llama"), lettered_tokenizer(), mixed, "retain", "mixed", EvaluationConfig(progress=False)
-    )
+    settings = EvaluationConfig(progress=False)
+    it = Measurement(model=base_model("llama"), tokenizer=lettered_tokenizer(), settings=settings)
+    figures = choice_figures(it, mixed, "retain", "mixed")
     [found] = [figure for figure in figures if figure.metric == "letter_accuracy"]
     assert found.values == pytest.approx((1 / 2, 1 / 3, 1 / 4))
 

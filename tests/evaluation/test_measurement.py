@@ -1,0 +1,66 @@
+"""What a metric is given beside its rows: built and checked once."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from zoo import base_model, guarded, logits_of, token_ids
+
+from sae_unlearn.errors import UnlearnError
+from sae_unlearn.evaluation.measurement import Measurement
+from sae_unlearn.options.evaluation import MeasurementConfig
+
+
+SETTINGS = MeasurementConfig(progress=True)
+IDS = token_ids(2, 6)
+
+
+def measurement(model, **given):
+    return Measurement(**{"model": model, "tokenizer": None, "settings": SETTINGS} | given)
+
+
+def lora():
+    return get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "facts"),
+    [
+        (lambda: base_model("llama"), (False, False, False)),
+        (lora, (False, True, True)),
+        (lambda: guarded("llama"), (True, True, True)),
+        (lambda: guarded("llama").base_model.model, (True, True, False)),  # KL needs a PeftModel, or the base
+    ],
+    ids=["plain", "LoRA", "guardrail", "guardrail without PeftModel"],
+)
+def test_it_says_what_can_be_measured_of_a_model(make, facts):
+    it = measurement(make())
+    assert (it.guarded, it.has_base, it.compares) == facts
+    compared = measurement(make(), base=base_model("llama"))
+    assert (compared.has_base, compared.compares) == (True, True)
+
+
+@pytest.mark.parametrize("make", [lora, lambda: guarded("llama", threshold=0.0)])
+def test_the_base_model_is_the_given_one_or_the_model_without_its_adapters(make):
+    model, base = make(), base_model("llama")
+    with measurement(model).base_model() as found:
+        assert found is model
+        assert torch.equal(logits_of(found, IDS), logits_of(base, IDS))
+    assert not torch.equal(logits_of(model, IDS), logits_of(base, IDS))
+    with measurement(model, base=base).base_model() as found:
+        assert found is base
+    with pytest.raises(ValueError, match="base=None"), measurement(base).base_model():
+        pass
+
+
+def test_another_model_is_measured_in_the_same_way_and_with_the_same_notes():
+    it = measurement(guarded("llama"), base=base_model("llama"))
+    other = it.of(base_model("llama"))
+    assert (other.guarded, other.base, other.settings.progress) == (False, it.base, False)
+    other.notes.append("left out")
+    assert it.notes == ["left out"]
+
+
+@pytest.mark.parametrize("given", [{"model": "a model"}, {"base": 3}, {"settings": {"batch_size": 8}}])
+def test_what_is_none_is_refused(given):
+    with pytest.raises(UnlearnError, match=r"str|int|dict"):
+        measurement(**{"model": base_model("llama")} | given)
