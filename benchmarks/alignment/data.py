@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.forget.topics import data_folder
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.evaluation import Fact, entity_facts
 from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.alignment import label_cities
 from benchmarks.alignment.data import country_of
 from benchmarks.forget.topics import data_folder
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
 from sae_unlearn.demo import load_demo_model

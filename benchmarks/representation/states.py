@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.entities import Entity
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.prompts import locate_entity
 from sae_unlearn.alignment.templates import entity_templates, render
 from sae_unlearn.backbone.adapters_off import adapters_off

@@ -3,7 +3,8 @@
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
 from sae_unlearn.alignment.closed_form.solve import Solution, solve_alignment
 from sae_unlearn.alignment.config import SAEAlignmentConfig
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.labelling.label import label_entities
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.trainer import SAEAlignmentTrainer

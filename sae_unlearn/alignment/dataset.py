@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sae_unlearn.alignment.entities import EntitySet, key_of
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import key_of
 from sae_unlearn.alignment.prompts import PromptRow
 from sae_unlearn.backbone.tokens import right_padded
 from sae_unlearn.errors import AlignmentError

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.entities import EntitySet, key_of
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import key_of
 from sae_unlearn.alignment.templates import Prompt, entity_templates, render
 from sae_unlearn.errors import AlignmentError
 

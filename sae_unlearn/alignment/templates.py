@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import NamedTuple
 
-from sae_unlearn.alignment.entities import Entity
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.errors import AlignmentError
 
 

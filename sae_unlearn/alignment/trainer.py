@@ -3,18 +3,13 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
-from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.adapter import (
     NOT_REENTRANT,
@@ -29,7 +24,7 @@ from sae_unlearn.alignment.adapter import (
 )
 from sae_unlearn.alignment.adapter_checks import check_base_frozen
 from sae_unlearn.alignment.callbacks import RetainBudgetCallback
-from sae_unlearn.alignment.card import REPORTS, AlignmentCard, card_fields, write_card
+from sae_unlearn.alignment.card import AlignmentCard
 from sae_unlearn.alignment.closed_form.of_trainer import closed_form_lora, solve_for
 from sae_unlearn.alignment.closed_form.solve import Solution
 from sae_unlearn.alignment.closed_form.sweep import TargetRows
@@ -39,25 +34,22 @@ from sae_unlearn.alignment.entities import EntitySet, as_entity_set
 from sae_unlearn.alignment.latents import Latents, Separation
 from sae_unlearn.alignment.loss import TOWARD, PartSums, away_part, count_of, counts_of, hidden_mse, kl_to_base
 from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_of
-from sae_unlearn.alignment.plot import PICTURE, draw_portrait
+from sae_unlearn.alignment.publishing import PublishingTrainer
 from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
-from sae_unlearn.alignment.saved_folder import TRAINING_ARGS_NAME, trained_adapter_alone, unpublished_training_args
 from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.alignment.ways import TargetWays
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
 from sae_unlearn.backbone.layers import base_model_of
-from sae_unlearn.cards.card import SavedReport, licenses_on_the_hub
 from sae_unlearn.cards.provenance import card_base, public_source
 from sae_unlearn.errors import AlignmentError
-from sae_unlearn.files.atomic import staged
 from sae_unlearn.sae import SparseAutoencoder
 
 
 logger = logging.getLogger(__name__)
 
 
-class SAEAlignmentTrainer(Trainer):
+class SAEAlignmentTrainer(PublishingTrainer):
     """Trains a LoRA that makes targets look like unknown entities in the latent space of an SAE.
 
         loss = toward_weight * toward(z) + away_weight * away(z) + mse_weight * mse + kl_weight * kl
@@ -287,63 +279,6 @@ class SAEAlignmentTrainer(Trainer):
             before = states()
         return portrait_of(self.setting, before, after)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Upload as `Trainer` does. The card names the licenses of the base model and the SAE on the Hub.
-
-        Args:
-            commit_message, blocking, token: As in `Trainer.push_to_hub`.
-            kwargs: `revision` and `private` as there, and `license` as in `create_model_card`.
-        """
-        _check_license(kwargs.get("license"))
-        self._ask_for_licenses(token)
-        return super().push_to_hub(commit_message, blocking, token, **kwargs)
-
-    def create_model_card(self, *, license: str | None = None, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write the card of the alignment into the output folder.
-
-        Args:
-            license (str, *optional*): License of the adapter as the Hub names licenses, in this card and in every
-                later one. None keeps that of the settings.
-            model_name (str, *optional*): Argument of `Trainer`, not used: the card knows its repository.
-            kwargs: Other arguments of `Trainer`, which the card does not use; a warning names them.
-        """
-        unused = sorted(name for name, value in kwargs.items() if value)
-        if unused:
-            logger.warning("The card ignores %s.", ", ".join(unused))
-        _check_license(license)
-        if license is not None:
-            self._card = replace(self._card, license=license)
-        if self.is_world_process_zero():
-            if self.args.world_size == 1:  # a forward pass of a single process would wait for the others forever
-                with suppress(ImportError):  # without matplotlib the card has no picture
-                    draw_portrait(self.portrait(), Path(self.args.output_dir) / PICTURE)
-            self._write_card(self.args.output_dir)
-
-    def add_to_card(self, **reports: SavedReport) -> None:
-        """Show reports in every card that is written from now on, and save them with it.
-
-        Args:
-            reports: `evaluation=` and `audit=`, from `sae_unlearn.evaluation`.
-
-        Raises:
-            AlignmentError: If the name is another one, or the value is not a report.
-        """
-        unknown = sorted(set(reports) - set(REPORTS))
-        if unknown:
-            raise AlignmentError(f"reports={unknown}: expected {' or '.join(REPORTS)}.")
-        for name, report in reports.items():
-            if not callable(getattr(report, "to_card", None)):
-                raise AlignmentError(
-                    f"{name}: expected a report of sae_unlearn.evaluation, got {type(report).__name__}."
-                )
-        self._card = replace(self._card, reports={**self._card.reports, **reports})
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -398,51 +333,6 @@ class SAEAlignmentTrainer(Trainer):
                 logs[prefix + "budget_loss"] = math.inf if over else logs[prefix + "loss"]
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the trained adapter at the top of the folder, whatever its name, without other adapters.
-
-        `Trainer` looks there for the best checkpoint, and `PeftModel.from_pretrained` for the adapter. Each file is
-        replaced as a whole. No file system replaces two at once: if the adapter's config changes, a kill between them
-        leaves no adapter in the folder, and never the weights of one under the config of the other.
-
-        Raises:
-            UnlearnError: If the folder cannot be written. Its content is then unchanged.
-        """
-        with staged(Path(output_dir or self.args.output_dir), key=CONFIG_NAME) as stage:
-            super()._save(str(stage), state_dict)
-            (stage / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which is not read
-            if (stage / CONFIG_NAME).is_file() or any(stage.glob(f"*/{CONFIG_NAME}")):
-                trained_adapter_alone(stage, self.accelerator.unwrap_model(self.model).active_adapters[0])
-            self._write_card(str(stage))  # replaces PEFT's generic one
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
-            if not self._card.licenses:  # requested once during training
-                self._ask_for_licenses(self.args.hub_token)
-            self._write_card(
-                self.args.output_dir
-            )  # `Trainer` uploads it with the checkpoint, except the checkpoint's card
-        with unpublished_training_args(self.args.output_dir):
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _write_card(self, folder: str) -> None:
-        last: dict[str, float] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
-        fields = card_fields(self.setting, self.args, self.state.global_step)
-        write_card(folder, replace(self._card, repo_id=self._repo_id()), fields, last)
-
-    def _repo_id(self) -> str | None:
-        """The repository's full id, or None if its owner is unknown."""
-        wanted = self.hub_model_id or self.args.hub_model_id or ""
-        return wanted if "/" in wanted else None
-
-    def _ask_for_licenses(self, token: str | None) -> None:
-        """Ask the Hub for the licenses of the base model and of the SAE, for this card and later ones."""
-        if self.is_world_process_zero():
-            source = self._card.sae_source or {}
-            names = (self._card.base.hub_id, None if source.get("local") else source.get("id"))
-            found = licenses_on_the_hub(HfApi(token=token or self.args.hub_token), names)
-            self._card = replace(self._card, licenses={**self._card.licenses, **found})
-
     def _items(self, entities: Any) -> AlignmentItems:
         if not isinstance(entities, EntitySet):
             raise AlignmentError(
@@ -469,9 +359,8 @@ class SAEAlignmentTrainer(Trainer):
         found = judge(self.setting, states) | self._ways.judge(self._judged, states)
         if found["variance_ratio"] < COLLAPSED:
             logger.warning(
-                "variance_ratio=%.2f: the targets have collapsed toward one point, "
-                "which a refitted probe separates from "
-                'unknown entities. Use toward="paired", or fewer steps.',
+                "variance_ratio=%.2f: the targets have collapsed toward one point, which a refitted probe separates "
+                'from unknown entities. Use toward="paired", or fewer steps.',
                 found["variance_ratio"],
             )
         return found | (self._user_metrics(prediction) if self._user_metrics else {})
@@ -482,8 +371,3 @@ def _check_checkpoints(args: SAEAlignmentConfig) -> None:
     reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
     if args.gradient_checkpointing and reentrant and not HOOKS_OUTSIDE:
         raise AlignmentError(f"{version_needed(f'use_reentrant={reentrant}')} {NOT_REENTRANT}")
-
-
-def _check_license(license: Any) -> None:
-    if license is not None and not isinstance(license, str):
-        raise AlignmentError(f"license={license!r}: expected a name as on the Hub, got {type(license).__name__}.")

@@ -95,7 +95,7 @@ def test_a_license_that_was_given_once_stays_and_what_the_card_cannot_hold_is_sa
     given = trainer(tmp_path)
     with caplog.at_level(logging.WARNING, "sae_unlearn"):
         given.create_model_card(license="gemma", model_name="it", dataset="names", language=None)
-    assert "The card ignores dataset," in caplog.text
+    assert "The card ignores dataset" in caplog.text
     assert ModelCard.load(tmp_path / "README.md").data.license == "gemma"
     assert saved_card(given, tmp_path / "later").data.license == "gemma"
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from sae_unlearn.alignment.entities import Entity, EntitySet, overlap
+from sae_unlearn.alignment.entities import EntitySet, overlap
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.errors import AlignmentError
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from sae_unlearn.alignment.dataset import match_unknown
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.errors import AlignmentError
 
 

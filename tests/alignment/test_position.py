@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from small_tokenizers import SMALL_TOKENIZERS, across_words, byte_level, unigram, word_level
 
-from sae_unlearn.alignment.entities import Entity
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.prompts import locate_entity
 from sae_unlearn.alignment.templates import (
     ENTITY_TEMPLATES,

@@ -7,7 +7,7 @@ from tiny_topic import tiny_parts, topic_texts
 from zoo import base_model, token_ids
 
 from benchmarks.representation.states import entity_states
-from sae_unlearn.alignment.entities import Entity
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.evaluation.base_model import without_adapters
 from sae_unlearn.evaluation.metrics.text import row_divergences

@@ -17,7 +17,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.alignment.entities import Entity, EntitySet, as_entity_set
+from sae_unlearn.alignment.entities import EntitySet, as_entity_set
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.labelling.answer_log import AnswerLog, Asked, Question
 from sae_unlearn.alignment.labelling.answer_matching import MATCHES, AnswerMatcher
 from sae_unlearn.alignment.labelling.result import LabelledEntities

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.labelling.answer_log import Asked
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import staged

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from sae_unlearn.alignment.entities import Entity
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.templates import Questions, questions, render
 from sae_unlearn.checks import check_all
 from sae_unlearn.evaluation.metrics.recall import Fact

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import GenerationConfig
 from zoo import EOS, ZOO, base_model
 
-from sae_unlearn.alignment.entities import Entity, EntitySet
+from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.labelling import label as labelling
 from sae_unlearn.alignment.labelling.answer_matching import AnswerMatcher
 from sae_unlearn.alignment.labelling.label import LabellingRule, _default_min_known, label_entities
