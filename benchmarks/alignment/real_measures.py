@@ -9,10 +9,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.alignment.data import QUESTIONS, AlignmentData, question_facts
+from benchmarks.representation.collapse import collapse_ratio
 from benchmarks.representation.held_out_latents import held_out_firing, held_out_latents
 from benchmarks.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
 from benchmarks.representation.states import entity_states
-from benchmarks.representation.variance_ratio import variance_ratio
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment import Entity, EntitySet
 from sae_unlearn.alignment.dataset import match_unknown
@@ -84,7 +84,7 @@ def _alignment(parts: Parts, model: nn.Module, trained_on: Sequence[int]) -> dic
             for name, cities in sets.items()
         }
         reading = read_base_probe(probe, states["targets"], states["unknown"])
-        spread = variance_ratio(*(sae.pre_activations(states[name]) for name in ("targets", "unknown")))
+        spread = collapse_ratio(*(sae.pre_activations(states[name]) for name in ("targets", "unknown")))
         found[f"probe {form}"] = {"p_known": reading.p_known.to_dict(), "auc": reading.auc.to_dict()}
         for kind in ("linear", "kernel") if held_out else ():
             again = refit_discriminator(states["targets"], states["known"], states["unknown"], kind, repeats=6)

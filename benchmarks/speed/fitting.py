@@ -10,15 +10,13 @@ pass with all hidden states, and the activations of all tokens kept, as the auth
 The memory of a fit is measured by `fitting_memory.py`.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.speed.models import load_with_sae
-from benchmarks.speed.timing import Results, compare, interleaved, machine
+from benchmarks.speed.timing import compare, interleaved, machine, timing_parser, write_cell
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.backbone.layers import find_decoder_layers, input_device, text_config
 from sae_unlearn.backbone.residual_stream import LayerReached, residual_batches, stop_after
@@ -96,15 +94,10 @@ def table(cell: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing_parser(__doc__)
     parser.add_argument("--model", default="demo", help="demo, gemma-3-270m or thin (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, sae, layer = load_with_sae(args.model)
@@ -124,10 +117,8 @@ def main() -> None:
         "fit over full": 1 / compare(times, "fit", "full")["ratio"],
         "published_bytes": arms.kept_bytes,
     }
-    results = Results(args.output, {"model": args.model, "threads": args.threads, "clock": args.clock})
-    results.add("fitting", cell)
-    args.output.with_suffix(".txt").write_text(table(cell) + "\n", encoding="utf-8")
-    print(table(cell))
+    settings = {"model": args.model, "threads": args.threads, "clock": args.clock}
+    write_cell(args.output, settings, "fitting", cell, table(cell))
 
 
 if __name__ == "__main__":

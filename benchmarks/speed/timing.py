@@ -1,5 +1,6 @@
 """Times of several arms, taken in one process in turns, and compared round by round."""
 
+import argparse
 import json
 import os
 import platform
@@ -101,6 +102,24 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
+
+
+def timing_parser(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every timing: device, threads, clock, seconds and output."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="process: processor time")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--output", type=Path, required=True, help="a .json; the table goes beside it as .txt")
+    return parser
+
+
+def write_cell(output: Path, settings: dict[str, Any], key: str, cell: dict[str, Any], table: str) -> None:
+    """Add a cell to the JSON file `output`, write its table to a text file of that name, and print it."""
+    Results(output, settings).add(key, cell)
+    output.with_suffix(".txt").write_text(table + "\n", encoding="utf-8")
+    print(table)
 
 
 class Results:

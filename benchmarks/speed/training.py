@@ -8,15 +8,13 @@ rows; `reference` the base model's pass over the retain rows alone, which `step`
 entities are computed once, before training (`setting`), and kept.
 """
 
-import argparse
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import Results, compare, interleaved, machine
+from benchmarks.speed.timing import compare, interleaved, machine, timing_parser, write_cell
 from sae_unlearn.alignment import EntitySet, SAEAlignmentConfig, SAEAlignmentTrainer
 from sae_unlearn.alignment.adapter import retain_logits
 from sae_unlearn.demo.model import load_demo_model, load_demo_sae
@@ -93,13 +91,7 @@ def table(cell: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
+    args = timing_parser(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     now = {"wall": time.perf_counter, "process": time.process_time}[args.clock]
     with tempfile.TemporaryDirectory() as folder:
@@ -116,10 +108,7 @@ def main() -> None:
         "arms": {name: compare(times, name, "plain") for name in calls},
         "setting_seconds": setting,
     }
-    results = Results(args.output, {"threads": args.threads, "clock": args.clock})
-    results.add("training", cell)
-    args.output.with_suffix(".txt").write_text(table(cell) + "\n", encoding="utf-8")
-    print(table(cell))
+    write_cell(args.output, {"threads": args.threads, "clock": args.clock}, "training", cell, table(cell))
 
 
 if __name__ == "__main__":

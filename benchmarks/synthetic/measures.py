@@ -10,9 +10,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from benchmarks.baselines.rows import Batch, encode
+from benchmarks.representation.collapse import collapse_ratio
 from benchmarks.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
 from benchmarks.representation.states import entity_states
-from benchmarks.representation.variance_ratio import variance_ratio
 from benchmarks.synthetic.world import HELD_OUT_TEMPLATES, QUESTIONS, REFUSAL, TEMPLATES, VALUES, Person, Row, World
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment.entities import EntitySet
@@ -136,7 +136,7 @@ def alignment(
             )
             seen = refit_discriminator(targets, known, unknown, repeats=2)
             kernel = refit_discriminator(targets, known, unknown, kind="kernel", repeats=2)
-            spread = variance_ratio(*(sae.pre_activations(part) for part in (targets, unknown)), draws=2)
+            spread = collapse_ratio(*(sae.pre_activations(part) for part in (targets, unknown)), draws=2)
             reading = read_base_probe(probe, targets, unknown)
             row |= {
                 "refitted_auc" + name: seen.targets.value,

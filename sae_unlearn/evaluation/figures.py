@@ -20,7 +20,7 @@ from sae_unlearn.evaluation.metrics.choices import (
     right_by_likelihood,
 )
 from sae_unlearn.evaluation.metrics.firing import fired_rows, row_firings
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with, recall, rouge_l, tokens_needed, verdict
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, is_right, recall, rouge_l, tokens_needed, verdict
 from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergences, row_losses
 from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
@@ -83,7 +83,7 @@ def recall_figures(
         notes (list of str): Receives a line if ROUGE-L is skipped.
     """
     figure = partial(figure_of_rows, side, data, subjects=[one.fact.subject for one in found], rows=rows)
-    exact = [begins_with(one.completion, one.fact.answers[:1]) for one in found]
+    exact = [is_right(one.completion, one.fact.answers[:1]) for one in found]
     figures = [
         figure("exact_recall", "share", torch.tensor(exact)),
         figure("alias_recall", "share", torch.tensor([one.right for one in found])),

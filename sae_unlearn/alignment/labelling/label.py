@@ -20,12 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.alignment.entities import EntitySet, as_entity_set
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.labelling.answer_log import AnswerLog, Asked, Question
-from sae_unlearn.alignment.labelling.answer_matching import MATCHES, AnswerMatcher
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.labelling.sampling import sample_continuations
 from sae_unlearn.alignment.prompts import in_chat
 from sae_unlearn.alignment.templates import Prompt, Questions, render
 from sae_unlearn.alignment.templates import questions as questions_for
+from sae_unlearn.answer_matching import MATCHES, AnswerMatcher
 from sae_unlearn.backbone.distributed import gathered, process_count, process_index
 from sae_unlearn.backbone.identity import model_key
 from sae_unlearn.backbone.residual_stream import evaluation_mode

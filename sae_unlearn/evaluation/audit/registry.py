@@ -81,10 +81,14 @@ def splitting_rows(it: Inquiry) -> list[AuditRow]:
 
 
 def rephrasing_rows(it: Inquiry) -> list[AuditRow]:
-    return it.rows(
-        "rephrasing",
-        lambda model, facts, side: rephrasing.rephrasing_attack(model, facts, lambda m, asked: it.ask(m, asked, side)),
-    )
+    return _template_rows(it, "rephrasing", rephrasing.TEMPLATES)
+
+
+def _template_rows(it: Inquiry, attack: str, templates: Mapping[str, str]) -> list[AuditRow]:
+    def run(model: nn.Module, facts: Sequence[Fact], side: str) -> list[AttackPoint[Figures]]:
+        return rephrasing.rephrasing_attack(model, facts, lambda m, asked: it.ask(m, asked, side), templates)
+
+    return it.rows(attack, run)
 
 
 def spelling_rows(it: Inquiry) -> list[AuditRow]:
@@ -97,10 +101,7 @@ def spelling_rows(it: Inquiry) -> list[AuditRow]:
 
 
 def wrapper_rows(it: Inquiry) -> list[AuditRow]:
-    return it.rows(
-        "wrappers",
-        lambda model, facts, side: wrappers.wrapper_attack(model, facts, lambda m, asked: it.ask(m, asked, side)),
-    )
+    return _template_rows(it, "wrappers", wrappers.WRAPPERS)
 
 
 def unnamed_rows(it: Inquiry) -> list[AuditRow]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
+from sae_unlearn.answer_matching import AnswerMatcher
 from sae_unlearn.backbone.distributed import gathered, is_mine
 from sae_unlearn.backbone.layers import check_module, input_device
 from sae_unlearn.backbone.logits import FiniteLogits
@@ -16,10 +18,6 @@ from sae_unlearn.backbone.tokens import padding_id, prompt_ids
 from sae_unlearn.checks import check_all, check_counts, check_is
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.install import install_command
-
-
-LEADING = " \t\n\"'“‘*(["
-_ARTICLES = ("the ", "a ", "an ")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Recall:
     Attributes:
         fact (Fact): The fact.
         completion (str): Text that the model wrote.
-        right (bool): The completion begins with one of the answers, see `begins_with`.
+        right (bool): The completion begins with one of the answers, see `is_right`.
     """
 
     fact: Fact
@@ -95,7 +93,7 @@ def recall(
     if shared:
         said = {number: texts for part in gathered(said) for number, texts in part.items()}
     completions = [text for number in sorted(said) for text in said[number]]
-    return [Recall(fact, text, begins_with(text, fact.answers)) for fact, text in zip(facts, completions, strict=True)]
+    return [Recall(fact, text, is_right(text, fact.answers)) for fact, text in zip(facts, completions, strict=True)]
 
 
 @torch.no_grad()
@@ -134,24 +132,11 @@ def complete(
     return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
 
 
-def begins_with(text: str, answers: Sequence[str]) -> bool:
-    """Return True if `text` begins with one of `answers` as whole words.
-
-    Case, leading blanks, quotes and articles are ignored.
-    """
-    text = _without_article(text.lstrip(LEADING).lower())
-    for answer in (_without_article(answer.lower()) for answer in answers):
-        if text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum():
-            return True
-    return False
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Return True if a completion begins with one of the answers, see `AnswerMatcher`."""
+    return AnswerMatcher(answers).matches(text)
 
 
-def _without_article(text: str) -> str:
-    article = next((article for article in _ARTICLES if text.startswith(article)), "")
-    return text[len(article) :].lstrip(LEADING)
-
-
-# words: data
 REFUSALS = (
     "i don't know",
     "i do not know",
@@ -242,16 +227,18 @@ def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -
 def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
     """Return "right", "refused" or "wrong".
 
-    A completion is right if it begins with an answer, else refused if it begins with one of `refusals` as whole words
-    (case and leading blanks ignored), else wrong.
+    A completion is right if it begins with an answer, else refused if it begins with one of `refusals`, else wrong.
+    Both are compared as `AnswerMatcher` does.
     """
     if found.right:
         return "right"
-    text = found.completion.lstrip(LEADING).lower().replace("’", "'")
-    for phrase in refusals:
-        if text.startswith(phrase) and not text[len(phrase) : len(phrase) + 1].isalnum():
-            return "refused"
-    return "wrong"
+    is_refusal = _matcher(tuple(refusals)).matches(found.completion.replace("’", "'"))
+    return "refused" if is_refusal else "wrong"
+
+
+@lru_cache
+def _matcher(refusals: tuple[str, ...]) -> AnswerMatcher:
+    return AnswerMatcher(refusals)
 
 
 class RougeL(NamedTuple):

@@ -17,10 +17,10 @@ from zoo import EOS, ZOO, base_model
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.labelling import label as labelling
-from sae_unlearn.alignment.labelling.answer_matching import AnswerMatcher
 from sae_unlearn.alignment.labelling.label import LabellingRule, _default_min_known, label_entities
 from sae_unlearn.alignment.labelling.result import LabelledEntities
 from sae_unlearn.alignment.labelling.sampling import sample_continuations
+from sae_unlearn.answer_matching import AnswerMatcher
 from sae_unlearn.backbone.identity import model_key
 from sae_unlearn.errors import AlignmentError
 

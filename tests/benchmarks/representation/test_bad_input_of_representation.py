@@ -7,10 +7,10 @@ import torch
 from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
+from benchmarks.representation.collapse import collapse_ratio
 from benchmarks.representation.held_out_latents import held_out_firing, held_out_latents
 from benchmarks.representation.probes import BaseProbe, fit_base_probe, read_base_probe, refit_discriminator
 from benchmarks.representation.states import entity_states
-from benchmarks.representation.variance_ratio import variance_ratio
 from sae_unlearn import Entity, SparseAutoencoder, UnlearnError
 
 
@@ -33,8 +33,8 @@ def probe():
 ENTITIES = [Entity("w2", "thing", {"colour": "w3"})]
 BAD = [
     # function, call, words of the message
-    (variance_ratio, lambda it: variance_ratio([1], [2]), "targets is a list"),
-    (variance_ratio, lambda it: variance_ratio(states(1), states(4)), "at least two"),
+    (collapse_ratio, lambda it: collapse_ratio([1], [2]), "targets is a list"),
+    (collapse_ratio, lambda it: collapse_ratio(states(1), states(4)), "at least two"),
     (entity_states, lambda it: entity_states(*it.bare, [], 1), "at least one"),
     (entity_states, lambda it: entity_states(*it.bare, [3], 1), "entities holds a int"),
     (entity_states, lambda it: entity_states(*it.bare, ENTITIES, 9, templates=["{entity}"]), "layers 0 to 3"),

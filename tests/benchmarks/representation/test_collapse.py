@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_topic import tiny_parts
 
+from benchmarks.representation.collapse import collapse_ratio
 from benchmarks.representation.held_out_latents import held_out_firing, held_out_latents
-from benchmarks.representation.variance_ratio import variance_ratio
 
 
 def codes(n, seed, spread=1.0, d=30):
@@ -15,7 +15,7 @@ def codes(n, seed, spread=1.0, d=30):
 
 
 def test_targets_that_spread_as_unknowns_do_raise_no_alarm():
-    found = variance_ratio(codes(12, 1), codes(40, 2))
+    found = collapse_ratio(codes(12, 1), codes(40, 2))
     assert found.mean.value == pytest.approx(1.0, abs=0.15)
     assert found.pooled.value == pytest.approx(1.0, abs=0.15)
     assert found.mean.low < 1 < found.mean.high
@@ -24,7 +24,7 @@ def test_targets_that_spread_as_unknowns_do_raise_no_alarm():
 
 
 def test_collapse_raises_the_alarm_although_templates_differ():
-    found = variance_ratio(codes(12, 1, spread=0.1), codes(40, 2))
+    found = collapse_ratio(codes(12, 1, spread=0.1), codes(40, 2))
     assert found.mean.high < 0.1
     assert found.alarm
 
@@ -32,7 +32,7 @@ def test_collapse_raises_the_alarm_although_templates_differ():
 def test_one_dimension_that_hardly_varies_in_the_unknowns_hides_no_collapse():
     targets, unknown = codes(12, 1, spread=0.1), codes(40, 2)
     targets[..., 0], unknown[..., 0] = 1e-3 * codes(12, 3)[..., 0], 1e-6 * codes(40, 4)[..., 0]
-    found = variance_ratio(targets, unknown)
+    found = collapse_ratio(targets, unknown)
     assert found.mean.value > 1
     assert found.alarm
 
@@ -40,7 +40,7 @@ def test_one_dimension_that_hardly_varies_in_the_unknowns_hides_no_collapse():
 def test_dimensions_in_which_unknowns_do_not_vary_are_left_out():
     unknown = codes(40, 2)
     unknown[..., :5] = 0
-    found = variance_ratio(codes(12, 1), unknown)
+    found = collapse_ratio(codes(12, 1), unknown)
     assert found.dimensions == 25
     assert found.mean.value < 1.3
 
@@ -55,7 +55,7 @@ def test_dimensions_in_which_unknowns_do_not_vary_are_left_out():
 )
 def test_what_has_no_ratio_is_refused(targets, unknown, message):
     with pytest.raises(ValueError, match=message):
-        variance_ratio(targets, unknown)
+        collapse_ratio(targets, unknown)
 
 
 def test_held_out_latents_follow_or_stay():

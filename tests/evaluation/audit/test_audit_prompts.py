@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sae_unlearn.evaluation import Fact
-from sae_unlearn.evaluation.audit.attacks import dilution_attack, rephrasing_attack, spelling_attack, wrapper_attack
+from sae_unlearn.evaluation.audit.attacks import dilution_attack, rephrasing_attack, spelling_attack
 from sae_unlearn.evaluation.audit.attacks.base import closing, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, diluted, filler_words
 from sae_unlearn.evaluation.audit.attacks.rephrasing import TEMPLATES, rephrased
@@ -101,7 +101,7 @@ def test_templates_are_asked_by_name():
     points = rephrasing_attack(MODEL, FACTS, asked, {"one": "1 {prompt}", "two": "2 {prompt}"})
     assert [(p.variant, p.strength) for p in points] == [("one", 1), ("two", 2)]
     assert points[1].found == [f"2 {SENTENCE}", f"2 {QUESTION}"]
-    assert [p.variant for p in wrapper_attack(MODEL, FACTS, asked)] == list(WRAPPERS)
+    assert [p.variant for p in rephrasing_attack(MODEL, FACTS, asked, WRAPPERS)] == list(WRAPPERS)
 
 
 def test_words_are_respelt():

@@ -11,7 +11,6 @@ from sae_unlearn.evaluation.audit.attacks.rephrasing import rephrasing_attack
 from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 from sae_unlearn.evaluation.audit.attacks.spelling import spelling_attack
 from sae_unlearn.evaluation.audit.attacks.splitting import splitting_attack
-from sae_unlearn.evaluation.audit.attacks.wrappers import wrapper_attack
 
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "spelling_attack",
     "split_subjects",
     "splitting_attack",
-    "wrapper_attack",
 ]

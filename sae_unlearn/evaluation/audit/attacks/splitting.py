@@ -24,7 +24,7 @@ from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import conversation, padding_id, prompt_ids
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, filler_words
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, begins_with
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, is_right
 from sae_unlearn.guardrail import guard_layers, record_firings
 
 
@@ -107,7 +107,7 @@ def splitting_attack(
                         of_fact[firing.adapter] = of_fact.get(firing.adapter, False) or firing.fired
                 for name, hit in of_fact.items():
                     fired.setdefault(name, []).append(hit)
-                found.append(Recall(fact, text, begins_with(text, fact.answers)))
+                found.append(Recall(fact, text, is_right(text, fact.answers)))
                 bar.update()
             rates = {name: torch.tensor(hits, dtype=torch.bool) for name, hits in fired.items()}
             points.append(AttackPoint(float(number), Conversations(found, rates), way))

@@ -17,7 +17,7 @@ _DRAWS_AT_ONCE = 50  # [50, templates, d_sae] float64 are held
 
 
 @dataclass(frozen=True)
-class VarianceRatio:
+class CollapseRatio:
     """How much targets vary, compared with unknown entities; 1 is the goal.
 
     Attributes:
@@ -37,8 +37,11 @@ class VarianceRatio:
         return min(self.mean.value, self.pooled.value) < ALARM
 
 
-def variance_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: int = 0) -> VarianceRatio:
-    """Variance over entities, template by template (what a template adds to all is no spread), averaged over templates.
+def collapse_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: int = 0) -> CollapseRatio:
+    """Return the variance over entities of targets against unknown ones, averaged over templates, with intervals.
+
+    What a template adds to all entities is not spread. The trainer's `variance_ratio` divides by the spread of all
+    unknown references, and has no interval.
 
         mean_j  mean_t var_i(targets[i, t, j]) / mean_t var_i(unknown[i, t, j])
 
@@ -78,7 +81,7 @@ def variance_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: in
         Estimate(float(value), *percentile_interval(drawn), len(targets))
         for value, drawn in zip(values, torch.cat(found).unbind(dim=1), strict=True)
     )
-    return VarianceRatio(by_mean, pooled, int(varies.sum()))
+    return CollapseRatio(by_mean, pooled, int(varies.sum()))
 
 
 def _variance(codes: Tensor) -> Tensor:
