@@ -1,4 +1,4 @@
-"""`PublishingTrainer`: how the trainer of an alignment saves its adapter, writes the card and uploads both."""
+"""`PublishingTrainer`: saves the adapter of an alignment, writes its card and uploads both."""
 
 import logging
 from contextlib import suppress

@@ -14,7 +14,7 @@ from torch import nn
 def guards_off(model: nn.Module) -> Iterator[None]:
     """Bypass the guardrails of `model` inside the block. Other adapters are not changed.
 
-    PEFT's switch does not disable a guardrail beside a LoRA, so its layer has a switch of its own, `bypass`.
+    PEFT's switch does not disable a guardrail on a model with a LoRA, so its layer has a switch of its own, `bypass`.
     """
     guards: list[Any] = [part for part in model.modules() if is_adapter_module(part) and hasattr(part, "bypass")]
     guards = [guard for guard in guards if not guard.off]
@@ -29,7 +29,7 @@ def guards_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Disable every adapter of `model` in the block, guardrails included, and restore each one's state afterwards.
+    """Disable every adapter of `model` in the block, guardrails too, and restore each one's state.
 
     `PeftModel.disable_adapter` is not used: on leaving, it makes the active adapters trainable, parameters that were
     frozen included, and enables adapters that were disabled (peft 0.21).

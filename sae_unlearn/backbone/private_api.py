@@ -1,4 +1,4 @@
-"""Private names of torch, transformers, PEFT and accelerate in use, with the versions they were read in.
+"""Private names of torch, transformers, PEFT and accelerate in use, each with its versions.
 
 Functions read or set them. Names that are overridden in a subclass, or that a decoded token reads where it runs, are
 listed in `OVERRIDDEN` and `READ_IN_PLACE`. A test looks each of them up in the installed versions, and finds accesses

@@ -1,4 +1,4 @@
-"""`Measurement`: a model, and everything a metric needs beside its rows."""
+"""`Measurement`: a model, and everything a metric needs in addition to its rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from sae_unlearn.options.evaluation import MeasurementConfig
 
 @dataclass(kw_only=True)
 class Measurement:
-    """A model that is measured and how. It is built and checked once, and each metric takes it with its rows.
+    """A model to be measured, and how. Built and checked once; each metric takes it with its rows.
 
     Attributes:
         model (`nn.Module`): The measured model, with or without adapters.

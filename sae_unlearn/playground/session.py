@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.backbone.call_arguments import cache_name, cache_of
 from sae_unlearn.backbone.layers import bare_model, input_device
 from sae_unlearn.backbone.residual_stream import ResidualBatch, evaluation_mode
 from sae_unlearn.backbone.tokens import turn_prompt
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import clamp_of, the_guardrail
-from sae_unlearn.guardrail.offline import content_tokens, guards_off, read_batch, unguarded_residuals
+from sae_unlearn.guardrail.offline import content_tokens, read_batch, unguarded_residuals
 
 
 MESSAGE = "I cannot help with that."

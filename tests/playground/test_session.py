@@ -10,10 +10,10 @@ import torch
 from tiny_topic import save_adapters, tiny_parts, topic_texts
 
 from sae_unlearn import fit_guardrail
+from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.cli.chat import show, switched
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError, UnlearnError
-from sae_unlearn.guardrail.offline import guards_off
 from sae_unlearn.playground.session import GateView, Session, Settings, TokenView
 from sae_unlearn.playground.space import write_space
 from sae_unlearn.playground.view import gate_svg, tokens_html, verdict_html

@@ -29,7 +29,7 @@ Run = Callable[[nn.Module, Sequence[Fact], str], list[AttackPoint[Figures]]]
 
 @dataclass(kw_only=True)
 class Inquiry(Measurement):
-    """State of a running audit, which every attack receives: the measurement of the audited model, and the facts.
+    """State of a running audit, which every attack receives: the audited model, and the facts.
 
     Attributes:
         forget (list of Fact): Facts to forget.

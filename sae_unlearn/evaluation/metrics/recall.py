@@ -137,6 +137,7 @@ def is_right(text: str, answers: Sequence[str]) -> bool:
     return AnswerMatcher(answers).matches(text)
 
 
+# words: data
 REFUSALS = (
     "i don't know",
     "i do not know",
