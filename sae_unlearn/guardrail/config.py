@@ -18,7 +18,7 @@ from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.version import __version__
 
 
-_CHANGES = itertools.count(1)  # `next` of it is atomic: two threads never get one number
+_CHANGES = itertools.count(1)  # `next` is atomic: two threads never get the same number
 _TUPLES = ("feature_ids", "gate_feature_ids", "feature_evidence", "refusal_ids")
 _GROUPS: dict[str, type[Any]] = {"statistic_kwargs": StatisticKwargs, "tokens": TokenRules, "base_model": BaseRecord}
 _GROUPED = {each.name: group for group, kind in _GROUPS.items() for each in fields(kind)}
@@ -26,23 +26,23 @@ _GROUPED = {each.name: group for group, kind in _GROUPS.items() for each in fiel
 
 @dataclass
 class SAEGuardrailConfig(PeftConfig):
-    """Configuration of an SAE guardrail: which features of which layer, when the gate fires, and what happens then.
+    """Configuration of an SAE guardrail: its features and layer, its gate, and its action.
 
     The tensors of a guardrail (encoder columns, biases, thresholds, decoder rows and clamp values of its `N` features)
-    are in `adapter_model.safetensors` beside it; see `sae_unlearn.guardrail.layer` for the equation.
+    are in `adapter_model.safetensors` in the same folder. See `sae_unlearn.guardrail.layer` for the equation.
 
     Attributes:
-        origin: where it was loaded from: `id` (folder or Hub repository), `subfolder`, and `revision`, the commit, None
-            for a folder. None if it was not loaded. Not saved.
-        refusal_compared: True if a tokenizer has shown that `refusal` is the text of `refusal_ids`. Not saved.
-        version: number of the latest change, another one after every assignment to a field. Not saved. A running gate
+        origin: Source of a loaded config: `id` (folder or Hub repository), `subfolder`, and `revision`, the commit,
+            None for a folder. None if it was not loaded. Not saved.
+        refusal_compared: True if a tokenizer has confirmed that `refusal` is the text of `refusal_ids`. Not saved.
+        version: Number of the latest change, which every assignment to a field replaces. Not saved. A running gate
             compares it with that of the config which it checked. Lists become tuples and mappings become groups when
             they are assigned, so they cannot change without an assignment. `calibration`, `sae_source` and
             `base_model.fingerprint` can, and the gate reads none of them.
-        target_modules: full name of the guarded module, once it is on a model. PEFT reads it. Not saved.
+        target_modules: Full name of the guarded module, set when it is on a model. PEFT reads it. Not saved.
 
     Raises:
-        GuardrailError: from `__post_init__`, naming the field, its value and what it may be.
+        GuardrailError: From `__post_init__`, if a value is out of range. The message names the field and its value.
     """
 
     # fields would be saved
@@ -123,7 +123,7 @@ class SAEGuardrailConfig(PeftConfig):
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the artefact's format."})
     sae_unlearn_version: str | None = field(default=None, metadata={"help": "Version that wrote the artefact."})
-    # The seal of a file that PEFT reads by itself: taken, so that it does not warn, and not kept. See `seal`.
+    # The seal of a file that PEFT reads: accepted, so that PEFT does not warn, and not kept. See `seal`.
     weights_sha256: InitVar[str | None] = None
     config_sha256: InitVar[str | None] = None
 
@@ -150,23 +150,28 @@ class SAEGuardrailConfig(PeftConfig):
         self._count_change()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():  # by assignments: a version of another process could be given again here
+        for name, value in state.items():  # by assignment: a version of another process could be assigned again here
             setattr(self, name, value)
 
     def _count_change(self) -> None:
-        self.__dict__["version"] = next(_CHANGES)  # after the change: who reads the new number reads the new value
+        self.__dict__["version"] = next(_CHANGES)  # after the change: a reader of the new number reads the new value
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON holds them: lists in place of tuples, mappings in place of groups."""
+        """Return the fields as JSON holds them: lists in place of tuples, mappings in place of groups."""
         stored: dict[str, Any] = super().to_dict()
         return {name: _as_json(value) for name, value in stored.items()}
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Refuse a stored config that this version cannot read in full, before anything is built from it. Its seal is
-        left out: it is of a file, and not of what is made of it. So are the fields of another PEFT."""
+        """Refuse a stored config that this version cannot read in full, before an object is built from it.
+
+        Its seal is dropped, since it belongs to a file and not to the config. So are the fields of another PEFT.
+
+        Raises:
+            GuardrailError: If a key is unknown, or the format is of another version.
+        """
         kwargs = {key: value for key, value in kwargs.items() if key not in SEALS}
-        check_version(kwargs.get("format_version", FORMAT_VERSION))  # first: a newer version may well have new keys
+        check_version(kwargs.get("format_version", FORMAT_VERSION))  # first: a newer version may have new keys
         for key in unknown_of_peft(kwargs, {f.name for f in fields(cls)}):
             del kwargs[key]
         if kwargs.get("auto_mapping") is not None:
@@ -175,10 +180,10 @@ class SAEGuardrailConfig(PeftConfig):
 
     @property
     def tau(self) -> float:
-        """`threshold`, where there must be one.
+        """`threshold`, which must be set.
 
         Raises:
-            GuardrailError: it is None.
+            GuardrailError: If it is None.
         """
         if self.threshold is None:
             raise GuardrailError("The guardrail has no threshold; fit it, or give one.")
@@ -186,20 +191,20 @@ class SAEGuardrailConfig(PeftConfig):
 
     @property
     def num_features(self) -> int:
-        """The number N of guarded features."""
+        """Number N of guarded features."""
         return len(self.feature_ids or ())
 
     @property
     def num_encoded(self) -> int:
-        """The number of features that the encoder computes: the guarded ones, then those of `gate_feature_ids`."""
+        """Number of features that the encoder computes: the guarded ones, then those of `gate_feature_ids`."""
         return self.num_features + len(self.gate_feature_ids or ())
 
     @property
     def width(self) -> int:
-        """`base_model.hidden_size`, where it must be known.
+        """`base_model.hidden_size`, which must be set.
 
         Raises:
-            GuardrailError: it is None.
+            GuardrailError: If it is None.
         """
         if self.base_model.hidden_size is None:
             raise GuardrailError("The guardrail has no hidden size; it is known once it is fitted or on a model.")
@@ -207,7 +212,7 @@ class SAEGuardrailConfig(PeftConfig):
 
     @property
     def hottest(self) -> float:
-        """What the hottest token counts: 1, or all of `feature_evidence` that speaks for the topic, and the bias."""
+        """Largest count of a token: 1, or all positive `feature_evidence` and the bias."""
         if self.feature_evidence is None:
             return 1.0
         bias = self.statistic_kwargs.bias if self.statistic == "windowed" else 0.0
@@ -215,12 +220,12 @@ class SAEGuardrailConfig(PeftConfig):
 
     @property
     def threshold_bounds(self) -> tuple[float, float]:
-        """Half-open interval [low, high) in which a threshold can ever be crossed and is not always crossed."""
+        """Half-open interval [low, high) of the thresholds that some texts exceed and others do not."""
         return (0.0, math.inf) if self.statistic in ("cusum", "windowed") else (0.0, self.hottest)
 
     @property
     def never_fires(self) -> bool:
-        """Whether no statistic exceeds `threshold`, which the gate compares in float32."""
+        """True if no statistic exceeds `threshold`, compared in float32 as in the gate."""
         return as_float32(self.tau) >= self.threshold_bounds[1]
 
 

@@ -1,4 +1,4 @@
-"""The fields of a `SAEGuardrailConfig` that its checks read, without the class, which runs the checks."""
+"""Fields of a `SAEGuardrailConfig` that its checks read, as a protocol that the checks can import."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, Tok
 
 
 class ConfigFields(Protocol):
-    """What the checks take; each as in `SAEGuardrailConfig`."""
+    """Fields that the checks take, each as in `SAEGuardrailConfig`."""
 
     layer: int
     feature_ids: Sequence[int] | None
@@ -46,7 +46,10 @@ class ConfigFields(Protocol):
 
 
 def settle(config: ConfigFields, name: str, value: Any) -> None:
-    """Assign a field in its one form. Not if it has it: each assignment is a change, for which a gate checks again."""
+    """Assign a field in its canonical form, unless it has it already.
+
+    Each assignment is a change, after which a gate checks the config again.
+    """
     current = getattr(config, name)
-    if repr(current) != repr(value):  # 1.0 equals 1, and is not saved as it
+    if repr(current) != repr(value):  # 1.0 equals 1, but is saved differently
         setattr(config, name, value)

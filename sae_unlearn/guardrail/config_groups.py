@@ -1,7 +1,7 @@
 """Fields of a `SAEGuardrailConfig` that are read together, as one field each.
 
-The groups are frozen and a field takes a mapping in place of one, so that a running gate sees each change: it is an
-assignment to the config.
+The groups are frozen, and a mapping that is assigned to such a field becomes a group. So a running gate sees each
+change, which is an assignment to the config.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _POSITIVE = {"row_variance": 0.0, "token_variance": 1e-12, "sum_weight": 1e-12}
 
 @dataclass(frozen=True)
 class StatisticKwargs:
-    """Parameters of the gate's statistic; each statistic reads its own."""
+    """Parameters of the gate's statistic. Each statistic reads its own."""
 
     min_tokens: int = field(
         default=1, metadata={"help": "Shorter sequences are counted as if quiet tokens filled them up to this many."}
@@ -67,7 +67,7 @@ class StatisticKwargs:
 
 @dataclass(frozen=True)
 class TokenRules:
-    """Which tokens the gate counts, and which of them can be hot."""
+    """Tokens that the gate counts, and tokens that can be hot."""
 
     counting: str = field(
         default="content",
@@ -104,7 +104,7 @@ class TokenRules:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base model that the guardrail belongs to; compared with the model when it is attached."""
+    """Base model of the guardrail, compared with the model when it is attached."""
 
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers."})
@@ -124,12 +124,12 @@ def as_group(name: str, kind: type[G], value: Any) -> G:
     """Return the group that a field of the config holds.
 
     Args:
-        name (`str`): The field.
-        kind (`type`): The group's class.
-        value (`kind` or mapping): The value that is assigned.
+        name (str): The field.
+        kind (type): The group's class.
+        value (`kind` or mapping): The assigned value.
 
     Raises:
-        GuardrailError: If it is neither, or if it has unknown keys or wrong values.
+        GuardrailError: If it is neither, or has unknown keys or wrong values.
     """
     if isinstance(value, kind):
         return value

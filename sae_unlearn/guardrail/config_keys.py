@@ -1,7 +1,7 @@
-"""Keys of a stored config that this version does not know: ours are refused, PEFT's are not ours to judge.
+"""Unknown keys of a stored config: refused if they are ours, ignored if they are of another PEFT.
 
-Every field of ours is known to the version that wrote the file and to later ones. So an unknown key in a file of this
-version, or of an earlier one, is no field of ours, and it is PEFT's if another PEFT wrote it.
+The version that wrote a file and later versions know every field of ours. So an unknown key in a file of this version,
+or of an earlier one, is not a field of ours. It is PEFT's if another PEFT wrote the file.
 """
 
 import warnings
@@ -16,14 +16,14 @@ from sae_unlearn.version import __version__
 
 
 def unknown_of_peft(stored: Mapping[str, Any], known: Collection[str]) -> list[str]:
-    """The unknown keys of a stored config that come from another PEFT, with a warning; empty if there are none.
+    """Return the unknown keys of a stored config that come from another PEFT, and warn if there are some.
 
     Args:
-        stored: the fields as they are in the file.
-        known: names of the fields of this version of both packages.
+        stored (mapping): The fields in the file.
+        known (collection of str): Names of the fields of this version of both packages.
 
     Raises:
-        GuardrailError: an unknown key is not PEFT's, naming what to install.
+        GuardrailError: If an unknown key is not PEFT's. The message names what to install.
     """
     unknown = sorted(set(stored) - set(known))
     if not unknown:
@@ -61,6 +61,6 @@ def _newer(text: Any, than: str) -> bool:
 
 
 def _differs(text: Any, other: str) -> bool:
-    """Whether both are versions, and not the same; a build from source is named after an `@`."""
+    """True if both are versions and differ. A build from source has its name after an `@`."""
     found = _version(text.partition("@")[0]) if isinstance(text, str) else None
     return found is not None and (found != _version(other) or "@" in text)

@@ -1,4 +1,4 @@
-"""A config's lists as tensors on a device, made once for each, since making one waits for the device."""
+"""Tensors of a config's lists, made once for each device, since making one waits for the device."""
 
 import torch
 from torch import Tensor
@@ -6,23 +6,24 @@ from torch import Tensor
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
-LARGEST_VOCABULARY = 2**24  # ids past it are no token's; a config that names some must not fill the memory
+LARGEST_VOCABULARY = 2**24  # larger ids are not tokens, and must not fill the memory
 
 
 class ConfigTables:
-    """The tables of the guardrails at one layer.
+    """Tables of the guardrails at one layer.
 
     Attributes:
-        made: by what they are for, the numbers, and the device.
+        made: By purpose, numbers and device.
     """
 
     def __init__(self) -> None:
         self.made: dict[tuple[str, tuple[float, ...], torch.device], Tensor] = {}
 
     def content(self, special: tuple[int, ...], device: torch.device) -> Tensor:
-        """`[max(special) + 2]` bool by token id: False at special ones. The last entry stands for all higher ids.
+        """Return `[max(special) + 2]` bool by token id, False at special ones.
 
-        A look-up is one kernel, and `torch.isin` is several and waits for the device where there are many special ids.
+        The last entry stands for all higher ids. A lookup is one kernel. `torch.isin` is several, and waits for the
+        device if there are many special ids.
         """
         key = ("content", special, device)
         if key not in self.made:
@@ -33,22 +34,22 @@ class ConfigTables:
         return self.made[key]
 
     def none_of(self, special: tuple[int, ...], input_ids: Tensor, device: torch.device) -> Tensor:
-        """`[batch, seq]` bool on `device`: the tokens that are none of `special`."""
+        """Return the tokens that are not in `special`, `[batch, seq]` bool on `device`."""
         table = self.content(special, device)
         return table.take(input_ids.to(device).clamp(max=len(table) - 1))
 
     def message(self, ids: tuple[int, ...], device: torch.device) -> Tensor:
-        """`[n + 1]`: the message `m_1 ... m_n`, then `m_n` again, which follows itself."""
+        """Return the message `m_1 ... m_n` and `m_n` again, which follows itself: `[n + 1]`."""
         return self._kept("message", (*ids, ids[-1]), torch.long, device)
 
     def evidence(self, config: SAEGuardrailConfig, device: torch.device) -> Tensor | None:
-        """`[N]` float32, what each active feature adds to its token; None if a hot token counts 1."""
+        """Return the evidence of each active feature, `[N]` float32, or None if a hot token counts 1."""
         if config.feature_evidence is None:
             return None
         return self._kept("evidence", tuple(config.feature_evidence), torch.float32, device)
 
     def _kept(self, what: str, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling():  # compiled code holds the values as a constant
+        if torch.compiler.is_compiling():  # compiled code keeps the values as a constant
             return torch.tensor(values, dtype=dtype, device=device)
         key = (what, values, device)
         if key not in self.made:

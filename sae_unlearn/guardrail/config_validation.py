@@ -1,4 +1,4 @@
-"""What the fields of a `SAEGuardrailConfig` may hold, each alone and with the others."""
+"""Checks of the fields of a `SAEGuardrailConfig`, of each alone and of combinations."""
 
 from collections import Counter
 from typing import Any
@@ -19,8 +19,13 @@ from sae_unlearn.version import __version__
 def check_threshold(threshold: float, config: ConfigFields, percentile: float | None) -> None:
     """Raise if the gate could never fire at this threshold.
 
+    Args:
+        threshold (float): The threshold.
+        config (ConfigFields): The config.
+        percentile (float or None): Percentile of the retain rows that gave it. None for a threshold set by hand.
+
     Raises:
-        GuardrailError: naming the threshold and the range.
+        GuardrailError: If it is out of range. The message names the range.
     """
     low, high = config.threshold_bounds
     if low <= threshold < high:
@@ -41,14 +46,14 @@ FORMAT_VERSION = 2
 
 LONGEST_REFUSAL = 512  # tokens
 LONGEST_REFUSAL_TEXT = 8192  # characters
-# Features times width: 1 GiB of weights, some thousand times what a topic takes.
+# Features times width: 1 GiB of weights, about a thousand times the size for a topic.
 LARGEST_SLICE = 2**27
 
-# Log-likelihood ratios in quarters of a nat, so that sums of them are exact in float32, too.
+# Log-likelihood ratios in quarters of a nat, so that their sums are exact in float32.
 EVIDENCE_STEP, LARGEST_EVIDENCE = 0.25, 16.0
 DRIFT_STEP = 1 / 16  # of the windowed statistic, whose scores are quarters
 
-# Statistics that can be taken of each message as well, and those that look back over a window.
+# Statistics that can also be taken of each message, and those that look back over a window.
 BY_MESSAGE = ("ratio", "ratio_or_window", "windowed")
 WINDOWED = ("window", "ratio_or_window")
 
@@ -61,10 +66,11 @@ CHOICES = {
 
 
 def check_config(config: ConfigFields, always: bool = False) -> None:
-    """Raise GuardrailError unless every field holds what it may, and put lists of ids into one form.
+    """Raise GuardrailError unless every field has a valid value, and put lists of ids into one form.
 
     Args:
-        always: a threshold by which the gate fires on every text is taken, too.
+        config (ConfigFields): The config.
+        always (bool, *optional*, defaults to False): Accept a threshold at which the gate fires on every text.
     """
     check_version(config.format_version)
     check_choices(config)
@@ -79,7 +85,7 @@ def check_config(config: ConfigFields, always: bool = False) -> None:
 
 
 def check_choices(config: ConfigFields) -> None:
-    """Raise unless every field of `CHOICES` is one of them."""
+    """Raise unless every field of `CHOICES` has one of its values."""
     for name, allowed in CHOICES.items():
         check_choice(name, getattr(config, name), allowed)
 
@@ -93,7 +99,7 @@ def _check_names(config: ConfigFields) -> None:
 
 
 def check_numbers(config: ConfigFields, always: bool = False) -> None:
-    """Raise unless every number is in its range; with `always`, a threshold may lie below its own."""
+    """Raise unless every number is in its range. With `always`, a threshold may be below its range."""
     check_integer("layer", config.layer, 0)
     depth, given = config.base_model.num_layers, config.statistic_kwargs
     if depth is not None and config.layer >= depth:
@@ -109,7 +115,7 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
                 f"{config.statistic!r}: the gate would {'always' if config.threshold < lowest else 'never'} fire."
             )
     check_outlier_norm(config)
-    # a weak feature's evidence can lie below the drift that the other statistics do not use
+    # a weak feature's evidence can be below the drift, which the other statistics do not use
     if config.statistic == "cusum" and not 0 < given.drift < config.hottest:
         raise GuardrailError(
             f"drift={given.drift} must lie between 0 and {config.hottest:g}, between a quiet and a hot text's rate."
@@ -168,7 +174,7 @@ def _check_evidence(config: ConfigFields) -> None:
 
 
 def _check_windowed(config: ConfigFields) -> None:
-    """Raise unless the fields of statistic="windowed" fit together, and others are without them."""
+    """Raise unless the fields of statistic="windowed" are consistent, and absent for other statistics."""
     if config.statistic != "windowed":
         if config.gate_feature_ids:
             raise GuardrailError("gate_feature_ids goes with statistic='windowed'. Leave it out.")
@@ -212,7 +218,7 @@ def _check_messages(config: ConfigFields) -> None:
 
 
 def check_refusal(config: ConfigFields) -> None:
-    """Raise unless the fields of action="refuse" fit together."""
+    """Raise unless the fields of action="refuse" are consistent."""
     if isinstance(config.refusal, str) and len(config.refusal) > LONGEST_REFUSAL_TEXT:
         raise GuardrailError(
             f"refusal: expected at most {LONGEST_REFUSAL_TEXT} characters, got {len(config.refusal)}. Shorten the "
@@ -241,7 +247,7 @@ def _check_strings(config: ConfigFields) -> None:
 
 
 def check_version(version: Any) -> None:
-    """Raise unless this version of the package reads artefacts of that format."""
+    """Raise unless this version of the package reads artifacts of that format."""
     if type(version) is int and version == 1:
         raise GuardrailError(
             f"format_version=1: expected {FORMAT_VERSION}, got the layout of an earlier development version. Fit the "

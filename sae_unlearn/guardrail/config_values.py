@@ -1,4 +1,4 @@
-"""Checks of single values in a guardrail's config. The error names the field, the value and what is expected."""
+"""Checks of single values in a guardrail's config. Errors name field, value and expectation."""
 
 import math
 import struct
@@ -10,7 +10,7 @@ import torch
 from sae_unlearn.errors import GuardrailError
 
 
-LARGEST_COUNT = 2**24  # counts are held in float32, which is exact up to here
+LARGEST_COUNT = 2**24  # counts are float32, which is exact up to here
 LARGEST_ID = 2**31 - 1
 
 
@@ -42,7 +42,7 @@ def check_mapping(name: str, value: Any) -> None:
 
 
 def as_token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
-    """Return token ids sorted and each once; None for None."""
+    """Return token ids sorted and without repetitions, or None for None."""
     if ids is None:
         return None
     if not isinstance(ids, (list, tuple, set)):
@@ -60,11 +60,13 @@ def check_keys(name: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 def as_float32(value: float) -> float:
-    """`value` as the gate holds it; infinite where that cannot. Code that is being compiled cannot round: there it is
-    `value` itself."""
+    """Return `value` as the gate holds it, infinite if float32 cannot.
+
+    Code that is being compiled cannot round: there it is `value` itself.
+    """
     if torch.compiler.is_compiling():
         return value
     try:
         return struct.unpack("f", struct.pack("f", value))[0]
-    except (OverflowError, struct.error):  # the latter for integers that no float holds
+    except (OverflowError, struct.error):  # the latter for integers beyond the range of floats
         return math.inf

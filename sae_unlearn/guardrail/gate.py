@@ -1,9 +1,9 @@
-"""The gate: from hot tokens to a decision, with a state that can be carried from one forward pass to the next.
+"""The gate: from hot tokens to a decision, with a state that continues from pass to pass.
 
 Per token `t` of a row: `hot_t` (1 if some guarded feature is active; with `feature_evidence` the sum of the active
-features' log-likelihood ratios, which is 0 where none is; 0 where the norm of the residual stream is above
-`outlier_norm`) and `counted_t` (it is content: the attention mask keeps it and it is no special token; a token that is
-not counted is never hot). With the running sums
+features' log-likelihood ratios, 0 if none is active; 0 if the norm of the residual stream is above `outlier_norm`) and
+`counted_t` (it is content: the attention mask keeps it and it is not a special token; a token that is not counted is
+never hot). With the running sums
 
     H_t = sum_{s<=t} hot_s          N_t = sum_{s<=t} counted_s
 
@@ -13,31 +13,31 @@ and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
     window   S_t = max_{s<=t} (H_s - H_{s-W}) / min(max(N_s, m), W)      H_{s-W}: W counted tokens earlier
     cusum    S_t = max_{s<=t} (Y_s - min_{r<=s} Y_r),  Y_s = H_s - k N_s,  Y_0 = 0
     ratio_or_window    S_t = max(ratio_t, window_weight * window_t)
-    windowed    S_t = max(z_t, sum_weight * P_t), of signed scores in the place of hot_t; see `windowed`
+    windowed    S_t = max(z_t, sum_weight * P_t), of signed scores in place of hot_t; see `windowed`
 
-(without `sticky`, window and cusum use their current value and not the largest so far). Where the config names the
-tokens between a conversation's messages, the ratio of each message is taken too (`message_statistic`). The row fires
-iff `S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if
-quiet tokens filled it up, so that one hot token out of one does not make a rate of 1.
+(without `sticky`, window and cusum use their current value and not the largest so far). If the config names the tokens
+between a conversation's messages, the ratio of each message is taken too (`message_statistic`). The row fires iff
+`S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if quiet
+tokens filled it up, so that one hot token out of one does not give a rate of 1.
 
-A forward pass also has a **boundary** `b`: the first position whose logits somebody asked for. Tokens before it share
-the decision taken at it; from it on each token has its own. Under `gate_scope="sequence"` that gives the paper's rule:
-a prompt is judged whole (`generate` asks for its last position only), and so does every plain forward pass (`b` is the
-last position). In assisted decoding the drafted tokens are asked for one by one, so each is judged as if it had been
+A forward pass also has a **boundary** `b`: the first position whose logits were requested. Tokens before it share the
+decision at it; from it on each token has its own. Under `gate_scope="sequence"` this gives the paper's rule: a prompt
+is judged as a whole (`generate` requests its last position only), and so is every plain forward pass (`b` is the last
+position). In assisted decoding the drafted tokens are requested one by one, so each is judged as if it had been
 generated alone, and a rejected draft leaves no trace. Under `gate_scope="prefix"` the boundary is 0: every token is
 judged by the tokens up to it.
 
-That a row has fired is remembered in its cache (`cache_state`). With `use_cache=False` every step is a pass over the
-whole row, judged afresh: under `"prefix"` it comes to the same, under `"sequence"` a row whose ratio falls back below
-the threshold is let go.
+The row's cache stores that it fired (`cache_state`). With `use_cache=False` every step is a pass over the whole row,
+judged again. Under `"prefix"` the result is the same. Under `"sequence"` a row whose ratio falls back below the
+threshold no longer counts as fired.
 
-**Not finite.** A token that the mask keeps, and whose activations are NaN or infinite, adds NaN to `H`, and NaN crosses
-every threshold: the row fires there and then and stays fired, and the edit at that token is NaN. A gate that cannot
-judge does not wave through. Nothing waits for the device to find that out. Tokens that a static cache holds and the
-guardrail has not seen are told to the gate in this way (see `runtime.cache_state`).
+**Not finite.** A token that the mask keeps, and whose activations are NaN or infinite, adds NaN to `H`, and NaN exceeds
+every threshold: the row fires at once and stays fired, and the edit at that token is NaN (fail closed). No device sync
+is needed. Tokens in a static cache that the guardrail has not seen reach the gate in this way (see
+`runtime.cache_state`).
 
-All counts are whole numbers, or quarters, held in float32, so the statistics do not depend on batch size, padding side
-or on how a sequence was cut into forward passes.
+All counts are whole numbers, or quarters, in float32, so the statistics do not depend on batch size, padding side or
+the division of a sequence into forward passes.
 
 Source: Muhamed et al. 2025 (arXiv 2504.08192), section 4, for `ratio`; Page 1954 for `cusum`.
 """
@@ -55,15 +55,15 @@ from sae_unlearn.guardrail.windowed import mean_part, windowed_value
 
 
 class State(NamedTuple):
-    """The gate's state of a row after a token, by name: of one row as numbers, or the columns of a tensor of states.
+    """The gate's state of a row after a token: numbers of one row, or columns of a tensor of states.
 
     Attributes:
         hits: `H`.
         tokens: `N`.
-        lowest: the smallest `Y` of cusum and windowed; the largest window so far of ratio_or_window.
-        peak: the statistic; of window and cusum, with `sticky`, its largest value so far; of windowed `P`.
-        fired_at: number of counted tokens when the row fired; 0 where it has not.
-        kept: 1 if the mask shows the token, special or not; it is of that token alone.
+        lowest: Smallest `Y` of cusum and windowed; largest window so far of ratio_or_window.
+        peak: The statistic. Of window and cusum, with `sticky`, its largest value so far; of windowed `P`.
+        fired_at: Number of counted tokens when the row fired; 0 if it has not.
+        kept: 1 if the mask shows the token, special or not. It describes that token only.
     """
 
     hits: Any
@@ -75,21 +75,24 @@ class State(NamedTuple):
 
     @classmethod
     def of(cls, states: Tensor) -> "State":
-        """The columns of `states [..., STATE_SIZE]`, each a view `[...]`. With messages, their columns come after."""
+        """Return the columns of `states [..., STATE_SIZE]`, each a view `[...]`.
+
+        Columns of messages come after them.
+        """
         return cls(*states.unbind(dim=-1)[:STATE_SIZE])
 
 
 STATE_SIZE = 6
-_PEAKED = ("window", "cusum")  # whose value is the largest so far
+_PEAKED = ("window", "cusum")  # their value is the largest so far
 
 
 class Decision(NamedTuple):
-    """What the gate says about one forward pass.
+    """Decision of the gate about one forward pass.
 
     Attributes:
-        fire: `[batch, seq]` bool, whether the guard acts at that token's position.
-        state: `[batch, seq, STATE_SIZE]` float32, with messages `MESSAGES_SIZE` more; entry `t` is the state as if the
-            pass had ended at `t`.
+        fire (Tensor): `[batch, seq]` bool, the guardrail acts at that token's position.
+        state (Tensor): `[batch, seq, STATE_SIZE]` float32, with messages `MESSAGES_SIZE` more. Entry `t` is the state
+            as if the pass had ended at `t`.
     """
 
     fire: Tensor
@@ -97,11 +100,11 @@ class Decision(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The sums of all earlier tokens of the rows, which the statistics with a window look up.
+    """Sums of all earlier tokens of the rows, for the statistics with a window.
 
     Attributes:
-        hits: `[batch, past]`.
-        tokens: `[batch, past]`, non-decreasing; `inf` where nothing has been written yet.
+        hits (Tensor): `[batch, past]`.
+        tokens (Tensor): `[batch, past]`, non-decreasing; `inf` at places that are not written yet.
     """
 
     hits: Tensor
@@ -109,13 +112,13 @@ class Series(NamedTuple):
 
 
 def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) -> Tensor:
-    """`activations [batch, seq, N]` of the tokens that can be hot, and 0 at all others.
+    """Return `activations [batch, seq, N]` at tokens that can be hot, and 0 at all others.
 
     Args:
-        activations: 0 where a feature is not active; else positive, infinite or NaN.
-        eligible: `[batch, seq]` bool, the tokens that count, if there is anything to say of them.
-        usual: `[batch, seq]` bool, from `usual_norm`; None: no token is an outlier. At outliers, too, what is not
-            finite becomes NaN.
+        activations (Tensor): 0 if a feature is inactive; otherwise positive, infinite or NaN.
+        eligible (Tensor): `[batch, seq]` bool, the tokens that can be hot.
+        usual (Tensor, *optional*): `[batch, seq]` bool, from `usual_norm`. None: no token is an outlier. Activations
+            that are not finite become NaN at outliers too.
     """
     if usual is not None:
         activations = activations * usual[..., None]
@@ -125,15 +128,18 @@ def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) ->
 def hits_of(
     activations: Tensor, active: Tensor, evidence: Tensor | None, counted: Tensor, config: SAEGuardrailConfig
 ) -> Tensor:
-    """`[batch, seq]` float32: how hot each token is, 0 where it is not, and NaN where the activations are not finite.
+    """Return how hot each token is, `[batch, seq]` float32.
 
-    Of `statistic="windowed"` it is the token's score, of either sign.
+    It is 0 if the token is not hot, and NaN if its activations are not finite. With `statistic="windowed"` it is the
+    token's score, of either sign.
 
     Args:
-        activations: `[batch, seq, N]`, from `heard`; with `gate_feature_ids` their features come after the clamped.
-        active: `[batch, seq, N]` bool, where they are not 0.
-        evidence: `[N]` float32, what each active feature adds; None: a hot token counts 1.
-        counted: `[batch, seq]` bool.
+        activations (Tensor): `[batch, seq, N]`, from `heard`. Features of `gate_feature_ids` come after the clamped
+            ones.
+        active (Tensor): `[batch, seq, N]` bool, True where they are not 0.
+        evidence (Tensor or None): `[N]` float32, evidence of each active feature. None: a hot token counts 1.
+        counted (Tensor): `[batch, seq]` bool.
+        config (SAEGuardrailConfig): The config.
     """
     activations = activations.detach()
     unsound = activations - activations  # 0, or NaN
@@ -144,17 +150,21 @@ def hits_of(
 
 
 def hot_tokens(active: Tensor, hits: Tensor, config: SAEGuardrailConfig) -> Tensor:
-    """`[batch, seq]` bool: the tokens at which a clamped feature is active, which are those that are edited.
+    """Return the tokens at which a clamped feature is active, which are edited: `[batch, seq]` bool.
 
     Args:
-        active: as in `hits_of`; what is not finite is active.
-        hits: from `hits_of`.
+        active (Tensor): As in `hits_of`. A value that is not finite is active.
+        hits (Tensor): From `hits_of`.
+        config (SAEGuardrailConfig): The config.
     """
     return active[..., : config.num_features].any(dim=-1) if config.statistic == "windowed" else hits != 0
 
 
 def usual_norm(hidden: Tensor, config: SAEGuardrailConfig) -> Tensor | None:
-    """`[batch, seq]` bool: the tokens of `hidden [batch, seq, d_in]` that are no outliers; None if none can be."""
+    """Return the tokens of `hidden [batch, seq, d_in]` that are not outliers, `[batch, seq]` bool.
+
+    None if the config has no outlier norm.
+    """
     if config.tokens.outlier_norm is None:
         return None
     return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32) <= config.tokens.outlier_norm
@@ -173,14 +183,15 @@ def decide(
     """Judge the tokens of one forward pass.
 
     Args:
-        hot: `[batch, seq]`, bool or as from `hits_of`.
-        counted: `[batch, seq]` bool.
-        config: names the statistic, its constants and the threshold.
-        previous: `[batch, ...]`, the state after the row's last earlier token; None at a row's beginning.
-        past: needed by the statistics of `WINDOWED` when there is a `previous`.
-        boundary: position from which tokens are judged one by one; None means the last position.
-        ends: `[batch, seq]` bool, the tokens that end a message; None if the config names none.
-        kept: `[batch, seq]` bool, the tokens that the mask shows; None: all.
+        hot (Tensor): `[batch, seq]`, bool or from `hits_of`.
+        counted (Tensor): `[batch, seq]` bool.
+        config (SAEGuardrailConfig): Statistic, its constants and the threshold.
+        previous (Tensor, *optional*): `[batch, ...]`, the state after the row's last earlier token. None at a row's
+            beginning.
+        past (Series, *optional*): Needed by the statistics of `WINDOWED` with a `previous`.
+        boundary (int, *optional*): Position from which tokens are judged one by one. None is the last position.
+        ends (Tensor, *optional*): `[batch, seq]` bool, the tokens that end a message. None if the config names none.
+        kept (Tensor, *optional*): `[batch, seq]` bool, the tokens that the mask shows. None: all.
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
@@ -210,10 +221,10 @@ def decide(
 
 
 def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends: Tensor | None = None) -> Tensor:
-    """`[batch]`: the value that decides whether a row, given to the gate in one pass, fires anywhere.
+    """Return the value that decides whether a row, run in one pass, fires anywhere: `[batch]`.
 
-    It is what a threshold must be compared with, and so what it is calibrated on: the statistic at the row's end under
-    `gate_scope="sequence"`, its largest value along the row under `"prefix"`.
+    Thresholds are compared with it and calibrated on it. It is the statistic at the row's end under
+    `gate_scope="sequence"`, and its largest value along the row under `"prefix"`.
     """
     hits, tokens = _running_sums(hot, counted, None)
     value = _value(hits, tokens, config, None, None)[0]
@@ -225,7 +236,10 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends
 
 
 def statistic_of(values: Sequence[float], config: SAEGuardrailConfig) -> float:
-    """The statistic of one row after a token, of the numbers of its state, those of messages included."""
+    """Return the statistic of one row after a token, from the numbers of its state.
+
+    The numbers include those of messages.
+    """
     state = State(*values[:STATE_SIZE])
     if config.statistic != "windowed":
         return float(state.peak)
@@ -261,8 +275,10 @@ def _running_max(values: Tensor) -> Tensor:
 def _value(
     hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None, past: Series | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The current value of the statistic, what goes under `lowest` (zeros for ratio and window), and under `peak`, None
-    where that is the statistic; `[batch, seq]` each."""
+    """The current value of the statistic, and the next `lowest` and `peak`, `[batch, seq]` each.
+
+    `lowest` is zeros for ratio and window. `peak` is None if it is the statistic itself.
+    """
     if config.statistic == "windowed":
         return windowed_value(
             hits, tokens, config.statistic_kwargs, *((None, None) if before is None else (before.lowest, before.peak))
@@ -286,11 +302,13 @@ def _value(
 
 
 def _hits_up_to(target: Tensor, hits: Tensor, tokens: Tensor, past: Series | None) -> Tensor:
-    """`H` at the last position where `N <= target`, 0 if there is none; `[batch, seq]`."""
+    """`H` at the last position with `N <= target`, 0 without one; `[batch, seq]`."""
     found = _last_not_above(target, hits, tokens)
     if past is None:
         return found
-    return torch.maximum(found, _last_not_above(target, past.hits, past.tokens))  # H never falls, so the later is it
+    return torch.maximum(
+        found, _last_not_above(target, past.hits, past.tokens)
+    )  # H never decreases, so the larger is the later
 
 
 def _last_not_above(target: Tensor, hits: Tensor, tokens: Tensor) -> Tensor:
@@ -299,9 +317,9 @@ def _last_not_above(target: Tensor, hits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _fired_at(quiet: Tensor, tokens: Tensor, boundary: int) -> Tensor:
-    """Number of counted tokens when the row fired, as if the pass had ended at each position; 0 where it had not.
+    """Number of counted tokens when the row fired, as if the pass had ended at each position.
 
-    `quiet` is where the statistic is not above the threshold.
+    It is 0 if the row had not fired. `quiet` is True where the statistic is not above the threshold.
     """
     fired_at = tokens.masked_fill(quiet, 0)
     if boundary >= quiet.shape[1] - 1:

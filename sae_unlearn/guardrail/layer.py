@@ -4,20 +4,20 @@ With `h_t` the residual stream after the layer (resid_post), `S` the N guarded f
 activations, and `v_j <= 0` their clamp values:
 
     a_j(t)  = pre_j(t) * [pre_j(t) > threshold_j],      pre(t) = h_t W_enc[:, S] + b_enc[S]
-    hot_t   = [some a_j(t) > 0] and token t is content and |h_t| is no outlier
+    hot_t   = [some a_j(t) > 0] and token t is content and |h_t| is at most the outlier norm
     h'_t    = h_t + [gate fires at t] * hot_t * sum_{j in S} m_j(t) (v_j - a_j(t)) W_dec[j]
 
 where `m_j(t) = [a_j(t) > 0]` for `clamp_mode="fired"` and 1 for `"all"`. It equals encoding with the whole SAE, setting
 the features to `v_j`, decoding, and adding the SAE's reconstruction error back: everything that is not edited cancels.
-That is exact for SAEs in which a feature's activation depends on that feature alone (ReLU, JumpReLU, gated, BatchTopK
+This is exact for SAEs in which a feature's activation depends only on that feature (ReLU, JumpReLU, gated, BatchTopK
 with its fixed threshold).
 
-A token is hot, too, where its activations are not finite, and its row fires there and then (see `gate`).
+A token whose activations are not finite is also hot, and its row fires at once (see `gate`).
 
-The layer is a *child* of the decoder layer, and the edit happens in a forward hook put before all others: names of base
-parameters, class checks, sharding and offloading plans stay as they are, and `output_hidden_states` shows the edit.
+The layer is a *child* of the decoder layer, and a forward hook that runs before all others makes the edit. So names of
+base parameters, class checks, sharding and offloading plans stay the same, and `output_hidden_states` shows the edit.
 
-Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.19278) for clamping what fired.
+Source: Muhamed et al. 2025 (arXiv 2504.08192); Farrell et al. 2024 (arXiv 2410.19278) for clamping active features.
 """
 
 import secrets
@@ -53,31 +53,33 @@ from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder, La
 
 
 class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
-    """The guardrails at one decoder layer, by adapter name. PEFT's interface is in `tuner_layer`; the work is in
-    `guard`."""
+    """The guardrails at one decoder layer, by adapter name.
+
+    `tuner_layer` has PEFT's interface. `guard` is the forward hook.
+    """
 
     def __init__(self, decoder_layer: nn.Module, adapter_name: str, config: SAEGuardrailConfig, model: nn.Module):
         super().__init__()
         self.sae_guardrail_encoder = nn.ModuleDict()
         self.sae_guardrail_decoder = nn.ModuleDict()
         self.guard_config: dict[str, SAEGuardrailConfig] = {}
-        self.guards_of_model: dict[int, GuardrailTunerLayer] = {}  # by layer, this one too, once it is placed
+        self.guards_of_model: dict[int, GuardrailTunerLayer] = {}  # by layer, including this one after it is placed
         self.recorders: list[Recorder] = []
         self.start(decoder_layer, adapter_name, model)
         self._looked: dict[str, Looked] = {}
-        self._marks: dict[str, str] = {}  # which guardrail a name stands for: another of that name has seen nothing
+        self._marks: dict[str, str] = {}  # identity of each guardrail: a later one of the same name has seen no tokens
         self.tables = ConfigTables()
         self.index = config.layer
         self.num_layers = text_config(model).num_hidden_layers
         self.vocabulary = text_config(model).vocab_size
         self.longest = max_positions(model)
         self.max_positions = self.longest or 4096
-        # prepended: transformers captures `output_hidden_states` in a hook on the same layer, which must see the edit
+        # prepended: transformers captures `output_hidden_states` in a hook on this layer, which must see the edit
         decoder_layer.register_forward_hook(self.guard, with_kwargs=True, prepend=True)
         self.update_layer(adapter_name, config, decoder_layer)
 
     def update_layer(self, adapter_name: str, config: SAEGuardrailConfig, decoder_layer: nn.Module) -> None:
-        """Add a guardrail, with empty weights that are loaded or set afterwards."""
+        """Add a guardrail with empty weights, which are loaded or set afterwards."""
         n, d_in = config.num_features, config.width
         encoder, decoder = GuardrailEncoder(d_in, config.num_encoded), GuardrailDecoder(d_in, n)
         if not config.init_weights:
@@ -99,7 +101,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     # ------------------------------------------------------------------------------------------------ the forward pass
 
     def guard(self, decoder_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the decoder layer: the edited output, or None to leave it as it is."""
+        """Return the edited output of the decoder layer, or None to leave it unchanged. Its forward hook."""
         active = self.in_force
         if len(active) < len(self.guard_config):
             noticed: ForwardInputs | None = noted(INPUTS)
@@ -124,8 +126,10 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     def _edited_step(
         self, names: list[str], hidden: Tensor, homes: list[torch.device | None], inputs: ForwardInputs, cache: Cache
     ) -> Tensor | None:
-        """The edited residual stream `[batch, 1, d_in]` of a decoding step by what `step_choice` has for it; None where
-        it is left to the operators of `_edit`."""
+        """The edited residual stream `[batch, 1, d_in]` of a decoding step, by the step of `kernels.dispatch`.
+
+        None if the operators of `_edit` have to do it.
+        """
         batch, seq = hidden.shape[:2]
         plan: list[tuple[str, Step, DynamicGateHistory]] = []
         for name, home in zip(names, homes, strict=True):
@@ -155,15 +159,15 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     def _edit(
         self, name: str, hidden: Tensor, kept: Tensor, inputs: ForwardInputs, cache: Cache | None
     ) -> Tensor | None:
-        """What guardrail `name` adds to the residual stream `[batch, seq, d_in]`; None if it only records."""
+        """The edit of guardrail `name`, `[batch, seq, d_in]`, or None if it only records."""
         config, encoder, decoder = self.guardrail(name)
         history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
         activations = encoder(hidden)
         counted, eligible = counted_tokens(config, self.tables, kept, inputs)
-        if config.tokens.counting == "columns":  # padding counts, but may hold anything
+        if config.tokens.counting == "columns":  # padding counts, but its values are arbitrary
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
         lost = None if history is None else self._lost(history, inputs, hidden)
-        if lost is not None:  # whatever the mask and the ids say of the tokens at hand
+        if lost is not None:  # whatever the mask and the ids say about these tokens
             activations = activations.masked_fill(lost[..., None], torch.nan)
             counted, eligible = counted | lost, counted | lost if eligible is counted else eligible | lost
         activations = heard(activations, eligible, usual_norm(hidden, config))
@@ -187,11 +191,13 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         return cast(Tensor, decoder(activations, where))
 
     def _lost(self, history: GateHistory, inputs: ForwardInputs, hidden: Tensor) -> Tensor | None:
-        """`[batch or 1, seq or 1]` bool: where the cache holds, or the mask shows, what this guardrail has not judged.
-        None if the host knows that it does not."""
+        """Rows or tokens with tokens in the cache, or shown by the mask, that were not judged.
+
+        `[batch or 1, seq or 1]` bool. None if the host knows that all were judged.
+        """
         seq = hidden.shape[1]
         missed = unseen(history, inputs.past, hidden.device)
-        again = None  # recurrent layers alone have no columns of the past
+        again = None  # a model of only recurrent layers has no columns of the past
         if not inputs.recurrent:
             again = shown_again(telling_masks(inputs), history, inputs.past, seq)
         if again is None:
@@ -244,18 +250,21 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         """
         if name not in self.guard_config:
             raise GuardrailError(f"name={name!r}: expected one of {[*self.guard_config]}. Pass a guardrail's name.")
-        # `_modules` spares each decoded token the look-up of a module's attributes
+        # `_modules` saves the attribute lookup of a module for each decoded token
         encoders, decoders = (cast(Any, self._modules[attribute]) for attribute in self.adapter_layer_names)
         return LayerGuardrail(self.guard_config[name], encoders._modules[name], decoders._modules[name])
 
     def check_ready(self, name: str) -> torch.device | None:
-        """Raise unless the config and the weights can be a guardrail's on this model; see `readiness`.
+        """Raise unless config and weights can be a guardrail's on this model. See `readiness`.
+
+        Args:
+            name (str): Name of the guardrail.
 
         Returns:
-            The device on which all weights lie as a kernel can read them, None without one.
+            The device on which all weights can be read by a kernel, or None without one.
 
         Raises:
-            GuardrailNotReady: naming what is missing.
+            GuardrailNotReady: If something is missing. The message names it.
         """
         known = (self.vocabulary, self.longest)
         return check_ready(name, *self.guardrail(name), self._looked, known)
@@ -266,7 +275,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         return self._home[0]
 
     def in_place(self, backbone_layer: nn.Module) -> bool:
-        """Whether a call of `backbone_layer`, the decoder layer or what wraps it, comes through `guard`."""
+        """Return True if a call of `backbone_layer`, the decoder layer or its wrapper, runs `guard`."""
         home = self._home[0]
         if backbone_layer is not home and all(module is not home for module in backbone_layer.modules()):
             return False
@@ -281,7 +290,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
 
 
 def remove_guard(decoder_layer: nn.Module) -> None:
-    """Take the guardrails of a decoder layer off, leaving no trace on it."""
+    """Remove the guardrails of a decoder layer without a trace."""
     remove_hooks(decoder_layer, SAEGuardrailLayer)
     delattr(decoder_layer, CHILD)
     use_earlier_code(decoder_layer)

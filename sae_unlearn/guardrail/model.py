@@ -1,4 +1,4 @@
-"""`SAEGuardrailModel`: how guardrails are placed in a model, as PEFT's tuners do it."""
+"""`SAEGuardrailModel`: places guardrails in a model, as PEFT's tuners place adapters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,20 +25,22 @@ from sae_unlearn.guardrail.weights import PARTS
 
 
 class SAEGuardrailModel(BaseTuner):
-    """Places SAE guardrails on a model. PEFT makes it; users call `get_peft_model` or `attach_guardrail`.
+    """Places SAE guardrails on a model.
+
+    PEFT creates it; users call `get_peft_model` or `attach_guardrail`.
 
     Args:
-        model: the transformers model.
-        config: an `SAEGuardrailConfig`, or a mapping from adapter names to them.
-        adapter_name: name of the guardrail.
+        model (nn.Module): The transformers model.
+        config (SAEGuardrailConfig or mapping): A config, or a mapping from adapter names to configs.
+        adapter_name (str): Name of the guardrail.
 
     Attributes:
-        model: the model, with the guardrails as children of its decoder layers.
-        peft_config: the configs by adapter name.
+        model: The model, with the guardrails as children of its decoder layers.
+        peft_config: The configs by adapter name.
 
     Raises:
-        GuardrailError: the model is a `PeftModel` (PEFT would load no weights, and only warn), has no such layer, or
-            has another width.
+        GuardrailError: If the model is a `PeftModel` (PEFT would load no weights, and only warn), does not have the
+            layer, or has another width.
     """
 
     prefix: str = f"{METHOD}_"
@@ -47,17 +49,17 @@ class SAEGuardrailModel(BaseTuner):
 
     @property
     def peft_config(self) -> dict[str, Any]:
-        """The configs by adapter name. On a model with adapters of another method they are all in one dict."""
+        """Configs by adapter name. On a model with adapters of another method, all are in one dict."""
         own = self.__dict__.get("_configs")
         if own is None:
             own = getattr(self.__dict__.get("_modules", {}).get("model"), "peft_config", None)
         if own is None:
-            raise AttributeError("peft_config")  # `BaseTuner` asks whether there is one
+            raise AttributeError("peft_config")  # `BaseTuner` checks for it
         return own
 
     @peft_config.setter
     def peft_config(self, configs: dict[str, Any]) -> None:
-        # A second tuner sets this on the `PeftModel` that it was put over, with its own configs among ours.
+        # A second tuner sets this on the `PeftModel` that it wraps, with its own configs among ours.
         if "_configs" in self.__dict__:
             refuse_nested(self.model, configs)
         self.__dict__["_configs"] = configs
@@ -74,12 +76,12 @@ class SAEGuardrailModel(BaseTuner):
     ) -> SAEGuardrailConfig:
         if peft_config.num_features < 1:
             raise GuardrailError("feature_ids=None: expected the guarded features' ids in their SAE. Pass them.")
-        # `attach_guardrail` refuses other weights; PEFT's own loaders have no way to say "nevertheless"
+        # `attach_guardrail` refuses other weights; PEFT's own loaders have no option to override
         check_belongs(peft_config, self.model, check_base=False)
         place = find_decoder_layers(self.model)
         depth, width = len(place.layers), text_config(self.model).hidden_size
         peft_config.base_model = replace(peft_config.base_model, hidden_size=width, num_layers=depth)
-        peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}  # type: ignore[misc]  # no field: derived
+        peft_config.target_modules = {f"{place.name}.{peft_config.layer}"}  # type: ignore[misc]  # derived, not a field
         return peft_config
 
     @staticmethod
@@ -136,10 +138,11 @@ class SAEGuardrailModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """The tensors of one guardrail, to be saved.
+        """Return the tensors of one guardrail, to be saved.
 
-        PEFT has taken out of `state_dict` whatever has the name of another adapter between its dots: where that one is
-        called "guardrail", or as something else on the way to the tensors, ours too. The model has them still.
+        PEFT removes from `state_dict` each key with the name of another adapter between its dots. If that adapter is
+        called "guardrail", or like another part of the path to the tensors, ours are removed too. The model still has
+        them.
         """
         hooks = hooks_of(model.get_base_model() if isinstance(model, PeftModel) else model, ModelHooks)
         if hooks is not None:
@@ -156,11 +159,13 @@ class SAEGuardrailModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SAEGuardrailConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """As PEFT's, which comes here before it loads weights. Where its `load_adapter` finds the name taken, it loads
-        into what is there, and would mix two guardrails: the weights of one under the config of the other.
+        """Remap as PEFT does, after a check of the name. PEFT calls it before it loads weights.
+
+        If the name is taken, PEFT's `load_adapter` loads into the existing guardrail and would mix two: the weights of
+        one under the config of the other.
 
         Raises:
-            GuardrailError: a guardrail of that name has its weights already.
+            GuardrailError: If a guardrail of that name already has weights.
         """
         cls.check_free(model, config, adapter_name)
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
@@ -176,10 +181,10 @@ class SAEGuardrailModel(BaseTuner):
 
     @staticmethod
     def check_free(model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:
-        """Raise unless weights may be loaded under this name.
+        """Raise unless weights can be loaded under this name.
 
         Raises:
-            GuardrailError: a guardrail of that name has its weights already.
+            GuardrailError: If a guardrail of that name already has weights.
         """
         if config.init_weights and any(_has_arrived(layer, adapter_name) for layer in guard_layers(model)):
             raise GuardrailError(
@@ -188,7 +193,7 @@ class SAEGuardrailModel(BaseTuner):
             )
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Freeze the base under its first guardrail, whose own weights are never trained; see `base_state`."""
+        """Freeze the base under its first guardrail, whose own weights are never trained. See `base_state`."""
         guardrails = [config for layer in guard_layers(model) for config in layer.guard_config.values()]
         hooks = hooks_of(model, ModelHooks)
         if hooks is not None and len(guardrails) == 1:
@@ -196,18 +201,21 @@ class SAEGuardrailModel(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         super()._enable_adapter_layers(enabled)
-        for layer in guard_layers(self.model):  # this switch is the guardrails' own, whatever else is on the model
+        for layer in guard_layers(self.model):  # this switch is only for guardrails, whatever else is on the model
             layer.switch(enabled)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Choose the active guardrails. PEFT's own would disable what a LoRA beside them has in `modules_to_save`."""
+        """Choose the active guardrails.
+
+        PEFT's own method would disable the `modules_to_save` of a LoRA on the same model.
+        """
         for layer in guard_layers(self.model):
             layer.set_adapter(adapter_name, inference_mode=inference_mode)
         self.active_adapter = adapter_name
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        refuse_rows_by_name(kwargs)  # PEFT takes these two out before it calls the model
+        refuse_rows_by_name(kwargs)  # PEFT removes these two before it calls the model
         yield
 
     def _check_merge_allowed(self) -> None:
@@ -221,7 +229,7 @@ class SAEGuardrailModel(BaseTuner):
 
 
 def _has_arrived(layer: SAEGuardrailLayer, name: str) -> bool:
-    """Whether guardrail `name` is at this layer, and something was put into its weights, which begin as NaN."""
+    """True if guardrail `name` is at this layer and its weights, which begin as NaN, were set."""
     if name not in layer.guard_config:
         return False
     weight = layer.guardrail(name).encoder.weight
@@ -245,7 +253,10 @@ def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
 
 
 def remove_call_hooks(model: nn.Module) -> None:
-    """Let the hooks on model and backbone forget guardrails that were taken off, and take them off with the last."""
+    """Drop removed guardrails from the hooks on model and backbone.
+
+    The hooks are removed with the last guardrail.
+    """
     left = guard_layers(model)
     backbone = find_decoder_layers(model).backbone
     hooks = hooks_of(backbone, BackboneHooks)

@@ -1,14 +1,14 @@
-"""The entry of `SAE_GUARDRAIL` in PEFT's list of methods.
+"""Entry of `SAE_GUARDRAIL` in PEFT's list of methods.
 
 `peft.utils.register_peft_method` takes only names that are members of the `PeftType` enum, and transformers' adapter
-loading reads `peft_type.value`; a method that lives outside PEFT must therefore add the member itself. This is the one
-place where that is done, and it gives way the day PEFT ships a member of that name.
+loading reads `peft_type.value`. So a method outside PEFT must add the member itself, which happens only here. If PEFT
+ships a member of that name, that member is used.
 """
 
 from peft.utils import PeftType
 
 
-CHILD = "guardrail"  # the child's name; it must not contain PEFT's prefix, or PEFT overlooks it when deleting adapters
+CHILD = "guardrail"  # the child's name, without PEFT's prefix: otherwise PEFT misses it when deleting adapters
 
 
 MODEL_TAGS = ["sae-guardrail", "unlearning"]
@@ -18,7 +18,7 @@ METHOD = "sae_guardrail"
 
 
 def ensure_peft_type(name: str) -> PeftType:
-    """Return `PeftType.<name>`, adding the member when this PEFT has none. Safe to call again."""
+    """Return `PeftType.<name>`, and add the member if this PEFT has none. Safe to call again."""
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)

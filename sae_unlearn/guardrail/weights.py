@@ -1,5 +1,7 @@
-"""Can these tensors be a guardrail's? Asked of every file before it is used, and of every guardrail before its first
-call, however its weights came onto the model.
+"""Weights of a guardrail, and checks that given tensors can be such weights.
+
+The checks run on every file before it is used, and on every guardrail before its first call, however its weights were
+loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +17,9 @@ from sae_unlearn.sae.slice import SAESlice
 
 
 def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
-    """A slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU.
+    """Return a slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU.
 
-    The slice may hold more than N features: those after them are read by the gate and have no decoder row.
+    The slice may have more than N features. The gate reads those after them, and they have no decoder row.
     """
     tensors = {
         "encoder.weight": part.W_enc.T,
@@ -30,8 +32,10 @@ def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
 
 
 class FullPrecision(nn.Module):
-    """A module whose parameters are never lowered below float32: a threshold is a comparison, and casting the model to
-    half precision must not move it."""
+    """A module whose parameters are never lowered below float32.
+
+    A threshold is a comparison, and casting the model to half precision must not move it.
+    """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep(tensor: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ class FullPrecision(nn.Module):
 
 
 def _empty(*shape: int) -> nn.Parameter:
-    """A frozen parameter of NaN: a weight that never arrives is found out, and cannot be taken for one that is 0."""
+    """A frozen parameter of NaN, so that a missing weight is detected and not taken for 0."""
     return nn.Parameter(torch.full(shape, torch.nan), requires_grad=False)
 
 
@@ -62,7 +66,7 @@ class GuardrailEncoder(FullPrecision):
 
     @classmethod
     def of(cls, part: SAESlice) -> "GuardrailEncoder":
-        """The encoder of a slice of an SAE, in float32."""
+        """Return the encoder of a slice of an SAE, in float32."""
         encoder = cls(*part.W_enc.shape)
         for parameter, tensor in (
             (encoder.weight, part.W_enc.T),
@@ -73,14 +77,14 @@ class GuardrailEncoder(FullPrecision):
         return encoder
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`[..., d_in]` -> activations `a [..., N]`, in the parameters' precision."""
+        """Return the activations `a [..., N]` of `hidden [..., d_in]`, in the parameters' precision."""
         with without_autocast(hidden):
             pre = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         return pre * (pre > self.threshold)
 
 
 class GuardrailDecoder(FullPrecision):
-    """The guarded rows of an SAE's decoder, and the values their features are clamped to.
+    """The guarded rows of an SAE's decoder, and the clamp values of their features.
 
     Parameters: `weight [N, d_in]` (= `W_dec[S]`), `clamp [N]` (= `v`).
     """
@@ -91,19 +95,19 @@ class GuardrailDecoder(FullPrecision):
         self.clamp = _empty(num_features)
 
     def forward(self, activations: Tensor, where: Tensor) -> Tensor:
-        """The edit `[..., d_in]` for activations `[..., N]`, clamped at the places `where [..., N]`."""
+        """Return the edit `[..., d_in]` for activations `[..., N]`, clamped where `where [..., N]` is True."""
         change = torch.where(where, self.clamp, activations) - activations
         with without_autocast(change):
             return change @ self.weight
 
 
 class LayerGuardrail(NamedTuple):
-    """One guardrail of a guarded layer, as `SAEGuardrailLayer.guardrail(name)` returns it.
+    """One guardrail of a guarded layer, from `SAEGuardrailLayer.guardrail(name)`.
 
     Attributes:
-        config (`SAEGuardrailConfig`): Its config. Assignments take effect with the next forward pass.
-        encoder (`GuardrailEncoder`): The guarded columns of the SAE's encoder.
-        decoder (`GuardrailDecoder`): The guarded rows of the SAE's decoder, and the clamp values.
+        config (SAEGuardrailConfig): Its config. Assignments take effect with the next forward pass.
+        encoder (GuardrailEncoder): The guarded columns of the SAE's encoder.
+        decoder (GuardrailDecoder): The guarded rows of the SAE's decoder, and the clamp values.
     """
 
     config: SAEGuardrailConfig
@@ -128,10 +132,10 @@ PARTS = {
 }
 
 
-# A row of an SAE's matrix has a norm near 1, up to the scale of its model's residual stream, which is folded in: no
-# published SAE comes near these bounds. Beyond them a feature is deaf, or its edit overflows.
+# A row of an SAE's matrix has a norm near 1, times the scale of its model's residual stream, which is folded in. All
+# published SAEs are far within these bounds. Beyond them a feature never fires, or its edit overflows.
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
-# The rows of one SAE resemble each other: none is further than this factor from their median norm.
+# The rows of one SAE are similar: each is within this factor of their median norm.
 LARGEST_SPREAD = 1e4
 # Biases, thresholds and clamp values are activations, which are bounded by the norms above.
 LARGEST_ACTIVATION = 1e9
@@ -141,13 +145,13 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise unless the values can be a guardrail's.
 
     Args:
-        tensors: `encoder.weight [N + M, d_in]`, `encoder.bias [N + M]`, `encoder.threshold [N + M]`, `decoder.weight
-            [N, d_in]`, `decoder.clamp [N]`; the last M features are the gate's alone.
-        source: where they come from, for the message.
+        tensors (mapping): `encoder.weight [N + M, d_in]`, `encoder.bias [N + M]`, `encoder.threshold [N + M]`,
+            `decoder.weight [N, d_in]`, `decoder.clamp [N]`. Only the gate uses the last M features.
+        source (str): Their source, for the message.
 
     Raises:
-        GuardrailError: not finite, a negative threshold, a positive clamp, a feature with no direction, values that no
-            SAE has, or an edit that would amplify the topic.
+        GuardrailError: If a value is not finite, a threshold is negative, a clamp is positive, a feature has no
+            direction, a value is beyond those of SAEs, or the edit would amplify the topic.
     """
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -169,10 +173,14 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_lowers(encoder_weight: Tensor, decoder_weight: Tensor, source: str) -> None:
-    """Raise unless the edit of each feature lowers that feature: `W_enc[:, j] . W_dec[j] > 0`, both `[N, d_in]`.
+    """Raise unless the edit of each feature lowers that feature: `W_enc[:, j] . W_dec[j] > 0`.
+
+    Args:
+        encoder_weight, decoder_weight (Tensor): `[N, d_in]`.
+        source (str): Their source, for the message.
 
     Raises:
-        GuardrailError: naming the first feature that its own edit would raise.
+        GuardrailError: If an edit would raise its own feature. The message names the first such feature.
     """
     effect = own_effect(encoder_weight, decoder_weight)
     if bool((effect <= 0).any()):
@@ -185,23 +193,25 @@ def check_lowers(encoder_weight: Tensor, decoder_weight: Tensor, source: str) ->
 
 
 def own_effect(encoder_weight: Tensor, decoder_weight: Tensor) -> Tensor:
-    """`[N]`: how much a step along its row of the decoder moves each feature, of rows `[N, d_in]` each."""
+    """Return how much a step along its decoder row moves each feature, `[N]`, from rows `[N, d_in]` each."""
     return torch.einsum("nd,nd->n", encoder_weight.double(), decoder_weight.double())
 
 
 def _check_edit(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Each feature's edit lowers it, and so does the edit of all: with `s` the clamp values' sizes,
+    """Raise unless each feature's edit lowers it, and so does the edit of all features.
+
+    With `s` the sizes of the clamp values,
 
         (sum_j s_j W_enc[:, j]) . (sum_j s_j W_dec[j]) > 0
 
-    which holds for every SAE whose decoder is its encoder's transpose, whatever `s`.
+    This holds for every SAE whose decoder is its encoder's transpose, whatever `s`.
     """
     encoder, decoder = (tensors[f"{part}.weight"].double() for part in ("encoder", "decoder"))
     encoder = encoder[: len(decoder)]
     check_lowers(encoder, decoder, source)
     sizes = -tensors["decoder.clamp"].double()
     if not bool(sizes.any()):
-        sizes = torch.ones_like(sizes)  # set to 0, as they are by action="clamp" without a dose
+        sizes = torch.ones_like(sizes)  # set to 0, as with action="clamp" without a dose
     effect = float((sizes @ encoder) @ (sizes @ decoder))
     if effect <= 0:
         raise GuardrailError(
@@ -211,14 +221,16 @@ def _check_edit(tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise if no token of a norm up to `outlier_norm` can be hot enough for the gate to fire: feature j says at most
+    """Raise if no token with a norm up to `outlier_norm` can be hot enough for the gate to fire.
+
+    The pre-activation of feature j is then at most
 
         |W_enc[:, j]| outlier_norm + b_enc[j]
 
-    to it. What norms the tokens really have is not known of the weights.
+    The norms of real tokens are not known from the weights.
 
     Raises:
-        GuardrailError: naming the limit.
+        GuardrailError: If the gate could never fire. The message names the limit.
     """
     if config.tokens.outlier_norm is None:
         return
@@ -240,7 +252,7 @@ def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], sourc
 
 
 def _check_rows(name: str, weight: Tensor, source: str) -> None:
-    norms = torch.linalg.vector_norm(weight.double(), dim=1)  # squares of denormals vanish in float32
+    norms = torch.linalg.vector_norm(weight.double(), dim=1)  # squares of denormals are 0 in float32
     empty = (norms == 0).nonzero().flatten().tolist()
     if empty:
         raise GuardrailError(f"{name} of {source} is zero for features {empty[:5]}, which would never be guarded.")

@@ -452,7 +452,7 @@ OF_THEIR_OWN = {
     "minimax": (
         lambda: transformers.MiniMaxConfig(**_SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
         GuardrailNotReady,
-        "MiniMaxCache has a way of its own to count its layers.*use_cache=False",
+        "MiniMaxCache overrides how to count its layers.*use_cache=False",
     ),
 }
 

@@ -202,7 +202,7 @@ def test_weights_that_were_attached_in_inference_mode_cannot_be_changed_unseen(t
 
 def test_a_message_beyond_the_vocabulary_is_told_beforehand():
     model = guarded("llama", action="refuse", refusal_ids=[2**22, EOS])
-    assert_raises(model, "The refusal holds token 4194304")
+    assert_raises(model, "refusal_ids: .*4194304")
 
 
 def test_what_stops_a_call_is_of_the_packages_errors():

@@ -276,7 +276,7 @@ def test_a_threshold_out_of_reach_that_is_set_afterwards_stops_the_call(statisti
     guard_layers(model)[0].guardrail("default").config.threshold = threshold
     assert_raises(model, "would never fire")
     guard_layers(model)[0].guardrail("default").config.threshold = None
-    assert_raises(model, "no threshold")
+    assert_raises(model, "threshold=None")
 
 
 def test_a_functional_call_with_other_weights_is_guarded_or_raises(expected):
@@ -585,9 +585,9 @@ def test_a_cache_that_it_has_not_seen_stops_the_call():
     with model.disable_adapter(), torch.no_grad():
         assert guardrail_status(model).verdict == "unguarded"
         model(input_ids=IDS, **with_cache(model, cache))
-    with pytest.raises(GuardrailNotReady, match="filled without it"):
+    with pytest.raises(GuardrailNotReady, match="filled without the guardrail"):
         model(input_ids=IDS[:, :1], **with_cache(model, cache))
-    with pytest.raises(NotImplementedError, match="nowhere to keep its state"):
+    with pytest.raises(NotImplementedError, match="cannot hold a guardrail's state"):
         model(input_ids=IDS[:, :1], **with_cache(model, ((torch.zeros(1), torch.zeros(1)),)))
 
 

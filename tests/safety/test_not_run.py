@@ -49,7 +49,7 @@ def wrap(model, runs):
 @pytest.mark.parametrize("runs", [True, False], ids=["past its hooks", "not at all"])
 def test_a_layer_in_its_place_that_is_not_run_raises(runs):
     model = wrap(guarded("llama"), runs)
-    with pytest.raises(GuardrailNotReady, match="Layer 1 was not run in this pass, or was run past its hooks"):
+    with pytest.raises(GuardrailNotReady, match="Layer 1 was not run in this pass, or without its hooks"):
         logits(model)
     with model.disable_adapter():
         torch.testing.assert_close(logits(model), logits(wrap(base_model("llama"), runs)))

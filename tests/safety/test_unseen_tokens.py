@@ -102,7 +102,9 @@ def test_a_cache_that_is_reset_begins_anew():
 def test_a_prompt_read_without_it_stops_the_first_guarded_step(architecture):
     request = Request(guarded(architecture))
     request.unguarded()
-    with pytest.raises(GuardrailNotReady, match=r"holds 9 tokens, of which .* has seen 0: it was filled without it"):
+    with pytest.raises(
+        GuardrailNotReady, match=r"holds 9 tokens and .* has seen 0: it was filled without"
+    ):
         request.read()
 
 
@@ -122,7 +124,7 @@ def test_where_the_host_counts_the_next_step_raises(architecture):
     for _ in range(3):
         request.read()
     request.unguarded()
-    with pytest.raises(GuardrailNotReady, match=r"holds 12 tokens, of which .* has seen 11"):
+    with pytest.raises(GuardrailNotReady, match=r"holds 12 tokens and .* has seen 11"):
         request.read()
 
 
@@ -131,7 +133,7 @@ def test_a_pass_of_several_tokens_raises(architecture):
     request = Request(guarded(architecture))
     request.read(3)
     request.unguarded(3)
-    with pytest.raises(GuardrailNotReady, match=r"holds 6 tokens, of which .* has seen 3"):
+    with pytest.raises(GuardrailNotReady, match=r"holds 6 tokens and .* has seen 3"):
         request.read(3)
 
 

@@ -1,1 +1,1 @@
-"""One decode step of the gate and the edit: on the CPU, and in Triton."""
+"""One decoding step of the gate and the edit: on the CPU, and in Triton."""

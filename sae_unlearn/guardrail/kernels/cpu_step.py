@@ -1,8 +1,8 @@
-"""One decoded token per row on a CPU: torch computes the two products, and plain Python the gate between them.
+"""One decoded token per row on a CPU: torch computes the two products, Python the gate between them.
 
-It is what `SAEGuardrailLayer` does with torch's operators for `ratio` and `windowed`, and comes to the same counts. An
-operator costs some microseconds whatever it is given, and a guardrail takes thirty of them; a few dozen numbers are
-sooner dealt with here. Two operators are left, and one where no row fires: there the edit is 0, and is not computed.
+It computes the same as `SAEGuardrailLayer` does with torch's operators for `ratio` and `windowed`, with the same
+counts. An operator costs some microseconds whatever its size, and a guardrail takes thirty of them. Python is faster
+for a few dozen numbers. Two operators are left, or one if no row fires: then the edit is 0, and is not computed.
 """
 
 from array import array
@@ -22,7 +22,7 @@ from sae_unlearn.sae.equations import without_autocast
 
 
 LARGEST = 1024
-"""More activations in a batch than this the operators deal with no slower."""
+"""Number of activations in a batch above which the operators are as fast."""
 
 
 def host_step(
@@ -37,7 +37,7 @@ def host_step(
     earlier: Tensor | None,
     history: DynamicGateHistory,
 ) -> Tensor:
-    """One token of every row; arguments and result as in `step_choice.Step`, all on the CPU."""
+    """Guard one token of every row on the CPU. Arguments and result are those of `interface.Step`."""
     batch = len(hidden)
     if earlier is not None:
         check_on_host(earlier, history)
@@ -62,7 +62,7 @@ def host_step(
 
 
 def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -> list[bool]:
-    """The rows whose token counts."""
+    """True for each row whose token counts."""
     if ids is None:
         return kept
     special = set(config.tokens.special_ids or ())
@@ -70,7 +70,7 @@ def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -
 
 
 class _Judge:
-    """The gate of one row, and what it changes; the equations are those of `gate` and `layer`."""
+    """The gate of one row, and its edit. The equations are those of `gate` and `layer`."""
 
     def __init__(self, config: SAEGuardrailConfig, threshold: Tensor, clamp: Tensor) -> None:
         self.threshold, self.clamp = threshold.tolist(), clamp
@@ -83,15 +83,17 @@ class _Judge:
     def __call__(
         self, pre: list[float], state: State, counts: bool, usual: bool, kept: bool
     ) -> tuple[State, list[float] | None]:
-        """The row's next state, and by how much each activation is changed; None if the row does not fire.
+        """Return the row's next state, and the change of each activation or None if the row does not fire.
 
         Args:
-            pre: the N pre-activations.
-            state: of the gate, before this token.
-            counts, usual, kept: whether the token is content, no outlier, and shown by the mask.
+            pre (list of float): The N pre-activations.
+            state (State): State of the gate before this token.
+            counts (bool): The token is content.
+            usual (bool): The token is not an outlier.
+            kept (bool): The mask shows the token.
         """
         activations = [x * (x > t) * usual for x, t in zip(pre, self.threshold, strict=True)] if counts else []
-        active = [j for j, a in enumerate(activations) if a]  # NaN is one
+        active = [j for j, a in enumerate(activations) if a]  # NaN counts as active
         if not isfinite(sum(activations)):
             hot = nan
         elif self.evidence is None:
@@ -120,7 +122,7 @@ class _Judge:
         return after, change
 
     def _value(self, hits: float, tokens: float, state: State) -> tuple[float, float, float]:
-        """`S`, `L` and `P` of `windowed`, each step rounded to float32 as the operators round it."""
+        """`S`, `L` and `P` of `windowed`, with each step rounded to float32 as the operators round it."""
         given = self.windowed
         assert given is not None
         if not isfinite(hits):

@@ -1,5 +1,6 @@
-"""How one decoded token per row is guarded: by Triton's kernels on a GPU, by Python on a CPU, or by torch's operators,
-which do everything.
+"""Choice of the implementation that guards one decoded token per row.
+
+Triton's kernels on a GPU, Python on a CPU, or torch's operators, which support everything.
 """
 
 from functools import cache
@@ -14,13 +15,15 @@ from sae_unlearn.guardrail.kernels.interface import Step
 
 
 def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | None) -> Step | None:
-    """What guards the token of `hidden [batch, seq, d_in]`; None if it is left to torch's operators.
+    """Return the step that guards the token of `hidden [batch, seq, d_in]`, or None for torch's operators.
 
-    They do prompts, other statistics and actions, on a GPU all but "ratio", training (the steps have no gradient),
-    weights that are offloaded or not in float32, and compiled code, where torch fuses them by itself.
+    The operators do prompts, other statistics and actions, on a GPU all except "ratio", training (the steps have no
+    gradient), weights that are offloaded or not in float32, and compiled code, where torch fuses them itself.
 
     Args:
-        home: the device on which all weights of the guardrail lie whole; see `readiness.check_ready`.
+        config (SAEGuardrailConfig): Config of the guardrail.
+        hidden (Tensor): `[batch, seq, d_in]`.
+        home (torch.device or None): Device on which all weights of the guardrail are, see `readiness.check_ready`.
     """
     if (
         hidden.shape[1] != 1
@@ -35,25 +38,24 @@ def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | No
     if on_host(hidden):
         return host_step if hidden.shape[0] * config.num_encoded <= LARGEST else None
     if on_gpu(hidden) and hidden.stride(-1) == 1 and config.statistic == "ratio":
-        from sae_unlearn.guardrail.kernels.triton_step import fused_step, works  # late: needs Triton
+        from sae_unlearn.guardrail.kernels.triton_step import fused_step, works  # imported here, since it needs Triton
 
         return fused_step if works(hidden.device, hidden.dtype) else None
     return None
 
 
 def on_host(hidden: Tensor) -> bool:
-    """Whether Python can see what is computed from `hidden`: its numbers are here, nobody traces them, and float32
-    holds them."""
+    """Return True if Python can read the values of `hidden`: on the CPU, not traced, and within float32."""
     return (
         hidden.is_cpu
         and type(hidden) is Tensor
         and hidden.dtype != torch.float64
-        and torch._C._get_tracing_state() is None  # as every module asks at its call
+        and torch._C._get_tracing_state() is None  # as every module checks when it is called
     )
 
 
 def on_gpu(hidden: Tensor) -> bool:
-    """Whether Triton can run where `hidden` is."""
+    """Return True if Triton can run on the device of `hidden`."""
     return hidden.is_cuda and triton_is_here()
 
 

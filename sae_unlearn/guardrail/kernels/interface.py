@@ -1,3 +1,5 @@
+"""Interface of the implementations of one decoding step."""
+
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -8,7 +10,10 @@ from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 class Step(Protocol):
-    """One token of every row, of a guardrail with `counting="content"` and `action="clamp"`, for some statistics."""
+    """One token of every row, of a guardrail with `counting="content"` and `action="clamp"`.
+
+    Each implementation supports some statistics.
+    """
 
     def __call__(
         self,
@@ -26,16 +31,17 @@ class Step(Protocol):
         """Guard the token.
 
         Args:
-            hidden: `[batch, 1, d_in]`, the residual stream.
-            onto: `[batch, 1, d_in]`, what the edit is added to: the same, or what another guardrail made of it.
-            encoder, decoder: the guardrail's, in float32.
-            config, tables: its config, and the lists of it as tensors.
-            ids: token ids `[batch, 1]`; None if they are not known.
-            mask: `[batch, 1]`, not 0 where the token is no padding; None if none is.
-            earlier: `[batch or 1, past]`, not 0 where the mask shows a token of an earlier pass, which it must have
-                shown then, too (see `shown`); None if the host knows that it did.
-            history: the rows' states of the gate, to which the next are added.
+            hidden (Tensor): `[batch, 1, d_in]`, the residual stream.
+            onto (Tensor): `[batch, 1, d_in]`, the stream that is edited: `hidden`, or the output of another guardrail.
+            encoder, decoder: Of the guardrail, in float32.
+            config (SAEGuardrailConfig): Its config.
+            tables (ConfigTables): The lists of the config as tensors.
+            ids (Tensor or None): Token ids `[batch, 1]`. None if unknown.
+            mask (Tensor or None): `[batch, 1]`, not 0 if the token is not padding. None if no token is padding.
+            earlier (Tensor or None): `[batch or 1, past]`, not 0 where the mask shows a token of an earlier pass,
+                which it must have shown in that pass too (see `shown`). None if the host knows that it did.
+            history (DynamicGateHistory): The rows' states of the gate, to which the next are appended.
 
         Returns:
-            `onto` and the edit, in its dtype.
+            Tensor: `onto` plus the edit, in its dtype.
         """

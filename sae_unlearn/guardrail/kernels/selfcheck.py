@@ -1,4 +1,4 @@
-"""Whether a step gives what the equations say, asked where it may not: of kernels that a compiler made."""
+"""Comparison of a step with the equations of the gate and the edit, for compiled kernels."""
 
 import torch
 from torch import nn
@@ -12,11 +12,14 @@ from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with a step of the usual kind, if anything is: on two tokens of a small random guardrail, against
-    float64 on the CPU.
+    """Return a description of the first error of a step, or None.
+
+    It runs on two tokens of a small random guardrail, against float64 on the CPU.
 
     Args:
-        device, dtype: of the residual stream that the step is given.
+        step (Step): The step.
+        device (torch.device): Device of the residual stream.
+        dtype (torch.dtype): Its dtype.
     """
     generator, (batch, d_in, n) = torch.Generator().manual_seed(0), (8, 70, 21)
     draw = {"weight": (n, d_in), "bias": (n,), "threshold": (n,), "clamp": (n,)}
@@ -29,7 +32,7 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
     for config.feature_evidence, norm in (([j / 4 for j in range(1, n + 1)], 20.0), (None, None)):
         config.tokens = TokenRules(special_ids=[1], outlier_norm=norm)
         hidden = torch.randn(batch, 1, d_in, generator=generator).to(dtype)
-        hidden[::3] *= 5  # to norms of about 40
+        hidden[::3] *= 5  # norms of about 40
         ids = torch.randint(0, 9, (batch, 1), generator=generator)
         mask = torch.randint(0, 5, (batch, 1), generator=generator)
         pre = hidden[:, 0].double() @ guard["weight"].double().T + guard["bias"]
@@ -48,8 +51,8 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
         edited = step(moved, moved, there, there, config, ConfigTables(), *given, earlier, history)
         state, previous = history.last(), decision.state[:, -1]
         if state is None or not torch.equal(state.cpu(), previous):
-            return f"The gate's state is {state}, not {previous.tolist()}."
+            return f"Gate state: expected {previous.tolist()}, got {state}."
         error = (edited.cpu().double() - expected).abs().max() / expected.abs().max()
         if not error < 4 * torch.finfo(dtype).eps:
-            return f"The edit is off by {float(error):.1e} of the largest value."
+            return f"Edit: error of {float(error):.1e} of the largest value."
     return None

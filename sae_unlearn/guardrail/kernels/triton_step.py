@@ -1,10 +1,10 @@
-"""One decoded token per row in two kernels, on GPUs for which there is Triton.
+"""One decoded token per row in two Triton kernels on a GPU.
 
-They compute what `SAEGuardrailLayer` does with torch operators for the `ratio` statistic, and the same counts: the
-first kernel the pre-activations, the second the gate, its next state and the edit. With the cache's own append of that
-state a guardrail adds three kernels to a decoding step, where the operators add some thirty.
+They compute the same as `SAEGuardrailLayer` does with torch operators for the `ratio` statistic, with the same counts:
+the first kernel the pre-activations, the second the gate, its next state and the edit. With the cache's own append of
+that state a guardrail adds three kernels to a decoding step, and with operators about thirty.
 
-Each row is summed in an order of its own, so its result does not depend on the batch.
+The order of the sums of a row is fixed, so its result does not depend on the batch.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
-# Tiles: features by width of the residual stream. Few features per program, so that 20 of them fill several processors.
+# Tiles: features by width of the residual stream. Few features per program, so that 20 of them use several processors.
 ENCODE_TILE = {"TILE_N": 4, "TILE_D": 512}
 EDIT_TILE = {"TILE_N": 16, "TILE_D": 256}
 FIELDS = {"STATE": STATE_SIZE, **{name.upper(): column for column, name in enumerate(State._fields)}}
@@ -43,8 +43,10 @@ def encode_kernel(
     TILE_N: tl.constexpr,
     TILE_D: tl.constexpr,
 ):
-    """`pre [batch, N] = h W_enc[:, S] + b_enc[S]`, one program per row and tile of features; and `squares [batch] =
-    |h|^2`, if it is asked for."""
+    """Compute `pre [batch, N] = h W_enc[:, S] + b_enc[S]`, one program per row and tile of features.
+
+    With `HAS_LIMIT` also `squares [batch] = |h|^2`.
+    """
     row = tl.program_id(0)
     j = tl.program_id(1) * TILE_N + tl.arange(0, TILE_N)
     total = tl.zeros([TILE_N], tl.float32)
@@ -57,7 +59,7 @@ def encode_kernel(
         if HAS_LIMIT:
             square += tl.sum(h * h, axis=0)
     tl.store(pre + row * n + j, total + tl.load(bias + j, mask=j < n, other=0.0), mask=j < n)
-    if HAS_LIMIT:  # noqa: SIM102 - settled before the program runs, and the next while it does
+    if HAS_LIMIT:  # noqa: SIM102 - known before the program runs, and the next condition only while it runs
         if tl.program_id(1) == 0:
             tl.store(squares + row, square)
 
@@ -111,8 +113,11 @@ def gate_kernel(
     TILE_N: tl.constexpr,
     TILE_D: tl.constexpr,
 ):
-    """The gate of a row, and a tile of `onto`, edited. Every program of a row comes to the same decision,
-    and the first writes it down; a row that is not edited is copied, and its decoder rows are not read."""
+    """Compute the gate of a row, and a tile of `onto`, edited.
+
+    Every program of a row computes the same decision, and the first one writes it. A row that is not edited is copied,
+    and its decoder rows are not read.
+    """
     row, tile = tl.program_id(0), tl.program_id(1)
     kept = row >= 0
     if HAS_MASK:
@@ -134,7 +139,7 @@ def gate_kernel(
         j = start + tl.arange(0, TILE_N)
         a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
         t = tl.load(threshold + j, mask=j < n, other=0.0)
-        a = a * (a > t).to(tl.float32)  # a product, so that NaN stays
+        a = a * (a > t).to(tl.float32)  # a product, which keeps NaN
         strength += tl.sum(a, axis=0)
         if HAS_EVIDENCE:
             w = tl.load(evidence + j, mask=j < n, other=0.0)
@@ -194,7 +199,7 @@ def fused_step(
     earlier: Tensor | None,
     history: DynamicGateHistory,
 ) -> Tensor:
-    """One token of every row; arguments and result as in `step_choice.Step`, all on one GPU."""
+    """Guard one token of every row on one GPU. Arguments and result are those of `interface.Step`."""
     content = None
     if config.tokens.special_ids and ids is not None:
         content = tables.content(tuple(config.tokens.special_ids), hidden.device)
@@ -266,14 +271,15 @@ def fused_step(
 
 @cache
 def works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels compile on this device and give there what the operators do; asked once, on a small example.
+    """Return True if the kernels compile on this device and agree with the operators.
 
-    If not, it warns, and the guardrail goes on with the operators: the same guard, in more kernels.
+    Checked once on a small example. If False, it warns, and the guardrail uses the operators: the same result, in more
+    kernels.
     """
     try:
         problem = first_difference(fused_step, device, dtype)
-    except Exception as error:  # a compiler can fail in as many ways as there are machines
+    except Exception as error:  # a compiler can raise any exception
         problem = f"{type(error).__name__}: {error}"
     if problem:
-        warnings.warn(f"The fused kernels do not work on {device}, so decoding takes more kernels there. {problem}")
+        warnings.warn(f"The fused kernels do not work on {device}, so decoding uses more kernels there. {problem}")
     return problem is None

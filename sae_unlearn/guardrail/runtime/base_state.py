@@ -1,7 +1,7 @@
-"""The base model's weights under a guardrail: frozen with the first one, and not saved with any.
+"""The base model's weights under a guardrail: frozen with the first guardrail, and not saved.
 
 A model whose only adapters are guardrails has nothing to train, so its base is frozen, as PEFT freezes it under a LoRA.
-Whoever wants to train the base calls `requires_grad_()`; saving the guardrail then warns, since it saves no base.
+To train the base, call `requires_grad_()`. Saving the guardrail then warns, since it does not save the base.
 """
 
 import warnings
@@ -14,14 +14,14 @@ from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer, has_other_ada
 
 
 class BaseState:
-    """What is remembered of a base model from before its first guardrail.
+    """State of a base model before its first guardrail.
 
     Args:
-        model: the transformers model.
+        model (nn.Module): The transformers model.
 
     Attributes:
-        frozen: names of the parameters that were trainable, and are frozen under the guardrail.
-        fingerprint: a few weights of the base; None where they are not in memory.
+        frozen: Names of the parameters that were trainable, and are frozen under the guardrail.
+        fingerprint: A few weights of the base. None if they are not in memory.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,10 +30,11 @@ class BaseState:
         self.fingerprint: dict[str, Any] | None = None
 
     def freeze(self, model: nn.Module, layer: int) -> None:
-        """Freeze the base under its first guardrail, unless adapters of another method did so in their own way.
+        """Freeze the base under its first guardrail, unless adapters of another method have frozen it.
 
         Args:
-            layer: the guarded layer.
+            model (nn.Module): The transformers model.
+            layer (int): 0-based index of the guarded layer.
         """
         self.depth, self.fingerprint = layer, fingerprint(model, layer)
         if has_other_adapters(model):
@@ -44,8 +45,10 @@ class BaseState:
                 self.frozen.append(name)
 
     def thaw(self, model: nn.Module) -> None:
-        """Make trainable again what `freeze` froze, once the last guardrail is gone. Under another adapter nothing is:
-        what it leaves frozen stays frozen."""
+        """Make trainable what `freeze` froze, after the last guardrail is removed.
+
+        Under another adapter nothing changes: what it freezes stays frozen.
+        """
         if has_other_adapters(model):
             return
         parameters = dict(model.named_parameters())
@@ -54,8 +57,8 @@ class BaseState:
                 parameters[name].requires_grad_()
 
     def changed(self, model: nn.Module) -> str | None:
-        """A sentence if the base can be trained, or has been, since the first guardrail was put on it; else None."""
-        if has_other_adapters(model):  # a bias or a whole module may be theirs to train, and theirs to save
+        """Return a sentence if the base is trainable or was changed under guardrails, or None."""
+        if has_other_adapters(model):  # they may train and save a bias or a whole module
             return None
         guards = {
             id(p) for module in model.modules() if isinstance(module, GuardrailTunerLayer) for p in module.parameters()
@@ -67,7 +70,7 @@ class BaseState:
         return None
 
     def warn_if_changed(self, model: nn.Module) -> None:
-        """Warn if the base can be trained or has been: a guardrail is saved without it."""
+        """Warn if the base is trainable or was changed, since a guardrail is saved without it."""
         changed = self.changed(model)
         if changed is not None:
             warnings.warn(

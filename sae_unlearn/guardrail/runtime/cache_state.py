@@ -1,11 +1,11 @@
-"""The gate's state of a request, kept as one more layer of the request's own key-value cache.
+"""The gate's state of a request, as an additional layer of the request's key-value cache.
 
-There transformers itself keeps it in step with the tokens, and two requests can never mix; see `gate_history`.
+transformers keeps it in step with the tokens there, and two requests cannot mix. See `gate_history`.
 
-Tokens that went by without the guardrail are found by comparing two counts: what the cache holds, and what the history
-has seen. Where both are known on the host the call raises. A static cache counts on the device: there the counts are
-read at the cache's first use and with every pass of several tokens; a decoding step and compiled code wait for nothing,
-and what `unseen` finds makes the activations NaN (see "not finite" in `gate`).
+Tokens that were processed without the guardrail are detected by comparing two counts: the cache's tokens, and those
+that the history has seen. If both are known on the host, the call raises. A static cache counts on the device: then the
+counts are compared at the cache's first use and with every pass of several tokens. A decoding step and compiled code do
+not wait for the device, and the result of `unseen` makes the activations NaN (see "not finite" in `gate`).
 """
 
 from typing import Any
@@ -30,27 +30,35 @@ _BY_LAYERS = {
     "batch_select_indices": "choose rows",
     "batch_repeat_interleave": "repeat rows",
 }
-"""What a cache does layer by layer, and so to a history that is among its layers."""
+"""Operations of a cache on each layer, and so on a history among its layers."""
 
 
 def find_cache(values: Any) -> Cache | None:
-    """The first transformers `Cache` of a decoder among the arguments of a call; see `call_cache` for one that raises
-    for all others."""
-    for value in values:  # not `next` of a generator, which older versions of torch.compile cannot read
+    """Return the first transformers `Cache` of a decoder among the arguments of a call.
+
+    `call_cache` has a function that raises for all others.
+    """
+    for value in values:  # a loop, since older versions of torch.compile cannot trace `next` of a generator
         if isinstance(value, Cache) and not isinstance(value, EncoderDecoderCache):
             return value
     return None
 
 
 def past_length(cache: Cache | None) -> int | Tensor:
-    """Tokens already in the cache: an int, or (static caches) a 0-d tensor, copied since it counts in place."""
+    """Return the number of tokens in the cache.
+
+    An int or, for static caches, a 0-d tensor, which is a copy since the cache counts in place.
+    """
     if cache is None or not knows_length(cache):
         return 0
     return cache.get_seq_length() + 0
 
 
 def has_state(cache: Cache | None) -> bool:
-    """Whether a cache of recurrent layers only, which do not know their length, holds earlier tokens."""
+    """Return True if a cache with only recurrent layers has earlier tokens.
+
+    Such a cache does not know its length.
+    """
     if cache is None or not _is_recurrent(cache):
         return False
     linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
@@ -58,8 +66,15 @@ def has_state(cache: Cache | None) -> bool:
 
 
 def forget_unseen(values: Any, layer: int, seeing: list[str]) -> None:
-    """Drop what the guardrails at `layer`, all but those called `seeing`, know of a request of which they do not see
-    this pass, if a cache among `values` does not know its length: by it they could not tell that they missed tokens."""
+    """Drop the state of guardrails that do not see this pass, if a cache does not know its length.
+
+    Without the length they could not detect that they missed tokens.
+
+    Args:
+        values: Arguments of the call.
+        layer (int): 0-based index of the layer.
+        seeing (list of str): Names of the guardrails that see this pass.
+    """
     kept = {*seeing, *(tokens_of(name) for name in seeing)}
 
     def stays(held: Any) -> bool:
@@ -71,26 +86,31 @@ def forget_unseen(values: Any, layer: int, seeing: list[str]) -> None:
 
 
 def tokens_of(name: str) -> str:
-    """What the history is called in which the guardrail `name` keeps the last tokens, where it refuses."""
+    """Return the name of the history with the last tokens of guardrail `name`, for `action="refuse"`."""
     return f"{name}: tokens"
 
 
 def _is_recurrent(cache: Cache) -> bool:
-    """Whether a cache has no layers but recurrent ones, and histories."""
+    """True if a cache has only recurrent layers, and histories."""
     return not any(isinstance(held, CacheLayerMixin) and not isinstance(held, GateHistory) for held in cache.layers)
 
 
 def history_of(
     cache: Cache, owner: Owner, past: int | Tensor, recurrent: bool, num_layers: int, max_positions: int, seq: int
 ) -> GateHistory:
-    """The history of `owner` in this cache, added at the cache's first use.
+    """Return the history of `owner` in this cache. It is added at the cache's first use.
 
     Args:
-        past, recurrent: what the cache held before this forward pass, see `past_length` and `has_state`.
-        seq: tokens of this pass.
+        cache (Cache): The cache.
+        owner (Owner): Layer and name of the guardrail.
+        past (int or Tensor): Tokens in the cache before this pass, see `past_length`.
+        recurrent (bool): See `has_state`.
+        num_layers (int): Number of decoder layers.
+        max_positions (int): Largest number of tokens.
+        seq (int): Tokens of this pass.
 
     Raises:
-        GuardrailNotReady: the cache holds tokens that this guardrail has not seen, so what they said is unknown.
+        GuardrailNotReady: If the cache has tokens that this guardrail has not seen.
     """
     history = _find_history(cache, owner)
     seen = 0 if history is None else history.seen()
@@ -103,8 +123,10 @@ def history_of(
 
 
 def unseen(history: GateHistory, past: int | Tensor, device: torch.device) -> Tensor | None:
-    """0-d bool on `device`: whether the cache holds tokens that the history lacks. None if the host knows that it does
-    not. To be asked before the pass is added to the history."""
+    """Return a 0-d bool on `device`: the cache has tokens that the history lacks.
+
+    None if the host knows that it has none. It must be called before the pass is added to the history.
+    """
     seen = history.seen()
     if isinstance(past, int) and isinstance(seen, int):
         return None
@@ -123,16 +145,18 @@ def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int
     own = [name for name in _BY_LAYERS if getattr(type(cache), name).__module__ != Cache.__module__]
     if own:
         raise GuardrailNotReady(
-            f"{type(cache).__name__} has a way of its own to {_BY_LAYERS[own[0]]}, so guardrail {owner[1]!r} cannot "
-            "keep its state there. Call the model, and `generate`, with use_cache=False."
+            f"{type(cache).__name__} overrides how to {_BY_LAYERS[own[0]]}, so guardrail {owner[1]!r} cannot keep its "
+            "state there. Call the model, and `generate`, with use_cache=False."
         )
-    if cache.layer_class_to_replicate is not None:  # the model's own layers are created one by one: make room for all
+    if (
+        cache.layer_class_to_replicate is not None
+    ):  # the model's own layers are created one by one: reserve their places
         while len(cache.layers) < num_layers:
             cache.layers.append(cache.layer_class_to_replicate())
     static = [layer for layer in cache.layers if isinstance(layer, StaticLayer)]
     if static:
         lengths = [layer.max_cache_len for layer in static if not layer.is_sliding]
-        first = next(layer for layer in cache.layers if isinstance(layer, CacheLayerMixin))  # whose length is asked for
+        first = next(layer for layer in cache.layers if isinstance(layer, CacheLayerMixin))  # its length is requested
         history: GateHistory = StaticGateHistory(
             owner, max(lengths, default=max_positions), getattr(first, "is_sliding", False)
         )
@@ -144,12 +168,8 @@ def _add_history(cache: Cache, owner: Owner, num_layers: int, max_positions: int
 
 def _unseen(owner: Owner, past: int | Tensor, seen: int | Tensor) -> str:
     who = f"guardrail {owner[1]!r} (layer {owner[0]})"
-    counts = (
-        f"{int(past)} tokens, of which {who} has seen {int(seen)}"
-        if past != seen
-        else f"tokens that {who} has not seen"
-    )
+    counts = f"{int(past)} tokens and {who} has seen {int(seen)}" if past != seen else f"tokens that {who} has not seen"
     return (
-        f"The cache holds {counts}: it was filled without it, or while it was disabled. Run the prompt again with the "
-        "guardrail active and a new cache."
+        f"The cache holds {counts}: it was filled without the guardrail or while it was disabled. Run the prompt again "
+        "with the guardrail active and a new cache."
     )

@@ -1,9 +1,9 @@
-"""The cache of a call: the one that can hold a guardrail's state, and the refusal of all others.
+"""The cache of a call: one that can hold a guardrail's state, or an error.
 
 A call may carry earlier tokens in any argument. transformers passes a `Cache`, under a name that changed in 5.24 (see
 `backbone.call_arguments`). Legacy tuples, states of recurrent models, caches of remote code and of other engines are
-objects of any kind under any name. So arguments are not searched for known foreign caches: what is not known to be
-harmless is refused.
+objects of any type under any name. So arguments are not searched for known foreign caches: everything that is not known
+to be harmless is refused.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,14 +18,19 @@ from sae_unlearn.errors import GuardrailUnsupported
 
 
 _WORDS = {"cache", "caches", "past", "mem", "mems", "memory", "memories", "kv", "state"}
-"""Parts of an argument's name that say: tokens of earlier passes. Read in transformers 5.16 to 5.24: `cache`,
-`past_key_values`, `past_key_value`, `cache_params`, `layer_past`, `past_buckets_states`, `mems`, `state`."""
+"""Parts of argument names that indicate tokens of earlier passes.
+
+Read in transformers 5.16 to 5.24: `cache`, `past_key_values`, `past_key_value`, `cache_params`, `layer_past`,
+`past_buckets_states`, `mems`, `state`.
+"""
 
 _NO_CACHE = {"cache_position"}
 
 _OF_PARTS = {"attention_mask", "position_embeddings", "deepstack_visual_embeds", "full_text_row_masked_out_mask"}
-"""Arguments of text decoders that hold several tensors, or an object, of this pass alone. Read in transformers 5.16 to
-5.24."""
+"""Arguments of text decoders with several tensors, or an object, of this pass only.
+
+Read in transformers 5.16 to 5.24.
+"""
 
 _PLAIN = (bool, int, float, type(None))
 
@@ -37,7 +42,7 @@ def cache_of_call(given: Mapping[str, Any]) -> Cache | None:
         given (Mapping[str, Any]): All arguments of the call by name.
 
     Raises:
-        GuardrailUnsupported: If an argument may carry earlier tokens and is no cache that can hold the guardrail's
+        GuardrailUnsupported: If an argument may carry earlier tokens and is not a cache that can hold the guardrail's
             state.
     """
     found: Cache | None = None
@@ -47,14 +52,14 @@ def cache_of_call(given: Mapping[str, Any]) -> Cache | None:
             _check_cache(name, value)
             if found is not None and found is not value:
                 raise GuardrailUnsupported(
-                    f"{name}: expected one cache, got another than {of}. Pass one `Cache`, for a guardrail keeps its "
-                    "state in one."
+                    f"{name}: expected one cache, got another one than {of}. Pass one `Cache`, which holds the "
+                    "guardrail's state."
                 )
             found, of = value, name
         elif _may_carry(name, value):
             raise GuardrailUnsupported(
-                f"{name}: expected a transformers `Cache`, got {_kind(value)}, where a guardrail has nowhere to keep "
-                "its state. Pass a `DynamicCache`, or use_cache=False."
+                f"{name}: expected a transformers `Cache`, got {_kind(value)}, which cannot hold a guardrail's "
+                "state. Pass a `DynamicCache`, or use_cache=False."
             )
     return found
 
@@ -96,7 +101,7 @@ def _check_cache(name: str, cache: Cache) -> None:
 
 
 def _may_carry(name: str, value: Any) -> bool:
-    """Whether an argument that is no `Cache` may hold something of earlier tokens."""
+    """True if an argument that is not a `Cache` may hold data of earlier tokens."""
     if isinstance(value, _PLAIN):
         return False
     if name not in _NO_CACHE and not _WORDS.isdisjoint(name.split("_")):
@@ -107,7 +112,7 @@ def _may_carry(name: str, value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value consists of numbers and strings."""
+    """True if a value consists of numbers and strings."""
     if isinstance(value, Mapping):
         return _is_plain(list(value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):

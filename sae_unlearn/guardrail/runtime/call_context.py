@@ -1,11 +1,11 @@
-"""What the hooks of a running call tell each other, each thread by itself.
+"""Notes that the hooks of a running call leave for each other, in each thread separately.
 
-Thread-local and not a context variable: `torch.compile` can trace it, and where a graph breaks between two hooks, code
-that was compiled finds the notes of its own thread's call again.
+Thread-local and not a context variable: `torch.compile` can trace it, and if a graph breaks between two hooks, compiled
+code finds the notes of its own thread's call.
 
-A pass may run inside of another, be it of another guarded model or of the same. So a note names its owner and the note
-that it found, and at its end a pass puts that back. An interrupt (Ctrl-C) ends a pass without its hooks: what it left
-is passed over, since its module is no longer being called.
+A pass may run inside another one, of another guarded model or of the same. So a note names its owner and the note
+before it, and at its end a pass restores that. An interrupt (Ctrl-C) ends a pass without its hooks: its notes are
+skipped, since its module is no longer being called.
 """
 
 import sys
@@ -21,7 +21,7 @@ from sae_unlearn.errors import GuardrailNotReady
 
 
 class Guard(Protocol):
-    """A guardrail's layer, as far as the hooks on its backbone know it."""
+    """A guardrail's layer as the hooks on its backbone know it."""
 
     def in_place(self, backbone_layer: nn.Module) -> bool: ...
 
@@ -30,7 +30,7 @@ class Guard(Protocol):
 
 
 class Owner(Protocol):
-    """The hooks of a backbone: the guards of its layers by index."""
+    """The hooks of a backbone: the guarded layers by index."""
 
     guards: dict[int, Guard]
 
@@ -39,18 +39,18 @@ class ForwardInputs(NamedTuple):
     """The notes of one forward pass.
 
     Attributes:
-        input_ids: `[batch, seq]`, None when the model was called with `inputs_embeds` alone.
-        attention_mask: 2-D `[batch, past + seq]` if the backbone or the model was given such a one; else as given to
-            the backbone: 4-D, of another kind, or None.
-        position_ids: `[batch or 1, seq]` or None.
-        past: tokens in the cache before this pass, an int or a 0-d tensor.
-        recurrent: whether the cache has recurrent layers only, and they hold a state from before this pass.
-        wanted: number of last positions whose logits are wanted; None if unknown or all.
-        cache: the cache the model was called with, if any.
-        guarded: the layers at which guardrails have seen this pass so far.
-        stateful: whether the model has recurrent layers, see `shown`.
-        refused: of `ModelCall`.
-        owner, module, outer: see the module.
+        input_ids (Tensor or None): `[batch, seq]`. None if the model was called with `inputs_embeds` only.
+        attention_mask: 2-D `[batch, past + seq]` if the backbone or the model received one; otherwise as passed to the
+            backbone: 4-D, of another kind, or None.
+        position_ids (Tensor or None): `[batch or 1, seq]`.
+        past (int or Tensor): Tokens in the cache before this pass, an int or a 0-d tensor.
+        recurrent (bool): The cache has only recurrent layers, with a state from before this pass.
+        wanted (int or None): Number of last positions whose logits are requested. None if unknown or all.
+        cache (Cache or None): The cache with which the model was called.
+        guarded: The layers at which guardrails have seen this pass so far.
+        stateful (bool): The model has recurrent layers, see `shown`.
+        refused: Of `ModelCall`.
+        owner, module, outer: See the module.
     """
 
     input_ids: Tensor | None
@@ -62,19 +62,19 @@ class ForwardInputs(NamedTuple):
     cache: Cache | None
     guarded: list[int]
     stateful: bool = False
-    refused: list[Tensor] = []  # noqa: RUF012 - of notes that nobody reads
+    refused: list[Tensor] = []  # noqa: RUF012 - of notes that are not read
     owner: Owner | None = None
     module: nn.Module | None = None
     outer: "ForwardInputs | None" = None
 
 
 class ModelCall:
-    """What the model with its head was called with, as in `ForwardInputs`.
+    """Inputs of a call to the model with its head, as in `ForwardInputs`.
 
     Attributes:
-        refused: what `refusal` says of the tokens that have to come next, at most one entry.
-        taken: not empty once the backbone has read it.
-        owner, module, outer: see the module.
+        refused: Output of `refusal` about the next tokens, at most one entry.
+        taken: Not empty after the backbone has read it.
+        owner, module, outer: See the module.
     """
 
     def __init__(
@@ -93,11 +93,17 @@ class ModelCall:
 
 
 def current_inputs(batch: int, seq: int, guard: Guard, index: int) -> ForwardInputs:
-    """The notes of the running forward pass of `guard`'s backbone, at decoder layer `index`, which is given
-    `[batch, seq, d_in]`. Ids of another number of tokens are not those that the layer sees, and are left out.
+    """Return the notes of the running forward pass of `guard`'s backbone.
+
+    Ids of another number of tokens are not those that the layer sees, and are dropped.
+
+    Args:
+        batch, seq (int): Size of the layer's input `[batch, seq, d_in]`.
+        guard (Guard): The guarded layer.
+        index (int): 0-based index of the decoder layer.
 
     Raises:
-        GuardrailNotReady: the decoder layer was called outside of its model, where nothing is known of the tokens.
+        GuardrailNotReady: If the decoder layer was called outside of its model, where the tokens are unknown.
     """
     inputs: ForwardInputs | None = noted(INPUTS)
     while inputs is not None and (inputs.owner is None or inputs.owner.guards.get(index) is not guard):
@@ -118,12 +124,12 @@ _CALLING = nn.Module._call_impl.__code__
 
 
 class Note(Protocol):
-    """What a pass leaves for its own hooks.
+    """Data that a pass leaves for its own hooks.
 
     Attributes:
-        owner: the object whose hooks left it.
-        module: the one that is being called.
-        outer: the note that was found.
+        owner: The object whose hooks left it.
+        module: The module that is being called.
+        outer: The note before it.
     """
 
     @property
@@ -140,18 +146,20 @@ N = TypeVar("N", bound=Note)
 
 
 def note(name: str, value: Any) -> None:
-    """Leave the note `name`, one of those above; None takes it away."""
+    """Leave the note `name`, one of those above. None removes it."""
     setattr(_NOTES, name, value)
 
 
 def noted(name: str) -> Any:
-    """The note of that name; None if there is none."""
+    """Return the note of that name, or None."""
     return getattr(_NOTES, name, None)
 
 
 def running(left: N | None, module: nn.Module) -> N | None:
-    """The first note from `left` outwards whose pass is not over, at the beginning of a call of `module`. While code is
-    compiled nobody looks."""
+    """Return the first note from `left` outwards whose pass is still running.
+
+    For use at the start of a call of `module`. While code is compiled this is not checked.
+    """
     if left is None or torch.compiler.is_compiling():
         return left
     called = _being_called()
@@ -164,14 +172,14 @@ def running(left: N | None, module: nn.Module) -> N | None:
 
 
 def own_note(name: str, owner: Any) -> Any:
-    """The innermost note of that name that `owner` left; None if there is none."""
+    """Return the innermost note of that name that `owner` left, or None."""
     found = noted(name)
     while found is not None and found.owner is not owner:
         found = found.outer
     return found
 
 
-# torch 2.13 compiles once more for a thread in which a note was never set; so this one begins as after a call.
+# torch 2.13 compiles again for a thread in which a note was never set, so the state is that after a call.
 for _name in (INPUTS, CALL):
     note(_name, None)
 

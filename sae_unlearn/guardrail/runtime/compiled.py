@@ -1,12 +1,12 @@
-"""Code that `torch.compile` made of a guarded module is made again when guardrails come or go; that of others stays.
+"""Recompilation of a guarded module when its guardrails change, without that of other modules.
 
-Compiled code does not look whether a hook was added since (tested: torch 2.13, `skip_nnmodule_hook_guards`): text would
-pass a guardrail unseen. But it looks whether a module that it runs has a `forward` of its own, and whose code that is
+Compiled code does not check for later hooks (tested: torch 2.13, `skip_nnmodule_hook_guards`): text would pass a
+guardrail unseen. But it checks whether a module that it runs has a `forward` of its own, and its code
 (`guard_to_detect_forward_monkeypatching`). So a guarded module gets a copy of its class's `forward`, a new one whenever
 its guardrails change: the same bytecode in another code object.
 
-`torch._dynamo.reset()`, which drops the compiled code of every model of the process, is left for modules that have
-another `forward` (accelerate's hooks set one), and for a torch that does not look at it.
+`torch._dynamo.reset()`, which drops the compiled code of every model of the process, remains for modules with another
+`forward` (accelerate's hooks set one), and for a torch that does not check it.
 """
 
 import sys
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 def compile_again(module: nn.Module) -> None:
-    """Have code that runs `module` compiled again at its next call. To be called after its hooks have changed."""
+    """Have code that runs `module` compiled again at its next call. Call it after its hooks have changed."""
     found, original = vars(module).get("forward"), type(module).forward
     if not isinstance(original, FunctionType) or (found is not None and not _is_copy(module, found)):
         _reset()
@@ -35,7 +35,7 @@ def compile_again(module: nn.Module) -> None:
 
 
 def use_earlier_code(module: nn.Module) -> None:
-    """Undo `compile_again` on a module without hooks: what was compiled before they came is right again."""
+    """Undo `compile_again` on a module without hooks, so that code compiled before them is valid again."""
     found = vars(module).get("forward")
     if found is None:
         return
@@ -47,7 +47,7 @@ def use_earlier_code(module: nn.Module) -> None:
 
 
 def _is_copy(module: nn.Module, forward: Any) -> bool:
-    """Whether it is from `compile_again`, or has been: a pickled one comes back as the class's own."""
+    """True if `forward` is from `compile_again`, or was: a pickled one comes back as the class's own."""
     original = type(module).forward
     return (
         isinstance(forward, MethodType)
@@ -59,13 +59,13 @@ def _is_copy(module: nn.Module, forward: Any) -> bool:
 
 
 def _has_compiled() -> bool:
-    """Whether anything was compiled in this process, as far as is known."""
+    """True if code was compiled in this process, as far as is known."""
     frames = sys.modules.get("torch._dynamo.convert_frame")
     return frames is not None and bool(getattr(getattr(frames, "input_codes", None), "seen", True))
 
 
 def _reset() -> None:
-    dynamo = sys.modules.get("torch._dynamo")  # where it was never imported, nothing was compiled
+    dynamo = sys.modules.get("torch._dynamo")  # if it was never imported, nothing was compiled
     if dynamo is not None:
         dynamo.reset()
 
@@ -77,7 +77,7 @@ class _Probe(nn.Module):
 
 @cache
 def _is_noticed() -> bool:
-    """Whether compiled code of this torch is made again after `compile_again`, tried once on a small module."""
+    """True if this torch compiles again after `compile_again`, tried once on a small module."""
     probe, x = _Probe(), torch.ones(1)
 
     def run(x: Tensor) -> Tensor:
@@ -89,5 +89,5 @@ def _is_noticed() -> bool:
         probe.register_forward_hook(lambda module, args, output: output + 1)
         vars(probe)["forward"] = MethodType(FunctionType(_Probe.forward.__code__.replace(), globals()), probe)
         return float(compiled(x)) == 3.0
-    except Exception:  # of whatever a compiler raises, as where it may not compile again
+    except Exception:  # any exception of a compiler, also if it must not compile again
         return False

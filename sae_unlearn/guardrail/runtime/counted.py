@@ -1,4 +1,4 @@
-"""Which tokens of a pass the gate counts, which can be hot, and which end a message."""
+"""Tokens of a pass that the gate counts, that can be hot, and that end a message."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 def counted_tokens(
     config: SAEGuardrailConfig, tables: ConfigTables, kept: Tensor, inputs: ForwardInputs
 ) -> tuple[Tensor, Tensor]:
-    """Return `[batch, seq]` bool twice: the tokens that are counted, and those that can be hot.
+    """Return the counted tokens, and those that can be hot, `[batch, seq]` bool each.
 
     Args:
-        config (`SAEGuardrailConfig`): Names the special tokens and the counting.
-        tables (`ConfigTables`): The layer's tables of token ids.
-        kept (`Tensor`): `[batch, seq]` bool, False at padding.
-        inputs (`ForwardInputs`): What the call was given.
+        config (SAEGuardrailConfig): Special tokens and the counting.
+        tables (ConfigTables): The layer's tables of token ids.
+        kept (Tensor): `[batch, seq]` bool, False at padding.
+        inputs (ForwardInputs): Inputs of the call.
     """
     if config.tokens.counting == "columns":
         everything = torch.ones_like(kept)
@@ -31,8 +31,10 @@ def counted_tokens(
 def ends_of_messages(
     config: SAEGuardrailConfig, tables: ConfigTables, kept: Tensor, inputs: ForwardInputs
 ) -> Tensor | None:
-    """Return `[batch, seq]` bool, the tokens that end a message; None if the config names none. Arguments as of
-    `counted_tokens`."""
+    """Return the tokens that end a message, `[batch, seq]` bool, or None if the config names none.
+
+    The arguments are those of `counted_tokens`.
+    """
     boundaries = config.tokens.boundary_ids
     if not boundaries:
         return None

@@ -1,8 +1,8 @@
-"""Drafts by the first layers of the model itself (`assistant_early_exit`), and what is left of one that failed.
+"""Drafts by the first layers of the model (`assistant_early_exit`), and cleanup after failed ones.
 
-For a draft transformers lowers `config.num_hidden_layers` and calls the model. Of a guardrail behind these layers the
-draft sees nothing, and need not: the whole model judges each drafted token before it is taken. After an error
-transformers 5.24 leaves the config as it was for the draft, and every later call would run those few layers alone.
+For a draft transformers lowers `config.num_hidden_layers` and calls the model. A guardrail behind these layers does not
+see the draft, and need not: the whole model judges each drafted token before it is accepted. After an error
+transformers 5.24 leaves the config as it was for the draft, and every later call would run only those layers.
 """
 
 import sys
@@ -16,12 +16,12 @@ _DRAFTING = EarlyExitCandidateGenerator.get_candidates.__code__
 
 
 def is_draft(backbone: nn.Module) -> bool:
-    """Whether the running pass of `backbone` is a draft of that kind."""
+    """Return True if the running pass of `backbone` is such a draft."""
     return _draft_of(backbone) is not None
 
 
 def end_draft(backbone: nn.Module) -> None:
-    """Give the config its number of layers again, if the running pass is a draft. For a pass that an error ends."""
+    """Restore the config's number of layers if the running pass is a draft. For a pass that an error ends."""
     frame = _draft_of(backbone)
     if frame is not None:
         frame.f_locals["base_model"].config.num_hidden_layers = frame.f_locals["original_num_hidden_layers"]

@@ -1,4 +1,4 @@
-"""`Firing`, what a guardrail said of a row, and where such records can go: `logging`, a callable, or JSON lines."""
+"""`Firing`, the record of a row, and its destinations: `logging`, a callable, or JSON lines."""
 
 import json
 import logging
@@ -14,22 +14,23 @@ from sae_unlearn.errors import GuardrailError
 
 @dataclass(frozen=True)
 class Firing:
-    """What one guardrail said of one row of one request. Holds no text and no token.
+    """Record of one guardrail about one row of one request, without text and tokens.
 
     Attributes:
-        adapter: name of the guardrail.
-        call: number of the request within the recording; a `generate` is one request, and so is a plain forward pass.
-        row: row of the batch (with beams or several return sequences: of the expanded batch).
-        statistic: value of the statistic at the end of the request (its peak for window and cusum); NaN if it is not
-            `finite`.
-        threshold: what it is compared with.
-        fired: whether the guardrail acted, or would have with `action="clamp"`.
-        at_token: number of content tokens when it fired; None if it did not.
-        evidence: sum over the content tokens of how hot each is: the number of hot tokens, or with
-            `feature_evidence` what the active features say, in nats.
-        tokens: content tokens seen.
-        finite: False if the residual stream was NaN or infinite at a content token. The row fires then, whatever else
-            it holds; `evidence` is the number of its tokens.
+        adapter (str): Name of the guardrail.
+        call (int): Number of the request within the recording. A `generate` is one request, and so is a plain forward
+            pass.
+        row (int): Row of the batch (with beams or several return sequences: of the expanded batch).
+        statistic (float): Value of the statistic at the end of the request (its peak for window and cusum). NaN if it
+            is not `finite`.
+        threshold (float): The gate's threshold.
+        fired (bool): The guardrail acted, or would have with `action="clamp"`.
+        at_token (int or None): Number of content tokens when it fired. None if it did not.
+        evidence (float): Sum over the content tokens of how hot each is: the number of hot tokens, or with
+            `feature_evidence` the evidence of the active features in nats.
+        tokens (int): Content tokens seen.
+        finite (bool): False if the residual stream was NaN or infinite at a content token. The row fires then, and
+            `evidence` is the number of its tokens.
     """
 
     adapter: str
@@ -48,21 +49,22 @@ FiringSink = logging.Logger | Callable[[Firing], object] | str | os.PathLike[str
 
 
 def check_sink(to: FiringSink) -> FiringSink:
-    """`to`, of which it is seen now that records can go there; a file is made, and its path no longer depends on the
-    working directory.
+    """Return `to` after a check that records can be written to it.
+
+    A file is created, and its path no longer depends on the working directory.
 
     Raises:
-        GuardrailError: it is nothing of that kind, or the file cannot be written.
+        GuardrailError: If it is of another type, or the file cannot be written.
     """
     if isinstance(to, logging.Logger) or callable(to):
         return to
     if not isinstance(to, (str, os.PathLike)) or not isinstance(os.fspath(to), str):
-        raise GuardrailError(f"to={to!r:.80}; expected a logging.Logger, a callable, or the name of a file.")
+        raise GuardrailError(f"to={to!r:.80}: expected a logging.Logger, a callable, or the name of a file.")
     path = Path(to).expanduser().absolute()
     try:
         with path.open("a", encoding="utf-8"):
             pass
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         raise GuardrailError(
             f"to={os.fspath(to)!r:.200} cannot be written ({getattr(error, 'strerror', None) or error}); give a file "
             "in a folder that is there and may be written to."
@@ -71,8 +73,10 @@ def check_sink(to: FiringSink) -> FiringSink:
 
 
 def send_firings(firings: deque[Firing], to: FiringSink) -> None:
-    """Send records on, and take from `firings` what was sent. A logger gets those that fired as warnings and the others
-    at level debug, each with the record as `firing` among its attributes; a file is opened once and added to.
+    """Send records, and remove those that were sent from `firings`.
+
+    A logger gets those that fired as warnings and the others at level debug, each with the record as its attribute
+    `firing`. A file is opened once and appended to.
     """
     if isinstance(to, (str, os.PathLike)):
         lines = "".join(firing_line(firing) + "\n" for firing in firings)
@@ -90,7 +94,7 @@ def send_firings(firings: deque[Firing], to: FiringSink) -> None:
 
 
 def firing_line(firing: Firing) -> str:
-    """A record as one line of JSON; a statistic that is not finite becomes null."""
+    """Return a record as one line of JSON. A statistic that is not finite becomes null."""
     values = {name: value if _sound(value) else None for name, value in asdict(firing).items()}
     return json.dumps(values, allow_nan=False)
 

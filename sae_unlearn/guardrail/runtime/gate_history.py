@@ -1,7 +1,7 @@
-"""The histories of the gate's states: layers of a key-value cache that hold a state for each token.
+"""Histories of the gate's states: layers of a key-value cache with a state for each token.
 
-They are reordered with the beams, cropped with rejected drafts, repeated, selected, copied and reset by transformers.
-An entry costs `4 * STATE_SIZE` bytes per token and guardrail.
+transformers reorders them with the beams, crops them with rejected drafts, and repeats, selects, copies and resets
+them. An entry costs `4 * STATE_SIZE` bytes per token and guardrail.
 """
 
 from collections.abc import Callable
@@ -14,32 +14,34 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 from sae_unlearn.guardrail.gate import Series, State
 
 
-Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the guardrail of that name
+Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the identity of the guardrail
 
 
 MOST_LATER = 64
-"""Numbers of Python take ten times the memory of a tensor's."""
+"""Tokens whose states are kept as Python numbers, which take ten times the memory of a tensor's."""
 
 
 class Reader(Protocol):
-    """Who looks at a history later."""
+    """Reader of a history at a later time."""
 
     def keep(self, history: "GateHistory") -> None:
-        """Its request is over, and it is about to be emptied for another."""
+        """Keep the history's last state: its request is over, and it will be emptied for another."""
 
 
 class Readers(list[Reader]):
-    """The readers of one history, and not of its copies, which are other requests."""
+    """The readers of one history. Its copies, which are other requests, have none of them."""
 
     def __deepcopy__(self, memo: Any) -> "Readers":
         return Readers()
 
 
 class GateHistory:
-    """What the two kinds of history share. The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty.
+    """Common part of the two kinds of history.
+
+    The state is `keys [batch, 1, tokens, STATE_SIZE]`; `values` are empty.
 
     Attributes:
-        whole: whether the host knows that no mask hid a token while it was current; see `shown`.
+        whole (bool): The host knows that no mask hid a token while it was current, see `shown`.
     """
 
     owner: Owner
@@ -51,26 +53,26 @@ class GateHistory:
     get_seq_length: Callable[..., Any]
 
     def last(self) -> Tensor | None:
-        """`[batch, STATE_SIZE]` after the last token, or None if there is none yet."""
+        """Return `[batch, STATE_SIZE]` after the last token, or None before the first."""
         raise NotImplementedError
 
     def series(self) -> Series | None:
-        """The sums of all tokens so far."""
+        """Return the sums of all tokens so far."""
         raise NotImplementedError
 
     def seen(self) -> int | Tensor:
-        """Tokens that went by: an int, or a 0-d tensor where only the device knows."""
+        """Return the number of tokens: an int, or a 0-d tensor if only the device knows."""
         return self.get_seq_length()
 
     def append(self, state: Tensor, whole: bool = True) -> None:
-        """Add the states of a forward pass, `[batch, seq, STATE_SIZE]`; `whole` as above, of this pass."""
+        """Add the states of a forward pass, `[batch, seq, STATE_SIZE]`. `whole` is as above, for this pass."""
         if not whole:
             self.whole = False
         keys = state[:, None]
         self.update(keys, keys[..., :0])
 
     def end(self) -> None:
-        """To be called before the history is emptied."""
+        """Tell the readers that the history will be emptied. Called before that."""
         for reader in self.readers:
             reader.keep(self)
         self.readers.clear()
@@ -80,12 +82,12 @@ class GateHistory:
 class DynamicGateHistory(GateHistory, DynamicLayer):
     """History that grows with the sequence.
 
-    States that were worked out on the host stay there until somebody reads `keys`, or there are `MOST_LATER` tokens of
-    them: a decoding step looks at the last one only, and has it as it needs it.
+    States that were computed on the host stay there until `keys` is read, or until there are `MOST_LATER` tokens of
+    them. A decoding step reads only the last one, in the form that it needs.
     """
 
     def __init__(self, owner: Owner) -> None:
-        self._later: list[list[State]] = []  # by token and row, after those that are in `_keys`
+        self._later: list[list[State]] = []  # by token and row, after those in `_keys`
         self._hidden: tuple[Tensor, Tensor] | None = None
         super().__init__()
         self.owner, self.readers = owner, Readers()
@@ -101,7 +103,7 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
         self._keys, self._later, self._hidden = keys, [], None
 
     def get_seq_length(self) -> int:
-        """Tokens that went by."""
+        """Return the number of tokens."""
         stored = 0 if not self.is_initialized or self._keys.numel() == 0 else self._keys.shape[-2]
         return stored + len(self._later)
 
@@ -118,21 +120,23 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
             self.whole, self._hidden = False, None
 
     def _settle(self) -> None:
-        """Put the states that lie on the host into the tensor."""
+        """Move the states on the host into the tensor."""
         if self._later:
             states, self._later = self._later, []
             self.append(_as_tensor(states, self._keys.device).transpose(0, 1))
 
     def hidden(self) -> tuple[Tensor, Tensor] | None:
-        """Row and place of each token that was hidden while it was current; None if there is none. Waits for the
-        device where neither is known."""
+        """Return row and place of each token that was hidden while it was current, or None.
+
+        It waits for the device if neither is known.
+        """
         if not self.whole and self._hidden is None:
             rows, places = (State.of(self.keys[:, 0]).kept == 0).nonzero(as_tuple=True)
             self.whole, self._hidden = len(rows) == 0, (rows, places)
         return None if self.whole else self._hidden
 
     def last_rows(self) -> list[State] | None:
-        """`last` as numbers."""
+        """Return `last` as numbers."""
         if self._later:
             return self._later[-1]
         last = self.last()
@@ -160,7 +164,10 @@ class StaticGateHistory(GateHistory, StaticLayer):
     """History of fixed size, for caches whose shape must not change (`torch.compile`, CUDA graphs).
 
     Args:
-        sliding: the cache's length is that of a sliding layer, which counts on the host; so the history does, too.
+        owner (Owner): Layer and name of the guardrail.
+        max_cache_len (int): Number of tokens.
+        sliding (bool, *optional*, defaults to False): The cache's length is that of a sliding layer, which counts on
+            the host, and so does the history.
     """
 
     def __init__(self, owner: Owner, max_cache_len: int, sliding: bool = False) -> None:

@@ -1,16 +1,13 @@
-"""What a guardrail must know of the running forward pass and cannot see from inside a decoder layer.
+"""Hooks that note what a guardrail must know of the forward pass and cannot see in a decoder layer.
 
 Decoder layers receive a 4-D mask, a block mask or none, depending on the attention kernel, and no token ids. Two pairs
-of hooks note what is needed on the way in: on the model (ids, mask, and how many positions' logits are wanted; see
-`model_hooks`) and on its backbone (ids, mask, positions, and the length of the cache, which inside the loop over layers
-is already half updated). The backbone of a multimodal model is given embeddings and the attention kernel's mask; what
-counts then is what the model itself was given.
+of hooks note what is needed on the way in: on the model (ids, mask, and the number of positions whose logits are
+requested) and on its backbone (ids, mask, positions, and the length of the cache, which is already half updated inside
+the loop over layers). The backbone of a multimodal model receives embeddings and the attention kernel's mask; then the
+inputs of the model itself count.
 
-Every guardrail that is in force at a layer notes that it saw the pass. A pass that ends without that, because a layer
-was left out or was run past its hooks, raises.
-
-The hooks on the model with its head: what it was called with on the way in, and the message of rows that are refused
-on the way out.
+Every guardrail that is active at a layer notes that it saw the pass. A pass that ends without this, because a layer was
+left out or its hooks did not run, raises. On the way out, the hooks on the model write the message of refused rows.
 """
 
 from typing import Any, TypeVar
@@ -57,11 +54,12 @@ LOST = (
 
 
 class BackboneHooks:
-    """Notes the inputs of a call to the backbone, the module that owns the list of decoder layers.
+    """Hooks that note the inputs of a call to the backbone, the module with the list of decoder layers.
 
     Args:
-        list_name: name of that list.
-        caller: the `ModelHooks` of the model whose backbone it is.
+        backbone (nn.Module): The backbone.
+        list_name (str): Name of that list.
+        caller (ModelHooks, *optional*): Hooks of the model whose backbone it is.
     """
 
     def __init__(self, backbone: nn.Module, list_name: str, caller: Any = None) -> None:
@@ -78,14 +76,14 @@ class BackboneHooks:
     def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         outer: ForwardInputs | None = running(noted(INPUTS), backbone)
         inputs = ForwardInputs(None, None, None, 0, False, None, None, [], self.stateful, [], self, backbone, outer)
-        note(INPUTS, inputs)  # at once, so that `after` finds its own whatever is raised
+        note(INPUTS, inputs)  # at once, so that `after` finds its own note after any error
         given = by_name(self.names, args, kwargs)
         in_force = any(guard.in_force for guard in self.guards.values())
         cache = cache_of_call(given) if in_force else find_cache(given.values())
         call: ModelCall | None = noted(CALL)
         if in_force:
             self._refuse_checkpoints(backbone)
-        if call is None or call.owner is not self.caller or call.taken:  # the backbone is called by itself
+        if call is None or call.owner is not self.caller or call.taken:  # the backbone is called directly
             call = ModelCall()
         call.taken.append(True)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
@@ -104,7 +102,7 @@ class BackboneHooks:
             if packing is not None:
                 refuse_argument(packing)
             shape = shape_of(given)
-            if shape is None or shape[1] > 1:  # texts in a row, perhaps
+            if shape is None or shape[1] > 1:  # possibly several texts in a row
                 if inputs.recurrent:
                     raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
                 refuse_packed(given, shape, inputs)
@@ -114,7 +112,7 @@ class BackboneHooks:
         inputs: ForwardInputs | None = own_note(INPUTS, self)
         if inputs is not None:
             note(INPUTS, inputs.outer)
-        if output is None:  # an error is on its way
+        if output is None:  # an error is being raised
             if not torch.compiler.is_compiling():
                 end_draft(backbone)
             return
@@ -128,21 +126,21 @@ class BackboneHooks:
             raise GuardrailNotReady(LOST if inputs is None else self._why_not_seen(backbone, index))
         call: ModelCall | None = noted(CALL)
         told = call is not None and inputs is not None and inputs.refused and call.refused is inputs.refused
-        if told and call is not None and not is_hooked(call.module, self.caller):  # nobody would write the refusal
+        if told and call is not None and not is_hooked(call.module, self.caller):  # the refusal would not be written
             raise GuardrailNotReady(LOST)
 
     def _is_spared(self, backbone: nn.Module, index: int) -> bool:
-        """Whether layer `index` is behind those that a draft runs."""
+        """Return True if layer `index` is behind those that a draft runs."""
         return not torch.compiler.is_compiling() and index >= self._depth(backbone) and is_draft(backbone)
 
     def _depth(self, backbone: nn.Module) -> int:
-        """How many layers are run."""
+        """Return the number of layers that are run."""
         layers = len(getattr(backbone, self.list_name))
         depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", layers)
         return min(layers, depth) if isinstance(depth, int) else layers
 
     def missing(self, backbone: nn.Module) -> list[int]:
-        """The layers on which a guardrail was put that is there no more, though nobody took it off by our means."""
+        """Return the guarded layers whose guardrail is missing, though it was not removed by this package."""
         return [index for index in self.guards if not self._is_there(backbone, index)]
 
     def _is_there(self, backbone: nn.Module, index: int) -> bool:
@@ -150,8 +148,10 @@ class BackboneHooks:
         return index < self._depth(backbone) and self.guards[index].in_place(layers[index])
 
     def _refuse_checkpoints(self, backbone: nn.Module) -> None:
-        """Raise where the hooks of a guarded layer would run again in the backward pass, when nothing is known of the
-        call."""
+        """Raise if the hooks of a guarded layer would run again in the backward pass.
+
+        The notes of the call are gone by then.
+        """
         if not (backbone.training and torch.is_grad_enabled()):
             return
         layers = getattr(backbone, self.list_name)
@@ -164,22 +164,24 @@ class BackboneHooks:
     def _why_not_seen(self, backbone: nn.Module, index: int) -> str:
         if not torch.compiler.is_compiling() and index in self.missing(backbone):
             return (
-                f"Layer {index} was replaced, or its hooks were taken off, after a guardrail had been put on it: text "
-                "would have passed unguarded. Attach the guardrail after such changes; `detach_guardrail` takes it off."
+                f"Layer {index} was replaced, or its hooks were removed, after a guardrail was attached: "
+                "text would pass "
+                "unguarded. Attach the guardrail after such changes; `detach_guardrail` removes it."
             )
         return (
-            f"Layer {index} was not run in this pass, or was run past its hooks, so text would have passed unguarded. "
-            "Call the layer and not its `forward`, and leave none out."
+            f"Layer {index} was not run in this pass, or without its hooks, so text would pass unguarded. "
+            "Call the layer "
+            "and not its `forward`, and skip no layer."
         )
 
 
 def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
-    """The object of class `kind` whose methods are hooks of `module`, if there is one."""
+    """Return the object of class `kind` whose methods are hooks of `module`, or None."""
     return next((owner for owner in pre_hook_owners(module) if isinstance(owner, kind)), None)
 
 
 def is_hooked(module: nn.Module | None, owner: object) -> bool:
-    """Whether a method of `owner` is called at the end of each call of `module`."""
+    """Return True if a method of `owner` is called at the end of each call of `module`."""
     return module is not None and any(found is owner for found in forward_hook_owners(module))
 
 
@@ -192,16 +194,16 @@ def refuse_rows_by_name(kwargs: dict[str, Any]) -> None:
     for name in ("adapter_names", "alora_offsets"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(
-                f"{name}={kwargs[name]!r:.60}: expected None, for guardrails are not chosen by row. Use "
+                f"{name}={kwargs[name]!r:.60}: expected None, since guardrails are not chosen by row. Use "
                 "`enable_guardrails(model, names)` before the call."
             )
 
 
 class ModelHooks:
-    """Notes the token ids, the mask and `logits_to_keep` of a call, and writes what was refused into what it gives.
+    """Hooks that note ids, mask and `logits_to_keep` of a call, and write refusals into its output.
 
     Attributes:
-        base: the base model's weights as they were when the first guardrail was put on it.
+        base: State of the base model's weights before the first guardrail.
     """
 
     def __init__(self, model: nn.Module) -> None:

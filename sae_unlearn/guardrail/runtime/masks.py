@@ -1,11 +1,11 @@
-"""What an attention kernel's own mask says of a pass: which tokens are padding, and whether the others are one text.
+"""Padding and packed texts in the mask of an attention kernel.
 
-Such a mask is `[batch or 1, heads or 1, rows or 1, keys]`, bool or additive. A row is a token that looks, a column one
-that is looked at. Padding is a column that no row and no head sees: what somebody sees counts, whoever it is. An
-additive mask is read relative to the largest value of its row, since softmax does not see a constant; a row in which
-even that is as good as minus infinity sees nothing (transformers fills the rows of padding on the left so).
+Such a mask is `[batch or 1, heads or 1, rows or 1, keys]`, bool or additive. A row is a query token, a column a key
+token. A key column is padding if no query row of any head can attend to it. An additive mask is read relative to the
+largest value of its row, since softmax ignores a constant. A row whose largest value is practically minus infinity
+attends to nothing (transformers fills the rows of left padding so).
 
-A single token has nobody to see it yet. It is padding if it itself sees nothing.
+No later query of a single token exists yet. It is padding if it attends to nothing itself.
 """
 
 from typing import Any
@@ -15,19 +15,20 @@ from torch import Tensor
 
 
 FAR = 1e3
-"""What lies further than this below the largest value of its row is hidden."""
+"""Columns further than this below the largest value of their row are hidden."""
 
 
 def kept_by(mask: Any, past: int | Tensor, batch: int, seq: int) -> Tensor:
-    """`[batch, seq]` bool: the tokens of a pass that are not padding.
+    """Return the tokens of a pass that are not padding, `[batch, seq]` bool.
 
     Args:
-        mask: as in this module's first lines. Its last columns are the tokens of the pass, unless it is longer than
-            what has been read (static caches).
-        past: tokens in the cache before this pass, an int or a 0-d tensor.
+        mask: As in this module. Its last columns are the tokens of the pass, unless it is longer than the tokens read
+            so far (static caches).
+        past (int or Tensor): Tokens in the cache before this pass, an int or a 0-d tensor.
+        batch, seq (int): Size of the pass.
 
     Raises:
-        NotImplementedError: the mask is of another kind, or of other tokens.
+        NotImplementedError: If the mask is of another kind, or of other tokens.
     """
     _check_kind(mask, batch, seq)
     if seq == 1:
@@ -38,25 +39,27 @@ def kept_by(mask: Any, past: int | Tensor, batch: int, seq: int) -> Tensor:
 
 
 def shown_by(mask: Any, past: int | Tensor, batch: int, seq: int) -> tuple[Tensor, int | Tensor]:
-    """`[batch or 1, keys]` bool, the columns that some row or head of a mask sees; and the first of the pass's own, an
-    int or a 0-d tensor. The one before it is the last token of the past.
+    """Return the columns to which some row or head attends, and the first own column.
+
+    The columns are `[batch or 1, keys]` bool. The first column of the pass is an int or a 0-d tensor. The column
+    before it is the last token of the past.
 
     Raises:
-        NotImplementedError: as in `kept_by`.
+        NotImplementedError: As in `kept_by`.
     """
     _check_kind(mask, batch, seq)
     return _visible(mask).any(dim=2).any(dim=1), _start_of(past, mask.shape[3], seq)
 
 
 def why_not_one_text(mask: Tensor, past: int | Tensor, batch: int, seq: int) -> str | None:
-    """What is wrong with a mask by which the tokens of the pass are not one text per row, or which does not tell
-    whether they are; None where nothing is. It waits for the device.
+    """Return why the tokens of the pass may not be one text per row, by the mask, or None.
 
-    In one text every token that is not padding sees itself and the one before it, be it through a sliding window, and
-    so by and by all of them. In documents that are packed the first of each sees none before it.
+    In one text every token that is not padding attends to itself and the one before it, even with a sliding window,
+    and so step by step to all of them. In packed documents the first token of each attends to none before it. It waits
+    for the device.
 
     Raises:
-        NotImplementedError: as in `kept_by`.
+        NotImplementedError: As in `kept_by`.
     """
     kept = kept_by(mask, past, batch, seq)
     own = _own_columns(_visible(mask), past, seq).any(dim=1).expand(batch, seq, seq)
@@ -73,12 +76,12 @@ def why_not_one_text(mask: Tensor, past: int | Tensor, batch: int, seq: int) -> 
     if not bool(torn.any() | unclear.any()):
         return None
     if bool(unclear.any()):
-        return "the attention mask has rows of low numbers, which may see everything or nothing"
-    return "by the attention mask a token does not see itself, or the one before it"
+        return "the attention mask has rows of low numbers, which may attend to everything or nothing"
+    return "by the attention mask a token does not attend to itself, or to the one before it"
 
 
 def _visible(mask: Tensor) -> Tensor:
-    """Bool of the shape of `mask`: which columns each row sees."""
+    """Columns to which each row attends, bool of the shape of `mask`."""
     if mask.dtype == torch.bool:
         return mask
     top = mask.amax(dim=-1, keepdim=True)
@@ -86,12 +89,12 @@ def _visible(mask: Tensor) -> Tensor:
 
 
 def _nothing(dtype: torch.dtype) -> float:
-    """A row whose largest value is not above this sees nothing: what is added to it is lost in the rounding."""
+    """A row whose largest value is not above this attends to nothing: rounding loses what is added to it."""
     return max(torch.finfo(dtype).min / 2, -5e8)
 
 
 def _own_columns(visible: Tensor, past: int | Tensor, seq: int) -> Tensor:
-    """`[..., seq]`, those columns of `visible [..., keys]` that are the tokens of the pass."""
+    """The columns of `visible [..., keys]` that are the tokens of the pass, `[..., seq]`."""
     start = _start_of(past, visible.shape[3], seq)
     if isinstance(start, int):
         return visible[..., start : start + seq]
@@ -99,7 +102,7 @@ def _own_columns(visible: Tensor, past: int | Tensor, seq: int) -> Tensor:
 
 
 def _start_of(past: Any, keys: int, seq: int) -> Any:
-    """The first column of the pass: less than `past` where a sliding cache has dropped the oldest."""
+    """The first column of the pass: less than `past` if a sliding cache has dropped the oldest."""
     return min(past, keys - seq) if isinstance(past, int) else past.clamp(max=keys - seq)
 
 
@@ -110,6 +113,6 @@ def _check_kind(mask: Any, batch: int, seq: int) -> None:
             return
     found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
     raise NotImplementedError(
-        f"The attention mask is {found}, in which a guardrail cannot tell padding from text, for {batch} rows of {seq} "
-        "tokens. Pass a 2-D mask of 0 and 1, or a 4-D one that is bool or float."
+        f"attention_mask: expected a mask that shows the padding of {batch} rows of {seq} tokens, got {found}. Pass a "
+        "2-D mask of 0 and 1, or a 4-D one that is bool or float."
     )

@@ -1,9 +1,9 @@
-"""Several texts in one row, of which the gate would make one: what can mean them is judged, or refused.
+"""Detection of several texts in one row, which the gate would treat as one: judged or refused.
 
-A model is told of packed texts by arguments for it alone, by an attention kernel's mask, by numbers in a 2-D mask, or
-by its positions. Positions are `[batch or 1, seq]`, or `[seq]`; models with images take `[axes, batch or 1, seq]`, in
-which transformers reads the texts from the first axis, unless there are only the three of the rotary embedding: then it
-reads them from nothing. Positions of any other shape are refused.
+Packed texts are passed to a model by special arguments, by an attention kernel's mask, by numbers in a 2-D mask, or by
+its positions. Positions are `[batch or 1, seq]`, or `[seq]`. Models with images take `[axes, batch or 1, seq]`, in
+which transformers reads the texts from the first axis, unless there are only the three axes of the rotary embedding,
+from which it reads none. Positions of any other shape are refused.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ ROTARY_AXES = 3
 
 
 def packing_argument(given: dict[str, Any]) -> str | None:
-    """The argument of a call that says that texts are packed, if there is one."""
+    """Return the argument of a call that says that texts are packed, or None."""
     for name in PACKING:
         if given.get(name) is not None:
             return name
@@ -39,22 +39,22 @@ def packing_argument(given: dict[str, Any]) -> str | None:
 
 
 def refuse_argument(name: str) -> None:
-    """Raise for what `packing_argument` found.
+    """Raise for the result of `packing_argument`.
 
     Raises:
-        NotImplementedError: always.
+        NotImplementedError: Always.
     """
     raise NotImplementedError(
-        f"{name} was given, but a guardrail cannot tell packed sequences apart (continuous batching, `generate_batch`, "
-        "padding-free training); use padded batches and `generate`."
+        f"{name}: expected None, since a guardrail cannot separate packed sequences (continuous batching, "
+        "`generate_batch`, padding-free training). Use padded batches and `generate`."
     )
 
 
 def text_positions(positions: Any, batch: int, seq: int) -> Tensor | None:
-    """`[batch or 1, seq]`, those positions from which a model could read where texts begin; None without any.
+    """Return the positions from which a model could read where texts begin, `[batch or 1, seq]`, or None.
 
     Raises:
-        NotImplementedError: they are of a shape that is not known.
+        NotImplementedError: If their shape is unknown.
     """
     if positions is None:
         return None
@@ -69,24 +69,25 @@ def text_positions(positions: Any, batch: int, seq: int) -> Tensor | None:
                 return None if shape[0] == ROTARY_AXES else positions[0]
     found = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
     raise NotImplementedError(
-        f"position_ids={found}: expected [batch, seq] or [axes, batch, seq] of {batch} rows and {seq} tokens, or a "
-        "guardrail cannot tell packed sequences apart. Pass such, or none."
+        f"position_ids={found}: expected [batch, seq] or [axes, batch, seq] of {batch} rows and {seq} tokens, since "
+        "a guardrail cannot separate packed sequences. Pass such, or none."
     )
 
 
 def why_packed(positions: Tensor, kept: Tensor | None, chunk: Tensor | None) -> str | None:
-    """What in the positions, or in a 2-D mask beside them, is a sign of several texts in a row; None without one. It
-    waits for the device.
+    """Return a sign of several texts in a row, in the positions or a 2-D mask, or None.
+
+    It waits for the device.
 
     Args:
-        positions: `[batch or 1, seq]`.
-        kept: `[batch, seq]` bool, the tokens that are no padding; None without a mask.
-        chunk: `[batch, seq]`, the 2-D mask of the pass, if there is one.
+        positions (Tensor): `[batch or 1, seq]`.
+        kept (Tensor or None): `[batch, seq]` bool, the tokens that are not padding. None without a mask.
+        chunk (Tensor or None): `[batch, seq]`, the 2-D mask of the pass.
     """
-    if kept is None:  # then transformers takes every gap for the start of another text
+    if kept is None:  # then transformers treats every gap as the start of another text
         torn = bool((positions.diff(dim=1) != 1).any())
-        return "position_ids do not rise by one from token to token, and there is no attention mask" if torn else None
-    shown = positions.masked_fill(~kept, positions.amin())  # of padding they may be anything
+        return "position_ids do not rise by one from token to token, without an attention mask" if torn else None
+    shown = positions.masked_fill(~kept, positions.amin())  # those of padding are arbitrary
     fall = (kept & (shown < shown.cummax(dim=1).values)).any()
     numbered = torch.zeros_like(fall) if chunk is None else (chunk != chunk.bool()).any().to(fall.device)
     if not bool(fall | numbered):
@@ -95,12 +96,14 @@ def why_packed(positions: Tensor, kept: Tensor | None, chunk: Tensor | None) -> 
 
 
 def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
-    """Refuse several texts in a row. Compiled code is not looked at, and of a 2-D mask only the positions
-    beside it are: to look waits for the device."""
+    """Refuse several texts in a row.
+
+    Compiled code is not checked, and with a 2-D mask only the positions are: a check waits for the device.
+    """
     if shape is None:
         raise NotImplementedError(
-            "The model was called with neither input_ids nor inputs_embeds of a known shape, so a guardrail cannot "
-            "tell where texts begin. Pass one of them, [batch, seq] or [batch, seq, width]."
+            "input_ids, inputs_embeds: expected one of known shape, which shows where texts begin. Pass one of them, "
+            "[batch, seq] or [batch, seq, width]."
         )
     positions = text_positions(inputs.position_ids, *shape)
     if torch.compiler.is_compiling():
@@ -112,14 +115,14 @@ def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: 
         why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
     if why is not None:
         raise NotImplementedError(
-            f"This looks like packed sequences, which a guardrail cannot tell apart: {why}. Pass one text per row, "
-            "position_ids that rise, and a 2-D attention mask of 0 and 1."
+            f"These may be packed sequences, which a guardrail cannot separate: {why}. Pass one text per row, rising "
+            "position_ids, and a 2-D attention mask of 0 and 1."
         )
 
 
 def shape_of(given: dict[str, Any]) -> tuple[int, int] | None:
-    """Batch and tokens of a call of the backbone; None where it shows them in no way that is known."""
-    for name in ("input_ids", "inputs_embeds", "hidden_states"):  # the last of backbones such as BERT's
+    """Return batch and tokens of a call of the backbone, or None if they are unknown."""
+    for name in ("input_ids", "inputs_embeds", "hidden_states"):  # the last one in backbones such as BERT's
         tokens = given.get(name)
         if isinstance(tokens, Tensor) and tokens.ndim >= 2:
             return tokens.shape[0], tokens.shape[1]

@@ -1,4 +1,4 @@
-"""Which tokens of a pass are padding, by the mask that the model was given."""
+"""Padding of a pass, from the mask that the model received."""
 
 from typing import Any, TypeGuard
 
@@ -11,11 +11,12 @@ from sae_unlearn.guardrail.runtime.masks import kept_by
 
 
 def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
-    """`[batch, seq]`, the part of a 2-D attention mask that is about this pass, as given; None without such a mask.
-    Of several 2-D masks, one for each kind of layer, the largest number of each token.
+    """Return the part of a 2-D attention mask for this pass, `[batch, seq]`, or None without such a mask.
+
+    Of several 2-D masks, one for each kind of layer, it is the largest number of each token.
 
     Raises:
-        GuardrailNotReady: a mask does not cover the tokens.
+        GuardrailNotReady: If a mask does not cover the tokens.
     """
     masks = telling_masks(inputs)
     if not masks or not all(is_2d(mask) for mask in masks) or _takes_in_all(inputs, seq):
@@ -27,8 +28,8 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
 def _chunk(mask: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> Tensor:
     past = inputs.past
     if not isinstance(past, int):
-        # The mask may be padded to the static cache's full length, or end before the tokens of the pass: what is beyond
-        # its end is hidden by transformers (5.24, `prepare_padding_mask`).
+        # The mask may be padded to the static cache's full length, or end before the tokens of the pass: transformers
+        # hides what is beyond its end (5.24, `prepare_padding_mask`).
         index = past.to(mask.device).reshape(1)
         if seq > 1:
             index = index + torch.arange(seq, device=mask.device)
@@ -42,18 +43,20 @@ def _chunk(mask: Tensor, inputs: ForwardInputs, batch: int, seq: int) -> Tensor:
     )
     if chunk.shape != (batch, seq) or unlike:
         raise GuardrailNotReady(
-            f"The attention mask is {tuple(mask.shape)}, which does not cover the {seq} tokens after {past} cached "
-            f"ones of a batch of {batch}; pass the mask of the whole sequence."
+            f"attention_mask: expected one for the {seq} tokens after {past} cached ones of a batch of {batch}, "
+            f"got shape {tuple(mask.shape)}. Pass the mask of the whole sequence."
         )
     return chunk
 
 
 def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.device) -> Tensor:
-    """`[batch, seq]` bool: which tokens of this pass are not padding: some layer's mask shows them.
+    """Return the tokens of this pass that are not padding, `[batch, seq]` bool.
+
+    They are those that some layer's mask shows.
 
     Raises:
-        GuardrailNotReady: a 2-D mask does not cover the tokens.
-        NotImplementedError: another mask does not tell, see `kernel_mask`.
+        GuardrailNotReady: If a 2-D mask does not cover the tokens.
+        NotImplementedError: If another mask does not show the padding, see `masks`.
     """
     masks = telling_masks(inputs)
     if not masks or (sees_all(inputs, seq) and (seq == 1 or inputs.stateful)):
@@ -67,20 +70,25 @@ def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.devic
 
 
 def sees_all(inputs: ForwardInputs, seq: int) -> bool:
-    """Whether the host knows that no token of the pass is padding: there is no mask that could say so, a tensor, or the
-    model does not follow it."""
+    """Return True if the host knows that no token of the pass is padding.
+
+    No mask could show padding, or the model does not follow it.
+    """
     return _takes_in_all(inputs, seq) or not any(isinstance(mask, Tensor) for mask in telling_masks(inputs))
 
 
 def _takes_in_all(inputs: ForwardInputs, seq: int) -> bool:
-    """Whether recurrent layers read all tokens of the pass whatever the mask says."""
+    """True if recurrent layers read all tokens of the pass whatever the mask says."""
     mask = inputs.attention_mask
     return inputs.stateful and (seq == 1 or (isinstance(mask, Tensor) and mask.ndim == 4))
 
 
 def telling_masks(inputs: ForwardInputs) -> list[Any]:
-    """The masks that tell what is padding: the one given; or of one for each kind of layer all that differ, that of
-    full attention first. Empty if some layer has none, and so sees everything."""
+    """Return the masks that show padding.
+
+    The given mask; or of one for each kind of layer all that differ, that of full attention first. Empty if some layer
+    has none, and so attends to everything.
+    """
     masks = inputs.attention_mask
     if not isinstance(masks, dict):
         return [] if masks is None else [masks]

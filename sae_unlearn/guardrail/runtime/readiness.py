@@ -1,4 +1,4 @@
-"""Whether a guardrail can guard: its weights arrived, and its gate can fire.
+"""Readiness of a guardrail: its weights arrived, and its gate can fire.
 
 Runs on every call. The full check runs once, and again after a change. Between changes a call compares version numbers,
 which needs no device sync: the config's, and identity, address and version of each tensor.
@@ -23,12 +23,12 @@ _address, _version = Tensor.data_ptr, attrgetter("_version")
 
 
 class Looked(NamedTuple):
-    """What was looked at last, and found good.
+    """State of the last successful check.
 
     Attributes:
-        version: of the config.
-        tensors: identities, addresses and versions of the tensors; None if they were not there to be looked at.
-        home: the device on which all tensors lie, each in one piece and in float32; None without one.
+        version (int): Version of the config.
+        tensors: Identities, addresses and versions of the tensors. None if they could not be read.
+        home: The device on which all tensors are, each contiguous and in float32. None without one.
     """
 
     version: int
@@ -44,34 +44,36 @@ def check_ready(
     looked: dict[str, Looked],
     known: tuple[int, int | None],
 ) -> torch.device | None:
-    """Raise unless the config can be a guardrail's on this model, and the weights arrived and can be one's. Weights
-    are looked at once, which costs one device synchronisation at the first call and none after it.
+    """Raise unless the config fits this model, and the weights arrived and are valid.
 
-    While code is compiled the numbers of the config are looked at, and no weights; nor are those that are offloaded or
-    sharded, which come in just before the encoder runs.
+    Weights are checked once, with one device sync at the first call and none after it. While code is compiled only the
+    numbers of the config are checked. Weights that are offloaded or sharded, which arrive just before the encoder
+    runs, are not checked.
 
     Args:
-        name: of the guardrail.
-        encoder, decoder: a `GuardrailEncoder` and a `GuardrailDecoder`. Weights that cannot tell whether they were
-            changed, since they were made in inference mode, are replaced by copies that can.
-        looked: by name, what was looked at last; written here.
-        known: of the model: the size of its vocabulary, and the length of the longest text, None without a bound.
+        name (str): Name of the guardrail.
+        config (SAEGuardrailConfig): Its config.
+        encoder, decoder: A `GuardrailEncoder` and a `GuardrailDecoder`. Weights without a version, since they were
+        made in
+            inference mode, are replaced by copies that have one.
+        looked (dict): State of the last check by name, updated here.
+        known (tuple): Of the model: the size of its vocabulary, and the length of the longest text, None without a
+            bound.
 
     Returns:
-        The device on which all weights lie, each in one piece, in float32 and frozen; None where there is no such, or
-        nobody looked.
+        The device on which all weights are, contiguous, in float32 and frozen. None without one, or if unchecked.
 
     Raises:
-        GuardrailNotReady: naming what is missing.
+        GuardrailNotReady: If something is missing. The message names it.
     """
     if torch.compiler.is_compiling():
         _check_gate(name, config, known)
         return None
     last = looked.get(name)
     if last is None or last.version != config.version:
-        version = config.version  # before the check: what another thread changes meanwhile is checked at the next call
+        version = config.version  # before the check: a change by another thread meanwhile is checked at the next call
         _check_config(name, config, known)
-        last = looked[name] = Looked(version)  # an outlier_norm goes with the weights
+        last = looked[name] = Looked(version)  # the outlier norm is checked with the weights
     if last.tensors is not None and _are_still(last.tensors, encoder, decoder):
         return last.home
     tensors = _places(encoder, decoder)
@@ -83,21 +85,24 @@ def check_ready(
 
 
 def _are_still(looked: list[int], encoder: Any, decoder: Any) -> bool:
-    """Whether the parameters are those that were looked at, unchanged."""
+    """True if the parameters are those that were checked, unchanged."""
     try:
         return looked == _marks([*encoder._parameters.values(), *decoder._parameters.values()])
-    except RuntimeError:  # of a tensor that has no memory or no version
+    except RuntimeError:  # a tensor without memory or version
         return False
 
 
 def _marks(tensors: list[Tensor]) -> list[int]:
-    """What tells tensors from others, and from themselves before a change: the version counts what is written into
-    one, and the address moves where `data` is assigned, which the version does not count."""
+    """Identity, address and version of each tensor, which change with it.
+
+    The version counts writes into a tensor, and the address changes when `data` is assigned, which the version does not
+    count.
+    """
     return [*map(id, tensors), *map(_address, tensors), *map(_version, tensors)]
 
 
 def _places(encoder: Any, decoder: Any) -> list[int] | None:
-    """The marks of the tensors; None if they are not there to be looked at."""
+    """The marks of the tensors, or None if they cannot be read."""
     tensors: list[Tensor] = []
     for parameters in (encoder._parameters, decoder._parameters):
         for key, tensor in parameters.items():
@@ -112,7 +117,7 @@ def _places(encoder: Any, decoder: Any) -> list[int] | None:
 
 
 def _home(encoder: Any, decoder: Any) -> torch.device | None:
-    """The device of tensors that a kernel can read as they lie."""
+    """The device of tensors that a kernel can read as they are."""
     tensors = (*encoder.parameters(), *decoder.parameters())
     device: torch.device = tensors[0].device
     plain = all(
@@ -131,21 +136,27 @@ def _versioned(tensor: Tensor) -> nn.Parameter:
 
 
 def _check_gate(name: str, config: SAEGuardrailConfig, known: tuple[int, int | None]) -> None:
-    """What of a config can be looked at while code is compiled: nothing is changed, and lists are passed over."""
+    """Check the parts of a config that can be read while code is compiled.
+
+    Nothing is changed, and lists are skipped.
+    """
     if config.threshold is None:
-        raise GuardrailNotReady(f"Guardrail {name!r} has no threshold, so its gate cannot decide. Set one.")
+        raise GuardrailNotReady(
+            f"threshold=None of guardrail {name!r}: expected a number, so that its gate can decide. Set one."
+        )
     if config.statistic == "windowed" and config.feature_evidence is None:
         raise GuardrailNotReady(
-            f"Guardrail {name!r} has no feature_evidence, which statistic='windowed' needs. Fit it."
+            f"feature_evidence=None of guardrail {name!r}: expected evidence for statistic='windowed'. Fit it."
         )
     if config.never_fires:
         raise GuardrailNotReady(
-            f"The threshold of guardrail {name!r} was set to {config.threshold}, which no statistic "
-            f"{config.statistic!r} exceeds, so its gate would never fire. Set another."
+            f"threshold={config.threshold} of guardrail {name!r}: expected a value that "
+            f"statistic={config.statistic!r} can "
+            "exceed, so that its gate can fire. Set another."
         )
     try:
         check_choices(config)
-        check_numbers(config, always=True)  # to guard every text is to guard
+        check_numbers(config, always=True)  # a gate that fires on every text is valid
         check_longest(config, known[1])
     except GuardrailError as error:
         raise GuardrailNotReady(f"Guardrail {name!r} was changed: {error}") from error

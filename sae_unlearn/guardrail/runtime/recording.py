@@ -1,4 +1,4 @@
-"""What each row did: `record_firings`."""
+"""Recording of the firings of each row: `record_firings`."""
 
 import logging
 import math
@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 
 
 MOST_WAITING = 256
-"""Requests without a cache whose states wait on a device to be read; then one wait is taken for all of them."""
+"""Requests without a cache whose states wait on a device; at this number one sync reads all."""
 
 MOST_UNSENT = 100_000
-"""Records that are kept for a sink that fails."""
+"""Records kept for a sink that fails."""
 
 
 @dataclass(eq=False)
 class _Request:
-    """What one guardrail saw of one request.
+    """Records of one guardrail about one request.
 
     Attributes:
-        name, config: the guardrail's.
-        call: number of the request among those of this guardrail.
-        seen: its `GateHistory`, which goes on being filled, or the last state `[batch, STATE_SIZE]`.
-        cache: the cache in which the history is.
-        records: what its rows did, once the request is over and was read.
+        name, config: The guardrail's.
+        call: Number of the request among those of this guardrail.
+        seen: Its `GateHistory`, which is still being filled, or the last state `[batch, STATE_SIZE]`.
+        cache: The cache with the history.
+        records: Records of its rows, after the request ended and was read.
     """
 
     name: str
@@ -53,19 +53,19 @@ class _Request:
     records: list[Firing] | None = None
 
     def is_over(self) -> bool:
-        """Whether nothing can be added to it."""
+        """Return True if no tokens can be added."""
         return not isinstance(self.seen, GateHistory) or (self.cache is not None and self.cache() is None)
 
     def end(self) -> None:
-        """Let go of the history and the cache; the last state is left."""
+        """Drop the history and the cache, and keep the last state."""
         self.seen, self.cache = _state_of(self.seen), None
 
     def rows(self) -> list[Firing]:
-        """What its rows did so far. Waits for the device, unless the request was read."""
+        """Return the records of its rows so far. It waits for the device, unless the request was read."""
         if self.records is not None:
             return self.records
         state, over = _state_of(self.seen), self.is_over()
-        if state is None:  # of nothing seen; or another thread has just read it
+        if state is None:  # no tokens; or another thread has just read it
             return self.records or []
         rows = state.float().cpu().tolist()
         records = [firing_of(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
@@ -75,19 +75,21 @@ class _Request:
 
 
 class Recorder:
-    """Collects what guarded layers saw. Recording waits for no device: a state is read when somebody asks for it, or
-    when its request is over and there is a sink that it goes to. What a sink was sent is let go.
+    """Collects the states of guarded layers.
+
+    Recording does not wait for a device: a state is read when it is requested, or when its request ends and a sink
+    receives it. Sent records are dropped.
 
     Args:
-        to: where records go as requests end, see `send_firings`; None for nowhere.
+        to (FiringSink, *optional*): Sink of the records as requests end, see `send_firings`.
     """
 
     def __init__(self, to: FiringSink | None = None) -> None:
         self.thread = threading.get_ident()
         self._to = to
-        self._requests: dict[int, _Request] = {}  # in their order, without those whose records were read for the sink
-        self._unread: dict[int, _Request] = {}  # those whose cache is in use
-        self._ended: deque[int] = deque()  # those that the sink has not had
+        self._requests: dict[int, _Request] = {}  # in order, without those whose records were read for the sink
+        self._unread: dict[int, _Request] = {}  # those with a cache in use
+        self._ended: deque[int] = deque()  # those that were not sent
         self._numbers = count()
         self._calls: dict[str, int] = {}
         self._unsent: deque[Firing] = deque()
@@ -97,18 +99,21 @@ class Recorder:
 
     @staticmethod
     def listening(recorders: list["Recorder"]) -> list["Recorder"]:
-        """The recorders a call of this thread goes to: those this thread opened, or else all."""
+        """Return the recorders for a call of this thread: those this thread opened, or else all."""
         own = [recorder for recorder in recorders if recorder.thread == threading.get_ident()]
         return own or list(recorders)
 
     def note(
         self, name: str, config: SAEGuardrailConfig, seen: GateHistory | Tensor, cache: Cache | None = None
     ) -> None:
-        """Take note of what a guardrail saw in a forward pass.
+        """Note the state of a guardrail after a forward pass.
 
         Args:
-            seen: the request's history, or the last state `[batch, STATE_SIZE]` where there is no cache.
-            cache: the cache in which the history is.
+            name (str): Name of the guardrail.
+            config (SAEGuardrailConfig): Its config.
+            seen (GateHistory or Tensor): The request's history, or the last state `[batch, STATE_SIZE]` without a
+                cache.
+            cache (Cache, *optional*): The cache with the history.
         """
         if self._closed or (isinstance(seen, GateHistory) and any(reader is self for reader in seen.readers)):
             return
@@ -122,23 +127,23 @@ class Recorder:
                 request.cache = weakref.ref(cache, self._let_go)
         elif self._to is not None:
             self._ended.append(number)
-            at_once = seen.device.type == "cpu"  # elsewhere it would wait for the layers before
+            at_once = seen.device.type == "cpu"  # on other devices it would wait for earlier layers
             if (at_once or len(self._ended) >= MOST_WAITING) and not torch.compiler.is_compiling():
                 self._deliver()
 
     def keep(self, history: GateHistory) -> None:
-        """Remember how a request ended whose cache is about to be used for another."""
+        """Keep the end of a request whose cache will be used for another one."""
         for request in list(self._unread.values()):
             if request.seen is history:
                 request.end()
         self._deliver()
 
     def close(self) -> None:
-        """The recording is over: what comes after it changes nothing, caches are let go, and what was not sent is.
+        """End the recording: later calls change nothing, caches are dropped, and unsent records are sent.
 
         Raises:
-            Exception: what the sink raised.
-            GuardrailError: records were dropped, since the sink had failed for too long.
+            Exception: Any error of the sink.
+            GuardrailError: If records were dropped, since the sink failed for too long.
         """
         self._closed = True
         for request in list(self._unread.values()):
@@ -153,19 +158,19 @@ class Recorder:
             raise GuardrailError(f"to={self._to!r:.80}: {self._dropped} records were dropped. Use a sink that works.")
 
     def __deepcopy__(self, memo: Any) -> "Recorder":
-        return self  # of copies of a model, the same recording
+        return self  # copies of a model share the recording
 
     def firings(self) -> list[Firing]:
-        """All rows of all requests so far; where there is a sink, those that it has not been sent."""
+        """Return the records of all rows of all requests so far; with a sink, those that were not sent."""
         read = [firing for request in list(self._requests.values()) for firing in request.rows()]
         return [*self._unsent, *read]
 
     def _let_go(self, cache: weakref.ref[Cache]) -> None:
-        """A request is over, since nobody has its cache any more."""
+        """End a request whose cache was dropped."""
         self._deliver()
 
     def _collect(self) -> None:
-        """Let go of the histories of requests that are over."""
+        """Drop the histories of requests that are over."""
         for number, request in list(self._unread.items()):
             if request.is_over() and self._unread.pop(number, None) is not None:
                 request.end()
@@ -173,9 +178,11 @@ class Recorder:
                     self._ended.append(number)
 
     def _deliver(self) -> None:
-        """Send what is known of requests that are over. Called where an answer is on its way, in any thread, and again
-        from within a sink: it raises nothing, and waits for nobody who is sending, but has him look once more. What
-        could not be sent is kept for the next time, and raises at the end of the recording.
+        """Send the records of requests that are over.
+
+        It runs while an answer is on its way, in any thread, and again from within a sink. So it raises nothing, and
+        does not wait for another sending thread, which checks once more at its end. Records that could not be sent are
+        kept for the next time, and raise at the end of the recording.
         """
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return
@@ -207,7 +214,7 @@ class Recorder:
 
 
 class Firings:
-    """A live view of a recording, used like a list; see `Firing`."""
+    """Live view of a recording, used like a list. See `Firing`."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -227,19 +234,19 @@ class Firings:
 
 @contextmanager
 def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[Firings]:
-    """Report what every guardrail on `model` does with every row inside the `with` block.
+    """Record what every guardrail on `model` does with every row inside the `with` block.
 
-    Rows are described by their statistic only; no text or token is kept. Calls made by other threads are recorded too,
-    except those of a thread that has a recording of its own.
+    Rows are described by their statistic only; no text or token is kept. Calls of other threads are recorded too,
+    except those of a thread with a recording of its own.
 
     Args:
-        model: a model with guardrails.
-        to: where each request's records go when it ends, that is when its cache is dropped or emptied (`generate`
-            drops its own before it returns; compiled code does not see it), and what is left at the end of the block,
-            even if an error ends it: a `logging.Logger`, a callable that is given each `Firing`, or a file to which
-            each is added as a line of JSON. A record that was sent is no longer in the list that the block is given, so
-            a server can stay in one block. What fails there while the block runs breaks no answer: it is tried again,
-            and raised at the end; of more than 100,000 records that wait the oldest are dropped.
+        model (nn.Module): A model with guardrails.
+        to (FiringSink, *optional*): Sink of each request's records when it ends, that is when its cache is dropped or
+            emptied (`generate` drops its own before it returns; compiled code does not), and of the rest at the end of
+            the block, even after an error: a `logging.Logger`, a callable that receives each `Firing`, or a file to
+            which each is appended as a line of JSON. A sent record is no longer in the list of the block, so a server
+            can stay in one block. An error of the sink inside the block breaks no answer: sending is tried again, and
+            the error is raised at the end. Of more than 100,000 waiting records the oldest are dropped.
 
     Example:
 
@@ -251,8 +258,7 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
     ```
 
     Raises:
-        GuardrailError: there is no guardrail on the model, or `to` is nothing that records can go to; at the end, if
-            records were dropped.
+        GuardrailError: If the model has no guardrail, or `to` is not a sink; at the end, if records were dropped.
     """
     with as_guardrail_error():
         check_module(model)
@@ -260,7 +266,7 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
         module for module in model.modules() if hasattr(module, "recorders") and hasattr(module, "guard_config")
     ]
     if not layers:
-        raise GuardrailError(f"There is no guardrail on this {type(model).__name__}; attach one first.")
+        raise GuardrailError(f"model: expected a {type(model).__name__} with a guardrail. Attach one.")
     recorder = Recorder(None if to is None else check_sink(to))
     for layer in layers:
         layer.recorders.append(recorder)
@@ -273,13 +279,13 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
 
 
 def _state_of(seen: GateHistory | Tensor | None) -> Tensor | None:
-    """The state `[batch, STATE_SIZE]` as it is now; None of a history that is empty."""
+    """The present state `[batch, STATE_SIZE]`, or None of an empty history."""
     state = seen.last() if isinstance(seen, GateHistory) else seen
     return None if state is None else state.detach().clone()
 
 
 def firing_of(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
-    """The record of a row, of the values of its last state."""
+    """Return the record of a row from the values of its last state."""
     state = State(*values[:STATE_SIZE])
     fired_at, finite = int(state.fired_at), math.isfinite(state.hits)
     return Firing(

@@ -1,20 +1,20 @@
 """`action="refuse"`: a row that fired is answered with the owner's message.
 
-With the message `m_1 ... m_n` (token ids, the last one ends the sequence), and `k` the length of the longest beginning
-of `m` with which the row's tokens end, the next token of a row that fired is
+With the message `m_1 ... m_n` (token ids, the last one ends the sequence), and `k` the length of the longest prefix of
+`m` with which the row's tokens end, the next token of a row that fired is
 
     m_{k+1}    for k < n        m_n    for k = n
 
-and every other token gets a logit that is `LOW` below it. The row itself thus says how much of the message has been
-given, so beams, rejected drafts, a batch's other rows, several turns and a request without a cache need no state but
-the last `n` tokens, which are kept in the request's cache beside the gate's history.
+and every other token gets a logit that is `LOW` below it. The row itself shows how much of the message it has, so
+beams, rejected drafts, a batch's other rows, several turns and a request without a cache need no state except the last
+`n` tokens, which are in the request's cache next to the gate's history.
 
-The logits are overwritten at the positions that `generate` asks for, and at the last one of a plain forward pass. All
-other positions of a row that fired, and whatever is read before the head, are clamped as with `action="clamp"`: no
-forward pass gives the text unguarded.
+The logits are overwritten at the positions that `generate` requests, and at the last one of a plain forward pass. All
+other positions of a row that fired, and everything before the head, are clamped as with `action="clamp"`: no forward
+pass gives the text unguarded.
 
-A prompt that itself ends with a beginning of the message is answered with the rest of it. Should something forbid the
-end of the sequence (`min_new_tokens`), the message begins again.
+A prompt that itself ends with a prefix of the message is answered with the rest of it. If the end of the sequence is
+forbidden (`min_new_tokens`), the message begins again.
 """
 
 from typing import Any
@@ -32,44 +32,55 @@ from sae_unlearn.guardrail.runtime.gate_history import GateHistory, StaticGateHi
 
 
 LOW = 2e4
-"""Logit by which all other tokens lie below the one that has to come; half of it for the one if that is forbidden.
+"""Difference of the logits of all other tokens to the next one; half of it for the alternative.
 
-No dtype's edge: what comes after the logits divides them by a temperature, weighs them against a second pass, adds them
-up along a beam, and must still tell these three values apart. `exp(-LOW / 2)` is 0 in float32 up to a temperature of
-90, and float16 holds both."""
+The alternative counts if the next token is forbidden. `LOW` is not the limit of a dtype: later steps divide the logits
+by a temperature, combine them with a second pass and add them up along a beam, and must still separate these three
+values. `exp(-LOW / 2)` is 0 in float32 up to a temperature of 90, and float16 can hold both.
+"""
 
-_UNKNOWN = -1  # a token of which only the embedding is known, and padding
+_UNKNOWN = -1  # a token with unknown id, and padding
 
 
 def message_ids(message: str, tokenizer: PreTrainedTokenizerBase | None, generation_config: Any = None) -> list[int]:
-    """The tokens of a refusal: the message, then the end of the sequence.
+    """Return the tokens of a refusal: the message, then the end of the sequence.
+
+    Args:
+        message (str): The message.
+        tokenizer (PreTrainedTokenizerBase or None): The tokenizer.
+        generation_config (*optional*): Of the model, with the ids that end a sequence.
 
     Raises:
-        GuardrailError: there is no tokenizer or message, or nothing that ends a sequence.
+        GuardrailError: If the tokenizer, the message or the end of the sequence is missing.
     """
     if tokenizer is None:
-        raise GuardrailError("The refusal is text, which needs a tokenizer; pass one, or give `refusal_ids`.")
+        raise GuardrailError(
+            "tokenizer=None: expected a tokenizer, since the refusal is text. Pass one, or `refusal_ids`."
+        )
     ids = [] if not message.strip() else tokenizer(message, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise GuardrailError(f"refusal={message!r} has no tokens; give the message that is to be answered.")
+        raise GuardrailError(f"refusal={message!r}: expected a message with tokens.")
     end = getattr(generation_config, "eos_token_id", None)
     end = tokenizer.eos_token_id if end is None else end
     if end is None:
-        raise GuardrailError("Neither tokenizer nor model has an eos_token_id, which must end a refusal; set one.")
+        raise GuardrailError(
+            "eos_token_id=None: expected one in the tokenizer or the model, which ends a refusal. Set one."
+        )
     return [*ids, int(end[0] if isinstance(end, (list, tuple)) else end)]
 
 
 def check_message(config: SAEGuardrailConfig, vocabulary: int) -> None:
-    """Raise if the message cannot be said by a model with so many tokens.
+    """Raise if the message has tokens beyond the model's vocabulary.
 
     Raises:
-        GuardrailNotReady: naming the token.
+        GuardrailNotReady: If it has. The message names the token.
     """
     highest = max(config.refusal_ids or [0])
     if highest >= vocabulary:
         raise GuardrailNotReady(
-            f"The refusal holds token {highest}, but the model's vocabulary ends at {vocabulary - 1}; set it again "
-            "with this model's tokenizer."
+            f"refusal_ids: expected ids up to {vocabulary - 1}, the end of the vocabulary, got {highest}. "
+            "Set the refusal "
+            "again with this model's tokenizer."
         )
 
 
@@ -83,13 +94,17 @@ def note_refusal(
     cache: Cache | None,
     known: tuple[int, int],
 ) -> None:
-    """Note what the next token of each row has to be, for `refuse` to write it into the logits (see `hooks`).
+    """Note the next token of each row, for `refuse` to write it into the logits (see `hooks`).
 
     Args:
-        message: of the config, see `IdTables.message`.
-        decision: the gate's, of this pass.
-        kept: `[batch, seq]` bool.
-        known: number of layers, largest number of positions.
+        name (str): Name of the guardrail.
+        config (SAEGuardrailConfig): Its config.
+        message (Tensor): Of the config, see `ConfigTables.message`.
+        decision (Decision): The gate's, of this pass.
+        kept (Tensor): `[batch, seq]` bool.
+        inputs (ForwardInputs): Inputs of the call.
+        cache (Cache or None): The cache of the call.
+        known (tuple): Number of layers, largest number of positions.
     """
     if inputs.input_ids is None:
         ids = torch.full(kept.shape, _UNKNOWN, device=kept.device)
@@ -105,28 +120,30 @@ def note_refusal(
         before = ids.new_full((ids.shape[0], n), _UNKNOWN)
     told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), message[:n])
     fired = State.of(decision.state).fired_at > 0
-    # Without a cache a row is judged afresh with what was told already, which may have let it go.
+    # Without a cache a row is judged again with the message so far, after which it may no longer count as fired.
     start = torch.arange(seq, device=ids.device) - told
     fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
     choices = torch.stack([message[told], message[:1].expand_as(told)], dim=-1)
     choices = choices.masked_fill(~fired[..., None], _UNKNOWN)
-    if inputs.refused:  # of a guardrail in an earlier layer: the first to refuse has the word
+    if inputs.refused:  # by a guardrail in an earlier layer: the first refusal counts
         earlier = inputs.refused.pop().to(choices.device)
         choices = torch.where(earlier >= 0, earlier, choices)
     inputs.refused.append(choices)
 
 
 def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:
-    """Write what was noted into the logits of a call's output.
+    """Write the noted tokens into the logits of a call's output.
 
     Args:
-        choices: `[batch, seq, 2]`, the token that has to come after each, and the one if that is forbidden.
-        wanted: number of last positions whose logits were asked for; None or 0 if all were.
+        output: Output of the model.
+        choices (Tensor): `[batch, seq, 2]`, the token that must come after each, and the alternative if it is
+            forbidden.
+        wanted (int or None): Number of last positions whose logits were requested. None or 0 if all were.
     """
     logits = getattr(output, "logits", None)
     batch, seq = choices.shape[:2]
     if not isinstance(logits, Tensor) or logits.shape[:-1] not in ((batch, seq), (batch, wanted)):
-        return output  # a tuple, no head, or a head that was shown picked positions: clamped, and not refused
+        return output  # a tuple, no head, or a head on selected positions: clamped, and not refused
     count = min(wanted or 1, logits.shape[1], choices.shape[1])
     choices = choices[:, -count:].to(logits.device)
     told = torch.full_like(logits[:, -count:], -LOW)
@@ -137,8 +154,10 @@ def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:
 
 
 def _told(ids: Tensor, message: Tensor) -> Tensor:
-    """`[batch, seq]`: the length of the longest beginning of `message [n]` with which the tokens up to each position
-    end, for `ids [batch, n + seq]`, the first n of which are of earlier passes."""
+    """Length of the longest prefix of `message [n]` with which the tokens up to each position end.
+
+    `[batch, seq]`, from `ids [batch, n + seq]` with the last n tokens of earlier passes first.
+    """
     n = len(message)
     windows = ids.unfold(1, n, 1)[:, 1:]  # [batch, seq, n]: each position's last n tokens
     told = torch.zeros_like(windows[..., 0])
@@ -148,7 +167,7 @@ def _told(ids: Tensor, message: Tensor) -> Tensor:
 
 
 def _last(history: GateHistory, n: int) -> Tensor | None:
-    """The last `n` tokens of the earlier passes `[batch, n]`, filled up in front; None if there are none."""
+    """The last `n` tokens of the earlier passes `[batch, n]`, filled up in front, or None without any."""
     if history.get_seq_length() == 0 if not isinstance(history, StaticGateHistory) else not history.is_initialized:
         return None
     keys = history.keys[:, 0, :, 0]

@@ -1,16 +1,16 @@
-"""What a mask shows of earlier passes must be what the gate was shown there.
+"""Consistency of masks over passes: tokens shown later must have been shown to the gate.
 
 A token that the mask hides while it is current is padding: it is neither counted nor hot. In a later pass the mask
 covers that token again, among the columns of the past, and could show it: text that no gate has judged. So a history
-holds for each token whether it was kept (`gate.State.kept`), and no later mask may show more:
+stores for each token whether it was kept (`gate.State.kept`), and no later mask may show more:
 
     lost_row = [some column of the past is shown now, and was hidden then]
 
-Rows of which this holds raise where the host knows it, or may wait for the device to tell it. Where it may not, the
-activations of the row become NaN (see "not finite" in `gate`). Hiding what was kept is no fault.
+Such rows raise if the host knows it, or may wait for the device. Otherwise the activations of the row become NaN (see
+"not finite" in `gate`). Hiding a kept token is allowed.
 
-Models with recurrent layers take a single token into their state whatever the mask says, and all tokens if the mask is
-4-D (transformers' `create_recurrent_attention_mask`): there nothing is padding.
+Models with recurrent layers include a single token in their state whatever the mask says, and all tokens if the mask is
+4-D (transformers' `create_recurrent_attention_mask`): then no token is padding.
 """
 
 from typing import Any
@@ -26,30 +26,38 @@ from sae_unlearn.guardrail.runtime.masks import shown_by
 
 
 def takes_in_all(config: Any) -> bool:
-    """Whether a model of this config has recurrent layers, by the cache that transformers makes for it."""
+    """Return True if a model of this config has recurrent layers.
+
+    The cache that transformers makes for it shows that.
+    """
     try:
         layers = DynamicCache(config=config).layers
-    except (AttributeError, KeyError, TypeError, ValueError):  # no config of a decoder
+    except (AttributeError, KeyError, TypeError, ValueError):  # not a config of a decoder
         return False
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 def shown_before(mask: Any, past: int, device: torch.device) -> Tensor:
-    """`[batch or 1, past]`, not 0 where a 2-D mask shows a token of an earlier pass; everywhere without a mask."""
+    """Return `[batch or 1, past]`, not 0 where a 2-D mask shows a token of an earlier pass.
+
+    Without a mask it is nowhere 0.
+    """
     return torch.ones(1, 1, device=device).expand(1, past) if mask is None else mask[:, :past].to(device)
 
 
 def shown_again(masks: list[Any], history: GateHistory, past: int | Tensor, seq: int) -> Tensor | None:
-    """`[batch]` bool: the rows of which a mask shows a token that was hidden when it was current. None if the host
-    knows that there is none. To be asked before the pass is added to the history.
+    """Return the rows in which a mask shows a token that was hidden when it was current, `[batch]` bool.
+
+    None if the host knows that no row has one. It must be called before the pass is added to the history.
 
     Args:
-        masks: those that tell what is padding, each 2-D or that of an attention kernel; none show everything.
-        past: tokens in the cache before this pass.
-        seq: tokens of this pass.
+        masks (list): Masks that show padding, each 2-D or of an attention kernel. An empty list shows everything.
+        history (GateHistory): The history.
+        past (int or Tensor): Tokens in the cache before this pass.
+        seq (int): Tokens of this pass.
 
     Raises:
-        NotImplementedError: the mask is of a kind that does not tell, and tokens were hidden.
+        NotImplementedError: If the mask is of an unknown kind, and tokens were hidden.
     """
     if history.whole or (isinstance(past, int) and past == 0) or not history.is_initialized:
         return None
@@ -64,7 +72,7 @@ def shown_again(masks: list[Any], history: GateHistory, past: int | Tensor, seq:
 
 
 def _shown_by_one(mask: Any, kept: Tensor, past: int | Tensor, seq: int) -> Tensor:
-    """`[batch]` bool, of one mask, for `kept [batch, tokens of the past]`."""
+    """The rows of one mask, `[batch]` bool, for `kept [batch, tokens of the past]`."""
     if isinstance(mask, Tensor) and mask.ndim == 2:
         mask = mask.to(kept.device)
         if isinstance(past, int):
@@ -74,7 +82,7 @@ def _shown_by_one(mask: Any, kept: Tensor, past: int | Tensor, seq: int) -> Tens
         return (lost & _before(past, lost)).any(dim=1)
     visible, start = shown_by(mask, past, len(kept), seq)
     visible = visible.to(kept.device)
-    if isinstance(past, Tensor) and visible.shape[1] >= kept.shape[1]:  # of the whole of a static cache
+    if isinstance(past, Tensor) and visible.shape[1] >= kept.shape[1]:  # the mask covers the whole static cache
         lost = visible[:, : kept.shape[1]] > kept
         return (lost & _before(past, lost)).any(dim=1)
     if isinstance(past, int):
@@ -86,23 +94,26 @@ def _shown_by_one(mask: Any, kept: Tensor, past: int | Tensor, seq: int) -> Tens
 
 
 def check_shown(lost: Tensor) -> None:
-    """Raise for what `shown_again` found, which waits for the device.
+    """Raise for the result of `shown_again`. It waits for the device.
 
     Raises:
-        GuardrailNotReady: a token is shown that was hidden.
+        GuardrailNotReady: If a hidden token is shown.
     """
     if bool(lost.any()):
         raise GuardrailNotReady(SHOWN_AGAIN)
 
 
 def check_on_host(earlier: Tensor, history: DynamicGateHistory) -> None:
-    """Raise for what `shown_again` would find, of tensors on the host: two operators, and none where all was kept.
+    """Raise for what `shown_again` would find, with tensors on the host.
+
+    It takes two operators, or none if all tokens were kept.
 
     Args:
-        earlier: from `shown_before`.
+        earlier (Tensor): From `shown_before`.
+        history (DynamicGateHistory): The history.
 
     Raises:
-        GuardrailNotReady: a token is shown that was hidden.
+        GuardrailNotReady: If a hidden token is shown.
     """
     hidden = history.hidden()
     if hidden is None:

@@ -23,22 +23,23 @@ from torch import Tensor
 
 
 BEGINNING = -2
-"""In place of a slot before a pass: the row begins in it."""
+"""Slot before a pass of a row that begins in it."""
 
 PADDING = -1
-"""In place of a token's slot: the token is padding, and what is written is never read."""
+"""Slot of a padding token. What is written there is never read."""
 
 
 class CacheSlots(NamedTuple):
-    """Where the states of a pass of `T` tokens in `R` rows lie.
+    """Slots of the states of a pass of `T` tokens in `R` rows.
 
     Attributes:
-        of_token: `[T]` int64, the cache slot of each token; `PADDING` for padding.
-        before: `[R]` int64, the slot of each row's last earlier token; `BEGINNING` if there is none.
-        computed: `[R]` int64, tokens of each row before this pass.
-        shared: whether a slot of `before` may be written in this very pass, by another row. That happens if two
-            requests begin with the same text at once. The host knows it; where it is True, it waits for the device.
-        seeds: `[R]` int64, added to the stamps of rows that begin in this pass, and 0 for all others. None: all 0.
+        of_token (Tensor): `[T]` int64, the cache slot of each token; `PADDING` for padding.
+        before (Tensor): `[R]` int64, the slot of each row's last earlier token; `BEGINNING` if it has none.
+        computed (Tensor): `[R]` int64, tokens of each row before this pass.
+        shared (bool): Another row may write a slot of `before` in this pass. This happens if two requests begin with
+            the same text at once. The host knows it; if True, it waits for the device.
+        seeds (Tensor or None): `[R]` int64, added to the stamps of rows that begin in this pass, and 0 for all others.
+            None: all 0.
     """
 
     of_token: Tensor
@@ -61,7 +62,7 @@ class SlotTable:
     Attributes:
         states: `[slots + 2, size]` float32. The last two are of `BEGINNING` (always zeros) and of `PADDING`.
         stamps: `[slots + 2]` int64, or None.
-        ids: `[slots + 2]` int64, -1 where no token is, or None.
+        ids: `[slots + 2]` int64, -1 in empty slots, or None.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class SlotTable:
             self.ids.fill_(-1)
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]], block_size: int) -> None:
-        """Follow copies of cache blocks: `(from, to)` for each, in blocks of `block_size` slots."""
+        """Copy states with cache blocks: `(from, to)` for each, in blocks of `block_size` slots."""
         for source, target in pairs:
             for table in (self.states, self.stamps, self.ids):
                 if table is not None:
@@ -91,10 +92,10 @@ class SlotTable:
                     table[target * block_size : (target + 1) * block_size] = table[where]
 
     def summands(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """`[T]` int64: what each token adds to its row's stamp."""
+        """Return what each token adds to its row's stamp, `[T]` int64."""
         return ids * self._factors[positions]
 
     def stamp_of(self, ids: Tensor, seed: int = 0) -> int:
-        """The stamp after the tokens `ids [n]` of a row."""
+        """Return the stamp after the tokens `ids [n]` of a row."""
         ids = ids.to(self._factors.device)
         return int(self.summands(ids, torch.arange(len(ids), device=ids.device)).sum() + seed)

@@ -228,7 +228,7 @@ def test_what_a_broken_sink_leaves_is_bounded_and_what_is_dropped_is_said(model,
 @pytest.mark.parametrize(
     ("to", "said"),
     [
-        (123, "to=123; expected a logging.Logger, a callable, or the name of a file"),
+        (123, "to=123: expected a logging.Logger, a callable, or the name of a file"),
         (b"firings.jsonl", "to=b'firings.jsonl'; expected"),
         (
             "{here}/no/x.jsonl",

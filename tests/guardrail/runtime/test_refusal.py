@@ -296,8 +296,8 @@ def test_the_action_of_a_set_can_be_changed_by_name(tmp_path):
         (("other", "clamp", {}), "name='other'.*'default'"),
         (("default", "forget", {}), "action='forget' is not one of 'clamp', 'record', 'refuse'"),
         (("default", "refuse", {}), "needs `refusal_ids`"),
-        (("default", "refuse", {"message": "w7"}), "needs a tokenizer"),
-        (("default", "refuse", {"message": " ", "tokenizer": tiny_tokenizer()}), "has no tokens"),
+        (("default", "refuse", {"message": "w7"}), "tokenizer=None"),
+        (("default", "refuse", {"message": " ", "tokenizer": tiny_tokenizer()}), "refusal=' '"),
     ],
 )
 def test_an_action_that_cannot_be_set_is_refused_and_nothing_changes(arguments, message):
