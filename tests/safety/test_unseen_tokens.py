@@ -102,9 +102,7 @@ def test_a_cache_that_is_reset_begins_anew():
 def test_a_prompt_read_without_it_stops_the_first_guarded_step(architecture):
     request = Request(guarded(architecture))
     request.unguarded()
-    with pytest.raises(
-        GuardrailNotReady, match=r"holds 9 tokens and .* has seen 0: it was filled without"
-    ):
+    with pytest.raises(GuardrailNotReady, match=r"holds 9 tokens and .* has seen 0: it was filled without"):
         request.read()
 
 
