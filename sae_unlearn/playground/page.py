@@ -59,7 +59,7 @@ def build_page(session: Session, title: str, examples: Sequence[str] = ()) -> An
                     gate = (verdict_html(seen) + gate_svg(seen), tokens_html(seen))
                 yield found.bare, found.guarded, *gate
         except UnlearnError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<style>{STYLE}</style>")
