@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
-from fitting import FORGET, RETAIN, config_of, fit
+from fitting import FORGET, RETAIN, SAE, config_of, fit
 from tiny_topic import save_adapters
 
 from sae_unlearn import attach_guardrail, set_threshold
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.fit.selection import FeatureSums
 from sae_unlearn.guardrail.tuning.curve_plot import curve
 from sae_unlearn.guardrail.tuning.stored import tune_guardrail
 from sae_unlearn.guardrail.tuning.trade_off import trade_off
@@ -154,3 +155,22 @@ def test_short_text_is_judged_where_it_was_measured_and_nothing_where_nothing_wa
     assert "told badly (AUROC 0.700)" in found.lines[1]
     assert judge({}) is None
     assert judge({"auroc": "0.9"}) is None
+
+
+def test_a_topic_that_the_sae_does_not_know_is_named():
+    known = {"forget": 0.75, "retain": 0.8}
+    usual = calibration(TOPIC, MANY, auroc=0.9, **rates(0.95, 0.02))
+    assert "Reconstruction" not in str(judge(usual | {"explained_variance": known}))
+    unknown = judge(usual | {"explained_variance": {"forget": 0.4, "retain": 0.8}})
+    assert "explains 0.40 of the topic's variance and 0.80" in unknown.lines[1]
+
+
+def test_explained_variance_is_that_of_its_equation():
+    h = torch.randn(70, SAE.d_in, generator=torch.Generator().manual_seed(1)) * 3 + 1
+    sums = FeatureSums(SAE)
+    for part in h.split(30):
+        sums.add(part)
+    error, centered = (SAE(h) - h).double(), (h - h.mean(0)).double()
+    wanted = 1 - float(error.square().sum() / centered.square().sum())
+    assert sums.reconstruction.explained() == pytest.approx(wanted, abs=1e-3)
+    assert FeatureSums(SAE).reconstruction.explained() is None

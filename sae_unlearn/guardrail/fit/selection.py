@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_validation import EVIDENCE_STEP, LARGEST_EVIDENCE
+from sae_unlearn.guardrail.fit.reconstruction import Reconstruction
 from sae_unlearn.guardrail.weights import own_effect
 from sae_unlearn.sae import SparseAutoencoder
 
@@ -44,6 +45,7 @@ class FeatureSums:
         total (Tensor): Sum of activations `[d_sae]` float64.
         squares (Tensor): Sum of their squares `[d_sae]` float64.
         active (Tensor): Number of tokens at which each feature was active `[d_sae]` float64.
+        reconstruction (Reconstruction): How much of the first tokens the SAE explains; not part of `state`.
     """
 
     def __init__(self, sae: SparseAutoencoder) -> None:
@@ -52,12 +54,14 @@ class FeatureSums:
         self.total = torch.zeros(sae.d_sae, dtype=torch.float64)
         self.squares = torch.zeros(sae.d_sae, dtype=torch.float64)
         self.active = torch.zeros(sae.d_sae, dtype=torch.float64)
+        self.reconstruction = Reconstruction(sae.d_in)
 
     @torch.no_grad()
     def add(self, residual: Tensor) -> None:
         """Add tokens, `[tokens, d_in]`."""
         for block in residual.split(max(1, _ELEMENTS // self._sae.d_sae)):
             a = self._sae.encode(block.to(self._sae.device))
+            self.reconstruction.add(self._sae, block, a)
             a = a.to(torch.promote_types(a.dtype, torch.float32))  # their squares overflow in float16
             self.tokens += a.shape[0]
             self.total += a.sum(dim=0).cpu().double()

@@ -87,7 +87,10 @@ class Fit:
 
     def parts(self, role: str) -> dict[str, Tensor | Stateful]:
         """Return the sums of the pass over the selection rows of a corpus."""
-        found: dict[str, Tensor | Stateful] = {"sums": self.sums[role]}
+        found: dict[str, Tensor | Stateful] = {
+            "sums": self.sums[role],
+            "reconstruction": self.sums[role].reconstruction,
+        }
         return found | {"active": self.encoded[role]} if self.plan.cross_fitted else found
 
     def add(self, role: str, batch: ResidualBatch) -> None:
@@ -114,7 +117,8 @@ class Fit:
                 f"{role}: the processes got different corpora. Pass the same one to all of them; they share its "
                 "batches."
             )
-        self.sums[role].restore(summed(self.sums[role].state()))
+        for sums in (self.sums[role], self.sums[role].reconstruction):
+            sums.restore(summed(sums.state()))
         if not rows.documents:
             raise GuardrailError(f"{role}: expected at least {8 if role == 'forget' else 32} texts, got none.")
         if not self.sums[role].tokens:
@@ -255,6 +259,8 @@ class Fit:
             )
             if self.short:
                 found["auroc_short"] = auroc(self.short["forget"], self.short["retain"])
+            explained = {role: sums.reconstruction.explained() for role, sums in self.sums.items()}
+            found["explained_variance"] = {role: value for role, value in explained.items() if value is not None}
             found["warnings"] = warnings_of(found)
             found["features"] = feature_figures(self.part.feature_ids, self.sums, self.plan.importance)
         if self.windowed is not None:

@@ -10,6 +10,8 @@ GOOD, FAIR = 0.95, 0.85
 """AUROC from which on the topic is told well, and told in part."""
 LEAST_RECALL = 0.8
 FEW_ROWS = 20
+UNEXPLAINED = 0.1
+"""Explained variance by which the topic falls behind other text, from which on the SAE may not know it."""
 WEAK_DOSE, STRONG_DOSE = 0.25, 2.0
 """Norm of the edit in units of the residual stream's."""
 
@@ -46,7 +48,14 @@ def judge(calibration: dict[str, Any], where: str = "FOLDER") -> Verdict | None:
         return None
     edit = real(calibration.get("edit_to_residual"))
     expected = 1 - (real(calibration.get("threshold_percentile")) or 95.0) / 100
+    explained = calibration.get("explained_variance") or {}
+    known, other = real(explained.get("forget")), real(explained.get("retain"))
     lines = [_topic(auroc)]
+    if known is not None and other is not None and known < other - UNEXPLAINED:
+        lines.append(
+            f"Reconstruction: the SAE explains {known:.2f} of the topic's variance and {other:.2f} of other text's; it "
+            "may not know the topic."
+        )
     if short is not None:
         lines.append(_short(short, auroc))
     lines.append(
