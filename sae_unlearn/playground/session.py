@@ -138,9 +138,10 @@ class Session:
         self.name, self.layer = the_guardrail(model, adapter_name)
         self.config = self.layer.guard_config[self.name]
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._cache_name = cache_name(bare_model(model))
-        if self._cache_name is None:
+        name = cache_name(bare_model(model))
+        if name is None:
             raise UnlearnError(f"model: expected one with a cache, got {type(model).__name__}. Use `generate`.")
+        self._cache_name: str = name
         self._lock = threading.Lock()
 
     def answers(self, prompt: str, settings: Settings | None = None) -> Iterator[Answers]:

@@ -183,8 +183,8 @@ class Fit:
         if "forget" in self.rows:
             self.statistics["forget"] = self._held_out("forget")
         if len(self.rows) == 2 and not self.faithful and not self.plan.read["chat_template"]:
-            for role, rows in self.rows.items():
-                self.short[role] = self._statistics(beginnings(rows.report), f"{role}: short text")
+            for role, one in self.rows.items():
+                self.short[role] = self._statistics(beginnings(one.report), f"{role}: short text")
 
     def artefact(self) -> Artefact:
         """Return the fitted guardrail."""
