@@ -92,13 +92,21 @@ def card_fields(setting: AlignmentSetting, args: SAEAlignmentConfig, steps: int)
         "num_targets": f"{num_targets} entities" if num_targets > 1 else "1 entity",
         "types": ", ".join(f"`{kind}`" for kind in plan.groups.types),
         "layer": str(setting.layer),
-        "loss": ", ".join(f"{weight:g} x {names[part]}" for part, weight in args.weights.items()),
+        "loss": _how(args, steps, ", ".join(f"{weight:g} x {names[part]}" for part, weight in args.weights.items())),
         "references": f"{len(plan.known)} known and {len(plan.unknown)} unknown entities",
         "held_out": str(len(plan.known) + len(plan.unknown) - len(plan.fit_known) - len(plan.fit_unknown)),
         "separation": f"{setting.separation.both:.3f}",
         "steps": str(steps),
         "seed": str(args.seed),
     }
+
+
+def _how(args: SAEAlignmentConfig, steps: int, loss: str) -> str:
+    """Whether the adapter was solved for, trained, or both, with the loss of the training."""
+    if args.init != "closed_form":
+        return f"Loss: {loss}"
+    solved = "Solved for in closed form: least squares on the states at the targets' names, without training"
+    return f"{solved}, and then trained with {loss}" if steps else solved
 
 
 def _table(metrics: Mapping[str, float]) -> str:

@@ -180,6 +180,7 @@ def _report(before: dict[str, float], after: dict[str, float]) -> str:
     rows = [["targets, in templates that training never used", "before", "after"]]
     for key, title in (
         ("eval_known_auc", "looks more known than an unknown entity (AUC; 0.5: indistinguishable)"),
+        ("eval_way_left", "part of the way to unknown entities that is left"),
         ("eval_variance_ratio", "variance over that of unknown entities"),
         ("eval_toward", "distance to unknown entities"),
         ("eval_kl", "KL to the base on held-out retain rows, nats per token"),

@@ -61,6 +61,18 @@ def test_train_writes_a_lora_its_card_and_its_picture(parts, tmp_path, capsys):
     assert not any(name in card for name in entities("known", 36, kind="city").sample(4, seed=1).names)
 
 
+@pytest.mark.slow
+def test_train_solves_without_a_step(parts, tmp_path, capsys):
+    more = ["--init=closed_form", "--max-steps=0", f"--covariance-cache={tmp_path / 'kept'}", "--retain-budget=0.5"]
+    assert main(arguments(parts, tmp_path / "out", "--min-separation=0", *more)) == 0
+    assert "part of the way to unknown entities that is left" in capsys.readouterr().out
+    assert list((tmp_path / "kept").iterdir())
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parts / "model"), tmp_path / "out")
+    changed = [n for n, p in model.named_parameters() if "lora_B" in n and p.abs().max() > 0]
+    assert changed
+    assert all("down_proj" in name for name in changed)
+
+
 def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
     for more, said in (
         (["--min-separation=1"], "min_separation=1: "),

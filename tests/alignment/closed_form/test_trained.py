@@ -59,6 +59,7 @@ def test_what_is_saved_is_what_was_solved(tmp_path):
         merged = copy.deepcopy(loaded).merge_and_unload()
         assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-4)
     assert float((expected - base).abs().max()) > 1e-3
+    assert "Solved for in closed form" in (tmp_path / "saved" / "README.md").read_text()
 
 
 def test_the_lora_has_the_damage_that_was_measured(tmp_path):
