@@ -117,8 +117,6 @@ def _remember_references() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the sets of one recipe that have no file yet."""
-    torch.set_num_threads(1)
-    _remember_references()
     options = {**RECIPES[args.recipe], **json.loads(args.options)}
     data = load_pooled_data(data_folder(args.data), args.cities)
     sets = data.choice if args.choice else data.sets
@@ -129,11 +127,19 @@ def run(args: argparse.Namespace) -> None:
     }
     if all(path.exists() for path in paths.values()):
         return
+    torch.set_num_threads(1)
+    _remember_references()
     model, tokenizer = load_demo_model()
-    sae = load_demo_sae()
     args.cache.mkdir(parents=True, exist_ok=True)
     meter = Meter(model, tokenizer, data, args.cache / "facts.json")
     meter.read_base()
+    run_sets(args, meter, options, paths)
+
+
+def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], paths: dict[int, Path]) -> None:
+    """Align and measure the sets that have no file yet."""
+    model, tokenizer, data, sae = meter.model, meter.tokenizer, meter.data, load_demo_sae()
+    sets = data.choice if args.choice else data.sets
     for i, path in paths.items():
         if path.exists():
             continue
@@ -167,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
             for key, value in tuned.named_parameters():
                 if key in stop.kept:
                     value.data.copy_(stop.kept[key])
-        found = {"recipe": name, "set": i, "options": options, "targets": targets.names}
+        found = {"recipe": args.name or args.recipe, "set": i, "options": options, "targets": targets.names}
         found |= {"seconds preparing": ready - start, "seconds": seconds, "step": stop.step}
         if trainer.solution is not None:
             found |= {**trainer.solution.to_dict(), "tried": trainer.solution.tried}

@@ -108,7 +108,7 @@ class Meter:
             name: entity_states(model, self.tokenizer, cities, LAYER, held_out=True)
             for name, cities in (("targets", targets), ("known", neighbors), ("unknown", data.unknown_test[:24]))
         }
-        probe = refit_discriminator(states["targets"], states["known"], states["unknown"], "linear", repeats=3)
+        probe = refit_discriminator(states["targets"], states["known"], states["unknown"], "linear", repeats=2)
         found["probe"] = {k: getattr(probe, k).value for k in ("targets", "floor", "ceiling")}
         return found
 
