@@ -1,4 +1,4 @@
-"""Putting a guardrail on a model, and taking it off."""
+"""Attaching a guardrail to a model, and detaching it."""
 
 import copy
 import os
@@ -46,36 +46,40 @@ def attach_guardrail(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> PeftModel:
-    """Put a guardrail on a model. Everything is checked before the model is touched.
+    """Attach a guardrail to a model. Everything is checked before the model is changed.
 
     Args:
-        model: a causal language model of transformers; or a `PeftModel` with guardrails, which the new one joins; or
-            one with a LoRA, beside which it works. All stay active.
-        source: a local folder, a Hub repository, a `GuardrailFolder`, or an `SAEGuardrailConfig` with `feature_ids`,
-            `threshold` and `clamp_value`, whose rows are taken from `sae` (or the SAE that its `sae_source` names).
-        adapter_name: its name on the model; default "default", or "guardrail" beside a LoRA.
-        revision: branch, tag or commit of the Hub repository.
-        subfolder: folder in the repository or folder.
-        sae: the SAE, when `source` is a config.
-        check_base: compare the model with the recorded fingerprint of the one it was fitted on. False only warns,
-            for instance for a fine-tuned descendant.
-        token, cache_dir, local_files_only: as in `huggingface_hub`.
+        model (Module): A causal language model of transformers; or a `PeftModel` with guardrails or a LoRA, which the
+            guardrail joins. All stay active.
+        source (str, PathLike, GuardrailFolder or SAEGuardrailConfig): A local folder, a Hub repository, a
+            `GuardrailFolder`, or an `SAEGuardrailConfig` with `feature_ids`, `threshold` and `clamp_value`, whose
+            weights come from `sae` (or from the SAE of its `sae_source`).
+        adapter_name (str, *optional*): Its name on the model. Defaults to "default", or "guardrail" if the model has an
+            adapter.
+        revision (str, *optional*): Branch, tag or commit of the Hub repository.
+        subfolder (str, *optional*): Folder inside the source.
+        sae (SparseAutoencoder, *optional*): The SAE, if `source` is a config.
+        check_base (bool, *optional*, defaults to True): True to compare the model with the fingerprint of the one that
+            the guardrail was fitted on. False only warns, for instance for a fine-tuned descendant.
+        token (str or bool, *optional*): As in `huggingface_hub`.
+        cache_dir (str or PathLike, *optional*): As in `huggingface_hub`.
+        local_files_only (bool, *optional*, defaults to False): As in `huggingface_hub`.
 
     Returns:
-        A `PeftModel` with the guardrail active. The model you passed is wrapped, not copied; of a compiled one the
-        model inside, so compile what is returned.
+        A `PeftModel` with the guardrail active. The model is wrapped, not copied. A compiled model is unwrapped first,
+        so compile the returned one.
 
     Raises:
-        GuardrailError: the folder is malformed, the guardrail does not belong to this model, the name is taken, or no
-            name is given and the very guardrail is on the model already. With another name or other settings the same
-            weights are warned of: where both fire, the edit is made twice.
+        GuardrailError: If the folder is malformed, the guardrail does not belong to this model, the name is taken, or
+            no name is passed and the same guardrail is attached already. For the same weights under another name or
+            with other settings it only warns: if both fire, the edit is applied twice.
     """
     bare = bare_model(model)
     name = free_name(model, adapter_name)
     if isinstance(source, SAEGuardrailConfig):
         artefact = _from_config(copy.deepcopy(source), sae)
     elif not isinstance(source, (str, os.PathLike, GuardrailFolder)):
-        raise GuardrailError(f"source={source!r:.60} is no folder, Hub id or SAEGuardrailConfig.")
+        raise GuardrailError(f"source={source!r:.60}: expected a folder, a Hub id or an SAEGuardrailConfig.")
     else:
         artefact = GuardrailFolder.open(
             source,
@@ -91,29 +95,32 @@ def attach_guardrail(
     check_belongs(artefact.config, bare, check_base)
     if artefact.damage is not None:
         raise GuardrailError(
-            f"{source}: {artefact.damage}. Download or fit it again; or, if you changed it yourself, take "
-            f"{' and '.join(map(repr, SEALS))} out of its config."
+            f"{source}: {artefact.damage}. Download or fit it again; if you changed it yourself, remove "
+            f"{' and '.join(map(repr, SEALS))} from its config."
         )
     check_new(guard_layers(model), artefact.config, artefact.tensors, named=adapter_name is not None)
     return place_guardrail(model, artefact, name)
 
 
 def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
-    """Take a guardrail off, or all of them; what remains computes as if it had never been there, bit for bit.
+    """Detach one guardrail or all. The model then computes the same bits as before it was attached.
 
     Args:
-        model: a model with guardrails.
-        adapter_name: which one; None takes all off.
+        model (Module): A model with guardrails.
+        adapter_name (str, *optional*): Name of the guardrail. Defaults to all.
 
     Returns:
-        The base model if nothing else is on it, else `model`.
+        The base model if no other adapter is on it, else `model`.
 
     Raises:
-        GuardrailError: there is no guardrail of that name.
+        GuardrailError: If the model has no guardrail of that name.
     """
     layers = [layer for layer in guard_layers(model) if adapter_name is None or adapter_name in layer.guard_config]
     if not layers:
-        raise GuardrailError(f"There is no guardrail{f' {adapter_name!r}' if adapter_name else ''} on the model.")
+        raise GuardrailError(
+            f"adapter_name={adapter_name!r}: expected a guardrail of the model, got "
+            f"{sorted(name for layer in guard_layers(model) for name in layer.guard_config)}."
+        )
     bare = bare_model(model)
     active = _active_guards(model)
     configs = getattr(model, "peft_config", None) or getattr(bare, "peft_config", {})
@@ -141,9 +148,9 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
 
 
 def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
-    """Put a checked guardrail on a model, make it active beside what is active already, and see that it arrived.
+    """Attach a checked guardrail, enable it in addition to the active ones, and check its weights.
 
-    If any of that fails, the model is left as it was.
+    If that fails, the model is unchanged.
     """
     model, bare = uncompiled(model), bare_model(model)
     had_configs = hasattr(bare, "peft_config")
@@ -163,16 +170,16 @@ def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
         model = GuardedModel(model, config, adapter_name=name)
     elif isinstance(model.base_model, SAEGuardrailModel):
         with warnings.catch_warnings():
-            # PEFT warns of names that are part of its prefix, for fear of weights that get lost; ours do not
+            # PEFT warns of names that are part of its prefix, since weights may get lost; a guardrail's do not
             warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
             model.add_adapter(name, config)
         _activate(model, [*active, name])
     else:
         with warnings.catch_warnings():
-            # PEFT warns that the model has adapters already: it has, and the guardrail joins their configs
+            # PEFT warns that the model has adapters; the guardrail joins their configs
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             SAEGuardrailModel(bare_model(model), config, name)
-    for layer in guard_layers(model):  # PEFT makes the newest the only active one, where it does not know of the others
+    for layer in guard_layers(model):  # PEFT activates only the newest one if it does not know the others
         layer.activate([*active, name])
     bare = bare_model(model)
     layer = getattr(find_decoder_layers(bare).layers[config.layer], CHILD)
@@ -185,11 +192,11 @@ def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
 def _take_back(
     model: nn.Module, bare: nn.Module, name: str, active: dict[SAEGuardrailLayer, list[str]], had_configs: bool
 ) -> None:
-    """Undo a `_place` that did not come to its end."""
+    """Undo a `_place` that failed."""
     for decoder_layer in find_decoder_layers(bare).layers:
         layer = getattr(decoder_layer, CHILD, None)
         if layer is None:
-            remove_hooks(decoder_layer, SAEGuardrailLayer)  # of one that was never placed
+            remove_hooks(decoder_layer, SAEGuardrailLayer)  # of a layer that was never added
         elif name in layer.guard_config:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
@@ -214,25 +221,27 @@ def _active_guards(model: nn.Module) -> list[str]:
 def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> Artefact:
     if not config.feature_ids or config.threshold is None or config.clamp_value is None:
         raise GuardrailError(
-            f"A config alone needs feature_ids ({config.feature_ids}), threshold ({config.threshold}) and clamp_value "
-            f"({config.clamp_value}); use `fit_guardrail` to measure them."
+            f"source: expected a config with feature_ids, threshold and clamp_value, got {config.feature_ids}, "
+            f"{config.threshold} and {config.clamp_value}. Measure them with `fit_guardrail`."
         )
     if sae is None:
         source = config.sae_source or {}
         if not source.get("id") or source.get("local"):
-            raise GuardrailError("A config alone has no weights: pass `sae=`, or name the SAE in `sae_source`.")
+            raise GuardrailError(
+                "sae=None: expected an SAE, since a config has no weights. Pass `sae=` or `sae_source`."
+            )
         sae = SparseAutoencoder.from_pretrained(
             source["id"], subfolder=source.get("subfolder"), revision=source.get("revision")
         )
     if sae.layer not in (None, config.layer):
-        raise GuardrailError(f"layer={config.layer}, but the SAE reads the output of layer {sae.layer}.")
+        raise GuardrailError(f"layer={config.layer}: expected {sae.layer}, the layer that the SAE reads.")
     if config.base_model.hidden_size is None:
         config.base_model = replace(config.base_model, hidden_size=sae.d_in)
     check_threshold(config.threshold, config, None)
     if not sae.exact_in_slices:
-        kind = "SAE with normalised inputs" if sae.k is None else f"topk SAE (k={sae.k})"
+        kind = f"input_norm={sae.input_norm!r}" if sae.k is None else f"topk SAE (k={sae.k})"
         raise GuardrailError(
-            f"This is a {kind}, whose features a guardrail has to approximate, and that needs text: use "
+            f"sae: expected one that is sliced exactly, got {kind}. Approximate it on text with "
             "`fit_guardrail(..., topk='threshold')`."
         )
     part = sae.slice([*config.feature_ids, *(config.gate_feature_ids or ())])
@@ -242,39 +251,37 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
 
 
 def free_name(model: nn.Module, wanted: str | None) -> str:
-    """The name of a guardrail that is put on a model: `wanted`, or the default one.
+    """Return the name of a new guardrail: `wanted`, or the default one.
 
     Raises:
-        GuardrailError: it is taken, or PEFT or a file system could not hold it.
+        GuardrailError: If it is taken, or not valid for PEFT or a file system.
     """
     taken = {name for layer in guard_layers(model) for name in layer.guard_config}
     taken |= set(getattr(model, "peft_config", None) or {})
     if wanted is not None and not isinstance(wanted, str):
-        raise GuardrailError(f"adapter_name={wanted!r} is a {type(wanted).__name__}; give a text.")
+        raise GuardrailError(f"adapter_name={wanted!r}: expected a text, got {type(wanted).__name__}.")
     name = wanted or ("guardrail" if taken else "default")
     if name in taken:
-        raise GuardrailError(f"There is an adapter {name!r} on the model already; choose another `adapter_name`.")
+        raise GuardrailError(f"adapter_name={name!r}: the model has an adapter of this name. Pass another name.")
     if "." in name or SAEGuardrailModel.prefix in name:
-        raise GuardrailError(f"adapter_name={name!r} must not hold a dot or {SAEGuardrailModel.prefix}.")
+        raise GuardrailError(f"adapter_name={name!r}: expected a name without a dot and {SAEGuardrailModel.prefix}.")
     if name != name.strip() or not name.isprintable() or set(name) & set(_IN_PATHS):  # it becomes a folder
         raise GuardrailError(
-            f"adapter_name={name!r} would be a folder's name when it is saved; use letters, digits, '_' and '-'."
+            f"adapter_name={name!r}: expected a valid name of a folder. Use letters, digits, '_' and '-'."
         )
     if hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
-        raise GuardrailError(
-            f"adapter_name={name!r} is what a module of torch calls a part of its own; choose another `adapter_name`."
-        )
+        raise GuardrailError(f"adapter_name={name!r}: torch uses this name in its modules. Pass another name.")
     hidden = _hidden_by(name, model)
     if hidden is not None:
         raise GuardrailError(
-            f"adapter_name={name!r} stands in the path of a tensor of adapter {hidden!r}, and PEFT would leave that "
-            "tensor out when it saves; choose another `adapter_name`."
+            f"adapter_name={name!r} is part of the path of a tensor of adapter {hidden!r}, which PEFT would not save. "
+            "Pass another name."
         )
     return name
 
 
 def _hidden_by(name: str, model: nn.Module) -> str | None:
-    """The adapter beside ours of which PEFT would not save all: it drops tensors whose path holds another's name."""
+    """Return another adapter that PEFT would not save whole: it drops tensors with `name` in their path."""
     configs = getattr(model, "peft_config", None) or {}
     others = [other for other, config in configs.items() if not isinstance(config, SAEGuardrailConfig)]
     paths = [f".{key}." for key, _ in model.named_parameters()] if others else []
@@ -292,4 +299,4 @@ def _write(layer: SAEGuardrailLayer, name: str, tensors: dict[str, Any]) -> None
         for key, parameter in layer.guardrail(name).tensors().items():
             parameter.copy_(tensors[key])
             if not torch.equal(parameter.cpu().to(tensors[key].dtype), tensors[key]):
-                raise GuardrailError(f"{key} did not arrive on the model as it was read.")
+                raise GuardrailError(f"{key} differs on the model from the file. Attach it again.")

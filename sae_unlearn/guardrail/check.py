@@ -1,4 +1,4 @@
-"""`check_guardrail`: does a guardrail belong to a model, is its dose enough, and does its gate do what it should?"""
+"""`check_guardrail`: checks of base model, dose, gate and refusal of a guardrail on a model."""
 
 import os
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ _PROBE_LIMIT = 16  # rows; and tokens below
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the guardrail makes of some rows: statistics `[n]`, the norms of all residuals, and the edits' moments."""
+    """Measurements on some rows: statistics `[n]`, norms of all residuals, and moments of the edit."""
 
     statistics: Tensor
     norms: Tensor
@@ -50,25 +50,29 @@ def check_guardrail(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> CheckReport:
-    """Look whether a guardrail will work on a model. The model is not changed, and is run up to the guarded layer only.
+    """Check that a guardrail will work on a model, which is unchanged and runs up to the guarded layer.
 
     Args:
-        model: the model it is to be attached to.
-        source: a local folder, a Hub repository, or a `GuardrailFolder`.
-        tokenizer: the model's; needed where `forget` or `retain` is text, and to compare a refusal with its tokens.
-        forget: rows of the topic, as for `fit_guardrail`. None: those stored in the artefact (`store_probe`), if any.
-        retain: other rows, likewise.
-        text_column: column of datasets and mappings that holds the text.
-        batch_size: rows per forward pass.
-        revision: branch, tag or commit of the Hub repository.
-        subfolder: folder in the repository or folder.
-        token, cache_dir, local_files_only: as in `huggingface_hub`.
+        model (Module): The model to attach it to.
+        source (str, PathLike or GuardrailFolder): A local folder, a Hub repository, or a `GuardrailFolder`.
+        tokenizer (PreTrainedTokenizerBase, *optional*): The model's tokenizer, for text in `forget` or `retain` and for
+            the text of a refusal.
+        forget (Iterable[Any], *optional*): Rows of the topic, as for `fit_guardrail`. Defaults to the rows stored with
+            `store_probe`, if any.
+        retain (Iterable[Any], *optional*): Other rows, likewise.
+        text_column (str, *optional*, defaults to "text"): Column of datasets and mappings that holds the text.
+        batch_size (int, *optional*, defaults to 8): Rows per forward pass.
+        revision (str, *optional*): Branch, tag or commit of the Hub repository.
+        subfolder (str, *optional*): Folder inside the source.
+        token (str or bool, *optional*): As in `huggingface_hub`.
+        cache_dir (str or PathLike, *optional*): As in `huggingface_hub`.
+        local_files_only (bool, *optional*, defaults to False): As in `huggingface_hub`.
 
     Returns:
         The findings, in sentences.
 
     Raises:
-        GuardrailError: there is no guardrail at `source`, or it is malformed.
+        GuardrailError: If `source` has no guardrail, or it is malformed.
     """
     artefact = GuardrailFolder.open(
         source,
@@ -85,7 +89,7 @@ def check_guardrail(
     findings = [belongs]
     if artefact.damage is not None:
         findings.append(
-            Finding("seal", "problem", f"{artefact.damage}. It cannot be attached: fit or download it again.")
+            Finding("seal", "problem", f"{artefact.damage}. It cannot be attached. Fit or download it again.")
         )
     probe, malformed = _probe(config, bare)
     if malformed:
@@ -127,7 +131,7 @@ def _measure(artefact: Artefact, model: nn.Module, rows: list[list[int]], batch_
 
 
 def _edit_size(measured: dict[str, _Measured], clamp: Tensor) -> float | None:
-    """The edit's typical norm on forget rows over the median norm of all residuals; None if no token was hot."""
+    """Return the edit's norm on forget rows over the median residual norm; None without a hot token."""
     forget = measured.get("forget")
     if forget is None or not forget.moments.tokens:
         return None
@@ -135,7 +139,7 @@ def _edit_size(measured: dict[str, _Measured], clamp: Tensor) -> float | None:
 
 
 def _probe(config: SAEGuardrailConfig, model: nn.Module) -> tuple[dict[str, list[list[int]]], str | None]:
-    """The stored rows by role, and what is wrong with them: they come from a file that anybody may have written."""
+    """Return the stored rows by role, or an error on them: the file is untrusted."""
     probe = (config.calibration or {}).get("probe")
     if probe is None:
         return {}, None
@@ -146,8 +150,8 @@ def _probe(config: SAEGuardrailConfig, model: nn.Module) -> tuple[dict[str, list
     )
     if not sound:
         return {}, (
-            f"The stored probe is not made of up to {_PROBE_LIMIT} rows of token ids below {vocabulary}; give forget "
-            "and retain text instead."
+            f"probe: expected at most {_PROBE_LIMIT} rows of token ids below {vocabulary}. Pass forget and retain text "
+            "instead."
         )
     return probe, None
 

@@ -1,4 +1,4 @@
-"""The guardrails on a model by name: list and enable them, set their action, and get the model's status."""
+"""The guardrails on a model by name: list, enable, set their action, and get the model's status."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class AttachedGuardrail:
 
 
 def list_guardrails(model: nn.Module) -> list[AttachedGuardrail]:
-    """Return the guardrails on a model in the order of their layers; an empty list if there is none.
+    """Return the guardrails on a model in the order of their layers; an empty list without any.
 
     Args:
         model (`nn.Module`): Any model.
@@ -87,7 +87,7 @@ def enable_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
         names (`str` or iterable of `str`): Adapter names. An empty list disables all guardrails.
 
     Raises:
-        GuardrailError: If there is no guardrail of one of these names. Nothing is changed then.
+        GuardrailError: If one of the names is not a guardrail of the model. Nothing is changed then.
     """
     wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     there = _configs(model)
@@ -109,20 +109,20 @@ def set_action(
     message: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Change what a guardrail does with a sequence that fired; it holds from the next forward pass on, and is saved.
+    """Set the action of a guardrail on a row that fired, from the next forward pass on. It is saved, too.
 
     `set_action(model, "biology", "record")`, or `set_action(model, "record")` on a model with one guardrail.
 
     Args:
         model (`nn.Module`): A model with guardrails.
-        name (`str`, *optional*): The guardrail's adapter name. Not needed where there is one.
+        name (`str`, *optional*): The guardrail's adapter name. Not needed if the model has one guardrail.
         action (`str`): "clamp", "record", or "refuse".
-        message (`str`, *optional*): What a refusal answers; needed the first time.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's, for the message.
+        message (`str`, *optional*): Answer of a refusal; needed the first time.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's tokenizer, for the message.
 
     Raises:
-        GuardrailError: If there is no such guardrail or action, if several are there and none is named, or if a refusal
-            has no message. Nothing is changed then.
+        GuardrailError: If the guardrail or the action does not exist, `name` is missing with several guardrails, or a
+            refusal has no message. Nothing is changed then.
     """
     if action is None:
         name, action = None, name
@@ -132,7 +132,7 @@ def set_action(
     if name is None or name not in there:
         raise GuardrailError(f"name={name!r}: expected one of the model's guardrails, {sorted(there)}. Pass its name.")
     if action not in CHOICES["action"]:
-        raise GuardrailError(f"action={action!r} is not one of {', '.join(map(repr, CHOICES['action']))}.")
+        raise GuardrailError(f"action={action!r}: expected one of {', '.join(map(repr, CHOICES['action']))}.")
     config = there[name]
     before = (config.action, config.refusal, config.refusal_ids, config.refusal_compared)
     if message is not None:
@@ -152,22 +152,23 @@ def _configs(model: nn.Module) -> dict[str, SAEGuardrailConfig]:
     return {name: config for layer in guard_layers(model) for name, config in layer.guard_config.items()}
 
 
-NO_MATRICES = "the artefact records no matrices of its base model, so a fine-tuned descendant passes for it"
+NO_MATRICES = "its fingerprint has no matrices of the base model, so a fine-tuned descendant is not detected"
 
 State = Literal["guarding", "recording", "off", "raising", "missing"]
 
 
 @dataclass(frozen=True)
 class GuardrailState:
-    """What one guardrail does when the model is called.
+    """State of one guardrail in a call of the model.
 
     Attributes:
-        adapter: its name.
-        layer: the decoder layer after which it works; None if it is nowhere on the model.
-        state: "guarding"; "recording" (`action="record"`: it reports and edits nothing); "off" (disabled, or not among
-            the active adapters); "raising" (the call is stopped); "missing" (the model names it in `peft_config`, but
-            no layer carries it, or nothing calls it).
-        reason: a sentence; while guarding empty, but where the base model could not be told from a descendant.
+        adapter (str): Its name.
+        layer (int or None): The decoder layer after which it works; None if it is not on the model.
+        state (State): "guarding"; "recording" (`action="record"`: it only reports); "off" (disabled, or not among the
+            active adapters); "raising" (the call is stopped); "missing" (it is in `peft_config`, but not on a layer, or
+            nothing calls it).
+        reason (str, *optional*, defaults to ""): The reason in a sentence. Empty for "guarding", unless a descendant of
+            the base model is not detected.
     """
 
     adapter: str
@@ -178,18 +179,20 @@ class GuardrailState:
 
 @dataclass(frozen=True)
 class GuardrailStatus:
-    """The answer of `guardrail_status`.
+    """Result of `guardrail_status`.
 
     Attributes:
-        guardrails: one entry per guardrail.
+        guardrails (tuple[GuardrailState, ...]): One entry per guardrail.
     """
 
     guardrails: tuple[GuardrailState, ...]
 
     @property
     def verdict(self) -> Literal["guarded", "raises", "unguarded"]:
-        """What becomes of text: "raises" if the call is stopped, "guarded" if every guardrail acts, else "unguarded"
-        (one of them would let its topic pass, or there is none)."""
+        """Effect of a call on text: "raises" if it is stopped, "guarded" if every guardrail acts.
+
+        Otherwise "unguarded": the model has no guardrail, or one that lets its topic pass.
+        """
         states = {guardrail.state for guardrail in self.guardrails}
         if "raising" in states:
             return "raises"
@@ -204,16 +207,16 @@ class GuardrailStatus:
 
 
 def guardrail_status(model: nn.Module) -> GuardrailStatus:
-    """Is text that this model is given now guarded, does the call raise, or does the text pass?
+    """Return whether a call of the model now is guarded, raises, or lets text pass.
 
-    Nothing is run but the look at the weights that a first call takes, too. It sees through `PeftModel`,
-    `torch.compile`, `DistributedDataParallel` and FSDP.
+    Nothing is run except the check of the weights that a first call makes, too. `PeftModel`, `torch.compile`,
+    `DistributedDataParallel` and FSDP are unwrapped.
 
     Args:
-        model: any model, with or without guardrails.
+        model (Module): Any model, with or without guardrails.
 
     Raises:
-        GuardrailError: `model` is no module.
+        GuardrailError: If `model` is not a module.
 
     Example:
 
@@ -228,7 +231,7 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     for backbone, hooks in backbones:
         if hooks is not None:
             missing = hooks.missing(backbone)
-            net = "misplaced" if is_hooked(backbone, hooks) else "lost"  # what raises at the end of a pass
+            net = "misplaced" if is_hooked(backbone, hooks) else "lost"  # its hook raises at the end of a pass
             known |= {id(guard): net if index in missing else "placed" for index, guard in hooks.guards.items()}
     torn = any(_is_torn(module) for module in model.modules())
     found = [_state(layer, name, known.get(id(layer)), torn) for layer in layers for name in layer.guard_config]
@@ -242,7 +245,7 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     ]
     names = {guard.adapter for guard in (*found, *lost)}
     absent = [
-        GuardrailState(name, None, "missing", "it is in peft_config, and no layer carries it; attach it again")
+        GuardrailState(name, None, "missing", "it is in peft_config, but on no layer. Attach it again")
         for name in _configured(model)
         if name not in names
     ]
@@ -255,25 +258,25 @@ def _state(layer: SAEGuardrailLayer, name: str, place: str | None, torn: bool) -
         reason = "adapters are disabled" if layer.off else "it is not among the active adapters"
         return GuardrailState(name, config.layer, "off", reason)
     if place == "lost" or (place is None and not layer.in_place(layer.home)):
-        return GuardrailState(name, config.layer, "missing", "all its hooks were taken off; attach it again")
+        return GuardrailState(name, config.layer, "missing", "all its hooks were removed. Attach it again")
     if place == "misplaced":
-        reason = "its layer was replaced or moved, or the hooks were taken off; attach it again"
+        reason = "its layer was replaced or moved, or its hooks were removed. Attach it again"
         return GuardrailState(name, config.layer, "raising", reason)
     if place is None or torn:
-        return GuardrailState(name, config.layer, "raising", "the hooks on the model were taken off; attach it again")
+        return GuardrailState(name, config.layer, "raising", "the hooks on the model were removed. Attach it again")
     try:
         layer.check_ready(name)
     except GuardrailNotReady as error:
         return GuardrailState(name, config.layer, "raising", str(error))
     if config.action == "record":
-        return GuardrailState(name, config.layer, "recording", 'action="record": it reports, and edits nothing')
+        return GuardrailState(name, config.layer, "recording", 'action="record": it only reports')
     fingerprint = config.base_model.fingerprint
     weak = isinstance(fingerprint, dict) and not fingerprint.get("matrices")
     return GuardrailState(name, config.layer, "guarding", NO_MATRICES if weak else "")
 
 
 def _is_torn(module: nn.Module) -> bool:
-    """Whether of the hooks of a model with its head, which work in pairs, one is left alone."""
+    """Return True if only one of the two hooks of a model with its head is left."""
     before = hooks_of(module, ModelHooks)
     if before is None:
         return any(isinstance(owner, ModelHooks) for owner in forward_hook_owners(module))
@@ -281,7 +284,7 @@ def _is_torn(module: nn.Module) -> bool:
 
 
 def _configured(model: nn.Module) -> list[str]:
-    """Names of the guardrails in `peft_config`, of the model or of what it wraps."""
+    """Return the names of the guardrails in `peft_config` of the model or of a wrapped one."""
     found = (getattr(module, "peft_config", None) for module in model.modules())
     configs = next((configs for configs in found if isinstance(configs, dict)), {})
     return [name for name, config in configs.items() if config.peft_type == PEFT_TYPE]

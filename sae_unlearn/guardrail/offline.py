@@ -1,7 +1,6 @@
-"""What a guardrail makes of rows outside of a model's call, for fitting and checking: the gate's own functions, on the
-residual streams of `residual_batches`.
+"""The gate's functions on rows outside of a model's call, for fitting and checking.
 
-The residual stream as it is without guardrails.
+They read the residual stream without guardrails, from `residual_batches`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,16 +19,16 @@ from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import heard, hits_of, hot_tokens, row_statistic, usual_norm
 
 
-ROW_LIMIT = 8192  # tokens of a row, whatever the config says
+ROW_LIMIT = 8192  # largest number of tokens of a row, also if the config has more
 
 
 class Reading(NamedTuple):
-    """What the gate reads in a batch.
+    """Values of the gate on a batch.
 
     Attributes:
-        statistics: `[batch]`, the value that is compared with the threshold.
-        hot_activations: `[hot tokens, N]`, activations of the guarded features where the token is hot.
-        hot_norms: `[hot tokens]`, norms of the residual stream there.
+        statistics (Tensor): Statistic of each row `[batch]`.
+        hot_activations (Tensor): Activations of the guarded features at hot tokens `[hot tokens, N]`.
+        hot_norms (Tensor): Norms of the residual stream at hot tokens `[hot tokens]`.
     """
 
     statistics: Tensor
@@ -44,10 +43,10 @@ def documents_as_fitted(
     config: SAEGuardrailConfig,
     text_column: str = "text",
 ) -> list[Document]:
-    """A corpus as the fit would have read it: same length, same template; see `read_corpus`.
+    """Return a corpus read as in the fit, with its length and template; see `read_corpus`.
 
     Raises:
-        GuardrailError: it is empty.
+        GuardrailError: If it is empty.
     """
     calibration = config.calibration or {}
     length = calibration.get("max_length")
@@ -55,7 +54,7 @@ def documents_as_fitted(
     template = calibration.get("chat_template") is True
     documents = list(read_corpus(corpus, tokenizer, role, length, template, text_column))
     if not documents:
-        raise GuardrailError(f"The {role} corpus is empty; give at least one text.")
+        raise GuardrailError(f"{role}: expected at least one text, got none.")
     return documents
 
 
@@ -66,18 +65,18 @@ def rows_as_fitted(
     config: SAEGuardrailConfig,
     text_column: str = "text",
 ) -> list[list[int]]:
-    """The rows of `documents_as_fitted`."""
+    """Return the rows of `documents_as_fitted`."""
     documents = documents_as_fitted(corpus, tokenizer, role, config, text_column)
     return [row for document in documents for row in document.rows]
 
 
 def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
-    """`[batch, seq]` bool: neither padding nor special."""
+    """Return `[batch, seq]` bool: the tokens that are neither padding nor special."""
     return batch.kept & ~_is_one_of(batch, config.tokens.special_ids or ())
 
 
 def message_ends(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor | None:
-    """`[batch, seq]` bool: the tokens that end a message; None if the config names none."""
+    """Return `[batch, seq]` bool: the tokens that end a message; None if the config has none."""
     if not config.tokens.boundary_ids:
         return None
     return batch.kept & _is_one_of(batch, config.tokens.boundary_ids)
@@ -88,7 +87,7 @@ def _is_one_of(batch: ResidualBatch, ids: Sequence[int]) -> Tensor:
 
 
 def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Tensor, Tensor]:
-    """`[batch, seq]` bool twice: the tokens that are counted, and those that can be hot."""
+    """Return `[batch, seq]` bool twice: the counted tokens, and those that can be hot."""
     if config.tokens.counting == "columns":  # a row's own columns: no batch here, so no padding
         return batch.kept, batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
     content = content_tokens(batch, config)
@@ -96,10 +95,12 @@ def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Ten
 
 
 def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailConfig) -> Reading:
-    """The gate's statistic for each row, each judged as if it were alone.
+    """Return the gate's statistic of each row, independent of its batch, and values at hot tokens.
 
     Args:
-        encoder: gives the guarded features' activations `[..., N]`, 0 where they are not active.
+        batch (ResidualBatch): Residual stream of some rows.
+        encoder (Module): Module that returns the guarded features' activations `[..., N]`, 0 if not active.
+        config (SAEGuardrailConfig): The guardrail's config.
     """
     activations = encoder.to(batch.residual.device)(batch.residual)
     counted, eligible = judged_tokens(batch, config)
@@ -121,6 +122,6 @@ def unguarded_residuals(
     batch_size: int,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[ResidualBatch]:
-    """`residual_batches` with the model's guardrails out of force. Arguments and errors are the same."""
+    """Yield `residual_batches` with the model's guardrails disabled. Arguments and errors are the same."""
     with guards_off(model):
         yield from residual_batches(model, rows, layer, batch_size, wanted=wanted)

@@ -128,7 +128,7 @@ def test_a_model_that_computes_something_else(fitted):
     assert found(report, "base model")[0].status == "ok"
     problems = [f for f in report.findings if f.status == "problem"]
     assert problems
-    assert any("the model is not computing what it did" in f.sentence for f in problems)
+    assert any("the model computes something else" in f.sentence for f in problems)
 
 
 def test_no_fingerprint(fitted, tmp_path):
@@ -199,7 +199,7 @@ def test_nothing_to_measure_on(fitted, tmp_path):
 def test_a_malformed_probe(fitted, tmp_path, probe):
     model, tokenizer, folder = fitted
     report = check_guardrail(model, changed(folder, tmp_path, calibration={"probe": probe}), tokenizer)
-    assert "not made of up to 16 rows of token ids below 97" in found(report, "probe")[0].sentence
+    assert "at most 16 rows of token ids below 97" in found(report, "probe")[0].sentence
 
 
 @pytest.mark.parametrize("value", ["x", [None], {"a": 1}, pytest.param(10**300, id="huge"), True])
@@ -221,7 +221,7 @@ def test_no_guardrail_and_no_text_are_errors(fitted, tmp_path):
     model, tokenizer, folder = fitted
     with pytest.raises(GuardrailError, match=r"has no adapter_config\.json"):
         check_guardrail(model, tmp_path)
-    with pytest.raises(GuardrailError, match="The forget corpus is empty"):
+    with pytest.raises(GuardrailError, match="forget: expected at least one text"):
         check_guardrail(model, folder, tokenizer, [])
-    with pytest.raises(GuardrailError, match="needs a tokenizer"):
+    with pytest.raises(GuardrailError, match="tokenizer="):
         check_guardrail(model, folder, None, FORGET)

@@ -305,7 +305,7 @@ def test_check_finds_nothing_wrong(parts, capsys):
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert "ok       base model" in printed
-    assert "as when it was fitted (statistics equal to 0.000)" in printed
+    assert "as at the fit (statistics equal to 0.000)" in printed
     assert "\nNo problems.\n" in printed
 
 

@@ -442,7 +442,7 @@ def test_a_second_guardrail_beside_a_lora_leaves_the_first_active(folder):
 @pytest.mark.parametrize("name", ["layers", "q_proj", "1", "lora_A"])
 def test_a_name_for_which_peft_would_lose_the_lora_beside_it_is_refused(folder, name, tmp_path):
     lora = get_peft_model(base_model("llama"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)).eval()
-    with pytest.raises(GuardrailError, match=f"adapter_name='{name}' stands in the path"):
+    with pytest.raises(GuardrailError, match=f"adapter_name='{name}' is part of the path"):
         attach_guardrail(lora, folder, adapter_name=name)
     model = attach_guardrail(lora, folder, adapter_name="topic")
     before = {key for key, _ in lora.named_parameters() if "lora_" in key}
@@ -506,9 +506,9 @@ def test_a_name_that_cannot_be_given_is_refused(name, folder):
 
 
 def test_detaching_what_is_not_there_is_refused(folder):
-    with pytest.raises(GuardrailError, match="no guardrail on the model"):
+    with pytest.raises(GuardrailError, match="adapter_name=None"):
         detach_guardrail(base_model("llama"))
-    with pytest.raises(GuardrailError, match="no guardrail 'other'"):
+    with pytest.raises(GuardrailError, match="adapter_name='other'"):
         detach_guardrail(attach_guardrail(base_model("llama"), folder), "other")
 
 

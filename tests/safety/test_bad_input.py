@@ -87,7 +87,7 @@ BAD = [
     (attach_guardrail, lambda it: attach_guardrail(it.model, ".", adapter_name=3), "adapter_name"),
     (attach_guardrail, lambda it: attach_guardrail(it.model, ".", subfolder="../x"), "subfolder"),
     (attach_guardrail, lambda it: attach_guardrail(it.model, ".", revision="main"), "revision"),
-    (detach_guardrail, lambda it: detach_guardrail(it.model), "no guardrail"),
+    (detach_guardrail, lambda it: detach_guardrail(it.model), "adapter_name=None"),
     (detach_guardrail, lambda it: detach_guardrail(it.guarded, "other"), "other"),
     (detach_guardrail, lambda it: detach_guardrail("a model"), "model"),
     (fit_guardrail, lambda it: fit_guardrail("a model", None, it.sae), "config|model"),

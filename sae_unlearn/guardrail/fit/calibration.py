@@ -32,7 +32,7 @@ def between(low: float, forget: Tensor, margin: float) -> float:
 
 
 def beginnings(rows: list[list[int]]) -> list[list[int]]:
-    """Return the first tokens of rows, as many as a short prompt has: how the gate does where it has little to read."""
+    """Return the first tokens of rows, as many as a short prompt has."""
     return [row[:SHORT_TOKENS] for row in rows[:SHORT_ROWS]]
 
 

@@ -1,4 +1,4 @@
-"""Steps of a fit with `statistic="windowed"`: all rows are used for weights and threshold (out of fold)."""
+"""Steps of a fit with `statistic="windowed"`: all rows serve for weights and out-of-fold threshold."""
 
 from collections.abc import Mapping
 from dataclasses import replace
