@@ -58,7 +58,7 @@ def by_lengths(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float 
         mine = [record["j"]["fires"] for record in records if record["lengths"] == longest]
         found[longest] = {
             name: [
-                round(mean(one[name][side][0] / n for one in mine), 4) if n else None
+                round(mean(one[name][side][0] / one[name][side][1] for one in mine), 4) if n else None
                 for side, (_, n) in enumerate(both)
             ]
             for name, both in mine[0].items()

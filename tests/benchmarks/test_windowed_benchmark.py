@@ -10,7 +10,7 @@ import torch
 from benchmarks.gates.encoded_rows import Encoded
 from benchmarks.gates.text_gates import fit_text_gates, joined, pieces, tfidf_fit
 from benchmarks.gates.token_gates import Rowset
-from benchmarks.gates.windowed_summary import caught_at, log_auroc, over_draws, ranked
+from benchmarks.gates.windowed_summary import by_lengths, caught_at, log_auroc, over_draws, ranked
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 
 
@@ -40,6 +40,11 @@ def test_draws_are_summed_up_as_mean_smallest_and_largest():
     found = over_draws(draws)
     assert found["rows"]["at_1"] == [0.4, 0.4, 0.4]
     assert found["fires"]["rows"] == [{"share": [0.5, 0.25, 0.75], "n": 4}, {"share": [0.0, 0.0, 0.0], "n": 9}]
+
+
+def test_variants_are_means_over_topics_of_any_size():
+    records = [{"lengths": "320", "j": {"fires": {"rows": [[1, n], [0, 0]]}}} for n in (2, 4)]
+    assert by_lengths(records) == {"320": {"rows": [0.375, None]}}
 
 
 def test_rows_of_an_encoded_set_can_be_chosen():

@@ -24,6 +24,8 @@ def fitted(kind: str) -> dict:
     options = {}
     if kind == "topk":
         options = {"sae": random_sae(architecture="topk", k=12), "topk": "threshold"}
+    if kind == "windowed":
+        options = {"statistic": "windowed", "num_gate_features": 12}
     corpora = {"forget": FORGET, "retain": RETAIN} if kind == "short" else {}
     corpora = corpora or {"forget": texts("forget", 70), "retain": texts("retain", 90)}
     with warnings.catch_warnings():
@@ -42,5 +44,7 @@ def fitted(kind: str) -> dict:
 if __name__ == "__main__":
     with leaving_launch():
         state = PartialState(cpu=True)
-        found = {kind: fitted(kind) for kind in ("usual", "short", "topk")} | {"processes": state.num_processes}
+        found = {kind: fitted(kind) for kind in ("usual", "short", "topk", "windowed")} | {
+            "processes": state.num_processes
+        }
         torch.save(found, Path(sys.argv[1]) / f"{state.process_index}.pt")

@@ -66,6 +66,20 @@ def test_a_resumed_fit_is_the_unbroken_one_exactly(unbroken, tmp_path, share):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
+def test_a_resumed_fit_of_the_windowed_statistic_is_the_unbroken_one_exactly(tmp_path, share):
+    options = {"statistic": "windowed", "num_gate_features": 12}
+    model, calls = counted()
+    whole = run(model, **options)
+    broken, _ = counted(kill_after=int(share * len(calls)))
+    with pytest.raises(Killed):
+        run(broken, checkpoint_dir=tmp_path, **options)
+    resumed, again = counted()
+    same(whole, run(resumed, checkpoint_dir=tmp_path, **options))
+    assert len(again) < len(calls) or share < 0.35
+
+
 def test_a_fit_that_is_killed_again_and_again_comes_to_its_end(unbroken, tmp_path):
     for _ in range(60):
         model, _ = counted(kill_after=9 if list(tmp_path.iterdir()) else 30)

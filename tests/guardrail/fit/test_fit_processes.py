@@ -20,7 +20,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["usual", "short", "topk"])
+@pytest.mark.parametrize("kind", ["usual", "short", "topk", "windowed"])
 def test_two_processes_choose_the_features_the_threshold_and_the_table_of_one(two, kind):
     one = fitted(kind)
     assert [found["processes"] for found in two] == [2, 2]
@@ -42,7 +42,7 @@ def nearly(found, expected):
 
 
 def test_both_processes_end_with_the_same_guardrail_to_the_last_bit(two):
-    for kind in ("usual", "short", "topk"):
+    for kind in ("usual", "short", "topk", "windowed"):
         first, second = (found[kind] for found in two)
         assert first["calibration"] == second["calibration"]
         assert all(torch.equal(tensor, second["tensors"][name]) for name, tensor in first["tensors"].items())
