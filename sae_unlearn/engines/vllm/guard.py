@@ -32,8 +32,8 @@ class Guard:
         if artefact.damage is not None:
             raise GuardrailError(f"{path}: {artefact.damage}. Download or fit it again.")
         self.name, self.config = name, artefact.config
-        n, d_in = self.config.num_features, self.config.width
-        self.encoder, self.decoder = GuardrailEncoder(d_in, n), GuardrailDecoder(d_in, n)
+        n, encoded, d_in = self.config.num_features, self.config.num_encoded, self.config.width
+        self.encoder, self.decoder = GuardrailEncoder(d_in, encoded), GuardrailDecoder(d_in, n)
         digest = hashlib.sha256(repr(sorted(self.config.to_dict().items(), key=lambda item: item[0])).encode())
         for part, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             for key, parameter in module.named_parameters():
