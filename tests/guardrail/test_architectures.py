@@ -36,14 +36,14 @@ STATEFUL = ("falcon_h1", "qwen3_next", "mamba")
 class Case:
     """A guarded model, its base, and four prompts: one fires in the prompt, one later, one never, one as it likes."""
 
-    def __init__(self, architecture: str, scope: str, sticky: bool) -> None:
+    def __init__(self, architecture: str, scope: str, sticky: bool, statistic: str) -> None:
         # frozen as under a guardrail: for a weight that requires gradients torch.matmul folds the batch into the rows
         # (torch 2.13, `should_fold`), which rounds otherwise where MKL has no AVX-512: seen with mamba's projections
         self.base = base_model(architecture).requires_grad_(False)
         self.layer = 0 if architecture == "mamba" else 1  # index of the guarded layer's entry in hidden_states, less 1
         # a gate that is not sticky tells more by its decisions, for the probes that a naive implementation must fail
         gate = {"threshold": 0.55, "min_tokens": 8} if sticky else {"threshold": 0.48, "min_tokens": 1}
-        self.config = planted_config(gate_scope=scope, sticky=sticky, **gate)
+        self.config = planted_config(gate_scope=scope, sticky=sticky, statistic=statistic, **gate)
         self.model = get_peft_model(base_model(architecture), self.config)
         plant(self.model)
         pool = [token_ids(1, (12, 7, 9, 5)[i % 4], seed=i)[0] for i in range(24)]
@@ -88,8 +88,8 @@ class Case:
 
 
 @cache
-def case(architecture: str, scope: str, sticky: bool = True) -> Case:
-    return Case(architecture, scope, sticky)
+def case(architecture: str, scope: str, sticky: bool = True, statistic: str = "ratio") -> Case:
+    return Case(architecture, scope, sticky, statistic)
 
 
 def equal(left, right) -> bool:
@@ -400,6 +400,17 @@ def test_mode(architecture, mode, scope):
             MODES[mode](it)
     else:
         MODES[mode](it)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "scope"), [(mode, scope) for scope in SCOPES for mode in (MODES if scope == "prefix" else BOTH)]
+)
+def test_mode_with_signed_scores(mode, scope):
+    """Of a statistic whose sums can fall, and whose gate reads features of its own."""
+    if mode == "gradient_checkpointing" and not HOOKS_OUTSIDE:
+        pytest.skip("refused, whatever the statistic")
+    MODES[mode](case("llama", scope, statistic="windowed"))
 
 
 PROBED = ["llama", "mistral", "gemma3", "gpt2", "bloom", "mixtral"]  # of those that can take drafts back

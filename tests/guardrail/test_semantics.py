@@ -613,7 +613,13 @@ def compiles():
 @pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(
     ("scope", "statistic"),
-    [("sequence", "ratio"), ("prefix", "window"), ("sequence", "cusum"), ("prefix", "ratio_or_window")],
+    [
+        ("sequence", "ratio"),
+        ("prefix", "window"),
+        ("sequence", "cusum"),
+        ("prefix", "ratio_or_window"),
+        ("prefix", "windowed"),
+    ],
 )
 def test_compiled_in_one_graph_the_forward_pass_is_the_same(scope, statistic):
     model = guarded("llama", gate_scope=scope, statistic=statistic, window=6)
