@@ -1,11 +1,12 @@
 """Argument checks that several modules share, and numbers of a config made fit to show."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from torch import Tensor
-
 from sae_unlearn.errors import UnlearnError
+
+
+LARGEST_FLOAT = 3.4028235677973366e38  # from here on float32 is infinite
 
 
 def shown(value: Any, form: str) -> str:
@@ -59,6 +60,64 @@ def check_is(value: Any, kind: type, what: str) -> None:
         raise UnlearnError(f"{what}: expected {kind.__name__}, got {type(value).__name__}.")
 
 
+def check_integer(
+    name: str, value: Any, low: int | None = None, high: int | None = None, error: type[UnlearnError] = UnlearnError
+) -> int:
+    """Return `value` if it is an int in a range.
+
+    Args:
+        name (str): The name of the argument, for the error.
+        value (Any): The value to check. A bool is not an int here.
+        low, high (int, *optional*): Bounds, both included.
+        error (type[UnlearnError], *optional*, defaults to UnlearnError): Class of the error.
+
+    Raises:
+        UnlearnError: If it is not an int, or out of range.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and (low is None or value >= low) and (high is None or value <= high):
+        return int(value)
+    span = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+    raise error(f"{name}={_quoted(value)}: expected an integer{span}.")
+
+
+def check_number(name: str, value: Any, error: type[UnlearnError] = UnlearnError) -> None:
+    """Raise unless `value` is an int or float that is finite in float32.
+
+    Raises:
+        UnlearnError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST_FLOAT:
+        raise error(f"{name}={_quoted(value)}: expected a finite number.")
+
+
+def check_choice(name: str, value: Any, allowed: Collection[Any], error: type[UnlearnError] = UnlearnError) -> None:
+    """Raise unless `value` is among the allowed ones.
+
+    Raises:
+        UnlearnError: If it is not.
+    """
+    if not any(value == one for one in allowed):
+        raise error(f"{name}={_quoted(value)}: expected one of {', '.join(map(repr, allowed))}.")
+
+
+def check_bool(name: str, value: Any, error: type[UnlearnError] = UnlearnError) -> None:
+    """Raise unless `value` is True or False.
+
+    Raises:
+        UnlearnError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise error(f"{name}={_quoted(value)}: expected True or False.")
+
+
+def _quoted(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python shows no integer of thousands of digits
+        return "a number too long to show"
+
+
 def check_counts(**numbers: Any) -> None:
     """Raise unless each value is an int of at least 1.
 
@@ -66,20 +125,4 @@ def check_counts(**numbers: Any) -> None:
         UnlearnError: If one is not.
     """
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise UnlearnError(f"{name}={number!r}: expected an integer of at least 1.")
-
-
-def check_tensors(dimensions: int, **tensors: Any) -> None:
-    """Raise unless all are tensors of `dimensions` axes whose sizes agree beyond the first axis.
-
-    Raises:
-        UnlearnError: If one is not a tensor, has other dimensions, or the sizes differ.
-    """
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.ndim != dimensions:
-            what = f"shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise UnlearnError(f"{name}: expected a tensor of {dimensions} dimensions, got {what}.")
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if len({tuple(shape[1:]) for shape in shapes.values()}) > 1:
-        raise UnlearnError(f"The shapes {shapes} differ: expected equal sizes beyond the first dimension.")
+        check_integer(name, number, 1)

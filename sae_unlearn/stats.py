@@ -6,7 +6,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from sae_unlearn.checks import check_tensors
+from sae_unlearn.tensor_checks import check_tensors
 
 
 def pair_wins(first: Tensor, second: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_unlearn.checks import check_counts, check_is, check_tensors
+from sae_unlearn.checks import check_counts, check_is
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.tensor_checks import check_tensors
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from sae_unlearn.checks import check_is, check_tensors
+from sae_unlearn.checks import check_is
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate, pair_auc
 from sae_unlearn.install import install_command
 from sae_unlearn.stats import pair_wins
+from sae_unlearn.tensor_checks import check_tensors
 
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from sae_unlearn.alignment.loss import AWAY, PARTS, TOWARD
 from sae_unlearn.alignment.settings_checks import check_followed
+from sae_unlearn.checks import check_choice, check_integer
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.options.train import TrainOptions
 
@@ -148,11 +149,11 @@ class SAEAlignmentConfig(TrainingArguments):
     license: str | None = field(default=None, metadata={"help": "The adapter's own license, for its card."})
 
     def __post_init__(self) -> None:
-        _one_of("preset", self.preset, PRESETS)
+        check_choice("preset", self.preset, PRESETS, AlignmentError)
         self.toward = PRESETS[self.preset]["toward"] if self.toward is None else self.toward
         self.away = PRESETS[self.preset]["away"] if self.away is None else self.away
-        _one_of("toward", self.toward, TOWARD)
-        _one_of("away", self.away, AWAY)
+        check_choice("toward", self.toward, TOWARD, AlignmentError)
+        check_choice("away", self.away, AWAY, AlignmentError)
         for name in ("toward_weight", "away_weight", "kl_weight", "mse_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise AlignmentError(f"{name}={getattr(self, name)!r}: expected a finite number >= 0.")
@@ -167,19 +168,19 @@ class SAEAlignmentConfig(TrainingArguments):
             "retain_max_length",
             "reference_batch_size",
         ):
-            _whole(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1, error=AlignmentError)
         for name in ("num_known_latents", "num_unknown_latents"):
-            _whole(name, getattr(self, name), 0)
-        _whole("max_reference_entities", self.max_reference_entities, 8)
+            check_integer(name, getattr(self, name), 0, error=AlignmentError)
+        check_integer("max_reference_entities", self.max_reference_entities, 8, error=AlignmentError)
         for name in ("max_generic_frequency", "min_separation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise AlignmentError(f"{name}={getattr(self, name)!r}: expected a number from 0 to 1.")
         if not 0 < self.held_out_fraction < 1:
             raise AlignmentError(f"held_out_fraction={self.held_out_fraction!r}: expected a number between 0 and 1.")
         if self.layer is not None:
-            _whole("layer", self.layer, 0)
+            check_integer("layer", self.layer, 0, error=AlignmentError)
         if self.retain_positions is not None:
-            _whole("retain_positions", self.retain_positions, 1)
+            check_integer("retain_positions", self.retain_positions, 1, error=AlignmentError)
         if self.retain_budget is not None and not self.retain_budget > 0:
             raise AlignmentError(f"retain_budget={self.retain_budget!r}: expected a number of nats > 0, or None.")
         self._check_solve()
@@ -211,15 +212,15 @@ class SAEAlignmentConfig(TrainingArguments):
         return {part: getattr(self, f"{part}_weight") for part in PARTS}
 
     def _check_solve(self) -> None:
-        _one_of("init", self.init, INITS)
-        _whole("solve_sweeps", self.solve_sweeps, 1)
+        check_choice("init", self.init, INITS, AlignmentError)
+        check_integer("solve_sweeps", self.solve_sweeps, 1, error=AlignmentError)
         if self.solve_lam is not None and not 0 < self.solve_lam < float("inf"):
             raise AlignmentError(f"solve_lam={self.solve_lam!r}: expected a finite number > 0, or None.")
         if self.solve_gamma is not None and not 0 <= self.solve_gamma <= 1:
             raise AlignmentError(f"solve_gamma={self.solve_gamma!r}: expected a number from 0 to 1, or None.")
         if self.solve_layers is not None:
             for layer in self.solve_layers:
-                _whole("solve_layers", layer, 0)
+                check_integer("solve_layers", layer, 0, error=AlignmentError)
             if not self.solve_layers or len(set(self.solve_layers)) < len(self.solve_layers):
                 raise AlignmentError(f"solve_layers={self.solve_layers!r}: expected layers, each once. Name some.")
         if isinstance(self.short_prompts, str):
@@ -239,13 +240,3 @@ class SAEAlignmentConfig(TrainingArguments):
                 f"{self.toward_weight:g}, without a minimum. Set a smaller away_weight, or "
                 'away="hinge".'
             )
-
-
-def _one_of(name: str, value: Any, known: Any) -> None:
-    if value not in known:
-        raise AlignmentError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise AlignmentError(f"{name}={value!r}: expected a whole number >= {least}.")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from sae_unlearn.checks import check_bool, check_choice, check_integer, check_number
 from sae_unlearn.errors import UnlearnError
 
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
-LARGEST = 3.4e38  # largest float32, the dtype in which the numbers are used
 
 
 def option(
@@ -126,14 +126,13 @@ def check_options(given: Any, error: type[UnlearnError] = UnlearnError) -> None:
         if each.several or (value is None and each.optional):
             continue
         if each.choices:
-            if value not in each.choices:
-                raise error(f"{each.name}={value!r}: expected one of {', '.join(map(repr, each.choices))}.")
-        elif each.kind is bool and not isinstance(value, bool):
-            raise error(f"{each.name}={value!r}: expected True or False.")
-        elif each.kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise error(f"{each.name}={value!r}: expected an integer.")
-        elif each.kind is float and not _is_finite(value):
-            raise error(f"{each.name}={value!r}: expected a finite number.")
+            check_choice(each.name, value, each.choices, error)
+        elif each.kind is bool:
+            check_bool(each.name, value, error)
+        elif each.kind is int:
+            check_integer(each.name, value, error=error)
+        elif each.kind is float:
+            check_number(each.name, value, error)
         elif each.kind is str and not isinstance(value, (str, os.PathLike)):
             raise error(f"{each.name}={value!r}: expected a string.")
 
@@ -186,11 +185,7 @@ def at_least(given: Any, least: Mapping[str, int], error: type[UnlearnError]) ->
         value = getattr(given, name)
         for number in value if isinstance(value, Iterable) else [value]:
             if number is not None and number < low:
-                raise error(f"{name}={value!r}: expected an integer >= {low}.")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+                raise error(f"{name}={value!r}: expected an integer of at least {low}.")
 
 
 def _hint(near: list[str]) -> str:

@@ -30,6 +30,7 @@ from sae_unlearn.backbone.distributed import gathered, process_count, process_in
 from sae_unlearn.backbone.identity import model_key
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import prompt_ids
+from sae_unlearn.checks import check_choice, check_integer
 from sae_unlearn.errors import AlignmentError
 
 
@@ -56,8 +57,7 @@ class LabellingRule:
     max_unknown: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise AlignmentError(f"samples={self.samples!r}: expected an integer of at least 1.")
+        check_integer("samples", self.samples, 1, error=AlignmentError)
         if not 1 <= self.min_matches <= self.samples:
             raise AlignmentError(
                 f"min_matches={self.min_matches}: expected 1 to samples={self.samples}. "
@@ -164,11 +164,9 @@ def label_entities(
             "samples. At 0 pass "
             "samples=1, min_matches=1."
         )
-    if match not in MATCHES or max_new_tokens < 1 or batch_size < 1:
-        raise AlignmentError(
-            f"match={match!r}, max_new_tokens={max_new_tokens}, batch_size={batch_size}: expected one of {MATCHES} and "
-            "numbers of at least 1."
-        )
+    check_choice("match", match, MATCHES, AlignmentError)
+    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        check_integer(name, number, 1, error=AlignmentError)
     _check_attributes(candidates, min_known)
     asking = {
         "samples": samples,

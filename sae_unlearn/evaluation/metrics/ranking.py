@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import prompt_ids, right_padded
-from sae_unlearn.checks import check_all, check_counts, check_tensors
+from sae_unlearn.checks import check_all, check_counts
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.tensor_checks import check_tensors
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sae_unlearn.checks import check_tensors
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.install import install_command
+from sae_unlearn.tensor_checks import check_tensors
 
 
 def log_truth_ratios(
