@@ -84,7 +84,7 @@ def test_thresholds():
         ({"match": "equals"}, "match='equals'"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"chat_template": True}, "has no chat template"),
+        ({"chat_template": True}, "chat_template=True"),
     ],
 )
 def test_settings_that_make_no_sense(options, complaint):
