@@ -102,7 +102,7 @@ def card_fields(setting: AlignmentSetting, args: SAEAlignmentConfig, steps: int)
 
 
 def _how(args: SAEAlignmentConfig, steps: int, loss: str) -> str:
-    """Whether the adapter was solved for, trained, or both, with the loss of the training."""
+    """Return how the adapter was made: in closed form, trained, or both, with the loss."""
     if args.init != "closed_form":
         return f"Loss: {loss}"
     solved = "Solved for in closed form: least squares on the states at the targets' names, without training"

@@ -1,1 +1,1 @@
-"""Try a guardrail by hand: bare and guarded answers, and what the gate sees, in a browser or a terminal."""
+"""Playground of a guardrail: bare and guarded answers and the gate, in a browser or a terminal."""

@@ -1,6 +1,6 @@
-"""Bare and guarded answers to one prompt, token by token, and what the gate sees in them. Knows no interface.
+"""Bare and guarded answers to one prompt, token by token, and the gate's view, without an interface.
 
-Nothing of what is typed is kept: a `Session` holds the model and the guardrail, and no prompt.
+Prompts are not kept: a `Session` holds the model and the guardrail.
 """
 
 import threading
@@ -32,10 +32,10 @@ LONGEST = 2048  # tokens of prompt and answer
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be switched while trying.
+    """Settings of the playground.
 
     Attributes:
-        enabled: Whether the guardrail is active for the guarded answer.
+        enabled: True if the guardrail is active for the guarded answer.
         action: "clamp", "record" or "refuse"; None keeps the guardrail's own.
         threshold: None keeps the guardrail's own.
         dose: Multiple of the guardrail's own dose.
@@ -74,7 +74,7 @@ class TokenView:
 
 @dataclass(frozen=True)
 class GateView:
-    """What the gate sees in a row.
+    """The gate's view of a row.
 
     Attributes:
         tokens: The row.
@@ -90,7 +90,7 @@ class GateView:
 
     @property
     def fired(self) -> bool:
-        """Whether the whole row is above the threshold, or was at any place that counts for it."""
+        """True if the statistic exceeds the threshold at the end of the row or at a position that counts."""
         return bool(self.values) and max(self.values) > self.threshold
 
 
@@ -129,7 +129,7 @@ class Session:
         adapter_name (`str`, *optional*): The guardrail. Not needed if there is one.
 
     Raises:
-        GuardrailError: If there is no such guardrail.
+        GuardrailError: If the guardrail does not exist.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, adapter_name: str | None = None) -> None:
@@ -184,7 +184,7 @@ class Session:
 
     @torch.no_grad()
     def gate(self, ids: list[int]) -> GateView:
-        """What the gate sees in a row of token ids, read on the model without guardrails."""
+        """Return the gate's view of a row of token ids, read on the model without guardrails."""
         [batch] = list(unguarded_residuals(bare_model(self.model), [ids], self.config.layer, 1))
         encoder: Any = self.layer.sae_guardrail_encoder[self.name]
         activations = encoder.to(batch.residual.device)(batch.residual)
@@ -275,4 +275,4 @@ class Session:
             clamp_of(self.layer, self.name).copy_(before)
         self.config.threshold, self.config.action = own
         self.config.refusal, self.config.refusal_ids, compared = refusal
-        self.config.refusal_compared = compared  # type: ignore[misc]  # a ClassVar only so that it is no field
+        self.config.refusal_compared = compared  # type: ignore[misc]  # a ClassVar, so that it is not a field

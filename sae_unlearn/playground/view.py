@@ -1,4 +1,4 @@
-"""The gate's view as HTML: tokens shaded by what they say for the topic, and the statistic with the threshold."""
+"""The gate's view as HTML: tokens shaded by their evidence, and the statistic with the threshold."""
 
 from html import escape
 

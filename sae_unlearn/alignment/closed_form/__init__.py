@@ -1,4 +1,6 @@
-"""Closed-form alignment: the least-squares change of MLP output projections that moves targets to unknown entities.
+"""Closed-form alignment: a least-squares change of MLP output projections, without training.
+
+It moves targets to unknown entities.
 
 The parts of `solve_alignment`, for use without a trainer.
 """

@@ -1,4 +1,4 @@
-"""Second moments of projection inputs over what is to stay, streamed in forward passes and cached on disk."""
+"""Second moments of projection inputs over text to keep, from forward passes and cached on disk."""
 
 import hashlib
 import json
@@ -20,8 +20,11 @@ from sae_unlearn.files.atomic import staged
 logger = logging.getLogger(__name__)
 
 GROUPS = {"name": 1.0, "rest": 0.5, "text": 2.0, "short": 1.0}
-"""Weight of each group of tokens: last tokens of other entities' names, the other tokens of those prompts, ordinary
-text, and short prompts of other relations."""
+"""Weight of each group of tokens.
+
+The groups are last tokens of other entities' names, the other tokens of those prompts, ordinary text, and short prompts
+of other relations.
+"""
 RIDGE = 0.03
 _SAVE_EVERY = 32  # batches
 _FORMAT = 1
@@ -59,7 +62,7 @@ class Moments(NamedTuple):
 
 
 def token_weights(rows: Sequence[StayRow]) -> list[list[float]]:
-    """Return the weight of each token, `weight_g / tokens of g`, so that weighted sums are sums of group means."""
+    """Return the weight of each token, `weight_g / tokens of g`: weighted sums are sums of group means."""
     counts = dict.fromkeys(GROUPS, 0)
     for row in rows:
         for group in row.groups:
@@ -118,7 +121,7 @@ def fingerprint(
     sites: Sequence[Projection],
     batch_size: int,
 ) -> str:
-    """Hash what the moments depend on: up to 64 values of every base weight, the rows, their weights and the layers."""
+    """Return a hash of up to 64 values of every base weight, the rows, their weights and the layers."""
     digest = hashlib.sha256()
     for name, parameter in base_parameters(model):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())

@@ -29,7 +29,7 @@ _MUCH_LEFT = 0.5
 
 
 def solved_layers(args: SAEAlignmentConfig, layer: int) -> list[int]:
-    """The layers that the closed form changes: those of the settings, or the aligned one and up to four below it.
+    """Return the layers to change: those of the settings, or the aligned one and up to four below.
 
     Raises:
         AlignmentError: If one lies above the aligned layer.

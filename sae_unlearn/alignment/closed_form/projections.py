@@ -151,12 +151,12 @@ def _checked(model: nn.Module, site: Projection, row: Sequence[int], kind: str) 
 
 
 class Taps:
-    """What goes into and comes out of some projections, and changes of their weights that hooks add.
+    """Inputs and outputs of some projections, and changes of their weights that hooks add.
 
     The weights themselves are neither read nor written, so quantized ones are served like any others.
 
     Attributes:
-        changes: for each layer the changes in force, which add up.
+        changes: active changes of each layer, which add up.
     """
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class Taps:
 
 @contextmanager
 def tapped(sites: Sequence[Projection], changes: Mapping[int, list[Change]] | None = None) -> Iterator[Taps]:
-    """Inside, passes through the model are read at `sites`, with `changes` in force there."""
+    """Read passes through the model at `sites` in the block, with `changes` active there."""
     taps = Taps()
     taps.changes.update(changes or {})
     with ExitStack() as stack:

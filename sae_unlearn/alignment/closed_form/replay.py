@@ -1,4 +1,4 @@
-"""Repeated truncated passes over the same rows that run only the layers that a change can have reached."""
+"""Repeated truncated passes over the same rows that run only the layers that a change affects."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ _TOLERANCE = 1e-3
 
 
 class AtNames(NamedTuple):
-    """Inputs `k` and outputs `m` of one projection at the names' last tokens, and the states `h` after the last layer.
+    """Inputs `k` and outputs `m` of a projection, and states `h` after the last layer, at names' ends.
 
     Attributes:
         k: `[rows, d_in]`.
@@ -31,7 +31,7 @@ class AtNames(NamedTuple):
 
 
 class _Batch:
-    """The calls of the decoder layers on one batch: other arguments than the residual stream, and the latter."""
+    """Calls of the decoder layers on one batch: the residual stream and the other arguments."""
 
     def __init__(self) -> None:
         self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -84,7 +84,7 @@ class Replay:
             )
 
     def read(self, taps: Taps, layer: int, changed: int | None = None) -> AtNames:
-        """Run the rows with the changes of `taps` in force, and read them at a projection.
+        """Run the rows with the changes of `taps` active, and read them at a projection.
 
         Args:
             taps (`Taps`): Open at `layer`.

@@ -1,4 +1,4 @@
-"""`solve_alignment`: the closed form at the weight that spends a damage budget, as the weights of a LoRA."""
+"""`solve_alignment`: the closed form, at the weight that uses a damage budget, as a LoRA."""
 
 import logging
 import math
@@ -75,7 +75,7 @@ def solve_alignment(
     rank: int | Mapping[int, int] = RANK,
     batch_size: int = 32,
 ) -> Solution:
-    """Find the change of MLP output projections that brings targets to unknown entities, with forward passes only.
+    """Solve for the change of MLP output projections that moves targets to unknown entities.
 
     For every layer in turn, in one or more sweeps, with the weights as they are by then:
 
@@ -163,7 +163,7 @@ def _within(budget: float, attempt: Callable[[float], Solution]) -> Solution:
 
 
 def _next(low: tuple[float, float], high: tuple[float, float], budget: float) -> float:
-    """The next `lam`: where `log damage`, linear in `log lam` between the ends, is a little below the budget."""
+    """Return the next `lam`: `log damage`, linear in `log lam`, is a little below the budget there."""
     (a, damage_a), (b, damage_b) = low, high
     if a == 0.0:  # no `lam` was too small yet; damage is about proportional to 1 / lam
         return max(b * min(max(damage_b / budget, 0.1), 0.7), _LEAST)
@@ -179,7 +179,7 @@ def write_lora(solution: Solution, sites: Sequence[Projection], adapter: str) ->
     """Write the changes into a LoRA that lies on the projections, `scaling * B A = dW`.
 
     Raises:
-        AlignmentError: If there is no such LoRA on a projection, or it is not a plain one that starts at zero.
+        AlignmentError: If a projection has no such LoRA, or it is not a plain one that starts at zero.
     """
     for site in sites:
         module = lora_on(site, adapter)
@@ -215,6 +215,6 @@ def lora_on(site: Projection, adapter: str) -> Any:
 
 @torch.no_grad()
 def _fill(weight: Tensor, value: Tensor) -> None:
-    """Copy `value` into the leading part of `weight` and set the rest to zero: a change may need less than its rank."""
+    """Copy `value` into the leading part of `weight`, and set the rest to zero."""
     weight.zero_()
     weight[: value.shape[0], : value.shape[1]].copy_(value)

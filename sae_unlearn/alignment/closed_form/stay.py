@@ -20,7 +20,7 @@ _DAMAGE_ROWS = 72
 def stay_rows(
     plan: EntityPlan, tokenizer: PreTrainedTokenizerBase, seed: int, chat_template: bool = False
 ) -> list[StayRow]:
-    """Return other entities in up to three prompts each, ordinary text, and short prompts of other relations.
+    """Return rows to keep: other entities in up to three prompts, text, and prompts of other relations.
 
     Entities and texts that judge are not among them. A row's first token does not count: in many models its state is
     the same everywhere, and larger than any other.

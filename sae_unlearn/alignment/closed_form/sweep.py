@@ -1,4 +1,4 @@
-"""One sweep over layers: at each, the least-squares change that moves targets a share of the way to their goals."""
+"""One sweep over layers: the least-squares change of each, which moves targets towards their goals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ _LARGEST_GAMMA = 1.0
 
 @dataclass(frozen=True)
 class TargetRows:
-    """Targets in prompts that end with their names, with the base states of target and unknown entity after the layer.
+    """Targets in prompts that end with their names, with base states of target and unknown entity.
 
     Attributes:
         input_ids: token rows. The last token of each is the name's last token.
@@ -34,7 +34,7 @@ class TargetRows:
     layer: int
 
     def goals(self, gamma: float) -> Tensor:
-        """Return `g = u + gamma (u - b)`, beyond the unknown entity by a share `gamma` of the way: `[rows, d]`."""
+        """Return goals `g = u + gamma (u - b)` `[rows, d]`, beyond the unknown entity by a share `gamma`."""
         return self.unknown + gamma * (self.unknown - self.base)
 
     def to(self, device: torch.device) -> "TargetRows":
@@ -67,7 +67,7 @@ def moves_of_outputs(m: Tensor, r: Tensor, site: Projection) -> Tensor:
 
 
 def least_squares(k: Tensor, v: Tensor, factor: Tensor, lam: float) -> Change:
-    """Return the change `dW` with the smallest error on the targets and the smallest effect on what is to stay.
+    """Return the change `dW` with the smallest error on targets and the smallest effect on other text.
 
         minimize  mean_t |dW k_t - v_t|^2 + lam tr(dW M dW'),    M = C + ridge mean(diag C) I
         dW = mean_t(v_t k_t') A^-1,    A = mean_t(k_t k_t') + lam M
@@ -92,7 +92,7 @@ def least_squares(k: Tensor, v: Tensor, factor: Tensor, lam: float) -> Change:
 
 
 def cut_to_rank(changes: Sequence[Change], rank: int) -> tuple[Change, float]:
-    """Return the best approximation of rank `rank` to a sum of changes, by SVD, and the share of its energy.
+    """Return the best approximation of rank `rank` to a sum of changes, and its share of the energy.
 
     `sum_i V_i' G_i = Q_v R_v R_g' Q_g'`, so the SVD is that of the small matrix `R_v R_g'`.
 
@@ -117,7 +117,7 @@ def sweep(
     lam: float,
     gamma: float,
 ) -> None:
-    """Change each projection in turn, with the changes before it in force.
+    """Change each projection in turn, with the changes before it active.
 
         r_t = (g_t - h_t) / (number of layers that are left)
 
@@ -180,6 +180,6 @@ def solve_at(
 
 
 def left(replay: Replay, taps: Taps, sites: Sequence[Projection], rows: TargetRows) -> Way:
-    """What is left of the way from target to unknown entity, with the changes in force."""
+    """Return the distance left from target to unknown entity, with the changes active."""
     h = replay.read(taps, sites[-1].layer).h
     return way_left(h, *(part.to(h.device) for part in (rows.unknown, rows.base, rows.spread)))

@@ -1,4 +1,4 @@
-"""Whether a model inside vLLM is the one that a guardrail was fitted on."""
+"""Check that a model inside vLLM is the one that a guardrail was fitted on."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def difference(recorded: dict[str, Any], model: nn.Module, layers: nn.ModuleList
 
 
 def _embedding(model: nn.Module) -> Tensor | None:
-    """The input embedding, of which a rank of a tensor-parallel group has a part; None if it cannot be read."""
+    """Return the input embedding, a part of it under tensor parallelism; None if it cannot be read."""
     for module in model.modules():
         if type(module).__name__.endswith("VocabParallelEmbedding"):
             weight = getattr(module, "weight", None)

@@ -1,4 +1,7 @@
-"""`GET /sae_guardrail/records`: what the guardrails said, by request. vLLM loads it if `VLLM_PLUGINS` names it."""
+"""`GET /sae_guardrail/records`: records of the guardrails by request.
+
+vLLM loads it if `VLLM_PLUGINS` names it.
+"""
 
 from typing import Any
 

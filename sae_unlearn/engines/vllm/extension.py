@@ -11,7 +11,10 @@ from sae_unlearn.engines.vllm.worker import WorkerGuards
 
 
 class GuardrailWorker:
-    """What vLLM's workers get by `--worker-extension-cls sae_unlearn.engines.vllm.extension.GuardrailWorker`."""
+    """Extension of vLLM's workers.
+
+    Its option is `--worker-extension-cls sae_unlearn.engines.vllm.extension.GuardrailWorker`.
+    """
 
     sae_guardrail: WorkerGuards
 

@@ -41,8 +41,8 @@ def is_elsewhere(*layers: nn.Module) -> bool:
 def guard_layer(layer: nn.Module, key: int) -> None:
     """Make a decoder layer call the guardrail's operator on what it returns.
 
-    The layer becomes an instance of a subclass, with an ordinary `forward`: torch.compile traces it, and there are no
-    hooks and no new parameters for weight loaders and LoRA to see.
+    The layer becomes an instance of a subclass, with an ordinary `forward`: torch.compile traces it, and weight
+    loaders and LoRA see neither hooks nor new parameters.
 
     Args:
         layer (nn.Module): The decoder layer.

@@ -1,4 +1,4 @@
-"""What a guardrail cannot work with inside vLLM: refused when the engine starts, by the name of the setting."""
+"""Settings of vLLM that a guardrail does not support. They are refused by name at the engine's start."""
 
 import warnings
 from typing import Any
@@ -76,7 +76,7 @@ def check_guardrail(config: SAEGuardrailConfig, name: str, vllm_config: Any) -> 
         if expected not in (None, found):
             raise GuardrailError(f"{field}={expected} of {name}: expected {found}, the model's. Use its own model.")
     if config.layer >= text.num_hidden_layers:
-        raise GuardrailError(f"layer={config.layer} of {name}: expected below {text.num_hidden_layers}. Fit it anew.")
+        raise GuardrailError(f"layer={config.layer} of {name}: expected below {text.num_hidden_layers}. Fit it again.")
     check_special(config, text.vocab_size)
     check_longest(config, vllm_config.model_config.max_model_len)
     if config.action == "refuse":

@@ -1,4 +1,4 @@
-"""What the plugin patches in vLLM: workers, the executor's start, and the requests that come in."""
+"""The plugin's patches of vLLM: workers, the executor's start, and incoming requests."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ _installed: list[bool] = []
 
 
 def install() -> None:
-    """Patch vLLM in this process, once. Without `sae_guardrail` in `additional_config`, vLLM works as it did."""
+    """Patch vLLM in this process, once. Without `sae_guardrail` in `additional_config` nothing changes."""
     if _installed:
         return
     _installed.append(True)

@@ -1,6 +1,6 @@
-"""What the guardrails of a worker said of each request.
+"""Records of a worker's guardrails for each request.
 
-States stay on the device until somebody asks, or the request ends: recording waits for no device.
+States stay on the device until they are read or the request ends, so recording needs no device sync.
 """
 
 import json

@@ -79,7 +79,7 @@ class RunningPass:
         return judged, allowed
 
     def _check_cached(self, guard: Guard) -> None:
-        """Raise unless the tokens that requests found in the cache are theirs, and this guardrail has seen them.
+        """Raise unless cached tokens belong to their requests, and this guardrail has seen them.
 
         Raises:
             GuardrailNotReady: Naming the request. vLLM stops.

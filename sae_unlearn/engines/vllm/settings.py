@@ -1,4 +1,4 @@
-"""What the operator of a server asks for, and what a request may ask for."""
+"""Settings of a server's operator, and those that a request may have."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The guardrails of one vLLM worker: placed once the model is loaded, with tables once the cache is there."""
+"""The guardrails of a vLLM worker: attached after the model is loaded, with tables after the cache."""
 
 import functools
 import logging
@@ -176,7 +176,7 @@ class WorkerGuards:
 
 
 def attention_group(kv_cache_config: Any) -> int:
-    """Return the group of the key-value cache whose slots the states follow: one of full attention if there is one.
+    """Return the cache group whose slots the states follow: one of full attention, if any.
 
     Raises:
         GuardrailUnsupported: If no layer has attention, so that tokens have no slots.

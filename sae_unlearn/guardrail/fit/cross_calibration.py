@@ -117,7 +117,7 @@ def calibrate(
 
 
 def at_lengths(rows: Sequence[Tensor], joined: Sequence[int] = JOINED) -> list[list[Tensor]]:
-    """Return the rows at each length of `PREFIXES` (first tokens) and `joined` (rows joined, from each row on)."""
+    """Return rows at each length of `PREFIXES` (first tokens) and of `joined` (joined, from each row on)."""
     text = torch.cat([*rows, *rows])
     while len(text) < sum(map(len, rows)) + joined[-1]:
         text = torch.cat([text, text])

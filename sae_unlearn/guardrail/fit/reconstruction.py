@@ -1,4 +1,6 @@
-"""How much of a corpus an SAE explains, on its first tokens: an SAE knows the topics of the texts it was trained on.
+"""Explained variance of an SAE on the first tokens of a corpus.
+
+An SAE explains the topics of its training texts better than others.
 
 explained = 1 - sum |h - h'|^2 / sum |h - mean(h)|^2
 """

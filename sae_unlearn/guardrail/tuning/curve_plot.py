@@ -1,4 +1,4 @@
-"""The picture of a guardrail's trade-off: recall on the topic against false alarms, over all thresholds."""
+"""Picture of a guardrail's trade-off: recall on the topic against false alarms, over all thresholds."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from sae_unlearn.guardrail.tuning.trade_off import TradeOff
 
 
 def curve(calibration: dict[str, Any]) -> list[tuple[float, float, float]]:
-    """Threshold, recall and false alarms at every threshold between two held-out rows, from the highest on."""
+    """Return threshold, recall and false alarms at each threshold between held-out rows, highest first."""
     forget, retain = (reals(calibration.get(f"statistic_{role}")) for role in ("forget", "retain"))
     points = []
     for threshold in [*sorted({*forget, *retain}, reverse=True), float("-inf")]:

@@ -1,4 +1,4 @@
-"""A stored guardrail with another threshold: config, card and picture are written again, weights are copied."""
+"""A saved guardrail with another threshold: new config, card and picture, copied weights."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Another threshold for a fitted guardrail, chosen from the statistics that its calibration holds: `set_threshold`.
+"""`set_threshold`: another threshold for a fitted guardrail, from the statistics in its calibration.
 
 With the statistics of n retain rows `R` that set the threshold and of m held-out forget rows `F`:
 
@@ -142,7 +142,7 @@ def set_threshold(
     max_false_alarms: float | None = None,
     threshold: float | None = None,
 ) -> TradeOff:
-    """Give a guardrail another threshold; it holds from the next forward pass on, and is saved. Nothing is fitted.
+    """Set the threshold of a guardrail from the next forward pass on. It is saved, and nothing is fitted.
 
     Args:
         model (`nn.Module`): A model with guardrails.
@@ -155,8 +155,9 @@ def set_threshold(
         `TradeOff`: The threshold, and the rates on held-out rows.
 
     Raises:
-        GuardrailError: If there is no such guardrail, not exactly one of the three is given, or the calibration cannot
-            answer. Nothing is changed then.
+        GuardrailError: If the guardrail does not exist, not exactly one of the three is passed, or the calibration
+            lacks
+            the statistics. Nothing is changed then.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What a fit's calibration means, in words: can this SAE tell the topic, does the threshold work, and what next."""
+"""Verdict on a fit's calibration, in words: separation by the SAE, threshold, and next step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +7,11 @@ from sae_unlearn.checks import real
 
 
 GOOD, FAIR = 0.95, 0.85
-"""AUROC from which on the topic is told well, and told in part."""
+"""AUROC from which on the SAE separates the topic well, and in part."""
 LEAST_RECALL = 0.8
 FEW_ROWS = 20
 UNEXPLAINED = 0.1
-"""Explained variance by which the topic falls behind other text, from which on the SAE may not know it."""
+"""Gap of explained variance between other text and the topic above which the SAE may not know it."""
 WEAK_DOSE, STRONG_DOSE = 0.25, 2.0
 """Norm of the edit in units of the residual stream's."""
 
@@ -81,7 +81,7 @@ def _topic(auroc: float) -> str:
 
 def _short(short: float, auroc: float) -> str:
     words = "as well" if short >= min(GOOD, auroc - 0.03) else "less well" if short >= FAIR else "badly"
-    return f"Short text, a row's first words: told {words} (AUROC {short:.3f})."
+    return f"Short text, a row's first words: separated {words} (AUROC {short:.3f})."
 
 
 def _dose(edit: float) -> str:
