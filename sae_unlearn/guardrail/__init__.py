@@ -26,7 +26,7 @@ from sae_unlearn.guardrail.manage import (
     set_action,
 )
 from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers
-from sae_unlearn.guardrail.peft_020 import ask_the_tuner
+from sae_unlearn.guardrail.peft_020 import do_as_later_peft
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
@@ -38,7 +38,7 @@ from sae_unlearn.options.fit import GuardrailFitConfig
 
 if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
     register_peft_method(name=METHOD, config_cls=SAEGuardrailConfig, model_cls=SAEGuardrailModel)
-ask_the_tuner()
+do_as_later_peft()
 
 __all__ = [
     "AttachedGuardrail",

@@ -1,4 +1,7 @@
-"""What PEFT 0.20 does not ask a tuner about its weights, and 0.21 does (read in 0.20.0 and 0.21.2).
+"""What PEFT 0.21 does and 0.20 does not, done there too (read in 0.20.0 and 0.21.2).
+
+0.21 calls the model in a `PeftModel`'s forward pass. 0.20 calls the model's `forward`, past its hooks, so that a refusal
+would not be written. There every tuner calls the model, also one of another method that a guardrail is beside.
 
 From 0.21 on a tuner class says which tensors are an adapter's, and which may be loaded (`_get_adapter_state_dict`,
 `_remap_adapter_state_dict_for_load`). Before, PEFT loses tensors whose path holds another adapter's name, and loads
@@ -22,12 +25,17 @@ ASKS = hasattr(BaseTuner, "_get_adapter_state_dict")
 """Whether this PEFT asks the tuner itself."""
 
 
-def ask_the_tuner() -> None:
-    """Let `PeftModel` ask the tuner about guardrails, where PEFT does not do it. Safe to call again."""
+def do_as_later_peft() -> None:
+    """Call models with their hooks and ask tuners about guardrails, where PEFT does not do it. Safe to call again."""
     if ASKS or hasattr(peft_model.set_peft_model_state_dict, "__wrapped__"):
         return
+    BaseTuner.forward = _call_model
     peft_model.set_peft_model_state_dict = _checked(peft_model.set_peft_model_state_dict)
     peft_model.get_peft_model_state_dict = _whole(peft_model.get_peft_model_state_dict)
+
+
+def _call_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self.model(*args, **kwargs)
 
 
 def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
