@@ -1,7 +1,11 @@
 """What a mask hides while it is current, no later mask shows: text that no gate has judged would go by."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from step_cases import GREEDY
 from transformers import DynamicCache, StaticCache
 from zoo import base_model, guarded, padded, token_ids, with_cache
@@ -226,8 +230,12 @@ def test_padded_batches_go_on_turn_after_turn(side, settings):
     mask = torch.nn.functional.pad(
         batch["attention_mask"], (0, more.shape[1] - batch["attention_mask"].shape[1]), value=1
     )
-    again = model.generate(input_ids=more, attention_mask=mask, **with_cache(model, cache), **GREEDY, **settings)
-    assert again.shape[1] > more.shape[1]
+    # with drafts transformers (5.16 to 5.24) reads all tokens again after those in the cache; at 5.16 beside a mask that
+    # is too short for them, at 5.19 and 5.24 without one, so that all are judged
+    short = "prompt_lookup_num_tokens" in settings and Version(transformers.__version__) < Version("5.19")
+    with pytest.raises(GuardrailNotReady, match="does not cover") if short else nullcontext():
+        again = model.generate(input_ids=more, attention_mask=mask, **with_cache(model, cache), **GREEDY, **settings)
+        assert again.shape[1] > more.shape[1]
 
 
 @pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next", "mamba"])
