@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from zoo import base_model, guarded, logits_of, token_ids
+from zoo import EOS, base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import attach_guardrail, enable_guardrails, guardrail_status, list_guardrails
 from sae_unlearn.backbone.adapters_off import adapters_off, guards_off
@@ -45,6 +45,13 @@ def both(folder):
 
 def merged_layers(model):
     return [module.merged for _, module in model.named_modules() if hasattr(module, "lora_A")]
+
+
+def test_a_refusal_is_written_in_a_plain_forward_pass_beside_a_lora(tmp_path):
+    """PEFT 0.20 would call the model's `forward`, past the hooks that write it."""
+    guarded("llama", action="refuse", refusal="w5", refusal_ids=[5, EOS], threshold=0.0).save_pretrained(tmp_path)
+    model = attach_guardrail(get_peft_model(base_model("llama"), lora_config()), tmp_path).eval()
+    assert logits_of(model, IDS)[:, -1].argmax(-1).tolist() == [5] * len(IDS)
 
 
 # ----------------------------------------------------------------------------------------- disabling another adapter

@@ -230,8 +230,8 @@ def test_padded_batches_go_on_turn_after_turn(side, settings):
     mask = torch.nn.functional.pad(
         batch["attention_mask"], (0, more.shape[1] - batch["attention_mask"].shape[1]), value=1
     )
-    # with drafts transformers (5.16 to 5.24) reads all tokens again after those in the cache; at 5.16 beside a mask that
-    # is too short for them, at 5.19 and 5.24 without one, so that all are judged
+    # with drafts transformers (5.16 to 5.24) reads all tokens again after those in the cache: at 5.16 beside a mask
+    # that is too short for them, at 5.19 and 5.24 without one, so that all are judged
     short = "prompt_lookup_num_tokens" in settings and Version(transformers.__version__) < Version("5.19")
     with pytest.raises(GuardrailNotReady, match="does not cover") if short else nullcontext():
         again = model.generate(input_ids=more, attention_mask=mask, **with_cache(model, cache), **GREEDY, **settings)
