@@ -1,7 +1,7 @@
 """What PEFT 0.21 does and 0.20 does not, done there too (read in 0.20.0 and 0.21.2).
 
-In a `PeftModel`'s forward pass 0.21 calls the model, and 0.20 the model's `forward`, past its hooks: a refusal would not
-be written. There each tuner calls the model, also a LoRA's that a guardrail is added to.
+In a `PeftModel`'s forward pass 0.21 calls the model, and 0.20 the model's `forward`, past its hooks: a refusal would
+not be written. There each tuner calls the model, also a LoRA's that a guardrail is added to.
 
 From 0.21 on a tuner class says which tensors are an adapter's, and which may be loaded (`_get_adapter_state_dict`,
 `_remap_adapter_state_dict_for_load`). Before, PEFT loses tensors whose path holds another adapter's name, and loads
