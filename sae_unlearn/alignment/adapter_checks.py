@@ -40,8 +40,8 @@ def check_adapter_config(config: PeftConfig, name: str = "peft_config") -> None:
     """Raise unless a model without this adapter is the model as it was given.
 
     Args:
-        config (`PeftConfig`): Config of the adapter.
-        name (`str`, *optional*, defaults to `"peft_config"`): Name of the argument, for the error.
+        config (PeftConfig): Config of the adapter.
+        name (str, *optional*, defaults to "peft_config"): Name of the argument, for the error.
 
     Raises:
         AlignmentError: If the config is not an adapter of the weights, changes or trains the base, or needs what this

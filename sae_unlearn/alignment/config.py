@@ -39,8 +39,8 @@ class SAEAlignmentConfig(TrainingArguments):
         away (str, *optional*): "hinge", "triplet", "repel" or "none"; None takes the preset's. See
             `sae_unlearn.alignment.loss`.
         toward_weight (float, *optional*, defaults to 1.0): Weight of `toward`.
-        away_weight (float, *optional*, defaults to 0.5): Weight of `away`. With `away="repel"`,
-            `away_weight / toward_weight` is lambda and must be below 1, since otherwise the loss has no minimum.
+        away_weight (float, *optional*, defaults to 0.5): Weight of `away`. With `away="repel"`, `away_weight /
+            toward_weight` is lambda and must be below 1, since otherwise the loss has no minimum.
         kl_weight (float, *optional*, defaults to 1.0): Weight of KL(base || tuned) on retain rows, in nats per token. 0
             skips these rows.
         mse_weight (float, *optional*, defaults to 0.5): Weight of the squared change of hidden states of known
@@ -57,8 +57,8 @@ class SAEAlignmentConfig(TrainingArguments):
             budget.
         solve_gamma (float, *optional*): Overshoot, the share of the way by which goals lie beyond the unknown entities.
             None chooses that of the last sweep from the remainder of earlier sweeps.
-        covariance_cache (str, *optional*): Folder for the second moments of the rows that should stay, one file of
-            `4 * d_ffn^2` bytes per layer for each model and retain set. None keeps them in memory only.
+        covariance_cache (str, *optional*): Folder for the second moments of the rows that should stay, one file of `4 *
+            d_ffn^2` bytes per layer for each model and retain set. None keeps them in memory only.
         question_forms (bool, *optional*, defaults to True): Also move targets in the questions about their attributes,
             which contain no answers.
         short_prompts (list of str, *optional*): Short prompts of other relations on which predictions should stay. None

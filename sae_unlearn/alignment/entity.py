@@ -67,8 +67,8 @@ def read_entity(row: Any, entity_type: str | None = None) -> Entity:
     """Return an entity from a row.
 
     Args:
-        row (Entity or mapping): With `entity`, `entity_type`, optionally `aliases`, and either `attributes` (a
-            mapping) or the attributes as further keys.
+        row (Entity or mapping): With `entity`, `entity_type`, optionally `aliases`, and either `attributes` (a mapping)
+            or the attributes as further keys.
         entity_type (str, *optional*): Type of a row without one.
 
     Raises:

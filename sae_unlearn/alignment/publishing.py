@@ -27,7 +27,7 @@ class PublishingTrainer(Trainer):
     """The part of `SAEAlignmentTrainer` that writes to a folder and to the Hub.
 
     Attributes:
-        setting (`AlignmentSetting`): The frozen references, which the card describes.
+        setting (AlignmentSetting): The frozen references, which the card describes.
     """
 
     setting: AlignmentSetting
@@ -58,8 +58,8 @@ class PublishingTrainer(Trainer):
         """Write the card of the alignment into the output folder.
 
         Args:
-            license (str, *optional*): License of the adapter as the Hub names licenses, in this card and in every
-                later one. None keeps that of the settings.
+            license (str, *optional*): License of the adapter as the Hub names licenses, in this card and in every later
+                one. None keeps that of the settings.
             model_name (str, *optional*): Argument of `Trainer`, not used: the card knows its repository.
             kwargs: Other arguments of `Trainer`, which the card does not use; a warning names them.
         """

@@ -68,22 +68,22 @@ class SAEAlignmentTrainer(PublishingTrainer):
     The base model's own dropout is off during training, the adapter's is on.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): A causal language model, or a `PeftModel` whose adapter is trained.
-        args (`SAEAlignmentConfig`): The settings.
-        train_dataset (`EntitySet` or rows): The targets to forget. Rows, such as a `datasets.Dataset`, have the columns
+        model (PreTrainedModel or PeftModel): A causal language model, or a `PeftModel` whose adapter is trained.
+        args (SAEAlignmentConfig): The settings.
+        train_dataset (EntitySet or rows): The targets to forget. Rows, such as a `datasets.Dataset`, have the columns
             `entity`, `entity_type` and `attributes`.
-        eval_dataset (`EntitySet` or rows, *optional*): Entities for `evaluate`, in held-out templates. None takes the
+        eval_dataset (EntitySet or rows, *optional*): Entities for `evaluate`, in held-out templates. None takes the
             targets.
-        processing_class (`PreTrainedTokenizerFast`): The tokenizer.
-        compute_metrics (`Callable`, *optional*): Called as in `Trainer`, with predictions `[rows, d_in]`, the residual
+        processing_class (PreTrainedTokenizerFast): The tokenizer.
+        compute_metrics (Callable, *optional*): Called as in `Trainer`, with predictions `[rows, d_in]`, the residual
             stream, and label ids (number of the entity, number of its template). Its result is added to the metrics.
         callbacks, optimizers (*optional*): As in `Trainer`.
-        peft_config (`LoraConfig`, *optional*): The adapter. None is a LoRA of rank 8 on every linear module of the
-            layers up to the aligned one.
-        sae (`SparseAutoencoder` or `None`): An autoencoder of one of the model's layers. None aligns the raw hidden
-            states, the control that shows the effect of the SAE; it needs `args.layer`.
-        known (`EntitySet` or rows): Entities that the model knows, of the targets' types, without any target.
-        unknown (`EntitySet` or rows): Entities that it does not know, of the same types (see `label_entities`).
+        peft_config (LoraConfig, *optional*): The adapter. None is a LoRA of rank 8 on every linear module of the layers
+            up to the aligned one.
+        sae (SparseAutoencoder or None): An autoencoder of one of the model's layers. None aligns the raw hidden states,
+            the control that shows the effect of the SAE; it needs `args.layer`.
+        known (EntitySet or rows): Entities that the model knows, of the targets' types, without any target.
+        unknown (EntitySet or rows): Entities that it does not know, of the same types (see `label_entities`).
         retain_dataset (*optional*): Ordinary text (list of strings, dataset with a "text" column, batches of token
             ids). A tenth is kept for evaluation. None compares predictions only on questions about known entities'
             attributes.
@@ -218,7 +218,7 @@ class SAEAlignmentTrainer(PublishingTrainer):
         loss if `kl` is within it and infinite otherwise.
 
         Args:
-            eval_dataset (`EntitySet` or rows, *optional*): Other entities of the same types.
+            eval_dataset (EntitySet or rows, *optional*): Other entities of the same types.
             ignore_keys, metric_key_prefix (*optional*): As in `Trainer`.
         """
         items: Any = eval_dataset
@@ -259,7 +259,7 @@ class SAEAlignmentTrainer(PublishingTrainer):
         It takes two truncated forward passes over the targets, in held-out templates.
 
         Args:
-            entities (`EntitySet`, *optional*): Entities in place of the targets.
+            entities (EntitySet, *optional*): Entities in place of the targets.
 
         Raises:
             AlignmentError: If the model is sharded with FSDP, whose layers run only as parts of the whole.

@@ -35,12 +35,12 @@ class TargetWays:
     The unknown entities are those that a target is paired with in the training, in both.
 
     Args:
-        targets (`EntitySet`): The targets.
-        items (`AlignmentItems`): Their items of the training.
-        setting (`AlignmentSetting`): The frozen references.
-        model (`nn.Module`): The bare transformers model with its adapters disabled.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
-        args (`SAEAlignmentConfig`): The settings.
+        targets (EntitySet): The targets.
+        items (AlignmentItems): Their items of the training.
+        setting (AlignmentSetting): The frozen references.
+        model (nn.Module): The bare transformers model with its adapters disabled.
+        tokenizer (PreTrainedTokenizerBase): The tokenizer.
+        args (SAEAlignmentConfig): The settings.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class TargetWays:
         """Return the remainder of the ways in held-out prompts, or {} for entities other than the targets.
 
         Args:
-            judged (`AlignmentItems`): The evaluated set.
-            states (`States`): The states of its targets.
+            judged (AlignmentItems): The evaluated set.
+            states (States): The states of its targets.
         """
         held = self.held_out
         if judged is None or judged.targets != held.rows:

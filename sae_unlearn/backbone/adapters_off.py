@@ -35,7 +35,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     frozen included, and enables adapters that were disabled (peft 0.21).
 
     Args:
-        model (`nn.Module`): A model with PEFT adapters, wrapped by a `PeftModel` or not.
+        model (nn.Module): A model with PEFT adapters, wrapped by a `PeftModel` or not.
     """
     with guards_off(model), _others_off(model):
         yield
@@ -72,8 +72,8 @@ def base_parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
     """Yield name and parameter of everything in `model` that is not part of an adapter.
 
     Args:
-        model (`nn.Module`): The transformers model, not the `PeftModel` around it.
-        prefix (`str`, *optional*, defaults to `""`): Prefix of each name.
+        model (nn.Module): The transformers model, not the `PeftModel` around it.
+        prefix (str, *optional*, defaults to ""): Prefix of each name.
     """
     if isinstance(model, BaseTunerLayer):
         wrapped = model._modules.get("base_layer")  # a guardrail wraps nothing: it is a child of its decoder layer

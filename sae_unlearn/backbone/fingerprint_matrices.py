@@ -53,8 +53,8 @@ def matrix_samples(layers: nn.ModuleList, layer: int) -> dict[str, list[float]]:
     Among matrices whose names differ only in a number, such as experts, the first of each layer stands for all.
 
     Args:
-        layers (`nn.ModuleList`): All decoder layers.
-        layer (`int`): The guarded layer; later weights are not read.
+        layers (nn.ModuleList): All decoder layers.
+        layer (int): The guarded layer; later weights are not read.
     """
     found = {name: sampled(matrix) for name, matrix in _matrices(layers, layer).items() if readable(matrix)}
     return {name: [float(f"{value:.9g}") for value in values] for name, values in found.items()}
@@ -64,9 +64,9 @@ def compare_matrices(recorded: Any, layers: nn.ModuleList, layer: int) -> Compar
     """Compare recorded samples with a model's matrices.
 
     Args:
-        recorded (`Any`): Result of `matrix_samples`, from an untrusted file.
-        layers (`nn.ModuleList`): All decoder layers of the model.
-        layer (`int`): The guarded layer.
+        recorded (Any): Result of `matrix_samples`, from an untrusted file.
+        layers (nn.ModuleList): All decoder layers of the model.
+        layer (int): The guarded layer.
     """
     if not isinstance(recorded, dict):
         return Comparison(0, 0, [])

@@ -55,7 +55,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     reads attributes by name, and in ModernBERT's decoder `decoder` is the head.
 
     Args:
-        model (`nn.Module`): The bare transformers model, not a `PeftModel` around it.
+        model (nn.Module): The bare transformers model, not a `PeftModel` around it.
 
     Raises:
         UnlearnError: If the model is an encoder-decoder, has no number of layers, or not exactly one such list.

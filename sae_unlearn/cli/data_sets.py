@@ -88,9 +88,9 @@ def read_sets(
 
     Args:
         sources (list[str]): Names of data sets, or files.
-        text_column (`str`, *optional*, defaults to `"text"`): Column or key that holds a text.
-        limit (`int`, *optional*): Largest number of rows of each.
-        seed (`int`, *optional*, defaults to 0): Seed of the draw.
+        text_column (str, *optional*, defaults to "text"): Column or key that holds a text.
+        limit (int, *optional*): Largest number of rows of each.
+        seed (int, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
         FileNotFoundError: If a source does not exist.

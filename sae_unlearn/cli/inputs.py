@@ -131,7 +131,7 @@ def output_folder(name: str) -> Path:
     """Return the output folder after a check, without creating it: a run that fails leaves no folder.
 
     Args:
-        name (`str`): Value of `--output`.
+        name (str): Value of `--output`.
 
     Raises:
         NotADirectoryError: If it is a file, or in one.
@@ -151,7 +151,7 @@ def not_left_empty(path: Path) -> Iterator[None]:
     """Remove the new folder `path` if the block fails or is interrupted and it is empty.
 
     Args:
-        path (`Path`): The output folder of a command whose libraries create it before they write.
+        path (Path): The output folder of a command whose libraries create it before they write.
     """
     before = path.exists()
     try:

@@ -20,13 +20,13 @@ class Measurement:
     """A model to be measured, and how. Built and checked once; each metric takes it with its rows.
 
     Attributes:
-        model (`nn.Module`): The measured model, with or without adapters.
-        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-        settings (`MeasurementConfig`): Batch sizes, lengths, chat template and progress bars.
-        base (`nn.Module`, *optional*): The model without its adapters, if it is another object. If None, it is
-            `model` with its adapters disabled.
-        notes (`list[str]`): What a reader of the results has to know. Metrics append to it.
-        guarded (`bool`): True if guardrails are on the model, so that metrics report where they fire.
+        model (nn.Module): The measured model, with or without adapters.
+        tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
+        settings (MeasurementConfig): Batch sizes, lengths, chat template and progress bars.
+        base (nn.Module, *optional*): The model without its adapters, if it is another object. If None, it is `model`
+            with its adapters disabled.
+        notes (list[str]): What a reader of the results has to know. Metrics append to it.
+        guarded (bool): True if guardrails are on the model, so that metrics report where they fire.
 
     Raises:
         UnlearnError: If `model` or `base` is not a module, or `settings` are not of their class.

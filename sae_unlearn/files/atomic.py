@@ -28,9 +28,9 @@ def staged(folder: Path, first: Sequence[str] = (), key: str | None = None) -> I
     Args:
         folder (Path): The folder to save to.
         first (Sequence[str], *optional*, defaults to ()): Names of the files to replace first, in this order.
-        key (str, *optional*): Name of a file without which the others are not read. If its content changes, the old
-            one is removed before any file is replaced, and the new one comes last. So it never stands next to files
-            of another save.
+        key (str, *optional*): Name of a file without which the others are not read. If its content changes, the old one
+            is removed before any file is replaced, and the new one comes last. So it never stands next to files of
+            another save.
 
     Raises:
         UnlearnError: If the disk is full, or `folder` cannot be written.

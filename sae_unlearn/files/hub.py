@@ -104,7 +104,7 @@ class FileTree:
             revision (str, *optional*): Branch, tag or commit of the repository. Defaults to its main branch.
             token (str or bool, *optional*): As in `huggingface_hub`.
             cache_dir (str or PathLike, *optional*): The Hub's cache. Defaults to that of `huggingface_hub`.
-            local_files_only (bool, *optional*, defaults to `False`): Read the cache and do not ask the Hub.
+            local_files_only (bool, *optional*, defaults to False): Read the cache and do not ask the Hub.
 
         Raises:
             UnlearnError: If `revision` is not a text, or is given for a local folder.

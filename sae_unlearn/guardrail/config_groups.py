@@ -126,7 +126,7 @@ def as_group(name: str, kind: type[G], value: Any) -> G:
     Args:
         name (str): The field.
         kind (type): The group's class.
-        value (`kind` or mapping): The assigned value.
+        value (kind or mapping): The assigned value.
 
     Raises:
         GuardrailError: If it is neither, or has unknown keys or wrong values.

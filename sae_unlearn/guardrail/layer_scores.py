@@ -131,12 +131,12 @@ def scout(
     One pass runs up to the last layer that is asked for. Guardrails on the model are disabled meanwhile.
 
     Args:
-        model (`nn.Module`): A causal language model of transformers.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
-        forget (`Iterable`): Texts of the topic, or rows with a `text_column`; at least 8.
-        retain (`Iterable`): Other texts; at least 8.
-        saes (`Sequence`, *optional*): SAEs, or names that `SparseAutoencoder.from_pretrained` takes.
-        config (`ScoutConfig`, *optional*): The options; the defaults without one.
+        model (nn.Module): A causal language model of transformers.
+        tokenizer (PreTrainedTokenizerBase): The model's.
+        forget (Iterable): Texts of the topic, or rows with a `text_column`; at least 8.
+        retain (Iterable): Other texts; at least 8.
+        saes (Sequence, *optional*): SAEs, or names that `SparseAutoencoder.from_pretrained` takes.
+        config (ScoutConfig, *optional*): The options; the defaults without one.
         options: Any field of `ScoutConfig` by its name, in place of its value in `config`.
 
     Returns:

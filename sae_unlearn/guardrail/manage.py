@@ -24,16 +24,16 @@ class AttachedGuardrail:
     """A guardrail on a model, as `list_guardrails` returns it.
 
     Attributes:
-        name (`str`): Its adapter name.
-        active (`bool`): True if it is enabled.
-        action (`str`): "clamp", "record" or "refuse".
-        layer (`int`): The 0-based decoder layer whose output it guards.
-        num_features (`int`): The number of guarded features.
-        threshold (`float`, *optional*): The gate fires if its statistic exceeds it.
-        source (`str`, *optional*): The folder or Hub repository it was loaded from. None if it was fitted in this
-            process or loaded by PEFT itself.
-        subfolder (`str`, *optional*): The folder in `source`.
-        revision (`str`, *optional*): The commit of the repository.
+        name (str): Its adapter name.
+        active (bool): True if it is enabled.
+        action (str): "clamp", "record" or "refuse".
+        layer (int): The 0-based decoder layer whose output it guards.
+        num_features (int): The number of guarded features.
+        threshold (float, *optional*): The gate fires if its statistic exceeds it.
+        source (str, *optional*): The folder or Hub repository it was loaded from. None if it was fitted in this process
+            or loaded by PEFT itself.
+        subfolder (str, *optional*): The folder in `source`.
+        revision (str, *optional*): The commit of the repository.
     """
 
     name: str
@@ -51,7 +51,7 @@ def list_guardrails(model: nn.Module) -> list[AttachedGuardrail]:
     """Return the guardrails on a model in the order of their layers; an empty list without any.
 
     Args:
-        model (`nn.Module`): Any model.
+        model (nn.Module): Any model.
 
     Raises:
         GuardrailError: If `model` is not a module.
@@ -83,8 +83,8 @@ def enable_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
     changed.
 
     Args:
-        model (`nn.Module`): A model with guardrails.
-        names (`str` or iterable of `str`): Adapter names. An empty list disables all guardrails.
+        model (nn.Module): A model with guardrails.
+        names (str or iterable of str): Adapter names. An empty list disables all guardrails.
 
     Raises:
         GuardrailError: If one of the names is not a guardrail of the model. Nothing is changed then.
@@ -114,11 +114,11 @@ def set_action(
     `set_action(model, "biology", "record")`, or `set_action(model, "record")` on a model with one guardrail.
 
     Args:
-        model (`nn.Module`): A model with guardrails.
-        name (`str`, *optional*): The guardrail's adapter name. Not needed if the model has one guardrail.
-        action (`str`): "clamp", "record", or "refuse".
-        message (`str`, *optional*): Answer of a refusal; needed the first time.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's tokenizer, for the message.
+        model (nn.Module): A model with guardrails.
+        name (str, *optional*): The guardrail's adapter name. Not needed if the model has one guardrail.
+        action (str): "clamp", "record", or "refuse".
+        message (str, *optional*): Answer of a refusal; needed the first time.
+        tokenizer (PreTrainedTokenizerBase, *optional*): The model's tokenizer, for the message.
 
     Raises:
         GuardrailError: If the guardrail or the action does not exist, `name` is missing with several guardrails, or a

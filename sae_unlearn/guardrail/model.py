@@ -242,7 +242,7 @@ def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
     `layer.guardrail(name)` gives a guardrail's config, encoder and decoder.
 
     Args:
-        model (`nn.Module`): Any model.
+        model (nn.Module): Any model.
 
     Raises:
         GuardrailError: If `model` is not a module.

@@ -36,7 +36,7 @@ class PackedStep:
         prompt_end (Tensor): `[R]` int64, index in the list of the last token of each row's prompt; the row's first
             token in a pass after the prompt. Read for `gate_scope="sequence"` only.
         slots (CacheSlots, *optional*): The tokens' slots in the cache. None if the rows begin and end in this pass.
-        one_each (bool, *optional*, defaults to `False`): Every row has one token, so `T = R`. Known to the host.
+        one_each (bool, *optional*, defaults to False): Every row has one token, so `T = R`. Known to the host.
     """
 
     rows: Rows

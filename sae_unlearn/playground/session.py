@@ -124,9 +124,9 @@ class Session:
     """A model with a guardrail, to be tried; one prompt at a time.
 
     Args:
-        model (`nn.Module`): With the guardrail attached.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
-        adapter_name (`str`, *optional*): The guardrail. Not needed if there is one.
+        model (nn.Module): With the guardrail attached.
+        tokenizer (PreTrainedTokenizerBase): The model's.
+        adapter_name (str, *optional*): The guardrail. Not needed if there is one.
 
     Raises:
         GuardrailError: If the guardrail does not exist.

@@ -129,9 +129,8 @@ class SparseAutoencoder(nn.Module):
         The format is detected from the files.
 
         Args:
-            id_or_path (str or PathLike): A folder, a repository id such as
-                "google/gemma-scope-2b-pt-res", or a release and an id of SAELens such as
-                "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical".
+            id_or_path (str or PathLike): A folder, a repository id such as "google/gemma-scope-2b-pt-res", or a release
+                and an id of SAELens such as "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical".
             subfolder (str, *optional*): The folder inside it that holds the SAE, e.g.
                 "layer_3/width_16k/average_l0_142"; or the file if a folder holds one per layer, e.g. "layer9.sae.pt".
             revision (str, *optional*): Branch, tag or commit of the repository. `source` keeps the commit.

@@ -21,10 +21,10 @@ def sae_for(sae: Any, model: nn.Module, layer: int | None = None) -> Any:
     """Return the SAE that `sae` means; anything but a text is returned as it is.
 
     Args:
-        sae (`SparseAutoencoder` or `str`): An SAE; `"auto"` for the suggested one of the model; or what
+        sae (SparseAutoencoder or str): An SAE; `"auto"` for the suggested one of the model; or what
             `SparseAutoencoder.from_pretrained` takes.
-        model (`nn.Module`): The model that it has to belong to.
-        layer (`int`, *optional*): 0-based decoder layer for `"auto"`.
+        model (nn.Module): The model that it has to belong to.
+        layer (int, *optional*): 0-based decoder layer for `"auto"`.
 
     Raises:
         SAEFormatError: If none is known for the model, or it cannot be read.

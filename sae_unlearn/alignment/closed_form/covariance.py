@@ -82,11 +82,11 @@ def stream_moments(
     of the batches is fixed, so the result is the same to the bit.
 
     Args:
-        model (`nn.Module`): The bare transformers model, with or without PEFT layers.
-        rows (`Sequence[StayRow]`): The rows.
-        sites (`Sequence[Projection]`): The projections.
-        batch_size (`int`): Rows per forward pass.
-        cache (`Path`, *optional*): A folder. For each fingerprint it gets one float32 matrix `[d_in, d_in]` per layer.
+        model (nn.Module): The bare transformers model, with or without PEFT layers.
+        rows (Sequence[StayRow]): The rows.
+        sites (Sequence[Projection]): The projections.
+        batch_size (int): Rows per forward pass.
+        cache (Path, *optional*): A folder. For each fingerprint it gets one float32 matrix `[d_in, d_in]` per layer.
     """
     weights = token_weights(rows)
     key = fingerprint(model, rows, weights, sites, batch_size)

@@ -24,9 +24,9 @@ class Damage:
     used, so rows should be in a random order.
 
     Args:
-        model (`nn.Module`): The bare transformers model.
-        rows (`Sequence[tuple[list[int], list[int]]]`): Token ids, and the places whose predictions count.
-        batch_size (`int`): Rows per forward pass.
+        model (nn.Module): The bare transformers model.
+        rows (Sequence[tuple[list[int], list[int]]]): Token ids, and the places whose predictions count.
+        batch_size (int): Rows per forward pass.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[tuple[list[int], list[int]]], batch_size: int) -> None:

@@ -69,12 +69,12 @@ def solve_for(
     """Solve for the targets of a trainer and write the solution into its LoRA.
 
     Args:
-        bare (`nn.Module`): The transformers model with the LoRA on it.
-        adapter (`str`): Name of the LoRA.
-        setting (`AlignmentSetting`): The frozen references.
-        target_rows (`TargetRows`): The targets in the prompts of the training.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
-        args (`SAEAlignmentConfig`): The settings.
+        bare (nn.Module): The transformers model with the LoRA on it.
+        adapter (str): Name of the LoRA.
+        setting (AlignmentSetting): The frozen references.
+        target_rows (TargetRows): The targets in the prompts of the training.
+        tokenizer (PreTrainedTokenizerBase): The tokenizer.
+        args (SAEAlignmentConfig): The settings.
 
     Raises:
         AlignmentError: If the LoRA or the model does not suit, or no solution is within the budget.

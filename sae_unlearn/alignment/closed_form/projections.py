@@ -71,9 +71,9 @@ def find_projections(model: nn.Module, layers: Sequence[int], row: Sequence[int]
     that `Projection.written` says. So a model that this does not describe is refused and not changed wrongly.
 
     Args:
-        model (`nn.Module`): The bare transformers model, with or without PEFT layers.
-        layers (`Sequence[int]`): 0-based decoder layers.
-        row (`Sequence[int]`): Token ids of one text, for the check.
+        model (nn.Module): The bare transformers model, with or without PEFT layers.
+        layers (Sequence[int]): 0-based decoder layers.
+        row (Sequence[int]): Token ids of one text, for the check.
 
     Raises:
         AlignmentError: If a layer is a mixture of experts, has no such projection, or uses it in another way.
@@ -167,8 +167,8 @@ class Taps:
         """Inputs `[batch, seq, d_in]` and outputs `[batch, seq, d_out]` of the last pass, in float32.
 
         Args:
-            layer (`int`): 0-based decoder layer.
-            like (`Tensor`): `[batch, seq, ...]`, for models that flatten batch and sequence, as OPT does.
+            layer (int): 0-based decoder layer.
+            like (Tensor): `[batch, seq, ...]`, for models that flatten batch and sequence, as OPT does.
         """
         k, m = self._seen[layer]
         return k.reshape(*like.shape[:2], -1), m.reshape(*like.shape[:2], -1)

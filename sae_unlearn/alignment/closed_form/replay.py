@@ -48,10 +48,10 @@ class Replay:
     has changed since.
 
     Args:
-        model (`nn.Module`): The bare transformers model.
-        rows (`Sequence[list[int]]`): Token ids. The last token of each is read.
+        model (nn.Module): The bare transformers model.
+        rows (Sequence[list[int]]): Token ids. The last token of each is read.
         first, last (`int`): 0-based layers: the lowest that changes, and the one whose output is read.
-        batch_size (`int`): Rows per forward pass.
+        batch_size (int): Rows per forward pass.
 
     Raises:
         AlignmentError: If the model does more between its layers than to pass on the residual stream.
@@ -87,9 +87,9 @@ class Replay:
         """Run the rows with the changes of `taps` active, and read them at a projection.
 
         Args:
-            taps (`Taps`): Open at `layer`.
-            layer (`int`): 0-based layer of the projection.
-            changed (`int`, *optional*): The lowest layer that has changed since the last pass; `None` is the first.
+            taps (Taps): Open at `layer`.
+            layer (int): 0-based layer of the projection.
+            changed (int, *optional*): The lowest layer that has changed since the last pass; `None` is the first.
         """
         h, seen = self._run(self._first if changed is None else changed, (taps, layer))
         k, m = (torch.cat([one[part] for one in seen])[self._order.to(h.device)] for part in range(2))

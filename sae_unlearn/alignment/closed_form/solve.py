@@ -93,19 +93,19 @@ def solve_alignment(
     of `log damage` over `log lam`, and by bisection where that leaves the bracket.
 
     Args:
-        model (`nn.Module`): The bare transformers model; its weights are not changed.
-        rows (`TargetRows`): The targets in their prompts.
-        sites (`Sequence[Projection]`): See `find_projections`.
-        moments (`Moments`): See `stream_moments`.
-        damage (`Callable`): Returns the damage of the model as it is then, such as a `Damage`.
-        budget (`float`, *optional*, defaults to 0.03): Largest damage, in nats per token.
-        lam (`float`, *optional*): Weight of what is to stay. `None` searches for it; a number is used whatever its
+        model (nn.Module): The bare transformers model; its weights are not changed.
+        rows (TargetRows): The targets in their prompts.
+        sites (Sequence[Projection]): See `find_projections`.
+        moments (Moments): See `stream_moments`.
+        damage (Callable): Returns the damage of the model as it is then, such as a `Damage`.
+        budget (float, *optional*, defaults to 0.03): Largest damage, in nats per token.
+        lam (float, *optional*): Weight of what is to stay. `None` searches for it; a number is used whatever its
             damage.
-        gamma (`float`, *optional*): Overshoot in every sweep. `None` chooses that of the last sweep from what is left
+        gamma (float, *optional*): Overshoot in every sweep. `None` chooses that of the last sweep from what is left
             (see `solve_at`).
-        sweeps (`int`, *optional*, defaults to 2): Sweeps over the layers.
-        rank (`int` or mapping, *optional*, defaults to 16): Rank of each change, or the rank by layer.
-        batch_size (`int`, *optional*, defaults to 32): Rows per forward pass.
+        sweeps (int, *optional*, defaults to 2): Sweeps over the layers.
+        rank (int or mapping, *optional*, defaults to 16): Rank of each change, or the rank by layer.
+        batch_size (int, *optional*, defaults to 32): Rows per forward pass.
 
     Raises:
         AlignmentError: If no `lam` is within the budget.

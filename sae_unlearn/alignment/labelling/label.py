@@ -117,9 +117,8 @@ def label_entities(
     process writes the cache.
 
     Args:
-        model (nn.Module): Any causal language model. A `PeftModel` is asked with its adapters as they are: to label
-            for a
-            training run, ask the base (`with model.disable_adapter(): ...`).
+        model (nn.Module): Any causal language model. A `PeftModel` is asked with its adapters as they are: to label for
+            a training run, ask the base (`with model.disable_adapter(): ...`).
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         candidates (EntitySet): Entities with attributes.
         questions (mapping, *optional*): Type -> attribute -> one template or several, which replace the library's.
@@ -128,9 +127,9 @@ def label_entities(
         temperature (float, *optional*, defaults to 1.0): Of the sampling. 0, with `samples=1, min_matches=1`, takes the
             most probable answer.
         min_matches (int, *optional*, defaults to 3): Smallest number of matching answers of a right question.
-        max_wrong_matches (int, *optional*, defaults to `min_matches - 1`): Largest number of matching answers of a
-            wrong question. Between the two it is neither, and does not count for the entity. 0 suits attributes with
-            few values (countries, years), which guesses match at times.
+        max_wrong_matches (int, *optional*, defaults to min_matches - 1): Largest number of matching answers of a wrong
+            question. Between the two it is neither, and does not count for the entity. 0 suits attributes with few
+            values (countries, years), which guesses match at times.
         min_known (int, *optional*): Smallest number of right attributes of a known entity. None is 2, or 1 with a
             warning if no candidate has more than one.
         max_unknown (int, *optional*, defaults to 0): Largest number of attributes of an unknown entity that are not

@@ -19,9 +19,9 @@ class Settings:
 
     Attributes:
         paths (sequence of str): Folders of guardrails. Each is known by the last part of its path.
-        per_request (bool, *optional*, defaults to `False`): Let requests choose among the guardrails.
+        per_request (bool, *optional*, defaults to False): Let requests choose among the guardrails.
         log (str, *optional*): File to which the record of each request is added, as a line of JSON.
-        check_base (bool, *optional*, defaults to `True`): Refuse a model that is not the one a guardrail was fitted on.
+        check_base (bool, *optional*, defaults to True): Refuse a model that is not the one a guardrail was fitted on.
 
     Raises:
         GuardrailError: If a field is malformed, or two guardrails have one name.

@@ -43,8 +43,8 @@ class AuditReport:
         title (str): Name of the report.
         rows (tuple of AuditRow): The first row holds the questions as they are.
         budgets (mapping, *optional*, defaults to {}): What an attacker may see and do, by the attack's name.
-        neighbours (Report, *optional*): `evaluate` on harmless rows near the topic ("near") and on others ("far").
-            None if not measured.
+        neighbours (Report, *optional*): `evaluate` on harmless rows near the topic ("near") and on others ("far"). None
+            if not measured.
         neighbours_base (Report, *optional*): The same without the adapters. None without adapters.
         about (mapping, *optional*, defaults to {}): The model and the settings, as plain values.
         notes (tuple of str, *optional*, defaults to ()): Remarks for readers, such as an attack that was skipped.

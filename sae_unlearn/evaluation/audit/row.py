@@ -26,8 +26,8 @@ class AuditRow:
         variant (str): Variant of the attack, such as the place of the filler.
         strength (float): In the unit of the attack; variants without a strength are numbered from 1.
         audited (tuple of Figure): Figures of the audited model.
-        base (tuple of Figure, *optional*, defaults to ()): The control: figures of the model without its adapters
-            under the same attack.
+        base (tuple of Figure, *optional*, defaults to ()): The control: figures of the model without its adapters under
+            the same attack.
         change (Estimate, *optional*): Paired change of the recall of forgotten facts by the attack. None if there is
             nothing to compare with.
         control (bool, *optional*, defaults to False): The row is a control of another row, not an attack.

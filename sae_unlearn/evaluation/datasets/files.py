@@ -17,8 +17,8 @@ def read_rows(
 
     Args:
         source (str): A folder, or the id of a dataset on the Hub.
-        files (sequence of str): Patterns of the part in a folder. The first match is read: `.json` (a list, or
-            one object per line), `.jsonl`, `.csv` (with a header) or `.parquet`.
+        files (sequence of str): Patterns of the part in a folder. The first match is read: `.json` (a list, or one
+            object per line), `.jsonl`, `.csv` (with a header) or `.parquet`.
         config (str, *optional*): As in `datasets.load_dataset`.
         split (str, *optional*, defaults to "test"): As in `datasets.load_dataset`.
         revision (str, *optional*): Branch, tag or commit on the Hub.

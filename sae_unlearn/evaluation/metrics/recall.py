@@ -205,7 +205,7 @@ def ask(
             intervals.
         max_new_tokens (int, *optional*, defaults to 8): Tokens of a completion.
         batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
-        refusals (sequence of str, *optional*, defaults to `REFUSALS`): See `verdict`.
+        refusals (sequence of str, *optional*, defaults to REFUSALS): See `verdict`.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
     """
     return count_answers(recall(model, tokenizer, facts, max_new_tokens, batch_size, progress), refusals)

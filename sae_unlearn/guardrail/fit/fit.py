@@ -71,16 +71,16 @@ def fit_guardrail(
     guardrails that are already on the model are disabled in all threads.
 
     Args:
-        model (`nn.Module`): A causal language model of transformers, in any dtype, device map or quantization; or a
+        model (nn.Module): A causal language model of transformers, in any dtype, device map or quantization; or a
             `PeftModel` that the guardrail joins.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Tokenizer of the model; None without text.
-        sae (`SparseAutoencoder` or `str`): An SAE of one of the model's layers; what
-            `SparseAutoencoder.from_pretrained` takes; or `"auto"` for the suggested one of `published_saes`.
+        tokenizer (PreTrainedTokenizerBase, *optional*): Tokenizer of the model; None without text.
+        sae (SparseAutoencoder or str): An SAE of one of the model's layers; what `SparseAutoencoder.from_pretrained`
+            takes; or `"auto"` for the suggested one of `published_saes`.
         forget (*optional*): Text of the topic: a list of texts, a `datasets.Dataset` with a `text_column`, or an
             iterable of either or of batches with `input_ids`. At least 8 documents; start with 100 paragraphs.
         retain (*optional*): Other text, in the format and at the lengths of deployment, with near neighbors of the
             topic. At least 32 documents.
-        config (`GuardrailFitConfig`, *optional*): The options; the defaults without one.
+        config (GuardrailFitConfig, *optional*): The options; the defaults without one.
         **options (Any): Any field of `GuardrailFitConfig` by its name, in place of its value in `config`.
 
     Returns:

@@ -47,13 +47,13 @@ def fit_guardrails(
     """Fit a guardrail for each of several topics, and attach all of them to the model.
 
     Args:
-        model (`nn.Module`): As for `fit_guardrail`.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): As for `fit_guardrail`.
-        sae (`SparseAutoencoder` or `str`): As for `fit_guardrail`.
-        forget (`Mapping`): The text of each topic, by the name that its guardrail gets. The text of another topic is
-            not retain text, so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
+        model (nn.Module): As for `fit_guardrail`.
+        tokenizer (PreTrainedTokenizerBase, *optional*): As for `fit_guardrail`.
+        sae (SparseAutoencoder or str): As for `fit_guardrail`.
+        forget (Mapping): The text of each topic, by the name that its guardrail gets. The text of another topic is not
+            retain text, so a gate may fire on it; see `sae_unlearn.evaluation.interference`.
         retain (Any): As for `fit_guardrail`; None if nothing is measured on it.
-        config (`GuardrailFitConfig`, *optional*): The options for all topics; the defaults without one.
+        config (GuardrailFitConfig, *optional*): The options for all topics; the defaults without one.
         **options (Any): Any field of `GuardrailFitConfig` by its name, except `adapter_name`. Each topic has a folder
             in `checkpoint_dir`, and so have the shared passes.
 

@@ -38,8 +38,8 @@ class Step(Protocol):
             tables (ConfigTables): The lists of the config as tensors.
             ids (Tensor or None): Token ids `[batch, 1]`. None if unknown.
             mask (Tensor or None): `[batch, 1]`, not 0 if the token is not padding. None if no token is padding.
-            earlier (Tensor or None): `[batch or 1, past]`, not 0 where the mask shows a token of an earlier pass,
-                which it must have shown in that pass too (see `shown`). None if the host knows that it did.
+            earlier (Tensor or None): `[batch or 1, past]`, not 0 where the mask shows a token of an earlier pass, which
+                it must have shown in that pass too (see `shown`). None if the host knows that it did.
             history (DynamicGateHistory): The rows' states of the gate, to which the next are appended.
 
         Returns:

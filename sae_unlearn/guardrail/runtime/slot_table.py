@@ -56,7 +56,7 @@ class SlotTable:
         slots (int): Number of slots: blocks of the cache times tokens per block.
         size (int): Values in a state, see `packed.state_size`.
         longest (int, *optional*, defaults to 0): Positions that a row can have. 0: no stamps.
-        ids (bool, *optional*, defaults to `False`): Keep token ids, which `action="refuse"` needs.
+        ids (bool, *optional*, defaults to False): Keep token ids, which `action="refuse"` needs.
         device (torch.device, *optional*): Where the tables lie.
 
     Attributes:

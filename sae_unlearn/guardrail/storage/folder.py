@@ -60,7 +60,7 @@ class GuardrailFolder:
             subfolder (str, *optional*): Folder inside it, for instance the name of a bundle's member.
             token (str or bool, *optional*): As in `huggingface_hub`.
             cache_dir (str or PathLike, *optional*): The Hub's cache. Defaults to that of `huggingface_hub`.
-            local_files_only (bool, *optional*, defaults to `False`): Read the cache and do not ask the Hub.
+            local_files_only (bool, *optional*, defaults to False): Read the cache and do not ask the Hub.
 
         Raises:
             GuardrailError: If an argument is malformed, or `revision` is set for a local folder.

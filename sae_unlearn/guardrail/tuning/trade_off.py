@@ -62,9 +62,9 @@ def trade_off(
 
     Args:
         calibration: Of a fitted guardrail.
-        target_recall (`float`, *optional*): Share of forget rows on which the gate is to fire, above 0 and up to 1.
-        max_false_alarms (`float`, *optional*): Share of other text on which it may fire, between 0 and 1.
-        threshold (`float`, *optional*): The threshold itself.
+        target_recall (float, *optional*): Share of forget rows on which the gate is to fire, above 0 and up to 1.
+        max_false_alarms (float, *optional*): Share of other text on which it may fire, between 0 and 1.
+        threshold (float, *optional*): The threshold itself.
 
     Raises:
         GuardrailError: If not exactly one of the three is given, one is out of range, the calibration holds no
@@ -145,19 +145,18 @@ def set_threshold(
     """Set the threshold of a guardrail from the next forward pass on. It is saved, and nothing is fitted.
 
     Args:
-        model (`nn.Module`): A model with guardrails.
-        name (`str`, *optional*): The guardrail's adapter name. Not needed if there is one.
-        target_recall (`float`, *optional*): Share of held-out forget rows on which the gate is to fire.
-        max_false_alarms (`float`, *optional*): Share of other text on which it may fire.
-        threshold (`float`, *optional*): The threshold itself.
+        model (nn.Module): A model with guardrails.
+        name (str, *optional*): The guardrail's adapter name. Not needed if there is one.
+        target_recall (float, *optional*): Share of held-out forget rows on which the gate is to fire.
+        max_false_alarms (float, *optional*): Share of other text on which it may fire.
+        threshold (float, *optional*): The threshold itself.
 
     Returns:
         `TradeOff`: The threshold, and the rates on held-out rows.
 
     Raises:
         GuardrailError: If the guardrail does not exist, not exactly one of the three is passed, or the calibration
-            lacks
-            the statistics. Nothing is changed then.
+            lacks the statistics. Nothing is changed then.
 
     Example:
 

@@ -30,17 +30,17 @@ class PublishedSAE:
     """A published SAE of the residual stream.
 
     Attributes:
-        model (`str`): Hub id of the model whose activations it was trained on.
-        family (`str`): The publication it belongs to, e.g. `"Gemma Scope"`.
-        release (`str`): Name of the release in SAELens.
-        id (`str`): Its id in the release.
-        repository (`str`): Hub id of the repository.
-        subfolder (`str`): Folder, or file, in the repository; empty for its root.
-        layer (`int`): 0-based decoder layer whose output it reads.
-        width (`int` or `None`): Number of features, if the name tells it.
-        l0 (`float` or `None`): Mean number of active features per token, if it was published.
-        license (`str` or `None`): SPDX id of the license of the weights, if it is known.
-        neuronpedia_id (`str` or `None`): Its page on Neuronpedia.
+        model (str): Hub id of the model whose activations it was trained on.
+        family (str): The publication it belongs to, e.g. `"Gemma Scope"`.
+        release (str): Name of the release in SAELens.
+        id (str): Its id in the release.
+        repository (str): Hub id of the repository.
+        subfolder (str): Folder, or file, in the repository; empty for its root.
+        layer (int): 0-based decoder layer whose output it reads.
+        width (int or None): Number of features, if the name tells it.
+        l0 (float or None): Mean number of active features per token, if it was published.
+        license (str or None): SPDX id of the license of the weights, if it is known.
+        neuronpedia_id (str or None): Its page on Neuronpedia.
     """
 
     model: str

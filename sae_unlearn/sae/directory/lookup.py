@@ -26,8 +26,8 @@ def published_saes(model: str, checkpoints: bool = False) -> list[PublishedSAE]:
     published for a chat model or a quantized model, those of its base model are returned, and a warning says so.
 
     Args:
-        model (`str`): Hub id or folder, e.g. `"google/gemma-2-2b-it"`; `"demo"` is the demo's model.
-        checkpoints (`bool`, *optional*, defaults to `False`): List states of unfinished trainings as well.
+        model (str): Hub id or folder, e.g. `"google/gemma-2-2b-it"`; `"demo"` is the demo's model.
+        checkpoints (bool, *optional*, defaults to False): List states of unfinished trainings as well.
 
     Returns:
         `list[PublishedSAE]`: Empty if none is known.
@@ -70,8 +70,8 @@ def suggested_sae(entries: list[PublishedSAE], layer: int | None = None) -> Publ
     nearest to `layer` or to the middle of the model, a width near 16k, and an L0 near 64.
 
     Args:
-        entries (`list[PublishedSAE]`): Of one model.
-        layer (`int`, *optional*): 0-based decoder layer.
+        entries (list[PublishedSAE]): Of one model.
+        layer (int, *optional*): 0-based decoder layer.
     """
 
     def distance(entry: PublishedSAE) -> tuple[bool, float, float, float, bool]:
@@ -88,8 +88,8 @@ def suggest(model: str, layer: int | None = None) -> PublishedSAE:
     """Return the suggested SAE of a model.
 
     Args:
-        model (`str`): As for `published_saes`.
-        layer (`int`, *optional*): 0-based decoder layer; a middle one without it.
+        model (str): As for `published_saes`.
+        layer (int, *optional*): 0-based decoder layer; a middle one without it.
 
     Raises:
         SAEFormatError: If none is known for the model.

@@ -57,11 +57,11 @@ def train_sae(
     it was trained on: let them hold text of the topic and of everything near it.
 
     Args:
-        model (`nn.Module`): A causal language model of transformers.
-        tokenizer (`PreTrainedTokenizerBase`): The model's.
-        texts (`Iterable`): Texts, or rows with a `text_column`. 400,000 tokens make a useful SAE of a small model.
-        output (`str` or `PathLike`): Gets `cfg.json`, `sae_weights.safetensors` and `metrics.json`.
-        config (`SAETrainingConfig`, *optional*): The options; the defaults without one.
+        model (nn.Module): A causal language model of transformers.
+        tokenizer (PreTrainedTokenizerBase): The model's.
+        texts (Iterable): Texts, or rows with a `text_column`. 400,000 tokens make a useful SAE of a small model.
+        output (str or PathLike): Gets `cfg.json`, `sae_weights.safetensors` and `metrics.json`.
+        config (SAETrainingConfig, *optional*): The options; the defaults without one.
         options: Any field of `SAETrainingConfig` by its name, in place of its value in `config`.
 
     Returns:

@@ -67,7 +67,7 @@ def dilution_attack(
             leaves the facts as they are.
         places (sequence of str, *optional*, defaults to ("before", "after", "both")): Places of the filler, the
             variants of the points.
-        filler (sequence of str, *optional*, defaults to `FILLER`): Harmless paragraphs, drawn for every fact, and
+        filler (sequence of str, *optional*, defaults to FILLER): Harmless paragraphs, drawn for every fact, and
             repeated if they are too short.
         seed (int, *optional*, defaults to 0): Seed of the draw.
 

@@ -47,7 +47,7 @@ def rephrasing_attack(
         model (nn.Module): The model to ask.
         facts (sequence of Fact): The facts.
         ask (callable): Measure of the model on the rephrased facts.
-        templates (mapping, *optional*, defaults to `TEMPLATES`): Templates by name, the variants of the points. The
+        templates (mapping, *optional*, defaults to TEMPLATES): Templates by name, the variants of the points. The
             strengths number them from 1.
 
     Raises:

@@ -75,7 +75,7 @@ def splitting_attack(
         ways (sequence of str, *optional*, defaults to ("in parts", "harmless first")): Variants of the points. "in
             parts" cuts the question between words. "harmless first" asks the whole question in the last turn, with 40
             words of filler in each earlier turn.
-        filler (sequence of str, *optional*, defaults to `FILLER`): Harmless paragraphs.
+        filler (sequence of str, *optional*, defaults to FILLER): Harmless paragraphs.
         max_new_tokens (int, *optional*, defaults to 8): Tokens of the last reply.
         reply_tokens (int, *optional*, defaults to 16): Tokens of earlier replies, with a chat template.
         chat_template (bool, *optional*, defaults to False): Use the tokenizer's chat template.
