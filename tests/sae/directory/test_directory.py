@@ -9,6 +9,7 @@ from hub_stand_in import OWNER
 from huggingface_hub import HfApi
 from sae_folders import write_gemma_scope_2
 
+from benchmarks.published_saes import PAGE, tables
 from sae_unlearn.cli.main import main
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder, published_saes
 from sae_unlearn.sae.choice import sae_for
@@ -241,3 +242,8 @@ def test_another_version_of_saelens_is_read_itself(monkeypatch, tmp_path):
 def test_architectures_that_no_guardrail_can_use_are_refused_with_the_reason(architecture, reason):
     with pytest.raises(SAEFormatError, match=f"architecture='{architecture}' in cfg.*{reason}"):
         architecture_of({"architecture": architecture}, "cfg")
+
+
+def test_the_page_shows_the_shipped_table():
+    text = PAGE.read_text(encoding="utf-8")
+    assert tables(*read_shipped()) in text
