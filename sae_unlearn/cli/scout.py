@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
 def next_step(args: argparse.Namespace) -> str:
     """The command to run after this one."""
+    if not hasattr(args, "best"):
+        return ""
     if args.near is None:
         given = ["sae-unlearn", "train-sae", "--model", args.model, "--layer", str(args.best)]
         return shlex.join([*given, "--texts", *args.forget, *args.retain, "--output", "SAE"])

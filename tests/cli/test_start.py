@@ -76,6 +76,15 @@ def test_a_command_that_runs_has_registered_with_peft(tmp_path):
 
 NEXT = {
     "demo": (["--output=o"], "check --model demo --adapter o/forget-biology"),
+    "saes": (["m"], None),
+    "train-sae": (
+        ["--model=m", "--texts", "t", "--output=o"],
+        "fit --model m --sae o --forget TOPIC --retain OTHER --output FOLDER",
+    ),
+    "scout": (["--model=m", "--forget=f", "--retain=r"], None),
+    "tune": (["a"], None),
+    "chat": (["m", "a"], None),
+    "playground": (["m", "a"], None),
     "fit": (["--model=m", "--sae=s", "--output=o"], "check --model m --adapter o"),
     "train": (
         ["--model=m", "--sae=s", "--targets=t", "--output=o"],
