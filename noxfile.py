@@ -175,6 +175,21 @@ def nightly(session: nox.Session) -> None:
     Project(session).test("--nightly", *chosen(session), SAE_UNLEARN_REQUIRE_ORACLES="1")
 
 
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """The guardrail inside vLLM, on its CPU build: an environment of 3.4 GB of its own."""
+    torch = next(line for line in CONSTRAINTS["constraints"].read_text().splitlines() if line.startswith("torch=="))
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    session.install("--quiet", torch, env=quiet)
+    session.install("--quiet", "-r", str(ROOT / ".ci" / "vllm.txt"), env=quiet)
+    wheel = str(ROOT / ".ci" / "vllm_wheel.txt")
+    session.install("--quiet", "--no-deps", "--require-hashes", "-r", wheel, env=quiet)
+    session.install("--quiet", "--no-deps", ".", env=quiet)
+    given = session.posargs or [str(ROOT / "tests" / "engines" / "vllm")]
+    with away(session):
+        session.run("pytest", *settings(), "-n0", *given, env={"HF_HUB_OFFLINE": "1"})
+
+
 @nox.session(venv_backend="none")
 def oracles(session: nox.Session) -> None:
     """The comparisons with other loaders of SAEs alone; the session `tests` runs them, too."""

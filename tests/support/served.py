@@ -12,6 +12,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn import attach_guardrail, record_firings
+from sae_unlearn.backbone.identity import fingerprint
 
 
 # Before vllm is imported: engines in this process, a small cache, no binding of threads.
@@ -68,8 +69,9 @@ def save_guardrail(folder, model, name="guard", layer=LAYER, seed=0, **fields):
     if not path.is_dir():
         fields = {"gate_scope": "prefix", "threshold": 0.5, "min_tokens": 4} | fields
         fields = {"special_ids": [0, 1, VOCAB - 1]} | fields
-        config = zoo.planted_config(layer=layer, hidden_size=WIDTH, num_layers=LAYERS, **fields)
-        guarded = get_peft_model(AutoModelForCausalLM.from_pretrained(model).eval(), config)
+        bare = AutoModelForCausalLM.from_pretrained(model).eval()
+        fields |= {"hidden_size": WIDTH, "num_layers": LAYERS, "fingerprint": fingerprint(bare, layer)}
+        guarded = get_peft_model(bare, zoo.planted_config(layer=layer, **fields))
         zoo.plant(guarded, seed=seed)
         guarded.save_pretrained(path)
     return path

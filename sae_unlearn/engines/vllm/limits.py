@@ -27,8 +27,12 @@ def check_version(version: str, parts: tuple[Any, ...]) -> None:
         warnings.warn(f"vllm={version}: the guardrail was tested with {tested} only. Compare records.", stacklevel=2)
 
 
-def check_engine(vllm_config: Any) -> None:
+def check_engine(vllm_config: Any, untested: bool = False) -> None:
     """Raise if the engine has a setting that a guardrail cannot work with.
+
+    Args:
+        vllm_config (VllmConfig): The engine's settings.
+        untested (bool, *optional*, defaults to `False`): See `Settings`.
 
     Raises:
         GuardrailUnsupported: Naming the setting and what to do.
@@ -50,10 +54,13 @@ def check_engine(vllm_config: Any) -> None:
             "ranks hold different tokens",
         ),
         "VLLM_USE_V2_MODEL_RUNNER": (
-            not on_cpu and vllm_config.use_v2_model_runner,
+            not on_cpu and vllm_config.use_v2_model_runner and not untested,
             "only the first model runner was tested; set it to 0",
         ),
-        "CUDA graphs": (not on_cpu and graphs not in ("NONE", "None"), "not tested; pass --enforce-eager"),
+        "CUDA graphs": (
+            not on_cpu and graphs != "NONE" and not (untested and graphs == "PIECEWISE"),
+            "not tested; pass --enforce-eager",
+        ),
     }
     for name, (found, why) in refused.items():
         if found:

@@ -24,6 +24,7 @@ def install() -> None:
     _patch_workers()
     _patch_executors()
     _patch_requests()
+    _patch_graphs()
 
 
 def _patch_workers() -> None:
@@ -117,3 +118,30 @@ def check_request(request: Any, settings: Settings) -> None:
     names = chosen_names(request.sampling_params, settings)
     if names != settings.names:
         request.cache_salt = f"{request.cache_salt or ''}|{KEY}:{','.join(names)}"
+
+
+def _patch_graphs() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    create = EngineArgs.create_engine_config
+
+    @functools.wraps(create)
+    def created(self: Any, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = create(self, *args, **kwargs)
+        settings = Settings.of(vllm_config)
+        if settings is not None and settings.untested and vllm_config.device_config.device_type != "cpu":
+            cut_graphs(vllm_config.compilation_config)
+        return vllm_config
+
+    EngineArgs.create_engine_config = created
+
+
+def cut_graphs(compilation: Any) -> None:
+    """Cut CUDA graphs at the guardrail's operators, so that their Python runs in every pass, with its own rows."""
+    from vllm.config import CUDAGraphMode
+
+    if compilation.cudagraph_mode in (None, CUDAGraphMode.NONE):
+        return
+    compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    names = ["sae_unlearn::guard", "sae_unlearn::guard_one"]
+    compilation.splitting_ops = [*(compilation.splitting_ops or []), *names]

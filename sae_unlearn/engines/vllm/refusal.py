@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.engines.vllm.guard import Guard
-from sae_unlearn.engines.vllm.step_v1 import Pass
+from sae_unlearn.engines.vllm.passes import Pass
 from sae_unlearn.guardrail.gate import State
 from sae_unlearn.guardrail.packed_step import Judged
 from sae_unlearn.guardrail.runtime.refusal import LOW

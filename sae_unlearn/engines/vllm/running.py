@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.engines.vllm.guard import Guard
+from sae_unlearn.engines.vllm.passes import Pass, Runner
 from sae_unlearn.engines.vllm.records import Records
 from sae_unlearn.engines.vllm.settings import Settings, chosen_names, seed_of
-from sae_unlearn.engines.vllm.step_v1 import Pass
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.packed_step import Judged
 
@@ -18,7 +18,7 @@ class RunningPass:
     """A pass between the beginning and the end of `execute_model`.
 
     Args:
-        runner (GPUModelRunner): vLLM's model runner.
+        runner (Runner): vLLM's model runner.
         group (int): The group of the cache whose slots the states follow.
         scheduled (SchedulerOutput): What is computed in the pass.
         settings (Settings): What the operator asks for.
@@ -29,7 +29,7 @@ class RunningPass:
         drafts: drafted tokens by request.
     """
 
-    def __init__(self, runner: Any, group: int, scheduled: Any, settings: Settings) -> None:
+    def __init__(self, runner: Runner, group: int, scheduled: Any, settings: Settings) -> None:
         self._runner, self._group, self._settings = runner, group, settings
         self.judged: list[tuple[Guard, tuple[Judged, Tensor | None]]] = []
         self.seen: dict[int, int] = {}
@@ -50,16 +50,15 @@ class RunningPass:
         if self._now is None:
             names = self._names() if self._settings.per_request else {}
             seeds = {request: seed_of(chosen, self._settings) for request, chosen in names.items()}
-            self._now = Pass(self._runner, self._group, bool(self._cached), seeds)
+            self._now = self._runner.read(self._group, bool(self._cached), seeds)
             self._seeds, self._chosen = seeds, names
         return self._now
 
     def _names(self) -> dict[str, tuple[str, ...]]:
-        batch = self._runner.input_batch
         found = {}
-        for request in batch.req_ids[: batch.num_reqs]:
+        for request in self._runner.requests():
             try:
-                found[request] = chosen_names(self._runner.requests[request].sampling_params, self._settings)
+                found[request] = chosen_names(self._runner.params(request), self._settings)
             except GuardrailError:  # the front end refuses such
                 found[request] = self._settings.names
         return found
@@ -90,8 +89,8 @@ class RunningPass:
         for row, request in enumerate(self.now.requests):
             if request not in self._cached:
                 continue
-            state, count = self._runner.requests[request], int(self.now.computed[row])
-            ids = torch.tensor([*(state.prompt_token_ids or ()), *state.output_token_ids][:count])
+            count = int(self.now.computed[row])
+            ids = torch.tensor(self._runner.ids(request)[:count])
             expected = table.stamp_of(ids, self._seeds.get(request, 0))
             if len(ids) != count or int(table.stamps[slots.before[row]]) != expected:
                 raise GuardrailNotReady(

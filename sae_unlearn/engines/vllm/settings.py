@@ -22,6 +22,8 @@ class Settings:
         per_request (bool, *optional*, defaults to False): Let requests choose among the guardrails.
         log (str, *optional*): File to which the record of each request is added, as a line of JSON.
         check_base (bool, *optional*, defaults to True): Refuse a model that is not the one a guardrail was fitted on.
+        untested (bool, *optional*, defaults to False): Allow what was written from vLLM's source and never run: the
+            second model runner, and piecewise CUDA graphs.
 
     Raises:
         GuardrailError: If a field is malformed, or two guardrails have one name.
@@ -31,11 +33,12 @@ class Settings:
     per_request: bool = False
     log: str | None = None
     check_base: bool = True
+    untested: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str) or not self.paths or not all(isinstance(path, str) for path in self.paths):
             raise GuardrailError(f"{KEY}.paths={self.paths!r:.80}: expected a list of folders. Give at least one.")
-        for name, kind in (("per_request", bool), ("check_base", bool), ("log", (str, type(None)))):
+        for name, kind in (("per_request", bool), ("check_base", bool), ("untested", bool), ("log", (str, type(None)))):
             if not isinstance(getattr(self, name), kind):
                 raise GuardrailError(f"{KEY}.{name}={getattr(self, name)!r:.80}: expected another type. See the docs.")
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})

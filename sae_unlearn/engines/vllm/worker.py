@@ -12,10 +12,13 @@ from sae_unlearn.engines.vllm.base import difference
 from sae_unlearn.engines.vllm.guard import Guard, apply_edits
 from sae_unlearn.engines.vllm.layers import find_layers, guard_layer, is_elsewhere
 from sae_unlearn.engines.vllm.limits import check_engine, check_guardrail
+from sae_unlearn.engines.vllm.passes import Runner
 from sae_unlearn.engines.vllm.records import Records
 from sae_unlearn.engines.vllm.refusal import refuse
 from sae_unlearn.engines.vllm.running import RunningPass
 from sae_unlearn.engines.vllm.settings import Settings
+from sae_unlearn.engines.vllm.step_v1 import FirstRunner
+from sae_unlearn.engines.vllm.step_v2 import SecondRunner
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady, GuardrailUnsupported
 
 
@@ -40,13 +43,12 @@ class WorkerGuards:
     """
 
     def __init__(self, worker: Any, settings: Settings) -> None:
-        check_engine(worker.vllm_config)
+        check_engine(worker.vllm_config, settings.untested)
         self.worker, self.settings, self.vllm_config = worker, settings, worker.vllm_config
         self.by_layer: dict[int, list[Guard]] = {}
         self.records = Records(settings.log if worker.is_driver_worker else None)
         self.running: RunningPass | None = None
         self._sampled: RunningPass | None = None
-        self._logits_at: Tensor | None = None
         self._group = 0
         worker.sae_guardrail = self
         worker.sae_guardrail_ready, worker.sae_guardrail_records = self.ready, self.records.take
@@ -70,11 +72,7 @@ class WorkerGuards:
     def _place(self) -> None:
         """Read the guardrails and place them on the loaded model."""
         runner = self.worker.model_runner
-        if not hasattr(runner, "input_batch"):
-            raise GuardrailUnsupported(
-                f"{type(runner).__module__}.{type(runner).__name__}: expected vLLM's first model runner. Set "
-                "VLLM_USE_V2_MODEL_RUNNER=0."
-            )
+        self._runner: Runner = FirstRunner(runner) if hasattr(runner, "input_batch") else SecondRunner(runner)
         model, depth = runner.get_model(), self.vllm_config.model_config.hf_text_config.num_hidden_layers
         layers = find_layers(model, depth)
         for path, name in zip(self.settings.paths, self.settings.names, strict=True):
@@ -97,7 +95,6 @@ class WorkerGuards:
         placed = {"sae_guardrail_placed": [[keys[g.config.layer], g.digest] for g in self.guards]}
         self.vllm_config.additional_config = {**self.vllm_config.additional_config, **placed}
         if any(guard.config.action == "refuse" for guard in self.guards):
-            runner._prepare_inputs = functools.partial(self._note_logits, runner._prepare_inputs)
             model.compute_logits = functools.partial(self._refuse, model.compute_logits)
         logger.info("guardrails %s on %s", [(g.config.layer, g.name) for g in self.guards], type(model).__name__)
 
@@ -121,7 +118,8 @@ class WorkerGuards:
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens or not self.by_layer:
             return execute(scheduled)
-        running = self.running = RunningPass(self.worker.model_runner, self._group, scheduled, self.settings)
+        self._runner.begin(scheduled)
+        running = self.running = RunningPass(self._runner, self._group, scheduled, self.settings)
         try:
             output = execute(scheduled)
         finally:
@@ -146,21 +144,18 @@ class WorkerGuards:
 
     # ----------------------------------------------------------------------------------------------------- refusals
 
-    def _note_logits(self, prepare: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        prepared = prepare(*args, **kwargs)
-        self._logits_at = prepared[0]
-        return prepared
-
     def _refuse(self, compute: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         logits, running = compute(hidden, *args, **kwargs), self.running
+        if self._runner.sampling:
+            running = self._sampled
         if logits is None or running is None:  # of another rank; or prompt logprobs, profiling, warm-up
             return logits
-        if self._logits_at is None or len(self._logits_at) != len(logits):
+        at = self._runner.logits_at
+        if at is None or len(at) != len(logits):
             raise GuardrailNotReady("logits: expected those of the tokens that were prepared. Report this.")
-        at = self._logits_at.long()
         for guard, (judged, allowed) in reversed(running.judged):  # the first to refuse has the last word
             if guard.config.action == "refuse":
-                logits = refuse(logits, at, guard, judged, allowed, running.now)
+                logits = refuse(logits, at.long(), guard, judged, allowed, running.now)
         return logits
 
     def _sample(self, sample: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,163 @@
+"""Tokens and records of vLLM with the guardrail, compared with those of `generate()`.
+
+    python -m benchmarks.serving.equality FOLDER [SCENARIO ...]   # in the environment of `nox -s vllm`
+    python -m benchmarks.serving.equality FOLDER --write          # benchmarks/results/serving_equality.json
+
+`FOLDER` is that of `reference`; a scenario that is there already is kept.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+from benchmarks.serving.reference import TOKENS
+from benchmarks.serving.scenarios import SCENARIOS, Scenario
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_equality.json"
+FIELDS = ("fired", "at_token", "evidence", "tokens")
+
+
+def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
+    """Answer all prompts, and return what was the same and what happened."""
+    import vllm
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    from sae_unlearn.demo.model import demo_model_folder
+
+    reference = json.loads((folder / "reference.json").read_text())
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 1024,
+        "max_num_seqs": 16,
+        "seed": 0,
+        "skip_tokenizer_init": True,
+    }
+    options |= scenario.engine
+    if scenario.adapter != "none":
+        options["additional_config"] = {"sae_guardrail": {"paths": [str(folder / scenario.adapter)]}}
+    engine = vllm.LLM(str(demo_model_folder()), **options)
+    counters = count_passes(engine)
+    sampling = {"temperature": 0, "max_tokens": TOKENS, "detokenize": False} | scenario.sampling
+    inputs = [{"prompt_token_ids": ids} for ids in reference["ids"]]
+    lora = _lora(folder) if scenario.lora else None
+    found: dict[str, Any] = {"what": scenario.what, "adapter": scenario.adapter, "vllm": vllm.__version__}
+    found["runs"] = []
+    for _ in range(scenario.repeat):
+        begin = time.perf_counter()
+        outputs = engine.generate(inputs, vllm.SamplingParams(**sampling), use_tqdm=False, lora_request=lora)
+        seconds = round(time.perf_counter() - begin, 1)
+        ranks = engine.collective_rpc("sae_guardrail_records") if scenario.adapter != "none" else [{}]
+        compared = compare(reference, scenario.adapter, outputs, ranks)
+        cached = sum(output.num_cached_tokens or 0 for output in outputs)
+        found["runs"].append({**compared, "cached_tokens": cached, "seconds": seconds})
+    found["passes"] = counters
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    cleanup_dist_env_and_memory()
+    return found
+
+
+def count_passes(engine: Any) -> dict[str, int]:
+    """Count passes, pieces of prompts before the last, resumed requests and drafts of an engine in this process."""
+    core = getattr(engine.llm_engine.engine_core, "engine_core", None)
+    found = {"passes": 0, "pieces": 0, "resumed": 0, "drafts": 0}
+    if core is None or not hasattr(core.model_executor, "driver_worker"):
+        return found
+    schedule = core.scheduler.schedule
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        found["passes"] += bool(output.total_num_scheduled_tokens)
+        found["resumed"] += len(output.scheduled_cached_reqs.resumed_req_ids)
+        found["drafts"] += sum(map(len, output.scheduled_spec_decode_tokens.values()))
+        for request in output.num_scheduled_tokens:
+            state = core.scheduler.requests[request]
+            found["pieces"] += state.num_computed_tokens < state.num_prompt_tokens
+        return output
+
+    core.scheduler.schedule = counted
+    return found
+
+
+def compare(reference: dict[str, Any], adapter: str, outputs: list[Any], ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many prompts have the tokens, and the records, of `generate()`."""
+    tokens, records, fired, changed, differing = 0, 0, 0, 0, []
+    for number, (output, wanted, bare) in enumerate(zip(outputs, reference[adapter], reference["none"], strict=True)):
+        same = all(list(sample.token_ids) == wanted["tokens"] for sample in output.outputs)
+        tokens += same
+        changed += wanted["tokens"] != bare["tokens"]
+        if not same:
+            differing.append(number)
+        if adapter == "none":
+            continue
+        own = [by[adapter] for rank in ranks for name, by in rank.items() if belongs(name, output.request_id)]
+        expected = [wanted["record"][field] for field in FIELDS]
+        records += bool(own) and all([record[field] for field in FIELDS] == expected for record in own)
+        fired += wanted["record"]["fired"]
+    of = len(outputs)
+    return {
+        "prompts": of,
+        "tokens": tokens,
+        "records": records,
+        "fired": fired,
+        "changed": changed,
+        "differ": differing,
+    }
+
+
+def belongs(found: str, request: str) -> bool:
+    """Whether a request of a worker is `request`: vLLM adds a random end, and a number in front for each sample."""
+    first = found.split("-")[0]
+    return first == request or first.endswith(f"_{request}")
+
+
+def _lora(folder: Path) -> Any:
+    """A LoRA adapter on disk whose product is 0, as a request of vLLM; made if it is not there."""
+    from peft import LoraConfig, get_peft_model
+    from vllm.lora.request import LoRARequest
+
+    from sae_unlearn.demo.model import load_demo_model
+
+    path = folder / "lora"
+    if not path.is_dir():
+        model = get_peft_model(load_demo_model()[0], LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+        model.save_pretrained(path)
+    return LoRARequest("zero", 1, str(path))
+
+
+def write(folder: Path) -> None:
+    """Gather the scenarios of `folder` in the results."""
+    found = {
+        name: json.loads(file.read_text()) for name in SCENARIOS if (file := folder / f"run-{name}.json").is_file()
+    }
+    RESULTS.write_text(json.dumps({"tokens_of_each": TOKENS, "scenarios": found}, indent=1) + "\n")
+
+
+def main(folder: str, *names: str) -> None:
+    """Run scenarios, all by default, or write the results."""
+    out = Path(folder)
+    if "--write" in names:
+        write(out)
+        return
+    for name in names or SCENARIOS:
+        file = out / f"run-{name}.json"
+        if not file.is_file():
+            found = run(out, SCENARIOS[name])
+            file.write_text(json.dumps(found))
+            print(name, json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,269 @@
+"""What stops a guarded engine: each test takes a part away and reads what is said."""
+
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from served import VOCAB, Engine, prompts, save_guardrail, save_model, serving
+from torch import nn
+
+from sae_unlearn import GuardrailError
+from sae_unlearn.engines.vllm import layers, limits, plugin, worker
+from sae_unlearn.engines.vllm.settings import Settings
+from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
+
+
+ROWS = prompts(4, longest=150)
+EXTENSION = plugin.EXTENSION
+
+
+def refused(match, *args, error=Exception, **options):
+    """Start an engine that must not start, and return the text of the error."""
+    with pytest.raises(error, match=match) as raised:
+        Engine(*args, **options).close()
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    print(type(raised.value).__name__, raised.value)
+
+
+# ------------------------------------------------------------------------------------------------ it does not start
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ("--no-enable-prefix-caching", {"enable_chunked_prefill": False}),
+        ("--no-enable-chunked-prefill", {"enable_prefix_caching": False, "max_num_batched_tokens": 64}),
+    ],
+)
+def test_sequence_scope_needs_whole_prompts(tiny, flags, options):
+    guard = save_guardrail(tiny, tiny / "gemma3", "whole", gate_scope="sequence")
+    refused(flags, tiny / "gemma3", [guard], **options)
+
+
+def test_a_damaged_folder(tiny):
+    guard = save_guardrail(tiny, tiny / "gemma3", "damaged")
+    weights = guard / "adapter_model.safetensors"
+    stored = bytearray(weights.read_bytes())
+    stored[-3] ^= 1
+    weights.write_bytes(bytes(stored))
+    refused("not as it was saved", tiny / "gemma3", [guard])
+
+
+def test_a_folder_that_is_not_there(tiny):
+    refused("nowhere", tiny / "gemma3", [tiny / "nowhere"])
+
+
+def test_the_guardrail_of_another_model(tiny):
+    refused("fitted on another model", save_model(tiny, "llama"), [tiny / "guard"])
+
+
+def test_a_worker_without_the_plugin(tiny, monkeypatch):
+    """The patch of the workers is taken back, as where a worker's process does not load the plugin."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    monkeypatch.setattr(WorkerBase, "__init__", WorkerBase.__init__.__wrapped__)
+    refused("expected the plugin in every worker", tiny / "gemma3", [tiny / "guard"])
+
+
+def test_the_extension_without_the_package(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sae_unlearn.engines.vllm.extension", None)
+    refused("extension", tiny / "gemma3", [tiny / "guard"], worker_extension_cls=EXTENSION)
+
+
+def test_the_extension_without_guardrails(tiny):
+    refused("expected guardrails in --additional-config", tiny / "gemma3", worker_extension_cls=EXTENSION)
+
+
+def test_the_extension_serves(tiny):
+    with serving(tiny / "gemma3", [tiny / "guard"], worker_extension_cls=EXTENSION) as engine:
+        found, _ = engine.answers(ROWS)
+        assert all(records for _, records in found)
+
+
+def test_settings_that_say_nothing_or_too_much(tiny):
+    for settings in (
+        {"paths": []},
+        {"paths": "one"},
+        {"paths": ["a/x", "b/x"]},
+        {"path": ["a"]},
+        {"paths": ["a"], "log": 3},
+    ):
+        with pytest.raises(GuardrailError, match="sae_guardrail"):
+            Settings.of(SimpleNamespace(additional_config={"sae_guardrail": settings}))
+
+
+def test_versions_of_vllm():
+    with pytest.raises(GuardrailUnsupported, match=r"vllm=0\.31\.2"):
+        limits.check_version("0.31.2", (0, 31, 2))
+    with pytest.warns(UserWarning, match=r"vllm=0\.33\.0"):
+        limits.check_version("0.33.0", (0, 33, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        limits.check_version("0.32.1", (0, 32, 1))
+
+
+UNSUPPORTED = {
+    "--kv-transfer-config": {"kv_transfer_config": object()},
+    "--enable-dbo": {"parallel_config.use_ubatching": True},
+    "--prefill-context-parallel-size": {"parallel_config.prefill_context_parallel_size": 2},
+    "--decode-context-parallel-size": {"parallel_config.decode_context_parallel_size": 2},
+    "--enable-prompt-embeds": {"model_config.enable_prompt_embeds": True},
+    "--runner pooling": {"model_config.runner_type": "pooling"},
+    "--enable-sleep-mode": {"model_config.enable_sleep_mode": True},
+    "--kv-sharing-fast-prefill": {"cache_config.kv_sharing_fast_prefill": True},
+    "VLLM_USE_V2_MODEL_RUNNER": {"device_config.device_type": "cuda", "use_v2_model_runner": True},
+    "CUDA graphs": {"device_config.device_type": "cuda", "compilation_config.cudagraph_mode": "FULL"},
+}
+
+
+@pytest.fixture(scope="module")
+def engine_config(tiny):
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(str(tiny / "gemma3"), skip_tokenizer_init=True, max_model_len=256).create_engine_config()
+
+
+class Changed:
+    """A config with other values at dotted names."""
+
+    def __init__(self, config, changes):
+        self._config, self._changes = config, changes
+
+    def __getattr__(self, name):
+        if name in self._changes:
+            return self._changes[name]
+        inner = {key.split(".", 1)[1]: value for key, value in self._changes.items() if key.startswith(f"{name}.")}
+        found = getattr(self._config, name)
+        return Changed(found, inner) if inner else found
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_settings_of_the_engine_are_refused_by_name(engine_config, name):
+    limits.check_engine(engine_config)
+    with pytest.raises(GuardrailUnsupported, match=name):
+        limits.check_engine(Changed(engine_config, UNSUPPORTED[name]))
+
+
+def test_another_width_depth_or_vocabulary(engine_config, tiny):
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+
+    config = GuardrailFolder.open(tiny / "guard").config()
+    limits.check_guardrail(config, "guard", engine_config)
+    for name, value in (("hidden_size", 65), ("num_hidden_layers", 5), ("vocab_size", 4)):
+        with pytest.raises(GuardrailError):
+            limits.check_guardrail(
+                config, "guard", Changed(engine_config, {f"model_config.hf_text_config.{name}": value})
+            )
+
+
+def test_the_key_of_compiled_code_says_which_guardrail_it_holds(tiny):
+    with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
+        config = engine.guards.vllm_config
+        placed = config.additional_config["sae_guardrail_placed"]
+        guarded = config.compute_hash()
+        config.additional_config = {k: v for k, v in config.additional_config.items() if k != "sae_guardrail_placed"}
+        assert config.compute_hash() != guarded
+        config.additional_config["sae_guardrail_placed"] = [[placed[0][0], "another"]]
+        assert config.compute_hash() != guarded
+
+
+def test_model_classes_whose_layers_are_not_known():
+    class Triple(nn.Module):
+        def forward(self, x):
+            return x, x, x
+
+    model = nn.Module()
+    with pytest.raises(GuardrailUnsupported, match="expected one list of 4 decoder layers"):
+        layers.find_layers(model, 4)
+    model.layers = nn.ModuleList([Triple() for _ in range(4)])
+    assert layers.find_layers(model, 4) is model.layers
+    layers.guard_layer(model.layers[0], 0)
+    with pytest.raises(GuardrailUnsupported, match="Triple"):
+        model.layers[0](torch.zeros(1))
+
+
+def test_a_model_without_attention():
+    group = SimpleNamespace(kv_cache_spec=object())
+    with pytest.raises(GuardrailUnsupported, match="no attention layer"):
+        worker.attention_group(SimpleNamespace(kv_cache_groups=[group]))
+
+
+# -------------------------------------------------------------------------------------------------------- it stops
+
+
+def test_a_layer_that_does_not_call_the_guardrail(tiny):
+    """As where compiled code of the bare model is loaded from a cache."""
+    with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
+        layer = engine.guards.worker.model_runner.get_model().model.layers[1]
+        layer.__class__ = type(layer).__mro__[1]
+        with pytest.raises(GuardrailNotReady, match="tokens were computed, and the guardrail at layer 1 saw 0"):
+            engine.answers(ROWS)
+
+
+def test_cached_blocks_that_the_guardrail_has_not_seen(tiny):
+    with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
+        engine.answers(ROWS)
+        engine.guards.guards[0].table.clear()
+        with pytest.raises(GuardrailNotReady, match="in the cache which guardrail guard has not seen"):
+            engine.answers(ROWS)
+
+
+def test_tokens_that_went_by_unseen_make_the_row_fire(tiny):
+    quiet = save_guardrail(tiny, tiny / "gemma3", "quiet", threshold=0.99)
+    with serving(tiny / "gemma3", [quiet]) as engine:
+        (_, before), *_ = engine.answers(ROWS[-1:])[0]
+        assert not before["quiet"][0]
+        llm = engine.llm.llm_engine
+        from vllm import SamplingParams
+
+        llm.add_request("lost", {"prompt_token_ids": ROWS[0]}, SamplingParams(max_tokens=8, detokenize=False))
+        llm.step()
+        engine.guards.guards[0].table.clear()
+        while llm.has_unfinished_requests():
+            llm.step()
+        (record,) = [by["quiet"] for name, by in engine.records().items() if name.startswith("lost")]
+        assert record["fired"]
+        assert not record["finite"]
+
+
+def test_a_prompt_in_pieces_under_sequence_scope():
+    from sae_unlearn.engines.vllm.passes import Pass
+
+    cut = Pass.__new__(Pass)
+    for computed, length, prompt, whole in ((0, 8, 8, True), (8, 1, 8, True), (0, 4, 8, False), (4, 4, 8, False)):
+        cut.computed, cut.lengths, cut.prompts = (torch.tensor([x]).numpy() for x in (computed, length, prompt))
+        if whole:
+            cut.check_whole_prompts()
+        else:
+            with pytest.raises(GuardrailUnsupported, match="--no-enable-chunked-prefill"):
+                cut.check_whole_prompts()
+
+
+# ------------------------------------------------------------------------------------------ a request is refused
+
+
+def test_requests_that_cannot_be_judged(tiny):
+    from vllm.exceptions import VLLMValidationError
+
+    with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
+        for extra, match in (({"sae_guardrail": "other"}, "'other'"), ({"sae_guardrail": ""}, "per_request")):
+            with pytest.raises(VLLMValidationError, match=match):
+                engine.answers(ROWS, extra=extra)
+        assert all(records for _, records in engine.answers(ROWS)[0])
+    request = SimpleNamespace(prompt_embeds=None, pooling_params=None, resumable=False, sampling_params=None)
+    for name, value in (("prompt_embeds", torch.zeros(1)), ("pooling_params", object()), ("resumable", True)):
+        with pytest.raises(GuardrailError, match=name.removesuffix("_params")):
+            plugin.check_request(SimpleNamespace(**{**vars(request), name: value}), Settings(["guard"]))
+
+
+def test_refusal_that_the_model_cannot_say(engine_config, tiny):
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+
+    config = GuardrailFolder.open(tiny / "guard").config()
+    config.refusal_ids, config.action = [VOCAB + 3], "refuse"
+    with pytest.raises(GuardrailNotReady, match=str(VOCAB + 3)):
+        limits.check_guardrail(config, "guard", engine_config)
