@@ -75,7 +75,7 @@ def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int
     read = {name: getattr(args, name) for name in ("targets", "known", "unknown", "candidates")}
     sets = {name: EntitySet.from_file(path, args.entity_type) for name, path in read.items() if path}
     retain = texts_in(args.retain, args.text_column) if args.retain else None
-    sae = None if args.sae == "none" else load_sae(args.sae, args.sae_subfolder, args.sae_revision)
+    sae = None if args.sae == "none" else load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     if "candidates" in sets:
         from sae_unlearn.alignment import label_entities
