@@ -175,9 +175,16 @@ class SAEGuardrailModel(BaseTuner):
             for name, tensor in remapped.items()
             if name.endswith(f".{path.replace('.', f'.{adapter_name}.')}")
         }
+        cls.warn_if_known(model, config, adapter_name, tensors)
+        return remapped
+
+    @staticmethod
+    def warn_if_known(
+        model: nn.Module, config: SAEGuardrailConfig, adapter_name: str, tensors: dict[str, Tensor]
+    ) -> None:
+        """Warn if another guardrail of the model has these weights, by their keys in `PARTS`."""
         for other in list(with_these_weights(guard_layers(model), config.layer, tensors, but=adapter_name))[:1]:
             warn_of_same_weights(other)
-        return remapped
 
     @staticmethod
     def check_free(model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.model import SAEGuardrailModel
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.guardrail.weights import PARTS
 
 
 ASKS = hasattr(BaseTuner, "_get_adapter_state_dict")
@@ -44,6 +45,8 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
         config = model.peft_config[adapter_name]
         if config.peft_type == PEFT_TYPE:
             SAEGuardrailModel.check_free(model, config, adapter_name)
+            parts = {key: t for key, path in PARTS.items() for name, t in state.items() if name.endswith(f".{path}")}
+            SAEGuardrailModel.warn_if_known(model, config, adapter_name, parts)
         return load(model, state, adapter_name, *args, **kwargs)
 
     return checked
