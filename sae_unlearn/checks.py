@@ -97,7 +97,7 @@ def check_choice(name: str, value: Any, allowed: Collection[Any], error: type[Un
     Raises:
         UnlearnError: If it is not.
     """
-    if not any(value == one for one in allowed):
+    if value not in list(allowed):
         raise error(f"{name}={_quoted(value)}: expected one of {', '.join(map(repr, allowed))}.")
 
 

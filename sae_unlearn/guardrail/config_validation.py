@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from sae_unlearn.checks import check_bool
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_fields import ConfigFields, settle
 from sae_unlearn.guardrail.config_values import (
@@ -92,10 +93,9 @@ def check_choices(config: ConfigFields) -> None:
 
 def _check_names(config: ConfigFields) -> None:
     for name in ("sticky", "init_weights"):
-        if not isinstance(getattr(config, name), bool):
-            raise GuardrailError(f"{name}={getattr(config, name)!r} must be True or False.")
+        check_bool(name, getattr(config, name), GuardrailError)
     if str(getattr(config.task_type, "value", config.task_type)) != "CAUSAL_LM":
-        raise GuardrailError(f"task_type={config.task_type!r}: a guardrail works on 'CAUSAL_LM' models only.")
+        raise GuardrailError(f"task_type={config.task_type!r}: expected 'CAUSAL_LM'. Leave it out.")
 
 
 def check_numbers(config: ConfigFields, always: bool = False) -> None:
@@ -103,9 +103,9 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
     check_integer("layer", config.layer, 0)
     depth, given = config.base_model.num_layers, config.statistic_kwargs
     if depth is not None and config.layer >= depth:
-        raise GuardrailError(f"layer={config.layer} is not below num_layers={depth}; layers count from 0.")
+        raise GuardrailError(f"layer={config.layer}: expected 0 to {depth - 1}, since num_layers={depth}.")
     if given.window < given.min_tokens and config.statistic in WINDOWED:
-        raise GuardrailError(f"window={given.window} is below min_tokens={given.min_tokens}; widen the window.")
+        raise GuardrailError(f"window={given.window}: expected at least min_tokens={given.min_tokens}. Widen it.")
     if config.threshold is not None:
         lowest, highest = config.threshold_bounds
         check_real("threshold", config.threshold)
@@ -118,14 +118,14 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
     # a weak feature's evidence can be below the drift, which the other statistics do not use
     if config.statistic == "cusum" and not 0 < given.drift < config.hottest:
         raise GuardrailError(
-            f"drift={given.drift} must lie between 0 and {config.hottest:g}, between a quiet and a hot text's rate."
+            f"drift={given.drift}: expected between 0 and {config.hottest:g}, the rates of a quiet and of a hot text."
         )
     if config.clamp_value is not None:
         check_real("clamp_value", config.clamp_value)
         if config.clamp_value > 0:
             raise GuardrailError(
-                f"clamp_value={config.clamp_value} is positive and would amplify the topic; the dose is -c, for "
-                f"example {-config.clamp_value}."
+                f"clamp_value={config.clamp_value}: expected at most 0, since a positive one amplifies the topic. Pass "
+                f"{-config.clamp_value}."
             )
 
 
@@ -135,22 +135,21 @@ def _check_features(config: ConfigFields) -> None:
         if given is None or (name == "gate_feature_ids" and not given):
             continue
         if not isinstance(given, (list, tuple)) or not given:
-            raise GuardrailError(f"{name}={given!r} must be a non-empty list of integers.")
+            raise GuardrailError(f"{name}={given!r:.80}: expected a non-empty list of integers.")
         settle(config, name, tuple(check_integer(name, i, 0, LARGEST_ID) for i in given))
         d_sae = (config.sae_source or {}).get("d_sae") if isinstance(config.sae_source, dict) else None
         if isinstance(d_sae, int) and max(given) >= d_sae:
             raise GuardrailError(
-                f"{name} holds {max(given)}, but the SAE in `sae_source` has d_sae={d_sae} features, 0 to {d_sae - 1}."
+                f"{name}={max(given)}: expected ids from 0 to {d_sae - 1}, since sae_source says d_sae={d_sae}."
             )
     ids = [*(config.feature_ids or ()), *(config.gate_feature_ids or ())]
     if len(set(ids)) != len(ids):
         repeated = sorted(i for i, count in Counter(ids).items() if count > 1)
-        raise GuardrailError(f"feature_ids holds {repeated[:8]} more than once; name each feature once.")
+        raise GuardrailError(f"feature_ids={repeated[:8]}: expected each feature once, got these more than once.")
     width = config.base_model.hidden_size
     if config.num_encoded * (width or 1) > LARGEST_SLICE:
         raise GuardrailError(
-            f"feature_ids: {config.num_encoded} features of width {width} are more than {LARGEST_SLICE} weights, "
-            "which no guardrail has."
+            f"feature_ids: expected at most {LARGEST_SLICE} weights, got {config.num_encoded} rows of width {width}."
         )
 
 
@@ -159,18 +158,19 @@ def _check_evidence(config: ConfigFields) -> None:
     if values is None:
         return
     if not isinstance(values, (list, tuple)) or not values:
-        raise GuardrailError(f"feature_evidence={values!r} must be a list of numbers, one for each feature.")
+        raise GuardrailError(f"feature_evidence={values!r:.80}: expected a list of numbers, one for each feature.")
     lowest = -LARGEST_EVIDENCE if config.statistic == "windowed" else EVIDENCE_STEP
     for value in values:
         check_real("feature_evidence", value)
         if not lowest <= value <= LARGEST_EVIDENCE or value % EVIDENCE_STEP:
             raise GuardrailError(
-                f"feature_evidence holds {value}; it is in steps of {EVIDENCE_STEP} from {lowest:g} to "
-                f"{LARGEST_EVIDENCE:g}."
+                f"feature_evidence={value}: expected steps of {EVIDENCE_STEP} from {lowest:g} to {LARGEST_EVIDENCE:g}."
             )
     settle(config, "feature_evidence", tuple(float(value) for value in values))
     if config.num_encoded != len(values):
-        raise GuardrailError(f"feature_evidence holds {len(values)} numbers for {config.num_encoded} features.")
+        raise GuardrailError(
+            f"feature_evidence: expected {config.num_encoded} numbers, one for each feature, got {len(values)}."
+        )
 
 
 def _check_windowed(config: ConfigFields) -> None:
@@ -199,8 +199,7 @@ def check_outlier_norm(config: ConfigFields) -> None:
     lowest = usual if isinstance(usual, (int, float)) else 0.0
     if not norm > max(lowest, 0.0):
         raise GuardrailError(
-            f"tokens.outlier_norm={norm} must be above {lowest}, the usual norm of a token; or nothing would "
-            "ever be hot."
+            f"tokens.outlier_norm={norm}: expected more than {lowest}, the usual norm of a token. Raise it."
         )
 
 
@@ -226,7 +225,7 @@ def check_refusal(config: ConfigFields) -> None:
         )
     if config.refusal_ids is not None:
         if not isinstance(config.refusal_ids, (list, tuple)) or not 0 < len(config.refusal_ids) <= LONGEST_REFUSAL:
-            raise GuardrailError(f"refusal_ids must be a list of 1 to {LONGEST_REFUSAL} token ids.")
+            raise GuardrailError(f"refusal_ids={config.refusal_ids!r:.60}: expected 1 to {LONGEST_REFUSAL} token ids.")
         ids = tuple(check_integer("refusal_ids", i, 0, LARGEST_COUNT) for i in config.refusal_ids)
         settle(config, "refusal_ids", ids)
     if config.action == "refuse" and not config.refusal_ids:

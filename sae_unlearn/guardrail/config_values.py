@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sae_unlearn import checks
 from sae_unlearn.errors import GuardrailError
 
 
@@ -16,29 +17,23 @@ LARGEST_ID = 2**31 - 1
 
 def check_integer(name: str, value: Any, low: int, high: int = LARGEST_COUNT) -> int:
     """Return `value`, or raise GuardrailError unless it is an integer from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise GuardrailError(f"{name}: {value!r} must be an integer >= {low}.")
-    if value > high:
-        raise GuardrailError(f"{name} is beyond {high}; it must be an integer from {low} to {high}.")
-    return value
+    return checks.check_integer(name, value, low, high, GuardrailError)
 
 
 def check_real(name: str, value: Any) -> None:
     """Raise GuardrailError unless `value` is a number that float32 can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(as_float32(value)) < math.inf:
-        raise GuardrailError(f"{name}={value!r} must be a finite number.")
+    checks.check_number(name, value, GuardrailError)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise GuardrailError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise GuardrailError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}.")
+    checks.check_choice(name, value, allowed, GuardrailError)
 
 
 def check_mapping(name: str, value: Any) -> None:
     """Raise GuardrailError unless `value` is a dict or None."""
     if value is not None and not isinstance(value, dict):
-        raise GuardrailError(f"{name}={value!r} must be a mapping.")
+        raise GuardrailError(f"{name}={value!r:.80}: expected a mapping, got {type(value).__name__}.")
 
 
 def as_token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
@@ -46,17 +41,17 @@ def as_token_ids(name: str, ids: Any) -> tuple[int, ...] | None:
     if ids is None:
         return None
     if not isinstance(ids, (list, tuple, set)):
-        raise GuardrailError(f"{name}={ids!r} must be a list of token ids.")
+        raise GuardrailError(f"{name}={ids!r:.80}: expected a list of token ids, got {type(ids).__name__}.")
     return tuple(sorted({check_integer(name, i, 0, LARGEST_ID) for i in ids}))
 
 
 def check_keys(name: str, value: Any, known: tuple[str, ...]) -> None:
     """Raise GuardrailError unless `value` is a mapping whose keys are among `known`."""
     if not isinstance(value, Mapping):
-        raise GuardrailError(f"{name}={value!r:.80} must be a mapping with keys of {', '.join(known)}.")
+        raise GuardrailError(f"{name}={value!r:.80}: expected a mapping with keys of {', '.join(known)}.")
     unknown = [key for key in value if key not in known]
     if unknown:
-        raise GuardrailError(f"{name} has the unknown key(s) {unknown[:5]!r:.80}: expected {', '.join(known)}.")
+        raise GuardrailError(f"{name}={unknown[:5]!r:.80}: expected keys of {', '.join(known)}.")
 
 
 def as_float32(value: float) -> float:

@@ -138,9 +138,9 @@ def test_compiled_static_cache_generation_is_the_same():
         ({"statistic": "window", "window": 16}, "statistic='window'"),
         ({"counting": "columns"}, "counting='columns'"),
         ({"sticky": False}, "sticky=False"),
-        ({"boundary_ids": 7}, "must be a list of token ids"),
-        ({"boundary_ids": [-1]}, "boundary_ids: -1"),
-        ({"boundary_ids": [True]}, "boundary_ids: True"),
+        ({"boundary_ids": 7}, "tokens.boundary_ids=7"),
+        ({"boundary_ids": [-1]}, "boundary_ids=-1"),
+        ({"boundary_ids": [True]}, "boundary_ids=True"),
     ],
 )
 def test_boundaries_that_cannot_work_are_refused(fields, match):

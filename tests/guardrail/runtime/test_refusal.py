@@ -294,7 +294,7 @@ def test_the_action_of_a_set_can_be_changed_by_name(tmp_path):
     ("arguments", "message"),
     [
         (("other", "clamp", {}), "name='other'.*'default'"),
-        (("default", "forget", {}), "action='forget' is not one of 'clamp', 'record', 'refuse'"),
+        (("default", "forget", {}), "action='forget'"),
         (("default", "refuse", {}), "needs `refusal_ids`"),
         (("default", "refuse", {"message": "w7"}), "tokenizer=None"),
         (("default", "refuse", {"message": " ", "tokenizer": tiny_tokenizer()}), "refusal=' '"),
