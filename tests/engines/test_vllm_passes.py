@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from sae_unlearn.backbone.identity import embedding_samples
+from sae_unlearn.engines.vllm.base import difference
 from sae_unlearn.engines.vllm.guard import apply_edits
 from sae_unlearn.engines.vllm.step_v1 import FirstRunner
 from sae_unlearn.engines.vllm.step_v2 import SecondRunner
@@ -118,6 +121,34 @@ def test_the_end_of_a_prompt_is_its_last_token_or_the_first_after_it():
     now = first().read(0, shared=False, seeds={})
     assert now.step.prompt_end.tolist() == [4, 5 + 7, 8]
     assert now.step.slots.seeds is None
+
+
+class VocabParallelEmbedding(nn.Embedding):
+    """Named as vLLM's."""
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Module()
+    model.embed = VocabParallelEmbedding(32, 8)
+    model.layers = nn.ModuleList([nn.LayerNorm(8) for _ in range(3)])
+    for layer in model.layers:
+        nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+        layer.register_parameter("packed", nn.Parameter(torch.empty(0)))  # as vLLM leaves a weight that it packed
+    return model
+
+
+def test_the_base_model_is_known_by_embedding_and_norms():
+    model = small_model()
+    recorded = {"rows": 8, "embedding": embedding_samples(model.embed.weight, 8)}
+    recorded["norms"] = [parameter[0].item() for layer in model.layers[:2] for parameter in (layer.weight, layer.bias)]
+    assert difference(recorded, model, model.layers, 1) is None
+    other = small_model(1)
+    assert "embedding" in difference(recorded, other, other.layers, 1)
+    other.embed = model.embed
+    assert "norms" in difference(recorded, other, other.layers, 1)
+    other.embed = None
+    assert "norms" in difference(recorded, other, other.layers, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -29,7 +29,8 @@ def difference(recorded: dict[str, Any], model: nn.Module, layers: nn.ModuleList
         if 20 * sum(different) > len(different):
             return f"{sum(different)} of {len(different)} sampled embedding weights differ"
     norms = recorded.get("norms")
-    vectors = [p for each in layers[: layer + 1] for p in each.parameters() if p.ndim == 1 and p.is_floating_point()]
+    parameters = [parameter for each in layers[: layer + 1] for parameter in each.parameters()]
+    vectors = [p for p in parameters if p.ndim == 1 and p.numel() and p.is_floating_point()]  # empty: packed elsewhere
     if not isinstance(norms, list) or not vectors:
         return None
     have = torch.stack([vector.detach().flatten()[0].float() for vector in vectors]).tolist()
@@ -45,6 +46,6 @@ def _embedding(model: nn.Module) -> Tensor | None:
         if type(module).__name__.endswith("VocabParallelEmbedding"):
             weight = getattr(module, "weight", None)
             first = getattr(getattr(module, "shard_indices", None), "org_vocab_start_index", 0)
-            if isinstance(weight, Tensor) and weight.is_floating_point() and first == 0:
+            if isinstance(weight, Tensor) and weight.numel() and weight.is_floating_point() and first == 0:
                 return weight
     return None
