@@ -139,8 +139,7 @@ def _print_gate(console: Any, gate: "GateView") -> None:
         shown.append(_plain(token.text), style=style)
     console.print(shown)
     word = "[bold red]fires[/]" if gate.fired else "[bold green]does not fire[/]"
-    highest = max(gate.values, default=0.0)
-    console.print(f"gate {word}: {highest:.3g}, threshold {gate.threshold:.3g}")
+    console.print(f"gate {word}: {gate.deciding:.3g}, threshold {gate.threshold:.3g}")
 
 
 def _plain(text: str) -> str:

@@ -81,17 +81,28 @@ class GateView:
         places: Numbers of the tokens at which the statistic was read.
         values: The statistic of the row up to there.
         threshold: The gate fires above it.
+        decides_from: Number of the token from which on the gate decides: the last one of the prompt, which is judged
+            as a whole, or the first one with `gate_scope="prefix"`.
+        sticky: Whether a row that fired once stays fired.
     """
 
     tokens: tuple[TokenView, ...]
     places: tuple[int, ...]
     values: tuple[float, ...]
     threshold: float
+    decides_from: int = 0
+    sticky: bool = True
+
+    @property
+    def deciding(self) -> float:
+        """Largest value from `decides_from` on, or the last value if the gate is not sticky."""
+        found = [v for place, v in zip(self.places, self.values, strict=True) if place >= self.decides_from]
+        return (max(found) if self.sticky else found[-1]) if found else 0.0
 
     @property
     def fired(self) -> bool:
-        """True if the statistic exceeds the threshold at the end of the row or at a position that counts."""
-        return bool(self.values) and max(self.values) > self.threshold
+        """True if the gate fires."""
+        return bool(self.values) and self.deciding > self.threshold
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ class Session:
                 yield Answers(self._text(bare), self._text(guarded), gate=gate)
                 if bare.done and guarded.done:
                     break
-            yield Answers(self._text(bare), self._text(guarded), True, self.gate(ids + guarded.answer))
+            yield Answers(self._text(bare), self._text(guarded), True, self.gate(ids + guarded.answer, len(ids)))
 
     def prompt_ids(self, prompt: str, chat_template: bool = True) -> list[int]:
         """The token ids of a prompt, in the chat template if there is one and it is asked for.
@@ -183,8 +194,13 @@ class Session:
         return list(ids)
 
     @torch.no_grad()
-    def gate(self, ids: list[int]) -> GateView:
-        """Return the gate's view of a row of token ids, read on the model without guardrails."""
+    def gate(self, ids: list[int], prompt: int | None = None) -> GateView:
+        """Return the gate's view of a row of token ids, read on the model without guardrails.
+
+        Args:
+            ids: Prompt and answer.
+            prompt: Number of tokens of the prompt; all without it.
+        """
         [batch] = list(unguarded_residuals(bare_model(self.model), [ids], self.config.layer, 1))
         encoder: Any = self.layer.sae_guardrail_encoder[self.name]
         activations = encoder.to(batch.residual.device)(batch.residual)
@@ -196,8 +212,11 @@ class Session:
             TokenView(self.tokenizer.decode([i]), hit, self._features(row))
             for i, hit, row in zip(ids, hits, activations[0].float().cpu(), strict=True)
         )
-        places = sorted({round(i) for i in torch.linspace(0, len(ids) - 1, min(GATE_POINTS, len(ids))).tolist()})
-        return GateView(tokens, tuple(places), tuple(self._values(batch, places)), self.config.tau)
+        begin = 0 if self.config.gate_scope == "prefix" else (prompt or len(ids)) - 1
+        drawn = {round(i) for i in torch.linspace(0, len(ids) - 1, min(GATE_POINTS, len(ids))).tolist()}
+        places = sorted(drawn | {*range(begin, len(ids))})
+        values = tuple(self._values(batch, places))
+        return GateView(tokens, tuple(places), values, self.config.tau, begin, self.config.sticky)
 
     def _values(self, batch: ResidualBatch, places: list[int]) -> list[float]:
         encoder: Any = self.layer.sae_guardrail_encoder[self.name]

@@ -18,9 +18,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 640, 170, 44, 24
 
 def verdict_html(gate: GateView) -> str:
     """One sentence: whether the gate fires, and by how much."""
-    highest = max(gate.values, default=0.0)
     word, kind = ("fires", "su-fired") if gate.fired else ("does not fire", "su-quiet")
-    return f'<p>The gate <span class="{kind}">{word}</span>: {highest:.3g}, threshold {gate.threshold:.3g}.</p>'
+    return f'<p>The gate <span class="{kind}">{word}</span>: {gate.deciding:.3g}, threshold {gate.threshold:.3g}.</p>'
 
 
 def tokens_html(gate: GateView) -> str:

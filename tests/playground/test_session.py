@@ -177,3 +177,18 @@ def test_the_command_answers_one_prompt(tmp_path, capsys):
     given = ["chat", str(tmp_path / "model"), str(tmp_path / "guardrail"), "--prompt", PROMPT, "--max-new-tokens", "4"]
     assert main(given) == 0
     assert "threshold" in capsys.readouterr().out
+
+
+def test_the_gate_decides_on_the_prompt_as_a_whole_and_then_token_by_token(session):
+    ids = session.prompt_ids(f"{PROMPT} {OTHER} {OTHER} {OTHER}")
+    seen = session.gate(ids)
+    assert max(seen.values) > seen.values[-1]  # it begins with the topic, and does not end with it
+    assert seen.decides_from == len(ids) - 1
+    assert seen.deciding == seen.values[-1]
+    early = session.gate(ids, prompt=9)
+    assert early.places[-1] - early.places[0] == len(ids) - 1
+    assert early.deciding == max(v for place, v in zip(early.places, early.values, strict=True) if place >= 8)
+    tokens = seen.tokens[:3]
+    assert GateView(tokens, (0, 1, 2), (9.0, 5.0, 1.0), 4.0, 1).fired
+    assert not GateView(tokens, (0, 1, 2), (9.0, 5.0, 1.0), 4.0, 1, sticky=False).fired
+    assert not GateView(tokens, (0, 1, 2), (9.0, 5.0, 1.0), 6.0, 1).fired
