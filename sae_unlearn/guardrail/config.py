@@ -138,7 +138,7 @@ class SAEGuardrailConfig(PeftConfig):
         if name in _GROUPED:
             group = _GROUPED[name]
             raise GuardrailError(
-                f"{name} is a part of {group}. Set `{group}=dataclasses.replace({group}, {name}=...)`."
+                f"{name}: expected an assignment to its group. Set `{group}=dataclasses.replace({group}, {name}=...)`."
             )
         if name in _GROUPS:
             value = as_group(name, _GROUPS[name], value)
@@ -175,7 +175,9 @@ class SAEGuardrailConfig(PeftConfig):
         for key in unknown_of_peft(kwargs, {f.name for f in fields(cls)}):
             del kwargs[key]
         if kwargs.get("auto_mapping") is not None:
-            raise GuardrailError("`auto_mapping` names classes to import; a guardrail's config may not hold it.")
+            raise GuardrailError(
+                "auto_mapping: expected None in a guardrail's config, since it names classes to import. Remove it."
+            )
         return kwargs
 
     @property
@@ -186,7 +188,7 @@ class SAEGuardrailConfig(PeftConfig):
             GuardrailError: If it is None.
         """
         if self.threshold is None:
-            raise GuardrailError("The guardrail has no threshold; fit it, or give one.")
+            raise GuardrailError("threshold=None: expected a number. Fit the guardrail, or set one.")
         return self.threshold
 
     @property
@@ -207,7 +209,9 @@ class SAEGuardrailConfig(PeftConfig):
             GuardrailError: If it is None.
         """
         if self.base_model.hidden_size is None:
-            raise GuardrailError("The guardrail has no hidden size; it is known once it is fitted or on a model.")
+            raise GuardrailError(
+                "base_model.hidden_size=None: expected an integer. Fit the guardrail, or attach it to a model."
+            )
         return self.base_model.hidden_size
 
     @property

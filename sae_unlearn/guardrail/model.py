@@ -67,8 +67,8 @@ class SAEGuardrailModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: SAEGuardrailConfig, adapter_name: str) -> None:
         if isinstance(model, PeftModel):
             raise GuardrailError(
-                "The model is a PeftModel already, and nesting one in another would load no weights. Use "
-                "`attach_guardrail(model, ...)`, which joins what is there."
+                "model: expected a transformers model, got a PeftModel, in which PEFT would load no weights. Use "
+                "`attach_guardrail(model, ...)`, which adds to it."
             )
 
     def _prepare_adapter_config(
@@ -195,8 +195,9 @@ class SAEGuardrailModel(BaseTuner):
         """
         if config.init_weights and any(_has_arrived(layer, adapter_name) for layer in guard_layers(model)):
             raise GuardrailError(
-                f"There is a guardrail {adapter_name!r} on the model already, and PEFT would put other weights under "
-                "its config. Choose another name, or take it off first: `delete_adapter` or `detach_guardrail`."
+                f"adapter_name={adapter_name!r}: expected a free name, got that of a guardrail on the model. "
+                "Choose another "
+                "name, or remove it first: `delete_adapter` or `detach_guardrail`."
             )
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
@@ -226,11 +227,11 @@ class SAEGuardrailModel(BaseTuner):
         yield
 
     def _check_merge_allowed(self) -> None:
-        raise NotImplementedError("A guardrail depends on its input and cannot be merged; take it off with `unload()`.")
+        raise NotImplementedError("A guardrail depends on its input and cannot be merged. Remove it with `unload()`.")
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
-            "A guardrail does not support continuous batching (`generate_batch`): requests share one row there. Use "
+            "A guardrail does not support continuous batching (`generate_batch`), in which requests share one row. Use "
             "`generate` with a padded batch."
         )
 

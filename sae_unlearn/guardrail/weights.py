@@ -155,19 +155,22 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
     """
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise GuardrailError(f"{name} of {source} holds values that are not finite.")
+            raise GuardrailError(f"{name} of {source}: expected finite values, got values that are not finite.")
     if bool((tensors["encoder.threshold"] < 0).any()):
-        raise GuardrailError(f"encoder.threshold of {source} holds negative values; an SAE's thresholds are >= 0.")
+        raise GuardrailError(f"encoder.threshold of {source}: expected values >= 0, got negative ones.")
     if bool((tensors["decoder.clamp"] > 0).any()):
-        raise GuardrailError(f"decoder.clamp of {source} holds positive values, which would amplify the topic.")
+        raise GuardrailError(
+            f"decoder.clamp of {source}: expected values <= 0, got positive ones, which would amplify the topic."
+        )
     for name in ("encoder.weight", "decoder.weight"):
         _check_rows(name, tensors[name], source)
     for name in ("encoder.bias", "encoder.threshold", "decoder.clamp"):
         largest = float(tensors[name].abs().amax())
         if largest > LARGEST_ACTIVATION:
             raise GuardrailError(
-                f"{name} of {source} holds {largest:.3g}, beyond {LARGEST_ACTIVATION:g}: no SAE's activations are so "
-                "large. Fit or download it again."
+                f"{name} of {source}: expected sizes up to {LARGEST_ACTIVATION:g}, as in SAEs, "
+                f"got {largest:.3g}. Fit or download "
+                "it again."
             )
     _check_edit(tensors, source)
 
@@ -186,9 +189,9 @@ def check_lowers(encoder_weight: Tensor, decoder_weight: Tensor, source: str) ->
     if bool((effect <= 0).any()):
         worst = int((effect <= 0).nonzero()[0])
         raise GuardrailError(
-            f"decoder.weight of {source} has product {float(effect[worst]):.3g} with encoder.weight for feature "
-            f"{worst}, which must be above 0: to clamp that feature would amplify it. Leave it out and fit again, or "
-            "download it again."
+            f"decoder.weight of {source}: expected a product above 0 with encoder.weight, "
+            f"got {float(effect[worst]):.3g} for "
+            f"feature {worst}, which its edit would amplify. Omit it and fit again, or download it again."
         )
 
 
@@ -215,8 +218,9 @@ def _check_edit(tensors: Mapping[str, Tensor], source: str) -> None:
     effect = float((sizes @ encoder) @ (sizes @ decoder))
     if effect <= 0:
         raise GuardrailError(
-            f"decoder.weight of {source}, taken together, has product {effect:.3g} with encoder.weight, which must be "
-            "above 0: to clamp its features at once would amplify them. Fit or download it again."
+            f"decoder.weight of {source}: expected a product above 0 of the sums with encoder.weight, "
+            f"got {effect:.3g}. The "
+            "edit of all features would amplify them. Fit or download it again."
         )
 
 
@@ -245,9 +249,9 @@ def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], sourc
     needed = config.statistic_kwargs.drift if config.statistic in ("cusum", "windowed") else config.tau
     if not hottest > needed:
         raise GuardrailError(
-            f"outlier_norm={config.tokens.outlier_norm} of {source} leaves out every token at which enough of its "
-            f"features could be active ({sum(active)} of {len(active)} can), so its gate would never fire. Raise it, "
-            "or fit again."
+            f"tokens.outlier_norm={config.tokens.outlier_norm} of {source}: "
+            "expected tokens that can be hot enough, got "
+            f"{sum(active)} of {len(active)} features that can be active, so its gate would never fire. Raise it."
         )
 
 
@@ -255,14 +259,15 @@ def _check_rows(name: str, weight: Tensor, source: str) -> None:
     norms = torch.linalg.vector_norm(weight.double(), dim=1)  # squares of denormals are 0 in float32
     empty = (norms == 0).nonzero().flatten().tolist()
     if empty:
-        raise GuardrailError(f"{name} of {source} is zero for features {empty[:5]}, which would never be guarded.")
+        raise GuardrailError(f"{name} of {source}: expected norms above 0, got zero for features {empty[:5]}.")
     median = norms.median()
     outside = (norms < SMALLEST_NORM) | (norms > LARGEST_NORM)
     outside |= (norms < median / LARGEST_SPREAD) | (norms > median * LARGEST_SPREAD)
     if bool(outside.any()):
         worst = int(outside.nonzero()[0])
         raise GuardrailError(
-            f"{name} of {source} has norm {float(norms[worst]):.3g} for feature {worst}, where the median is "
-            f"{float(median):.3g}; norms lie between {SMALLEST_NORM:g} and {LARGEST_NORM:g}, and within a factor "
-            f"{LARGEST_SPREAD:g} of their median. Fit or download it again."
+            f"{name} of {source}: expected norms of {SMALLEST_NORM:g} to {LARGEST_NORM:g}, within a factor "
+            f"{LARGEST_SPREAD:g} of their median {float(median):.3g}, got {float(norms[worst]):.3g} for "
+            f"feature {worst}. "
+            "Fit or download it again."
         )

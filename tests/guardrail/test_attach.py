@@ -302,8 +302,8 @@ LIES = {
     "infinite clamp": (fill("decoder.clamp", -torch.inf), "decoder.clamp of .* not finite"),
     "negative threshold": (fill("encoder.threshold", -0.1), "encoder.threshold of .* negative"),
     "amplifying clamp": (fill("decoder.clamp", 2.0), "amplify"),
-    "deaf feature": (zero_row("encoder.weight"), r"encoder.weight of .* zero for features \[1\]"),
-    "dumb feature": (zero_row("decoder.weight"), r"decoder.weight of .* zero for features \[1\]"),
+    "deaf feature": (zero_row("encoder.weight"), r"encoder.weight of .*features \[1\]"),
+    "dumb feature": (zero_row("decoder.weight"), r"decoder.weight of .*features \[1\]"),
 }
 
 

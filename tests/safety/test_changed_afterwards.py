@@ -52,7 +52,7 @@ def test_a_value_that_no_group_has_is_refused_where_it_is_assigned(name, wrong):
     for change in ({name: wrong}, {"another": wrong}):
         with pytest.raises(GuardrailError, match=next(iter(change))):
             setattr(config, PLACES[name], change)
-    with pytest.raises(GuardrailError, match=f"{name} is a part of {PLACES[name]}"):
+    with pytest.raises(GuardrailError, match=f"{name}: .*{PLACES[name]}"):
         setattr(config, name, wrong)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(getattr(config, PLACES[name]), name, wrong)
@@ -104,7 +104,7 @@ def test_a_list_that_is_replaced_is_looked_at():
     model = guarded("llama", feature_evidence=evidence)
     logits_of(model, IDS)
     model.peft_config["default"].feature_evidence = [0.25, 3.0, -1.5, 2.0, 0.75, 1.0]
-    assert_raises(model, "feature_evidence holds -1.5")
+    assert_raises(model, "feature_evidence: .*got -1.5")
 
 
 def test_a_field_that_is_deleted_is_looked_at():
