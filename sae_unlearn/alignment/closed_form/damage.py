@@ -50,7 +50,7 @@ class Damage:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        """The damage now."""
+        """Return the present damage."""
         total = 0.0
         with evaluation_mode(self._model):
             for (ids, mask, wanted), base in zip(self._batches, self._base, strict=True):
