@@ -104,7 +104,7 @@ def test_a_list_that_is_replaced_is_looked_at():
     model = guarded("llama", feature_evidence=evidence)
     logits_of(model, IDS)
     model.peft_config["default"].feature_evidence = [0.25, 3.0, -1.5, 2.0, 0.75, 1.0]
-    assert_raises(model, "feature_evidence: .*got -1.5")
+    assert_raises(model, "feature_evidence=-1.5")
 
 
 def test_a_field_that_is_deleted_is_looked_at():
