@@ -41,12 +41,12 @@ def test_the_card_says_so_of_a_text_that_was_not_compared(tmp_path):
     assert not model.peft_config["default"].refusal_compared
     model.save_pretrained(tmp_path / "again")
     card = (tmp_path / "again" / "README.md").read_text()
-    assert "answered with the tokens 40, 41, 42, 96, which its config calls" in card
+    assert "tokens 40, 41, 42, 96" in card
     assert "(not compared)" in card
     set_action(model, "default", "refuse", message=TEXT, tokenizer=tiny_tokenizer())
     model.save_pretrained(tmp_path / "set")
     card = (tmp_path / "set" / "README.md").read_text()
-    assert f'is answered with "{TEXT}"; before' in card
+    assert f'is answered with "{TEXT}"; its' in card
 
 
 def test_a_change_that_is_refused_leaves_the_comparison_as_it_was(tmp_path):
