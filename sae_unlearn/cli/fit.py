@@ -1,6 +1,7 @@
 """The command `sae-unlearn fit`: arguments and run."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _name_duplicates(forget: Any, retain: Any, column: str) -> None:
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.fit.near_duplicates import near_duplicates
 
-    if forget is None or retain is None:
+    if forget is None or retain is None or os.environ.get("RANK", "0") != "0":  # one process of a launch says it
         return
     pairs = near_duplicates(*((plain(row, column) for row in corpus) for corpus in (forget, retain)))
     if pairs:

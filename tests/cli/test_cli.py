@@ -123,7 +123,7 @@ def test_fit_goes_on_without_matplotlib(parts, tmp_path, capsys, monkeypatch):
     [
         ({"--forget": "none.txt"}, "none.txt does not exist"),
         ({"--forget": "empty.txt"}, "empty.txt holds no texts"),
-        ({"--forget": "text.md"}, "'.md'"),
+        ({"--forget": "text.docx"}, "'.docx'"),
         ({"--forget": "broken.json"}, "broken.json is not JSON"),
         ({"--forget": "number.json"}, "holds a int"),
         ({"--forget": "column.jsonl"}, "has no 'text', only body. Pass --text-column"),
@@ -143,7 +143,7 @@ def test_fit_goes_on_without_matplotlib(parts, tmp_path, capsys, monkeypatch):
 def test_fit_refuses_bad_input(parts, tmp_path, capsys, monkeypatch, change, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n\n \n")
-    (tmp_path / "text.md").write_text("w3 w4")
+    (tmp_path / "text.docx").write_text("w3 w4")
     (tmp_path / "broken.json").write_text("[")
     (tmp_path / "number.json").write_text("3")
     (tmp_path / "column.jsonl").write_text('{"body": "w3"}')
