@@ -41,6 +41,7 @@ from sae_unlearn.alignment.ways import TargetWays
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
 from sae_unlearn.backbone.layers import base_model_of
+from sae_unlearn.backbone.private_api import loaded_from
 from sae_unlearn.cards.provenance import card_base, public_source
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.sae import SparseAutoencoder
@@ -153,7 +154,7 @@ class SAEAlignmentTrainer(PublishingTrainer):
             check_sharding(self.accelerator.state)
             self.label_names = ["entity", "group"]  # so that evaluation computes a loss
             self._bare = bare
-            base = card_base(getattr(bare.config, "_name_or_path", None))
+            base = card_base(loaded_from(bare.config))
             source = None if sae is None else public_source(sae.source)
             self._card = AlignmentCard(base, source, license=args.license)
             training = model.training

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import gathered, process_index
+from sae_unlearn.backbone.private_api import loaded_from
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.figures import choice_figures, fact_figures, text_figures
@@ -160,7 +161,7 @@ def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:
 def about_model(model: nn.Module) -> dict[str, Any]:
     """Return the model's name, its adapters and the version of this package, for a report."""
     config = getattr(model, "config", None)
-    name = getattr(config, "_name_or_path", "") or type(model).__name__
+    name = loaded_from(config) or type(model).__name__
     name = Path(name).name if Path(name).is_dir() else name  # a report may be published, the user's folders may not
     adapters = getattr(model, "peft_config", {})
     kinds = [f"{name} ({getattr(c.peft_type, 'value', c.peft_type)})" for name, c in adapters.items()]

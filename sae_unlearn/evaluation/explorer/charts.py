@@ -39,8 +39,8 @@ def distribution(statistics: Mapping[str, Sequence[float]], threshold: float, wo
                 title = f"{left:.3g} to {right:.3g}: {n} of {len(statistics[role])} {role} rows"
                 parts.append(frame.box((left, right), (0, sign * share), f"bar {role}", title))
     parts += [frame.rule(0), frame.mark(threshold, f"threshold {threshold:.3g}, fires above")]
-    counts = ", ".join(f"{_above(rows, threshold)} of {len(rows)} {role} rows" for role, rows in statistics.items())
-    return drawing(parts, f"Rows by {words}; above the threshold {threshold:.3g} are {counts}")
+    above = ", ".join(f"{_above(rows, threshold)} of {len(rows)} {role} rows" for role, rows in statistics.items())
+    return drawing(parts, f"Rows by {words}; above the threshold {threshold:.3g} are {above}")
 
 
 def fire_rates(statistics: Mapping[str, Sequence[float]], threshold: float) -> Markup:
