@@ -61,7 +61,7 @@ def test_draws_of_a_ratio_are_those_of_its_transcription():
     draws = ratio_draws(values, torch.ones(60))
     low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
     assert (low, high) == pytest.approx(bootstrap_interval(values), abs=0.02)
-    with pytest.raises(ValueError, match="values: expected"):
+    with pytest.raises(ValueError, match="totals: expected"):
         ratio_draws(torch.zeros(0), torch.zeros(0))
 
 
