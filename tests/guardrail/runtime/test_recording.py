@@ -229,7 +229,7 @@ def test_what_a_broken_sink_leaves_is_bounded_and_what_is_dropped_is_said(model,
     ("to", "said"),
     [
         (123, "to=123: expected a logging.Logger, a callable, or the name of a file"),
-        (b"firings.jsonl", "to=b'firings.jsonl'; expected"),
+        (b"firings.jsonl", "to=b'firings.jsonl': expected"),
         (
             "{here}/no/x.jsonl",
             r"to='{here}/no/x.jsonl' cannot be written \(No such file or directory\); give a file in",
