@@ -73,6 +73,7 @@ def test_lines_are_counted_over_what_is_skipped() -> None:
         ('raise E(\n    "what is put "\n    f"on {x}"\n)', ["put on"]),
         ('"""What a model forgot."""', ["What"]),
         (f'"""{"a" * 101}"""', ["a" * 101]),
+        (f'raise E(f"{{x}}" "{"b" * 201}")', ["b" * 201]),
         ('NAMES = ["told", "nobody"]; told = beside  # `told`', []),
         ('"""Return\n\n        told_rows x `put on`."""', []),
     ],

@@ -115,5 +115,5 @@ def test_a_topk_sae_is_refused():
 def test_a_name_that_is_taken_is_refused(usual):
     model = get_peft_model(base_model("llama"), planted_config())
     plant(model)
-    with pytest.raises(GuardrailError, match="'default' on the model already"):
+    with pytest.raises(GuardrailError, match="adapter_name='default'"):
         fit(model, adapter_name="default")

@@ -71,7 +71,7 @@ def test_what_cannot_be_fitted_names_its_topic_and_leaves_the_model():
     for topics, options, message in (
         ({}, {}, "mapping"),
         (["text"], {}, "mapping"),
-        (TOPICS | {"empty": []}, {}, "empty: The forget corpus is empty"),
+        (TOPICS | {"empty": []}, {}, "empty: forget: expected at least 8"),
         (TOPICS, {"adapter_name": "x"}, "adapter_name='x'"),
         (TOPICS, {"feature_count": 3}, "'feature_count'"),
         (TOPICS, {"num_features": 0}, "num_features=0"),
