@@ -1,7 +1,7 @@
-"""The DSG guardrail: SAE features of a forget topic are clamped at one layer when a per-sequence gate fires.
+"""The DSG guardrail: SAE features of a topic are clamped at one layer if a per-row gate fires.
 
-Laid out as a PEFT tuner: `config.py`, `layer.py` (what happens at one layer, with the equation), `model.py` (where
-layers are placed), and beside them the gate, its state, fitting and attaching. Importing this registers the method.
+It has the layout of a PEFT tuner: `config.py`, `layer.py` (one layer, with the equation), `model.py` (all layers), and
+the gate, its state, fitting and attaching. Importing it registers the method with PEFT.
 """
 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING

@@ -1,7 +1,7 @@
 """`save_pretrained` of a transformers model that carries a guardrail, outside of a `PeftModel`.
 
-`merge_and_unload()` of a LoRA beside a guardrail and `get_base_model()` give such a model. Its weights are saved
-without the guardrail's, which no loader would put back, and a warning says so.
+`merge_and_unload()` of a LoRA on a guarded model and `get_base_model()` give such a model. Its weights are saved
+without the guardrail's, which no loader would restore, with a warning.
 """
 
 import warnings

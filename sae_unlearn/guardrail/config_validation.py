@@ -37,9 +37,8 @@ def check_threshold(threshold: float, config: ConfigFields, percentile: float | 
         else "it is"
     )
     raise GuardrailError(
-        f"threshold={threshold}: {cause} outside [{low}, {high}), where the gate can work. The chosen features are "
-        "active on nearly all tokens of those rows: give more or other retain text, fewer features (num_features), a "
-        "lower threshold_percentile, or a threshold by hand."
+        f"threshold={threshold}: {cause} outside [{low}, {high}). The features are active on nearly all tokens. Pass "
+        "more or other retain text, fewer features (num_features), or a threshold."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which layer tells the topic best? Measured before anything is fitted, in one pass over the texts: `scout`.
+"""`scout`: how well each layer separates the topic, from one pass over the texts before a fit.
 
 A row is pooled to `x`, the mean of a layer's output over its content tokens without outliers. The probe is a diagonal
 linear discriminant, which has nothing to tune; over the rows of one half,
@@ -46,13 +46,13 @@ LEAST_TEXTS = 8
 
 @dataclass(frozen=True)
 class LayerScore:
-    """How well one layer, or one SAE of it, tells the topic.
+    """Separation of the topic by one layer, or by one SAE of it.
 
     Attributes:
-        layer: 0-based decoder layer whose output is read.
-        sae: Name of the SAE; None for the raw probe.
-        auroc: On whole rows.
-        auroc_short: On their first 24 tokens.
+        layer (int): 0-based decoder layer whose output is read.
+        sae (str or None): Name of the SAE; None for the raw probe.
+        auroc (float): AUROC on whole rows.
+        auroc_short (float): AUROC on their first 24 tokens.
     """
 
     layer: int
@@ -71,8 +71,8 @@ class Scouting:
     """The scores of all layers and SAEs.
 
     Attributes:
-        scores: Raw probes by layer, then SAEs in the order given.
-        rows: Number of texts of the topic, and of other texts.
+        scores (tuple[LayerScore, ...]): Raw probes by layer, then SAEs in the order given.
+        rows (tuple[int, int]): Number of texts of the topic, and of other texts.
     """
 
     scores: tuple[LayerScore, ...]
@@ -107,7 +107,7 @@ class Scouting:
         axes.set_ylim(min(0.5, low, *(s.auroc for s in self.scores)) - 0.02, 1.02)
         axes.set_xlabel("decoder layer (its output)")
         axes.set_ylabel("AUROC, topic against other text")
-        axes.set_title("Where the topic can be told", fontsize=12, loc="left")
+        axes.set_title("Separation of the topic by layer", fontsize=12, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
         figure.savefig(os.fspath(path), format="png")
@@ -246,7 +246,7 @@ def _caught(model: nn.Module, layers: list[int]) -> Iterator[dict[int, Tensor]]:
 
 
 def _crossed(whole: Tensor, short: Tensor, topic: Tensor, fit: Any) -> tuple[float, float]:
-    """AUROC on whole and on short rows: fitted on whole rows of one half, measured on the other, and the reverse."""
+    """Return AUROC on whole and short rows, fitted on whole rows of one half and measured on the other."""
     found: list[list[float]] = [[], []]
     half = torch.arange(len(topic)) % 2 == 0
     for seen in (half, ~half):

@@ -32,8 +32,8 @@ class Messages(NamedTuple):
     """The statistic with messages.
 
     Attributes:
-        value: `S`, `[batch, seq]`.
-        state: `[batch, seq, MESSAGES_SIZE]`.
+        value (Tensor): `S`, `[batch, seq]`.
+        state (Tensor): `[batch, seq, MESSAGES_SIZE]`.
     """
 
     value: Tensor
@@ -48,14 +48,15 @@ def by_message(
     share: Callable[[Tensor, Tensor], Tensor],
     previous: Tensor | None,
 ) -> Messages:
-    """The statistic of one forward pass.
+    """Return the statistic of one forward pass.
 
     Args:
-        whole: the statistic of the row as a whole, `[batch, seq]`.
+        whole (Tensor): The statistic of the row as a whole, `[batch, seq]`.
         hits, tokens: `H` and `N`, `[batch, seq]`.
-        ends: `[batch, seq]` bool, the boundaries.
-        share: `R` of a message's `H` and `N`.
-        previous: `[batch, MESSAGES_SIZE]` after the row's last earlier token; None at a row's beginning.
+        ends (Tensor): `[batch, seq]` bool, the boundaries.
+        share (Callable[[Tensor, Tensor], Tensor]): `R` of a message's `H` and `N`.
+        previous (Tensor or None): `[batch, MESSAGES_SIZE]` after the row's last earlier token; None at a row's
+            beginning.
     """
     if previous is None:
         previous = hits.new_zeros(hits.shape[0], MESSAGES_SIZE)
@@ -68,7 +69,7 @@ def by_message(
 
 
 def share_of(config: SAEGuardrailConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """`R` of a message's sums."""
+    """Return `R` of a message's sums."""
     given = config.statistic_kwargs
     if config.statistic == "windowed":
         return lambda hits, tokens: mean_part(hits, tokens, given)
@@ -76,7 +77,7 @@ def share_of(config: SAEGuardrailConfig) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _at_latest(values: Tensor, ends: Tensor, before: Tensor) -> Tensor:
-    """The value at the last boundary up to each token, `before` if there is none."""
+    """Return the value at the last boundary up to each token, `before` if there is none."""
     if values.shape[1] == 1:
         return torch.where(ends, values, before)
     place = torch.where(ends, torch.arange(values.shape[1], device=values.device), -1).cummax(dim=1).values
@@ -84,7 +85,7 @@ def _at_latest(values: Tensor, ends: Tensor, before: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor, ends: Tensor, before: Tensor) -> Tensor:
-    """The largest value at a boundary up to each token, `before` included."""
+    """Return the largest value at a boundary up to each token, `before` included."""
     values = torch.where(ends, torch.maximum(values, before), before)  # NaN stays
     return values if values.shape[1] == 1 else values.cummax(dim=1).values
 

@@ -22,21 +22,22 @@ def check_joins(adapter_name: str, config: PeftConfig) -> None:
     """Raise unless an adapter can be added to a `PeftModel` of guardrails.
 
     Raises:
-        GuardrailError: it is of another method.
+        GuardrailError: If it is of another method.
     """
     if not isinstance(config, SAEGuardrailConfig):
         raise _wrong_order(adapter_name, config)
 
 
 def refuse_nested(model: nn.Module, configs: dict[str, PeftConfig]) -> None:
-    """Raise if PEFT has put an adapter of another method over a model of guardrails, after taking it off again.
+    """Remove an adapter of another method that PEFT put over a model of guardrails, and raise.
 
     Args:
-        model: the transformers model.
-        configs: of all adapters that PEFT now knows on it; those of the other method are removed from it.
+        model (Module): The transformers model.
+        configs (dict[str, PeftConfig]): Of all adapters that PEFT now knows on it; those of the other method are
+            removed from it.
 
     Raises:
-        GuardrailError: naming the order that works.
+        GuardrailError: If PEFT did so. The error names the order that works.
     """
     nested = {name: config for name, config in configs.items() if not isinstance(config, SAEGuardrailConfig)}
     if not nested:

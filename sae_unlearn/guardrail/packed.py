@@ -8,11 +8,11 @@ Serving engines and padding-free training run the model on such lists. With `T` 
                 taken at it. It is the row's first token for gate_scope="prefix"
 
 give a decision and a state for every token: those of `gate.decide` on each row alone, bit for bit, however rows are cut
-into passes and whatever the other rows hold. There is no loop over rows, and no shape depends on the data.
+into passes and whatever the other rows hold. It has no loop over rows, and its shapes do not depend on the data.
 
 Two scans do it. **Sums** along rows are differences of one cumulative sum over the list. Counts are whole numbers or
-quarters and are added in float64, so a difference of sums is the exact sum. A NaN would spoil all later rows: NaN is
-counted in a sum of its own, and only tokens of its own row become NaN. **Largest values** so far are one cumulative
+quarters and are added in float64, so a difference of sums is the exact sum. A NaN would spoil all later rows: NaN has
+its own sum, and only tokens of its row become NaN. **Largest values** so far are one cumulative
 maximum of whole numbers: a float32 as an integer of the same order, with the number of its row above it.
 """
 
@@ -35,9 +35,9 @@ class Rows(NamedTuple):
     """Which tokens of a flat list belong to which row.
 
     Attributes:
-        of_token: `[T]` int64, the row of each token; it does not fall.
-        start: `[R]` int64, the index of each row's first token; `T` for empty rows at the end.
-        length: `[R]` int64, the number of each row's tokens, which can be 0.
+        of_token (Tensor): `[T]` int64, the row of each token; it does not fall.
+        start (Tensor): `[R]` int64, the index of each row's first token; `T` for empty rows at the end.
+        length (Tensor): `[R]` int64, the number of each row's tokens, which can be 0.
     """
 
     of_token: Tensor
@@ -163,7 +163,7 @@ def decide_one_each(
 
 
 def running_sums(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
-    """`[K, T]` float32: the sums of `values [K, T]` along each row, added to `before [K, R]`.
+    """Return `[K, T]` float32: the sums of `values [K, T]` along each row, added to `before [K, R]`.
 
     Exact for multiples of a quarter up to 2**24. NaN stays in its row.
     """
@@ -175,7 +175,7 @@ def running_sums(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
 
 
 def running_max(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
-    """`[T]` float32: the largest of `values [T]` so far along each row, and of `before [R]`. NaN is the largest."""
+    """Return `[T]` float32: the maximum so far of `values [T]` and `before [R]`; NaN is the largest."""
     values = torch.where(values.isnan(), torch.nan, values)  # one NaN, which is positive
     ordered = _flipped(values.view(torch.int32))
     packed = (rows.of_token << 32) + (ordered.long() + 2**31)
@@ -184,12 +184,12 @@ def running_max(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
 
 
 def _flipped(bits: Tensor) -> Tensor:
-    """The bits of float32 as integers in the order of the numbers, and back."""
+    """Return the bits of float32 as integers in the order of the numbers, and back."""
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _one_before(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
-    """`[T]`: the value one token earlier in the row; `before [R]` at its first token."""
+    """Return `[T]`: the value one token earlier in the row; `before [R]` at its first token."""
     at = torch.arange(len(values), device=values.device)
     return torch.where(at == rows.start[rows.of_token], before[rows.of_token], values.roll(1))
 
@@ -197,7 +197,7 @@ def _one_before(values: Tensor, rows: Rows, before: Tensor) -> Tensor:
 def _value(
     hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, rows: Rows, past: State
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The current value of the statistic, and what goes under `lowest` and, if it is not that, `peak`; `[T]`."""
+    """Return the current statistic, and the next `lowest` and, if it differs from that, `peak`; `[T]`."""
     given = config.statistic_kwargs
     if config.statistic == "ratio":
         return hits / tokens.clamp(min=given.min_tokens), past.lowest[rows.of_token], None
@@ -210,7 +210,7 @@ def _value(
 
 
 def _first(where: Tensor, tokens: Tensor, rows: Rows) -> Tensor:
-    """`[T]`: `N` at the first token of the row at which `where` holds, 0 before it: `N` never falls, so its least."""
+    """Return `[T]`: `N` at the first token of the row at which `where` is True, its minimum; 0 before it."""
     nothing = torch.full_like(rows.start, -torch.inf, dtype=tokens.dtype)
     first = -running_max(torch.where(where, -tokens, -torch.inf), rows, nothing)
     return first.masked_fill(first.isinf(), 0.0)
@@ -225,7 +225,7 @@ def _by_message(
     rows: Rows,
     before: tuple[Tensor, ...] | list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The statistic with messages and its state, as `gate.by_message`; `[T]` each."""
+    """Return the statistic with messages and its state, as `gate.by_message`; `[T]` each."""
     at = torch.arange(len(ends), device=ends.device)
     latest = torch.where(ends, at, -1).cummax(dim=0).values  # the last boundary in the list up to each token
     ended_here = latest >= rows.start[rows.of_token]

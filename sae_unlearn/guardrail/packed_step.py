@@ -1,4 +1,4 @@
-"""One guardrail on a forward pass of packed rows: from the residual stream to decisions, states and edits.
+"""One guardrail on a forward pass of packed rows: from residual stream to decisions, states, edits.
 
 An engine describes the pass by a `PackedStep` and calls `judge` at the guarded layer:
 
@@ -27,7 +27,7 @@ from sae_unlearn.guardrail.runtime.slot_table import CacheSlots, SlotTable
 
 @dataclass(frozen=True, kw_only=True)
 class PackedStep:
-    """What a guardrail must know of a forward pass of packed rows. All tensors are on the model's device.
+    """Description of a forward pass of packed rows. All tensors are on the model's device.
 
     Attributes:
         rows (Rows): Which tokens belong to which row.
@@ -52,18 +52,19 @@ class PackedStep:
         return slice(None) if self.one_each else self.rows.of_token
 
     def boundary(self, config: SAEGuardrailConfig) -> Tensor:
-        """`[R]`: index in the list from which tokens are judged one by one, see `packed`."""
+        """Return `[R]`: index in the list from which tokens are judged one by one, see `packed`."""
         return self.rows.start if config.gate_scope == "prefix" else self.prompt_end
 
 
 class Judged(NamedTuple):
-    """What a guardrail says of a pass.
+    """Result of a guardrail on a pass.
 
     Attributes:
-        decision: `fire [T]` bool and `state [T, S]`; `gate.State.of(state)` names the columns.
-        where: `[T, N]` bool, the features that are clamped; None if the guardrail only records.
-        edit: `[T, d_in]`, to be added to the residual stream in float32; None if the guardrail only records.
-        lost: `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
+        decision (Decision): `fire [T]` bool and `state [T, S]`; `gate.State.of(state)` names the columns.
+        where (Tensor or None): `[T, N]` bool, the features that are clamped; None if the guardrail only records.
+        edit (Tensor or None): `[T, d_in]`, to be added to the residual stream in float32; None if the guardrail only
+            records.
+        lost (Tensor or None): `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
     """
 
     decision: Decision
@@ -139,9 +140,10 @@ class _Past(NamedTuple):
     """The states before a pass.
 
     Attributes:
-        states: `[R, S]`, zeros at a row's beginning.
-        lost: `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
-        source: `[R]`, the token of this pass that a row continues, -1 if it is of an earlier pass; None if all are.
+        states (Tensor): `[R, S]`, zeros at a row's beginning.
+        lost (Tensor, *optional*): `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
+        source (Tensor, *optional*): `[R]`, the token of this pass that a row continues, -1 if it is of an earlier pass;
+            None if all are.
     """
 
     states: Tensor
@@ -177,21 +179,21 @@ class _Past(NamedTuple):
         return max(depths, default=0)
 
     def continued(self, before: Tensor, of_pass: Tensor) -> Tensor:
-        """Values by row before a pass: those by token of the pass itself for rows that continue one of its tokens."""
+        """Return values by row before a pass; for rows that continue a token of the pass, that token's."""
         assert self.source is not None
         earlier = self.source < 0
         return torch.where(earlier if before.ndim == 1 else earlier[:, None], before, of_pass[self.source.clamp(min=0)])
 
 
 def _sources(slots: CacheSlots) -> Tensor:
-    """`[R]`: the token of this pass that is written to each row's slot before; -1 if none is."""
+    """Return `[R]`: the token of this pass that is written to each row's slot before; -1 if none is."""
     ordered, order = slots.of_token.sort()
     at = torch.searchsorted(ordered, slots.before).clamp(max=len(order) - 1)
     return torch.where((slots.before >= 0) & (ordered[at] == slots.before), order[at], -1)
 
 
 def _write(table: SlotTable, states: Tensor, past: _Past, step: PackedStep) -> None:
-    """Put the states of a pass, and what is kept beside them, at the slots of its tokens."""
+    """Write the states of a pass, and the values stored with them, to the slots of its tokens."""
     assert step.slots is not None
     table.states[step.slots.of_token] = states
     if table.ids is not None:

@@ -1,4 +1,4 @@
-"""What PEFT 0.21 does and 0.20 does not, done there too (read in 0.20.0 and 0.21.2).
+"""Patches of PEFT 0.20 for two behaviors of 0.21 (read in 0.20.0 and 0.21.2).
 
 In a `PeftModel`'s forward pass 0.21 calls the model, and 0.20 the model's `forward`, past its hooks: a refusal would
 not be written. There each tuner calls the model, also a LoRA's that a guardrail is added to.
@@ -23,11 +23,11 @@ from sae_unlearn.guardrail.weights import PARTS
 
 
 ASKS = hasattr(BaseTuner, "_get_adapter_state_dict")
-"""Whether this PEFT asks the tuner itself."""
+"""True if this PEFT asks the tuner itself."""
 
 
 def do_as_later_peft() -> None:
-    """Call models with their hooks and ask tuners about guardrails, where PEFT does not do it. Safe to call again."""
+    """Make PEFT 0.20 call models with their hooks and ask tuners about guardrails. Safe to call again."""
     if ASKS or hasattr(peft_model.set_peft_model_state_dict, "__wrapped__"):
         return
     BaseTuner.forward = _call_model

@@ -10,18 +10,18 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
 def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies on this machine beside the model's weights; None if there is none."""
+    """Return the tokenizer stored with the model's weights on this machine; None without one."""
     name = getattr(model, "name_or_path", None)
     if not name:
         return None
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except Exception:  # whatever a missing or foreign tokenizer raises: there is nothing to compare with
+    except Exception:  # missing or foreign tokenizers raise several classes: nothing to compare with
         return None
 
 
 def difference(config: SAEGuardrailConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What `refusal_ids` say in other words than `refusal`; None if they agree, or one of them is not set."""
+    """Return the text of `refusal_ids` if it differs from `refusal`; None if equal or one is not set."""
     if config.refusal is None or not config.refusal_ids:
         return None
     *ids, _ = config.refusal_ids
@@ -32,13 +32,13 @@ def difference(config: SAEGuardrailConfig, tokenizer: PreTrainedTokenizerBase) -
 
 
 def compare(config: SAEGuardrailConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Raise if a tokenizer shows that text and tokens of a refusal differ; note in the config that they agree.
+    """Raise if text and tokens of a refusal differ; else set `refusal_compared` in the config.
 
     Args:
-        tokenizer: the model's; None compares nothing.
+        tokenizer (PreTrainedTokenizerBase or None): The model's tokenizer; None compares nothing.
 
     Raises:
-        GuardrailError: naming both.
+        GuardrailError: If they differ. The error has both.
     """
     if tokenizer is None or config.refusal is None or not config.refusal_ids:
         return
@@ -48,11 +48,11 @@ def compare(config: SAEGuardrailConfig, tokenizer: PreTrainedTokenizerBase | Non
             f"refusal={config.refusal!r:.60}: expected what refusal_ids say, got {said!r:.60}. Fit it again, or change "
             "both by `set_action(..., message=...)`."
         )
-    config.refusal_compared = True  # type: ignore[misc]  # a ClassVar only so that it is no field
+    config.refusal_compared = True  # type: ignore[misc]  # a ClassVar, so that it is not a field
 
 
 def message_in_words(config: SAEGuardrailConfig) -> dict[str, Any]:
-    """The text and the tokens of a refusal, for a listing; empty if there are none."""
+    """Return the text and the tokens of a refusal, for a listing; empty without any."""
     found: dict[str, Any] = {}
     if config.refusal is not None:
         compared = "" if config.refusal_compared else "  (not compared with the tokens)"

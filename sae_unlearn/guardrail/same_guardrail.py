@@ -1,4 +1,7 @@
-"""The same guardrail on a model twice, as when a cell of a notebook is run again: its edit would be made twice."""
+"""Check for the same guardrail on a model, as after running a notebook's cell again.
+
+Its edit would be applied twice.
+"""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -12,7 +15,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.weights import PARTS
 
 
-# What the gate and the edit go by, beside the weights.
+# Fields on which the gate and the edit depend, in addition to the weights.
 _BEHAVIOUR = (
     "action",
     "clamp_mode",
@@ -31,17 +34,19 @@ _BEHAVIOUR = (
 def check_new(
     layers: Iterable[Any], config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], named: bool = False
 ) -> None:
-    """Raise if a guardrail is on the model already, under whatever name; warn if it was meant to be, or if only its
-    settings are others.
+    """Raise if the same guardrail is on the model under any name.
+
+    If the name was chosen, or only the settings differ, it warns instead.
 
     Args:
-        layers: the guarded layers of the model.
-        config: of the guardrail that is to be attached.
-        tensors: its weights, by the names of `PARTS`.
-        named: True if a name was chosen for it, so that it is no repetition of the same call.
+        layers (Iterable[Any]): The guarded layers of the model.
+        config (SAEGuardrailConfig): Config of the guardrail to attach.
+        tensors (Mapping[str, Tensor]): Its weights, by the names of `PARTS`.
+        named (bool, *optional*, defaults to False): True if a name was chosen for it, so that it is not a repetition of
+            the same call.
 
     Raises:
-        GuardrailError: naming the one that is there.
+        GuardrailError: If it is. The error names the attached one.
     """
     there = with_these_weights(layers, config.layer, tensors)
     same = [name for name, other in there.items() if all(getattr(config, f) == getattr(other, f) for f in _BEHAVIOUR)]
@@ -66,13 +71,13 @@ def warn_of_same_weights(name: str) -> None:
 def with_these_weights(
     layers: Iterable[Any], layer: int, tensors: Mapping[str, Tensor], but: str | None = None
 ) -> dict[str, SAEGuardrailConfig]:
-    """The configs of the guardrails after `layer` that have these weights, by name.
+    """Return the configs of the guardrails after `layer` that have these weights, by name.
 
     Args:
-        layers: the guarded layers of the model.
-        layer: index of the one that is guarded.
-        tensors: by the names of `PARTS`.
-        but: a name that is not looked at.
+        layers (Iterable[Any]): The guarded layers of the model.
+        layer (int): Index of the one that is guarded.
+        tensors (Mapping[str, Tensor]): By the names of `PARTS`.
+        but (str, *optional*): A name to skip.
     """
     return {
         name: config

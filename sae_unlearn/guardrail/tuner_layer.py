@@ -66,14 +66,14 @@ class GuardrailTunerLayer(BaseTunerLayer):
 
     @property
     def in_force(self) -> list[str]:
-        """The guardrails that act on what comes through; a pass that does not come through `guard` has gone by them."""
+        """Names of the guardrails that act on a pass. A pass that skips `guard` bypasses them."""
         if self._off or self._bypassed:
             return []
         names = self._active_adapter
         return [name for name in ([names] if isinstance(names, str) else names) if name in self.guard_config]
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Enable or disable the guardrails of this layer, as PEFT's and transformers' switches do for all layers.
+        """Enable or disable the guardrails of this layer, for PEFT's and transformers' switches.
 
         With adapters of another method on the model, the switch is theirs: it disables them, and the guardrails stay
         enabled. `enable_guardrails(model, [])` disables guardrails, whatever else is on the model.
@@ -92,9 +92,11 @@ class GuardrailTunerLayer(BaseTunerLayer):
         self._bypassed = bypassed
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Choose the active guardrails. Names of other methods' adapters alone change nothing: transformers activates
-        a LoRA on every tuner layer of the model, which would disable guardrails without a word. Nor does an empty list
-        that is meant for all adapters of a model that has others: `enable_guardrails(model, [])` disables guardrails.
+        """Set the active guardrails.
+
+        A list with only names of other methods' adapters changes nothing: transformers activates a LoRA on every tuner
+        layer of the model, which would disable guardrails silently. Nor does an empty list on a model with other
+        adapters: `enable_guardrails(model, [])` disables guardrails.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         known = {name for guard in self.guards_of_model.values() for name in guard.guard_config}
@@ -111,10 +113,13 @@ class GuardrailTunerLayer(BaseTunerLayer):
     # --------------------------------------------------------------------------------------------------------- merging
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Leave the guardrails as they are: `merge_adapter()` of a LoRA calls this on every tuner layer. A guardrail
-        depends on its input and cannot be merged; `SAEGuardrailModel` refuses that before anything is merged."""
+        """Leave the guardrails unmerged: `merge_adapter()` of a LoRA calls this on every tuner layer.
+
+        A guardrail depends on its input and cannot be merged; `SAEGuardrailModel` refuses that before anything is
+        merged.
+        """
         named = self._own(adapter_names or ())
-        if named:  # no error: the layers before this one are merged already
+        if named:  # not an error: the layers before this one are merged already
             warnings.warn(
                 f"adapter_names={named}: a guardrail cannot be merged into weights; it stays as it is.", stacklevel=2
             )
@@ -173,8 +178,7 @@ class GuardrailTunerLayer(BaseTunerLayer):
 
 
 def other_adapter_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that adapters of other methods put on a model, with their names: tuner layers, and wrappers of
-    modules that are trained whole."""
+    """Yield name and module of other methods' adapters: tuner layers, and wrappers of trained modules."""
     for name, module in model.named_modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and not isinstance(
             module, GuardrailTunerLayer

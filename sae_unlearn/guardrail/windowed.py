@@ -1,4 +1,4 @@
-"""The windowed statistic: the mean score of a row, judged by its spread at that length, and a cumulative sum.
+"""The windowed statistic: a row's mean score, in units of its spread, and a cumulative sum.
 
 Per content token `t` of a row the gate has a score `s_t`, of either sign (see `fit.gate_score`). With
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 
 class WindowedConstants(Protocol):
-    """What the functions read: `WindowedParameters`, or the `statistic_kwargs` of a config."""
+    """Protocol of the constants: `WindowedParameters`, or the `statistic_kwargs` of a config."""
 
     @property
     def other_mean(self) -> float: ...
@@ -54,12 +54,12 @@ class WindowedParameters(NamedTuple):
     """The constants of the windowed statistic.
 
     Attributes:
-        other_mean: `mu`, the mean score of a token of other text.
-        row_variance: `alpha >= 0`.
-        token_variance: `beta > 0`.
-        drift: `d`, a multiple of a sixteenth.
-        sum_weight: `kappa > 0`.
-        min_tokens: `m >= 1`.
+        other_mean (float): `mu`, the mean score of a token of other text.
+        row_variance (float): `alpha >= 0`.
+        token_variance (float): `beta > 0`.
+        drift (float): `d`, a multiple of a sixteenth.
+        sum_weight (float): `kappa > 0`.
+        min_tokens (int, *optional*, defaults to 8): `m >= 1`.
     """
 
     other_mean: float
@@ -73,7 +73,7 @@ class WindowedParameters(NamedTuple):
 def windowed_value(
     hits: Tensor, tokens: Tensor, parameters: WindowedConstants, lowest: Tensor | None, peak: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`S`, `L` and `P` along the tokens of one forward pass, each `[batch, seq]`.
+    """Return `S`, `L` and `P` along the tokens of one forward pass, each `[batch, seq]`.
 
     Args:
         hits, tokens: `H` and `N`, `[batch, seq]` float32.
@@ -89,7 +89,7 @@ def windowed_value(
 
 
 def mean_part(hits: Tensor, tokens: Tensor, parameters: WindowedConstants) -> Tensor:
-    """`z`, of the same shape as `hits` and `tokens`."""
+    """Return `z`, of the same shape as `hits` and `tokens`."""
     n = tokens.clamp(min=parameters.min_tokens)
     variance = (parameters.row_variance * n + parameters.token_variance) * n
     return (hits - parameters.other_mean * tokens) / variance.sqrt()

@@ -109,21 +109,21 @@ class Pass:
 
 
 class Runner(Protocol):
-    """What the guardrails of a worker ask its model runner."""
+    """Interface of a worker's model runner for the guardrails."""
 
     @property
     def logits_at(self) -> Tensor | None:
-        """The tokens of the pass whose logits are computed, `[L]`."""
+        """Tokens of the pass whose logits are computed, `[L]`."""
 
     @property
     def sampling(self) -> bool:
-        """Whether logits are being computed for sampling after `execute_model`."""
+        """True while logits are computed for sampling after `execute_model`."""
 
     def begin(self, scheduled: Any) -> None:
-        """Take note of what is scheduled, before `execute_model`."""
+        """Read the schedule before `execute_model`."""
 
     def requests(self) -> list[str]:
-        """The ids of the requests in the pass, in the order of its rows."""
+        """Return the ids of the requests in the pass, in the order of its rows."""
 
     def params(self, request: str) -> Any:
         """The `SamplingParams` of a request."""

@@ -137,7 +137,7 @@ def _patch_graphs() -> None:
 
 
 def cut_graphs(compilation: Any) -> None:
-    """Cut CUDA graphs at the guardrail's operators, so that their Python runs in every pass, with its own rows."""
+    """Split CUDA graphs at the guardrail's operators, so that their Python runs in every pass."""
     from vllm.config import CUDAGraphMode
 
     if compilation.cudagraph_mode in (None, CUDAGraphMode.NONE):

@@ -12,7 +12,7 @@ from sae_unlearn.guardrail.runtime.slot_table import BEGINNING
 
 
 class FirstRunner:
-    """`GPUModelRunner` of `vllm.v1.worker.gpu_model_runner`, which CPUs have, too. Methods as of `passes.Runner`."""
+    """`GPUModelRunner` of `vllm.v1.worker.gpu_model_runner`, also on CPUs, as a `passes.Runner`."""
 
     sampling = False  # logits are computed inside `execute_model`
 
