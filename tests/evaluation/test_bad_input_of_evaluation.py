@@ -123,7 +123,7 @@ BAD = [
     (evaluate, lambda it: evaluate(*it.bare, forget=["w2"], batch_size=0), "batch_size=0"),
     (row_losses, lambda it: row_losses(*it.bare, [3]), "str"),
     (row_divergences, lambda it: row_divergences(*it.bare, ["w2"]), "base"),
-    (row_firings, lambda it: row_firings(*it.bare, ["w2"]), "no guardrail"),
+    (row_firings, lambda it: row_firings(*it.bare, ["w2"]), "with a guardrail"),
     (interference, lambda it: interference(*it.both, {"other": ["w2"]}), "'other'"),
     (feature_contexts, lambda it: feature_contexts(*it.bare, ["w2"]), "with a guardrail"),
     (feature_contexts, lambda it: feature_contexts(*it.both), "retain=None"),

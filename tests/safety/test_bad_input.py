@@ -134,7 +134,7 @@ BAD = [
     (attach_bundle, lambda it: attach_bundle(it.model, "no/such/folder"), "no/such/folder"),
     (save_bundle, lambda it: save_bundle(it.model, "unwritten"), "guardrail"),
     (push_bundle, lambda it: push_bundle(it.model, "me/it"), "guardrail"),
-    (record_firings, lambda it: no_entries(record_firings(it.model)), "no guardrail"),
+    (record_firings, lambda it: no_entries(record_firings(it.model)), "with a guardrail"),
     (record_firings, lambda it: no_entries(record_firings("a model")), "str"),
     (guardrail_status, lambda it: guardrail_status("a model"), "str"),
     (list_guardrails, lambda it: list_guardrails("a model"), "str"),
