@@ -98,7 +98,7 @@ class GuardrailFitConfig:
     statistic: Literal["ratio", "window", "cusum", "ratio_or_window", "windowed"] = option(
         "ratio",
         "statistic that the gate compares with its threshold; windowed: signed weights of features, fitted on windows "
-        "of tokens, which text around the topic does not dilute",
+        "of tokens, which text around the topic dilutes less",
         group=_GATE,
     )
     num_gate_features: int = option(

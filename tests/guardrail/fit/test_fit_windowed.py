@@ -68,6 +68,8 @@ def test_saved_and_loaded_it_is_the_same(fitted, tmp_path):
     fitted.save_pretrained(tmp_path)
     loaded = attach_guardrail(base_model("llama"), tmp_path)
     same_fit(fitted, loaded)
+    card = (tmp_path / "README.md").read_text()
+    assert all(text in card for text in config_of(fitted).calibration["words"])
     texts = topic_texts("forget", 4, seed=5)
     assert [f.statistic for f in fires(fitted, texts)] == [f.statistic for f in fires(loaded, texts)]
 
