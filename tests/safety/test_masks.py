@@ -208,7 +208,7 @@ PACKED = {
     "a block mask alone": ({"attention_mask": BLOCKS}, "does not attend to"),
     "an additive block mask": (
         {"attention_mask": torch.zeros(BLOCKS.shape).masked_fill(~BLOCKS, -1e9)},
-        "does not see",
+        "does not attend",
     ),
     "a block mask for some layers": ({"attention_mask": {"full_attention": BLOCKS}}, "does not attend to"),
     "numbers of documents": ({"attention_mask": DOCUMENT + 1, "position_ids": RESTARTING}, "other than 0 and 1"),
