@@ -25,6 +25,7 @@ RANK = 16
 _START, _LEAST, _MOST = 20.0, 0.05, 1e5
 _SPENT = 0.85  # of the budget: near enough
 _TRIES = 8
+_NEARER = 0.98  # of the error before, or a smaller `lam` is not worth its damage
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def solve_alignment(
     (Meng et al. 2022, arXiv 2210.07229) with the state of an unknown entity as its goal: no answer enters.
 
     The damage falls with `lam`. The smallest `lam` whose damage is within the budget is searched for by interpolation
-    of `log damage` over `log lam`, and by bisection where that leaves the bracket.
+    of `log damage` over `log lam`, and by bisection where that leaves the bracket. The search ends before if a smaller
+    `lam` brings the targets no nearer.
 
     Args:
         model (nn.Module): The bare transformers model; its weights are not changed.
@@ -145,6 +147,8 @@ def _within(budget: float, attempt: Callable[[float], Solution]) -> Solution:
         found = attempt(lam)
         tried.append((lam, found.damage))
         if found.damage <= budget:
+            if best is not None and lam < best.lam and found.way.error > _NEARER * best.way.error:
+                break  # more damage, and no nearer
             high, best = (lam, found.damage), found
             if found.damage >= _SPENT * budget or lam <= _LEAST:
                 break
@@ -165,8 +169,8 @@ def _within(budget: float, attempt: Callable[[float], Solution]) -> Solution:
 def _next(low: tuple[float, float], high: tuple[float, float], budget: float) -> float:
     """Return the next `lam`: `log damage`, linear in `log lam`, is a little below the budget there."""
     (a, damage_a), (b, damage_b) = low, high
-    if a == 0.0:  # no `lam` was too small yet; damage is about proportional to 1 / lam
-        return max(b * min(max(damage_b / budget, 0.1), 0.7), _LEAST)
+    if a == 0.0:  # no `lam` was too small yet; damage falls more slowly than 1 / lam
+        return max(b * min(max((damage_b / budget) ** 2, 0.1), 0.5), _LEAST)
     if math.isinf(b):
         return min(a * min(max(1.1 * damage_a / budget, 1.5), 10.0), _MOST)
     if math.isfinite(damage_a) and damage_b > 0:

@@ -153,11 +153,20 @@ def test_a_budget_that_nothing_keeps_is_refused_and_the_tries_are_shown():
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_the_search_spends_the_budget_in_few_tries(power):
     def attempt(lam):
-        return Solution({}, lam, 0.0, 3 / lam**power, Way(0.5, 0.5), 1.0, [])
+        return Solution({}, lam, 0.0, 3 / lam**power, Way(0.5, lam / (1 + lam)), 1.0, [])
 
     found = solve._within(0.03, attempt)
     assert 0.85 * 0.03 <= found.damage <= 0.03
     assert len(found.tried) <= 7
+
+
+def test_the_search_spends_no_damage_that_brings_the_targets_no_nearer():
+    def attempt(lam):
+        return Solution({}, lam, 0.0, 0.02 * (20 / lam) ** 0.1, Way(0.1, 0.3), 1.0, [])
+
+    found = solve._within(0.03, attempt)
+    assert len(found.tried) == 2
+    assert found.lam == max(lam for lam, _ in found.tried)
 
 
 def test_a_solution_that_moves_little_is_warned_of(tmp_path, caplog):
