@@ -82,6 +82,11 @@ def shown(recipe: str, measure: str) -> str:
     return number(value(recipe, measure))
 
 
+def cell(recipe: str, measure: str) -> str:
+    """Return a share with its interval."""
+    return _share(recipes()[recipe], measure)
+
+
 def targets(recipe: str) -> str:
     """Return the number of targets of a recipe."""
     return str(recipes()[recipe]["targets"])

@@ -1,6 +1,6 @@
 """The index tables: one row for each page, with its main figure."""
 
-from . import alignment, attacks, forget, gates, models, speed, windowed
+from . import alignment, alignment_pooled, attacks, forget, gates, models, speed, windowed
 from .markdown_text import interval, number, table
 from .results import Estimate, estimate, read_json
 
@@ -153,6 +153,13 @@ def _entities() -> list[list[str]]:
     return [
         _row("entities", "alignment: right country still picked", *_cell(picked), alignment.seeds_of(), script),
         _row("entities-leaks", "**leaks**: capital asked without the name", *_cell(leak), alignment.seeds_of(), script),
+        _row(
+            "entities-pooled",
+            "the same in closed form",
+            *_cell(alignment_pooled.cell("closed_form", "targets unseen")),
+            alignment_pooled.targets("closed_form"),
+            "alignment.pooled",
+        ),
         _row(
             "entities-synthetic",
             "recall in a synthetic world",
