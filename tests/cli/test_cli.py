@@ -265,7 +265,7 @@ def test_show_refuses_a_page_that_cannot_be_made(parts, tmp_path, capsys):
     page, model, retain = tmp_path / "page.html", f"--model={parts / 'model'}", f"--retain={parts / 'retain.json'}"
     for options, said in (
         ([model], "Pass --html FILE"),
-        ([f"--html={page}", retain], "--retain: texts are read by the model; give --model"),
+        ([f"--html={page}", retain], "--retain: "),
         ([f"--html={page}", model], "--model reads texts"),
         ([f"--html={page}", model, retain, "--limit=0"], "--limit 0"),
         ([f"--html={page}", f"--sweep={tmp_path / 'none.json'}"], "--sweep"),
@@ -314,7 +314,7 @@ def test_check_with_forget_text(parts, capsys):
     main(arguments)
     printed = capsys.readouterr().out
     assert "of 8 rows of the forget text" in printed
-    assert "of 80 rows of the other text; 2.50% at most were asked for" in printed
+    assert "of 80 rows of the other text; at most 2.50%" in printed
     assert "measured here" in printed
 
 

@@ -40,7 +40,9 @@ from sae_unlearn import (
     push_bundle,
     record_firings,
     save_bundle,
+    scout,
     set_action,
+    set_threshold,
 )
 
 
@@ -134,13 +136,17 @@ BAD = [
     (attach_bundle, lambda it: attach_bundle(it.model, "no/such/folder"), "no/such/folder"),
     (save_bundle, lambda it: save_bundle(it.model, "unwritten"), "guardrail"),
     (push_bundle, lambda it: push_bundle(it.model, "me/it"), "guardrail"),
-    (record_firings, lambda it: no_entries(record_firings(it.model)), "with a guardrail"),
+    (record_firings, lambda it: no_entries(record_firings(it.model)), "model: .*guardrail"),
     (record_firings, lambda it: no_entries(record_firings("a model")), "str"),
     (guardrail_status, lambda it: guardrail_status("a model"), "str"),
     (list_guardrails, lambda it: list_guardrails("a model"), "str"),
     (enable_guardrails, lambda it: enable_guardrails(it.guarded, "other"), "other"),
     (enable_guardrails, lambda it: enable_guardrails(it.model, ["default"]), "default"),
     (set_action, lambda it: set_action(it.guarded, "other", "clamp"), "other"),
+    (scout, lambda it: scout(it.model, it.tokenizer, [3], ["w4"]), "int"),
+    (scout, lambda it: scout(it.model, it.tokenizer, ["w2"], ["w4"], layers=[9]), "9"),
+    (set_threshold, lambda it: set_threshold(it.guarded, "other", threshold=0.3), "other"),
+    (set_threshold, lambda it: set_threshold(it.guarded, "default"), "threshold"),
     (set_action, lambda it: set_action(it.guarded, "default", "explode"), "explode"),
     (set_action, lambda it: set_action(it.guarded, "default", "refuse"), "refus"),
     (set_action, lambda it: set_action(it.guarded, "default", "refuse", message="no"), "tokenizer"),

@@ -710,5 +710,5 @@ BUNDLES = {
     "bundle: a LoRA with a class to import": (of_lora(config(auto_mapping={"parent_library": "os"})), "expected None"),
     "bundle: a LoRA with a key of tomorrow": (of_lora(config(run="x")), "run='x'"),
     "bundle: a LoRA for another task": (of_lora(config(task_type="SEQ_CLS")), "task_type='SEQ_CLS'"),
-    "bundle: a LoRA that is none": (of_lora(config(peft_type=["LORA"])), "not that of a LoRA"),
+    "bundle: a LoRA that is none": (of_lora(config(peft_type=["LORA"])), "peft_type='LORA'"),
 }

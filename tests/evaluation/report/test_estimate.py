@@ -18,7 +18,7 @@ def test_wilson_is_the_published_one(successes, n, low, high):
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 2)])
 def test_wilson_of_nonsense_is_refused(successes, n):
-    with pytest.raises(ValueError, match="pass 0 <= successes <= n"):
+    with pytest.raises(ValueError, match="successes="):
         wilson_interval(successes, n)
 
 

@@ -253,8 +253,8 @@ LIES = {
     "too long": (text(" " * 70_000), "more than 65536"),
     "no guardrail": (stored(guardrails=[]), "1 to 64 guardrails"),
     "too many": (stored(guardrails=[f"a{i}" for i in range(65)]), "1 to 64 guardrails"),
-    "twice": (stored(guardrails=["biology", "biology"]), "occurs once"),
-    "as LoRA too": (stored(lora="biology"), "occurs once"),
+    "twice": (stored(guardrails=["biology", "biology"]), "biology"),
+    "as LoRA too": (stored(lora="biology"), "biology"),
     "out of the folder": (stored(guardrails=["../alone-person"]), "alone-person"),
     "a number": (stored(guardrails=[7]), "lists 7"),
     "a member is missing": (lambda f: shutil.rmtree(f / "person"), r"has no adapter_config\.json"),
@@ -262,7 +262,7 @@ LIES = {
         lambda f: (f / "person" / "adapter_model.safetensors").write_bytes(b"x" * 2000),
         "valid safetensors|after it was saved",
     ),
-    "a LoRA that is none": (stored(lora="person", guardrails=["biology"]), "not that of a LoRA"),
+    "a LoRA that is none": (stored(lora="person", guardrails=["biology"]), "peft_type='LORA'"),
 }
 
 
