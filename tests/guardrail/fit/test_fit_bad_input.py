@@ -85,7 +85,7 @@ BAD = {
     "statistic": ({"statistic": "mean"}, "statistic='mean'"),
     "scope": ({"gate_scope": "row"}, "gate_scope='row'"),
     "action": ({"action": "refuse"}, "action='refuse'"),
-    "feature twice": ({"features": [3, 3]}, r"\[3\] more than once"),
+    "feature twice": ({"features": [3, 3]}, r"feature_ids=\[3\]"),
     "no feature given": ({"features": []}, "non-empty"),
     "name": ({"adapter_name": "a.b"}, "adapter_name='a.b'"),
 }
