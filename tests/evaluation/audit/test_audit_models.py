@@ -217,5 +217,5 @@ def test_what_is_no_audit_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="source="):
         AuditReport.load(tmp_path)
     (tmp_path / "audit.json").write_text(json.dumps({"title": "x"}))
-    with pytest.raises(ValueError, match="is no report of an audit"):
+    with pytest.raises(ValueError, match="expected a report of an audit"):
         AuditReport.load(tmp_path)
