@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.speed.kernel_count import kernels
 from sae_unlearn.backbone.identity import embedding_samples
 from sae_unlearn.engines.vllm.base import difference
 from sae_unlearn.engines.vllm.guard import apply_edits
@@ -165,6 +166,10 @@ def test_edits_change_the_stream_where_a_row_fired_and_no_other_bit(pair, dtype)
     judged = Judged(Decision(where.any(dim=1), torch.zeros(6, 6)), where, edit, None)
     only = Judged(judged.decision, None, None, None)
     before = hidden.clone(), None if residual is None else residual.clone()
+    found = kernels(lambda: apply_edits([(judged, None)], stream, hidden.clone(), residual))
+    assert sum(found.values()) <= 6 + 2 * (dtype != torch.float32), found  # clone included
+    if pair:
+        residual.copy_(before[1])
     apply_edits([(judged, allowed), (only, None)], stream, hidden, residual)
     acted = torch.tensor([False, True, False, False, True, False])
     found = hidden + residual if pair else hidden
