@@ -32,7 +32,9 @@ class Scenario:
 SCENARIOS = {
     "bare": Scenario("none", "no guardrail"),
     "prefix": Scenario("prefix", "prompts in pieces of 64 tokens; all prompts again, from the cache", CHUNKS, repeat=2),
-    "preempted": Scenario("prefix", "34 blocks of cache: requests preempted", {"num_gpu_blocks_override": 34}),
+    "preempted": Scenario(
+        "prefix", "34 blocks of cache: requests preempted", {"num_gpu_blocks_override": 34, "max_model_len": 512}
+    ),
     "sequence": Scenario("sequence", "whole prompts", WHOLE),
     "refuse": Scenario("refuse", 'action="refuse", pieces of 128 tokens', {"max_num_batched_tokens": 128}),
     "record": Scenario("record", 'action="record"', {"max_num_batched_tokens": 256}),

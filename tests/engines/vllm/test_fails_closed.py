@@ -220,7 +220,8 @@ def test_tokens_that_went_by_unseen_make_the_row_fire(tiny):
         llm = engine.llm.llm_engine
         from vllm import SamplingParams
 
-        llm.add_request("lost", {"prompt_token_ids": ROWS[0]}, SamplingParams(max_tokens=8, detokenize=False))
+        params = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
+        llm.add_request("lost", {"prompt_token_ids": ROWS[0]}, params)
         llm.step()
         engine.guards.guards[0].table.clear()
         while llm.has_unfinished_requests():
