@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jinja2
 
-from . import alignment, alignment_pooled, attacks, forget, gates, index, models, speed, windowed
+from . import alignment, alignment_pooled, attacks, forget, gates, index, models, serving, speed, windowed
 from .markdown_text import number, shown
 
 
@@ -39,6 +39,7 @@ MODULES = {
     "gates": gates,
     "index": index,
     "models": models,
+    "serving": serving,
     "speed": speed,
     "windowed": windowed,
 }

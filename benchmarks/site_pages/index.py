@@ -1,6 +1,6 @@
 """The index tables: one row for each page, with its main figure."""
 
-from . import alignment, alignment_pooled, attacks, forget, gates, models, speed, windowed
+from . import alignment, alignment_pooled, attacks, forget, gates, models, serving, speed, windowed
 from .markdown_text import interval, number, table
 from .results import Estimate, estimate, read_json
 
@@ -12,7 +12,7 @@ HEADER = ["claim", "figure", "interval", "n", "command", "page"]
 
 def evidence_table() -> str:
     """The pages of `docs/evidence`."""
-    rows = [*_forgetting(), *_gate(), *_attacks(), *_second_model(), *_entities()]
+    rows = [*_forgetting(), *_gate(), *_attacks(), *_second_model(), *_serving(), *_entities()]
     return table(HEADER, rows, left=2, last_left=2)
 
 
@@ -49,6 +49,11 @@ def _forgetting() -> list[list[str]]:
         _row("paper-claims-tables", "**does not hold**: data efficiency", efficiency, "", n, claims),
         _row("relearning", "share of forgetting left after relearning", left, "", n, claims),
     ]
+
+
+def _serving() -> list[list[str]]:
+    claim = "answers inside vLLM equal to generate()"
+    return [_row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "benchmarks.serving.equality")]
 
 
 def _gate() -> list[list[str]]:

@@ -1,0 +1,55 @@
+"""Tables of the guardrail inside serving engines."""
+
+from typing import Any
+
+from .markdown_text import table
+from .results import read_json
+
+
+def _scenarios() -> dict[str, Any]:
+    found: dict[str, Any] = read_json("serving_equality.json")["scenarios"]
+    return found
+
+
+def length() -> int:
+    """Tokens that were generated for each prompt."""
+    return int(read_json("serving_equality.json")["tokens_of_each"])
+
+
+def prompts() -> int:
+    """Prompts of each run."""
+    return int(next(iter(_scenarios().values()))["runs"][0]["prompts"])
+
+
+def equality() -> str:
+    """One line for each run: what happened in it, and how many prompts have the tokens and records of `generate()`."""
+    rows = []
+    for scenario in _scenarios().values():
+        for number, run in enumerate(scenario["runs"]):
+            label = scenario["what"] if number == 0 else "the same prompts again"
+            of, guarded = run["prompts"], scenario["adapter"] != "none"
+            happened = {**scenario["passes"], "cached tokens": run["cached_tokens"]}
+            names = {"pieces": "pieces", "resumed": "resumed", "drafts": "drafts", "cached tokens": "cached tokens"}
+            said = [f"{happened[key]} {name}" for key, name in names.items() if happened.get(key)]
+            records = f"{run['records']}/{of}" if guarded else ""
+            fired = f"{run['fired']}, {run['changed']}" if guarded else ""
+            rows.append([label, ", ".join(said), f"{run['tokens']}/{of}", records, fired])
+    return table(["run", "happened", "tokens equal", "records equal", "fired, changed"], rows)
+
+
+def all_equal(*but: str) -> bool:
+    """Whether tokens and records of all runs but those named are those of `generate()`."""
+    runs = [
+        (run, scenario["adapter"] != "none")
+        for name, scenario in _scenarios().items()
+        if name not in but
+        for run in scenario["runs"]
+    ]
+    return all(r["tokens"] == r["prompts"] and (not guarded or r["records"] == r["prompts"]) for r, guarded in runs)
+
+
+def equal_share() -> str:
+    """Answers of all runs with a guardrail that have the tokens and the record of `generate()`, of how many."""
+    runs = [run for scenario in _scenarios().values() if scenario["adapter"] != "none" for run in scenario["runs"]]
+    same = sum(min(run["tokens"], run["records"]) for run in runs)
+    return f"{same} of {sum(run['prompts'] for run in runs)}"
