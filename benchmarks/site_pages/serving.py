@@ -37,19 +37,17 @@ def equality() -> str:
     return table(["run", "happened", "tokens equal", "records equal", "fired, changed"], rows)
 
 
-def all_equal(*but: str) -> bool:
-    """Whether tokens and records of all runs but those named are those of `generate()`."""
-    runs = [
-        (run, scenario["adapter"] != "none")
-        for name, scenario in _scenarios().items()
-        if name not in but
-        for run in scenario["runs"]
-    ]
-    return all(r["tokens"] == r["prompts"] and (not guarded or r["records"] == r["prompts"]) for r, guarded in runs)
+def all_equal() -> bool:
+    """Whether all runs have the tokens of `generate()`, and its records unless vLLM drafts."""
+    for name, scenario in _scenarios().items():
+        recorded = scenario["adapter"] != "none" and name != "drafts"
+        for run in scenario["runs"]:
+            if run["tokens"] != run["prompts"] or (recorded and run["records"] != run["prompts"]):
+                return False
+    return True
 
 
 def equal_share() -> str:
-    """Answers of all runs with a guardrail that have the tokens and the record of `generate()`, of how many."""
+    """Answers of all runs with a guardrail that have the tokens of `generate()`, of how many."""
     runs = [run for scenario in _scenarios().values() if scenario["adapter"] != "none" for run in scenario["runs"]]
-    same = sum(min(run["tokens"], run["records"]) for run in runs)
-    return f"{same} of {sum(run['prompts'] for run in runs)}"
+    return f"{sum(run['tokens'] for run in runs)} of {sum(run['prompts'] for run in runs)}"
