@@ -111,7 +111,7 @@ def test_a_guardrail_that_only_records_changes_nothing(tiny):
 
 def test_a_refusal_is_written_token_by_token(tiny):
     message = [201, 202, 203, 204, 511]
-    refuse = save_guardrail(tiny, tiny / "gemma3", "refuse", action="refuse", refusal="no", refusal_ids=message)
+    refuse = save_guardrail(tiny, tiny / "gemma3", "refuse", action="refuse", refusal_ids=message)
     with serving(tiny / "gemma3", [refuse], **CHUNKS) as engine:
         found, _ = engine.answers(ROWS, max_tokens=5)
         again, _ = engine.answers(ROWS, max_tokens=5)

@@ -1,5 +1,6 @@
 """What stops a guarded engine: each test takes a part away and reads what is said."""
 
+import json
 import sys
 import warnings
 from types import SimpleNamespace
@@ -46,10 +47,8 @@ def test_sequence_scope_needs_whole_prompts(tiny, flags, options):
 
 def test_a_damaged_folder(tiny):
     guard = save_guardrail(tiny, tiny / "gemma3", "damaged")
-    weights = guard / "adapter_model.safetensors"
-    stored = bytearray(weights.read_bytes())
-    stored[-3] ^= 1
-    weights.write_bytes(bytes(stored))
+    stored = guard / "adapter_config.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
     refused("not as it was saved", tiny / "gemma3", [guard])
 
 
