@@ -49,7 +49,7 @@ def test_a_damaged_folder(tiny):
     guard = save_guardrail(tiny, tiny / "gemma3", "damaged")
     stored = guard / "adapter_config.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
-    refused("not as it was saved", tiny / "gemma3", [guard])
+    refused("after it was saved", tiny / "gemma3", [guard])
 
 
 def test_a_folder_that_is_not_there(tiny):
