@@ -41,7 +41,7 @@ SCENARIOS = {
     "samples": Scenario("prefix", "two samples of each prompt", CHUNKS, {"n": 2, "temperature": 1, "top_k": 1}),
     "transformers": Scenario("prefix", "--model-impl transformers", {"model_impl": "transformers"}),
     "tensor_parallel": Scenario("prefix", "tensor parallel 2, workers in processes", {"tensor_parallel_size": 2}),
-    "compiled": Scenario("prefix", "compiled, with the operator in the graph", {"enforce_eager": False}),
+    "compiled": Scenario("prefix", "enforce_eager off, on a CPU", {"enforce_eager": False}),
     "lora": Scenario("prefix", "a LoRA adapter of vLLM beside it", {"enable_lora": True}, lora=True),
     "drafts": Scenario(
         "prefix",
