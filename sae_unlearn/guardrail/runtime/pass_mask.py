@@ -10,6 +10,10 @@ from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.masks import kept_by
 
 
+# The kinds of layers in a dict of masks whose mask is of the pass alone (transformers 5.24, `masking_utils`).
+_RECURRENT = ("linear_attention", "conv")
+
+
 def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
     """Return the part of a 2-D attention mask for this pass, `[batch, seq]`, or None without such a mask.
 
@@ -21,7 +25,7 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
     masks = telling_masks(inputs)
     if not masks or not all(is_2d(mask) for mask in masks) or _takes_in_all(inputs, seq):
         return None
-    chunks = [_chunk(mask, inputs, batch, seq) for mask in masks]
+    chunks = [_chunk(mask, inputs, batch, seq) for mask in masks] + _recurrent_masks(inputs)
     return chunks[0] if len(chunks) == 1 else torch.stack(chunks).amax(dim=0)
 
 
@@ -65,6 +69,8 @@ def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.devic
     for mask in masks:
         own = _chunk(mask, inputs, batch, seq).bool() if is_2d(mask) else kept_by(mask, inputs.past, batch, seq)
         kept = own.to(device) if kept is None else kept | own.to(device)
+    for mask in _recurrent_masks(inputs):
+        kept = mask.to(device).bool() if kept is None else kept | mask.to(device).bool()
     assert kept is not None
     return kept
 
@@ -80,26 +86,34 @@ def sees_all(inputs: ForwardInputs, seq: int) -> bool:
 def _takes_in_all(inputs: ForwardInputs, seq: int) -> bool:
     """True if recurrent layers read all tokens of the pass whatever the mask says."""
     mask = inputs.attention_mask
-    return inputs.stateful and (seq == 1 or (isinstance(mask, Tensor) and mask.ndim == 4))
+    kernel = isinstance(mask, Tensor) and mask.ndim == 4
+    return inputs.stateful and (seq == 1 or kernel or any(own is None for own in _recurrent_masks(inputs)))
 
 
 def telling_masks(inputs: ForwardInputs) -> list[Any]:
     """Return the masks that show padding.
 
-    The given mask; or of one for each kind of layer all that differ, that of full attention first. Empty if some layer
-    has none, and so attends to everything.
+    The given mask; or of one for each kind of attention all that differ, that of full attention first. Empty if some
+    attention has none, and so attends to everything.
     """
     masks = inputs.attention_mask
     if not isinstance(masks, dict):
         return [] if masks is None else [masks]
     found: list[Any] = []
-    for kind in sorted(masks, key=lambda kind: kind != "full_attention"):
+    attention = [kind for kind in masks if kind not in _RECURRENT] or list(masks)
+    for kind in sorted(attention, key=lambda kind: kind != "full_attention"):
         mask = masks[kind]
         if mask is None:
             return []
         if not any(mask is other for other in found):
             found.append(mask)
     return found
+
+
+def _recurrent_masks(inputs: ForwardInputs) -> list[Any]:
+    """Return the masks of recurrent layers, each `[batch, seq]` of the pass alone, or None for all of its tokens."""
+    masks = inputs.attention_mask
+    return [masks[kind] for kind in _RECURRENT if kind in masks] if isinstance(masks, dict) else []
 
 
 def is_2d(mask: Any) -> TypeGuard[Tensor]:
