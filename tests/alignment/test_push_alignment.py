@@ -46,7 +46,7 @@ def test_it_is_pushed_with_our_card_and_loads_at_its_commit(stand_in, trainer):
     card = ModelCard.load(REPO)
     assert card.data.base_model == "tiny-llama"
     assert {"unlearning", "lora"} <= set(card.data.tags)
-    assert "does not protect" in card.text
+    assert "What it does not do" in card.text
     assert "{{" not in card.text
     assert "KL(base, tuned) on held-out retain rows" in card.text
     found = PeftModel.from_pretrained(bare(), REPO, revision=commit.oid)
@@ -79,7 +79,7 @@ def test_what_is_pushed_while_it_trains_has_our_card_and_holds_no_token(stand_in
         assert not [path for path, data in commit.files.items() if OWNER.encode() in data]
         cards = {path: data for path, data in commit.files.items() if path.endswith("README.md")}
         assert ("README.md" in cards) == ("adapter_config.json" in commit.files)
-        assert all(b"does not protect" in card for card in cards.values())
+        assert all(b"What it does not do" in card for card in cards.values())
     assert args.hub_token == OWNER
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.stats import auc, wilson_interval
 
 
 CURVE_PERCENTILES = (50.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 99.0, 100.0)
 MIN_THRESHOLD_ROWS = 8
-SHORT_TOKENS, SHORT_ROWS = 24, 256
+SHORT_TOKENS = 24
 _KEPT_VALUES = 512  # row statistics kept in the artefact, for its picture
 
 
@@ -31,9 +32,10 @@ def between(low: float, forget: Tensor, margin: float) -> float:
     return low + margin * max(0.0, percentile_threshold(forget, 25.0) - low) if len(forget) else low
 
 
-def beginnings(rows: list[list[int]]) -> list[list[int]]:
-    """Return the first tokens of rows, as many as a short prompt has."""
-    return [row[:SHORT_TOKENS] for row in rows[:SHORT_ROWS]]
+def beginnings(batch: ResidualBatch) -> ResidualBatch:
+    """Return the first tokens of each row, as many as a short prompt has."""
+    first = (values[:, :SHORT_TOKENS] for values in (batch.residual, batch.input_ids, batch.kept))
+    return ResidualBatch(*first, batch.index, batch.number)
 
 
 def conformal_threshold(retain: Tensor, alpha: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Explained variance of an SAE on the first tokens of a corpus.
+"""Explained variance of an SAE on a sample of a corpus: the first tokens of each batch.
 
 An SAE explains the topics of its training texts better than others.
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from sae_unlearn.sae import SparseAutoencoder
 
 
-SAMPLE = 2048  # tokens of each corpus, and of each process
+SAMPLE = 64  # tokens of a batch: the same sample however processes share the batches
 
 
 class Reconstruction:
-    """Sums over the first content tokens of a corpus.
+    """Sums over the first content tokens of each batch of a corpus.
 
     Attributes:
         tokens (int): Number of tokens added.
@@ -30,12 +30,11 @@ class Reconstruction:
         self._total = torch.zeros(d_in, dtype=torch.float64)
 
     def add(self, sae: SparseAutoencoder, residual: Tensor, activations: Tensor) -> None:
-        """Add tokens `[tokens, d_in]` with their activations `[tokens, d_sae]`, up to the sample's size."""
-        room = SAMPLE - self.tokens
-        if room <= 0 or sae.input_norm is not None:  # their decoder gives a normalized residual
+        """Add the first tokens of a batch, `[tokens, d_in]`, with their activations `[tokens, d_sae]`."""
+        if sae.input_norm is not None:  # their decoder gives a normalized residual
             return
-        h = residual[:room].to(sae.device).double()
-        self._error += (sae.decode(activations[:room]).double() - h).square().sum().cpu()
+        h = residual[:SAMPLE].to(sae.device).double()
+        self._error += (sae.decode(activations[:SAMPLE]).double() - h).square().sum().cpu()
         self._power += h.square().sum().cpu()
         self._total += h.sum(dim=0).cpu()
         self.tokens += len(h)

@@ -45,7 +45,7 @@ class FeatureSums:
         total (Tensor): Sum of activations `[d_sae]` float64.
         squares (Tensor): Sum of their squares `[d_sae]` float64.
         active (Tensor): Number of tokens at which each feature was active `[d_sae]` float64.
-        reconstruction (Reconstruction): How much of the first tokens the SAE explains; not part of `state`.
+        reconstruction (Reconstruction): How much of a sample of the tokens the SAE explains; not part of `state`.
     """
 
     def __init__(self, sae: SparseAutoencoder) -> None:
@@ -58,10 +58,11 @@ class FeatureSums:
 
     @torch.no_grad()
     def add(self, residual: Tensor) -> None:
-        """Add tokens, `[tokens, d_in]`."""
-        for block in residual.split(max(1, _ELEMENTS // self._sae.d_sae)):
+        """Add tokens of one batch, `[tokens, d_in]`."""
+        for number, block in enumerate(residual.split(max(1, _ELEMENTS // self._sae.d_sae))):
             a = self._sae.encode(block.to(self._sae.device))
-            self.reconstruction.add(self._sae, block, a)
+            if number == 0:
+                self.reconstruction.add(self._sae, block, a)
             a = a.to(torch.promote_types(a.dtype, torch.float32))  # their squares overflow in float16
             self.tokens += a.shape[0]
             self.total += a.sum(dim=0).cpu().double()

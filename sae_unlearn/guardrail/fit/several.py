@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import summed
 from sae_unlearn.errors import GuardrailError, UnlearnError, as_guardrail_error
+from sae_unlearn.guardrail.fit.calibration import beginnings
 from sae_unlearn.guardrail.fit.checkpoint import FitCheckpoint, Stateful
 from sae_unlearn.guardrail.fit.fit import place_fitted
 from sae_unlearn.guardrail.fit.options import plan_fit
@@ -111,9 +112,16 @@ class _TopicFit(Fit):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.shared: dict[str, Tensor] = {}
+        self.shared_short: dict[str, Tensor] = {}
 
-    def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
-        return self.shared[title] if title in self.shared else super()._statistics(rows, title, moments)
+    def _statistics(
+        self, rows: list[list[int]], title: str, moments: bool = False, short: Tensor | None = None
+    ) -> Tensor:
+        if title not in self.shared:
+            return super()._statistics(rows, title, moments, short)
+        if short is not None:
+            short.copy_(self.shared_short[title])
+        return self.shared[title]
 
 
 class _SharedPasses(FitPasses):
@@ -172,13 +180,16 @@ def _share_statistics(shared: _SharedPasses) -> None:
     for use, title in _SHARED.items():
         rows = getattr(fits[0].rows["retain"], use)
         for fit in fits:
-            fit.shared[title] = torch.zeros(len(rows))
+            fit.shared[title], fit.shared_short[title] = torch.zeros(len(rows)), torch.zeros(len(rows))
         values = {fit.plan.name: fit.shared[title] for fit in fits}
+        values |= {f"{fit.plan.name}: short": fit.shared_short[title] for fit in fits}
         for batch in shared.run(rows, title, len(rows), values):
             for fit in fits:
-                fit.shared[title][batch.index] = read_batch(batch, fit.encoder, fit.config).statistics
+                for found, part in ((fit.shared, batch), (fit.shared_short, beginnings(batch))):
+                    found[title][batch.index] = read_batch(part, fit.encoder, fit.config).statistics
         for fit in fits:
-            fit.shared |= summed({title: fit.shared[title]})
+            for found in (fit.shared, fit.shared_short):
+                found |= summed({title: found[title]})
 
 
 @contextmanager

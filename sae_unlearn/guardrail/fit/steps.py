@@ -182,9 +182,6 @@ class Fit:
             self.statistics["retain"] = self._held_out("retain")
         if "forget" in self.rows:
             self.statistics["forget"] = self._held_out("forget")
-        if len(self.rows) == 2 and not self.faithful and not self.plan.read["chat_template"]:
-            for role, one in self.rows.items():
-                self.short[role] = self._statistics(beginnings(one.report), f"{role}: short text")
 
     def artefact(self) -> Artefact:
         """Return the fitted guardrail."""
@@ -257,7 +254,7 @@ class Fit:
                 self.percentile,
                 self.margin,
             )
-            if self.short:
+            if len(self.short) == 2:
                 found["auroc_short"] = auroc(self.short["forget"], self.short["retain"])
             explained = {role: sums.reconstruction.explained() for role, sums in self.sums.items()}
             found["explained_variance"] = {role: value for role, value in explained.items() if value is not None}
@@ -278,7 +275,10 @@ class Fit:
 
     def _held_out(self, role: str) -> Tensor:
         rows = self.rows[role].report
-        found = self._statistics(rows, f"{role}: report", moments=self.faithful and role == "forget")
+        if not self.faithful and not self.plan.read["chat_template"]:
+            self.short[role] = torch.zeros(len(rows))
+        short = self.short.get(role)
+        found = self._statistics(rows, f"{role}: report", self.faithful and role == "forget", short)
         if self.topk is not None:
             self.disagreement[role] = self._disagreement(self.topk, rows, f"{role}: disagreement")
         return found
@@ -306,14 +306,23 @@ class Fit:
             found = found.plus(Disagreement.of(topk.true(tokens) > 0, self.encoder(tokens) > 0, *fires))
         return Disagreement(**summed(found._asdict()))
 
-    def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> Tensor:
+    def _statistics(
+        self, rows: list[list[int]], title: str, moments: bool = False, short: Tensor | None = None
+    ) -> Tensor:
+        """Return the statistic of each row, and write those of the rows' first tokens alone into `short [rows]`."""
         values = torch.zeros(len(rows))
         parts: dict[str, Tensor | Stateful] = {"values": values} | ({"moments": self.moments} if moments else {})
+        if short is not None:
+            parts["short"] = short
         for batch in self.passes.run(rows, title, len(rows), parts):
             reading = read_batch(batch, self.encoder, self.config)
             values[batch.index] = reading.statistics
+            if short is not None:
+                short[batch.index] = read_batch(beginnings(batch), self.encoder, self.config).statistics
             if moments:
                 self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
         if moments:
             self.moments.restore(summed(self.moments.state()))
+        if short is not None:
+            short.copy_(summed({"short": short})["short"])
         return summed({"values": values})["values"]
