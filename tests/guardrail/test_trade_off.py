@@ -152,7 +152,7 @@ def test_the_verdict_names_one_next_step(found, works, topic, step):
 
 def test_short_text_is_judged_where_it_was_measured_and_nothing_where_nothing_was():
     found = judge(calibration(TOPIC, MANY, auroc=0.99, auroc_short=0.7, **rates(0.95, 0.02)))
-    assert "told badly (AUROC 0.700)" in found.lines[1]
+    assert "separated badly (AUROC 0.700)" in found.lines[1]
     assert judge({}) is None
     assert judge({"auroc": "0.9"}) is None
 
