@@ -98,7 +98,7 @@ def test_check_of_a_bundle_names_the_option(parts, capsys):
     [
         (
             ["--adapter={bundle}", "--adapter-subfolder=nobody"],
-            "the bundle {bundle} holds ['topic', 'other', 'aligned']",
+            "['nobody']: expected some of ['topic', 'other', 'aligned'], the members of {bundle}",
         ),
         (
             ["--adapter={parts}", "--adapter-subfolder=nobody"],

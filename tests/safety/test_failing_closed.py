@@ -274,7 +274,7 @@ def test_a_threshold_out_of_reach_that_is_set_afterwards_stops_the_call(statisti
     model = guarded("llama", statistic=statistic)
     logits(model)
     guard_layers(model)[0].guardrail("default").config.threshold = threshold
-    assert_raises(model, "would never fire")
+    assert_raises(model, f"threshold={threshold}")
     guard_layers(model)[0].guardrail("default").config.threshold = None
     assert_raises(model, "threshold=None")
 
@@ -600,7 +600,7 @@ def test_a_layer_that_gives_no_residual_stream_stops_the_call(broken, found):
     handle = layer.register_forward_hook(
         lambda module, args, out: broken(out if isinstance(out, tuple) else (out,)), prepend=True
     )
-    with pytest.raises(NotImplementedError, match=f"LlamaDecoderLayer gives {found}"):
+    with pytest.raises(NotImplementedError, match=f"LlamaDecoderLayer returns {found}"):
         model(input_ids=IDS)
     handle.remove()
     logits(model)
