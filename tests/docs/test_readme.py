@@ -117,7 +117,7 @@ def test_its_commands_run_one_after_the_other(block, readers_world, monkeypatch,
     for place in (loading, demo):
         name = "" if place is loading else "demo_"
         monkeypatch.setattr(place, f"load_{name}model", lambda *given: parts()[:2])
-        monkeypatch.setattr(place, f"load_{name}sae", lambda *given: parts()[2])
+        monkeypatch.setattr(place, f"load_{name}sae", lambda *given, **options: parts()[2])
     monkeypatch.setattr(demo, "load_demo_texts", lambda: shipped)
     for call in commands(block):
         assert main([*call, "--no-progress"]) == 0, call

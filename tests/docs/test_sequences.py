@@ -61,6 +61,7 @@ APART = {
     "docs/audit.md": "an audit of a fitted guardrail takes minutes; its calls are held by test_docs",
     "docs/evaluate.md": "reads data sets of the Hub, and reports of other models",
     "docs/own-sae.md": "names tensors, a reader and SAEs of the reader's own",
+    "docs/saes.md": "loads published SAEs of real models",
     "docs/share.md": "publishes what other pages made: a trainer, reports, audits",
     "docs/train.md": "its first block is the README's; the others set other options of it",
 }

@@ -676,7 +676,7 @@ BUNDLES = {
     "bundle: a LoRA's weights a pipe": (of_lora(pipe_for_weights), "has no adapter_model.safetensors"),
     "bundle: a LoRA's config without an end": (lora_config_without_end, "more than"),
     "bundle: a LoRA's config nests": (of_lora(config_bytes(b'{"a":' * 100_000)), "is not JSON"),
-    "bundle: a LoRA's config a list": (of_lora(config_bytes(b"[1]")), "but a list"),
+    "bundle: a LoRA's config a list": (of_lora(config_bytes(b"[1]")), "got list"),
     "bundle: a LoRA of another shape": (lora_weights(lambda t: {k: v[:1] for k, v in t.items()}), "does not fit"),
     "bundle: a LoRA of which a half is missing": (lora_weights(lambda t: dict(list(t.items())[::2])), "does not "),
     "bundle: a LoRA of NaN": (lora_weights(lambda t: {k: v * torch.nan for k, v in t.items()}), "not finite"),

@@ -34,8 +34,9 @@ def between(low: float, forget: Tensor, margin: float) -> float:
 
 def beginnings(batch: ResidualBatch) -> ResidualBatch:
     """Return the first tokens of each row, as many as a short prompt has."""
-    first = (values[:, :SHORT_TOKENS] for values in (batch.residual, batch.input_ids, batch.kept))
-    return ResidualBatch(*first, batch.index, batch.number)
+    first = slice(SHORT_TOKENS)
+    residual, input_ids, kept = batch.residual[:, first], batch.input_ids[:, first], batch.kept[:, first]
+    return batch._replace(residual=residual, input_ids=input_ids, kept=kept)
 
 
 def conformal_threshold(retain: Tensor, alpha: float) -> float | None:

@@ -309,7 +309,7 @@ class Fit:
     def _statistics(
         self, rows: list[list[int]], title: str, moments: bool = False, short: Tensor | None = None
     ) -> Tensor:
-        """Return the statistic of each row, and write those of the rows' first tokens alone into `short [rows]`."""
+        """Return the statistic of each row; those of its first tokens alone are written to `short`."""
         values = torch.zeros(len(rows))
         parts: dict[str, Tensor | Stateful] = {"values": values} | ({"moments": self.moments} if moments else {})
         if short is not None:

@@ -111,7 +111,7 @@ def telling_masks(inputs: ForwardInputs) -> list[Any]:
 
 
 def _recurrent_masks(inputs: ForwardInputs) -> list[Any]:
-    """Return the masks of recurrent layers, each `[batch, seq]` of the pass alone, or None for all of its tokens."""
+    """Return the masks of recurrent layers: `[batch, seq]` of the pass, or None for all of its tokens."""
     masks = inputs.attention_mask
     return [masks[kind] for kind in _RECURRENT if kind in masks] if isinstance(masks, dict) else []
 

@@ -210,10 +210,13 @@ def test_without_weights_a_threshold_of_weighed_tokens_raises_and_the_folder_is_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "faithful"}, "evidence=.log_ratio.: preset=.faithful. has .any."),
-        ({"forget": None, "features": [1, 2], "threshold": 0.5, "clamp_value": -5.0}, "counted on `forget` and"),
+        ({"preset": "faithful"}, "evidence=.log_ratio.: expected .any. with preset=.faithful."),
+        (
+            {"forget": None, "features": [1, 2], "threshold": 0.5, "clamp_value": -5.0},
+            "needs `forget`",
+        ),
         ({"features": [1, 2], "threshold": 1e6}, "outside"),
-        ({"statistic": "cusum", "drift": 1e6}, "drift=1000000.0 must lie between"),
+        ({"statistic": "cusum", "drift": 1e6}, "drift=1000000.0: expected between"),
         ({"evidence": "weights"}, "evidence='weights'"),
     ],
 )

@@ -17,7 +17,7 @@ def test_given_features_are_calibrated_on_retain_text():
 
 
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
-@pytest.mark.parametrize("statistic", CHOICES["statistic"])
+@pytest.mark.parametrize("statistic", [name for name in CHOICES["statistic"] if name != "windowed"])  # out of fold
 def test_the_reported_statistics_are_what_the_gate_then_finds(statistic, scope):
     sae = random_sae()
     with torch.no_grad():

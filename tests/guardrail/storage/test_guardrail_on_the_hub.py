@@ -64,7 +64,7 @@ def test_the_card_that_lies_on_the_hub_is_ours(stand_in):
     card = ModelCard.load(REPO)
     assert card.data.base_model == "tiny-llama"
     assert "sae-guardrail" in card.data.tags
-    assert "does not protect" in card.text
+    assert "What it does not do" in card.text
     assert ("POST", "/api/validate-yaml") in stand_in.requests
 
 
@@ -125,11 +125,11 @@ def commit_files(hub, revision="main"):
 
 def test_of_several_guardrails_one_is_named_or_all_are_a_bundle(stand_in, tmp_path):
     model = named(["biology", "person"], tmp_path)
-    with pytest.raises(GuardrailError, match=r"these are \['biology', 'person'\].*selected_adapters=.*`push_bundle`"):
+    with pytest.raises(GuardrailError, match=r"selected_adapters.*\['biology', 'person'\].*`push_bundle`"):
         model.push_to_hub(REPO, token=OWNER)
     with pytest.raises(GuardrailError, match=r"selected_adapters=\['books'\]"):
         model.push_to_hub(REPO, token=OWNER, selected_adapters=["books"])
-    with pytest.raises(GuardrailError, match=r"these are \[\]"):
+    with pytest.raises(GuardrailError, match=r"got \[\]"):
         model.push_to_hub(REPO, token=OWNER, selected_adapters=[])
     assert stand_in.repositories == {}
     model.push_to_hub(REPO, token=OWNER, selected_adapters=["person"])
