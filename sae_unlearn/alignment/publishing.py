@@ -42,17 +42,28 @@ class PublishingTrainer(Trainer):
         commit_message: str | None = "End of training",
         blocking: bool = True,
         token: str | None = None,
+        *,
+        private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Upload as `Trainer` does. The card names the licenses of the base model and the SAE on the Hub.
 
         Args:
             commit_message, blocking, token: As in `Trainer.push_to_hub`.
-            kwargs: `revision` and `private` as there, and `license` as in `create_model_card`.
+            private (bool, *optional*): Whether a repository that does not exist yet is made private. None takes
+                `args.hub_private_repo`.
+            kwargs: `revision` as in `Trainer.push_to_hub`, and `license` as in `create_model_card`.
         """
         _check_license(kwargs.get("license"))
         self._ask_for_licenses(token)
-        return super().push_to_hub(commit_message, blocking, token, **kwargs)
+        of_settings = self.args.hub_private_repo
+        if private is not None:
+            # transformers 5.16: `Trainer.push_to_hub` has no such argument, and passes it to the card.
+            self.args.hub_private_repo = private
+        try:
+            return super().push_to_hub(commit_message, blocking, token, **kwargs)
+        finally:
+            self.args.hub_private_repo = of_settings
 
     def create_model_card(self, *, license: str | None = None, model_name: str | None = None, **kwargs: Any) -> None:
         """Write the card of the alignment into the output folder.
