@@ -211,7 +211,7 @@ def test_branches_and_tags_are_revisions(stand_in):
     assert torch.equal(logits(attach(revision="trial")), logits(second))
 
 
-def test_a_push_between_two_downloads_does_not_mix_two_commits(stand_in, monkeypatch):
+def test_a_push_between_two_downloads_does_not_mix_two_commits(stand_in, monkeypatch, tmp_path):
     first, second = guarded(), guarded(seed=1, num_features=5)
     old = first.push_to_hub(REPO, token=OWNER).oid
     resolve, pushed = type(stand_in).resolve, []
@@ -224,7 +224,7 @@ def test_a_push_between_two_downloads_does_not_mix_two_commits(stand_in, monkeyp
         return found
 
     monkeypatch.setattr(type(stand_in), "resolve", and_then_push)
-    found = attach()
+    found = attach(cache_dir=tmp_path)  # the other machine's push locks the files of its own cache
     assert pushed
     assert origin(found)["revision"] == old
     assert torch.equal(logits(found), logits(first))
