@@ -83,10 +83,11 @@ def test_kernels_that_do_not_work_are_left_alone_with_a_warning(wrong, monkeypat
 def test_generation_is_that_of_the_operators(fields, steps):
     model = guarded("llama", **{"min_tokens": 8, "threshold": 0.5} | fields)
     found = generated(model)
-    assert len(steps) == 5
+    judged = 0 if fields.get("statistic") == "windowed" else 5  # windowed has no kernel: the operators judge
+    assert len(steps) == judged
     step_choice.on_gpu = lambda hidden: False  # put back by the fixture
     expected = generated(model)
-    assert len(steps) == 5
+    assert len(steps) == judged
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
     assert found[2] == expected[2]
