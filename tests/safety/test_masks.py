@@ -342,3 +342,32 @@ def test_positions_of_padding_may_be_anything(side, filled):
     for each in (mask, four_dimensional):
         found = records(model, attention_mask=each, position_ids=positions)
         assert [tokens for *_, tokens in found] == expected
+
+
+def test_a_bool_mask_that_eager_attention_would_add_is_refused():
+    model = guarded("llama")
+    model.get_base_model().set_attn_implementation("eager")
+    with pytest.raises(NotImplementedError, match="attention_mask: expected numbers to add with eager"):
+        model(input_ids=IDS, attention_mask=SEEN)
+    masks = {"full_attention": SEEN, "sliding_attention": SEEN}
+    model = guarded("gemma3")
+    model.get_base_model().set_attn_implementation("eager")
+    with pytest.raises(NotImplementedError, match=r"attention_mask\['full_attention'\]: expected numbers"):
+        model(input_ids=IDS, attention_mask=masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.long])
+@pytest.mark.parametrize("length", [1, SEQ])
+def test_a_2d_mask_in_a_dict_which_the_kernel_would_add_is_refused(dtype, length):
+    masks = dict.fromkeys(("full_attention", "sliding_attention"), torch.zeros(len(IDS), length, dtype=dtype))
+    with pytest.raises(NotImplementedError, match=r"attention_mask\['full_attention'\]: expected a 4-D mask"):
+        guarded("gemma3")(input_ids=IDS[:, :length], attention_mask=masks)
+
+
+@pytest.mark.parametrize("full", [None, "causal"])
+def test_texts_packed_in_the_mask_of_another_kind_of_attention_are_refused(full):
+    own_text = (PLACES // 6)[:, None] == PLACES // 6
+    blocks = CAUSAL.masked_fill(~own_text, -torch.inf)
+    masks = {"full_attention": CAUSAL if full else None, "sliding_attention": blocks}
+    with pytest.raises(NotImplementedError, match="packed sequences"):
+        guarded("gemma3")(input_ids=IDS, attention_mask=masks)

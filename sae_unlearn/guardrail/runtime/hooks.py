@@ -34,7 +34,13 @@ from sae_unlearn.guardrail.runtime.call_context import (
     running,
 )
 from sae_unlearn.guardrail.runtime.early_exit import end_draft, is_draft
-from sae_unlearn.guardrail.runtime.packing import packing_argument, refuse_argument, refuse_packed, shape_of
+from sae_unlearn.guardrail.runtime.packing import (
+    packing_argument,
+    refuse_argument,
+    refuse_misread_mask,
+    refuse_packed,
+    shape_of,
+)
 from sae_unlearn.guardrail.runtime.pass_mask import is_2d
 from sae_unlearn.guardrail.runtime.refusal import refuse
 from sae_unlearn.guardrail.runtime.shown import takes_in_all
@@ -101,6 +107,7 @@ class BackboneHooks:
             packing = packing_argument(given)
             if packing is not None:
                 refuse_argument(packing)
+            refuse_misread_mask(mask, getattr(getattr(backbone, "config", None), "_attn_implementation", None))
             shape = shape_of(given)
             if shape is None or shape[1] > 1:  # possibly several texts in a row
                 if inputs.recurrent:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.masks import why_not_one_text
-from sae_unlearn.guardrail.runtime.pass_mask import is_2d, kept_tokens, mask_of_pass, telling_masks
+from sae_unlearn.guardrail.runtime.pass_mask import RECURRENT, is_2d, kept_tokens, mask_of_pass, telling_masks
 
 
 PACKING = (
@@ -109,7 +109,9 @@ def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: 
     if torch.compiler.is_compiling():
         return
     masks = telling_masks(inputs)
-    why = None if not masks or is_2d(masks[0]) else why_not_one_text(masks[0], inputs.past, *shape)
+    why = None
+    for mask in _masks_with_texts(inputs, masks):
+        why = why or why_not_one_text(mask, inputs.past, *shape)
     if why is None and positions is not None:
         kept = None if not masks else kept_tokens(inputs, *shape, positions.device)
         why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
@@ -118,6 +120,48 @@ def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: 
             f"These may be packed sequences, which a guardrail cannot separate: {why}. Pass one text per row, rising "
             "position_ids, and a 2-D attention mask of 0 and 1."
         )
+
+
+def _masks_with_texts(inputs: ForwardInputs, masks: list[Any]) -> list[Any]:
+    """Return the masks of attention kernels that would show several texts in a row.
+
+    Of a dict, that of each kind of attention without gaps of its own, also next to one that is None or 2-D.
+    """
+    found = masks[:1]
+    if isinstance(inputs.attention_mask, dict):
+        others = (inputs.attention_mask.get(kind) for kind in ("full_attention", "sliding_attention"))
+        found = [*found, *(mask for mask in others if mask is not None and all(mask is not one for one in found))]
+    return [mask for mask in found if not is_2d(mask)]
+
+
+def refuse_misread_mask(mask: Any, implementation: str | None) -> None:
+    """Raise if the model's attention reads a mask differently from the gate.
+
+    Eager attention adds a mask to the scores, so that a bool one hides nothing. The masks of a dict reach the kernel as
+    they are, where only flash attention reads a 2-D one as the tokens to keep.
+
+    Args:
+        mask (Any): The backbone's `attention_mask`.
+        implementation (str, *optional*): `config._attn_implementation` of the backbone.
+
+    Raises:
+        NotImplementedError: Naming the mask.
+    """
+    masks = mask if isinstance(mask, dict) else {"": mask}
+    for kind, one in masks.items():
+        name = f"attention_mask[{kind!r}]" if kind else "attention_mask"
+        if not isinstance(one, Tensor):
+            continue
+        if one.ndim == 4 and one.dtype == torch.bool and implementation == "eager":
+            raise NotImplementedError(
+                f"{name}: expected numbers to add with eager attention, got bool, which it adds as 0 and 1. Pass a "
+                "float mask."
+            )
+        if kind and kind not in RECURRENT and one.ndim == 2 and not (implementation or "").startswith("flash"):
+            raise NotImplementedError(
+                f"{name}: expected a 4-D mask with {implementation} attention, got a 2-D one. Pass a 2-D mask as "
+                "attention_mask itself."
+            )
 
 
 def shape_of(given: dict[str, Any]) -> tuple[int, int] | None:

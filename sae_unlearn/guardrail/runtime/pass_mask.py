@@ -11,7 +11,7 @@ from sae_unlearn.guardrail.runtime.masks import kept_by
 
 
 # The kinds of layers in a dict of masks whose mask is of the pass alone (transformers 5.24, `masking_utils`).
-_RECURRENT = ("linear_attention", "conv")
+RECURRENT = ("linear_attention", "conv")
 
 
 def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
@@ -100,7 +100,7 @@ def telling_masks(inputs: ForwardInputs) -> list[Any]:
     if not isinstance(masks, dict):
         return [] if masks is None else [masks]
     found: list[Any] = []
-    attention = [kind for kind in masks if kind not in _RECURRENT] or list(masks)
+    attention = [kind for kind in masks if kind not in RECURRENT] or list(masks)
     for kind in sorted(attention, key=lambda kind: kind != "full_attention"):
         mask = masks[kind]
         if mask is None:
@@ -113,7 +113,7 @@ def telling_masks(inputs: ForwardInputs) -> list[Any]:
 def _recurrent_masks(inputs: ForwardInputs) -> list[Any]:
     """Return the masks of recurrent layers: `[batch, seq]` of the pass, or None for all of its tokens."""
     masks = inputs.attention_mask
-    return [masks[kind] for kind in _RECURRENT if kind in masks] if isinstance(masks, dict) else []
+    return [masks[kind] for kind in RECURRENT if kind in masks] if isinstance(masks, dict) else []
 
 
 def is_2d(mask: Any) -> TypeGuard[Tensor]:
