@@ -39,7 +39,7 @@ class Meter:
     """Measures a model against its base, which is measured once.
 
     Recall is by the first token of the country: ranked among the first tokens of all countries after the mean
-    log-probability of each in the base, over cities of all parts, is taken off ("choice"), and its probability ("p").
+    log-probability of each in the base, over cities of all parts, is subtracted ("choice"), and its probability ("p").
 
     Args:
         model: the bare base model.

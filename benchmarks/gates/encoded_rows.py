@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
 
 
 def groups(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    """The items, so many at a time."""
+    """Return the items in groups of `size`; the last one may be smaller."""
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
@@ -144,7 +144,7 @@ def behind(encoder: Encoder, fillers: list[str], texts: list[str]) -> dict[str, 
 
 
 def after(encoder: Encoder, fillers: list[str], texts: list[str], words: int) -> Encoded:
-    """Texts before so many words of filler."""
+    """Texts before a number of words of filler."""
     rows = []
     for i, text in enumerate(texts):
         filler = " ".join(fillers[i % len(fillers)].split()[:words])

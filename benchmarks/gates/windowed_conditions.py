@@ -46,7 +46,7 @@ class Material:
                 self.words[f"{name}-{side}"] = getattr(self.texts, side)[name]
 
     def behind_text(self, i: int, words: int) -> str:
-        """The text of snippet `i` behind so many words."""
+        """The text of snippet `i` behind a number of words."""
         filler = self.texts.fillers[i % len(self.texts.fillers)]
         return " ".join(filler.split()[:words]) + "\n\n" + self.words["snippets"][i]
 

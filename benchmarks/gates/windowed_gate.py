@@ -75,7 +75,7 @@ def measure(topic: str, draw: int, material: Material, embed: Embeddings | None)
 
 
 def by_lengths(topic: str, draw: int, material: Material) -> list[dict[str, Any]]:
-    """The windowed gate with thresholds of longer texts, too: one fit, calibrated anew."""
+    """The windowed gate with thresholds of longer texts, too: one fit, calibrated once more."""
     encoded = [material.sets[name].rows(rows) for name, rows in fit_rows(topic, draw, material)]
     corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in encoded]
     fit, found = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8), []
