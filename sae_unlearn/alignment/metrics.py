@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.alignment.latents import knownness, mean_per_entity
-from sae_unlearn.alignment.reference import AlignmentSetting, States
+from sae_unlearn.alignment.reference import AlignmentSetting
+from sae_unlearn.alignment.states import States
 from sae_unlearn.stats import auc
 
 

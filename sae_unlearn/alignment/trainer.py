@@ -29,13 +29,12 @@ from sae_unlearn.alignment.closed_form.of_trainer import closed_form_lora, solve
 from sae_unlearn.alignment.closed_form.solve import Solution
 from sae_unlearn.alignment.closed_form.sweep import TargetRows
 from sae_unlearn.alignment.config import SAEAlignmentConfig
-from sae_unlearn.alignment.dataset import AlignmentItems, collate
+from sae_unlearn.alignment.dataset import collate
 from sae_unlearn.alignment.entities import EntitySet, as_entity_set
 from sae_unlearn.alignment.latents import Latents, Separation
 from sae_unlearn.alignment.loss import TOWARD, PartSums, away_part, count_of, counts_of, hidden_mse, kl_to_base
-from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_of
-from sae_unlearn.alignment.publishing import PublishingTrainer
-from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
+from sae_unlearn.alignment.measuring import MeasuringTrainer
+from sae_unlearn.alignment.reference import AlignmentSetting
 from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.alignment.ways import TargetWays
 from sae_unlearn.backbone.adapters_off import adapters_off
@@ -50,7 +49,7 @@ from sae_unlearn.sae import SparseAutoencoder
 logger = logging.getLogger(__name__)
 
 
-class SAEAlignmentTrainer(PublishingTrainer):
+class SAEAlignmentTrainer(MeasuringTrainer):
     """Trains a LoRA that makes targets look like unknown entities in the latent space of an SAE.
 
         loss = toward_weight * toward(z) + away_weight * away(z) + mse_weight * mse + kl_weight * kl
@@ -129,7 +128,6 @@ class SAEAlignmentTrainer(PublishingTrainer):
         if args.init == "closed_form" and peft_config is None and not isinstance(model, PeftModel):
             peft_config = closed_form_lora(bare, args, layer, plan.rows[0].input_ids)
         self.solution: Solution | None = None
-        self._judged: AlignmentItems | None = None
         with adapter_on(model, peft_config, layer, plan.rows[0].input_ids) as model:
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()  # otherwise reentrant checkpoints of frozen layers pass no gradient
@@ -202,49 +200,6 @@ class SAEAlignmentTrainer(PublishingTrainer):
             self.log(self.solution.to_dict())
         return found
 
-    def evaluate(
-        self,
-        eval_dataset: EntitySet | Iterable[Mapping[str, Any]] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Measure entities in held-out templates, against held-out references and retain rows.
-
-        Metrics in addition to `Trainer`'s, each with the prefix: `loss` and its parts `toward`, `away`, `mse`, `kl`
-        (nats per token); `known_auc`, the probability that a target looks more known than a held-out unknown entity
-        (0.5 is indistinguishable, and `separation` gives the value for known entities); `variance_ratio`, which below
-        0.5 means that targets have collapsed toward one point; `way_left` and `way_error`, for the targets, the part
-        of the way to their unknown entities that is left (1 in the base, 0 at the end) and the relative error of their
-        states (0 only at the unknown entities' own); with a `retain_budget`, `budget_loss`, which is the
-        loss if `kl` is within it and infinite otherwise.
-
-        Args:
-            eval_dataset (EntitySet or rows, *optional*): Other entities of the same types.
-            ignore_keys, metric_key_prefix (*optional*): As in `Trainer`.
-        """
-        items: Any = eval_dataset
-        if eval_dataset is not None and not isinstance(eval_dataset, AlignmentItems):
-            items = self._items(as_entity_set(eval_dataset))
-        self._judged = self.eval_dataset if items is None else items
-        return super().evaluate(items, ignore_keys, metric_key_prefix)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return a loader of all rows, even with `dataloader_drop_last`.
-
-        Otherwise a set smaller than a batch would not be measured.
-        """
-        wanted = self.eval_dataset if eval_dataset is None else eval_dataset
-        kept: dict[str, Any] = getattr(
-            self, "_eval_dataloaders", {}
-        )  # transformers 5.24: cached and returned for any other set
-        if "eval" in kept and kept["eval"].dataset is not wanted:
-            del kept["eval"]
-        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(wanted)
-        finally:
-            self.args.dataloader_drop_last = drops
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
         if not len(loader):
@@ -253,32 +208,6 @@ class SAEAlignmentTrainer(PublishingTrainer):
                 f"batches of {self._train_batch_size}. Set it to False, or a smaller per_device_train_batch_size."
             )
         return loader
-
-    def portrait(self, entities: EntitySet | None = None) -> Portrait:
-        """Return the places of held-out known and unknown entities, and of targets before and after training.
-
-        It takes two truncated forward passes over the targets, in held-out templates.
-
-        Args:
-            entities (EntitySet, *optional*): Entities in place of the targets.
-
-        Raises:
-            AlignmentError: If the model is sharded with FSDP, whose layers run only as parts of the whole.
-        """
-        if self.is_fsdp_enabled:
-            raise AlignmentError(
-                "model: expected a whole model, got one sharded with FSDP. Save it, and load it whole."
-            )
-        rows = (self.eval_dataset if entities is None else self._items(entities)).targets
-
-        def states() -> States:
-            found = entity_states(self._bare, rows, self.setting.layer, self.args.reference_batch_size)
-            return found.to(self.setting.codes.device)
-
-        after = states()
-        with adapters_off(self.model):
-            before = states()
-        return portrait_of(self.setting, before, after)
 
     def compute_loss(
         self,
@@ -334,13 +263,6 @@ class SAEAlignmentTrainer(PublishingTrainer):
                 logs[prefix + "budget_loss"] = math.inf if over else logs[prefix + "loss"]
         super().log(logs, start_time)
 
-    def _items(self, entities: Any) -> AlignmentItems:
-        if not isinstance(entities, EntitySet):
-            raise AlignmentError(
-                f"eval_dataset={entities!r:.60}: expected an EntitySet, got {type(entities).__name__}."
-            )
-        return self.setting.items(entities, self.processing_class, self.args, held_out=True)
-
     def _kl(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with torch.no_grad(), adapters_off(model):
             base = retain_logits(model, self._bare, inputs)
@@ -352,19 +274,6 @@ class SAEAlignmentTrainer(PublishingTrainer):
         counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(dim=0).to(device)
         across = self.args.world_size > 1 and self.args.average_tokens_across_devices
         return self.accelerator.reduce(counts, "sum") if across else counts
-
-    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        device = self.setting.codes.device
-        h = torch.as_tensor(prediction.predictions, device=device)
-        states = States(h, *(torch.as_tensor(part, device=device) for part in prediction.label_ids))
-        found = judge(self.setting, states) | self._ways.judge(self._judged, states)
-        if found["variance_ratio"] < COLLAPSED:
-            logger.warning(
-                "variance_ratio=%.2f: the targets have collapsed toward one point, which a refitted probe separates "
-                'from unknown entities. Use toward="paired", or fewer steps.',
-                found["variance_ratio"],
-            )
-        return found | (self._user_metrics(prediction) if self._user_metrics else {})
 
 
 def _check_checkpoints(args: SAEAlignmentConfig) -> None:

@@ -12,7 +12,8 @@ from sae_unlearn.alignment.dataset import AlignmentItems
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.metrics import way_left
 from sae_unlearn.alignment.prompts import PromptRow, prompt_rows
-from sae_unlearn.alignment.reference import AlignmentSetting, States, entity_states
+from sae_unlearn.alignment.reference import AlignmentSetting
+from sae_unlearn.alignment.states import States, entity_states
 
 
 class Ways(NamedTuple):

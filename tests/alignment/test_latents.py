@@ -10,8 +10,8 @@ from sae_unlearn import AlignmentError, EntitySet, SparseAutoencoder
 from sae_unlearn.alignment.dataset import AlignmentItems, draw_pairs
 from sae_unlearn.alignment.latents import firing_frequency, latent_scores, mean_per_entity, select_latents, separation
 from sae_unlearn.alignment.prompts import PromptRow, TemplateGroups
-from sae_unlearn.alignment.reference import code_statistics, entity_states
 from sae_unlearn.alignment.split import plan_entities
+from sae_unlearn.alignment.states import code_statistics, entity_states
 from sae_unlearn.alignment.trainer import SAEAlignmentTrainer
 from sae_unlearn.stats import auc
 

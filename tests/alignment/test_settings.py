@@ -191,7 +191,7 @@ def test_the_tests_that_the_table_names_are_there():
 
 def test_our_own_code_reads_no_field_that_is_left_to_the_trainer():
     folder = Path(sae_unlearn.alignment.__file__).parent
-    text = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    text = "\n".join(path.read_text() for path in folder.rglob("*.py"))
     read = set(re.findall(r"\bargs\.(\w+)", text))
     assert not read & ((TRAINERS_OWN - {*TESTED}) | FOR_SCRIPTS)
 
