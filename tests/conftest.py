@@ -21,6 +21,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 
+# Modules of `support/` whose assertions say what they compared.
+pytest.register_assert_rewrite(
+    "architecture_case",
+    "attached",
+    "commands",
+    "fitting",
+    "forward_modes",
+    "generation_modes",
+    "guarded_calls",
+    "tiny_trainer",
+)
+
 MOST_PROCESSES = 8
 MEMORY_OF_A_PROCESS = 3 * 2**30  # bytes
 

@@ -6,9 +6,9 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from commands import fit_arguments
 from launched import TORCHRUN, launch
 from safetensors.torch import load_file
-from test_cli import fit_arguments
 from tiny_topic import save_adapters, save_corpora, topic_texts
 from torch.distributed import destroy_process_group, init_process_group, is_initialized
 

@@ -1,7 +1,7 @@
 """A command that fails or is interrupted leaves no output folder behind, and one that was there stays as it was."""
 
 import pytest
-from test_cli import fails
+from commands import fails
 from tiny_topic import save_corpora, save_parts, topic_texts
 
 from sae_unlearn.cli import inputs as loading

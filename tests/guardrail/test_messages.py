@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
+from forward_calls import GREEDY, firings_of
 from test_gate import cuts, random_rows
-from test_semantics import GREEDY, compiles, firings_of  # noqa: F401  # `compiles` is a fixture
 from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, base_model, guarded, padded, planted_config, token_ids
 

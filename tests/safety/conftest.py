@@ -1,1 +1,12 @@
-"""Where the tests of safety find what the tests of each part are made of."""
+"""Fixtures that the tests of safety share."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """Logits with the guardrail, and without."""
+    from guarded_calls import logits
+    from zoo import base_model, guarded
+
+    return logits(guarded("llama")), logits(base_model("llama"))

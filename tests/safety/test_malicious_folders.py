@@ -1,5 +1,5 @@
 """A folder from anybody: whatever is wrong with it, there is a typed error, nothing of it is run, and nothing of it is
-left on the model; see `malicious_folders` for the lies."""
+left on the model; see the modules `malicious_*` for the lies."""
 
 import os
 import re
@@ -11,7 +11,10 @@ from functools import partial
 
 import pytest
 import torch
-from malicious_folders import BUNDLES, CONFIG, GUARDRAILS, LORA, SAES, WEIGHTS, trace_of
+from lies import CONFIG, WEIGHTS, Payload, trace_of
+from malicious_bundles import BUNDLES, LORA
+from malicious_guardrails import GUARDRAILS
+from malicious_saes import SAES
 from peft import LoraConfig, PeftModel, get_peft_model
 from zoo import base_model, logits_of, planted_config, random_sae, token_ids
 
@@ -84,8 +87,6 @@ def watching():
 def test_the_watch_sees_what_it_is_there_to_see(tmp_path):
     import pickle
     import socket
-
-    from malicious_folders import Payload
 
     with watching() as seen:
         pickle.loads(pickle.dumps(Payload(tmp_path / "x")))

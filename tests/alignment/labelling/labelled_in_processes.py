@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
-from test_labelling import label
+from labelled_words import label
 
 from sae_unlearn.backbone.distributed import leaving_launch
 

@@ -1,8 +1,8 @@
 """A model that accelerate has spread with `device_map` is asked like any other."""
 
 import pytest
+from labelled_words import label
 from spread import partly_on_disk, spread
-from test_labelling import label
 from zoo import base_model
 
 

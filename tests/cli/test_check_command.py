@@ -1,0 +1,52 @@
+"""`sae-unlearn check` on a tiny model."""
+
+import torch
+from commands import fails
+from transformers import AutoModelForCausalLM
+
+from sae_unlearn.cli.main import main
+
+
+def check(parts, folder, *more, model="model"):
+    texts = ["--retain", parts / "other.csv", "--text-column", "body"] if "--retain" not in more else []
+    return [str(x) for x in ["check", parts / model, folder, *texts, "--no-progress", *more]]
+
+
+def test_check_finds_nothing_wrong(parts, capsys):
+    code = main(check(parts, parts / "fitted"))
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert "ok       base model" in printed
+    assert "as at the fit (statistics equal to 0.000)" in printed
+    assert "\nNo problems.\n" in printed
+
+
+def test_check_with_forget_text(parts, capsys):
+    arguments = check(parts, parts / "fitted", "--forget", parts / "more.jsonl", "--retain", parts / "retain.json")
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "of 8 rows of the forget text" in printed
+    assert "of 80 rows of the other text; at most 2.50%" in printed
+    assert "measured here" in printed
+
+
+def test_check_falls_back_on_the_shipped_texts(parts, capsys):
+    main([str(x) for x in ["check", parts / "model", parts / "fitted", "--no-progress"]])
+    assert "neutral paragraphs of this package" in capsys.readouterr().out
+
+
+def test_check_tells_another_model(parts, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(parts / "model")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "model")
+    for file in (parts / "model").glob("token*"):
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    assert main([str(x) for x in ["check", tmp_path / "model", parts / "fitted", "--no-progress"]]) == 1
+    assert "PROBLEM  base model: The guardrail was fitted on" in capsys.readouterr().out
+
+
+def test_check_refuses_bad_input(parts, tmp_path, capsys):
+    fails(capsys, check(parts, tmp_path / "nothing"), "neither a folder here nor")
+    fails(capsys, check(parts, parts / "fitted", "--forget", "none.txt"), "none.txt does not exist")
+    fails(capsys, check(parts, parts / "fitted", model="missing"), "missing")

@@ -1,0 +1,20 @@
+"""A LoRA and inputs of the tests that take the guardrail as a PEFT method."""
+
+from functools import partial
+
+from peft import LoraConfig
+from zoo import logits_of, token_ids
+
+
+IDS = token_ids(32, 12)
+logits = partial(logits_of, input_ids=IDS)
+TARGETS = ["q_proj", "down_proj"]
+
+
+def lora_config(**kwargs):
+    return LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM", **kwargs)
+
+
+def loaded(model):
+    model.eval()
+    return logits(model)
