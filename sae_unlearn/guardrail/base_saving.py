@@ -1,7 +1,8 @@
 """`save_pretrained` of a transformers model that carries a guardrail, outside of a `PeftModel`.
 
-`merge_and_unload()` of a LoRA on a guarded model and `get_base_model()` give such a model. Its weights are saved
-without the guardrail's, which no loader would restore, with a warning.
+`merge_and_unload()` of a LoRA on a guarded model and `get_base_model()` give such a model, and so does every model of
+transformers inside of it that holds the guarded layer, such as the backbone. Its weights are saved without the
+guardrail's, which no loader would restore, with a warning.
 """
 
 import warnings
@@ -14,22 +15,25 @@ from sae_unlearn.backbone.private_api import has_loaded_adapters, unsaved
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
 
 
-def watch_saving(model: nn.Module) -> None:
-    """Have `model.save_pretrained` leave guardrails out, and warn of it."""
-    if not hasattr(model, "save_pretrained") or _watched(model) is not None:
-        return
-    # A partial in the instance: it is copied and pickled with the model, and refers to the copy then.
-    model.save_pretrained = partial(_save_base, model, model.__dict__.get("save_pretrained"))  # type: ignore[assignment]
+def watch_saving(model: nn.Module, layer: nn.Module) -> None:
+    """Have `save_pretrained` of `model`, and of each part that holds `layer`, leave guardrails out and warn of it."""
+    for part in model.modules():
+        if not hasattr(part, "save_pretrained") or _watched(part) is not None:
+            continue
+        if any(module is layer for module in part.modules()):
+            # A partial in the instance: it is copied and pickled with the model, and refers to the copy then.
+            part.save_pretrained = partial(_save_base, part, part.__dict__.get("save_pretrained"))  # type: ignore[assignment]
 
 
 def stop_watching(model: nn.Module) -> None:
-    """Give `model` the `save_pretrained` back that it had."""
-    watched = _watched(model)
-    if watched is not None:
-        earlier = watched.args[1]
-        del model.__dict__["save_pretrained"]
-        if earlier is not None:
-            model.__dict__["save_pretrained"] = earlier
+    """Give `model` and its parts the `save_pretrained` back that they had."""
+    for part in model.modules():
+        watched = _watched(part)
+        if watched is not None:
+            earlier = watched.args[1]
+            del part.__dict__["save_pretrained"]
+            if earlier is not None:
+                part.__dict__["save_pretrained"] = earlier
 
 
 def _watched(model: nn.Module) -> "partial[Any] | None":

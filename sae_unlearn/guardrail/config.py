@@ -172,7 +172,7 @@ class SAEGuardrailConfig(PeftConfig):
         """
         kwargs = {key: value for key, value in kwargs.items() if key not in SEALS}
         check_version(kwargs.get("format_version", FORMAT_VERSION))  # first: a newer version may have new keys
-        for key in unknown_of_peft(kwargs, {f.name for f in fields(cls)}):
+        for key in unknown_of_peft(kwargs, {f.name for f in fields(cls)}, _GROUPED):
             del kwargs[key]
         if kwargs.get("auto_mapping") is not None:
             raise GuardrailError(

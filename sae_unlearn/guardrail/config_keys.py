@@ -1,11 +1,15 @@
 """Unknown keys of a stored config: refused if they are ours, ignored if they are of another PEFT.
 
 The version that wrote a file and later versions know every field of ours. So an unknown key in a file of this version,
-or of an earlier one, is not a field of ours. It is PEFT's if another PEFT wrote the file.
+or of an earlier one, is not a field of ours. It is PEFT's if another PEFT wrote the file. Whatever PEFT wrote it, a key
+that a hand could have meant as a field of ours, such as `treshold`, `threshold_2` or a group's field outside of its
+group, is refused, and so is one with a word that only guardrails have.
 """
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 import peft
@@ -15,12 +19,17 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.version import __version__
 
 
-def unknown_of_peft(stored: Mapping[str, Any], known: Collection[str]) -> list[str]:
+_ALIKE = 0.8  # ratio of `difflib`; one wrong letter in ten gives 0.9
+_OURS = {"sae", "unlearn", "guard", "guardrail", "gate", "feature", "features", "clamp", "refusal", "firing"}
+
+
+def unknown_of_peft(stored: Mapping[str, Any], known: Collection[str], grouped: Collection[str] = ()) -> list[str]:
     """Return the unknown keys of a stored config that come from another PEFT, and warn if there are some.
 
     Args:
         stored (mapping): The fields in the file.
         known (collection of str): Names of the fields of this version of both packages.
+        grouped (collection of str, *optional*): Names of the fields of ours that are stored in groups.
 
     Raises:
         GuardrailError: If an unknown key is not PEFT's. The message names what to install.
@@ -41,11 +50,35 @@ def unknown_of_peft(stored: Mapping[str, Any], known: Collection[str]) -> list[s
             f"Unknown key(s) {names}: expected fields of sae_unlearn {__version__} and PEFT {peft.__version__}. Remove "
             "them, or install a newer sae_unlearn."
         )
+    for key in unknown:
+        if (meant := _meant(key, known, grouped)) is not None:
+            hint = (
+                f"Write {meant!r}{' in its group' if meant in grouped else ''}, or remove it" if meant else "Remove it"
+            )
+            raise GuardrailError(
+                f"Unknown key {key:.40}: expected fields of sae_unlearn {__version__}, since PEFT has none of such a "
+                f"name. {hint}, or install a newer sae_unlearn."
+            )
     warnings.warn(
         f"Unknown key(s) {names} of PEFT {version:.40} are ignored by PEFT {peft.__version__}, which is installed.",
         stacklevel=3,
     )
     return unknown
+
+
+def _meant(key: str, known: Collection[str], grouped: Collection[str]) -> str | None:
+    """Return the field that a key stands for if it looks like ours, "" if none is near; None if it does not.
+
+    A field that is part of a name of PEFT's, such as `base_model`, is not looked for inside of others.
+    """
+    of_peft = {field.name for field in fields(peft.PeftConfig)}
+    ours = sorted({*known, *grouped} - of_peft)
+    words = f"_{key.lower()}_"
+    inside = [name for name in ours if f"_{name}_" in words and not any(name in other for other in of_peft)]
+    alike = get_close_matches(key.lower(), ours, n=1, cutoff=_ALIKE)
+    if inside or alike:
+        return max(inside, key=len) if inside else alike[0]
+    return None if _OURS.isdisjoint(key.lower().split("_")) else ""
 
 
 def _version(text: Any) -> Version | None:

@@ -114,7 +114,7 @@ class SAEGuardrailModel(BaseTuner):
         if caller is None:
             caller = ModelHooks(self.model)
             caller.install(self.model)
-            watch_saving(self.model)
+        watch_saving(self.model, target)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:
             hooks = BackboneHooks(place.backbone, place.name.rpartition(".")[2], caller)

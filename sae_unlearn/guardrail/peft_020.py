@@ -5,15 +5,17 @@ not be written. There each tuner calls the model, also a LoRA's that a guardrail
 
 From 0.21 on a tuner class says which tensors are an adapter's, and which may be loaded (`_get_adapter_state_dict`,
 `_remap_adapter_state_dict_for_load`). Before, PEFT loses tensors whose path holds another adapter's name, and loads
-into a name that is taken. There both questions are put where `PeftModel` saves and loads; adapters of other methods are
-left to PEFT. With peft >= 0.21 as the floor this module goes.
+into a name that is taken. There both questions are put in the two functions by which PEFT and everybody else saves and
+loads, wherever a module has imported them; adapters of other methods are left to PEFT. With peft >= 0.21 as the floor
+this module goes.
 """
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from peft import peft_model
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
 
@@ -28,11 +30,19 @@ ASKS = hasattr(BaseTuner, "_get_adapter_state_dict")
 
 def do_as_later_peft() -> None:
     """Make PEFT 0.20 call models with their hooks and ask tuners about guardrails. Safe to call again."""
-    if ASKS or hasattr(peft_model.set_peft_model_state_dict, "__wrapped__"):
+    if ASKS or hasattr(get_peft_model_state_dict, "__wrapped__"):
         return
     BaseTuner.forward = _call_model
-    peft_model.set_peft_model_state_dict = _checked(peft_model.set_peft_model_state_dict)
-    peft_model.get_peft_model_state_dict = _whole(peft_model.get_peft_model_state_dict)
+    _replace(get_peft_model_state_dict, _whole(get_peft_model_state_dict))
+    _replace(set_peft_model_state_dict, _checked(set_peft_model_state_dict))
+
+
+def _replace(function: Callable[..., Any], by: Callable[..., Any]) -> None:
+    """Replace a function of PEFT in every loaded module that has it under its name."""
+    name = function.__name__
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(name) is function:
+            setattr(module, name, by)
 
 
 def _call_model(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,13 +51,16 @@ def _call_model(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(load)
-    def checked(model: Any, state: dict[str, Tensor], adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+    def checked(
+        model: Any, peft_model_state_dict: dict[str, Tensor], adapter_name: str = "default", *args: Any, **kwargs: Any
+    ) -> Any:
         config = model.peft_config[adapter_name]
         if config.peft_type == PEFT_TYPE:
             SAEGuardrailModel.check_free(model, config, adapter_name)
-            parts = {key: t for key, path in PARTS.items() for name, t in state.items() if name.endswith(f".{path}")}
+            given = peft_model_state_dict.items()
+            parts = {key: t for key, path in PARTS.items() for name, t in given if name.endswith(f".{path}")}
             SAEGuardrailModel.warn_if_known(model, config, adapter_name, parts)
-        return load(model, state, adapter_name, *args, **kwargs)
+        return load(model, peft_model_state_dict, adapter_name, *args, **kwargs)
 
     return checked
 
@@ -55,11 +68,17 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
 def _whole(save: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
     @wraps(save)
     def whole(
-        model: Any, state_dict: dict[str, Tensor] | None = None, adapter_name: str = "default", **kwargs: Any
+        model: Any,
+        state_dict: dict[str, Tensor] | None = None,
+        adapter_name: str = "default",
+        unwrap_compiled: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
+        model = getattr(model, "_orig_mod", model) if unwrap_compiled else model
         config = model.peft_config[adapter_name]
         if config.peft_type != PEFT_TYPE:
-            return save(model, state_dict=state_dict, adapter_name=adapter_name, **kwargs)
+            return save(model, state_dict, adapter_name, unwrap_compiled, *args, **kwargs)
         given = dict(model.state_dict()) if state_dict is None else state_dict
         own = SAEGuardrailModel._get_adapter_state_dict(model, config, adapter_name, given, [])
         return {_without(adapter_name, key): tensor for key, tensor in own.items()}

@@ -7,14 +7,14 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 from zoo import base_model, guarded, logits_of, random_sae, token_ids
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail, detach_guardrail, guardrail_status
 from sae_unlearn.evaluation.audit.attacks.relearning import _student
 from sae_unlearn.guardrail import guard_layers
+from sae_unlearn.guardrail.runtime.hooks import ModelHooks, hooks_of
 
 
 IDS = token_ids(8, 12)
@@ -142,8 +142,6 @@ def test_the_audit_trains_all_weights_of_its_student(folder):
 
 @pytest.mark.parametrize("make", [by_peft, by_us, fresh])
 def test_saving_a_guardrail_of_a_trained_base_warns(make, folder, tmp_path):
-    if make is not by_us and not hasattr(BaseTuner, "_get_adapter_state_dict"):
-        pytest.skip("PEFT 0.20 saves without asking the tuner; a `GuardedModel` warns there too")
     model = make(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -171,6 +169,68 @@ def test_a_trainer_trains_no_base_unless_it_is_thawed_and_then_saving_warns(fold
     trainer.train()
     with pytest.warns(UserWarning, match="weights are trainable"):
         trainer.save_model(tmp_path / "saved")
+
+
+def every_weight(model):
+    return [name for name, parameter in model.named_parameters() if "guardrail" not in name]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "mamba"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_a_step_of_an_optimizer_on_any_one_weight_is_found(name, optimizer):
+    model, steps = guarded(name).train(), 0
+    base = model.get_base_model()
+    state = hooks_of(base, ModelHooks).base
+    for chosen in every_weight(base_model(name)):
+        weight = base.get_parameter(chosen)
+        before = weight.detach().clone()
+        weight.requires_grad_(True)
+        step = getattr(torch.optim, optimizer)([weight], lr=1e-3)
+        model(input_ids=IDS[:1, :4], labels=IDS[:1, :4]).loss.backward()
+        step.step()
+        weight.requires_grad_(False)
+        assert (state.changed(model) is not None) == (not torch.equal(weight, before)), chosen
+        steps += not torch.equal(weight, before)
+        weight.data.copy_(before)
+    assert steps > len(every_weight(base_model(name))) / 2
+    assert state.changed(model) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_one_changed_value_of_any_weight_is_found_also_by_its_data(dtype, tmp_path):
+    model = attach_guardrail(*written(base_model("llama").to(dtype), tmp_path))
+    state = hooks_of(model.get_base_model(), ModelHooks).base
+    for index, name in enumerate(every_weight(base_model("llama"))):
+        weight = model.get_base_model().get_parameter(name)
+        flat, before = weight.data.view(-1), weight.data.clone()
+        place = (7 * index) % len(flat)
+        flat[place] = torch.nextafter(flat[place], torch.tensor(9.0, dtype=dtype))
+        assert "have changed" in state.changed(model)
+        weight.data.copy_(before)
+        assert state.changed(model) is None
+
+
+def written(base, tmp_path):
+    guarded("llama").save_pretrained(tmp_path / "guard")
+    return base, tmp_path / "guard"
+
+
+@pytest.mark.parametrize("change", ["copy", "pickle", "cast", "tokens", "grad"])
+def test_what_is_no_training_does_not_warn(change, folder, tmp_path):
+    model = by_us(folder)
+    if change == "copy":
+        model = copy.deepcopy(model)
+    elif change == "pickle":
+        model = pickle.loads(pickle.dumps(model))
+    elif change == "cast":
+        model.get_base_model().model.layers.to(torch.bfloat16)
+    elif change == "tokens":
+        model.get_base_model().resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
+    else:
+        model.requires_grad_(True), model.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
 
 
 # --------------------------------------------------------------------------- saved as a model of transformers
@@ -209,6 +269,22 @@ def test_a_guarded_model_saved_by_transformers_warns_and_leaves_the_guardrail_ou
     assert len(guard_layers(model)) == 1
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(logits_of(again, IDS), logits_of(detach_guardrail(model), IDS))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_part_that_holds_the_guarded_layer_is_saved_as_the_whole_is(name, tmp_path):
+    model = guarded(name).get_base_model()
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and guard_layers(part)]
+    assert len(parts) >= 2
+    for index, part in enumerate(parts):
+        with pytest.warns(UserWarning, match="will come back unguarded"):
+            part.save_pretrained(tmp_path / str(index))
+        files = list((tmp_path / str(index)).glob("*.safetensors"))
+        assert files
+        assert not [key for file in files for key in load_file(file) if "guard" in key]
+    others = [part for part in model.modules() if isinstance(part, PreTrainedModel) and not guard_layers(part)]
+    detach_guardrail(model)
+    assert not [part for part in (*parts, *others) if "save_pretrained" in part.__dict__]
 
 
 @pytest.mark.parametrize("make", [merged, unwrapped])

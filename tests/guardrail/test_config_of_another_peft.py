@@ -55,6 +55,35 @@ def test_an_unknown_key_that_can_be_ours_is_refused(fields, tmp_path):
         PeftModel.from_pretrained(base_model("llama"), folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("treshold", "threshold"),
+        ("threshold_extra", "threshold"),
+        ("Acton", "action"),
+        ("refusal_id", "refusal"),
+        ("featureids", "feature_ids"),
+        ("min_tokens", "min_tokens"),  # of a group
+        ("clamp", ""),
+        ("sae_path", ""),
+    ],
+)
+def test_a_key_that_looks_like_ours_is_refused_whatever_peft_wrote_it(key, meant, tmp_path):
+    path = folder_with(tmp_path, peft_version=NEWER) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 1}))
+    with pytest.raises(GuardrailError, match=f"Unknown key {key}.*{meant}"):
+        attach_guardrail(base_model("llama"), tmp_path)
+    with pytest.raises(GuardrailError, match=f"Unknown key {key}"):
+        PeftModel.from_pretrained(base_model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["base_model_revision", "layers_pattern", "arrow_config", "peft_types"])
+def test_a_key_that_peft_may_have_is_not_ours(key, tmp_path):
+    folder = folder_with(tmp_path, peft_version=NEWER, **{key: 1})
+    with pytest.warns(UserWarning, match=key):
+        attach_guardrail(base_model("llama"), folder)
+
+
 def test_a_file_says_which_versions_wrote_it(tmp_path):
     guarded("llama").save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())

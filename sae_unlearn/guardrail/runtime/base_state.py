@@ -1,7 +1,9 @@
 """The base model's weights under a guardrail: frozen with the first guardrail, and not saved.
 
 A model whose only adapters are guardrails has nothing to train, so its base is frozen, as PEFT freezes it under a LoRA.
-To train the base, call `requires_grad_()`. Saving the guardrail then warns, since it does not save the base.
+To train the base, call `requires_grad_()`. Saving the guardrail then warns, since it does not save the base. So it does
+if any weight has changed, by a checksum of all values (`backbone.weight_sums`). A weight of another dtype or shape is
+compared by the base's fingerprint.
 """
 
 import warnings
@@ -10,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from sae_unlearn.backbone.identity import differences, fingerprint
+from sae_unlearn.backbone.layers import base_model_of
+from sae_unlearn.backbone.weight_sums import WeightSum, changed_weights, weight_sums
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer, has_other_adapters
 
 
@@ -22,12 +26,14 @@ class BaseState:
     Attributes:
         frozen: Names of the parameters that were trainable, and are frozen under the guardrail.
         fingerprint: A few weights of the base. None if they are not in memory.
+        sums: A checksum of each weight of the base.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.frozen: list[str] = []
         self.depth = -1
         self.fingerprint: dict[str, Any] | None = None
+        self.sums: dict[str, WeightSum] = {}
 
     def freeze(self, model: nn.Module, layer: int) -> None:
         """Freeze the base under its first guardrail, unless adapters of another method have frozen it.
@@ -36,7 +42,7 @@ class BaseState:
             model (nn.Module): The transformers model.
             layer (int): 0-based index of the guarded layer.
         """
-        self.depth, self.fingerprint = layer, fingerprint(model, layer)
+        self.depth, self.fingerprint, self.sums = layer, fingerprint(model, layer), weight_sums(model)
         if has_other_adapters(model):
             return
         for name, parameter in model.named_parameters():
@@ -65,7 +71,8 @@ class BaseState:
         }
         if any(p.requires_grad and id(p) not in guards for p in model.parameters()):
             return "The base model's weights are trainable"
-        if self.fingerprint is not None and differences(self.fingerprint, model, self.depth) is not None:
+        moved = self.fingerprint is not None and differences(self.fingerprint, model, self.depth) is not None
+        if moved or changed_weights(self.sums, weight_sums(base_model_of(model))):
             return "The base model's weights have changed since the guardrail was attached"
         return None
 

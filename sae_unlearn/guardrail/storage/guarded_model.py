@@ -10,12 +10,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, PeftModelForCausalLM
-from peft.tuners.tuners_utils import BaseTuner
 
 from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.nesting import check_joins
-from sae_unlearn.guardrail.runtime.hooks import ModelHooks, hooks_of
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
@@ -80,9 +78,6 @@ class GuardedModel(PeftModelForCausalLM):
         """
         _check_known(kwargs, "save_pretrained")
         card = card or CardDetails(license=license, evaluation=evaluation, audit=audit)
-        hooks = hooks_of(self.get_base_model(), ModelHooks)
-        if hooks is not None and not hasattr(BaseTuner, "_get_adapter_state_dict"):  # PEFT 0.20 does not call the tuner
-            hooks.base.warn_if_changed(self)
         with saved_whole(Path(save_directory)) as stage:
             super().save_pretrained(os.fspath(stage), **{"save_embedding_layers": False} | kwargs)
             if kwargs.get("is_main_process", True):
