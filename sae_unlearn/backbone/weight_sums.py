@@ -1,4 +1,4 @@
-"""Checksums of a base model's weights, to find out whether training has changed any of them.
+"""Checksums of a base model's weights, to detect that training has changed one of them.
 
 Of a weight's bytes, read as 64-bit integers `x` in rows of 1024, with every operation modulo 2^64:
 

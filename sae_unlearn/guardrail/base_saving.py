@@ -16,7 +16,12 @@ from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
 
 
 def watch_saving(model: nn.Module, layer: nn.Module) -> None:
-    """Have `save_pretrained` of `model`, and of each part that holds `layer`, leave guardrails out and warn of it."""
+    """Have `save_pretrained` leave guardrails out and warn of it.
+
+    Args:
+        model (nn.Module): The model.
+        layer (nn.Module): The guarded layer. Each part of the model that holds it is watched, too.
+    """
     for part in model.modules():
         if not hasattr(part, "save_pretrained") or _watched(part) is not None:
             continue

@@ -67,7 +67,7 @@ def unknown_of_peft(stored: Mapping[str, Any], known: Collection[str], grouped: 
 
 
 def _meant(key: str, known: Collection[str], grouped: Collection[str]) -> str | None:
-    """Return the field that a key stands for if it looks like ours, "" if none is near; None if it does not.
+    """Return the field of ours that a key may stand for, "" if none is near, None for another key.
 
     A field that is part of a name of PEFT's, such as `base_model`, is not looked for inside of others.
     """

@@ -5,8 +5,8 @@ not be written. There each tuner calls the model, also a LoRA's that a guardrail
 
 From 0.21 on a tuner class says which tensors are an adapter's, and which may be loaded (`_get_adapter_state_dict`,
 `_remap_adapter_state_dict_for_load`). Before, PEFT loses tensors whose path holds another adapter's name, and loads
-into a name that is taken. There both questions are put in the two functions by which PEFT and everybody else saves and
-loads, wherever a module has imported them; adapters of other methods are left to PEFT. With peft >= 0.21 as the floor
+into a name that is taken. There both questions are put in the two functions by which PEFT and its users save and load,
+wherever a module has imported them; adapters of other methods are left to PEFT. With peft >= 0.21 as the floor
 this module goes.
 """
 
