@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = {name: ROOT / ".ci" / f"{name}.txt" for name in ("constraints", "lowest", "newest")}
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
 FAST = ("-m", "fast")
+BOUNDED = ("-o", "faulthandler_timeout=240")  # seconds: an engine that hangs ends the run by the test's name
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"  # uv does not find the CPU builds of torch by pip's settings
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "docs", "wheel", "audit", "triton", "tests", "lowest", "newest"]
+nox.options.sessions = ["lint", "types", "docs", "wheel", "audit", "triton", "vllm", "tests", "lowest", "newest"]
 
 
 def pinned(versions: str = "constraints") -> dict[str, str]:
@@ -187,7 +188,7 @@ def vllm(session: nox.Session) -> None:
     session.install("--quiet", "--no-deps", ".", env=quiet)
     given = session.posargs or [str(ROOT / "tests" / "engines" / "vllm")]
     with away(session):
-        session.run("pytest", *settings(), "-n0", *given, env={"HF_HUB_OFFLINE": "1"})
+        session.run("pytest", *settings(), *BOUNDED, "-n0", *given, env={"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session(venv_backend="none")

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False} | options)
         self._headings: dict[str, argparse._ArgumentGroup] = {}
         self._needed: list[str] = []
+        self._after: str | None = None
 
     def group(self, title: str) -> argparse._ArgumentGroup:
         """Return the group of arguments with this heading. `--help` has each heading once."""
@@ -36,9 +37,20 @@ class Parser(argparse.ArgumentParser):
         """Require an argument that can be passed by position or by name."""
         self._needed.append(name)
 
+    def pass_on(self, name: str, heading: str, help: str) -> None:
+        """Keep the words after `--` as the list `name`. `argparse` mixes them with arguments by position."""
+        self._after = name
+        self.add_argument_group(heading, help)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as `argparse` does, and refuse a missing argument of `need`."""
+        after: list[str] = []
+        if self._after is not None and args is not None and "--" in args:
+            place = args.index("--")
+            args, after = args[:place], args[place + 1 :]
         found, rest = super().parse_known_args(args, namespace)
+        if self._after is not None:
+            setattr(found, self._after, after)
         missing = [f"--{name}" for name in self._needed if getattr(found, name, None) is None]
         if missing:
             self.error(f"the following arguments are required: {', '.join(missing)}")
@@ -159,7 +171,8 @@ def _add_named(
             action=ByPlaceOrName,
             help=f"the same as --{name}",
         )
-        parser.need(name)
+        if required:
+            parser.need(name)
     group.add_argument(
         f"--{name}", metavar=name.upper(), required=required and not positional, help=help, action=ByPlaceOrName
     )

@@ -1,17 +1,24 @@
 """The command `sae-unlearn check`: arguments and run."""
 
 import argparse
+import os
 import shlex
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
 
 
-HELP = "check that a guardrail matches a model, that its dose is large enough, and on which texts its gate fires"
+if TYPE_CHECKING:
+    from sae_unlearn.guardrail.check_findings import CheckReport
+
+HELP = "check a guardrail on a model (base, dose, texts on which it fires) or, with --url, on a running server"
 EXAMPLES = """examples:
   sae-unlearn check demo sae-unlearn-demo/forget-biology
   sae-unlearn check google/gemma-2-2b-it forget-biology --forget questions.txt --retain traffic.jsonl
   sae-unlearn check google/gemma-2-2b-it forget-all --adapter-subfolder biology
+  sae-unlearn check --url http://localhost:8000 --adapter forget-biology --forget questions.txt
 
 exit code: 0 without problems (warnings do not count), 1 with problems, 2 for bad input
 """
@@ -19,7 +26,7 @@ _MARKS = {"ok": "ok      ", "warning": "WARNING ", "problem": "PROBLEM "}
 
 
 def add_arguments(parser: Parser) -> None:
-    add_model_arguments(parser, positional=True)
+    add_model_arguments(parser, required=False, positional=True)
     add_adapter_arguments(parser, "folder or Hub id of the guardrail, or of a bundle", positional=True)
     add_text_arguments(
         parser,
@@ -29,14 +36,35 @@ def add_arguments(parser: Parser) -> None:
     data = parser.group(DATA)
     add_column_argument(parser)
     data.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows per forward pass (default: 8)")
+    server = parser.group("server")
+    server.add_argument("--url", help="ask a running server instead of a model, such as http://localhost:8000")
+    server.add_argument("--name", help="the guardrail's name on the server (default: the last part of --adapter)")
+    server.add_argument(
+        "--api-key", metavar="KEY", help="key of the server (default: the environment variable OPENAI_API_KEY)"
+    )
+    server.add_argument("--timeout", type=float, default=120.0, metavar="X", help="seconds to wait (default: 120)")
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.url is None) == (args.model is None):
+        raise ValueError("--model, --url: expected one of them. Pass a model, or the address of a server.")
+    report = _check_model(args) if args.url is None else _check_server(args)
+    from sae_unlearn.files.terminal import printable
+
+    for finding in report.findings:
+        print(f"{_MARKS[finding.status]} {printable(finding.subject + ': ' + finding.sentence, limit=600)}")
+    if args.url is None and not args.retain:
+        print("(other text: neutral paragraphs of this package; pass your own with --retain)")
+    problems = sum(finding.status == "problem" for finding in report.findings)
+    print("No problems." if report.ok else f"{problems} problem(s).")
+    return 0 if report.ok else 1
+
+
+def _check_model(args: argparse.Namespace) -> "CheckReport":
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import texts_of
     from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.demo import load_demo_texts
-    from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.check import check_guardrail
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
@@ -50,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if retain is None:
         retain = load_demo_texts().heldout["retain"]
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
-    report = check_guardrail(
+    return check_guardrail(
         model,
         folder,
         tokenizer,
@@ -59,17 +87,34 @@ def run(args: argparse.Namespace) -> int:
         text_column=args.text_column,
         batch_size=args.batch_size,
     )
-    for finding in report.findings:
-        print(f"{_MARKS[finding.status]} {printable(finding.subject + ': ' + finding.sentence, limit=600)}")
-    if not args.retain:
-        print("(other text: neutral paragraphs of this package; pass your own with --retain)")
-    problems = sum(finding.status == "problem" for finding in report.findings)
-    print("No problems." if report.ok else f"{problems} problem(s).")
-    return 0 if report.ok else 1
+
+
+def _check_server(args: argparse.Namespace) -> "CheckReport":
+    from sae_unlearn.cli.arguments import hub_of
+    from sae_unlearn.cli.data_sets import plain, texts_of
+    from sae_unlearn.engines.service import Question, Service, check_service
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+
+    folder = GuardrailFolder.open(args.adapter, **hub_of(args))
+    chat = (folder.config().calibration or {}).get("chat_template") is True
+    questions = [
+        Question(role, plain(row, args.text_column), chat)
+        for role in ("forget", "retain")
+        for row in texts_of(args, role) or ()
+    ]
+    service = Service(args.url, args.api_key or os.environ.get("OPENAI_API_KEY"), args.timeout)
+    return check_service(service, folder, args.name or _name(args), questions)
+
+
+def _name(args: argparse.Namespace) -> str:
+    """Return the name by which a server knows the guardrail."""
+    return PurePath(args.adapter_subfolder or Path(args.adapter).expanduser().absolute()).name
 
 
 def next_step(args: argparse.Namespace) -> str:
     """Return the command to run after this one."""
+    if args.url is not None:
+        return ""
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
     given = ["--model", args.model, "--adapter", args.adapter, *inside, "--forget", "QUESTIONS", "--output", "report"]
     return shlex.join(["sae-unlearn", "evaluate", *given])

@@ -24,6 +24,7 @@ from sae_unlearn.cli import (
     playground,
     saes,
     scout,
+    serve,
     show,
     train,
     train_sae,
@@ -48,6 +49,7 @@ COMMANDS = {
     "chat": chat,
     "playground": playground,
     "check": check,
+    "serve": serve,
     "env": env,
 }
 
@@ -65,6 +67,7 @@ _EXAMPLES = """examples:
   sae-unlearn audit --model MODEL --adapter forget-topic --forget questions.json --retain others.json --output audit
   sae-unlearn show forget-topic
   sae-unlearn check --model MODEL --adapter forget-topic
+  sae-unlearn serve MODEL --adapter forget-topic
   sae-unlearn env
 
 `sae-unlearn COMMAND --help` shows the options of a command
@@ -171,7 +174,8 @@ def _with_file(parser: Parser, argv: list[str]) -> list[str]:
         return argv
     name = argv[place].partition("=")[2] or next(iter(argv[place + 1 :]), "")
     try:
-        return argv + arguments_of(_read_settings(name), command, argv[1:])
+        end = argv.index("--") if "--" in argv else len(argv)  # the words behind it are passed on
+        return argv[:end] + arguments_of(_read_settings(name), command, argv[1:end]) + argv[end:]
     except (ValueError, OSError) as error:
         command.error(f"--config {name}: {error}")
 

@@ -13,16 +13,13 @@ from sae_unlearn.backbone.layers import bare_model, input_embeddings
 from sae_unlearn.errors import as_guardrail_error
 from sae_unlearn.guardrail import check_findings
 from sae_unlearn.guardrail.check_findings import CheckReport, Finding
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.fit.dose import EditMoments
-from sae_unlearn.guardrail.offline import ROW_LIMIT, content_tokens, read_batch, rows_as_fitted, unguarded_residuals
+from sae_unlearn.guardrail.offline import content_tokens, read_batch, rows_as_fitted, unguarded_residuals
+from sae_unlearn.guardrail.probe import stored_probe
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.guardrail.summary import fit_warnings
 from sae_unlearn.guardrail.weights import GuardrailEncoder
-
-
-_PROBE_LIMIT = 16  # rows; and tokens below
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def check_guardrail(
         findings.append(
             Finding("seal", "problem", f"{artefact.damage}. It cannot be attached. Fit or download it again.")
         )
-    probe, malformed = _probe(config, bare)
+    probe, malformed = stored_probe(config, input_embeddings(bare).weight.shape[0])
     if malformed:
         findings.append(Finding("probe", "problem", malformed))
     measured: dict[str, _Measured] = {}
@@ -136,29 +133,3 @@ def _edit_size(measured: dict[str, _Measured], clamp: Tensor) -> float | None:
     if forget is None or not forget.moments.tokens:
         return None
     return forget.moments.norm(clamp) / float(torch.cat([part.norms for part in measured.values()]).median())
-
-
-def _probe(config: SAEGuardrailConfig, model: nn.Module) -> tuple[dict[str, list[list[int]]], str | None]:
-    """Return the stored rows by role, or an error on them: the file is untrusted."""
-    probe = (config.calibration or {}).get("probe")
-    if probe is None:
-        return {}, None
-    vocabulary = input_embeddings(model).weight.shape[0]
-    sound = isinstance(probe, dict) and all(
-        isinstance(rows, list) and len(rows) <= _PROBE_LIMIT and all(_sound_row(row, vocabulary) for row in rows)
-        for rows in probe.values()
-    )
-    if not sound:
-        return {}, (
-            f"probe: expected at most {_PROBE_LIMIT} rows of token ids below {vocabulary}. Pass forget and retain text "
-            "instead."
-        )
-    return probe, None
-
-
-def _sound_row(row: Any, vocabulary: int) -> bool:
-    return (
-        isinstance(row, list)
-        and 1 <= len(row) <= ROW_LIMIT
-        and all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocabulary for token in row)
-    )

@@ -14,6 +14,7 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.fit.calibration import fire_rate
+from sae_unlearn.guardrail.probe import STATISTIC_TOLERANCE
 from sae_unlearn.guardrail.refusal_text import difference
 
 
@@ -59,8 +60,6 @@ ENOUGH_FIRES, FEW_FIRES = 0.8, 0.5
 
 MANY_FALSE_FIRES = 0.25
 """Share of other rows on which the gate fires that is a problem, not only more than requested."""
-
-_STATISTIC_TOLERANCE = 0.05  # half precision moves a token in twenty across an SAE's thresholds
 
 
 def belonging(config: SAEGuardrailConfig, model: nn.Module) -> Finding:
@@ -148,12 +147,12 @@ def same_as_recorded(role: str, statistics: Tensor, config: SAEGuardrailConfig) 
         return Finding(subject, "warning", f"{count}; their statistics at the fit are not recorded.")
     before = torch.tensor(then, dtype=torch.float64)
     moved = float(((statistics.double() - before).abs() / before.abs().clamp(min=1)).max())
-    if moved > _STATISTIC_TOLERANCE:
+    if moved > STATISTIC_TOLERANCE:
         return Finding(
             subject,
             "problem",
             f"{count}; their statistics differ by up to {moved:.3f} from those at the fit, more than "
-            f"{_STATISTIC_TOLERANCE}: the model computes something else. Check its weights, its dtype and its other "
+            f"{STATISTIC_TOLERANCE}: the model computes something else. Check its weights, its dtype and its other "
             "adapters.",
         )
     as_wanted = fired > 0 if role == "forget" else fired < len(statistics)

@@ -38,6 +38,7 @@ def test_only_what_is_built_is_listed(capsys):
         "chat",
         "playground",
         "check",
+        "serve",
         "env",
     ]
 

@@ -26,5 +26,13 @@ class GuardrailWorker:
         """Return the records by request, see `Records.take`. Called by `collective_rpc`."""
         return self.sae_guardrail.records.take()
 
+    def sae_guardrail_find(self, request: str = "", limit: int = 100) -> dict[str, dict[str, Any]]:
+        """Return records without removing them, see `Records.find`. Called by `collective_rpc`."""
+        return self.sae_guardrail.records.find(request, limit)
+
+    def sae_guardrail_counts(self) -> dict[str, Any]:
+        """Return the counts since the start, see `Counts`. Called by `collective_rpc`."""
+        return self.sae_guardrail.counts.snapshot()
+
 
 install()  # a worker that imports this class needs the plugin, whatever VLLM_PLUGINS says

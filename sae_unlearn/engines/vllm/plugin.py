@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from sae_unlearn.engines.prometheus import count_rejected
 from sae_unlearn.engines.vllm.limits import check_version
 from sae_unlearn.engines.vllm.settings import KEY, Settings, chosen_names
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
@@ -98,6 +99,7 @@ def _patch_requests() -> None:
             try:
                 check_request(request, settings)
             except GuardrailError as error:
+                count_rejected()
                 raise VLLMValidationError(str(error), parameter=KEY) from error
         return request
 

@@ -117,4 +117,5 @@ class RunningPass:
         for guard, (judged, _) in self.judged:
             for row, request in enumerate(now.requests):
                 token = int(now.starts[row] + now.lengths[row]) - 1 - self.drafts.get(request, 0)
-                records.note(request, guard.name, guard.config, judged.decision.state, token)
+                enabled = guard.name in self._chosen.get(request, self._settings.names)
+                records.note(request, guard.name, guard.config, judged.decision.state, token, enabled)

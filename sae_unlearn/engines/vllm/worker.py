@@ -2,11 +2,13 @@
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from sae_unlearn.engines.counts import Counts
 from sae_unlearn.engines.vllm import ops
 from sae_unlearn.engines.vllm.base import difference
 from sae_unlearn.engines.vllm.guard import Guard, apply_edits
@@ -35,6 +37,7 @@ class WorkerGuards:
 
     Attributes:
         by_layer: the guardrails of this worker's layers.
+        counts: what they did since the start.
         records: what they said of each request.
         running: the pass that is being computed; None between passes.
 
@@ -46,12 +49,15 @@ class WorkerGuards:
         check_engine(worker.vllm_config, settings.untested)
         self.worker, self.settings, self.vllm_config = worker, settings, worker.vllm_config
         self.by_layer: dict[int, list[Guard]] = {}
-        self.records = Records(settings.log if worker.is_driver_worker else None)
+        self.counts = Counts()
+        self.records = Records(settings.log if worker.is_driver_worker else None, self.counts)
         self.running: RunningPass | None = None
         self._sampled: RunningPass | None = None
         self._group = 0
+        self._spent = 0.0
         worker.sae_guardrail = self
         worker.sae_guardrail_ready, worker.sae_guardrail_records = self.ready, self.records.take
+        worker.sae_guardrail_find, worker.sae_guardrail_counts = self.records.find, self.counts.snapshot
         worker.load_model = _then(worker.load_model, self._place)
         worker.initialize_from_config = _then(worker.initialize_from_config, self._allocate)
         worker.execute_model = functools.partial(self._execute, worker.execute_model)
@@ -88,6 +94,7 @@ class WorkerGuards:
                     "false, and measure again."
                 )
             self.by_layer.setdefault(guard.config.layer, []).append(guard)
+            self.counts.add_guardrail(guard.name, guard.config.action)
         keys = {index: ops.add(functools.partial(self._at_layer, index), index) for index in self.by_layer}
         for index, key in keys.items():
             guard_layer(layers[index], key)
@@ -111,6 +118,7 @@ class WorkerGuards:
     # --------------------------------------------------------------------------------------------------- every pass
 
     def _execute(self, execute: Callable[..., Any], scheduled: Any) -> Any:
+        begin = time.perf_counter()
         for guard in self.guards:
             if scheduled.kv_cache_block_copies and guard.table is not None:
                 guard.table.copy_blocks(scheduled.kv_cache_block_copies, self._block_size)
@@ -120,19 +128,23 @@ class WorkerGuards:
             return execute(scheduled)
         self._runner.begin(scheduled)
         running = self.running = RunningPass(self._runner, self._group, scheduled, self.settings)
+        self._spent = time.perf_counter() - begin  # and at the guarded layers
         try:
             output = execute(scheduled)
         finally:
             self.running = None
+        begin = time.perf_counter()
         running.check_complete(tokens, self.by_layer)
         running.note(self.records)
         self._sampled = running
+        self.counts.add_pass(self._spent + time.perf_counter() - begin)
         return output
 
     def _at_layer(self, index: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Judge and edit what a guarded layer returned. Called by the operators of `ops`."""
         if self.running is None:  # profiling or warm-up: no requests, and perhaps no cache yet
             return
+        begin = time.perf_counter()
         now = self.running.now
         total = len(now.step.ids)
         hidden = hidden.view(-1, hidden.shape[-1])[:total]
@@ -141,6 +153,7 @@ class WorkerGuards:
         judged = [self.running.judge(guard, stream) for guard in self.by_layer[index]]
         self.running.seen[index] = total
         apply_edits(judged, stream, hidden, residual)
+        self._spent += time.perf_counter() - begin
 
     # ----------------------------------------------------------------------------------------------------- refusals
 

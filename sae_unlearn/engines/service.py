@@ -1,0 +1,250 @@
+"""Check of a running server from outside: requests on the topic must be recorded, clamped or refused.
+
+It knows the server's HTTP interface and no engine: `/v1/models`, `/v1/completions`, `/v1/chat/completions`, and
+`/sae_guardrail/guardrails` and `/sae_guardrail/records` of this package.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sae_unlearn.checks import real
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.check_findings import ENOUGH_FIRES, FEW_FIRES, MANY_FALSE_FIRES, CheckReport, Finding
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
+from sae_unlearn.guardrail.probe import ProbeRow, probe_rows
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+
+
+ACTED = {"clamp": "clamped", "record": "recorded and left as it was", "refuse": "refused"}
+"""What a guardrail did with a request on which it fired, by action."""
+
+NO_ROUTES = (
+    "has no /sae_guardrail: it is not guarded, or VLLM_PLUGINS does not name sae_unlearn. Start it with `sae-unlearn "
+    "serve`."
+)
+_TOKENS = 16  # of an answer
+_LARGEST_VOCABULARY = 2**20  # the server refuses ids that its model does not have
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request of the check.
+
+    Attributes:
+        role (str): "forget" or "retain".
+        prompt (str or list[int]): Text, or token ids.
+        chat (bool): True to send the text as a user's turn of a chat.
+        fires (bool or None): Whether the gate fired on it at the fit; None if unknown.
+    """
+
+    role: str
+    prompt: str | list[int]
+    chat: bool = False
+    fires: bool | None = None
+
+
+class Service:
+    """Client of a server.
+
+    Args:
+        url (str): Its address, such as `http://localhost:8000`, with or without `/v1`.
+        api_key (str, *optional*): Sent as a bearer token.
+        timeout (float, *optional*, defaults to 120): Longest wait for an answer, in seconds.
+
+    Raises:
+        GuardrailError: If the address is not one of HTTP.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        if not self.url.startswith(("http://", "https://")):
+            raise GuardrailError(f"url={url!r:.100}: expected an address like http://localhost:8000. Correct it.")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout = timeout
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the JSON that the server answers, None if it has no such path.
+
+        Raises:
+            GuardrailError: If it does not answer, or with an error.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            said = error.read(500).decode("utf-8", "replace")
+            raise GuardrailError(f"{self.url}{path} answered {error.code}: {said:.150}.") from error
+        except (OSError, ValueError) as error:
+            raise GuardrailError(f"{self.url}{path}: expected an answer in JSON, got {error!r:.120}.") from error
+
+    def model(self) -> str:
+        """Return the name of the served model.
+
+        Raises:
+            GuardrailError: If the server names none.
+        """
+        found = self.ask("/v1/models")
+        try:
+            return str(found["data"][0]["id"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise GuardrailError(
+                f"{self.url}/v1/models: expected a list of models. Pass the address of one."
+            ) from error
+
+    def answer(self, question: Question, model: str, choice: dict[str, Any]) -> tuple[str, str, list[int] | None]:
+        """Send a question, and return the request's id, the answer's text, and its token ids or None."""
+        body = {"model": model, "max_tokens": _TOKENS, "temperature": 0, "return_token_ids": True, **choice}
+        if question.chat:
+            path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": question.prompt}]
+        else:
+            path, body["prompt"] = "/v1/completions", question.prompt
+        found = self.ask(path, body)
+        try:
+            first = found["choices"][0]
+            text = first["message"]["content"] if question.chat else first["text"]
+            return str(found["id"]), text or "", first.get("token_ids")
+        except (KeyError, IndexError, TypeError) as error:
+            raise GuardrailError(f"{self.url}{path}: expected an answer of OpenAI's form. Check the server.") from error
+
+    def record(self, request: str, name: str) -> dict[str, Any] | None:
+        """Return what a guardrail recorded of a request; None if nothing."""
+        found = self.ask(f"/sae_guardrail/records?request_id={request}") or {}
+        records = [by[name] for by in found.values() if isinstance(by, dict) and name in by]
+        return records[0] if records else None
+
+
+def check_service(
+    service: Service, folder: GuardrailFolder, name: str, questions: Iterable[Question] = ()
+) -> CheckReport:
+    """Check that a server guards a topic with a guardrail.
+
+    Args:
+        service (Service): The server.
+        folder (GuardrailFolder): The guardrail that it should have.
+        name (str): Its name on the server, the last part of its path there.
+        questions (Iterable[Question], *optional*): Requests on the topic and others. Defaults to the rows that are
+            stored with the guardrail.
+
+    Returns:
+        The findings, in sentences. Without a problem the server is guarded.
+
+    Raises:
+        GuardrailError: If no request on the topic is given or stored, or the folder has no guardrail.
+    """
+    config, stored = folder.config(), folder.read_json(CONFIG_NAME, CONFIG_LIMIT)
+    questions = list(questions) or [_of_probe(row) for row in probe_rows(config, _LARGEST_VOCABULARY)]
+    if not any(question.role == "forget" for question in questions):
+        raise GuardrailError(f"forget: expected text on the topic, and {folder} stores none. Pass --forget DATA.")
+    try:
+        model, served = service.model(), service.ask("/sae_guardrail/guardrails")
+    except GuardrailError as error:
+        return CheckReport((Finding("server", "problem", str(error)),))
+    if not isinstance(served, dict):
+        return CheckReport((Finding("server", "problem", f"{service.url} {NO_ROUTES}"),))
+    findings = [_identity(name, served.get("guardrails") or [], stored)]
+    if findings[0].status == "problem":
+        return CheckReport(tuple(findings))
+    choice = {"vllm_xargs": {"sae_guardrail": name}} if served.get("per_request") else {}
+    for role in ("forget", "retain"):
+        own = [question for question in questions if question.role == role]
+        if own:
+            findings += _asked(service, model, name, choice, own, config)
+    return CheckReport(tuple(findings))
+
+
+def _of_probe(row: ProbeRow) -> Question:
+    return Question(row.role, row.ids, fires=row.fires)
+
+
+def _identity(name: str, served: list[Any], stored: dict[str, Any]) -> Finding:
+    found = [one for one in served if isinstance(one, dict) and one.get("name") == name]
+    if not found:
+        names = [one.get("name") for one in served if isinstance(one, dict)]
+        return Finding("guardrail", "problem", f"The server has no guardrail {name}, only {names}. Serve it.")
+    different = [seal for seal in SEALS if found[0].get(seal) != stored.get(seal)]
+    if different:
+        sentence = f"The server's {name} is not the one of this folder: {' and '.join(different)} differ. Serve it."
+        return Finding("guardrail", "problem", sentence)
+    about = f"at layer {found[0].get('layer')}, action {found[0].get('action')}, {found[0].get('gate_scope')} scope"
+    return Finding("guardrail", "ok", f"The server has {name} {about}. At its start: {found[0].get('check')}.")
+
+
+def _asked(
+    service: Service,
+    model: str,
+    name: str,
+    choice: dict[str, Any],
+    questions: list[Question],
+    config: SAEGuardrailConfig,
+) -> list[Finding]:
+    """Ask all questions of a role, and return a finding for each and one on the rate."""
+    findings, fired, role = [], 0, questions[0].role
+    for number, question in enumerate(questions, 1):
+        subject = f"{role} {number}"
+        try:
+            request, text, ids = service.answer(question, model, choice)
+            record = service.record(request, name)
+        except GuardrailError as error:
+            findings.append(Finding(subject, "problem", str(error)))
+            continue
+        finding, did = _judged(subject, question, record, text, ids, config)
+        fired += did
+        findings.append(finding)
+    return [*findings, _rate(role, fired, len(questions), any(question.fires is not None for question in questions))]
+
+
+def _judged(
+    subject: str,
+    question: Question,
+    record: dict[str, Any] | None,
+    text: str,
+    ids: list[int] | None,
+    config: SAEGuardrailConfig,
+) -> tuple[Finding, bool]:
+    """Return the finding on one answer, and whether the guardrail fired on it."""
+    if not record or not record.get("enabled", True) or not record.get("tokens"):
+        return Finding(subject, "problem", "Not judged: the guardrail has no record of the request."), False
+    fired, action = bool(record.get("fired")), str(record.get("action", config.action))
+    statistic = real(record.get("statistic"))
+    shown = "not finite" if statistic is None else f"{statistic:.3g}"
+    value = f"statistic {shown}, threshold {record.get('threshold'):.3g}, {record['tokens']} tokens"
+    if question.fires is not None and fired != question.fires:
+        did = "fired" if question.fires else "did not fire"
+        return Finding(subject, "problem", f"At the fit the gate {did} on this row, and here not so ({value})."), fired
+    if not fired:
+        return Finding(subject, "ok", f"Not touched ({value})."), False
+    if action == "refuse" and not _says(config, text, ids):
+        return Finding(
+            subject, "problem", f"It fired, but the answer is not the refusal: {text[:60]!r} ({value})."
+        ), True
+    return Finding(subject, "ok", f"{ACTED[action].capitalize()} ({value}, after {record.get('at_token')})."), True
+
+
+def _says(config: SAEGuardrailConfig, text: str, ids: list[int] | None) -> bool:
+    """Return whether an answer begins with the refusal."""
+    message = list(config.refusal_ids or ())[:_TOKENS]
+    if isinstance(ids, list):
+        return ids[: len(message)] == message[: len(ids)]
+    return bool(config.refusal) and str(config.refusal).startswith(text.strip()[:40])
+
+
+def _rate(role: str, fired: int, count: int, stored: bool) -> Finding:
+    rate, sentence = fired / count, f"The guardrail fired on {fired} of {count} requests"
+    if role == "forget":
+        status = "ok" if rate >= ENOUGH_FIRES else "warning" if rate >= FEW_FIRES and fired else "problem"
+        if stored and fired:
+            status = "ok"  # each row did what it did at the fit
+        return Finding("on the topic", status, f"{sentence} on the topic.")  # type: ignore[arg-type]
+    many = rate >= MANY_FALSE_FIRES and not stored
+    return Finding("other text", "problem" if many else "ok", f"{sentence} on other text.")

@@ -1,0 +1,103 @@
+"""Check of a running engine by the probes of its guardrails, before a server takes traffic."""
+
+from typing import Any
+
+from sae_unlearn.engines.vllm.records import CHECK
+from sae_unlearn.engines.vllm.settings import KEY, Settings
+from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
+from sae_unlearn.guardrail.probe import ProbeRow, probe_rows
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+
+
+PLAIN_TOKENS = 8
+"""Tokens of the row that a guardrail without a probe has to judge."""
+
+NO_PROBE = (
+    "it judges; without a probe, it was not tested whether it fires. Fit with --store-probe, or run "
+    "`sae-unlearn check --url URL --forget DATA`"
+)
+
+
+def describe(settings: Settings) -> list[dict[str, Any]]:
+    """Return name, layer, action, scope, threshold and seals of each guardrail, in the order of the paths."""
+    found = []
+    for path, name in zip(settings.paths, settings.names, strict=True):
+        folder = GuardrailFolder.open(path)
+        config, stored = folder.config(), folder.read_json(CONFIG_NAME, CONFIG_LIMIT)
+        fields = {"layer": config.layer, "action": config.action, "gate_scope": config.gate_scope}
+        seals = {seal: stored.get(seal) for seal in SEALS}
+        found.append({"name": name, **fields, "threshold": config.tau, **seals})
+    return found
+
+
+async def check_engine_client(client: Any, settings: Settings) -> list[str]:
+    """Send the probe of each guardrail through the engine, and return what was found, as a sentence for each.
+
+    A guardrail behind an earlier layer's guardrail that cannot be disabled by request reads a stream which the earlier
+    one may have edited, so it is only checked that it judges.
+
+    Args:
+        client (EngineClient): vLLM's.
+        settings (Settings): What the operator asks for.
+
+    Raises:
+        GuardrailError: If a guardrail did not judge, or not as at the fit.
+    """
+    limit = int(client.vllm_config.model_config.max_model_len) - 1
+    vocabulary = int(client.vllm_config.model_config.get_vocab_size())
+    configs = [GuardrailFolder.open(path).config() for path in settings.paths]
+    first = min(config.layer for config in configs)
+    found = []
+    for name, config in zip(settings.names, configs, strict=True):
+        unedited = settings.per_request or config.layer == first
+        stored = probe_rows(config, vocabulary, limit)
+        rows = stored or [ProbeRow("neither", plain_row(config, vocabulary, min(limit, PLAIN_TOKENS)), None)]
+        fired = [await _fires(client, name, number, row, settings) for number, row in enumerate(rows)]
+        wrong = [row for row, did in zip(rows, fired, strict=True) if unedited and row.fires not in (None, did)]
+        if wrong:
+            raise GuardrailError(
+                f"guardrail {name}: expected the gate to do on {len(rows)} stored rows what it did at the fit, got "
+                f"{len(wrong)} different. The model computes something else. Check its weights, dtype and adapters."
+            )
+        found.append(_sentence(rows, fired) if stored else NO_PROBE)
+    return found
+
+
+async def _fires(client: Any, name: str, number: int, row: ProbeRow, settings: Settings) -> bool:
+    """Return whether the guardrail fired on a row.
+
+    Raises:
+        GuardrailError: If it did not judge it.
+    """
+    from vllm import SamplingParams
+
+    request = f"{CHECK}-{name}-{number}-"
+    extra = {KEY: name} if settings.per_request else None
+    params = SamplingParams(temperature=0, max_tokens=1, detokenize=False, extra_args=extra)
+    async for _ in client.generate({"prompt_token_ids": row.ids}, params, request):
+        pass
+    workers = await client.collective_rpc("sae_guardrail_find", args=(request,))
+    records = [by[name] for worker in workers for by in worker.values() if name in by]
+    if not records or not all(record["enabled"] and record["tokens"] for record in records):
+        raise GuardrailError(
+            f"guardrail {name}: expected a record of a request of {len(row.ids)} tokens, got {records!r:.80}. The "
+            "server is not guarded. Check --additional-config."
+        )
+    return any(record["fired"] for record in records)
+
+
+def plain_row(config: SAEGuardrailConfig, vocabulary: int, length: int) -> list[int]:
+    """Return a row of tokens that are not special."""
+    special = set(config.tokens.special_ids or ()) | set(config.tokens.boundary_ids or ())
+    return [token for token in range(vocabulary // 2, vocabulary) if token not in special][:length]
+
+
+def _sentence(rows: list[ProbeRow], fired: list[bool]) -> str:
+    parts = []
+    for role, what in (("forget", "rows on the topic"), ("retain", "other rows")):
+        own = [did for row, did in zip(rows, fired, strict=True) if row.role == role]
+        if own:
+            parts.append(f"{sum(own)} of {len(own)} stored {what}")
+    return f"it fired on {' and '.join(parts)}, as at the fit"

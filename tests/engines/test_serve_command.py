@@ -1,0 +1,174 @@
+"""`sae-unlearn serve` without vLLM: the command that it makes, and what it refuses before a model is loaded."""
+
+import argparse
+import json
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import served
+
+from sae_unlearn import GuardrailError
+from sae_unlearn.cli import serve
+from sae_unlearn.cli.main import build_parser, main
+from sae_unlearn.engines.vllm import command
+from sae_unlearn.errors import GuardrailNotReady
+
+
+SETTINGS = {"paths": ["/a/guard"]}
+
+
+def options(words):
+    """The value that follows each flag of a command."""
+    return {flag: value for flag, value in zip(words, words[1:], strict=False) if flag.startswith("--")}
+
+
+def test_the_command_has_the_settings_and_the_flag_that_fails_closed():
+    words = command.serve_command("M", SETTINGS, ["--max-model-len", "64"], "0.0.0.0", 8001)
+    assert words[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    found = options(words)
+    assert json.loads(found["--additional-config"]) == {"sae_guardrail": SETTINGS}
+    assert found["--worker-extension-cls"] == "sae_unlearn.engines.vllm.extension.GuardrailWorker"
+    assert (found["--model"], found["--host"], found["--port"]) == ("M", "0.0.0.0", "8001")
+    assert found["--max-model-len"] == "64"
+
+
+@pytest.mark.parametrize("given", [["--additional-config", '{"x": 1}'], ['--additional-config={"x": 1}']])
+def test_settings_of_other_plugins_are_kept(given):
+    words = command.serve_command("M", SETTINGS, ["--seed", "1", *given, "--dtype", "float32"])
+    assert words.count("--additional-config") == 1
+    found = options(words)
+    assert json.loads(found["--additional-config"]) == {"x": 1, "sae_guardrail": SETTINGS}
+    assert (found["--seed"], found["--dtype"]) == ("1", "float32")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--worker-extension-cls", "other.Class"],
+        ["--model=other"],
+        ["--additional-config", '{"sae_guardrail": {}}'],
+        ["--additional-config", "[1]"],
+        ["--additional-config", "{"],
+    ],
+)
+def test_options_that_would_leave_the_server_unguarded_are_refused(given):
+    with pytest.raises(GuardrailError, match=given[0].partition("=")[0]):
+        command.serve_command("M", SETTINGS, given)
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    """Entry points of this package and another one; the test may remove them."""
+    found = {
+        "vllm.general_plugins": ["sae_unlearn", "lora_resolver"],
+        "vllm.endpoint_plugins": ["sae_unlearn", "foreign_routes"],
+    }
+
+    def entry_points(group, name=None):
+        return [EntryPoint(each, "m:f", group) for each in found.get(group, []) if name in (None, each)]
+
+    monkeypatch.setattr(command, "entry_points", entry_points)
+    return found
+
+
+def test_other_plugins_stay_and_no_foreign_route_is_added(plugins):
+    assert command.serve_environment({}, cuda=False) == {"VLLM_PLUGINS": "lora_resolver,sae_unlearn"}
+    assert command.serve_environment({"VLLM_PLUGINS": "x"}, cuda=False)["VLLM_PLUGINS"] == "sae_unlearn,x"
+    assert command.serve_environment({}, cuda=True)["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert command.serve_environment({"VLLM_USE_V2_MODEL_RUNNER": "1"}, cuda=True)["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+
+
+@pytest.mark.parametrize("group", ["vllm.general_plugins", "vllm.endpoint_plugins"])
+def test_a_package_that_is_not_installed_is_refused(plugins, group):
+    plugins[group].remove("sae_unlearn")
+    with pytest.raises(GuardrailNotReady, match=group):
+        command.serve_environment({}, cuda=False)
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def test_words_after_two_dashes_go_to_the_engine():
+    args = build_parser().parse_args(["serve", "M", "--adapter", "A", "--", "--adapter", "x", "--", "y"])
+    assert (args.model, args.adapter) == ("M", "A")
+    assert args.engine_options == ["--adapter", "x", "--", "y"]
+    assert build_parser().parse_args(["serve", "M", "--adapter", "A"]).engine_options == []
+
+
+def test_a_file_of_options_comes_before_those_of_the_engine(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(serve, "run", lambda args: seen.append(args) or 0)
+    (tmp_path / "o.json").write_text('{"port": 8001}')
+    assert main(["serve", "M", "--adapter", "A", "--config", str(tmp_path / "o.json"), "--", "--port", "1"]) == 0
+    assert (seen[0].port, seen[0].engine_options) == (8001, ["--port", "1"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a tiny model, and guardrails of both scopes."""
+    folder = tmp_path_factory.mktemp("serve")
+    model = served.save_model(folder, "gemma3")
+    served.save_guardrail(folder, model)
+    served.save_guardrail(folder, model, "whole", gate_scope="sequence")
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch, plugins):
+    """What would be started, with vLLM as if it were installed."""
+    found = []
+    monkeypatch.setattr(serve, "find_spec", lambda name: argparse)
+    monkeypatch.setattr(command, "replace_process", lambda words, environment: found.append((words, environment)))
+    return found
+
+
+def run(folder, name, *more):
+    return main(["serve", str(folder / "gemma3"), "--adapter", str(folder / name), *more])
+
+
+def test_a_guardrail_is_served_by_its_absolute_path(folder, started, monkeypatch):
+    monkeypatch.chdir(folder)
+    log = folder / "log.jsonl"
+    assert main(["serve", "gemma3", "--adapter", "guard", "--per-request", "--log", "log.jsonl"]) == 0
+    words, environment = started[0]
+    settings = json.loads(options(words)["--additional-config"])["sae_guardrail"]
+    assert settings == {"paths": [str(folder / "guard")], "per_request": True, "log": str(log)}
+    assert "sae_unlearn" in environment["VLLM_PLUGINS"]
+
+
+def test_sequence_scope_says_what_to_do(folder, started, capsys):
+    assert run(folder, "whole") == 2
+    said = capsys.readouterr().err
+    assert "--for-serving" in said
+    assert "--no-enable-prefix-caching --no-enable-chunked-prefill" in said
+    assert run(folder, "whole", "--", "--no-enable-prefix-caching", "--no-enable-chunked-prefill") == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--log", "nowhere/log"], "cannot be written"),
+        (["--device", "cpu"], "--device"),
+        (["--adapter-subfolder", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(folder, started, capsys, more, said):
+    assert run(folder, "guard", *more) == 2
+    assert said in capsys.readouterr().err
+    assert not started
+
+
+def test_a_damaged_guardrail_is_not_served(folder, started, capsys):
+    damaged = served.save_guardrail(folder, folder / "gemma3", "damaged")
+    stored = damaged / "adapter_config.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
+    assert run(folder, "damaged") == 2
+    assert "after it was saved" in capsys.readouterr().err
+    assert not started
+
+
+def test_without_an_engine_the_command_says_so(folder, monkeypatch, capsys):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    assert run(folder, "guard") == 2
+    assert "vllm is not installed" in capsys.readouterr().err
