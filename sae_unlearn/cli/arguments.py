@@ -136,7 +136,7 @@ def add_adapter_arguments(
     positional: bool = False,
 ) -> None:
     """Add the options of the adapter."""
-    _add_named(parser, "adapter", help, required, positional)
+    _add_named(parser, "adapter", help, required or positional, positional)
     parser.group("adapter").add_argument(
         "--adapter-subfolder", metavar="FOLDER", help="folder inside it, such as a member of a bundle"
     )

@@ -25,6 +25,8 @@ EXAMPLES = f"""examples:
   sae-unlearn fit --model demo --sae demo --forget topic.txt --retain rest.txt --output forget-topic
   sae-unlearn fit --model demo --sae demo --forget tofu:forget10 --retain tofu:retain90 --action refuse \\
       --refusal "I cannot help with that." --output forget-authors
+  sae-unlearn fit --model MODEL --sae SAE --forget topic.txt --retain traffic.jsonl --for-serving --max-length 2048 \\
+      --store-probe --output forget-topic
   sae-unlearn fit --model demo --sae demo --features 12,406,981 --threshold 0.6 --clamp-value -500 --output by-hand
 
 several processes: accelerate launch --num_processes 4 -m sae_unlearn fit ...
@@ -90,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 def next_step(args: argparse.Namespace) -> str:
     """Return the command to run after this one."""
+    if args.for_serving:
+        return f"sae-unlearn serve {args.model} --adapter {Path(args.output).as_posix()}"
     return f"sae-unlearn check --model {args.model} --adapter {Path(args.output).as_posix()}"
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     server.add_argument(
         "--engine", choices=ENGINES, default="auto", help="serving engine (default: vllm if it is installed)"
     )
-    server.add_argument("--host", help="address to listen on (default: the engine's)")
+    server.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: the engine's)")
     server.add_argument("--port", type=int, metavar="N", help="port (default: the engine's)")
     server.add_argument(
         "--per-request", action="store_true", help="let requests choose among a bundle's guardrails (default: all)"

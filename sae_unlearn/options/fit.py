@@ -112,6 +112,12 @@ class GuardrailFitConfig:
         shown="log_ratio; any with a threshold by hand, without one of the corpora, or with preset faithful",
     )
     gate_scope: Literal["sequence", "prefix"] = option("sequence", "tokens that share one decision", group=_GATE)
+    for_serving: bool = option(
+        False,
+        "fit for a serving engine: gate_scope prefix, the chat template if the tokenizer has one, and a threshold from "
+        "other text joined to max_length tokens; set max_length to the length of requests",
+        group=_GATE,
+    )
     sticky: bool = option(True, "a row that fired stays fired", group=_GATE, shown="yes")
     window: int | None = option(
         None,
@@ -197,6 +203,8 @@ class GuardrailFitConfig:
             {"num_features": 1, "num_gate_features": 1, "max_length": 1, "batch_size": 1, "max_held_out": 1},
             GuardrailError,
         )
+        if self.for_serving and self.preset == "faithful":
+            raise GuardrailError("for_serving=True: expected no preset, whose counting no engine has. Remove one.")
         if self.margin is not None and not 0 <= self.margin < 1:
             raise GuardrailError(f"margin={self.margin}: expected at least 0 and less than 1.")
         for name in ("ratio_percentile", "threshold_percentile"):
@@ -225,6 +233,8 @@ def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
     """
     found = {each.name: getattr(config, each.name) for each in fields(config)}
     found |= {name: value for name, value in PRESETS[config.preset].items() if found[name] is None}
+    if config.for_serving:
+        found["gate_scope"] = "prefix"
     if config.statistic == "windowed":
         if config.evidence is not None:
             raise GuardrailError(

@@ -97,6 +97,7 @@ NEXT = {
     "audit": (["--model=m", "--adapter=a", "--forget=f", "--output=o"], "check --model m --adapter a"),
     "show": (["a", "--adapter-subfolder=b"], "check --model MODEL --adapter a --adapter-subfolder b"),
     "check": (["m", "a"], "evaluate --model m --adapter a --forget QUESTIONS --output report"),
+    "serve": (["m", "--adapter=a"], None),
     "env": ([], None),  # what it prints goes elsewhere as it is
 }
 

@@ -20,7 +20,7 @@ def config(**fields):
 
 def states(hot=0.0, tokens=4.0, fired_at=0.0, count=1):
     """States `[count, S]` of rows with these sums."""
-    values = {"hits": hot, "tokens": tokens, "fired_at": fired_at}
+    values = {"hits": hot, "peak": hot / tokens, "tokens": tokens, "fired_at": fired_at}
     row = torch.zeros(count, len(State._fields))
     for name, value in values.items():
         row[:, State._fields.index(name)] = value

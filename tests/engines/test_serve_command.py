@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from importlib.metadata import EntryPoint
+from itertools import pairwise
 
 import pytest
 import served
@@ -20,7 +21,7 @@ SETTINGS = {"paths": ["/a/guard"]}
 
 def options(words):
     """The value that follows each flag of a command."""
-    return {flag: value for flag, value in zip(words, words[1:], strict=False) if flag.startswith("--")}
+    return {flag: value for flag, value in pairwise(words) if flag.startswith("--")}
 
 
 def test_the_command_has_the_settings_and_the_flag_that_fails_closed():

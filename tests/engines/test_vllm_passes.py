@@ -11,6 +11,7 @@ from benchmarks.speed.kernel_count import kernels
 from sae_unlearn.backbone.identity import embedding_samples
 from sae_unlearn.engines.vllm.base import difference
 from sae_unlearn.engines.vllm.guard import apply_edits
+from sae_unlearn.engines.vllm.running import RunningPass
 from sae_unlearn.engines.vllm.step_v1 import FirstRunner
 from sae_unlearn.engines.vllm.step_v2 import SecondRunner
 from sae_unlearn.guardrail.gate import Decision
@@ -178,3 +179,31 @@ def test_edits_change_the_stream_where_a_row_fired_and_no_other_bit(pair, dtype)
     if pair:
         assert torch.equal(residual[~acted], before[1][~acted])
         assert not hidden[acted].any()
+
+
+def running_of(max_tokens, ends=(), eos=None):
+    """A pass in which the request "decoding" has 2 drafts: 10 tokens are known, 4 of them generated."""
+    found = RunningPass.__new__(RunningPass)
+    found.drafts = {"decoding": 2}
+    params = SimpleNamespace(max_tokens=max_tokens, stop_token_ids=list(ends), eos_token_id=eos)
+    found._runner = SimpleNamespace(params=lambda request: params)
+    computed, lengths, prompts = np.array([0, 9]), np.array([5, 3]), np.array([5, 6])
+    found._now = SimpleNamespace(requests=["new", "decoding"], computed=computed, lengths=lengths, prompts=prompts)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("params", "longest", "kept"),
+    [
+        ({"max_tokens": 100}, 100, 3),
+        ({"max_tokens": 7}, 100, 3),
+        ({"max_tokens": 6}, 100, 2),
+        ({"max_tokens": 5}, 100, 1),
+        ({"max_tokens": None}, 12, 2),
+        ({"max_tokens": 100, "eos": 31}, 100, 2),
+        ({"max_tokens": 100, "ends": [30]}, 100, 1),
+        ({"max_tokens": 100, "ends": [99], "eos": 98}, 100, 3),
+    ],
+)
+def test_drafts_behind_the_end_of_an_answer_are_not_kept(params, longest, kept):
+    assert running_of(**params).kept("decoding", [30, 31, 32], longest) == kept

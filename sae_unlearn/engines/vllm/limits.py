@@ -105,5 +105,5 @@ def _check_whole_prompts(name: str, vllm_config: Any) -> None:
     if missing:
         raise GuardrailUnsupported(
             f'gate_scope="sequence" of {name} judges a prompt whole: expected {" and ".join(missing)}. Pass '
-            f'{"it" if len(missing) == 1 else "them"}, or fit with gate_scope="prefix".'
+            f"{'it' if len(missing) == 1 else 'them'}, or fit with for_serving=True (--for-serving)."
         )

@@ -104,7 +104,7 @@ class Pass:
         if cut.any():
             raise GuardrailUnsupported(
                 'gate_scope="sequence": expected whole prompts, got a piece of one. Start vLLM with '
-                "--no-enable-chunked-prefill and --no-enable-prefix-caching."
+                "--no-enable-chunked-prefill and --no-enable-prefix-caching, or fit with --for-serving."
             )
 
 

@@ -119,3 +119,24 @@ class RunningPass:
                 token = int(now.starts[row] + now.lengths[row]) - 1 - self.drafts.get(request, 0)
                 enabled = guard.name in self._chosen.get(request, self._settings.names)
                 records.note(request, guard.name, guard.config, judged.decision.state, token, enabled)
+
+    def kept(self, request: str, ids: list[int], longest: int) -> int:
+        """Return how many of the tokens that a pass sampled, accepted drafts and one more, the answer keeps.
+
+        The scheduler cuts them at a token that ends the answer, and at the largest number of tokens (vLLM 0.32,
+        `v1/core/sched/utils.check_stop`), after the worker has returned them.
+
+        Args:
+            request (str): A request of the pass.
+            ids (list[int]): Its sampled tokens.
+            longest (int): Largest number of tokens of a request, `max_model_len`.
+        """
+        now, params = self.now, self._runner.params(request)
+        row = now.requests.index(request)
+        before = int(now.computed[row] + now.lengths[row]) - self.drafts.get(request, 0)
+        room = min(longest - before, (params.max_tokens or longest) - (before - int(now.prompts[row])))
+        ends = {params.eos_token_id, *(params.stop_token_ids or ())}
+        for count, token in enumerate(ids, 1):
+            if token in ends or count >= room:
+                return count
+        return len(ids)

@@ -177,9 +177,10 @@ class WorkerGuards:
         self._sampled = None
         sampled = getattr(output, "sampled_token_ids", None)
         if running is not None and isinstance(sampled, list):
+            longest = self.vllm_config.model_config.max_model_len
             for request, ids in zip(output.req_ids, sampled, strict=True):
                 if request in running.drafts and len(ids) > 1:
-                    self.records.accept(request, len(ids) - 1)
+                    self.records.accept(request, running.kept(request, ids, longest) - 1)
         return output
 
 

@@ -17,6 +17,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.config_validation import BY_MESSAGE
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk
+from sae_unlearn.guardrail.packed import check_packable
 from sae_unlearn.guardrail.runtime.refusal import message_ids
 from sae_unlearn.options.fit import GuardrailFitConfig, filled
 from sae_unlearn.sae import SparseAutoencoder
@@ -56,6 +57,8 @@ class FitPlan(NamedTuple):
     """True if plain texts begin without a special token."""
     read: dict[str, Any]
     """Arguments of `read_corpus`."""
+    for_serving: bool
+    """True if the threshold is set on joined rows."""
     max_held_out: int
     batch_size: int
     store_probe: bool
@@ -77,6 +80,8 @@ def plan_fit(
         GuardrailError: If a value does not fit. The message names it and the fix.
     """
     asked = SimpleNamespace(**filled(options, texts=forget is not None and retain is not None))
+    if asked.for_serving and getattr(tokenizer, "chat_template", None):
+        asked.chat_template = True
     faithful = options.preset == "faithful"
     bare = bare_model(model)
     layer = check_sae(sae, bare, asked.layer)
@@ -123,6 +128,8 @@ def plan_fit(
         base_model_name_or_path=getattr(bare, "name_or_path", None) or None,
         sae_source=_provenance(sae),
     )
+    if asked.for_serving:
+        check_packable(config)
     config.refusal_compared = asked.refusal is not None  # type: ignore[misc]  # a ClassVar, so that it is not a field
     _check_corpora(asked, forget, retain)
     return FitPlan(
@@ -149,6 +156,7 @@ def plan_fit(
         usual_dose=options.clamp_scale is None and asked.clamp_value is None,
         begins_bare=begins_bare(tokenizer, [*(config.tokens.special_ids or ())]),
         read={name: getattr(asked, name) for name in ("max_length", "chat_template", "text_column")},
+        for_serving=asked.for_serving,
         max_held_out=asked.max_held_out,
         batch_size=asked.batch_size,
         store_probe=asked.store_probe,

@@ -29,6 +29,7 @@ from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
 from sae_unlearn.guardrail.fit.selection import FeatureSums, feature_figures, log_ratios, select_features
+from sae_unlearn.guardrail.fit.serving_lengths import joined_rows
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds, approximation_warning, joined
 from sae_unlearn.guardrail.fit.windowed_fit import WindowedFit
 from sae_unlearn.guardrail.fit.windowed_steps import fitted_gate, measured, out_of_fold_values
@@ -173,6 +174,8 @@ class Fit:
                     f"retain: {len(rows)} of its {self.rows['retain'].rows} rows are left for the threshold, too few. "
                     f"Pass at least {4 * MIN_THRESHOLD_ROWS} retain documents, or a threshold."
                 )
+            if self.plan.for_serving:
+                rows = joined_rows(rows, self.plan.read["max_length"], self.config.tokens.special_ids or ())
             self.statistics["threshold"] = self._statistics(rows, "retain: threshold")
             if self.config.threshold is None:
                 found = percentile_threshold(self.statistics["threshold"], percentile)
@@ -193,6 +196,8 @@ class Fit:
             "max_length": plan.read["max_length"],
             "chat_template": plan.read["chat_template"],
         }
+        if plan.for_serving:
+            self.config.calibration["for_serving"] = True
         if self.topk is not None:
             warnings.warn(approximation_warning(self.config.calibration["topk"]), stacklevel=4)
         if plan.store_probe:

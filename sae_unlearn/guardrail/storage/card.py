@@ -213,6 +213,7 @@ def _fit(calibration: dict[str, Any]) -> str:
             "threshold_margin",
             "max_length",
             "chat_template",
+            "for_serving",
         )
         if calibration.get(key) is not None
     ]

@@ -1,0 +1,175 @@
+"""Time that a guardrail adds to vLLM's passes, as ratios to the same engine without it.
+
+    python -m benchmarks.serving.speed FOLDER              # in the environment of `nox -s vllm`
+
+`FOLDER` is that of `reference`. One engine; in each round every arm runs once, in an order drawn at random: `none`,
+with vLLM's own layer and `execute_model`; `idle`, text on which the gate does not fire; and `firing`, text on which it
+does. Seconds are of this process's CPU time, one thread. Writes `benchmarks/results/serving_speed.json`.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from benchmarks.speed.timing import compare, machine
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_speed.json"
+ROWS = (1, 8, 32)
+STEPS = 6
+"""Decoding steps of a round."""
+ROUNDS = 10
+PROMPT = 24
+"""Tokens of the prompts that are decoded."""
+PREFILL = (4, 128)
+"""Rows and tokens of each in a pass of prompts."""
+
+
+class Bench:
+    """An engine with a guardrail that can be taken away, and texts of both sides."""
+
+    def __init__(self, folder: Path) -> None:
+        import vllm
+
+        from sae_unlearn.demo.model import demo_model_folder
+        from sae_unlearn.demo.texts import load_demo_texts
+
+        self._params = vllm.SamplingParams
+        self.llm = vllm.LLM(
+            str(demo_model_folder()),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=512,
+            max_num_batched_tokens=1024,
+            max_num_seqs=max(ROWS),
+            enable_prefix_caching=False,
+            seed=0,
+            additional_config={"sae_guardrail": {"paths": [str(folder / "prefix")]}},
+        )
+        tokenizer = self.llm.get_tokenizer()
+        texts = load_demo_texts()
+        self.tokens = {
+            arm: [token for text in side for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            for arm, side in (("idle", texts.retain), ("firing", texts.forget))
+        }
+        self.tokens["none"] = self.tokens["idle"]
+        self.bos = tokenizer.bos_token_id
+        self._count = 0
+        worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        self.worker, self.guards = worker, worker.sae_guardrail
+        self.layers = [
+            layer for layer in worker.model_runner.get_model().modules() if hasattr(layer, "sae_guardrail_key")
+        ]
+
+    @contextmanager
+    def arm(self, name: str) -> Iterator[None]:
+        """Run without the guardrail if the arm is `none`."""
+        if name != "none":
+            yield
+            return
+        execute, classes = self.worker.execute_model, [type(layer) for layer in self.layers]
+        self.worker.execute_model = execute.args[0]
+        for layer in self.layers:
+            layer.__class__ = type(layer).__mro__[1]
+        try:
+            yield
+        finally:
+            self.worker.execute_model = execute
+            for layer, cls in zip(self.layers, classes, strict=True):
+                layer.__class__ = cls
+
+    def add(self, arm: str, rows: int, length: int, tokens: int) -> list[str]:
+        """Add requests whose prompts follow each other in the arm's text."""
+        names = []
+        for row in range(rows):
+            begin = (row * length) % (len(self.tokens[arm]) - length)
+            ids = [self.bos, *self.tokens[arm][begin : begin + length - 1]]
+            self._count += 1
+            names.append(f"{arm}-{self._count}")
+            params = self._params(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+            self.llm.llm_engine.add_request(names[-1], {"prompt_token_ids": ids}, params)
+        return names
+
+    def decode(self, arm: str, rows: int) -> float:
+        """Seconds of a decoding step, the mean of `STEPS`."""
+        engine = self.llm.llm_engine
+        with self.arm(arm):
+            self.add(arm, rows, PROMPT, STEPS + 1)
+            engine.step()
+            begin = time.process_time()
+            for _ in range(STEPS):
+                engine.step()
+            seconds = (time.process_time() - begin) / STEPS
+            assert not engine.has_unfinished_requests()
+        return seconds
+
+    def prefill(self, arm: str) -> float:
+        """Seconds of a pass of prompts."""
+        engine, (rows, length) = self.llm.llm_engine, PREFILL
+        with self.arm(arm):
+            self.add(arm, rows, length, 1)
+            begin = time.process_time()
+            engine.step()
+            seconds = time.process_time() - begin
+            assert not engine.has_unfinished_requests()
+        return seconds
+
+    def fired(self) -> dict[str, float]:
+        """Share of the requests of each arm, since the last call, on which the guardrail fired."""
+        self.guards.records.end(list(self.guards.records._running))
+        found: dict[str, list[bool]] = {}
+        for name, by in self.guards.records.take().items():
+            found.setdefault(name.split("-")[0], []).append(by["prefix"]["fired"])
+        return {arm: float(np.mean(values)) for arm, values in found.items()}
+
+
+def measure(bench: Bench, call: Callable[[str], float]) -> dict[str, Any]:
+    """Ratios of the arms to `none` over `ROUNDS` rounds, after one to warm up."""
+    draw = np.random.default_rng(0)
+    arms = ["none", "idle", "firing"]
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    for number in range(ROUNDS + 1):
+        for arm in draw.permutation(arms):
+            seconds = call(str(arm))
+            if number:
+                times[str(arm)].append(seconds)
+    arrays = {arm: np.array(values) for arm, values in times.items()}
+    found: dict[str, Any] = {arm: compare(arrays, arm, "none") for arm in ("idle", "firing")}
+    found["none_ms"] = float(np.median(arrays["none"]) * 1e3)
+    found["fired"] = bench.fired()
+    return found
+
+
+def main(folder: str) -> None:
+    """Measure all cases and write the results after each."""
+    import vllm
+
+    bench = Bench(Path(folder))
+    rows, length = PREFILL
+    cases: dict[str, Callable[[str], float]] = {
+        f"decode, {count} rows": lambda arm, count=count: bench.decode(arm, count) for count in ROWS
+    }
+    cases[f"prefill, {rows} prompts of {length} tokens"] = bench.prefill
+    found: dict[str, Any] = {"vllm": vllm.__version__, "rounds": ROUNDS, "machine": machine(), "cases": {}}
+    for name, call in cases.items():
+        found["cases"][name] = measure(bench, call)
+        print(name, json.dumps(found["cases"][name]), flush=True)
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

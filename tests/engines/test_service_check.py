@@ -1,0 +1,217 @@
+"""`check --url`: what it says of servers that guard, that do not, and that say so falsely. The server is a stand-in."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+import served
+
+from sae_unlearn.cli.main import main
+from sae_unlearn.files.digest import sha256
+
+
+FIRED = {"fired": True, "statistic": 0.9, "threshold": 0.5, "tokens": 9, "at_token": 4, "enabled": True}
+QUIET = FIRED | {"fired": False, "statistic": 0.1, "at_token": None}
+TOPIC, OTHER = [5, 6, 7], [8, 9]
+MESSAGE = [201, 202]
+
+
+class Server(ThreadingHTTPServer):
+    """A server of one model that fires on prompts with a 5 or the word "topic"."""
+
+    def __init__(self, guardrails, action="clamp"):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
+        self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def _send(self, value, status=200):
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        url = urlparse(self.path)
+        server = self.server
+        if url.path == "/v1/models":
+            self._send(b"<html>" if server.broken else {"data": [{"id": "m"}]})
+        elif url.path == "/sae_guardrail/guardrails" and server.guardrails is not None:
+            self._send({"per_request": server.per_request, "guardrails": server.guardrails})
+        elif url.path == "/sae_guardrail/records":
+            name = parse_qs(url.query)["request_id"][0]
+            self._send({f"{name}-xyz": server.records[name]} if name in server.records else {})
+        else:
+            self._send({}, 404)
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.asked.append((self.path, body, self.headers.get("Authorization")))
+        prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+        fires = 5 in prompt if isinstance(prompt, list) else "topic" in prompt
+        name = f"cmpl-{len(server.asked)}"
+        if server.keeps_records:
+            server.records[name] = {"guard": (FIRED if fires else QUIET) | {"action": server.action}}
+        said = {"message": {"content": "x"}} if "messages" in body else {"text": "x"}
+        self._send({"id": name, "choices": [{**said, "token_ids": server.answer_ids}]})
+
+
+def stored(path):
+    return json.loads((path / "adapter_config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Guardrails with a probe whose gate fires on `TOPIC`: `guard`, one that refuses, and one for a chat."""
+    folder = tmp_path_factory.mktemp("service")
+    model = served.save_model(folder, "gemma3")
+    probe = {"probe": {"forget": [TOPIC], "retain": [OTHER]}, "statistic_forget": [0.9], "statistic_retain": [0.1]}
+    fields = {"action": "refuse", "refusal_ids": MESSAGE, "refusal": "no"}
+    for name, more in (("guard", {"calibration": probe}), ("chat", {"calibration": {"chat_template": True}})):
+        served.save_guardrail(folder, model, name, **more)
+    served.save_guardrail(folder, model, "refuse", calibration=probe, **fields)
+    for path in (folder / name for name in ("guard", "chat", "refuse")):
+        seal = {"weights_sha256": sha256((path / "adapter_model.safetensors").read_bytes())}
+        (path / "adapter_config.json").write_text(json.dumps(stored(path) | seal))
+    return folder
+
+
+@pytest.fixture
+def start(folder):
+    """Start a server that has the guardrail of a folder under the name `guard`."""
+    servers = []
+
+    def started(name="guard", **more):
+        seals = {seal: stored(folder / name).get(seal) for seal in ("weights_sha256", "config_sha256")}
+        server = Server([{"name": "guard", "layer": 1, "action": "clamp", "gate_scope": "prefix", **seals}], **more)
+        servers.append(server)
+        return server
+
+    yield started
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def check(folder, capsys):
+    def checked(server, name="guard", *more):
+        adapter = ["--adapter", str(folder / name), "--name", "guard"]
+        code = main(["check", "--url", server if isinstance(server, str) else server.url, *adapter, *more])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return checked
+
+
+@pytest.mark.parametrize(("action", "said"), [("clamp", "Clamped"), ("record", "Recorded and left as it was")])
+def test_it_prints_what_happened_to_a_request_on_the_topic(start, check, action, said):
+    server = start(action=action)
+    code, out = check(server)
+    assert code == 0, out
+    assert f"forget 1: {said} (statistic 0.9, threshold 0.5, 9 tokens, after 4)" in out
+    assert "retain 1: Not touched" in out
+    assert [body["prompt"] for _, body, _ in server.asked] == [TOPIC, OTHER]
+
+
+def test_a_refusal_must_be_the_answer(start, check):
+    server = start("refuse", action="refuse")
+    server.answer_ids = [*MESSAGE, 3]
+    code, out = check(server, "refuse")
+    assert (code, "forget 1: Refused" in out) == (0, True), out
+    server.answer_ids = [1, 2, 3]
+    code, out = check(server, "refuse")
+    assert (code, "the answer is not the refusal" in out) == (1, True), out
+
+
+def test_own_texts_are_sent_as_the_guardrail_was_fitted(start, check, tmp_path, monkeypatch):
+    (tmp_path / "topic.txt").write_text("on the topic\n\nmore of the topic")
+    (tmp_path / "other.txt").write_text("other")
+    texts = ["--forget", str(tmp_path / "topic.txt"), "--retain", str(tmp_path / "other.txt")]
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    for name, path in (("guard", "/v1/completions"), ("chat", "/v1/chat/completions")):
+        server = start(name)
+        server.per_request = True
+        code, out = check(server, name, *texts)
+        assert code == 0, out
+        assert "fired on 2 of 2 requests on the topic" in out
+        assert {(asked, key) for asked, _, key in server.asked} == {(path, "Bearer secret")}
+        assert all(body["vllm_xargs"] == {"sae_guardrail": "guard"} for _, body, _ in server.asked)
+
+
+def test_a_topic_on_which_it_does_not_fire_is_a_problem(start, check, tmp_path):
+    (tmp_path / "topic.txt").write_text("something else")
+    code, out = check(start(), "guard", "--forget", str(tmp_path / "topic.txt"))
+    assert code == 1
+    assert "PROBLEM  on the topic: The guardrail fired on 0 of 1" in out
+
+
+# ------------------------------------------------------------------------------------------- servers that do not guard
+
+
+def test_a_server_without_the_plugin(start, check):
+    server = start()
+    server.guardrails = None
+    code, out = check(server)
+    assert code == 1
+    assert "it is not guarded" in out
+
+
+def test_a_server_with_another_guardrail(start, check):
+    for guardrails, said in (([], "has no guardrail guard"), ([{"name": "guard"}], "weights_sha256 differ")):
+        server = start()
+        server.guardrails = guardrails
+        code, out = check(server)
+        assert (code, said in out) == (1, True), out
+
+
+def test_a_folder_without_a_seal_cannot_be_compared(start, check, folder):
+    served.save_guardrail(folder, folder / "gemma3", "unsealed", calibration=stored(folder / "guard")["calibration"])
+    code, out = check(start(), "unsealed")
+    assert code == 0
+    assert "WARNING  guardrail: The server has a guardrail guard. The folder has no seal" in out
+
+
+def test_a_server_that_does_not_judge(start, check):
+    server = start()
+    server.keeps_records = False
+    code, out = check(server)
+    assert code == 1
+    assert "Not judged" in out
+
+
+def test_a_gate_that_does_something_else_than_at_the_fit(start, check, monkeypatch):
+    monkeypatch.setitem(QUIET, "fired", True)
+    code, out = check(start())
+    assert code == 1
+    assert "At the fit the gate did not fire on this row" in out
+
+
+def test_no_server_and_no_model_server(start, check):
+    server = start()
+    server.broken = True
+    assert check(server)[0] == 1
+    assert check("http://127.0.0.1:1")[0] == 1
+    code, out = check("localhost:8000")
+    assert (code, "expected an address like http" in out) == (2, True)
+
+
+def test_bad_input(start, check, folder, capsys):
+    code, out = check(start("chat"), "chat")
+    assert (code, "Pass --forget" in out) == (2, True), out
+    assert main(["check", "--adapter", str(folder / "guard")]) == 2
+    assert main(["check", "m", "--url", "http://x", "--adapter", "a"]) == 2
+    assert "expected one of them" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Requests that come, end and are aborted at random: each record is as if alone, and memory is flat."""
+
+import os
+import random
+
+import pytest
+import torch
+from served import FIELDS, VOCAB, expected, prompts, serving
+from transformers import AutoModelForCausalLM
+
+from sae_unlearn import attach_guardrail, record_firings
+
+
+SPECIAL = {0, 1, VOCAB - 1}
+TOKENS = 12
+GROWTH = 48 * 2**20
+"""Bytes of growth of the process between the first third of the requests and the end."""
+
+
+class Alone:
+    """What is recorded of the beginnings of a request that is alone, by transformers."""
+
+    def __init__(self, folder, rows):
+        answers = expected(folder / "gemma3", [folder / "guard"], rows, tokens=TOKENS)
+        self.whole = [[*row, *tokens] for row, (tokens, _) in zip(rows, answers, strict=True)]
+        self.fires = [records["guard"][0] for _, records in answers]
+        model = AutoModelForCausalLM.from_pretrained(folder / "gemma3").eval()
+        self._model = attach_guardrail(model, folder / "guard", adapter_name="guard")
+        self._known = {}
+
+    def record(self, row, tokens):
+        """`FIELDS` after the first `tokens` tokens that are not special."""
+        counted = [place for place, token in enumerate(self.whole[row], 1) if token not in SPECIAL]
+        length = counted[tokens - 1]
+        if (row, length) not in self._known:
+            ids = torch.tensor([self.whole[row][:length]])
+            with torch.inference_mode(), record_firings(self._model) as firings:
+                self._model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            self._known[row, length] = tuple(getattr(firings[0], field) for field in FIELDS)
+        return self._known[row, length]
+
+
+def resident():
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def run(engine, alone, rows, count, seed=0):
+    """Send `count` requests; return the row of each by its id, the aborted ones, and the memory on the way."""
+    from vllm import SamplingParams
+
+    draw, llm = random.Random(seed), engine.llm.llm_engine
+    sides = [[row for row, fires in enumerate(alone.fires) if fires == side] for side in (False, True)]
+    sent, live, aborted, memory = {}, [], set(), []
+    while len(sent) < count or live:
+        while len(sent) < count and len(live) < 12 and draw.random() < 0.7:
+            name, row = f"soak{len(sent)}x", draw.choice(draw.choice(sides))
+            params = SamplingParams(temperature=0, max_tokens=draw.randint(1, TOKENS), detokenize=False)
+            llm.add_request(name, {"prompt_token_ids": rows[row]}, params)
+            sent[name] = row
+            live.append(name)
+        if live and draw.random() < 0.15:
+            name = live.pop(draw.randrange(len(live)))
+            llm.abort_request([name])
+            aborted.add(name)
+        ended = {output.request_id for output in llm.step() if output.finished}
+        live = [name for name in live if name not in ended]
+        memory.append((len(sent), resident()))
+    return sent, aborted, memory
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_requests_at_random(tiny, count):
+    rows = prompts(16, seed=11, longest=110)
+    alone = Alone(tiny, rows)
+    assert {True, False} == set(alone.fires)
+    with serving(tiny / "gemma3", [tiny / "guard"], max_num_batched_tokens=64) as engine:
+        sent, aborted, memory = run(engine, alone, rows, count)
+        records = engine.guards.records
+        found = records.take()
+        assert not engine.guards.running
+        assert len(records._running) <= 1  # the last request ends with the next pass
+    seen = 0
+    for name, by in found.items():
+        row = sent[name.partition("-")[0]]
+        record = by["guard"]
+        if record["tokens"]:
+            assert tuple(record[field] for field in FIELDS) == alone.record(row, record["tokens"]), name
+            seen += 1
+    assert count / 20 < len(aborted) < count / 2
+    assert seen >= count - len(aborted)  # some were aborted before their first pass
+    warm = max(size for number, size in memory if number <= count // 3)
+    assert memory[-1][1] - warm < GROWTH, [size for _, size in memory[:: len(memory) // 20]]
+    print(f"{count} requests, {len(aborted)} aborted, {seen} records, {(memory[-1][1] - warm) / 2**20:.1f} MiB more")
