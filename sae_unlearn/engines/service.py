@@ -21,7 +21,7 @@ from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 ACTED = {"clamp": "clamped", "record": "recorded and left as it was", "refuse": "refused"}
-"""What a guardrail did with a request on which it fired, by action."""
+"""Words for what a guardrail did with a request on which it fired, by action."""
 
 NO_ROUTES = (
     "has no /sae_guardrail: it is not guarded, or VLLM_PLUGINS does not name sae_unlearn. Start it with `sae-unlearn "

@@ -1,4 +1,4 @@
-"""The probe of a guardrail: rows of the fit, stored as token ids, on which the gate must do what it did then."""
+"""The probe of a guardrail: rows of the fit, on which the gate must do what it did then."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from sae_unlearn.guardrail.offline import ROW_LIMIT
 
 
 STATISTIC_TOLERANCE = 0.05
-"""Difference of a statistic from that of the fit, over the larger of the latter and 1, which rounding explains.
+"""Relative difference of a statistic from that of the fit which rounding explains.
 
 Half precision moves a token in twenty across an SAE's thresholds."""
 

@@ -53,7 +53,7 @@ def serve_command(
 
 
 def serve_environment(environment: Mapping[str, str], cuda: bool) -> dict[str, str]:
-    """Return the environment in which vLLM loads the plugin, its routes and no fewer other plugins than before.
+    """Return an environment in which vLLM loads the plugin with its routes, next to other plugins.
 
     Args:
         environment (Mapping[str, str]): The environment of this process.

@@ -22,10 +22,10 @@ from sae_unlearn.guardrail.runtime.recording import firing_of
 logger = logging.getLogger(__name__)
 
 MOST_KEPT = 10_000
-"""Records of requests that have ended, which are kept until they are read; the oldest are dropped first."""
+"""Number of records of ended requests that are kept; the oldest are dropped first."""
 
 CHECK = "sae_guardrail-check"
-"""Beginning of the ids of the requests by which a server checks itself. They are neither logged nor counted."""
+"""Prefix of the ids of a server's own test requests, which are neither logged nor counted."""
 
 
 class _Last(NamedTuple):

@@ -33,7 +33,7 @@ def describe(settings: Settings) -> list[dict[str, Any]]:
 
 
 async def check_engine_client(client: Any, settings: Settings) -> list[str]:
-    """Send the probe of each guardrail through the engine, and return what was found, as a sentence for each.
+    """Send the probe of each guardrail through the engine, and return a finding for each.
 
     A guardrail behind an earlier layer's guardrail that cannot be disabled by request reads a stream which the earlier
     one may have edited, so it is only checked that it judges.

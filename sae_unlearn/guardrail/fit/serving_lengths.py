@@ -1,4 +1,4 @@
-"""Held-out rows at the length of a deployment, for the threshold of a guardrail that is fitted for a service.
+"""Held-out rows at the length of a deployment, for the threshold of a service's guardrail.
 
 A gate with `gate_scope="prefix"` compares the largest statistic of any prefix with the threshold. It can only grow with
 the row, so a threshold from short rows fires too often on long ones.
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 
 def joined_rows(rows: Sequence[list[int]], length: int, special: Collection[int] = ()) -> list[list[int]]:
-    """Return a row of at most `length` tokens for each row: it and those after it, from the last on with the first.
+    """Return for each row a row of at most `length` tokens: it and those after it, around the end.
 
     Args:
         rows (Sequence[list[int]]): Rows of token ids.

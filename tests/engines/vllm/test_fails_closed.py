@@ -1,5 +1,6 @@
 """What stops a guarded engine: each test takes a part away and reads what is said."""
 
+import asyncio
 import json
 import sys
 import warnings
@@ -7,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from served import VOCAB, Engine, prompts, save_guardrail, save_model, serving
+from fails_closed import stopped
+from served import VOCAB, Engine, expected, prompts, save_guardrail, save_model, serving
 from torch import nn
 
 from sae_unlearn import GuardrailError
-from sae_unlearn.engines.vllm import layers, limits, plugin, worker
+from sae_unlearn.engines.vllm import layers, limits, plugin, selfcheck, worker
 from sae_unlearn.engines.vllm.settings import Settings
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 
@@ -20,14 +22,13 @@ ROWS = prompts(4, longest=150)
 EXTENSION = plugin.EXTENSION
 
 
-def refused(match, *args, error=Exception, **options):
-    """Start an engine that must not start, and return the text of the error."""
-    with pytest.raises(error, match=match) as raised:
+def refused(part, match, *args, **options):
+    """Start an engine that must not start."""
+    with stopped(part, match=match):
         Engine(*args, **options).close()
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
-    print(type(raised.value).__name__, raised.value)
 
 
 # ------------------------------------------------------------------------------------------------ it does not start
@@ -42,22 +43,22 @@ def refused(match, *args, error=Exception, **options):
 )
 def test_sequence_scope_needs_whole_prompts(tiny, flags, options):
     guard = save_guardrail(tiny, tiny / "gemma3", "whole", gate_scope="sequence")
-    refused(flags, tiny / "gemma3", [guard], **options)
+    refused(f'gate_scope="sequence" without {flags}', flags, tiny / "gemma3", [guard], **options)
 
 
 def test_a_damaged_folder(tiny):
     guard = save_guardrail(tiny, tiny / "gemma3", "damaged")
     stored = guard / "adapter_config.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
-    refused("after it was saved", tiny / "gemma3", [guard])
+    refused("weights that were changed after saving", "after it was saved", tiny / "gemma3", [guard])
 
 
 def test_a_folder_that_is_not_there(tiny):
-    refused("nowhere", tiny / "gemma3", [tiny / "nowhere"])
+    refused("the folder", "nowhere", tiny / "gemma3", [tiny / "nowhere"])
 
 
 def test_the_guardrail_of_another_model(tiny):
-    refused("fitted on another model", save_model(tiny, "llama"), [tiny / "guard"])
+    refused("the model it was fitted on", "fitted on another model", save_model(tiny, "llama"), [tiny / "guard"])
 
 
 def test_a_worker_without_the_plugin(tiny, monkeypatch):
@@ -65,16 +66,27 @@ def test_a_worker_without_the_plugin(tiny, monkeypatch):
     from vllm.v1.worker.worker_base import WorkerBase
 
     monkeypatch.setattr(WorkerBase, "__init__", WorkerBase.__init__.__wrapped__)
-    refused("expected the plugin in every worker", tiny / "gemma3", [tiny / "guard"])
+    refused("the plugin in a worker", "expected the plugin in every worker", tiny / "gemma3", [tiny / "guard"])
 
 
 def test_the_extension_without_the_package(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_unlearn.engines.vllm.extension", None)
-    refused("extension", tiny / "gemma3", [tiny / "guard"], worker_extension_cls=EXTENSION)
+    refused(
+        "the package, with --worker-extension-cls",
+        "extension",
+        tiny / "gemma3",
+        [tiny / "guard"],
+        worker_extension_cls=EXTENSION,
+    )
 
 
 def test_the_extension_without_guardrails(tiny):
-    refused("expected guardrails in --additional-config", tiny / "gemma3", worker_extension_cls=EXTENSION)
+    refused(
+        "the settings, with --worker-extension-cls",
+        "expected guardrails in --additional-config",
+        tiny / "gemma3",
+        worker_extension_cls=EXTENSION,
+    )
 
 
 def test_the_extension_serves(tiny):
@@ -96,7 +108,7 @@ def test_settings_that_say_nothing_or_too_much(tiny):
 
 
 def test_versions_of_vllm():
-    with pytest.raises(GuardrailUnsupported, match=r"vllm=0\.31\.2"):
+    with stopped("vLLM 0.32", GuardrailUnsupported, r"vllm=0\.31\.2"):
         limits.check_version("0.31.2", (0, 31, 2))
     with pytest.warns(UserWarning, match=r"vllm=0\.33\.0"):
         limits.check_version("0.33.0", (0, 33, 0))
@@ -143,7 +155,7 @@ class Changed:
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_settings_of_the_engine_are_refused_by_name(engine_config, name):
     limits.check_engine(engine_config)
-    with pytest.raises(GuardrailUnsupported, match=name):
+    with stopped(f"with {name}", GuardrailUnsupported, name):
         limits.check_engine(Changed(engine_config, UNSUPPORTED[name]))
 
 
@@ -153,7 +165,7 @@ def test_another_width_depth_or_vocabulary(engine_config, tiny):
     config = GuardrailFolder.open(tiny / "guard").config()
     limits.check_guardrail(config, "guard", engine_config)
     for name, value in (("hidden_size", 65), ("num_hidden_layers", 5), ("vocab_size", 4)):
-        with pytest.raises(GuardrailError):
+        with stopped(f"the guardrail's {name}", GuardrailError):
             limits.check_guardrail(
                 config, "guard", Changed(engine_config, {f"model_config.hf_text_config.{name}": value})
             )
@@ -176,18 +188,18 @@ def test_model_classes_whose_layers_are_not_known():
             return x, x, x
 
     model = nn.Module()
-    with pytest.raises(GuardrailUnsupported, match="expected one list of 4 decoder layers"):
+    with stopped("a list of decoder layers", GuardrailUnsupported, "expected one list of 4 decoder layers"):
         layers.find_layers(model, 4)
     model.layers = nn.ModuleList([Triple() for _ in range(4)])
     assert layers.find_layers(model, 4) is model.layers
     layers.guard_layer(model.layers[0], 0)
-    with pytest.raises(GuardrailUnsupported, match="Triple"):
+    with stopped("the form of what a layer returns", GuardrailUnsupported, "Triple"):
         model.layers[0](torch.zeros(1))
 
 
 def test_a_model_without_attention():
     group = SimpleNamespace(kv_cache_spec=object())
-    with pytest.raises(GuardrailUnsupported, match="no attention layer"):
+    with stopped("attention", GuardrailUnsupported, "no attention layer"):
         worker.attention_group(SimpleNamespace(kv_cache_groups=[group]))
 
 
@@ -199,7 +211,7 @@ def test_a_layer_that_does_not_call_the_guardrail(tiny):
     with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
         layer = engine.guards.worker.model_runner.get_model().model.layers[1]
         layer.__class__ = type(layer).__mro__[1]
-        with pytest.raises(GuardrailNotReady, match="tokens were computed, and the guardrail at layer 1 saw 0"):
+        with stopped("the operator in the layer's code", GuardrailNotReady, "guardrail at layer 1 saw 0", "pass"):
             engine.answers(ROWS)
 
 
@@ -207,7 +219,7 @@ def test_cached_blocks_that_the_guardrail_has_not_seen(tiny):
     with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
         engine.answers(ROWS)
         engine.guards.guards[0].table.clear()
-        with pytest.raises(GuardrailNotReady, match="in the cache which guardrail guard has not seen"):
+        with stopped("the states of cached blocks", GuardrailNotReady, "guardrail guard has not seen", "pass"):
             engine.answers(ROWS)
 
 
@@ -239,8 +251,50 @@ def test_a_prompt_in_pieces_under_sequence_scope():
         if whole:
             cut.check_whole_prompts()
         else:
-            with pytest.raises(GuardrailUnsupported, match="--no-enable-chunked-prefill"):
+            with stopped("a part of a prompt", GuardrailUnsupported, "--no-enable-chunked-prefill", "pass"):
                 cut.check_whole_prompts()
+
+
+class Local:
+    """The part of vLLM's asynchronous client that the check before serving uses, of an engine in this process."""
+
+    def __init__(self, engine):
+        self._llm, self.vllm_config = engine.llm, engine.guards.vllm_config
+
+    async def generate(self, prompt, params, request_id):
+        engine = self._llm.llm_engine
+        engine.add_request(request_id, prompt, params)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                yield output
+
+    async def collective_rpc(self, method, args=()):
+        return self._llm.collective_rpc(method, args=args)
+
+
+def self_check(engine, paths):
+    """What the check before serving says of the guardrails."""
+    return asyncio.run(selfcheck.check_engine_client(Local(engine), Settings([str(path) for path in paths])))
+
+
+def test_a_server_that_does_not_do_what_the_fit_did_does_not_listen(tiny):
+    rows = prompts(4, seed=9, longest=60)
+    fired = [records["guard"][0] for _, records in expected(tiny / "gemma3", [tiny / "guard"], rows, tokens=1)]
+    honest, wrong = ({"probe": {"forget": rows}, "statistic_forget": [float(f == x) for f in fired]} for x in (1, 0))
+    probed = save_guardrail(tiny, tiny / "gemma3", "probed", calibration=honest)
+    false = save_guardrail(tiny, tiny / "gemma3", "false", calibration=wrong)
+    with serving(tiny / "gemma3", [probed, false, tiny / "guard"]) as engine:
+        (said,) = self_check(engine, [probed])
+        assert f"{sum(fired)} of 4 stored rows on the topic" in said
+        assert self_check(engine, [tiny / "guard"]) == [selfcheck.NO_PROBE]
+        with stopped(
+            "the model's weights as at the fit, by the stored rows", GuardrailError, "computes something else"
+        ):
+            self_check(engine, [false])
+        engine.guards.records.find = None
+        engine.guards.worker.sae_guardrail_find = lambda request: {}
+        with stopped("records of the requests of the check", GuardrailError, "is not guarded"):
+            self_check(engine, [probed])
 
 
 # ------------------------------------------------------------------------------------------ a request is refused
@@ -251,12 +305,12 @@ def test_requests_that_cannot_be_judged(tiny):
 
     with serving(tiny / "gemma3", [tiny / "guard"]) as engine:
         for extra, match in (({"sae_guardrail": "other"}, "'other'"), ({"sae_guardrail": ""}, "per_request")):
-            with pytest.raises(VLLMValidationError, match=match):
+            with stopped(f"a request with {extra}", VLLMValidationError, match, "request"):
                 engine.answers(ROWS, extra=extra)
         assert all(records for _, records in engine.answers(ROWS)[0])
     request = SimpleNamespace(prompt_embeds=None, pooling_params=None, resumable=False, sampling_params=None)
     for name, value in (("prompt_embeds", torch.zeros(1)), ("pooling_params", object()), ("resumable", True)):
-        with pytest.raises(GuardrailError, match=name.removesuffix("_params")):
+        with stopped(f"a request with {name}", GuardrailError, name.removesuffix("_params"), "request"):
             plugin.check_request(SimpleNamespace(**{**vars(request), name: value}), Settings(["guard"]))
 
 
@@ -265,5 +319,5 @@ def test_refusal_that_the_model_cannot_say(engine_config, tiny):
 
     config = GuardrailFolder.open(tiny / "guard").config()
     config.refusal_ids, config.action = [VOCAB + 3], "refuse"
-    with pytest.raises(GuardrailNotReady, match=str(VOCAB + 3)):
+    with stopped("a token of the refusal in the vocabulary", GuardrailNotReady, str(VOCAB + 3)):
         limits.check_guardrail(config, "guard", engine_config)

@@ -1,0 +1,32 @@
+"""Gather what a guarded vLLM says when a part is taken away: `benchmarks/results/serving_fails_closed.json`.
+
+    SAE_UNLEARN_FAILS_CLOSED=FILE nox -s vllm -- tests/engines/vllm/test_fails_closed.py
+    python -m benchmarks.serving.fails_closed FILE
+
+Paths of temporary folders and ids of requests are left out.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_fails_closed.json"
+ORDER = ("start", "pass", "request")
+
+
+def main(file: str) -> None:
+    """Write the results of the lines in `file`; of several with one part, the first."""
+    found: dict[str, dict[str, str]] = {}
+    for line in Path(file).read_text().splitlines():
+        case = json.loads(line)
+        said = re.sub(r"(/[\w.-]+)+/", "", case["said"]).split("\n")[0]
+        case["said"] = re.sub(r"Request \d+\S*", "Request ID", said)
+        found.setdefault(case["part"], case)
+    cases = sorted(found.values(), key=lambda case: ORDER.index(case["when"]))
+    RESULTS.write_text(json.dumps({"cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
