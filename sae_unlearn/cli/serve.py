@@ -86,7 +86,7 @@ def _guardrails(args: argparse.Namespace) -> "list[GuardrailFolder]":
 
 
 def _local(folder: "GuardrailFolder") -> Path:
-    """Return a guardrail's folder, whose name the engine uses. Files of the Hub, which are links, are copied."""
+    """Return a guardrail's local folder. Files of the Hub, which are links, are copied."""
     from sae_unlearn.demo.model import demo_model_folder
     from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
 

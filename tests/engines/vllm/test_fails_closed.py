@@ -291,7 +291,6 @@ def test_a_server_that_does_not_do_what_the_fit_did_does_not_listen(tiny):
             "the model's weights as at the fit, by the stored rows", GuardrailError, "computes something else"
         ):
             self_check(engine, [false])
-        engine.guards.records.find = None
         engine.guards.worker.sae_guardrail_find = lambda request: {}
         with stopped("records of the requests of the check", GuardrailError, "is not guarded"):
             self_check(engine, [probed])
