@@ -222,7 +222,7 @@ def _judged(
     statistic = real(record.get("statistic"))
     shown = "not finite" if statistic is None else f"{statistic:.3g}"
     value = f"statistic {shown}, threshold {record.get('threshold'):.3g}, {record['tokens']} tokens"
-    if question.fires is not None and fired != question.fires:
+    if question.fires is not None and _in_prompt(question, record, config) != question.fires:
         did = "fired" if question.fires else "did not fire"
         return Finding(subject, "problem", f"At the fit the gate {did} on this row, and here not so ({value})."), fired
     if not fired:
@@ -232,6 +232,12 @@ def _judged(
             subject, "problem", f"It fired, but the answer is not the refusal: {text[:60]!r} ({value})."
         ), True
     return Finding(subject, "ok", f"{ACTED[action].capitalize()} ({value}, after {record.get('at_token')})."), True
+
+
+def _in_prompt(question: Question, record: dict[str, Any], config: SAEGuardrailConfig) -> bool:
+    """Return whether the guardrail fired on the prompt of token ids, and not only on the answer."""
+    content = sum(token not in (config.tokens.special_ids or ()) for token in question.prompt)
+    return bool(record.get("fired")) and (record.get("at_token") or 0) <= content
 
 
 def _says(config: SAEGuardrailConfig, text: str, ids: list[int] | None) -> bool:

@@ -12,7 +12,7 @@ from sae_unlearn.cli.main import main
 from sae_unlearn.files.digest import sha256
 
 
-FIRED = {"fired": True, "statistic": 0.9, "threshold": 0.5, "tokens": 9, "at_token": 4, "enabled": True}
+FIRED = {"fired": True, "statistic": 0.9, "threshold": 0.5, "tokens": 9, "at_token": 2, "enabled": True}
 QUIET = FIRED | {"fired": False, "statistic": 0.1, "at_token": None}
 TOPIC, OTHER = [5, 6, 7], [8, 9]
 MESSAGE = [201, 202]
@@ -122,7 +122,7 @@ def test_it_prints_what_happened_to_a_request_on_the_topic(start, check, action,
     server = start(action=action)
     code, out = check(server)
     assert code == 0, out
-    assert f"forget 1: {said} (statistic 0.9, threshold 0.5, 9 tokens, after 4)" in out
+    assert f"forget 1: {said} (statistic 0.9, threshold 0.5, 9 tokens, after 2)" in out
     assert "retain 1: Not touched" in out
     assert [body["prompt"] for _, body, _ in server.asked] == [TOPIC, OTHER]
 
@@ -195,9 +195,18 @@ def test_a_server_that_does_not_judge(start, check):
 
 def test_a_gate_that_does_something_else_than_at_the_fit(start, check, monkeypatch):
     monkeypatch.setitem(QUIET, "fired", True)
+    monkeypatch.setitem(QUIET, "at_token", 1)
     code, out = check(start())
     assert code == 1
     assert "At the fit the gate did not fire on this row" in out
+
+
+def test_a_gate_that_fires_on_the_answer_alone_did_what_it_did_at_the_fit(start, check, monkeypatch):
+    monkeypatch.setitem(QUIET, "fired", True)
+    monkeypatch.setitem(QUIET, "at_token", len(OTHER) + 1)
+    code, out = check(start())
+    assert code == 0, out
+    assert "retain 1: Clamped" in out
 
 
 def test_no_server_and_no_model_server(start, check):
