@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .markdown_text import table
+from .markdown_text import figure, number, table
 from .results import read_json
 
 
@@ -25,8 +25,8 @@ def equality() -> str:
     """One line for each run: what happened in it, and how many prompts have the tokens and records of `generate()`."""
     rows = []
     for scenario in _scenarios().values():
-        for number, run in enumerate(scenario["runs"]):
-            label = scenario["what"] if number == 0 else "the same prompts again"
+        for time, run in enumerate(scenario["runs"]):
+            label = scenario["what"] if time == 0 else "the same prompts again"
             of, guarded = run["prompts"], scenario["adapter"] != "none"
             happened = {**scenario["passes"], "cached tokens": run["cached_tokens"]}
             names = {"pieces": "pieces", "resumed": "resumed", "drafts": "drafts", "cached tokens": "cached tokens"}
@@ -45,6 +45,53 @@ def all_equal() -> bool:
             if run["tokens"] != run["prompts"] or (recorded and run["records"] != run["prompts"]):
                 return False
     return True
+
+
+def records_equal() -> bool:
+    """Whether all runs with a guardrail have the records of `generate()`."""
+    runs = [run for scenario in _scenarios().values() if scenario["adapter"] != "none" for run in scenario["runs"]]
+    return all(run["records"] == run["prompts"] for run in runs)
+
+
+def speed() -> str:
+    """One line for each case: the time of the unguarded engine, and its ratio idle and firing."""
+    rows = []
+    for name, case in _speed()["cases"].items():
+        ratios = [case[arm] for arm in ("idle", "firing")]
+        shown = [figure(one["ratio"], one["ratio_low"], one["ratio_high"], 3) for one in ratios]
+        rows.append([name, number(case["none_ms"], 1), *shown])
+    return table(["pass", "ms without", "idle", "firing"], rows)
+
+
+def speed_rounds() -> int:
+    """Rounds of each case."""
+    return int(_speed()["rounds"])
+
+
+def largest_ratio() -> str:
+    """The largest ratio of all cases."""
+    cases = _speed()["cases"].values()
+    return number(max(case[arm]["ratio"] for case in cases for arm in ("idle", "firing")), 3)
+
+
+def _speed() -> Any:
+    return read_json("serving_speed.json")
+
+
+def fails_closed(when: str) -> str:
+    """One line for each part that is taken away: what is said."""
+    cases = [case for case in read_json("serving_fails_closed.json")["cases"] if case["when"] == when]
+    return table(["without", "says"], [[case["part"], _cell(case["said"])] for case in cases], left=2)
+
+
+def failing_parts() -> int:
+    """Parts that are taken away."""
+    return len(read_json("serving_fails_closed.json")["cases"])
+
+
+def _cell(text: str) -> str:
+    """Return a message as a cell of a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def equal_share() -> str:

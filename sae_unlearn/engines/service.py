@@ -172,13 +172,13 @@ def _identity(name: str, served: list[Any], stored: dict[str, Any]) -> Finding:
     if not found:
         names = [one.get("name") for one in served if isinstance(one, dict)]
         return Finding("guardrail", "problem", f"The server has no guardrail {name}, only {names}. Serve it.")
-    seals = [seal for seal in SEALS if stored.get(seal)]
-    different = [seal for seal in seals if found[0].get(seal) != stored[seal]]
+    seals = [seal for seal in SEALS if stored.get(seal) and seal in found[0]]
+    different = [seal for seal in seals if found[0][seal] != stored[seal]]
     if different:
         sentence = f"The server's {name} is not the one of this folder: {' and '.join(different)} differ. Serve it."
         return Finding("guardrail", "problem", sentence)
     if not seals:
-        return Finding("guardrail", "warning", f"The server has a guardrail {name}. The folder has no seal to compare.")
+        return Finding("guardrail", "warning", f"The server has a guardrail {name}. There is no seal to compare.")
     about = f"at layer {found[0].get('layer')}, action {found[0].get('action')}, {found[0].get('gate_scope')} scope"
     return Finding("guardrail", "ok", f"The server has {name} {about}. At its start: {found[0].get('check')}.")
 

@@ -171,7 +171,10 @@ def test_a_server_without_the_plugin(start, check):
 
 
 def test_a_server_with_another_guardrail(start, check):
-    for guardrails, said in (([], "has no guardrail guard"), ([{"name": "guard"}], "weights_sha256 differ")):
+    for guardrails, said in (
+        ([], "has no guardrail guard"),
+        ([{"name": "guard", "weights_sha256": "0"}], "weights_sha256 differ"),
+    ):
         server = start()
         server.guardrails = guardrails
         code, out = check(server)
@@ -182,7 +185,7 @@ def test_a_folder_without_a_seal_cannot_be_compared(start, check, folder):
     served.save_guardrail(folder, folder / "gemma3", "unsealed", calibration=stored(folder / "guard")["calibration"])
     code, out = check(start(), "unsealed")
     assert code == 0
-    assert "WARNING  guardrail: The server has a guardrail guard. The folder has no seal" in out
+    assert "WARNING  guardrail: The server has a guardrail guard. There is no seal" in out
 
 
 def test_a_server_that_does_not_judge(start, check):

@@ -2,22 +2,13 @@
 
 from typing import Any
 
+from sae_unlearn.engines.probe_check import finding, rows_to_test
 from sae_unlearn.engines.vllm.records import CHECK
 from sae_unlearn.engines.vllm.settings import KEY, Settings
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
-from sae_unlearn.guardrail.probe import ProbeRow, probe_rows
+from sae_unlearn.guardrail.probe import ProbeRow
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
-
-
-PLAIN_TOKENS = 8
-"""Tokens of the row that a guardrail without a probe has to judge."""
-
-NO_PROBE = (
-    "it judges; without a probe, it was not tested whether it fires. Fit with --store-probe, or run "
-    "`sae-unlearn check --url URL --forget DATA`"
-)
 
 
 def describe(settings: Settings) -> list[dict[str, Any]]:
@@ -52,16 +43,9 @@ async def check_engine_client(client: Any, settings: Settings) -> list[str]:
     found = []
     for name, config in zip(settings.names, configs, strict=True):
         unedited = settings.per_request or config.layer == first
-        stored = probe_rows(config, vocabulary, limit)
-        rows = stored or [ProbeRow("neither", plain_row(config, vocabulary, min(limit, PLAIN_TOKENS)), None)]
+        rows = rows_to_test(config, vocabulary, limit)
         fired = [await _fires(client, name, number, row, settings) for number, row in enumerate(rows)]
-        wrong = [row for row, did in zip(rows, fired, strict=True) if unedited and row.fires not in (None, did)]
-        if wrong:
-            raise GuardrailError(
-                f"guardrail {name}: expected the gate to do on {len(rows)} stored rows what it did at the fit, got "
-                f"{len(wrong)} different. The model computes something else. Check its weights, dtype and adapters."
-            )
-        found.append(_sentence(rows, fired) if stored else NO_PROBE)
+        found.append(finding(name, rows, fired, unedited))
     return found
 
 
@@ -86,18 +70,3 @@ async def _fires(client: Any, name: str, number: int, row: ProbeRow, settings: S
             "server is not guarded. Check --additional-config."
         )
     return any(record["fired"] for record in records)
-
-
-def plain_row(config: SAEGuardrailConfig, vocabulary: int, length: int) -> list[int]:
-    """Return a row of tokens that are not special."""
-    special = set(config.tokens.special_ids or ()) | set(config.tokens.boundary_ids or ())
-    return [token for token in range(vocabulary // 2, vocabulary) if token not in special][:length]
-
-
-def _sentence(rows: list[ProbeRow], fired: list[bool]) -> str:
-    parts = []
-    for role, what in (("forget", "rows on the topic"), ("retain", "other rows")):
-        own = [did for row, did in zip(rows, fired, strict=True) if row.role == role]
-        if own:
-            parts.append(f"{sum(own)} of {len(own)} stored {what}")
-    return f"it fired on {' and '.join(parts)}, as at the fit"

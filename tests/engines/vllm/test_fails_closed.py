@@ -13,6 +13,7 @@ from served import VOCAB, Engine, expected, prompts, save_guardrail, save_model,
 from torch import nn
 
 from sae_unlearn import GuardrailError
+from sae_unlearn.engines.probe_check import NO_PROBE
 from sae_unlearn.engines.vllm import layers, limits, plugin, selfcheck, worker
 from sae_unlearn.engines.vllm.settings import Settings
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
@@ -286,7 +287,7 @@ def test_a_server_that_does_not_do_what_the_fit_did_does_not_listen(tiny):
     with serving(tiny / "gemma3", [probed, false, tiny / "guard"]) as engine:
         (said,) = self_check(engine, [probed])
         assert f"{sum(fired)} of 4 stored rows on the topic" in said
-        assert self_check(engine, [tiny / "guard"]) == [selfcheck.NO_PROBE]
+        assert self_check(engine, [tiny / "guard"]) == [NO_PROBE]
         with stopped(
             "the model's weights as at the fit, by the stored rows", GuardrailError, "computes something else"
         ):
