@@ -40,16 +40,9 @@ COUNTED = {"evidence": "any", "num_features": 20, "margin": 0.5}
 GUARDS = {
     # fires as soon as one feature does, and edits where it does; only small doses can be within the budget
     "static clamp": Guard({"num_features": 20, "threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
-    "per-token clamp": Guard({**COUNTED, "statistic": "window", "window": 8, "gate_scope": "prefix", "sticky": False}),
     "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
-    **{
-        f"DSG {preset}, {statistic}": Guard({**options, "statistic": statistic}, doses)
-        for preset, options, doses in (
-            ("faithful", {"preset": "faithful"}, ABSOLUTE_DOSES),
-            ("default", {}, RESIDUAL_DOSES),
-        )
-        for statistic in ("ratio", "window", "cusum")
-    },
+    "DSG faithful, ratio": Guard({"preset": "faithful"}, ABSOLUTE_DOSES),
+    "DSG default, ratio": Guard({}, RESIDUAL_DOSES),
     "DSG counted, ratio": Guard(COUNTED),
 }
 PROMPTS = {
@@ -65,4 +58,7 @@ GRADIENTS = {
     "RMU": Gradient("rmu", 2e-4),
 }
 METHODS = ("base", *GUARDS, *PROMPTS, *GRADIENTS)
+REMOVED = ("per-token clamp", *(f"DSG {p}, {name}" for p in ("faithful", "default") for name in ("window", "cusum")))
+"""Methods of stored results whose gate statistic the package no longer has."""
+MEASURED = (*METHODS, *REMOVED)
 OURS = "DSG default, ratio"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.forget.choice import BUDGET
-from benchmarks.forget.methods import METHODS
+from benchmarks.forget.methods import MEASURED
 from sae_unlearn.evaluation import Estimate
 from sae_unlearn.files.terminal import table
 
@@ -19,7 +19,7 @@ HEADER = ["method", "strength", "topic", "other", "fires", "on other", "right, t
 def read_cells(folder: Path) -> list[dict[str, Any]]:
     """All cells, methods in their order."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return sorted(cells, key=lambda cell: (cell["topic"], METHODS.index(cell["method"]), cell["seed"]))
+    return sorted(cells, key=lambda cell: (cell["topic"], MEASURED.index(cell["method"]), cell["seed"]))
 
 
 def summarise(folder: Path, keep: bool = False) -> str:
@@ -61,7 +61,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
 def _pooled(cells: list[dict[str, Any]], topics: list[str]) -> list[list[str]]:
     """All texts of all topics as one sample, of the methods that every topic has a strength for."""
     rows = [["method", "topics", "topic", "n", "other", "n"]]
-    for method in METHODS[1:]:
+    for method in MEASURED[1:]:
         mine = [cell for cell in cells if cell["method"] == method]
         within = [cell for cell in mine if cell["chosen"]]
         if not mine:

@@ -3,7 +3,7 @@
     python -m benchmarks.gates.demo_gates [--write]
 
 On the demo's paragraphs gates are fitted that count hot tokens (`evidence="any"`, with 20 features), with the default
-settings, and with a statistic that looks at stretches too; each with several margins (`between` of
+settings, and with signed weights on windows; each with several margins (`between` of
 `guardrail/calibration.py`), of which 0 is a percentile of other paragraphs. The gate alone is measured, on the layers
 up to the guarded one: whether it fires on the demo's facts, on the topic and on other things, alone and in each form,
 and on the paragraphs that the fit held out. None of these options was chosen on these questions.
@@ -31,7 +31,7 @@ from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
 GATES: dict[str, dict[str, Any]] = {
     "counted": {"evidence": "any", "num_features": 20},
     "default": {},
-    "stretches": {"statistic": "ratio_or_window"},
+    "windowed": {"statistic": "windowed"},
 }
 MARGINS = (0.0, 0.25, 0.5)
 WORDS = (4, 8, 16, 64, 256)

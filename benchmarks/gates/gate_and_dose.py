@@ -44,13 +44,6 @@ GATES: dict[str, dict[str, Any]] = {
     "counted": {"num_features": 20},
     "weighed": {"num_features": 20, "evidence": "log_ratio"},
     "weighed, 40": {"num_features": 40, "evidence": "log_ratio"},
-    "weighed, stretches": {"num_features": 20, "evidence": "log_ratio", "statistic": "ratio_or_window", "window": 16},
-    "weighed, stretches, 40": {
-        "num_features": 40,
-        "evidence": "log_ratio",
-        "statistic": "ratio_or_window",
-        "window": 16,
-    },
 }
 WORDS = 64
 RULES: dict[str, Callable[[Tensor, Tensor], float]] = {

@@ -29,6 +29,7 @@ from benchmarks.forget.compare import add_setting_arguments, settings, write
 from benchmarks.forget.fitting import fitted
 from benchmarks.forget.setting import Setting
 from benchmarks.forget.table import RESULTS
+from benchmarks.gates.removed_statistics import RemovedStatistic
 from sae_unlearn import SAEGuardrailConfig
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.backbone.tokens import special_token_ids
@@ -42,19 +43,19 @@ from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic
 from sae_unlearn.options.fit import PRESETS
 
 
-RATIO = {"ratio": {"statistic": "ratio"}}
-COUNTED: dict[str, dict[str, Any]] = {
-    **RATIO,
-    **{f"window of {w}": {"statistic": "window", "window": w} for w in (16, 32, 64)},
-    **{f"cusum, drift {k:g}": {"statistic": "cusum", "drift": k} for k in (0.25, 0.5)},
+COUNTED: dict[str, RemovedStatistic | None] = {
+    "ratio": None,
+    **{f"window of {w}": RemovedStatistic("window", window=w) for w in (16, 32, 64)},
+    **{f"cusum, drift {k:g}": RemovedStatistic("cusum", drift=k) for k in (0.25, 0.5)},
 }
-WEIGHED: dict[str, dict[str, Any]] = {
-    **RATIO,
+WEIGHED: dict[str, RemovedStatistic | None] = {
+    "ratio": None,
     "window of 16": COUNTED["window of 16"],
-    **{f"cusum, drift {k:g}": {"statistic": "cusum", "drift": k} for k in (0.5, 1.0)},
-    "ratio or window of 16": {"statistic": "ratio_or_window", "window": 16},
+    **{f"cusum, drift {k:g}": RemovedStatistic("cusum", drift=k) for k in (0.5, 1.0)},
+    "ratio or window of 16": RemovedStatistic("ratio_or_window", window=16),
 }
-FITS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+"""Statistics by name; None is `ratio`, the package's own."""
+FITS: dict[str, tuple[dict[str, Any], dict[str, RemovedStatistic | None]]] = {
     "": ({"evidence": "any", "num_features": 20}, COUNTED),
     "weighed, ": ({"evidence": "log_ratio", "num_features": 20}, WEIGHED),
     "weighed, 40, ": ({"evidence": "log_ratio", "num_features": 40}, WEIGHED),
@@ -69,6 +70,7 @@ RATE = 0.05
 SPLITS = 500
 OTHER_ROWS = 60
 
+Gate: TypeAlias = tuple[SAEGuardrailConfig, RemovedStatistic | None]
 Fired: TypeAlias = list[tuple[list[bool], dict[str, list]]]
 Fires: TypeAlias = Callable[[dict[str, Any], str], tuple[list[bool], dict[str, list]]]
 """Of a topic and a statistic: where the gate fires on other texts, and on the topic's by words around them."""
@@ -81,47 +83,48 @@ def measure(setting: Setting, words: Sequence[int] = WORDS) -> dict[str, Any]:
     others = [*texts.other_test, *texts.other_validation]
     rows = {"topic": texts.test, "other": others[: min(OTHER_ROWS, len(others) // 2)]}
     filler = others[len(rows["other"]) :] or others
-    configs = {}
+    gates: dict[str, Gate] = {}
     with cached_front(setting.model, setting.layer, Front()):
         for fit, (options, statistics) in FITS.items():
             with fitted(setting, options) as guarded:
                 config = guarded.peft_config["default"]
-            for name, fields in statistics.items():
-                configs[fit + name] = gate_of(config, **fields)
-    found: dict[str, Any] = {"features": configs[DEFAULT].feature_ids}
+            for name, removed in statistics.items():
+                gates[fit + name] = gate_of(config), removed
+    found: dict[str, Any] = {"features": gates[DEFAULT][0].feature_ids}
     for seed, (side, some) in enumerate(rows.items()):
         found[side] = {}
         for number in words:
             given = [diluted(text, number, "both", filler, seed, i) for i, text in enumerate(some)]
-            found[side][str(number)] = statistics_of(setting, configs, given)
+            found[side][str(number)] = statistics_of(setting, gates, given)
     return found
 
 
-def gate_of(config: SAEGuardrailConfig, statistic: str = "ratio", **kwargs: float) -> SAEGuardrailConfig:
-    """A gate of the same features with another statistic, of which `kwargs` are parameters."""
+def gate_of(config: SAEGuardrailConfig) -> SAEGuardrailConfig:
+    """A config of the same features whose gate reads every token."""
     return SAEGuardrailConfig(
         layer=config.layer,
         feature_ids=config.feature_ids,
         feature_evidence=config.feature_evidence,
-        statistic=statistic,
-        statistic_kwargs=StatisticKwargs(min_tokens=PRESETS[None]["min_tokens"], **kwargs),
+        statistic_kwargs=StatisticKwargs(min_tokens=PRESETS[None]["min_tokens"]),
     )
 
 
-def statistics_of(
-    setting: Setting, configs: dict[str, SAEGuardrailConfig], texts: Sequence[str]
-) -> dict[str, list[float]]:
+def statistics_of(setting: Setting, gates: dict[str, Gate], texts: Sequence[str]) -> dict[str, list[float]]:
     """Each statistic of each text."""
-    parts = {tuple(config.feature_ids): setting.sae.slice(config.feature_ids) for config in configs.values()}
+    parts = {tuple(config.feature_ids): setting.sae.slice(config.feature_ids) for config, _ in gates.values()}
     special = torch.tensor(special_token_ids(setting.tokenizer, setting.model.config))
-    found = {name: [0.0] * len(texts) for name in configs}
+    found = {name: [0.0] * len(texts) for name in gates}
     for batch in residual_batches(setting.model, setting.tokenizer(list(texts))["input_ids"], setting.layer, 4):
         content = batch.kept & ~torch.isin(batch.input_ids, special.to(batch.input_ids.device))
         activations = {ids: part.encode(batch.residual) for ids, part in parts.items()}
-        for name, config in configs.items():
+        for name, (config, removed) in gates.items():
             a = heard(activations[tuple(config.feature_ids)], content)
             hits = hits_of(a, a != 0, ConfigTables().evidence(config, a.device), content, config)
-            for i, value in zip(batch.index, row_statistic(hits, content, config).tolist(), strict=True):
+            if removed is None:
+                values = row_statistic(hits, content, config)
+            else:
+                values = removed.of_rows(hits, content, config.statistic_kwargs.min_tokens)
+            for i, value in zip(batch.index, values.tolist(), strict=True):
                 found[name][i] = round(value, 5)
     return found
 

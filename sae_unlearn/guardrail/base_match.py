@@ -74,14 +74,10 @@ def check_longest(config: SAEGuardrailConfig, longest: int | None) -> None:
     if config.threshold is None or longest is None:
         return
     given = config.statistic_kwargs
-    whole = config.hottest * longest / max(longest, given.min_tokens)
-    highest = {
-        "ratio": whole,
-        "window": config.hottest * min(longest, given.window) / min(max(longest, given.min_tokens), given.window),
-        "cusum": longest * (config.hottest - given.drift),
-        "ratio_or_window": whole,
-        "windowed": math.inf if config.hottest > given.drift else config.threshold,
-    }[config.statistic]
+    if config.statistic == "windowed":
+        highest = math.inf if config.hottest > given.drift else config.threshold
+    else:
+        highest = config.hottest * longest / max(longest, given.min_tokens)
     if highest <= config.threshold:
         raise GuardrailError(
             f"threshold={config.threshold}: expected less than {highest:.4g}, the largest statistic "

@@ -56,9 +56,7 @@ class SAEGuardrailConfig(PeftConfig):
     statistic: str = field(
         default="ratio",
         metadata={
-            "help": "What is compared with `threshold`. 'ratio': hot tokens / tokens so far. 'window': the same over "
-            "the last `window` tokens, its largest value so far. 'cusum': cumulative sum of (hot - drift), floored at "
-            "0, its largest value so far. 'ratio_or_window': the larger of ratio and `window_weight` * window. "
+            "help": "What is compared with `threshold`. 'ratio': hot tokens / tokens so far. "
             "'windowed': signed scores of tokens, their mean judged by its spread or their cumulative sum."
         },
     )
@@ -225,7 +223,7 @@ class SAEGuardrailConfig(PeftConfig):
     @property
     def threshold_bounds(self) -> tuple[float, float]:
         """Half-open interval [low, high) of the thresholds that some texts exceed and others do not."""
-        return (0.0, math.inf) if self.statistic in ("cusum", "windowed") else (0.0, self.hottest)
+        return (0.0, math.inf) if self.statistic == "windowed" else (0.0, self.hottest)
 
     @property
     def never_fires(self) -> bool:

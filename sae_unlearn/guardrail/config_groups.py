@@ -31,12 +31,8 @@ class StatisticKwargs:
     min_tokens: int = field(
         default=1, metadata={"help": "Shorter sequences are counted as if quiet tokens filled them up to this many."}
     )
-    window: int = field(default=64, metadata={"help": "Tokens the 'window' statistic looks back."})
-    window_weight: float = field(
-        default=0.35, metadata={"help": "Weight of the window against the whole row in 'ratio_or_window', up to 1."}
-    )
     drift: float = field(
-        default=0.5, metadata={"help": "Hot rate, or score of 'windowed', that leaves the cumulative sum unchanged."}
+        default=0.5, metadata={"help": "Score that leaves the cumulative sum of 'windowed' unchanged."}
     )
     bias: float = field(default=0.0, metadata={"help": "Score of a token without active features in 'windowed'."})
     other_mean: float = field(default=0.0, metadata={"help": "Mean score of other text in 'windowed'."})
@@ -53,16 +49,13 @@ class StatisticKwargs:
 
     def __post_init__(self) -> None:
         check_integer("statistic_kwargs.min_tokens", self.min_tokens, 1)
-        check_integer("statistic_kwargs.window", self.window, 1)
-        for name in ("window_weight", "drift", "bias", "other_mean", *_POSITIVE):
+        for name in ("drift", "bias", "other_mean", *_POSITIVE):
             check_real(f"statistic_kwargs.{name}", getattr(self, name))
         for name, lowest in _POSITIVE.items():
             if not getattr(self, name) >= lowest:
                 raise GuardrailError(
                     f"statistic_kwargs.{name}={getattr(self, name)!r}: expected at least {lowest:g}. Fit again."
                 )
-        if not 0 < self.window_weight <= 1:
-            raise GuardrailError(f"statistic_kwargs.window_weight={self.window_weight} must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True)

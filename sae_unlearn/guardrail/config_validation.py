@@ -42,7 +42,7 @@ def check_threshold(threshold: float, config: ConfigFields, percentile: float | 
     )
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 LONGEST_REFUSAL = 512  # tokens
 LONGEST_REFUSAL_TEXT = 8192  # characters
@@ -53,12 +53,8 @@ LARGEST_SLICE = 2**27
 EVIDENCE_STEP, LARGEST_EVIDENCE = 0.25, 16.0
 DRIFT_STEP = 1 / 16  # of the windowed statistic, whose scores are quarters
 
-# Statistics that can also be taken of each message, and those that look back over a window.
-BY_MESSAGE = ("ratio", "ratio_or_window", "windowed")
-WINDOWED = ("window", "ratio_or_window")
-
 CHOICES = {
-    "statistic": ("ratio", "window", "cusum", "ratio_or_window", "windowed"),
+    "statistic": ("ratio", "windowed"),
     "gate_scope": ("sequence", "prefix"),
     "clamp_mode": ("fired", "all"),
     "action": ("clamp", "record", "refuse"),
@@ -100,11 +96,9 @@ def _check_names(config: ConfigFields) -> None:
 def check_numbers(config: ConfigFields, always: bool = False) -> None:
     """Raise unless every number is in its range. With `always`, a threshold may be below its range."""
     check_integer("layer", config.layer, 0)
-    depth, given = config.base_model.num_layers, config.statistic_kwargs
+    depth = config.base_model.num_layers
     if depth is not None and config.layer >= depth:
         raise GuardrailError(f"layer={config.layer}: expected 0 to {depth - 1}, since num_layers={depth}.")
-    if given.window < given.min_tokens and config.statistic in WINDOWED:
-        raise GuardrailError(f"window={given.window}: expected at least min_tokens={given.min_tokens}. Widen it.")
     if config.threshold is not None:
         lowest, highest = config.threshold_bounds
         check_real("threshold", config.threshold)
@@ -114,11 +108,6 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
                 f"{config.statistic!r}: the gate would {'always' if config.threshold < lowest else 'never'} fire."
             )
     check_outlier_norm(config)
-    # a weak feature's evidence can be below the drift, which the other statistics do not use
-    if config.statistic == "cusum" and not 0 < given.drift < config.hottest:
-        raise GuardrailError(
-            f"drift={given.drift}: expected between 0 and {config.hottest:g}, the rates of a quiet and of a hot text."
-        )
     if config.clamp_value is not None:
         check_real("clamp_value", config.clamp_value)
         if config.clamp_value > 0:
@@ -205,13 +194,10 @@ def check_outlier_norm(config: ConfigFields) -> None:
 def _check_messages(config: ConfigFields) -> None:
     if not config.tokens.boundary_ids:
         return
-    found = {"statistic": config.statistic, "counting": config.tokens.counting, "sticky": config.sticky}
-    needed = {"statistic": BY_MESSAGE, "counting": ("content",), "sticky": (True,)}
-    wrong = [f"{name}={found[name]!r}" for name, allowed in needed.items() if found[name] not in allowed]
-    if wrong:
+    if config.tokens.counting != "content" or not config.sticky:
         raise GuardrailError(
-            f"tokens.boundary_ids goes with statistic='ratio', 'ratio_or_window' or 'windowed', counting='content' and "
-            f"sticky=True, and not with {', '.join(wrong)}; set boundary_ids=None."
+            f"tokens.boundary_ids goes with counting='content' and sticky=True, not with "
+            f"counting={config.tokens.counting!r} and sticky={config.sticky}. Set boundary_ids=None."
         )
 
 
@@ -246,10 +232,10 @@ def _check_strings(config: ConfigFields) -> None:
 
 def check_version(version: Any) -> None:
     """Raise unless this version of the package reads artifacts of that format."""
-    if type(version) is int and version == 1:
+    if type(version) is int and 0 < version < FORMAT_VERSION:
         raise GuardrailError(
-            f"format_version=1: expected {FORMAT_VERSION}, got the layout of an earlier development version. Fit the "
-            "guardrail again with this version."
+            f"format_version={version}: expected {FORMAT_VERSION}, got the layout of an earlier development version. "
+            "Fit the guardrail again with this version."
         )
     if type(version) is not int or version != FORMAT_VERSION:
         raise GuardrailError(

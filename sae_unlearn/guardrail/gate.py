@@ -7,18 +7,15 @@ never hot). With the running sums
 
     H_t = sum_{s<=t} hot_s          N_t = sum_{s<=t} counted_s
 
-and `m = min_tokens`, `W = window`, `k = drift`, the statistics are
+and `m = min_tokens`, the statistics are
 
-    ratio    S_t = H_t / max(N_t, m)
-    window   S_t = max_{s<=t} (H_s - H_{s-W}) / min(max(N_s, m), W)      H_{s-W}: W counted tokens earlier
-    cusum    S_t = max_{s<=t} (Y_s - min_{r<=s} Y_r),  Y_s = H_s - k N_s,  Y_0 = 0
-    ratio_or_window    S_t = max(ratio_t, window_weight * window_t)
+    ratio       S_t = H_t / max(N_t, m)
     windowed    S_t = max(z_t, sum_weight * P_t), of signed scores in place of hot_t; see `windowed`
 
-(without `sticky`, window and cusum use their current value and not the largest so far). If the config names the tokens
-between a conversation's messages, the ratio of each message is taken too (`message_statistic`). The row fires iff
-`S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row shorter than `min_tokens` counts as if quiet
-tokens filled it up, so that one hot token out of one does not give a rate of 1.
+If the config names the tokens between a conversation's messages, the statistic of each message is taken too
+(`message_statistic`). The row fires iff `S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row
+shorter than `min_tokens` counts as if quiet tokens filled it up, so that one hot token out of one does not give a rate
+of 1.
 
 A forward pass also has a **boundary** `b`: the first position whose logits were requested. Tokens before it share the
 decision at it; from it on each token has its own. Under `gate_scope="sequence"` this gives the paper's rule: a prompt
@@ -39,7 +36,7 @@ is needed. Tokens in a static cache that the guardrail has not seen reach the ga
 All counts are whole numbers, or quarters, in float32, so the statistics do not depend on batch size, padding side or
 the division of a sequence into forward passes.
 
-Source: Muhamed et al. 2025 (arXiv 2504.08192), section 4, for `ratio`; Page 1954 for `cusum`.
+Source: Muhamed et al. 2025 (arXiv 2504.08192), section 4, for `ratio`.
 """
 
 from collections.abc import Sequence
@@ -49,7 +46,6 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import WINDOWED
 from sae_unlearn.guardrail.message_statistic import by_message, share_of
 from sae_unlearn.guardrail.windowed import mean_part, windowed_value
 
@@ -60,8 +56,8 @@ class State(NamedTuple):
     Attributes:
         hits: `H`.
         tokens: `N`.
-        lowest: Smallest `Y` of cusum and windowed; largest window so far of ratio_or_window.
-        peak: The statistic. Of window and cusum, with `sticky`, its largest value so far; of windowed `P`.
+        lowest: `L` of windowed; 0 of ratio.
+        peak: `P` of windowed; the statistic of ratio.
         fired_at: Number of counted tokens when the row fired; 0 if it has not.
         kept: 1 if the mask shows the token, special or not. It describes that token only.
     """
@@ -83,7 +79,6 @@ class State(NamedTuple):
 
 
 STATE_SIZE = 6
-_PEAKED = ("window", "cusum")  # their value is the largest so far
 
 
 class Decision(NamedTuple):
@@ -97,18 +92,6 @@ class Decision(NamedTuple):
 
     fire: Tensor
     state: Tensor
-
-
-class Series(NamedTuple):
-    """Sums of all earlier tokens of the rows, for the statistics with a window.
-
-    Attributes:
-        hits (Tensor): `[batch, past]`.
-        tokens (Tensor): `[batch, past]`, non-decreasing; `inf` at places that are not written yet.
-    """
-
-    hits: Tensor
-    tokens: Tensor
 
 
 def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) -> Tensor:
@@ -175,7 +158,6 @@ def decide(
     counted: Tensor,
     config: SAEGuardrailConfig,
     previous: Tensor | None = None,
-    past: Series | None = None,
     boundary: int | None = None,
     ends: Tensor | None = None,
     kept: Tensor | None = None,
@@ -188,7 +170,6 @@ def decide(
         config (SAEGuardrailConfig): Statistic, its constants and the threshold.
         previous (Tensor, *optional*): `[batch, ...]`, the state after the row's last earlier token. None at a row's
             beginning.
-        past (Series, *optional*): Needed by the statistics of `WINDOWED` with a `previous`.
         boundary (int, *optional*): Position from which tokens are judged one by one. None is the last position.
         ends (Tensor, *optional*): `[batch, seq]` bool, the tokens that end a message. None if the config names none.
         kept (Tensor, *optional*): `[batch, seq]` bool, the tokens that the mask shows. None: all.
@@ -197,17 +178,12 @@ def decide(
     boundary = _boundary(config, seq, boundary)
     before = None if previous is None else State.of(previous[:, None])
     hits, tokens = _running_sums(hot, counted, before)
-    value, lowest, peak = _value(hits, tokens, config, before, past)
+    value, lowest, peak = _value(hits, tokens, config, before)
     messages = None
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
         value, messages = by_message(value, hits, tokens, ends, share_of(config), earlier)
-    if peak is None:
-        if config.sticky and config.statistic in _PEAKED:
-            value = _running_max(value)
-            if before is not None:
-                value = torch.maximum(value, before.peak)
-        peak = value
+    peak = value if peak is None else peak
     quiet = value <= config.tau  # NaN is not
     fired_at = _fired_at(quiet, tokens, boundary if config.sticky else seq)
     if before is not None and config.sticky:
@@ -227,10 +203,10 @@ def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends
     `gate_scope="sequence"`, and its largest value along the row under `"prefix"`.
     """
     hits, tokens = _running_sums(hot, counted, None)
-    value = _value(hits, tokens, config, None, None)[0]
+    value = _value(hits, tokens, config, None)[0]
     if ends is not None:
         value, _ = by_message(value, hits, tokens, ends, share_of(config), None)
-    if config.gate_scope == "prefix" or (config.sticky and config.statistic in _PEAKED):
+    if config.gate_scope == "prefix":
         return value.amax(dim=1)
     return value[:, -1]
 
@@ -268,52 +244,19 @@ def _running_sums(hot: Tensor, counted: Tensor, before: State | None) -> tuple[T
     return before.hits + hot, before.tokens + counted
 
 
-def _running_max(values: Tensor) -> Tensor:
-    return values if values.shape[1] == 1 else values.cummax(dim=1).values
-
-
 def _value(
-    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None, past: Series | None
+    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The current value of the statistic, and the next `lowest` and `peak`, `[batch, seq]` each.
 
-    `lowest` is zeros for ratio and window. `peak` is None if it is the statistic itself.
+    `lowest` is zeros for ratio. `peak` is None if it is the statistic itself.
     """
     if config.statistic == "windowed":
         return windowed_value(
             hits, tokens, config.statistic_kwargs, *((None, None) if before is None else (before.lowest, before.peak))
         )
     floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
-    given = config.statistic_kwargs
-    if config.statistic == "ratio":
-        return hits / tokens.clamp(min=given.min_tokens), floor.expand_as(hits), None
-    if config.statistic in WINDOWED:
-        recent = hits - _hits_up_to(tokens - given.window, hits, tokens, past)
-        recent = recent / tokens.clamp(min=given.min_tokens, max=given.window)
-        if config.statistic == "window":
-            return recent, floor.expand_as(hits), None
-        if config.sticky:
-            recent = torch.maximum(_running_max(recent), floor)
-        return torch.maximum(hits / tokens.clamp(min=given.min_tokens), given.window_weight * recent), recent, None
-    y = hits - given.drift * tokens
-    lowest = -_running_max(-y)
-    lowest = torch.minimum(lowest, floor)
-    return y - lowest, lowest, None
-
-
-def _hits_up_to(target: Tensor, hits: Tensor, tokens: Tensor, past: Series | None) -> Tensor:
-    """`H` at the last position with `N <= target`, 0 without one; `[batch, seq]`."""
-    found = _last_not_above(target, hits, tokens)
-    if past is None:
-        return found
-    return torch.maximum(
-        found, _last_not_above(target, past.hits, past.tokens)
-    )  # H never decreases, so the larger is the later
-
-
-def _last_not_above(target: Tensor, hits: Tensor, tokens: Tensor) -> Tensor:
-    index = torch.searchsorted(tokens.contiguous(), target.contiguous(), right=True) - 1
-    return torch.where(index >= 0, hits.gather(1, index.clamp(min=0)), torch.zeros_like(target))
+    return hits / tokens.clamp(min=config.statistic_kwargs.min_tokens), floor.expand_as(hits), None
 
 
 def _fired_at(quiet: Tensor, tokens: Tensor, boundary: int) -> Tensor:
@@ -326,4 +269,4 @@ def _fired_at(quiet: Tensor, tokens: Tensor, boundary: int) -> Tensor:
         return fired_at
     tail, alone = ~quiet[:, boundary:], fired_at[:, boundary:]
     first = tail & (tail.cumsum(dim=1) == 1)
-    return torch.cat([fired_at[:, :boundary], _running_max(alone * first)], dim=1)
+    return torch.cat([fired_at[:, :boundary], (alone * first).cummax(dim=1).values], dim=1)

@@ -32,7 +32,6 @@ from sae_unlearn.backbone.private_api import forward_hook_owners, remove_hooks
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.config_validation import WINDOWED
 from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.kernels.dispatch import step_for
 from sae_unlearn.guardrail.kernels.interface import Step
@@ -225,8 +224,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             decision = decide(hits, counted, config, boundary=boundary, ends=ends, kept=kept)
             self._record(name, config, decision.state[:, -1])
             return decision
-        past = history.series() if config.statistic in WINDOWED else None
-        decision = decide(hits, counted, config, history.last(), past, boundary, ends, kept)
+        decision = decide(hits, counted, config, history.last(), boundary, ends, kept)
         history.append(decision.state, sees_all(inputs, seq))
         self._record(name, config, history, cache)
         return decision

@@ -9,9 +9,9 @@ and `b(t)` the last boundary before token `t` (`H_b = N_b = 0` if there is none)
 
 and with `statistic="windowed"` `R_t = z(H_t - H_b(t), N_t - N_b(t))` and its own `S_t` in the place of the first term,
 
-so the row's statistic is the largest of its messages' and of the row as a whole (the first term; the value of
-`ratio_or_window` in its place). A boundary belongs to the message that it ends. Since the whole row is among them,
-boundaries can only make the gate fire more: to scatter such tokens through a text does not hide it.
+so the row's statistic is the largest of its messages' and of the row as a whole, the first term. A boundary belongs to
+the message that it ends. Since the whole row is among them, boundaries can only make the gate fire more: to scatter
+such tokens through a text does not hide it.
 """
 
 from collections.abc import Callable

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import WINDOWED
 from sae_unlearn.guardrail.gate import STATE_SIZE, Decision, State
 from sae_unlearn.guardrail.gate import decide as decide_padded
 from sae_unlearn.guardrail.message_statistic import MESSAGES_SIZE, share_of
@@ -73,13 +72,8 @@ def check_packable(config: SAEGuardrailConfig) -> None:
     """Raise unless packed rows can be judged as rows alone are.
 
     Raises:
-        GuardrailError: If the config has a statistic with a window, or counts columns of a padded batch.
+        GuardrailError: If the config counts columns of a padded batch.
     """
-    if config.statistic in WINDOWED:
-        raise GuardrailError(
-            f"statistic={config.statistic!r}: expected 'ratio', 'cusum' or 'windowed' for packed rows, since a "
-            "window looks back over tokens that are not there. Fit with another statistic."
-        )
     if config.tokens.counting != "content":
         raise GuardrailError(
             f"counting={config.tokens.counting!r}: expected 'content' for packed rows, which have no columns. Fit with "
@@ -123,10 +117,7 @@ def decide(
     messages: list[Tensor] = []
     if ends is not None:
         value, messages = _by_message(value, hits, tokens, ends, share_of(config), rows, earlier[STATE_SIZE:])
-    if peak is None:
-        if config.sticky and config.statistic == "cusum":
-            value = running_max(value, rows, past.peak)
-        peak = value
+    peak = value if peak is None else peak
     loud = ~(value <= config.tau)  # NaN is
     at = torch.arange(len(hot), device=hot.device)
     own = at >= boundary[rows.of_token]
@@ -203,8 +194,6 @@ def _value(
         return hits / tokens.clamp(min=given.min_tokens), past.lowest[rows.of_token], None
     y = hits - given.drift * tokens
     lowest = -running_max(-y, rows, -past.lowest)
-    if config.statistic == "cusum":
-        return y - lowest, lowest, None
     peak = running_max(y - lowest, rows, past.peak)
     return torch.maximum(mean_part(hits, tokens, given), given.sum_weight * peak), lowest, peak
 

@@ -16,16 +16,10 @@ ROLES = ("forget", "retain")
 DOSE_UNITS = ("feature", "residual", "absolute")
 STATISTICS = {
     "ratio": "share of a row's tokens at which a guarded feature is active",
-    "window": "largest share of a window's tokens at which a guarded feature is active",
-    "cusum": "largest excess of tokens at which a guarded feature is active",
-    "ratio_or_window": "share of tokens at which a guarded feature is active, of a row or of a window of it",
     "windowed": "mean score of a row's tokens, or their cumulative sum, against what other text has",
 }
 WEIGHED_STATISTICS = {
     "ratio": "evidence of a row's tokens for the topic, in nats a token",
-    "window": "largest evidence of a window's tokens for the topic, in nats a token",
-    "cusum": "largest excess of the tokens' evidence for the topic, in nats",
-    "ratio_or_window": "evidence of the tokens of a row, or of a window of it, for the topic, in nats a token",
     "windowed": STATISTICS["windowed"],
 }
 CURVE = {"percentile": "g", "threshold": ".4g", "forget_rate": ".1%", "retain_rate": ".1%"}

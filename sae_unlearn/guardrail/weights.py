@@ -246,7 +246,7 @@ def check_heard(config: SAEGuardrailConfig, tensors: Mapping[str, Tensor], sourc
     if config.statistic == "windowed":
         heard = [config.statistic_kwargs.bias, *(value for value in heard if value > 0)]
     hottest = sum(heard) if config.feature_evidence is not None else max(heard, default=0.0)
-    needed = config.statistic_kwargs.drift if config.statistic in ("cusum", "windowed") else config.tau
+    needed = config.statistic_kwargs.drift if config.statistic == "windowed" else config.tau
     if not hottest > needed:
         raise GuardrailError(
             f"tokens.outlier_norm={config.tokens.outlier_norm} of {source}: "

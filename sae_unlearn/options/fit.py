@@ -35,9 +35,6 @@ FIXED = {"faithful": ("importance", "clamp_mode", "min_tokens", "evidence")}
 PUBLISHED_CLAMP_VALUE = -500.0
 CLAMP_SCALES = {"feature": 16.0, "residual": 0.5, "absolute": 500.0}
 """Default dose in each unit."""
-WINDOWS = {"ratio_or_window": 16}
-"""Default window of a statistic in tokens; `USUAL_WINDOW` for the others."""
-USUAL_WINDOW = 64
 
 _FEATURES, _GATE, _DOSE, _ACTION = "features", "gate", "dose", "action"
 _TEXTS, _RUN = "reading texts", "running the fit"
@@ -95,7 +92,7 @@ class GuardrailFitConfig:
         group=_FEATURES,
     )
 
-    statistic: Literal["ratio", "window", "cusum", "ratio_or_window", "windowed"] = option(
+    statistic: Literal["ratio", "windowed"] = option(
         "ratio",
         "statistic that the gate compares with its threshold; windowed: signed weights of features, fitted on windows "
         "of tokens, which text around the topic dilutes less",
@@ -119,14 +116,6 @@ class GuardrailFitConfig:
         group=_GATE,
     )
     sticky: bool = option(True, "a row that fired stays fired", group=_GATE, shown="yes")
-    window: int | None = option(
-        None,
-        "tokens of the window statistic",
-        group=_GATE,
-        shown=f"{USUAL_WINDOW}; ratio_or_window: {WINDOWS['ratio_or_window']}",
-    )
-    window_weight: float = option(0.35, "weight of the window in ratio_or_window, above 0 and up to 1", group=_GATE)
-    drift: float = option(0.5, "rate of hot tokens that leaves the cusum statistic unchanged", group=_GATE)
     min_tokens: int | None = option(
         None,
         "number of tokens up to which shorter rows are filled with quiet tokens",
@@ -243,8 +232,6 @@ def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
         found["evidence"] = "windowed"
     elif found["evidence"] is None:
         found["evidence"] = "log_ratio" if texts and config.threshold is None else "any"
-    if found["window"] is None:
-        found["window"] = WINDOWS.get(config.statistic, USUAL_WINDOW)
     if config.preset == "faithful" and config.clamp_value is None and config.clamp_scale is None:
         found["clamp_value"] = PUBLISHED_CLAMP_VALUE
     if found["clamp_value"] is not None:

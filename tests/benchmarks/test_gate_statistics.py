@@ -5,11 +5,14 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_setting import setting_of
 from tiny_topic import tiny_parts
 
 from benchmarks.gates import statistics as gate_statistics
-from benchmarks.gates.statistics import COUNTED, STATISTICS, WEIGHED, caught, conformal, measure, summarise
+from benchmarks.gates.removed_statistics import RemovedStatistic
+from benchmarks.gates.statistics import STATISTICS, caught, conformal, measure, summarise
 from sae_unlearn import SAEGuardrailConfig, attach_guardrail, record_firings
 from sae_unlearn.backbone.tokens import special_token_ids
 from sae_unlearn.guardrail import TokenRules, detach_guardrail
@@ -20,15 +23,41 @@ def setting(one_thread):
     return setting_of(*tiny_parts())
 
 
-def test_statistics_are_those_of_the_gate(setting):
+QUARTERS = st.lists(st.integers(0, 16).map(lambda n: n / 4), min_size=1, max_size=30)
+
+
+@given(QUARTERS, st.lists(st.booleans(), min_size=30, max_size=30), st.integers(1, 9), st.integers(1, 6))
+def test_removed_statistics_are_their_definitions(hot, counted, window, least):
+    counted = counted[: len(hot)]
+    hot = [h if c else 0.0 for h, c in zip(hot, counted, strict=True)]
+    H, N = [0.0], [0]
+    for h, c in zip(hot, counted, strict=True):
+        H.append(H[-1] + h)
+        N.append(N[-1] + c)
+    steps = range(1, len(H))
+    recent = []
+    for t in steps:
+        before = [s for s in range(t + 1) if N[s] <= N[t] - window]
+        recent.append((H[t] - (H[max(before)] if before else 0)) / min(max(N[t], least), window))
+    Y = [h - 0.75 * n for h, n in zip(H, N, strict=True)]
+    expected = {
+        "window": max(recent),
+        "cusum": max(Y[t] - min(Y[: t + 1]) for t in steps),
+        "ratio_or_window": max(H[-1] / max(N[-1], least), 0.35 * max(recent)),
+    }
+    for name, value in expected.items():
+        found = RemovedStatistic(name, window, 0.75).of_rows(torch.tensor([hot]), torch.tensor([counted]), least)
+        assert float(found) == pytest.approx(value, abs=1e-9), name
+
+
+def test_the_ratio_is_that_of_the_gate(setting):
     texts, ids = setting.texts.test, list(range(20))
     counted = SAEGuardrailConfig(layer=setting.layer, feature_ids=ids)
     weighed = SAEGuardrailConfig(layer=setting.layer, feature_ids=ids, feature_evidence=[0.25 * (i + 1) for i in ids])
-    configs = {name: gate_statistics.gate_of(counted, **fields) for name, fields in COUNTED.items()}
-    configs |= {f"weighed, {name}": gate_statistics.gate_of(weighed, **fields) for name, fields in WEIGHED.items()}
-    found = gate_statistics.statistics_of(setting, configs, texts)
+    gates = {"counted": (gate_statistics.gate_of(counted), None), "weighed": (gate_statistics.gate_of(weighed), None)}
+    found = gate_statistics.statistics_of(setting, gates, texts)
     special = special_token_ids(setting.tokenizer, setting.model.config)
-    for name, config in configs.items():
+    for name, (config, _) in gates.items():
         config.threshold, config.clamp_value, config.tokens = 0.5, -1.0, TokenRules(special_ids=special)
         guarded = attach_guardrail(setting.model, config, sae=setting.sae)
         with record_firings(guarded) as firings, torch.no_grad():

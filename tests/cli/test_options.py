@@ -12,13 +12,12 @@ from sae_unlearn import GuardrailFitConfig, SAEAlignmentConfig, fit_guardrail, f
 from sae_unlearn.cli.arguments import options_from
 from sae_unlearn.cli.main import COMMANDS, build_parser, main
 from sae_unlearn.evaluation import audit, evaluate, picture_guardrail
-from sae_unlearn.guardrail import StatisticKwargs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import CHOICES
 from sae_unlearn.guardrail.fit.selection import IMPORTANCE
 from sae_unlearn.options.evaluation import AuditConfig, EvaluationConfig, PictureConfig
 from sae_unlearn.options.field import options_of
-from sae_unlearn.options.fit import FIXED, PRESETS, USUAL_WINDOW
+from sae_unlearn.options.fit import FIXED, PRESETS
 from sae_unlearn.options.train import TrainOptions
 
 
@@ -120,10 +119,9 @@ def test_choices_are_those_of_the_guardrail():
 
 
 def test_defaults_are_those_of_the_guardrail_where_it_has_them():
-    own = {each.name: each.default for each in (*fields(SAEGuardrailConfig), *fields(StatisticKwargs))}
-    for name in ("statistic", "gate_scope", "sticky", "window_weight", "drift", "action"):
+    own = {each.name: each.default for each in fields(SAEGuardrailConfig)}
+    for name in ("statistic", "gate_scope", "sticky", "action"):
         assert own[name] == getattr(GuardrailFitConfig(), name), name
-    assert own["window"] == USUAL_WINDOW
 
 
 def test_help_shows_what_a_preset_sets():

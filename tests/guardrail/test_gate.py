@@ -7,12 +7,11 @@ import torch
 from zoo import planted_config
 
 from sae_unlearn.guardrail.config_values import as_float32
-from sae_unlearn.guardrail.gate import STATE_SIZE, Series, State, decide, row_statistic, statistic_of
+from sae_unlearn.guardrail.gate import STATE_SIZE, State, decide, row_statistic, statistic_of
 
 
-WINDOW, DRIFT = 4, 0.25  # a drift that float32 holds exactly, as every other constant here
-WEIGHT = 0.5
-THRESHOLDS = {"ratio": 0.375, "window": 0.625, "cusum": 2.0, "ratio_or_window": 0.375, "windowed": 0.9}
+DRIFT = 0.25  # which float32 holds exactly, as every other constant here
+THRESHOLDS = {"ratio": 0.375, "windowed": 0.9}
 STATISTICS, SCOPES = list(THRESHOLDS), ["sequence", "prefix"]
 
 
@@ -22,8 +21,6 @@ def config(statistic, scope, sticky=True, min_tokens=1):
         gate_scope=scope,
         sticky=sticky,
         min_tokens=min_tokens,
-        window=max(WINDOW, min_tokens),
-        window_weight=WEIGHT,
         drift=DRIFT,
         threshold=THRESHOLDS[statistic],
     )
@@ -35,30 +32,17 @@ def slow_values(hot, counted, cfg):
     for h, c in zip(hot, counted, strict=True):
         H.append(H[-1] + float(h))
         N.append(N[-1] + int(c))
-    found = {"ratio": [], "window": [], "cusum": []}
-    for t in range(1, len(H)):
-        found["ratio"].append(H[t] / max(N[t], cfg.statistic_kwargs.min_tokens))
-        before = [s for s in range(t + 1) if N[s] <= N[t] - cfg.statistic_kwargs.window]
-        recent = H[t] - (H[max(before)] if before else 0)
-        found["window"].append(recent / min(max(N[t], cfg.statistic_kwargs.min_tokens), cfg.statistic_kwargs.window))
-        Y = [H[r] - cfg.statistic_kwargs.drift * N[r] for r in range(t + 1)]
-        found["cusum"].append(Y[t] - min(Y))
-    if cfg.sticky:
-        for name in ("window", "cusum"):
-            found[name] = [max(found[name][: t + 1]) for t in range(len(found[name]))]
     if cfg.statistic == "windowed":
-        return slow_windowed(H, N, found["cusum"], cfg.statistic_kwargs)
-    if cfg.statistic == "ratio_or_window":
-        return [
-            max(r, cfg.statistic_kwargs.window_weight * w) for r, w in zip(found["ratio"], found["window"], strict=True)
-        ]
-    return found[cfg.statistic]
+        return slow_windowed(H, N, cfg.statistic_kwargs)
+    return [H[t] / max(N[t], cfg.statistic_kwargs.min_tokens) for t in range(1, len(H))]
 
 
-def slow_windowed(H, N, sums, given):
-    """The windowed statistic of the sums, with float32's rounding at each step."""
-    f, found = as_float32, []
+def slow_windowed(H, N, given):
+    """The windowed statistic, with float32's rounding at each step."""
+    f, found, sums = as_float32, [], []
     for t in range(1, len(H)):
+        Y = [H[r] - given.drift * N[r] for r in range(t + 1)]
+        sums.append(Y[t] - min(Y))
         n = max(N[t], given.min_tokens)
         variance = f(f(f(f(given.row_variance) * n) + f(given.token_variance)) * n)
         mean = f(f(H[t] - f(f(given.other_mean) * N[t])) / f(variance**0.5))
@@ -125,7 +109,6 @@ def run(hot, counted, cfg, pieces, boundaries=None):
             counted[:, start:stop],
             cfg,
             None if past is None else past[:, -1],
-            None if past is None else Series(*State.of(past)[:2]),
             None if boundaries is None else boundaries[i] - start,
         )
         fire.append(decision.fire)

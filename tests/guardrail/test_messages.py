@@ -135,7 +135,6 @@ def test_compiled_static_cache_generation_is_the_same():
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"statistic": "window", "window": 16}, "statistic='window'"),
         ({"counting": "columns"}, "counting='columns'"),
         ({"sticky": False}, "sticky=False"),
         ({"boundary_ids": 7}, "tokens.boundary_ids=7"),

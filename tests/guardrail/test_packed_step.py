@@ -100,7 +100,7 @@ def same(found, expected):
 def test_states_at_slots_follow_rows_through_chunks_decoding_and_recomputation(seed):
     rng = random.Random(seed)
     messages = {"boundary_ids": [TURN], "special_ids": [PAD, BOS, EOS, TURN]}
-    fields = rng.choice([{}, {"statistic": "cusum", "threshold": 4.0}, messages, WINDOWED, WINDOWED | messages])
+    fields = rng.choice([{}, messages, WINDOWED, WINDOWED | messages])
     rows = rng.randint(1, 4)
     setting = Setting(rows, seed=seed, **fields)
     done, seen = [0] * rows, [[] for _ in range(rows)]
@@ -180,12 +180,12 @@ def test_copied_blocks_take_their_states_along():
 
 
 # What one guardrail may cost in a pass with one token per row, by operator that computes something.
-OPERATORS = {"plain": 39, "weighed": 40, "cusum": 45, "windowed": 55}
+OPERATORS = {"plain": 39, "weighed": 40, "windowed": 55}
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_a_decoding_step_takes_few_operators_and_waits_for_no_device(kind):
-    fields = {"plain": {"feature_evidence": None}, "weighed": {}, "cusum": {"statistic": "cusum"}, "windowed": WINDOWED}
+    fields = {"plain": {"feature_evidence": None}, "weighed": {}, "windowed": WINDOWED}
     fields = fields[kind]
     setting = Setting(3, ids=False, **fields)
     setting.judge([(row, 0, 8) for row in range(3)])

@@ -79,14 +79,12 @@ def test_copies_keep_guarding_with_their_own_state(copy_of, tmp_path):
     ("scope", "statistic"),
     [
         ("sequence", "ratio"),
-        ("prefix", "window"),
-        ("sequence", "cusum"),
-        ("prefix", "ratio_or_window"),
+        ("prefix", "ratio"),
         ("prefix", "windowed"),
     ],
 )
 def test_compiled_in_one_graph_the_forward_pass_is_the_same(scope, statistic):
-    model = guarded("llama", gate_scope=scope, statistic=statistic, window=6)
+    model = guarded("llama", gate_scope=scope, statistic=statistic)
     batch = padded([token_ids(1, n, seed=n)[0] for n in (5, 9, 12)])
     expected = forward(model, **batch).logits
     torch._dynamo.reset()

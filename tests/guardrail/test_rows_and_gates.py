@@ -10,9 +10,7 @@ from sae_unlearn.guardrail.config_validation import CHOICES
 
 def fields_of(statistic):
     """Fields with which the gate divides the rows of these tests."""
-    if statistic == "windowed":
-        return {"threshold": 0.5}
-    return {"threshold": 1.5, "drift": 0.4} if statistic == "cusum" else {"threshold": 0.55, "window": 6}
+    return {"threshold": 0.5 if statistic == "windowed" else 0.55}
 
 
 @pytest.mark.slow

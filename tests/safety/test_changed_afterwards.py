@@ -45,7 +45,7 @@ def test_a_field_that_no_guardrail_has_stops_the_next_call(name):
     assert_raises(model, name)
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("window_weight", 0.0), ("counting", "x"), ("min_tokens", 0)])
+@pytest.mark.parametrize(("name", "wrong"), [("sum_weight", 0.0), ("counting", "x"), ("min_tokens", 0)])
 def test_a_value_that_no_group_has_is_refused_where_it_is_assigned(name, wrong):
     config = guarded("llama").peft_config["default"]
     version = config.version

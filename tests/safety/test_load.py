@@ -22,12 +22,12 @@ def mixed():
     """Three guardrails of three kinds on two layers, all active."""
     model = guarded("llama", threshold=0.5)
     for name, fields in (
-        ("window", {"layer": 2, "statistic": "window", "window": 6}),
-        ("prefix", {"layer": 1, "gate_scope": "prefix", "statistic": "cusum", "threshold": 2.0, "num_features": 3}),
+        ("every", {"layer": 2, "clamp_mode": "all"}),
+        ("prefix", {"layer": 1, "gate_scope": "prefix", "num_features": 3}),
     ):
         model.add_adapter(name, planted_config(**fields))
         plant(model, name, seed=len(name))
-    model.base_model.set_adapter(["default", "window", "prefix"], inference_mode=True)
+    model.base_model.set_adapter(["default", "every", "prefix"], inference_mode=True)
     return model
 
 

@@ -30,8 +30,7 @@ NOT_FINITE = [torch.nan, torch.inf, -torch.inf]
 GATES = [
     {},
     {"gate_scope": "prefix"},
-    {"statistic": "window", "window": 5},
-    {"statistic": "cusum", "threshold": 50.0},
+    {"statistic": "windowed", "threshold": 50.0},
     {"sticky": False},
     {"clamp_mode": "all"},
 ]

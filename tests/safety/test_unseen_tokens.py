@@ -135,7 +135,7 @@ def test_a_pass_of_several_tokens_raises(architecture):
         request.read(3)
 
 
-@pytest.mark.parametrize(("statistic", "threshold"), [("window", 0.99), ("cusum", 50.0)])
+@pytest.mark.parametrize(("statistic", "threshold"), [("ratio", 0.99), ("windowed", 50.0)])
 def test_every_statistic_is_stopped(statistic, threshold):
     request = Request(guarded("llama", statistic=statistic, threshold=threshold))
     request.read()
@@ -189,7 +189,7 @@ def test_generating_from_such_a_cache_raises_or_gives_nothing():
 
 
 def test_the_answer_of_a_refusing_guardrail_is_its_message():
-    never = {"statistic": "cusum", "threshold": 50.0}
+    never = {"statistic": "windowed", "threshold": 50.0}
     request = Request(guarded("llama", action="refuse", refusal_ids=[7, 8, 96], **never))
     assert request.read().argmax(-1).ne(7).all()
     request.unguarded()

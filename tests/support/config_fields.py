@@ -11,7 +11,7 @@ PLACES = {each.name: group for group, kind in GROUPS.items() for each in fields(
 
 
 def grouped(**given: Any) -> dict[str, Any]:
-    """`window=8, threshold=0.1` as `SAEGuardrailConfig` takes them, and as its file holds them."""
+    """`min_tokens=8, threshold=0.1` as `SAEGuardrailConfig` takes them, and as its file holds them."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in PLACES:

@@ -19,8 +19,6 @@ FIELDS = {
     "outliers": {"outlier_norm": 20.0, "threshold": 0.1},
 }
 LEFT_TO_OPERATORS = {
-    "window": {"statistic": "window", "window": 8},
-    "cusum": {"statistic": "cusum", "threshold": 1.5},
     "record": {"action": "record"},
     "columns": {"counting": "columns"},
     "messages": {"boundary_ids": [96]},

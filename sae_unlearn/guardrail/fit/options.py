@@ -15,7 +15,6 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.attach import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
-from sae_unlearn.guardrail.config_validation import BY_MESSAGE
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk
 from sae_unlearn.guardrail.packed import check_packable
 from sae_unlearn.guardrail.runtime.refusal import message_ids
@@ -41,7 +40,6 @@ class FitPlan(NamedTuple):
     num_gate_features: int
     evidence: str
     threshold: float | None
-    drift: float
     clamp_unit: str
     clamp_scale: float
     num_features: int
@@ -90,7 +88,7 @@ def plan_fit(
     refusal_ids = None
     if asked.refusal is not None:
         refusal_ids = message_ids(asked.refusal, tokenizer, getattr(bare, "generation_config", None))
-    by_message = asked.chat_template and tokenizer is not None and asked.statistic in BY_MESSAGE
+    by_message = asked.chat_template and tokenizer is not None
     by_message = by_message and asked.sticky and not faithful
     cross_fitted = asked.statistic == "windowed"
     if cross_fitted and (faithful or asked.topk is not None or not asked.sticky):
@@ -104,13 +102,7 @@ def plan_fit(
         layer=layer,
         feature_ids=asked.features,
         statistic=asked.statistic,
-        # the range of threshold and drift depends on the evidence: `Fit.choose` sets them
-        statistic_kwargs=StatisticKwargs(
-            min_tokens=asked.min_tokens,
-            window=asked.window,
-            window_weight=asked.window_weight,
-            **({} if weighed else {"drift": asked.drift}),
-        ),
+        statistic_kwargs=StatisticKwargs(min_tokens=asked.min_tokens),
         tokens=TokenRules(
             counting="columns" if faithful else "content",
             special_ids=special_token_ids(tokenizer, bare.config, asked.chat_template),
@@ -118,7 +110,7 @@ def plan_fit(
         ),
         gate_scope=asked.gate_scope,
         sticky=asked.sticky,
-        threshold=None if weighed else asked.threshold,
+        threshold=None if weighed else asked.threshold,  # its range depends on the evidence: `Fit.choose` sets it
         clamp_value=-float(asked.clamp_scale) if asked.clamp_unit == "absolute" else None,
         clamp_mode=asked.clamp_mode,
         action=asked.action,
@@ -144,7 +136,6 @@ def plan_fit(
         num_gate_features=asked.num_gate_features,
         evidence=asked.evidence,
         threshold=asked.threshold,
-        drift=asked.drift,
         clamp_unit=asked.clamp_unit,
         clamp_scale=float(asked.clamp_scale),
         num_features=asked.num_features,

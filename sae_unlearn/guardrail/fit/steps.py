@@ -140,8 +140,7 @@ class Fit:
             ids = [*self.config.feature_ids]  # not a tuple: that would index a tensor's dimensions
             self.config.feature_evidence = log_ratios(self.sums["forget"], self.sums["retain"], ids)
             self.config.threshold = self.plan.threshold
-            self.config.statistic_kwargs = replace(self.config.statistic_kwargs, drift=self.plan.drift)
-            check_numbers(self.config)  # the range of a threshold by hand and of `drift` depends on the evidence
+            check_numbers(self.config)  # the range of a threshold by hand depends on the evidence
         thresholds = self._topk_thresholds()
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)

@@ -17,7 +17,7 @@ from sae_unlearn.guardrail.kernels.interface import Step
 def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | None) -> Step | None:
     """Return the step that guards the token of `hidden [batch, seq, d_in]`, or None for torch's operators.
 
-    The operators do prompts, other statistics and actions, on a GPU all except "ratio", training (the steps have no
+    The operators do prompts, other actions, on a GPU all except "ratio", training (the steps have no
     gradient), weights that are offloaded or not in float32, and compiled code, where torch fuses them itself.
 
     Args:
@@ -29,7 +29,6 @@ def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | No
         hidden.shape[1] != 1
         or home != hidden.device
         or torch.compiler.is_compiling()
-        or config.statistic not in ("ratio", "windowed")
         or (config.tokens.counting, config.action) != ("content", "clamp")
         or config.tokens.boundary_ids
         or (hidden.requires_grad and torch.is_grad_enabled())

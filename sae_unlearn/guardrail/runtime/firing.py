@@ -21,8 +21,7 @@ class Firing:
         call (int): Number of the request within the recording. A `generate` is one request, and so is a plain forward
             pass.
         row (int): Row of the batch (with beams or several return sequences: of the expanded batch).
-        statistic (float): Value of the statistic at the end of the request (its peak for window and cusum). NaN if it
-            is not `finite`.
+        statistic (float): Value of the statistic at the end of the request. NaN if it is not `finite`.
         threshold (float): The gate's threshold.
         fired (bool): The guardrail acted, or would have with `action="clamp"`.
         at_token (int or None): Number of content tokens when it fired. None if it did not.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from sae_unlearn.guardrail.gate import Series, State
+from sae_unlearn.guardrail.gate import State
 
 
 Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the identity of the guardrail
@@ -54,10 +54,6 @@ class GateHistory:
 
     def last(self) -> Tensor | None:
         """Return `[batch, STATE_SIZE]` after the last token, or None before the first."""
-        raise NotImplementedError
-
-    def series(self) -> Series | None:
-        """Return the sums of all tokens so far."""
         raise NotImplementedError
 
     def seen(self) -> int | Tensor:
@@ -149,12 +145,6 @@ class DynamicGateHistory(GateHistory, DynamicLayer):
     def last(self) -> Tensor | None:
         return self.keys[:, 0, -1] if self.get_seq_length() > 0 else None
 
-    def series(self) -> Series | None:
-        if self.get_seq_length() == 0:
-            return None
-        states = State.of(self.keys[:, 0])
-        return Series(states.hits, states.tokens)
-
 
 def _as_tensor(states: Any, device: torch.device) -> Tensor:
     return torch.tensor(states, dtype=torch.float32, device=device)
@@ -194,10 +184,3 @@ class StaticGateHistory(GateHistory, StaticLayer):
             return None
         index = (self.cumulative_length - 1).clamp(min=0).reshape(1)
         return self.keys[:, 0].index_select(1, index)[:, 0]  # all zeros, the state of an empty row, if none is written
-
-    def series(self) -> Series | None:
-        if not self.is_initialized:
-            return None
-        written = torch.arange(self.max_cache_len, device=self.keys.device) < self.cumulative_length
-        states = State.of(self.keys[:, 0])
-        return Series(states.hits, states.tokens.masked_fill(~written, torch.inf))

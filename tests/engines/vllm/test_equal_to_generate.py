@@ -64,7 +64,6 @@ def test_sequence_scope_with_whole_prompts(tiny):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("cusum", {"statistic": "cusum", "threshold": 9.0}),
         ("all", {"clamp_mode": "all"}),
         ("loose", {"sticky": False}),
         ("windowed", {"statistic": "windowed", "threshold": 0.8}),

@@ -21,17 +21,10 @@ from sae_unlearn.guardrail.gate import heard, hits_of
 
 
 WEIGHTS = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]
-GATES = {
-    "ratio": {"threshold": 1.0},
-    "window": {"threshold": 1.5, "window": 6},
-    "cusum": {"threshold": 4.0, "drift": 1.25},
-    "ratio_or_window": {"threshold": 1.0, "window": 6, "window_weight": 0.75},
-}
 
 
-def weighed(architecture, statistic="ratio", **fields):
-    fields = {"min_tokens": 4} | GATES[statistic] | fields
-    return guarded(architecture, feature_evidence=WEIGHTS, statistic=statistic, **fields)
+def weighed(architecture, **fields):
+    return guarded(architecture, **{"min_tokens": 4, "threshold": 1.0, "feature_evidence": WEIGHTS} | fields)
 
 
 def facts(model, **inputs):
@@ -68,19 +61,17 @@ def test_the_statistic_is_the_mean_of_what_is_said():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sequence", "prefix"])
-@pytest.mark.parametrize("statistic", GATES)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mixtral"])
-def test_a_batch_is_its_rows_bit_for_bit(architecture, statistic, scope):
-    model = weighed(architecture, statistic, gate_scope=scope)
+def test_a_batch_is_its_rows_bit_for_bit(architecture, scope):
+    model = weighed(architecture, gate_scope=scope)
     expected = [facts(model, input_ids=row[None])[0] for row in rows()]
     assert len({fired for _, fired, *_ in expected}) == 2
     for side in ("left", "right"):
         assert facts(model, **padded(rows(), side)) == expected
 
 
-@pytest.mark.parametrize("statistic", GATES)
-def test_generation_with_a_cache_is_generation_without(statistic):
-    model = weighed("llama", statistic, gate_scope="prefix")
+def test_generation_with_a_cache_is_generation_without():
+    model = weighed("llama", gate_scope="prefix")
     batch = padded(rows())
     told = []
     for use_cache in (True, False):
@@ -177,7 +168,6 @@ def test_a_fit_weighs_features_by_its_own_counts(fitted, tmp_path):
         ({"feature_evidence": [1.0] * 5 + [float("nan")]}, "feature_evidence"),
         ({"feature_evidence": []}, r"feature_evidence=\(\)"),
         ({"feature_evidence": WEIGHTS, "threshold": 8.5}, "would never fire"),
-        ({"feature_evidence": WEIGHTS, "statistic": "cusum", "drift": 8.5}, "drift=8.5"),
     ],
 )
 def test_weights_that_are_none_are_refused(fields, message):
@@ -189,8 +179,6 @@ def test_one_weak_feature_is_enough_for_a_guardrail(tmp_path):
     weak = {"num_features": 1, "feature_evidence": [0.25], "threshold": 0.1}
     guarded("llama", **weak).save_pretrained(tmp_path)
     assert attach_guardrail(base_model("llama"), tmp_path).peft_config["default"].feature_evidence == (0.25,)
-    with pytest.raises(GuardrailError, match=r"drift=0\.5: .* 0\.25"):
-        planted_config(**weak, statistic="cusum")
 
 
 def test_without_weights_a_threshold_of_weighed_tokens_raises_and_the_folder_is_refused(tmp_path):
@@ -216,7 +204,6 @@ def test_without_weights_a_threshold_of_weighed_tokens_raises_and_the_folder_is_
             "needs `forget`",
         ),
         ({"features": [1, 2], "threshold": 1e6}, "outside"),
-        ({"statistic": "cusum", "drift": 1e6}, "drift=1000000.0: expected between"),
         ({"evidence": "weights"}, "evidence='weights'"),
     ],
 )

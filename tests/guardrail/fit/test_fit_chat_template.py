@@ -40,7 +40,6 @@ def test_a_fit_in_the_chat_template_judges_message_by_message():
     boundary = (tokenizer.unk_token_id,)  # the BOS at the beginning is none
     for given, expected in (
         ({"chat_template": True}, boundary),
-        ({"chat_template": True, "statistic": "window", "threshold": 0.5}, None),
         ({"chat_template": True, "sticky": False}, None),
         ({"chat_template": True, "preset": "faithful"}, None),
         ({}, None),

@@ -26,8 +26,8 @@ def tensors(model, name):
     [
         {},
         {"preset": "faithful"},
-        {"statistic": "cusum", "num_features": 7},
-        {"evidence": "log_ratio", "statistic": "ratio_or_window"},
+        {"num_features": 7},
+        {"statistic": "windowed", "num_gate_features": 12},
     ],
 )
 def test_each_topic_gets_the_guardrail_that_it_would_get_alone(options):

@@ -14,8 +14,7 @@ from sae_unlearn.guardrail import guard_layers
 SEVERAL = ("llama", "gemma3", "gpt2", "mixtral")
 STATISTICS = {
     "ratio": {},
-    "window": {"statistic": "window", "window": 6},
-    "cusum": {"statistic": "cusum", "threshold": 1.0, "drift": 0.25},
+    "prefix": {"gate_scope": "prefix"},
     "weighed": {"feature_evidence": [0.25, 3.0, 1.5, 2.0, 0.75, 1.0], "threshold": 0.5},
 }
 
