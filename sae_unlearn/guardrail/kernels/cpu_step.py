@@ -1,8 +1,8 @@
 """One decoded token per row on a CPU: torch computes the two products, Python the gate between them.
 
-It computes the same as `SAEGuardrailLayer` does with torch's operators for `ratio` and `windowed`, with the same
-counts. An operator costs some microseconds whatever its size, and a guardrail takes thirty of them. Python is faster
-for a few dozen numbers. Two operators are left, or one if no row fires: then the edit is 0, and is not computed.
+It computes the same as `SAEGuardrailLayer` does with torch's operators, with the same counts. An operator costs some
+microseconds whatever its size, and a guardrail takes thirty of them. Python is faster for a few dozen numbers. Two
+operators are left, or one if no row fires: then the edit is 0, and is not computed.
 """
 
 from array import array

@@ -17,8 +17,8 @@ from sae_unlearn.guardrail.kernels.interface import Step
 def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | None) -> Step | None:
     """Return the step that guards the token of `hidden [batch, seq, d_in]`, or None for torch's operators.
 
-    The operators do prompts, other actions, on a GPU all except "ratio", training (the steps have no
-    gradient), weights that are offloaded or not in float32, and compiled code, where torch fuses them itself.
+    The operators do prompts, other actions, training (the steps have no gradient), weights that are offloaded or not
+    in float32, and compiled code, where torch fuses them itself.
 
     Args:
         config (SAEGuardrailConfig): Config of the guardrail.
@@ -36,7 +36,7 @@ def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | No
         return None
     if on_host(hidden):
         return host_step if hidden.shape[0] * config.num_encoded <= LARGEST else None
-    if on_gpu(hidden) and hidden.stride(-1) == 1 and config.statistic == "ratio":
+    if on_gpu(hidden) and hidden.stride(-1) == 1:
         from sae_unlearn.guardrail.kernels.triton_step import fused_step, works  # imported here, since it needs Triton
 
         return fused_step if works(hidden.device, hidden.dtype) else None

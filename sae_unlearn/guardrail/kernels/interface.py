@@ -10,10 +10,7 @@ from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
 class Step(Protocol):
-    """One token of every row, of a guardrail with `counting="content"` and `action="clamp"`.
-
-    Each implementation supports some statistics.
-    """
+    """One token of every row, of a guardrail with `counting="content"` and `action="clamp"`."""
 
     def __call__(
         self,

@@ -1,10 +1,11 @@
 """One decoded token per row in two Triton kernels on a GPU.
 
-They compute the same as `SAEGuardrailLayer` does with torch operators for the `ratio` statistic, with the same counts:
-the first kernel the pre-activations, the second the gate, its next state and the edit. With the cache's own append of
-that state a guardrail adds three kernels to a decoding step, and with operators about thirty.
+They compute the same as `SAEGuardrailLayer` does with torch operators, with the same counts: the first kernel the
+pre-activations, the second the gate, its next state and the edit. With the cache's own append of that state a guardrail
+adds three kernels to a decoding step, and with operators thirty to fifty.
 
-The order of the sums of a row is fixed, so its result does not depend on the batch.
+The order of the sums of a row is fixed, so its result does not depend on the batch. The state is that of the operators
+bit for bit. A compiler may fuse a product and a sum of `windowed`'s mean, whose last bit can then differ.
 """
 
 import warnings
@@ -13,13 +14,13 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import STATE_SIZE, State
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
+from sae_unlearn.guardrail.kernels.triton_kernels import encode_kernel, gate_kernel
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 
@@ -27,164 +28,6 @@ from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 ENCODE_TILE = {"TILE_N": 4, "TILE_D": 512}
 EDIT_TILE = {"TILE_N": 16, "TILE_D": 256}
 FIELDS = {"STATE": STATE_SIZE, **{name.upper(): column for column, name in enumerate(State._fields)}}
-
-
-@triton.jit
-def encode_kernel(
-    hidden,
-    weight,
-    bias,
-    pre,
-    squares,
-    row_stride,
-    d_in,
-    n,
-    HAS_LIMIT: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_D: tl.constexpr,
-):
-    """Compute `pre [batch, N] = h W_enc[:, S] + b_enc[S]`, one program per row and tile of features.
-
-    With `HAS_LIMIT` also `squares [batch] = |h|^2`.
-    """
-    row = tl.program_id(0)
-    j = tl.program_id(1) * TILE_N + tl.arange(0, TILE_N)
-    total = tl.zeros([TILE_N], tl.float32)
-    square = 0.0
-    for start in range(0, d_in, TILE_D):
-        i = start + tl.arange(0, TILE_D)
-        h = tl.load(hidden + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
-        w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
-        total += tl.sum(w * h[None, :], axis=1)
-        if HAS_LIMIT:
-            square += tl.sum(h * h, axis=0)
-    tl.store(pre + row * n + j, total + tl.load(bias + j, mask=j < n, other=0.0), mask=j < n)
-    if HAS_LIMIT:  # noqa: SIM102 - known before the program runs, and the next condition only while it runs
-        if tl.program_id(1) == 0:
-            tl.store(squares + row, square)
-
-
-@triton.jit
-def gate_kernel(
-    onto,
-    pre,
-    squares,
-    threshold,
-    clamp,
-    weight,
-    ids,
-    content,
-    mask,
-    earlier,
-    keys,
-    previous,
-    evidence,
-    state,
-    edited,
-    row_stride,
-    ids_stride,
-    mask_stride,
-    earlier_stride,
-    column_stride,
-    keys_stride,
-    previous_stride,
-    last_id,
-    past,
-    d_in,
-    n,
-    min_tokens,
-    tau,
-    limit,
-    HAS_LIMIT: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_EARLIER: tl.constexpr,
-    HAS_PREVIOUS: tl.constexpr,
-    HAS_EVIDENCE: tl.constexpr,
-    STICKY: tl.constexpr,
-    CLAMP_ALL: tl.constexpr,
-    STATE: tl.constexpr,
-    HITS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    LOWEST: tl.constexpr,
-    PEAK: tl.constexpr,
-    FIRED_AT: tl.constexpr,
-    KEPT: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_D: tl.constexpr,
-):
-    """Compute the gate of a row, and a tile of `onto`, edited.
-
-    Every program of a row computes the same decision, and the first one writes it. A row that is not edited is copied,
-    and its decoder rows are not read.
-    """
-    row, tile = tl.program_id(0), tl.program_id(1)
-    kept = row >= 0
-    if HAS_MASK:
-        kept = kept & (tl.load(mask + row * mask_stride) != 0)
-    counted = kept
-    if HAS_IDS:
-        counted = counted & (tl.load(content + tl.minimum(tl.load(ids + row * ids_stride), last_id)) != 0)
-    lost = 0.0
-    if HAS_EARLIER:
-        for start in range(0, past, TILE_D):
-            i = start + tl.arange(0, TILE_D)
-            shown = tl.load(earlier + row * earlier_stride + i * column_stride, mask=i < past, other=0) != 0
-            before = tl.load(keys + row * keys_stride + i * STATE + KEPT, mask=i < past, other=1.0)
-            lost += tl.sum((shown & (before == 0.0)).to(tl.float32), axis=0)
-        counted = counted | (lost > 0.0)
-    strength = 0.0
-    said = 0.0
-    for start in range(0, n, TILE_N):
-        j = start + tl.arange(0, TILE_N)
-        a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
-        t = tl.load(threshold + j, mask=j < n, other=0.0)
-        a = a * (a > t).to(tl.float32)  # a product, which keeps NaN
-        strength += tl.sum(a, axis=0)
-        if HAS_EVIDENCE:
-            w = tl.load(evidence + j, mask=j < n, other=0.0)
-            said += tl.sum(tl.where(a != 0.0, w, 0.0), axis=0)
-    strength = tl.where(counted, strength, 0.0)
-    hit = (strength != 0.0).to(tl.float32)
-    if HAS_EVIDENCE:
-        hit = tl.where(counted, said, 0.0)
-    if HAS_LIMIT:
-        hit = tl.where(tl.sqrt_rn(tl.load(squares + row)) <= limit, hit, 0.0)
-    hit = tl.where((tl.abs(strength) < float("inf")) & (lost == 0.0), hit, float("nan"))
-
-    hits = hit
-    tokens = counted.to(tl.float32)
-    if HAS_PREVIOUS:
-        hits += tl.load(previous + row * previous_stride + HITS)
-        tokens += tl.load(previous + row * previous_stride + TOKENS)
-    value = tl.div_rn(hits, tl.maximum(tokens, min_tokens))
-    fired_at = tl.where(value <= tau, 0.0, tokens)  # NaN fires
-    if HAS_PREVIOUS and STICKY:
-        before = tl.load(previous + row * previous_stride + FIRED_AT)
-        fired_at = tl.where(before > 0.0, before, fired_at)
-    if tile == 0:
-        tl.store(state + row * STATE + HITS, hits)
-        tl.store(state + row * STATE + TOKENS, tokens)
-        tl.store(state + row * STATE + LOWEST, 0.0)
-        tl.store(state + row * STATE + PEAK, value)
-        tl.store(state + row * STATE + FIRED_AT, fired_at)
-        tl.store(state + row * STATE + KEPT, kept.to(tl.float32))
-
-    i = tile * TILE_D + tl.arange(0, TILE_D)
-    h = tl.load(onto + row * row_stride + i, mask=i < d_in, other=0.0).to(tl.float32)
-    edit = tl.zeros([TILE_D], tl.float32)
-    if (hit != 0.0) & (fired_at > 0.0):
-        for start in range(0, n, TILE_N):
-            j = start + tl.arange(0, TILE_N)
-            a = tl.load(pre + row * n + j, mask=j < n, other=0.0)
-            t = tl.load(threshold + j, mask=j < n, other=0.0)
-            v = tl.load(clamp + j, mask=j < n, other=0.0)
-            a = a * (a > t).to(tl.float32)
-            change = tl.where(((a != 0.0) | CLAMP_ALL) & (j < n), v - a, 0.0)
-            change = tl.where(lost > 0.0, float("nan"), change)
-            w = tl.load(weight + j[:, None] * d_in + i[None, :], mask=(j[:, None] < n) & (i[None, :] < d_in), other=0.0)
-            edit += tl.sum(change[:, None] * w, axis=0)
-    tl.store(edited + row * d_in + i, (h + edit).to(edited.dtype.element_ty), mask=i < d_in)
 
 
 def fused_step(
@@ -206,7 +49,7 @@ def fused_step(
     evidence, previous = tables.evidence(config, hidden.device), history.last()
     keys = None if earlier is None else history.keys.contiguous()
     earlier = None if earlier is None else earlier.expand(len(hidden), -1)
-    (batch, _, d_in), n = hidden.shape, encoder.bias.shape[0]
+    (batch, _, d_in), n, given = hidden.shape, encoder.bias.shape[0], config.statistic_kwargs
     pre = hidden.new_empty(batch, n, dtype=torch.float32)
     squares = None if config.tokens.outlier_norm is None else hidden.new_empty(batch, dtype=torch.float32)
     state = hidden.new_empty(batch, 1, STATE_SIZE, dtype=torch.float32)
@@ -251,9 +94,17 @@ def fused_step(
             0 if earlier is None else earlier.shape[1],
             d_in,
             n,
-            float(config.statistic_kwargs.min_tokens),
+            config.num_features,
+            float(given.min_tokens),
             float(config.tau),
             float(config.tokens.outlier_norm or 0.0),
+            given.bias,
+            given.drift,
+            given.other_mean,
+            given.row_variance,
+            given.token_variance,
+            given.sum_weight,
+            WINDOWED=config.statistic == "windowed",
             HAS_LIMIT=squares is not None,
             HAS_IDS=content is not None,
             HAS_MASK=mask is not None,

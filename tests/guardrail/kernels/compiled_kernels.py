@@ -13,7 +13,8 @@ from sae_unlearn.guardrail.kernels import triton_step as fused
 
 
 TARGETS = [GPUTarget("cuda", architecture, 32) for architecture in (75, 80, 90)] + [GPUTarget("hip", "gfx942", 64)]
-NUMBERS = dict.fromkeys(("min_tokens", "tau", "limit"), "fp32")
+CONSTANTS = ("bias", "drift", "other_mean", "row_variance", "token_variance", "sum_weight")
+NUMBERS = dict.fromkeys(("min_tokens", "tau", "limit", *CONSTANTS), "fp32")
 STRIDES = (
     "row_stride",
     "ids_stride",
@@ -23,16 +24,28 @@ STRIDES = (
     "keys_stride",
     "previous_stride",
 )
-NUMBERS |= dict.fromkeys((*STRIDES, "last_id", "past", "d_in", "n"), "i32")
+NUMBERS |= dict.fromkeys((*STRIDES, "last_id", "past", "d_in", "n", "guarded"), "i32")
 TENSORS = {"ids": "*i64", "mask": "*i64", "earlier": "*i64", "content": "*i1"}
 STREAMS = ("hidden", "onto", "edited")
-FLAGS = ("HAS_LIMIT", "HAS_IDS", "HAS_MASK", "HAS_EARLIER", "HAS_PREVIOUS", "HAS_EVIDENCE", "STICKY", "CLAMP_ALL")
+FLAGS = (
+    "WINDOWED",
+    "HAS_LIMIT",
+    "HAS_IDS",
+    "HAS_MASK",
+    "HAS_EARLIER",
+    "HAS_PREVIOUS",
+    "HAS_EVIDENCE",
+    "STICKY",
+    "CLAMP_ALL",
+)
 
 
 def size_of(kernel: Any, constants: dict[str, Any], stream: str, target: GPUTarget) -> int:
     """Bytes of a kernel's machine code, for a residual stream of a type such as "*fp32"."""
     names = [parameter.name for parameter in kernel.params]
     kinds = dict.fromkeys(names, "*fp32") | TENSORS | NUMBERS | dict.fromkeys(STREAMS, stream)
+    if kernel is fused.encode_kernel:
+        kinds["bias"] = "*fp32"  # the encoder's
     kinds |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(
         fn=kernel,
