@@ -52,7 +52,7 @@ def first_difference(step: Step, device: torch.device, dtype: torch.dtype) -> st
 
 
 def _configs(statistic: str, n: int) -> list[SAEGuardrailConfig]:
-    """Return the configs of two tokens, of which the first leaves out outliers."""
+    """Return the configs of two tokens; only the first leaves out outliers."""
     if statistic == "windowed":
         guarded = 2 * n // 3
         constants = StatisticKwargs(8, drift=0.4375, bias=-0.75, other_mean=0.125, row_variance=0.05, sum_weight=0.1)
