@@ -2,7 +2,7 @@
 
     nox -l                     list the sessions
     nox -s lint types          without tests
-    nox -s fast                the tests of six minutes on two cores
+    nox -s fast                the fast tier: under two minutes on two cores
     nox -s tests -- -k gate    arguments after -- go to pytest
 
 Sessions that need the whole package share one environment, `.nox/project`, since it takes gigabytes.
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = {name: ROOT / ".ci" / f"{name}.txt" for name in ("constraints", "lowest", "newest")}
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
 FAST = ("-m", "fast")
+BROAD = ("-m", "fast or broad")
 BOUNDED = ("-o", "faulthandler_timeout=240")  # seconds: an engine that hangs ends the run by the test's name
 
 nox.needs_version = ">=2024.4.15"
@@ -86,10 +87,10 @@ def chosen(session: nox.Session) -> list[str]:
 
 
 def other_versions(session: nox.Session, versions: str) -> None:
-    """Run the fast tier in an environment of the session's own."""
+    """Run the broad tier in an environment of the session's own."""
     install(session, "--upgrade", ".[test]", versions=versions)
     with away(session):
-        session.run("pytest", *settings(), *FAST, *chosen(session), env={"HF_HUB_OFFLINE": "1"})
+        session.run("pytest", *settings(), *BROAD, *chosen(session), env={"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session
@@ -137,13 +138,13 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """The fast tier, on the lowest versions that the package accepts."""
+    """The broad tier, on the lowest versions that the package accepts."""
     other_versions(session, "lowest")
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """The fast tier, on the newest versions that the registry serves."""
+    """The broad tier, on the newest versions that the registry serves."""
     other_versions(session, "newest")
 
 

@@ -1,21 +1,23 @@
-"""Settings of all tests: offline, deterministic, quiet; three tiers, and a process per core for a whole tier.
+"""Settings of all tests: offline, deterministic, quiet; four tiers, and a process per core for a whole tier.
 
-    pytest                  the full tier: all but the nightly tests
-    pytest -m fast          the fast tier: whatever is marked neither slow nor nightly
-    pytest -m nightly       the nightly tests alone
-    pytest --nightly        everything
+    pytest -m fast              the fast tier: every subject, within `BUDGET` for each test
+    pytest -m "fast or broad"   the broad tier: also the tests of `broad_tier.txt`
+    pytest                      the full tier: also those marked slow
+    pytest --nightly            everything; `-m nightly`: the nightly tests alone
 
 A selection of files runs in one process unless `-n` says otherwise.
 """
 
+import gc
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from tiers import BROAD, TESTS, broad_tier, chosen
 
 
-TESTS = Path(__file__).resolve().parent
 sys.path.append(str(TESTS.parent))  # for `benchmarks`; at the end, so that an installed package is tested
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -33,6 +35,7 @@ pytest.register_assert_rewrite(
     "tiny_trainer",
 )
 
+BUDGET = 1.0  # seconds of CPU of a test of the fast tier, with the fixtures that it is the first to need
 MOST_PROCESSES = 8
 MEMORY_OF_A_PROCESS = 3 * 2**30  # bytes
 
@@ -74,11 +77,29 @@ def pytest_configure(config):
     transformers.logging.disable_progress_bar()
 
 
+def parameters(item: pytest.Item) -> dict[str, int]:
+    """The parameters of a case, with the identity of each value: the cases of a product share the values."""
+    return {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest reads `-m`
 def pytest_collection_modifyitems(config, items):
+    quick = defaultdict(list)
     for item in items:
-        if not item.get_closest_marker("slow") and not item.get_closest_marker("nightly"):
-            item.add_marker("fast")
+        if item.get_closest_marker("slow") or item.get_closest_marker("nightly"):
+            continue
+        if item.get_closest_marker("real"):
+            item.add_marker("broad")
+        else:
+            name = f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', item.name)}"
+            quick[name].append(item)
+    kept = broad_tier()
+    for name, cases in quick.items():
+        stay = range(len(cases))
+        if kept.get(name, len(cases)) < len(cases):
+            stay = chosen([parameters(case) for case in cases], kept[name])
+        for i, case in enumerate(cases):
+            case.add_marker("fast" if i in stay else "broad")
     if config.option.nightly or "nightly" in config.option.markexpr:
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]
@@ -87,11 +108,54 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
+def pytest_collection_finish():
+    """Leave what was imported and collected out of garbage collections; accelerate makes one after each training."""
+    gc.collect()
+    gc.freeze()
+
+
+def seconds_of_cpu() -> float:
+    """Of this process and of those that it waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    item.cpu_before = seconds_of_cpu()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        report.cpu = seconds_of_cpu() - item.cpu_before
+    return report
+
+
+over_budget: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report):
+    if getattr(report, "cpu", 0) > BUDGET:
+        over_budget[report.nodeid] = report.cpu
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.markexpr == "fast" and over_budget:
+        terminalreporter.section(f"more than {BUDGET} s of CPU: move into {BROAD.name}, or make it cheaper")
+        for name, seconds in sorted(over_budget.items(), key=lambda each: -each[1]):
+            terminalreporter.line(f"{seconds:6.1f}  {name}")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     import torch
 
-    torch.manual_seed(0)
+    # torch.manual_seed also formats the stack, once for each accelerator that is not there, and keeps the text
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture

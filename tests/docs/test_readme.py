@@ -6,7 +6,7 @@ What is exchanged: models, tokenizers and SAEs by name are tiny ones, `<commit>`
 which entities a random model knows is said rather than asked.
 """
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,20 @@ def facts(side: str) -> list[Fact]:
     return [Fact(text, ("w5", "w6")) for text in topic_texts(side, 4, seed=2, words=9)]
 
 
+TEXTS = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 64)}
+
+
+@cache
+def fitted_once() -> Any:
+    """A model with a guardrail, which is saved and nothing else."""
+    return fit_guardrail(*parts(), **TEXTS, progress=False)
+
+
 @pytest.fixture
 def readers_world(stand_in, tmp_path, monkeypatch):
     """The names that a block may use, in a folder with the files that it may read; and the commit to pin."""
     model, tokenizer, sae = parts()
-    fitted, tokens, _ = parts()
-    quick = {"forget": topic_texts("forget", 40), "retain": topic_texts("retain", 64), "progress": False}
-    fitted = fit_guardrail(fitted, tokens, sae, **quick)
+    fitted = fitted_once()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", OWNER)
     commit = fitted.push_to_hub(REPO)
@@ -79,7 +86,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: parts()[1])
     monkeypatch.setattr(SparseAutoencoder, "from_pretrained", lambda name, **place: parts()[2])
     names = {"model": model, "tokenizer": tokenizer, "sae": sae, "attach_guardrail": attach_guardrail}
-    names |= {"forget_texts": quick["forget"], "retain_texts": quick["retain"], "texts": topic_texts("retain", 16)}
+    names |= {"forget_texts": TEXTS["forget"], "retain_texts": TEXTS["retain"], "texts": topic_texts("retain", 16)}
     names |= {"facts": facts("forget"), "others": facts("retain")}
     names |= {"name": "tiny", "AutoModelForCausalLM": AutoModelForCausalLM}  # of earlier blocks
     names["inputs"] = tokenizer(topic_texts("forget", 2), return_tensors="pt", padding=True)

@@ -5,6 +5,7 @@ type may raise `TypeError`; a file that is not there, an `OSError`.
 """
 
 import inspect
+from functools import cached_property
 
 import pytest
 import torch
@@ -51,14 +52,20 @@ def it(tmp_path):
     """A bare model, one with a guardrail, a tokenizer, an SAE of that model, entities, and a trainer."""
 
     class Parts:
-        model = base_model("llama")
-        guarded = guarded("llama")
         tokenizer = tiny_tokenizer()
         sae = SparseAutoencoder(
             torch.eye(32), torch.zeros(32), torch.eye(32), torch.zeros(32), threshold=torch.ones(32), layer=1
         )
         entities = EntitySet([Entity("w2", "thing", {"colour": "w3"})])
         labelled = LabelledEntities(entities, EntitySet(), EntitySet(), (), {})
+
+        @cached_property
+        def model(self):
+            return base_model("llama")
+
+        @cached_property
+        def guarded(self):
+            return guarded("llama")
 
         @property
         def trainer(self):
@@ -257,7 +264,6 @@ WITHOUT_A_ROW = {
     "LabelledEntities": "a result; `divide` and `load` make it",
     "SAEAlignmentTrainer.compute_loss": "called by `Trainer`, with what it has collated",
     "SAEAlignmentTrainer.train": "it passes its arguments to `Trainer`",
-    "SAEAlignmentTrainer.get_eval_dataloader": "called by `Trainer`, with what `evaluate` has checked",
     "SAEAlignmentTrainer.training_step": "called by `Trainer`, with what it has collated",
     "SAEAlignmentTrainer.log": "called by `Trainer`, with what it has measured",
     "SAEGuardrailConfig.check_kwargs": "called by PEFT, with what a config file holds",

@@ -1,7 +1,9 @@
 """A tiny random model, a tokenizer of 97 words, and an SAE with features that tell two topics' words apart."""
 
+import copy
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -76,13 +78,23 @@ def _residuals(model: nn.Module, rows: list[list[int]]) -> tuple[torch.Tensor, t
 
 
 def tiny_parts(name: str = "llama") -> tuple[nn.Module, PreTrainedTokenizerFast, SparseAutoencoder]:
-    """Model, tokenizer and SAE. The layers' weights are made small, so that a token's residual tells its word."""
+    """Model, tokenizer and SAE."""
+    return _quiet_model(name), tiny_tokenizer(), copy.deepcopy(_topic_sae(name))
+
+
+def _quiet_model(name: str) -> nn.Module:
+    """A tiny model whose layers' weights are made small, so that a token's residual tells its word."""
     model = base_model(name)
     with torch.no_grad():
         for parameter in find_decoder_layers(model).layers.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(0.4)
-    return model, tiny_tokenizer(), topic_sae(model)
+    return model
+
+
+@cache
+def _topic_sae(name: str) -> SparseAutoencoder:
+    return topic_sae(_quiet_model(name))
 
 
 def save_parts(folder: Path, name: str = "llama") -> tuple[Path, Path]:
