@@ -263,6 +263,7 @@ WITHOUT_A_ROW = {
     "GuardrailStatus": "a result",
     "LabelledEntities": "a result; `divide` and `load` make it",
     "SAEAlignmentTrainer.compute_loss": "called by `Trainer`, with what it has collated",
+    "SAEAlignmentTrainer.get_eval_dataloader": "called by `Trainer`, with what `evaluate` has checked",
     "SAEAlignmentTrainer.train": "it passes its arguments to `Trainer`",
     "SAEAlignmentTrainer.training_step": "called by `Trainer`, with what it has collated",
     "SAEAlignmentTrainer.log": "called by `Trainer`, with what it has measured",

@@ -6,8 +6,9 @@ from typing import Any
 
 
 def methods(name: str, kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """By name, the public methods of a class called `name` that are given something."""
-    for method in vars(kind):
+    """By name, the public methods that are given something, of a class and its bases in this package."""
+    own = [base for base in kind.__mro__ if base.__module__.startswith("sae_unlearn")]
+    for method in dict.fromkeys(method for base in own for method in vars(base)):
         call = getattr(kind, method)
         given = inspect.signature(call).parameters.keys() - {"self"} if inspect.isroutine(call) else ()
         if not method.startswith("_") and given:
