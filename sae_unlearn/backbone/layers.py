@@ -193,6 +193,12 @@ def output_embeddings(model: nn.Module) -> nn.Linear | None:
     return cast("nn.Linear | None", cast(Any, model).get_output_embeddings())
 
 
+def can_generate(model: nn.Module) -> bool:
+    """Return True if transformers can generate text with a model: it has a head that gives logits of next tokens."""
+    asked = getattr(model, "can_generate", None)
+    return callable(asked) and bool(asked())
+
+
 def residual_of(decoder_layer: nn.Module, output: Any) -> Tensor:
     """Return the residual stream `[batch, tokens, width]` in the output of a decoder layer.
 

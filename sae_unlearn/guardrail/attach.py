@@ -21,6 +21,7 @@ from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks
 from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
 from sae_unlearn.guardrail.refusal_text import compare, tokenizer_of
+from sae_unlearn.guardrail.runtime.callers import hook_tuners
 from sae_unlearn.guardrail.same_guardrail import check_new
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
@@ -135,8 +136,8 @@ def detach_guardrail(model: nn.Module, adapter_name: str | None = None) -> nn.Mo
             configs.pop(name, None)
         if not layer.guard_config:
             remove_guard(decoder_layer)
-    remove_call_hooks(bare)
     whole = uncompiled(model)
+    remove_call_hooks(bare, whole)
     if configs:
         if isinstance(whole, PeftModel) and isinstance(whole.base_model, SAEGuardrailModel):
             _activate(whole, [name for name in active if name in configs])
@@ -179,6 +180,7 @@ def _place(model: nn.Module, artefact: Artefact, name: str) -> PeftModel:
             # PEFT warns that the model has adapters; the guardrail joins their configs
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             SAEGuardrailModel(bare_model(model), config, name)
+        hook_tuners(model, bare_model(model))
     for layer in guard_layers(model):  # PEFT activates only the newest one if it does not know the others
         layer.activate([*active, name])
     bare = bare_model(model)
@@ -203,7 +205,7 @@ def _take_back(
                 layer.delete_adapter(name)
             if not layer.guard_config:
                 remove_guard(decoder_layer)
-    remove_call_hooks(bare)
+    remove_call_hooks(bare, model)
     for owner in (model, bare):
         getattr(owner, "peft_config", {}).pop(name, None)
     if not had_configs and hasattr(bare, "peft_config"):

@@ -15,6 +15,7 @@ from sae_unlearn.guardrail.config_validation import CHOICES, check_refusal
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
+from sae_unlearn.guardrail.runtime.callers import why_unsaid
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, is_hooked
 from sae_unlearn.guardrail.runtime.refusal import message_ids
 
@@ -228,15 +229,18 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     layers = guard_layers(model)
     backbones = [(module, hooks_of(module, BackboneHooks)) for module in model.modules()]
     known: dict[int, str] = {}
+    unsaid = ""
     for backbone, hooks in backbones:
         if hooks is not None:
-            missing = hooks.missing(backbone)
             net = "misplaced" if is_hooked(backbone, hooks) else "lost"  # its hook raises at the end of a pass
-            known |= {id(guard): net if index in missing else "placed" for index, guard in hooks.guards.items()}
+            places = dict.fromkeys(hooks.guards, "placed") | dict.fromkeys(hooks.repeated(backbone), "repeated")
+            places |= dict.fromkeys(hooks.missing(backbone), net)
+            known |= {id(guard): places[index] for index, guard in hooks.guards.items()}
+            unsaid = unsaid or why_unsaid(model, hooks)
     torn = any(_is_torn(module) for module in model.modules())
-    found = [_state(layer, name, known.get(id(layer)), torn) for layer in layers for name in layer.guard_config]
+    found = [_state(layer, name, known.get(id(layer)), torn, unsaid) for layer in layers for name in layer.guard_config]
     lost = [
-        _state(guard, name, known[id(guard)], torn)
+        _state(guard, name, known[id(guard)], torn, unsaid)
         for _, hooks in backbones
         if hooks is not None
         for guard in hooks.guards.values()
@@ -252,7 +256,7 @@ def guardrail_status(model: nn.Module) -> GuardrailStatus:
     return GuardrailStatus((*found, *lost, *absent))
 
 
-def _state(layer: SAEGuardrailLayer, name: str, place: str | None, torn: bool) -> GuardrailState:
+def _state(layer: SAEGuardrailLayer, name: str, place: str | None, torn: bool, unsaid: str) -> GuardrailState:
     config = layer.guard_config[name]
     if name not in layer.in_force:
         reason = "adapters are disabled" if layer.off else "it is not among the active adapters"
@@ -262,8 +266,12 @@ def _state(layer: SAEGuardrailLayer, name: str, place: str | None, torn: bool) -
     if place == "misplaced":
         reason = "its layer was replaced or moved, or its hooks were removed. Attach it again"
         return GuardrailState(name, config.layer, "raising", reason)
+    if place == "repeated":
+        return GuardrailState(name, config.layer, "raising", "its layer runs more than once in a pass")
     if place is None or torn:
         return GuardrailState(name, config.layer, "raising", "the hooks on the model were removed. Attach it again")
+    if unsaid and config.action == "refuse":
+        return GuardrailState(name, config.layer, "raising", unsaid)
     try:
         layer.check_ready(name)
     except GuardrailNotReady as error:

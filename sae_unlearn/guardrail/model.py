@@ -18,6 +18,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer, remove_guard
 from sae_unlearn.guardrail.nesting import refuse_nested
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
+from sae_unlearn.guardrail.runtime.callers import unhook_tuners
 from sae_unlearn.guardrail.runtime.compiled import compile_again, use_earlier_code
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name
 from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
@@ -221,6 +222,9 @@ class SAEGuardrailModel(BaseTuner):
             layer.set_adapter(adapter_name, inference_mode=inference_mode)
         self.active_adapter = adapter_name
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)  # PEFT 0.20 calls the model's `forward`, past its hooks
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         refuse_rows_by_name(kwargs)  # PEFT removes these two before it calls the model
@@ -260,10 +264,14 @@ def guard_layers(model: nn.Module) -> list[SAEGuardrailLayer]:
     return [module for module in model.modules() if isinstance(module, SAEGuardrailLayer)]
 
 
-def remove_call_hooks(model: nn.Module) -> None:
+def remove_call_hooks(model: nn.Module, whole: nn.Module | None = None) -> None:
     """Drop removed guardrails from the hooks on model and backbone.
 
     The hooks are removed with the last guardrail.
+
+    Args:
+        model (nn.Module): The transformers model.
+        whole (nn.Module, *optional*): The model with the tuners of other methods.
     """
     left = guard_layers(model)
     backbone = find_decoder_layers(model).backbone
@@ -277,6 +285,7 @@ def remove_call_hooks(model: nn.Module) -> None:
             model_hooks.base.thaw(model)
         stop_watching(model)
         remove_hooks(model, ModelHooks)
+        unhook_tuners(model if whole is None else whole)
         remove_hooks(backbone, BackboneHooks)
     for module in (model, backbone):
         (compile_again if left else use_earlier_code)(module)

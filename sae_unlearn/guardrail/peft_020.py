@@ -1,7 +1,4 @@
-"""Patches of PEFT 0.20 for two behaviors of 0.21 (read in 0.20.0 and 0.21.2).
-
-In a `PeftModel`'s forward pass 0.21 calls the model, and 0.20 the model's `forward`, past its hooks: a refusal would
-not be written. There each tuner calls the model, also a LoRA's that a guardrail is added to.
+"""Patches of PEFT 0.20 for a behavior of 0.21 (read in 0.20.0 and 0.21.2).
 
 From 0.21 on a tuner class says which tensors are an adapter's, and which may be loaded (`_get_adapter_state_dict`,
 `_remap_adapter_state_dict_for_load`). Before, PEFT loses tensors whose path holds another adapter's name, and loads
@@ -29,10 +26,9 @@ ASKS = hasattr(BaseTuner, "_get_adapter_state_dict")
 
 
 def do_as_later_peft() -> None:
-    """Make PEFT 0.20 call models with their hooks and ask tuners about guardrails. Safe to call again."""
+    """Make PEFT 0.20 ask tuners about guardrails. Safe to call again."""
     if ASKS or hasattr(get_peft_model_state_dict, "__wrapped__"):
         return
-    BaseTuner.forward = _call_model
     _replace(get_peft_model_state_dict, _whole(get_peft_model_state_dict))
     _replace(set_peft_model_state_dict, _checked(set_peft_model_state_dict))
 
@@ -43,10 +39,6 @@ def _replace(function: Callable[..., Any], by: Callable[..., Any]) -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "__dict__", {}).get(name) is function:
             setattr(module, name, by)
-
-
-def _call_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return self.model(*args, **kwargs)
 
 
 def _checked(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,6 +72,11 @@ class GuardrailTunerLayer(BaseTunerLayer):
         names = self._active_adapter
         return [name for name in ([names] if isinstance(names, str) else names) if name in self.guard_config]
 
+    @property
+    def refuses(self) -> bool:
+        """True if a guardrail that acts on a pass has `action="refuse"`."""
+        return any(self.guard_config[name].action == "refuse" for name in self.in_force)
+
     def enable_adapters(self, enabled: bool) -> None:
         """Enable or disable the guardrails of this layer, for PEFT's and transformers' switches.
 

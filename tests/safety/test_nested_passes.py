@@ -1,5 +1,7 @@
 """A pass that runs inside of another leaves its notes as they were; and notes that are gone are an error."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from zoo import EOS, base_model, guarded, token_ids
@@ -45,11 +47,13 @@ def test_a_judge_inside_of_a_pass_changes_nothing_of_it(action, same, judged, at
     model = guarded("llama", **fields)
     judge = model if same else guarded("llama", threshold=0.3, layer=2)
     expected, judgement = logits(model), []
+    mute = (action, same, judged) == ("refuse", True, "a backbone")  # it could not say the refusal
 
     def asked(module, args, output):
         if not judgement:
             judgement.append(None)
-            JUDGES[judged](judge)
+            with pytest.raises(GuardrailNotReady, match='action="refuse"') if mute else nullcontext():
+                JUDGES[judged](judge)
 
     handle = layers_of(model)[at].register_forward_hook(asked)
     with record_firings(model) as firings:
@@ -135,6 +139,25 @@ def test_a_backbone_that_is_called_after_an_interrupt_takes_nothing_of_it():
     with record_firings(model) as found, torch.no_grad():
         backbone(inputs_embeds=embeds)
     assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["before", "at", "after"])
+def test_a_forward_past_the_hooks_after_an_interrupt_takes_nothing_of_it(at):
+    model = guarded("llama", threshold=0.4)
+    backbone = model.get_base_model().model
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = layers_of(model)[at].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        logits(model, IDS)
+    handle.remove()
+    for _ in range(2):
+        with pytest.raises(GuardrailNotReady, match="outside of its model"):
+            backbone.forward(IDS)
+    logits(model)
+    assert (noted(CALL), noted(INPUTS)) == (None, None)
 
 
 def test_the_usual_pass_walks_through_no_frames(monkeypatch):

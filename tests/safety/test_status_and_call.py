@@ -44,6 +44,11 @@ def moved(model, places):
     bare(model).config.num_hidden_layers = len(places)
 
 
+def moved_and_wrapped(model):
+    moved(model, [0, 1, 2, 2, 3])
+    wrapped(model)
+
+
 def second(model):
     model.add_adapter("second", planted_config(layer=1))
     plant(model, "second", seed=3)
@@ -94,6 +99,14 @@ CHANGES = {
     "no threshold": lambda m: spoilt(m, threshold=None),
     "weights lost": lambda m: layers(m)[LAYER].guardrail.guardrail("default").encoder.weight.data.fill_(torch.nan),
     "a copy": lambda m: None,
+    "its layer run twice": lambda m: moved(m, [0, 1, 2, 2, 3]),
+    "its layer run twice, apart": lambda m: moved(m, [2, 0, 2, 3]),
+    "its layer run twice, once wrapped": lambda m: moved_and_wrapped(m),
+    "its layer twice in the list, run once": lambda m: (
+        moved(m, [0, 1, 2, 2]),
+        setattr(bare(m).config, "num_hidden_layers", LAYER + 1),
+    ),
+    "another layer run twice": lambda m: moved(m, [0, 1, 2, 3, 3]),
 }
 CHANGES |= {
     f"disabled, {name}": lambda m, name=name: offed(m, CHANGES[name])
@@ -101,11 +114,11 @@ CHANGES |= {
 }
 
 
-def call(model):
+def call(model, cached=False):
     """What becomes of text."""
     try:
         with torch.no_grad():
-            found = model(input_ids=IDS, use_cache=False).logits
+            found = model(input_ids=IDS, use_cache=cached).logits
     except GuardrailNotReady:
         return "raises"
     guards = [module for module in model.modules() if hasattr(module, "guard_config")]
@@ -123,7 +136,10 @@ def test_status_and_call_agree(change):
     model = guarded("llama", layer=LAYER, threshold=0.2)
     CHANGES[change](model)
     model = copy.deepcopy(model) if change == "a copy" else model
-    assert guardrail_status(model).verdict == call(model), str(guardrail_status(model))
+    verdict = guardrail_status(model).verdict
+    assert verdict == call(model), str(guardrail_status(model))
+    if len(layers(model)) == 4:  # with more, two layers write to one place in the cache
+        assert verdict == call(model, cached=True), str(guardrail_status(model))
 
 
 def test_the_table_holds_all_three_answers():

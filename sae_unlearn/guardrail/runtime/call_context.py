@@ -8,6 +8,7 @@ before it, and at its end a pass restores that. An interrupt (Ctrl-C) ends a pas
 skipped, since its module is no longer being called.
 """
 
+import os
 import sys
 import threading
 from types import FrameType
@@ -28,6 +29,9 @@ class Guard(Protocol):
     @property
     def in_force(self) -> list[str]: ...
 
+    @property
+    def refuses(self) -> bool: ...
+
 
 class Owner(Protocol):
     """The hooks of a backbone: the guarded layers by index."""
@@ -45,7 +49,8 @@ class ForwardInputs(NamedTuple):
         position_ids (Tensor or None): `[batch or 1, seq]`.
         past (int or Tensor): Tokens in the cache before this pass, an int or a 0-d tensor.
         recurrent (bool): The cache has only recurrent layers, with a state from before this pass.
-        wanted (int or None): Number of last positions whose logits are requested. None if unknown or all.
+        wanted (int or None): Number of last positions whose logits are requested. None if unknown, all, or chosen
+            otherwise.
         cache (Cache or None): The cache with which the model was called.
         guarded: The layers at which guardrails have seen this pass so far.
         stateful (bool): The model has recurrent layers, see `shown`.
@@ -72,6 +77,7 @@ class ModelCall:
     """Inputs of a call to the model with its head, as in `ForwardInputs`.
 
     Attributes:
+        keep: The call's `logits_to_keep`: None, a number of last positions, or an index of positions.
         refused: Output of `refusal` about the next tokens, at most one entry.
         taken: Not empty after the backbone has read it.
         owner, module, outer: See the module.
@@ -81,12 +87,13 @@ class ModelCall:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
-        wanted: int | None = None,
+        keep: Any = None,
         owner: Any = None,
         module: nn.Module | None = None,
         outer: "ModelCall | None" = None,
     ) -> None:
-        self.input_ids, self.attention_mask, self.wanted = input_ids, attention_mask, wanted
+        self.input_ids, self.attention_mask, self.keep = input_ids, attention_mask, keep
+        self.wanted = keep if isinstance(keep, int) and keep > 0 else None
         self.owner, self.module, self.outer = owner, module, outer
         self.refused: list[Tensor] = []
         self.taken: list[bool] = []
@@ -103,15 +110,21 @@ def current_inputs(batch: int, seq: int, guard: Guard, index: int) -> ForwardInp
         index (int): 0-based index of the decoder layer.
 
     Raises:
-        GuardrailNotReady: If the decoder layer was called outside of its model, where the tokens are unknown.
+        GuardrailNotReady: If the decoder layer was called outside of its model, where the tokens are unknown, or for
+            the second time in a pass.
     """
     inputs: ForwardInputs | None = noted(INPUTS)
     while inputs is not None and (inputs.owner is None or inputs.owner.guards.get(index) is not guard):
         inputs = inputs.outer
-    if inputs is None:
+    if inputs is None or not is_called(inputs.module):
         raise GuardrailNotReady(
             "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see "
             "the attention mask. Call the model, or take the guardrail off with `unload()`."
+        )
+    if index in inputs.guarded:
+        raise GuardrailNotReady(
+            f"Layer {index} ran twice in a pass. A gate judges each token once. Run each guarded layer once, or remove "
+            "the guardrail."
         )
     ids = inputs.input_ids
     return inputs if ids is None or ids.shape == (batch, seq) else inputs._replace(input_ids=None)
@@ -121,6 +134,7 @@ INPUTS, CALL = "inputs of the backbone", "call of the model"
 
 _NOTES = threading.local()
 _CALLING = nn.Module._call_impl.__code__
+_COMPILED = os.path.join("torch", "_dynamo", "eval_frame.py")  # calls compiled code (torch 2.8 to 2.13)
 
 
 class Note(Protocol):
@@ -171,6 +185,21 @@ def running(left: N | None, module: nn.Module) -> N | None:
     return cast("N | None", found)
 
 
+def is_called(module: nn.Module | None) -> bool:
+    """Return True if this code is part of a call of `module`, with its hooks. True while code is compiled.
+
+    The notes of a pass that Ctrl-C ended are still there, and a direct call of `forward` leaves none of its own.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CALLING and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back
+    return _in_compiled_code()
+
+
 def own_note(name: str, owner: Any) -> Any:
     """Return the innermost note of that name that `owner` left, or None."""
     found = noted(name)
@@ -182,6 +211,16 @@ def own_note(name: str, owner: Any) -> Any:
 # torch 2.13 compiles again for a thread in which a note was never set, so the state is that after a call.
 for _name in (INPUTS, CALL):
     note(_name, None)
+
+
+def _in_compiled_code() -> bool:
+    """Return True if this code runs where a compiled graph breaks: its frames are not those of the modules called."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(_COMPILED):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _being_called() -> list[Any]:

@@ -6,6 +6,9 @@ requested) and on its backbone (ids, mask, positions, and the length of the cach
 the loop over layers). The backbone of a multimodal model receives embeddings and the attention kernel's mask; then the
 inputs of the model itself count.
 
+A refusal is written into logits, which a backbone does not have. So with `action="refuse"` each pass of the backbone
+must be the only one in a call of the model. Any other raises, whether a row fires or not.
+
 Every guardrail that is active at a layer notes that it saw the pass. A pass that ends without this, because a layer was
 left out or its hooks did not run, raises. On the way out, the hooks on the model write the message of refused rows.
 """
@@ -17,6 +20,7 @@ from torch import nn
 
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
 from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
+from sae_unlearn.backbone.layers import can_generate
 from sae_unlearn.backbone.private_api import forward_hook_owners, pre_hook_owners
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 from sae_unlearn.guardrail.runtime.base_state import BaseState
@@ -59,6 +63,12 @@ LOST = (
 )
 
 
+UNSAID = (
+    'action="refuse": expected a call of the model, whose logits hold the message, got one of its backbone or past its '
+    "hooks. Call the model once, not its `forward`, or use another action."
+)
+
+
 class BackboneHooks:
     """Hooks that note the inputs of a call to the backbone, the module with the list of decoder layers.
 
@@ -91,6 +101,8 @@ class BackboneHooks:
             self._refuse_checkpoints(backbone)
         if call is None or call.owner is not self.caller or call.taken:  # the backbone is called directly
             call = ModelCall()
+        if (call.owner is None or not self.caller.has_text) and any(guard.refuses for guard in self.guards.values()):
+            raise GuardrailNotReady(UNSAID)
         call.taken.append(True)
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         inputs = inputs._replace(
@@ -131,10 +143,10 @@ class BackboneHooks:
             if (seen and (compiled or self._is_there(backbone, index))) or self._is_spared(backbone, index):
                 continue
             raise GuardrailNotReady(LOST if inputs is None else self._why_not_seen(backbone, index))
-        call: ModelCall | None = noted(CALL)
-        told = call is not None and inputs is not None and inputs.refused and call.refused is inputs.refused
-        if told and call is not None and not is_hooked(call.module, self.caller):  # the refusal would not be written
-            raise GuardrailNotReady(LOST)
+        if inputs is not None and inputs.refused:
+            call: ModelCall | None = noted(CALL)
+            if call is None or call.refused is not inputs.refused or not is_hooked(call.module, self.caller):
+                raise GuardrailNotReady(LOST)  # the refusal would not be written
 
     def _is_spared(self, backbone: nn.Module, index: int) -> bool:
         """Return True if layer `index` is behind those that a draft runs."""
@@ -149,6 +161,11 @@ class BackboneHooks:
     def missing(self, backbone: nn.Module) -> list[int]:
         """Return the guarded layers whose guardrail is missing, though it was not removed by this package."""
         return [index for index in self.guards if not self._is_there(backbone, index)]
+
+    def repeated(self, backbone: nn.Module) -> list[int]:
+        """Return the guarded layers that stand more than once in the list of layers that are run."""
+        layers = list(getattr(backbone, self.list_name))[: self._depth(backbone)]
+        return [i for i, guard in self.guards.items() if sum(guard.in_place(layer) for layer in layers) > 1]
 
     def _is_there(self, backbone: nn.Module, index: int) -> bool:
         layers = getattr(backbone, self.list_name)
@@ -211,11 +228,13 @@ class ModelHooks:
 
     Attributes:
         base: State of the base model's weights before the first guardrail.
+        has_text: True if the model gives logits of next tokens, in which a refusal can be written.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.names = positional_names(model.forward)
         self.base = BaseState(model)
+        self.has_text = can_generate(model)
 
     def install(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -224,10 +243,9 @@ class ModelHooks:
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_rows_by_name(kwargs)
         given = by_name(self.names, args, kwargs)
-        wanted = given.get("logits_to_keep")
-        wanted = wanted if isinstance(wanted, int) and wanted > 0 else None
         outer: ModelCall | None = running(noted(CALL), model)
-        note(CALL, ModelCall(given.get("input_ids"), given.get("attention_mask"), wanted, self, model, outer))
+        keep = given.get("logits_to_keep")
+        note(CALL, ModelCall(given.get("input_ids"), given.get("attention_mask"), keep, self, model, outer))
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         call: ModelCall | None = own_note(CALL, self)
@@ -236,4 +254,4 @@ class ModelHooks:
                 raise GuardrailNotReady(LOST)
             return None
         note(CALL, call.outer)
-        return refuse(output, call.refused[0], call.wanted) if call.refused else None
+        return refuse(output, call.refused[0], call.keep) if call.refused and output is not None else None

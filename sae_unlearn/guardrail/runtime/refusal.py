@@ -11,7 +11,7 @@ beams, rejected drafts, a batch's other rows, several turns and a request withou
 
 The logits are overwritten at the positions that `generate` requests, and at the last one of a plain forward pass. All
 other positions of a row that fired, and everything before the head, are clamped as with `action="clamp"`: no forward
-pass gives the text unguarded.
+pass gives the text unguarded. A pass that no logits follow, of the backbone alone, raises (see `hooks`).
 
 A prompt that itself ends with a prefix of the message is answered with the rest of it. If the end of the sequence is
 forbidden (`min_new_tokens`), the message begins again.
@@ -131,26 +131,60 @@ def note_refusal(
     inputs.refused.append(choices)
 
 
-def refuse(output: Any, choices: Tensor, wanted: int | None) -> Any:
+def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
     """Write the noted tokens into the logits of a call's output.
 
     Args:
-        output: Output of the model.
+        output: Output of the model: with `logits`, or a tuple whose first tensor `[batch, tokens, vocabulary]` they
+            are.
         choices (Tensor): `[batch, seq, 2]`, the token that must come after each, and the alternative if it is
             forbidden.
-        wanted (int or None): Number of last positions whose logits were requested. None or 0 if all were.
+        keep: `logits_to_keep` of the call. A number of last positions, all of which are written; or None, 0 or an
+            index of positions, of which the last token's is written.
+
+    Raises:
+        GuardrailNotReady: If the output has no logits of these positions.
     """
-    logits = getattr(output, "logits", None)
+    logits = _logits_in(output)
     batch, seq = choices.shape[:2]
-    if not isinstance(logits, Tensor) or logits.shape[:-1] not in ((batch, seq), (batch, wanted)):
-        return output  # a tuple, no head, or a head on selected positions: clamped, and not refused
-    count = min(wanted or 1, logits.shape[1], choices.shape[1])
-    choices = choices[:, -count:].to(logits.device)
-    told = torch.full_like(logits[:, -count:], -LOW)
+    places = None if keep is None or isinstance(keep, int) else _places(keep, seq)
+    asked = [seq, len(range(seq)[-keep:])] if isinstance(keep, int) else [seq if places is None else len(places)]
+    if logits is None or logits.ndim != 3 or logits.shape[0] != batch or logits.shape[1] not in asked:
+        found = type(output).__name__ if logits is None else f"logits {list(logits.shape)}"
+        raise GuardrailNotReady(
+            f'action="refuse": expected logits [{batch}, {asked[-1]}, vocabulary] to hold the message, got {found}. '
+            "Call a model that returns them, or use another action."
+        )
+    if places is None:
+        count = min(keep if isinstance(keep, int) and keep > 0 else 1, logits.shape[1], seq)
+        choices = choices[:, seq - count :].to(logits.device)
+    else:
+        places = places.to(logits.device)
+        count = len(places)
+        choices = choices.to(logits.device)[:, places].masked_fill((places != seq - 1)[:, None], _UNKNOWN)
+    start = logits.shape[1] - count
+    told = torch.full_like(logits[:, start:], -LOW)
     told = told.scatter(-1, choices[..., 1:].clamp(min=0), -LOW / 2).scatter(-1, choices[..., :1].clamp(min=0), 0.0)
-    tail = torch.where(choices[..., :1] >= 0, told, logits[:, -count:])
-    output.logits = tail if count == logits.shape[1] else torch.cat([logits[:, :-count], tail], dim=1)
+    tail = torch.where(choices[..., :1] >= 0, told, logits[:, start:])
+    written = tail if start == 0 else torch.cat([logits[:, :start], tail], dim=1)
+    if isinstance(output, tuple):
+        return tuple(written if part is logits else part for part in output)
+    output.logits = written
     return output
+
+
+def _logits_in(output: Any) -> Tensor | None:
+    """Return the logits of a model's output, or None. Before them a tuple can only have losses, which are scalars."""
+    if isinstance(output, tuple):
+        return next((part for part in output if isinstance(part, Tensor) and part.ndim == 3), None)
+    found = getattr(output, "logits", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _places(keep: Any, seq: int) -> Tensor:
+    """Return the positions `[n]` that an index such as a tensor, list or slice selects from `seq` positions."""
+    device = keep.device if isinstance(keep, Tensor) else None
+    return torch.arange(seq, device=device)[keep].reshape(-1)
 
 
 def _told(ids: Tensor, message: Tensor) -> Tensor:
