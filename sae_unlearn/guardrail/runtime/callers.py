@@ -58,11 +58,8 @@ def _tuners_past_hooks(model: nn.Module) -> Iterator[nn.Module]:
     """
     for module in model.modules():
         tuner: Any = module.base_model if isinstance(module, PeftModel) else None
-        if tuner is None or hooks_of(tuner, BackboneHooks) is not None or tuner is module.get_base_model():
+        if tuner is None or tuner is module.get_base_model():
             continue
-        called = getattr(tuner.forward, "__func__", None)
-        if tuner.forward.__self__ is not tuner or "forward" in getattr(called, "__code__", _NO_CODE).co_names:
+        code = getattr(tuner.forward, "__code__", None)
+        if getattr(tuner.forward, "__self__", tuner) is not tuner or (code is not None and "forward" in code.co_names):
             yield tuner
-
-
-_NO_CODE = (lambda: None).__code__

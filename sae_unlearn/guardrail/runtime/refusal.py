@@ -148,7 +148,9 @@ def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
     logits = _logits_in(output)
     batch, seq = choices.shape[:2]
     places = None if keep is None or isinstance(keep, int) else _places(keep, seq)
-    asked = [seq, len(range(seq)[-keep:])] if isinstance(keep, int) else [seq if places is None else len(places)]
+    asked = [seq if places is None else len(places)]
+    if isinstance(keep, int) and keep != 0:
+        asked.append(min(keep, seq) if keep > 0 else seq + keep)
     if logits is None or logits.ndim != 3 or logits.shape[0] != batch or logits.shape[1] not in asked:
         found = type(output).__name__ if logits is None else f"logits {list(logits.shape)}"
         raise GuardrailNotReady(
