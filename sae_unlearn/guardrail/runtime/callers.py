@@ -1,4 +1,4 @@
-"""Modules whose calls write a refusal: the model with its head, and PEFT's tuners that call the model's `forward`.
+"""Modules whose calls write a refusal: the model, and tuners of PEFT that call its `forward`.
 
 In a `PeftModel`'s forward pass most tuners of PEFT 0.21 call the model. AdaLoRA, AdaptionPrompt and every tuner of 0.20
 call its `forward`, past the hooks on the model. So these tuners get the same hooks. In `generate` they are not called.

@@ -139,8 +139,8 @@ def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
             are.
         choices (Tensor): `[batch, seq, 2]`, the token that must come after each, and the alternative if it is
             forbidden.
-        keep: `logits_to_keep` of the call. A number of last positions, all of which are written; or None, 0 or an
-            index of positions, of which the last token's is written.
+        keep: `logits_to_keep` of the call. A number of last positions, which are all written; or None, 0 or an
+            index of positions: then the last token's is written.
 
     Raises:
         GuardrailNotReady: If the output has no logits of these positions.
@@ -176,7 +176,10 @@ def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
 
 
 def _logits_in(output: Any) -> Tensor | None:
-    """Return the logits of a model's output, or None. Before them a tuple can only have losses, which are scalars."""
+    """Return the logits of a model's output, or None.
+
+    Before them a tuple can only have losses, which are scalars.
+    """
     if isinstance(output, tuple):
         return next((part for part in output if isinstance(part, Tensor) and part.ndim == 3), None)
     found = getattr(output, "logits", None)
@@ -184,7 +187,7 @@ def _logits_in(output: Any) -> Tensor | None:
 
 
 def _places(keep: Any, seq: int) -> Tensor:
-    """Return the positions `[n]` that an index such as a tensor, list or slice selects from `seq` positions."""
+    """Return the positions `[n]` of `seq` ones that an index selects, such as a tensor or list."""
     device = keep.device if isinstance(keep, Tensor) else None
     return torch.arange(seq, device=device)[keep].reshape(-1)
 
