@@ -194,7 +194,7 @@ def output_embeddings(model: nn.Module) -> nn.Linear | None:
 
 
 def can_generate(model: nn.Module) -> bool:
-    """Return True if transformers can generate text with a model: it has a head that gives logits of next tokens."""
+    """Return True if transformers can generate text with a model, from its logits of next tokens."""
     asked = getattr(model, "can_generate", None)
     return callable(asked) and bool(asked())
 

@@ -214,7 +214,7 @@ for _name in (INPUTS, CALL):
 
 
 def _in_compiled_code() -> bool:
-    """Return True if this code runs where a compiled graph breaks: its frames are not those of the modules called."""
+    """Return True if compiled code runs this, after a graph break: then modules called have no frames."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename.endswith(_COMPILED):
