@@ -35,7 +35,7 @@ pytest.register_assert_rewrite(
     "tiny_trainer",
 )
 
-BUDGET = 1.0  # seconds of CPU of a test of the fast tier, with the fixtures that it is the first to need
+BUDGET = 2.0  # seconds of CPU of a test of the fast tier, with the fixtures that it is the first to need
 MOST_PROCESSES = 8
 MEMORY_OF_A_PROCESS = 3 * 2**30  # bytes
 
