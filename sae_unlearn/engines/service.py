@@ -178,7 +178,9 @@ def _identity(name: str, served: list[Any], stored: dict[str, Any]) -> Finding:
         sentence = f"The server's {name} is not the one of this folder: {' and '.join(different)} differ. Serve it."
         return Finding("guardrail", "problem", sentence)
     if not seals:
-        return Finding("guardrail", "warning", f"The server has a guardrail {name}. There is no seal to compare.")
+        return Finding(
+            "guardrail", "warning", f"The server has a guardrail {name}. Their seals were not compared: one is missing."
+        )
     about = f"at layer {found[0].get('layer')}, action {found[0].get('action')}, {found[0].get('gate_scope')} scope"
     return Finding("guardrail", "ok", f"The server has {name} {about}. At its start: {found[0].get('check')}.")
 

@@ -8,12 +8,14 @@ from itertools import pairwise
 
 import pytest
 import served
+from hub_stand_in import OWNER
 
 from sae_unlearn import GuardrailError
 from sae_unlearn.cli import serve
 from sae_unlearn.cli.main import build_parser, main
 from sae_unlearn.engines.vllm import command
 from sae_unlearn.errors import GuardrailNotReady
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 SETTINGS = {"paths": ["/a/guard"]}
@@ -173,3 +175,17 @@ def test_without_an_engine_the_command_says_so(folder, monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     assert run(folder, "guard") == 2
     assert "vllm is not installed" in capsys.readouterr().err
+
+
+def test_a_guardrail_of_the_hub_is_served_from_a_copy_with_its_name(folder, started, stand_in, tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+
+    monkeypatch.setenv("SAE_UNLEARN_CACHE", str(tmp_path / "cache"))
+    repository, api = "me/forget-topic", HfApi(token=OWNER)
+    api.create_repo(repository)
+    api.upload_folder(repo_id=repository, folder_path=folder / "guard", ignore_patterns="*.md")
+    assert main(["serve", str(folder / "gemma3"), "--adapter", repository]) == 0
+    (path,) = json.loads(options(started[0][0])["--additional-config"])["sae_guardrail"]["paths"]
+    assert path.endswith("/forget-topic")
+    assert path.startswith(str(tmp_path / "cache"))
+    assert GuardrailFolder.open(path).artefact().config.layer == served.LAYER

@@ -185,7 +185,7 @@ def test_a_folder_without_a_seal_cannot_be_compared(start, check, folder):
     served.save_guardrail(folder, folder / "gemma3", "unsealed", calibration=stored(folder / "guard")["calibration"])
     code, out = check(start(), "unsealed")
     assert code == 0
-    assert "WARNING  guardrail: The server has a guardrail guard. There is no seal" in out
+    assert "WARNING  guardrail: The server has a guardrail guard. Their seals were not compared" in out
 
 
 def test_a_server_that_does_not_judge(start, check):
