@@ -42,7 +42,8 @@ from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, cu
 from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
 from sae_unlearn.guardrail.runtime.counted import counted_tokens, ends_of_messages
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
-from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all, telling_masks
+from sae_unlearn.guardrail.runtime.mask_reading import is_2d
+from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
@@ -137,13 +138,13 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             if step is None or not isinstance(history, DynamicGateHistory):
                 return None
             plan.append((name, step, history))
-        mask, masks, past = mask_of_pass(inputs, batch, seq), telling_masks(inputs), inputs.past
+        mask, masks, past = mask_of_pass(inputs, batch, seq), inputs.masks.telling, inputs.past
         if len(masks) > 1 or (mask is None and not sees_all(inputs, seq)):
             return None
         telling = masks[0] if masks else None
         earlier = None
         if not inputs.recurrent and not all(history.whole for _, _, history in plan):
-            if not isinstance(past, int) or not (telling is None or mask is not None or inputs.stateful):
+            if not isinstance(past, int) or not (telling is None or is_2d(telling)):
                 return None
             earlier = shown_before(telling, past, hidden.device)
         mask = None if mask is None else mask.to(hidden.device)
@@ -198,7 +199,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         missed = unseen(history, inputs.past, hidden.device)
         again = None  # a model of only recurrent layers has no columns of the past
         if not inputs.recurrent:
-            again = shown_again(telling_masks(inputs), history, inputs.past, seq)
+            again = shown_again(inputs.masks, history, inputs.past, seq)
         if again is None:
             return None if missed is None else missed[None, None]
         if seq > 1 and not torch.compiler.is_compiling():

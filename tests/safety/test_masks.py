@@ -3,16 +3,17 @@
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import DynamicCache, StaticCache
-from transformers.masking_utils import create_masks_for_generate
-from zoo import LayerTap, base_model, guarded, padded, token_ids, with_cache
+from transformers import AttentionMaskInterface, DynamicCache, Llama4TextConfig, StaticCache
+from transformers.masking_utils import create_masks_for_generate, sdpa_mask
+from zoo import PAD, VOCAB, WIDTH, ZOO, LayerTap, base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import record_firings
 from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.gate import State
-from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, note
+from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, note, noted
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
+from sae_unlearn.guardrail.runtime.mask_reading import PassMasks
 from sae_unlearn.guardrail.runtime.packing import PACKING
 from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens
 
@@ -63,15 +64,15 @@ def test_what_some_layers_do_not_see_counts_if_those_of_full_attention_do(full):
     near = CAUSAL.masked_fill((DISTANCE > 7) | (PLACES < 3), -1e9).clamp(min=-1e9)
     masks = {"sliding_attention": near, "full_attention": full}
     positions = 2 * PLACES[None].expand(len(IDS), -1) if full is not None else None
-    found = records(guarded("gemma3"), attention_mask=masks, position_ids=positions)
+    found = records(guarded("gemma2"), attention_mask=masks, position_ids=positions)
     assert {tokens for *_, tokens in found} == {SEQ}
 
 
 def test_what_full_attention_does_not_see_counts_if_other_layers_do():
     hidden = CAUSAL.masked_fill(PLACES < 3, -1e9).clamp(min=-1e9)
-    found = records(guarded("gemma3"), attention_mask={"full_attention": hidden, "sliding_attention": CAUSAL})
+    found = records(guarded("gemma2"), attention_mask={"full_attention": hidden, "sliding_attention": CAUSAL})
     assert {tokens for *_, tokens in found} == {SEQ}
-    found = records(guarded("gemma3"), attention_mask={"full_attention": hidden, "sliding_attention": hidden})
+    found = records(guarded("gemma2"), attention_mask={"full_attention": hidden, "sliding_attention": hidden})
     assert {tokens for *_, tokens in found} == {SEQ - 3}
 
 
@@ -89,7 +90,20 @@ def test_layers_without_full_attention_tell_padding_by_their_own_masks():
         (batch["attention_mask"], whole, whole),
     ):
         masks = {"chunked_attention": chunked, "sliding_attention": sliding}
-        inputs = ForwardInputs(None, masks, None, 0, False, None, None, [])
+        inputs = ForwardInputs(
+            None,
+            masks,
+            None,
+            0,
+            False,
+            None,
+            None,
+            [],
+            masks=PassMasks(
+                [] if chunked is None else [chunked, sliding],
+                [(mask, None) for mask in (chunked, sliding) if mask is not None and mask.ndim == 4],
+            ),
+        )
         assert torch.equal(kept_tokens(inputs, *IDS.shape, IDS.device), expected)
 
 
@@ -103,7 +117,8 @@ def test_padding_is_what_nobody_sees_whatever_number_hides_it(low, dtype, side):
     batch = padded([ids[:n] for ids, n in zip(IDS, (3, 5, 12, 8, 9, 11), strict=True)], side)
     mask = torch.zeros(SEEN.shape, dtype=dtype)
     mask.masked_fill_(~(SEEN & batch["attention_mask"].bool()[:, None, None]), low)
-    inputs = ForwardInputs(batch["input_ids"], mask, None, 0, False, None, None, [])
+    masks = PassMasks([mask], [(mask, None)], [], True, dtype)
+    inputs = ForwardInputs(batch["input_ids"], mask, None, 0, False, None, None, [], masks=masks)
     assert torch.equal(kept_tokens(inputs, *IDS.shape, IDS.device), batch["attention_mask"].bool())
 
 
@@ -344,13 +359,175 @@ def test_positions_of_padding_may_be_anything(side, filled):
         assert [tokens for *_, tokens in found] == expected
 
 
+def kept_of(model, mask, ids=IDS):
+    """Tokens that the gate would keep, by the hooks, without the model: attention may not take such a mask."""
+    backbone = model.get_base_model().model
+    try:
+        hooks_of(backbone, BackboneHooks).before(backbone, (), {"input_ids": ids, "attention_mask": mask})
+        return kept_tokens(noted(INPUTS), *ids.shape, ids.device)
+    finally:
+        note(INPUTS, None)
+
+
+LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+SHOWN = (0.0, 3e4, 3e5, 1e11, 1e30, -999.0, -1e4, -6e4, -4e8, -6e8, -1e9, -1e17, -1e30, "lowest")
+
+
+@pytest.mark.parametrize("hidden", [-torch.inf, "lowest", "below"])
+@pytest.mark.parametrize("kind", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("weights", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", LOWEST)
+def test_what_a_number_shows_counts_or_is_refused_at_the_edges_of_a_dtype(dtype, weights, kind, hidden):
+    model = guarded("llama").to(weights)
+    model.get_base_model().config._attn_implementation = kind
+    for shown in SHOWN:
+        value = torch.tensor(LOWEST[dtype] if shown == "lowest" else shown, dtype=torch.float64).to(dtype)
+        low = {"lowest": LOWEST[dtype], "below": float(value) - 5000}.get(hidden, hidden)
+        mask = torch.full(SEEN.shape, low, dtype=torch.float64).to(dtype).masked_fill(SEEN, float(value))
+        if not value.isfinite() or not bool((mask.double() < float(value) - 2000).any()):
+            continue  # the dtype has no such number
+        if value < -1000:
+            with pytest.raises(NotImplementedError, match="low numbers"):
+                kept_of(model, mask)
+        else:
+            assert kept_of(model, mask).all(), shown
+
+
+def test_a_number_that_double_precision_still_tells_apart_is_refused_and_a_large_one_counts():
+    """By the model itself: the logits follow the text."""
+    model = guarded("llama", threshold=0.4, action="record").double()
+    base, other = model.get_base_model(), IDS.clone()
+    other[:, 0] = (other[:, 0] + 1) % 50
+    for low in (-1e9, 1e11):
+        mask = torch.full(SEEN.shape, -torch.inf, dtype=torch.float64).masked_fill(SEEN, low)
+        with model.disable_adapter(), torch.no_grad():
+            plain, moved, usual = (
+                base(ids, attention_mask=m).logits for ids, m in ((IDS, mask), (other, mask), (IDS, None))
+            )
+        assert (plain - moved)[:, -1].abs().max() > 1e-3
+        torch.testing.assert_close(plain, usual, atol=1e-3, rtol=1e-3)
+        if low < 0:
+            with pytest.raises(NotImplementedError, match="low numbers"):
+                records(model, attention_mask=mask)
+        else:
+            assert {tokens for *_, tokens in records(model, attention_mask=mask)} == {SEQ}
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "dtype", "low", "kept"),
+    [
+        ("eager", torch.float64, torch.float64, -1e9, True),
+        ("eager", torch.float64, torch.float32, -1e9, True),  # added in double precision
+        ("eager", torch.float64, torch.float64, "lowest", False),
+        ("eager", torch.float32, torch.float32, -1e9, False),
+        ("eager", torch.float32, torch.float16, "lowest", True),
+        ("eager", torch.float16, torch.float16, "lowest", False),
+        ("sdpa", torch.float16, torch.float16, "lowest", True),  # kernels add in float32
+        ("sdpa", torch.float16, torch.float16, -torch.inf, False),
+        ("sdpa", torch.bfloat16, torch.bfloat16, -1e4, True),
+        ("sdpa", torch.bfloat16, torch.bfloat16, "lowest", False),
+    ],
+)
+def test_a_step_whose_mask_is_one_low_number_counts_unless_rounding_loses_the_scores(kind, weights, dtype, low, kept):
+    model = guarded("llama").to(weights)
+    model.get_base_model().config._attn_implementation = kind
+    mask = torch.full((len(IDS), 1, 1, 5), LOWEST[dtype] if low == "lowest" else low, dtype=dtype)
+    assert bool(kept_of(model, mask, IDS[:, :1]).all()) == bool(kept_of(model, mask, IDS[:, :1]).any()) == kept
+
+
+def test_a_mask_is_read_as_the_implementation_reads_it():
+    model = guarded("llama")
+    config, text, numbers = model.get_base_model().config, torch.ones_like(IDS), CAUSAL
+    text[:, :3] = 0
+    AttentionMaskInterface.register("like_sdpa", sdpa_mask)
+    AttentionMaskInterface.register("of_others", lambda *args, **kwargs: None)
+    table = {
+        "sdpa": (True, True),
+        "eager": (False, True),
+        "flex_attention": (False, True),
+        "like_sdpa": (True, True),
+        "flash_attention_2": (False, False),
+        "of_others": (False, False),
+        "without a mask function": (False, False),
+    }
+    for name, taken in table.items():
+        config._attn_implementation_internal = name
+        assert config._attn_implementation == name
+        for mask, takes in zip((SEEN, numbers), taken, strict=True):
+            if takes:
+                assert kept_of(model, mask).all()
+            else:
+                with pytest.raises(NotImplementedError, match=f"attention_mask: .*{name}"):
+                    kept_of(model, mask)
+        follows = name != "without a mask function"  # which transformers gives no mask, so that it sees the padding
+        assert torch.equal(kept_of(model, text), text.bool() if follows else torch.ones_like(text).bool())
+    with pytest.raises(NotImplementedError, match=r"attention_mask\['other'\]: expected masks of the model's layers"):
+        guarded("gemma2")(input_ids=IDS, attention_mask={"full_attention": CAUSAL, "other": CAUSAL})
+
+
+CHUNK = 5
+
+
+@pytest.fixture(scope="module")
+def chunked():
+    """A guarded model with layers of chunked and of full attention."""
+    fields = {"attention_chunk_size": CHUNK, "intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 2}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 4, "max_position_embeddings": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB, "pad_token_id": PAD}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ZOO, "llama4", lambda: Llama4TextConfig(**fields, **sizes, **heads))
+        model = guarded("llama4", threshold=0.4)
+    assert set(model.config.layer_types) == {"chunked_attention", "full_attention"}
+    return model
+
+
+def masks_by(model, text, cache=None, done=0):
+    """The masks that transformers makes of a 2-D one."""
+    positions = (text.cumsum(1) - 1).clamp(min=0)[:, done:]
+    made = masks_of(model, IDS[:, done : text.shape[1]], text, cache, positions)
+    return {"attention_mask": made, "position_ids": positions}
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("cut", [None, 3, 5, 7])
+def test_the_chunks_of_an_attention_are_no_texts(chunked, side, kind, cut):
+    chunked.get_base_model().set_attn_implementation(kind)
+    batch = padded([ids[:n] for ids, n in zip(IDS, (3, 5, 12, 8, 9, 11), strict=True)], side)
+    text, ids, done = batch["attention_mask"], batch["input_ids"], 0
+    expected = text.sum(1).tolist()
+    cache = None if cut is None else DynamicCache(config=chunked.config)
+    with record_firings(chunked) as firings, torch.no_grad():
+        for end in (SEQ,) if cut is None else (cut, SEQ):
+            given = masks_by(chunked, text[:, :end], cache, done)
+            chunked(input_ids=ids[:, done:end], **given, **({} if cache is None else with_cache(chunked, cache)))
+            done = end
+    assert [firing.tokens for firing in firings] == expected
+
+
+@pytest.mark.parametrize("place", range(1, SEQ))
+@pytest.mark.parametrize("full", ["none", "causal", "packed"])
+def test_texts_packed_in_the_mask_of_chunked_attention_are_refused(chunked, place, full):
+    """At the border of a chunk alone they are what one text is to such layers."""
+    chunked.get_base_model().set_attn_implementation("sdpa")
+    same_chunk = PLACES[:, None] // CHUNK == PLACES // CHUNK
+    own_text = (place <= PLACES)[:, None] == (place <= PLACES)
+    masks = {"none": None, "causal": SEEN, "packed": SEEN & own_text}
+    given = {"full_attention": masks[full], "chunked_attention": SEEN & same_chunk & own_text}
+    if full != "packed" and place % CHUNK == 0:
+        assert {tokens for *_, tokens in records(chunked, attention_mask=given)} == {SEQ}
+    else:
+        with pytest.raises(NotImplementedError, match="packed sequences"):
+            records(chunked, attention_mask=given)
+
+
 def test_a_bool_mask_that_eager_attention_would_add_is_refused():
     model = guarded("llama")
     model.get_base_model().set_attn_implementation("eager")
     with pytest.raises(NotImplementedError, match="attention_mask: expected numbers to add with eager"):
         model(input_ids=IDS, attention_mask=SEEN)
     masks = {"full_attention": SEEN, "sliding_attention": SEEN}
-    model = guarded("gemma3")
+    model = guarded("gemma2")
     model.get_base_model().set_attn_implementation("eager")
     with pytest.raises(NotImplementedError, match=r"attention_mask\['full_attention'\]: expected numbers"):
         model(input_ids=IDS, attention_mask=masks)
@@ -361,7 +538,7 @@ def test_a_bool_mask_that_eager_attention_would_add_is_refused():
 def test_a_2d_mask_in_a_dict_which_the_kernel_would_add_is_refused(dtype, length):
     masks = dict.fromkeys(("full_attention", "sliding_attention"), torch.zeros(len(IDS), length, dtype=dtype))
     with pytest.raises(NotImplementedError, match=r"attention_mask\['full_attention'\]: expected a 4-D mask"):
-        guarded("gemma3")(input_ids=IDS[:, :length], attention_mask=masks)
+        guarded("gemma2")(input_ids=IDS[:, :length], attention_mask=masks)
 
 
 @pytest.mark.parametrize("full", [None, "causal"])
@@ -370,4 +547,4 @@ def test_texts_packed_in_the_mask_of_another_kind_of_attention_are_refused(full)
     blocks = CAUSAL.masked_fill(~own_text, -torch.inf)
     masks = {"full_attention": CAUSAL if full else None, "sliding_attention": blocks}
     with pytest.raises(NotImplementedError, match="packed sequences"):
-        guarded("gemma3")(input_ids=IDS, attention_mask=masks)
+        guarded("gemma2")(input_ids=IDS, attention_mask=masks)

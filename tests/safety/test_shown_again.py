@@ -118,7 +118,7 @@ def test_what_any_kind_of_layer_is_shown_later_was_shown_before(again):
     hidden, shown = seen_by(hiding(7, 2), 6, "bool"), seen_by(hiding(7), 6, "bool")
 
     def later(mask):
-        model, cache = guarded("gemma3"), DynamicCache()
+        model, cache = guarded("gemma2"), DynamicCache()
         masks = {kind: mask if kind == again else hidden for kind in ("full_attention", "sliding_attention")}
         with torch.no_grad():
             model(input_ids=IDS[:, :6], attention_mask=hiding(6, 2), **with_cache(model, cache))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.errors import GuardrailNotReady
+from sae_unlearn.guardrail.runtime.mask_reading import PassMasks
 
 
 class Guard(Protocol):
@@ -46,6 +47,7 @@ class ForwardInputs(NamedTuple):
         input_ids (Tensor or None): `[batch, seq]`. None if the model was called with `inputs_embeds` only.
         attention_mask: 2-D `[batch, past + seq]` if the backbone or the model received one; otherwise as passed to the
             backbone: 4-D, of another kind, or None.
+        masks (PassMasks): Reading of `attention_mask`, if a guardrail is active.
         position_ids (Tensor or None): `[batch or 1, seq]`.
         past (int or Tensor): Tokens in the cache before this pass, an int or a 0-d tensor.
         recurrent (bool): The cache has only recurrent layers, with a state from before this pass.
@@ -71,6 +73,7 @@ class ForwardInputs(NamedTuple):
     owner: Owner | None = None
     module: nn.Module | None = None
     outer: "ForwardInputs | None" = None
+    masks: PassMasks = PassMasks()
 
 
 class ModelCall:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from sae_unlearn.backbone.attention_masks import mask_kinds
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
 from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
 from sae_unlearn.backbone.layers import can_generate
@@ -38,14 +39,13 @@ from sae_unlearn.guardrail.runtime.call_context import (
     running,
 )
 from sae_unlearn.guardrail.runtime.early_exit import end_draft, is_draft
+from sae_unlearn.guardrail.runtime.mask_reading import is_2d, read_masks
 from sae_unlearn.guardrail.runtime.packing import (
     packing_argument,
     refuse_argument,
-    refuse_misread_mask,
     refuse_packed,
     shape_of,
 )
-from sae_unlearn.guardrail.runtime.pass_mask import is_2d
 from sae_unlearn.guardrail.runtime.refusal import refuse
 from sae_unlearn.guardrail.runtime.shown import takes_in_all
 
@@ -83,6 +83,7 @@ class BackboneHooks:
         self.list_name = list_name
         self.caller = caller
         self.stateful = takes_in_all(getattr(backbone, "config", None))
+        self.kinds = mask_kinds(getattr(backbone, "config", None))
         self.guards: dict[int, Guard] = {}
 
     def install(self, backbone: nn.Module) -> None:
@@ -119,12 +120,12 @@ class BackboneHooks:
             packing = packing_argument(given)
             if packing is not None:
                 refuse_argument(packing)
-            refuse_misread_mask(mask, getattr(getattr(backbone, "config", None), "_attn_implementation", None))
             shape = shape_of(given)
-            if shape is None or shape[1] > 1:  # possibly several texts in a row
+            inputs = inputs._replace(masks=read_masks(inputs.attention_mask, backbone, self.kinds, *shape))
+            if shape[1] > 1:  # possibly several texts in a row
                 if inputs.recurrent:
                     raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
-                refuse_packed(given, shape, inputs)
+                refuse_packed(shape, inputs)
         note(INPUTS, inputs)
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.masks import why_not_one_text
-from sae_unlearn.guardrail.runtime.pass_mask import RECURRENT, is_2d, kept_tokens, mask_of_pass, telling_masks
+from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass
 
 
 PACKING = (
@@ -95,25 +95,20 @@ def why_packed(positions: Tensor, kept: Tensor | None, chunk: Tensor | None) -> 
     return "the attention mask holds numbers other than 0 and 1" if bool(numbered) else "position_ids fall within a row"
 
 
-def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: ForwardInputs) -> None:
+def refuse_packed(shape: tuple[int, int], inputs: ForwardInputs) -> None:
     """Refuse several texts in a row.
 
     Compiled code is not checked, and with a 2-D mask only the positions are: a check waits for the device.
     """
-    if shape is None:
-        raise NotImplementedError(
-            "input_ids, inputs_embeds: expected one of known shape, which shows where texts begin. Pass one of them, "
-            "[batch, seq] or [batch, seq, width]."
-        )
     positions = text_positions(inputs.position_ids, *shape)
     if torch.compiler.is_compiling():
         return
-    masks = telling_masks(inputs)
+    masks = inputs.masks
     why = None
-    for mask in _masks_with_texts(inputs, masks):
-        why = why or why_not_one_text(mask, inputs.past, *shape)
+    for mask, chunk in masks.kernel:
+        why = why or why_not_one_text(mask, inputs.past, *shape, masks.arithmetic, chunk)
     if why is None and positions is not None:
-        kept = None if not masks else kept_tokens(inputs, *shape, positions.device)
+        kept = None if not masks.telling else kept_tokens(inputs, *shape, positions.device)
         why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
     if why is not None:
         raise NotImplementedError(
@@ -122,52 +117,17 @@ def refuse_packed(given: dict[str, Any], shape: tuple[int, int] | None, inputs: 
         )
 
 
-def _masks_with_texts(inputs: ForwardInputs, masks: list[Any]) -> list[Any]:
-    """Return the masks of attention kernels that would show several texts in a row.
-
-    Of a dict, that of each kind of attention without gaps of its own, also next to one that is None or 2-D.
-    """
-    found = masks[:1]
-    if isinstance(inputs.attention_mask, dict):
-        others = (inputs.attention_mask.get(kind) for kind in ("full_attention", "sliding_attention"))
-        found = [*found, *(mask for mask in others if mask is not None and all(mask is not one for one in found))]
-    return [mask for mask in found if not is_2d(mask)]
-
-
-def refuse_misread_mask(mask: Any, implementation: str | None) -> None:
-    """Raise if the model's attention reads a mask differently from the gate.
-
-    Eager attention adds a mask to the scores, so that a bool one hides nothing. The masks of a dict reach the kernel as
-    they are, where only flash attention reads a 2-D one as the tokens to keep.
-
-    Args:
-        mask (Any): The backbone's `attention_mask`.
-        implementation (str, *optional*): `config._attn_implementation` of the backbone.
+def shape_of(given: dict[str, Any]) -> tuple[int, int]:
+    """Return batch and tokens of a call of the backbone.
 
     Raises:
-        NotImplementedError: Naming the mask.
+        NotImplementedError: If they are unknown.
     """
-    masks = mask if isinstance(mask, dict) else {"": mask}
-    for kind, one in masks.items():
-        name = f"attention_mask[{kind!r}]" if kind else "attention_mask"
-        if not isinstance(one, Tensor):
-            continue
-        if one.ndim == 4 and one.dtype == torch.bool and implementation == "eager":
-            raise NotImplementedError(
-                f"{name}: expected numbers to add with eager attention, got bool, which it adds as 0 and 1. Pass a "
-                "float mask."
-            )
-        if kind and kind not in RECURRENT and one.ndim == 2 and not (implementation or "").startswith("flash"):
-            raise NotImplementedError(
-                f"{name}: expected a 4-D mask with {implementation} attention, got a 2-D one. Pass a 2-D mask as "
-                "attention_mask itself."
-            )
-
-
-def shape_of(given: dict[str, Any]) -> tuple[int, int] | None:
-    """Return batch and tokens of a call of the backbone, or None if they are unknown."""
     for name in ("input_ids", "inputs_embeds", "hidden_states"):  # the last one in backbones such as BERT's
         tokens = given.get(name)
         if isinstance(tokens, Tensor) and tokens.ndim >= 2:
             return tokens.shape[0], tokens.shape[1]
-    return None
+    raise NotImplementedError(
+        "input_ids, inputs_embeds: expected one of known shape, which shows where texts begin. Pass one of them, "
+        "[batch, seq] or [batch, seq, width]."
+    )

@@ -1,17 +1,12 @@
 """Padding of a pass, from the mask that the model received."""
 
-from typing import Any, TypeGuard
-
 import torch
 from torch import Tensor
 
 from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
+from sae_unlearn.guardrail.runtime.mask_reading import is_2d
 from sae_unlearn.guardrail.runtime.masks import kept_by
-
-
-# The kinds of layers in a dict of masks whose mask is of the pass alone (transformers 5.24, `masking_utils`).
-RECURRENT = ("linear_attention", "conv")
 
 
 def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
@@ -22,10 +17,11 @@ def mask_of_pass(inputs: ForwardInputs, batch: int, seq: int) -> Tensor | None:
     Raises:
         GuardrailNotReady: If a mask does not cover the tokens.
     """
-    masks = telling_masks(inputs)
-    if not masks or not all(is_2d(mask) for mask in masks) or _takes_in_all(inputs, seq):
+    masks = inputs.masks.telling
+    if not masks or inputs.masks.kernel or _takes_in_all(inputs, seq):
         return None
-    chunks = [_chunk(mask, inputs, batch, seq) for mask in masks] + _recurrent_masks(inputs)
+    chunks = [_chunk(mask, inputs, batch, seq) for mask in masks]
+    chunks += [mask for mask in inputs.masks.recurrent if mask is not None]
     return chunks[0] if len(chunks) == 1 else torch.stack(chunks).amax(dim=0)
 
 
@@ -60,17 +56,20 @@ def kept_tokens(inputs: ForwardInputs, batch: int, seq: int, device: torch.devic
 
     Raises:
         GuardrailNotReady: If a 2-D mask does not cover the tokens.
-        NotImplementedError: If another mask does not show the padding, see `masks`.
     """
-    masks = telling_masks(inputs)
+    masks = inputs.masks.telling
     if not masks or (sees_all(inputs, seq) and (seq == 1 or inputs.stateful)):
         return torch.ones(batch, seq, dtype=torch.bool, device=device)
     kept: Tensor | None = None
     for mask in masks:
-        own = _chunk(mask, inputs, batch, seq).bool() if is_2d(mask) else kept_by(mask, inputs.past, batch, seq)
+        if is_2d(mask):
+            own = _chunk(mask, inputs, batch, seq).bool()
+        else:
+            own = kept_by(mask, inputs.past, batch, seq, inputs.masks.arithmetic)
         kept = own.to(device) if kept is None else kept | own.to(device)
-    for mask in _recurrent_masks(inputs):
-        kept = mask.to(device).bool() if kept is None else kept | mask.to(device).bool()
+    for each in inputs.masks.recurrent:
+        if each is not None:
+            kept = each.to(device).bool() if kept is None else kept | each.to(device).bool()
     assert kept is not None
     return kept
 
@@ -80,41 +79,10 @@ def sees_all(inputs: ForwardInputs, seq: int) -> bool:
 
     No mask could show padding, or the model does not follow it.
     """
-    return _takes_in_all(inputs, seq) or not any(isinstance(mask, Tensor) for mask in telling_masks(inputs))
+    return not inputs.masks.telling or _takes_in_all(inputs, seq)
 
 
 def _takes_in_all(inputs: ForwardInputs, seq: int) -> bool:
     """True if recurrent layers read all tokens of the pass whatever the mask says."""
-    mask = inputs.attention_mask
-    kernel = isinstance(mask, Tensor) and mask.ndim == 4
-    return inputs.stateful and (seq == 1 or kernel or any(own is None for own in _recurrent_masks(inputs)))
-
-
-def telling_masks(inputs: ForwardInputs) -> list[Any]:
-    """Return the masks that show padding.
-
-    The given mask; or of one for each kind of attention all that differ, that of full attention first. Empty if some
-    attention has none, and so attends to everything.
-    """
-    masks = inputs.attention_mask
-    if not isinstance(masks, dict):
-        return [] if masks is None else [masks]
-    found: list[Any] = []
-    attention = [kind for kind in masks if kind not in RECURRENT] or list(masks)
-    for kind in sorted(attention, key=lambda kind: kind != "full_attention"):
-        mask = masks[kind]
-        if mask is None:
-            return []
-        if not any(mask is other for other in found):
-            found.append(mask)
-    return found
-
-
-def _recurrent_masks(inputs: ForwardInputs) -> list[Any]:
-    """Return the masks of recurrent layers: `[batch, seq]` of the pass, or None for all of its tokens."""
-    masks = inputs.attention_mask
-    return [masks[kind] for kind in RECURRENT if kind in masks] if isinstance(masks, dict) else []
-
-
-def is_2d(mask: Any) -> TypeGuard[Tensor]:
-    return isinstance(mask, Tensor) and mask.ndim == 2
+    masks = inputs.masks
+    return inputs.stateful and (seq == 1 or masks.ignored or any(own is None for own in masks.recurrent))

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixi
 from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.gate import State
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
+from sae_unlearn.guardrail.runtime.mask_reading import PassMasks, is_2d
 from sae_unlearn.guardrail.runtime.masks import shown_by
 
 
@@ -45,42 +46,39 @@ def shown_before(mask: Any, past: int, device: torch.device) -> Tensor:
     return torch.ones(1, 1, device=device).expand(1, past) if mask is None else mask[:, :past].to(device)
 
 
-def shown_again(masks: list[Any], history: GateHistory, past: int | Tensor, seq: int) -> Tensor | None:
+def shown_again(masks: PassMasks, history: GateHistory, past: int | Tensor, seq: int) -> Tensor | None:
     """Return the rows in which a mask shows a token that was hidden when it was current, `[batch]` bool.
 
     None if the host knows that no row has one. It must be called before the pass is added to the history.
 
     Args:
-        masks (list): Masks that show padding, each 2-D or of an attention kernel. An empty list shows everything.
+        masks (PassMasks): The masks of the pass. Without one that shows padding everything is shown.
         history (GateHistory): The history.
         past (int or Tensor): Tokens in the cache before this pass.
         seq (int): Tokens of this pass.
-
-    Raises:
-        NotImplementedError: If the mask is of an unknown kind, and tokens were hidden.
     """
     if history.whole or (isinstance(past, int) and past == 0) or not history.is_initialized:
         return None
     kept = State.of(history.keys[:, 0, : past if isinstance(past, int) else None]).kept
-    if not masks:
+    if not masks.telling:
         lost = kept == 0
         return (lost if isinstance(past, int) else lost & _before(past, kept)).any(dim=1)
-    again = _shown_by_one(masks[0], kept, past, seq)
-    for mask in masks[1:]:
-        again = again | _shown_by_one(mask, kept, past, seq)
+    again = _shown_by_one(masks.telling[0], kept, past, seq, masks.arithmetic)
+    for mask in masks.telling[1:]:
+        again = again | _shown_by_one(mask, kept, past, seq, masks.arithmetic)
     return again
 
 
-def _shown_by_one(mask: Any, kept: Tensor, past: int | Tensor, seq: int) -> Tensor:
+def _shown_by_one(mask: Tensor, kept: Tensor, past: int | Tensor, seq: int, arithmetic: torch.dtype) -> Tensor:
     """The rows of one mask, `[batch]` bool, for `kept [batch, tokens of the past]`."""
-    if isinstance(mask, Tensor) and mask.ndim == 2:
+    if is_2d(mask):
         mask = mask.to(kept.device)
         if isinstance(past, int):
             return ((mask[:, :past] != 0) > kept).any(dim=1)
-        columns = min(mask.shape[1], kept.shape[1])
-        lost = (mask[:, :columns] != 0) > kept[:, :columns]
+        width = min(mask.shape[1], kept.shape[1])
+        lost = (mask[:, :width] != 0) > kept[:, :width]
         return (lost & _before(past, lost)).any(dim=1)
-    visible, start = shown_by(mask, past, len(kept), seq)
+    visible, start = shown_by(mask, past, seq, arithmetic)
     visible = visible.to(kept.device)
     if isinstance(past, Tensor) and visible.shape[1] >= kept.shape[1]:  # the mask covers the whole static cache
         lost = visible[:, : kept.shape[1]] > kept
