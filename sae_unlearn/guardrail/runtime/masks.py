@@ -7,10 +7,11 @@ reads it, which ignores a constant: relative to the largest value of its row,
     row q attends to column k  iff  m[q, k] - max_k m[q, k] > -1000  and  max_k m[q, k] > lowest
 
 A row whose largest value is not above `lowest` attends to nothing (transformers fills the rows of left padding so):
-rounding loses the scores that are added to it. That depends on the dtype of the sum, see `lowest`. A row between, which
-may attend, is refused, and so is one that still tells columns apart.
+rounding loses the scores that are added to it. That depends on the dtype of the sum, see `lowest`. A pass of several
+tokens is refused if a row lies between, and may attend, or lies below and still tells columns apart.
 
-No later query of a single token exists yet. It is padding if it attends to nothing itself.
+No later query of a single token exists yet. It is padding if it attends to nothing itself. A second test of rows below
+`lowest` would cost three operators for each decoded token, and is left out.
 """
 
 from typing import Any
