@@ -80,10 +80,10 @@ def settings() -> tuple[str, ...]:
     return "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")
 
 
-def chosen(session: nox.Session) -> list[str]:
-    """The arguments after --, with paths as seen from the root; all tests if they name no path."""
+def chosen(session: nox.Session, folder: str = "tests") -> list[str]:
+    """The arguments after --, with paths as seen from the root; all tests of a folder if they name no path."""
     given = [str(ROOT / arg) if (ROOT / arg.partition("::")[0]).exists() else arg for arg in session.posargs]
-    return given if any(arg.startswith(str(ROOT)) for arg in given) else [*given, str(ROOT / "tests")]
+    return given if any(arg.startswith(str(ROOT)) for arg in given) else [*given, str(ROOT / folder)]
 
 
 def other_versions(session: nox.Session, versions: str) -> None:
@@ -187,8 +187,8 @@ def vllm(session: nox.Session) -> None:
     wheel = str(ROOT / ".ci" / "vllm_wheel.txt")
     session.install("--quiet", "--no-deps", "--require-hashes", "-r", wheel, env=quiet)
     session.install("--quiet", "--no-deps", ".", env=quiet)
-    given = session.posargs or [str(ROOT / "tests" / "engines" / "vllm")]
     with away(session):
+        given = chosen(session, "tests/engines/vllm")
         session.run("pytest", *settings(), *BOUNDED, "-n0", *given, env={"HF_HUB_OFFLINE": "1"})
 
 

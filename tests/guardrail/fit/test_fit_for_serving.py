@@ -2,7 +2,7 @@
 
 import pytest
 from fitting import FORGET, RETAIN, TOKENIZER, config_of, fit
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_topic import tiny_tokenizer
 
@@ -16,6 +16,7 @@ BOS = 1
 ROWS = st.lists(st.lists(st.integers(2, 9), max_size=6).map(lambda row: [BOS, *row]), min_size=1, max_size=6)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS, st.integers(1, 40))
 def test_each_row_is_continued_by_those_after_it(rows, length):
     found = joined_rows(rows, length, {BOS})
