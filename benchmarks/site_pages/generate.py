@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jinja2
 
-from . import alignment, alignment_pooled, attacks, forget, gates, index, models, serving, speed, windowed
+from . import alignment, alignment_pooled, attacks, batching, forget, gates, index, models, serving, speed, windowed
 from .markdown_text import number, shown
 
 
@@ -35,6 +35,7 @@ MODULES = {
     "alignment": alignment,
     "alignment_pooled": alignment_pooled,
     "attacks": attacks,
+    "batching": batching,
     "forget": forget,
     "gates": gates,
     "index": index,

@@ -1,6 +1,6 @@
 """The index tables: one row for each page, with its main figure."""
 
-from . import alignment, alignment_pooled, attacks, forget, gates, models, serving, speed, windowed
+from . import alignment, alignment_pooled, attacks, batching, forget, gates, models, serving, speed, windowed
 from .markdown_text import interval, number, table
 from .results import Estimate, estimate, read_json
 
@@ -53,7 +53,11 @@ def _forgetting() -> list[list[str]]:
 
 def _serving() -> list[list[str]]:
     claim = "answers inside vLLM equal to generate()"
-    return [_row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "benchmarks.serving.equality")]
+    batched = "answers of generate_batch equal to generate()"
+    return [
+        _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "benchmarks.serving.equality"),
+        _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "benchmarks.serving.batching"),
+    ]
 
 
 def _gate() -> list[list[str]]:

@@ -100,6 +100,14 @@ def loaded_from(config: Any) -> str:
     return getattr(config, "_name_or_path", None) or ""
 
 
+def prompt_length(request: Any) -> int:
+    """Return the tokens in the prompt of a request of continuous batching (transformers 5.16 to 5.24).
+
+    A request that is computed again, since the cache was full, has the tokens that it generated among its initial ones.
+    """
+    return int(request._true_initial_tokens or len(request.initial_tokens))
+
+
 def has_loaded_adapters(model: nn.Module) -> bool:
     """Return True if transformers loaded adapters itself; it then reads their configs (5.16 to 5.24)."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))

@@ -16,9 +16,9 @@ from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import check_threshold
-from sae_unlearn.guardrail.layer import SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.layout import SEALS
-from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks
+from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks, remove_guard
 from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
 from sae_unlearn.guardrail.refusal_text import compare, tokenizer_of
 from sae_unlearn.guardrail.runtime.callers import hook_tuners

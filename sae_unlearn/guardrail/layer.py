@@ -28,21 +28,20 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
-from sae_unlearn.backbone.private_api import forward_hook_owners, remove_hooks
+from sae_unlearn.backbone.private_api import forward_hook_owners
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.kernels.dispatch import step_for
 from sae_unlearn.guardrail.kernels.interface import Step
-from sae_unlearn.guardrail.peft_type import CHILD
 from sae_unlearn.guardrail.runtime.cache_state import forget_unseen, history_of, unseen
 from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
-from sae_unlearn.guardrail.runtime.compiled import use_earlier_code
 from sae_unlearn.guardrail.runtime.counted import counted_tokens, ends_of_messages
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.mask_reading import is_2d
+from sae_unlearn.guardrail.runtime.packed_pass import judge_rows
 from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass, sees_all
 from sae_unlearn.guardrail.runtime.readiness import Looked, check_ready
 from sae_unlearn.guardrail.runtime.recording import Recorder
@@ -111,12 +110,16 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         hidden = residual_of(decoder_layer, output)
         inputs = current_inputs(hidden.shape[0], hidden.shape[1], self, self.index)
         inputs.guarded.append(self.index)
-        cache = cache_of_layer(args, kwargs) or inputs.cache
+        cache = None if inputs.packed else cache_of_layer(args, kwargs) or inputs.cache
         homes = [self.check_ready(name) for name in active]
         edited = None if cache is None else self._edited_step(active, hidden, homes, inputs, cache)
         if edited is None:
-            kept = kept_tokens(inputs, hidden.shape[0], hidden.shape[1], hidden.device)
-            all_edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
+            if inputs.packed:
+                inputs.packed.check_layer(decoder_layer, args, kwargs)
+                all_edits = [self._edit_rows(name, hidden, inputs) for name in active]
+            else:
+                kept = kept_tokens(inputs, hidden.shape[0], hidden.shape[1], hidden.device)
+                all_edits = [self._edit(name, hidden, kept, inputs, cache) for name in active]
             edits = [edit for edit in all_edits if edit is not None]
             if not edits:
                 return None
@@ -189,6 +192,12 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
             where = (decision.fire & hot_tokens(active, hits, config))[..., None].expand_as(clamped)
         activations = activations[..., : config.num_features]
         return cast(Tensor, decoder(activations, where))
+
+    def _edit_rows(self, name: str, hidden: Tensor, inputs: ForwardInputs) -> Tensor | None:
+        """The edit of guardrail `name` on packed rows, as of `_edit`."""
+        recorders = Recorder.listening(self.recorders) if self.recorders else []
+        owner = (self.index, name, self._marks[name])
+        return judge_rows(inputs.packed, owner, self.guardrail(name), self.tables, hidden, inputs, recorders)
 
     def _lost(self, history: GateHistory, inputs: ForwardInputs, hidden: Tensor) -> Tensor | None:
         """Rows or tokens with tokens in the cache, or shown by the mask, that were not judged.
@@ -286,10 +295,3 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")
-
-
-def remove_guard(decoder_layer: nn.Module) -> None:
-    """Remove the guardrails of a decoder layer without a trace."""
-    remove_hooks(decoder_layer, SAEGuardrailLayer)
-    delattr(decoder_layer, CHILD)
-    use_earlier_code(decoder_layer)

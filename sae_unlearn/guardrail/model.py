@@ -15,11 +15,12 @@ from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.base_saving import stop_watching, watch_saving
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layer import SAEGuardrailLayer, remove_guard
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.nesting import refuse_nested
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
 from sae_unlearn.guardrail.runtime.callers import unhook_tuners
 from sae_unlearn.guardrail.runtime.compiled import compile_again, use_earlier_code
+from sae_unlearn.guardrail.runtime.continuous_batching import watch_generation
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name
 from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.weights import PARTS
@@ -115,6 +116,7 @@ class SAEGuardrailModel(BaseTuner):
         if caller is None:
             caller = ModelHooks(self.model)
             caller.install(self.model)
+            watch_generation()
         watch_saving(self.model, target)
         hooks = hooks_of(place.backbone, BackboneHooks)
         if hooks is None:
@@ -233,12 +235,6 @@ class SAEGuardrailModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError("A guardrail depends on its input and cannot be merged. Remove it with `unload()`.")
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(
-            "A guardrail does not support continuous batching (`generate_batch`), in which requests share one row. Use "
-            "`generate` with a padded batch."
-        )
-
 
 def _has_arrived(layer: SAEGuardrailLayer, name: str) -> bool:
     """True if guardrail `name` is at this layer and its weights, which begin as NaN, were set."""
@@ -289,3 +285,10 @@ def remove_call_hooks(model: nn.Module, whole: nn.Module | None = None) -> None:
         remove_hooks(backbone, BackboneHooks)
     for module in (model, backbone):
         (compile_again if left else use_earlier_code)(module)
+
+
+def remove_guard(decoder_layer: nn.Module) -> None:
+    """Remove the guardrails of a decoder layer without a trace."""
+    remove_hooks(decoder_layer, SAEGuardrailLayer)
+    delattr(decoder_layer, CHILD)
+    use_earlier_code(decoder_layer)

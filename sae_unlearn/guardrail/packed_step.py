@@ -22,7 +22,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import Decision, State, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.packed import Rows
-from sae_unlearn.guardrail.runtime.slot_table import CacheSlots, SlotTable
+from sae_unlearn.guardrail.slot_table import CacheSlots, SlotTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate import State, decide, heard, hits_of, usual_norm
 from sae_unlearn.guardrail.packed import Rows, state_size
 from sae_unlearn.guardrail.packed_step import PackedStep, judge
-from sae_unlearn.guardrail.runtime.slot_table import BEGINNING, PADDING, CacheSlots, SlotTable
+from sae_unlearn.guardrail.slot_table import BEGINNING, PADDING, CacheSlots, SlotTable
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 

@@ -34,8 +34,12 @@ _SHARED = {
     "eos_token_id": VOCAB - 1,
 }
 _GATED = {"intermediate_size": 96, "num_key_value_heads": 1}
+_BOTH = ["sliding_attention", "full_attention"]
 MODELS = {  # head_dim 32 is the smallest of vLLM's attention on a CPU
     "gemma3": lambda: t.Gemma3TextConfig(**_SHARED, **_GATED, head_dim=32, sliding_window=64, query_pre_attn_scalar=32),
+    "hybrid": lambda: t.Gemma3TextConfig(
+        **_SHARED, **_GATED, head_dim=32, sliding_window=48, query_pre_attn_scalar=32, layer_types=_BOTH * 2
+    ),
     "llama": lambda: t.LlamaConfig(**_SHARED, **_GATED),
     "gpt2": lambda: t.GPT2Config(
         **{k: v for k, v in _SHARED.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads")},

@@ -9,7 +9,7 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.packed import state_size
 from sae_unlearn.guardrail.packed_step import Judged, PackedStep, judge
-from sae_unlearn.guardrail.runtime.slot_table import SlotTable
+from sae_unlearn.guardrail.slot_table import SlotTable
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sae_unlearn.engines.counts import Counts
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.runtime.firing import check_sink
-from sae_unlearn.guardrail.runtime.recording import firing_of
+from sae_unlearn.guardrail.runtime.firing import check_sink, firing_of
 
 
 logger = logging.getLogger(__name__)
@@ -123,6 +122,7 @@ def _read(last: dict[str, _Last]) -> dict[str, dict[str, Any]]:
         fields = asdict(firing_of(name, config, 0, 0, states[token].tolist()))
         statistic = fields["statistic"]
         fields["statistic"] = statistic if math.isfinite(statistic) else None
-        found[name] = {key: value for key, value in fields.items() if key not in ("adapter", "call", "row")}
+        left = ("adapter", "call", "row", "request")
+        found[name] = {key: value for key, value in fields.items() if key not in left}
         found[name] |= {"action": config.action, "enabled": enabled}
     return found

@@ -57,6 +57,7 @@ class ForwardInputs(NamedTuple):
         guarded: The layers at which guardrails have seen this pass so far.
         stateful (bool): The model has recurrent layers, see `shown`.
         refused: Of `ModelCall`.
+        packed: The pass as a `PackedPass`, if its rows are packed.
         owner, module, outer: See the module.
     """
 
@@ -74,6 +75,7 @@ class ForwardInputs(NamedTuple):
     module: nn.Module | None = None
     outer: "ForwardInputs | None" = None
     masks: PassMasks = PassMasks()
+    packed: Any = None
 
 
 class ModelCall:
@@ -83,6 +85,7 @@ class ModelCall:
         keep: The call's `logits_to_keep`: None, a number of last positions, or an index of positions.
         refused: Output of `refusal` about the next tokens, at most one entry.
         taken: Not empty after the backbone has read it.
+        packed: The backbone was given packed rows.
         owner, module, outer: See the module.
     """
 
@@ -100,6 +103,7 @@ class ModelCall:
         self.owner, self.module, self.outer = owner, module, outer
         self.refused: list[Tensor] = []
         self.taken: list[bool] = []
+        self.packed = False
 
 
 def current_inputs(batch: int, seq: int, guard: Guard, index: int) -> ForwardInputs:

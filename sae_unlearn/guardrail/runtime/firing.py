@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.gate import STATE_SIZE, State, statistic_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Firing:
         tokens (int): Content tokens seen.
         finite (bool): False if the residual stream was NaN or infinite at a content token. The row fires then, and
             `evidence` is the number of its tokens.
+        request (str or None): Id of the request in `generate_batch`. None for all other calls.
     """
 
     adapter: str
@@ -42,6 +45,7 @@ class Firing:
     evidence: float
     tokens: int
     finite: bool = True
+    request: str | None = None
 
 
 FiringSink = logging.Logger | Callable[[Firing], object] | str | os.PathLike[str]
@@ -100,3 +104,29 @@ def firing_line(firing: Firing) -> str:
 
 def _sound(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def firing_of(
+    name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float], request: str | None = None
+) -> Firing:
+    """Return the record of a row from the values of its last state."""
+    state = State(*values[:STATE_SIZE])
+    fired_at, finite = int(state.fired_at), math.isfinite(state.hits)
+    return Firing(
+        adapter=name,
+        call=call,
+        row=row,
+        statistic=statistic_of(values, config),
+        threshold=config.tau,
+        fired=fired_at > 0,
+        at_token=fired_at or None,
+        evidence=_number(state.hits if finite else state.tokens),
+        tokens=int(state.tokens),
+        finite=finite,
+        request=request,
+    )
+
+
+def _number(value: float) -> float:
+    """A count as an int."""
+    return int(value) if value.is_integer() else value

@@ -22,6 +22,7 @@ from sae_unlearn.backbone.attention_masks import mask_kinds
 from sae_unlearn.backbone.call_arguments import by_name, positional_names
 from sae_unlearn.backbone.checkpointing import repeats_hooks, version_needed
 from sae_unlearn.backbone.layers import can_generate
+from sae_unlearn.backbone.paged_cache import is_paged
 from sae_unlearn.backbone.private_api import forward_hook_owners, pre_hook_owners
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 from sae_unlearn.guardrail.runtime.base_state import BaseState
@@ -40,12 +41,15 @@ from sae_unlearn.guardrail.runtime.call_context import (
 )
 from sae_unlearn.guardrail.runtime.early_exit import end_draft, is_draft
 from sae_unlearn.guardrail.runtime.mask_reading import is_2d, read_masks
+from sae_unlearn.guardrail.runtime.packed_rows import WholeRows, rows_of_call
 from sae_unlearn.guardrail.runtime.packing import (
     packing_argument,
     refuse_argument,
     refuse_packed,
     shape_of,
+    text_positions,
 )
+from sae_unlearn.guardrail.runtime.paged_guards import running_guards
 from sae_unlearn.guardrail.runtime.refusal import refuse
 from sae_unlearn.guardrail.runtime.shown import takes_in_all
 
@@ -96,7 +100,8 @@ class BackboneHooks:
         note(INPUTS, inputs)  # at once, so that `after` finds its own note after any error
         given = by_name(self.names, args, kwargs)
         in_force = any(guard.in_force for guard in self.guards.values())
-        cache = cache_of_call(given) if in_force else find_cache(given.values())
+        paged = is_paged(given.get("cache"))
+        cache = cache_of_call(given) if in_force and not paged else find_cache(given.values())
         call: ModelCall | None = noted(CALL)
         if in_force:
             self._refuse_checkpoints(backbone)
@@ -105,6 +110,9 @@ class BackboneHooks:
         if (call.owner is None or not self.caller.has_text) and any(guard.refuses for guard in self.guards.values()):
             raise GuardrailNotReady(UNSAID)
         call.taken.append(True)
+        if paged:
+            self._before_requests(inputs, given, call, in_force)
+            return
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         inputs = inputs._replace(
             input_ids=call.input_ids if ids is None else ids,
@@ -117,16 +125,36 @@ class BackboneHooks:
             refused=call.refused,
         )
         if in_force:
+            shape = shape_of(given)
+            packed = self._packed_texts(backbone, given, shape, inputs)
+            if packed is not None:
+                call.packed = True
+                note(INPUTS, inputs._replace(packed=packed))
+                return
             packing = packing_argument(given)
             if packing is not None:
                 refuse_argument(packing)
-            shape = shape_of(given)
             inputs = inputs._replace(masks=read_masks(inputs.attention_mask, backbone, self.kinds, *shape))
             if shape[1] > 1:  # possibly several texts in a row
                 if inputs.recurrent:
                     raise GuardrailUnsupported(_SEVERAL_AFTER_STATE)
                 refuse_packed(shape, inputs)
         note(INPUTS, inputs)
+
+    def _packed_texts(
+        self, backbone: nn.Module, given: dict[str, Any], shape: tuple[int, int], inputs: ForwardInputs
+    ) -> WholeRows | None:
+        """Return the texts of a padding-free batch that can be judged one by one, see `packed_rows`."""
+        if shape[1] == 1:
+            return None
+        positions, cached = text_positions(inputs.position_ids, *shape), inputs.cache is not None or self.stateful
+        return rows_of_call(given, inputs.attention_mask, positions, backbone, cached)
+
+    def _before_requests(self, inputs: ForwardInputs, given: dict[str, Any], call: ModelCall, in_force: bool) -> None:
+        """Note a pass of continuous batching, whose rows are pieces of requests."""
+        if in_force:
+            call.packed, packed = True, running_guards().pass_of(given)
+            note(INPUTS, inputs._replace(input_ids=given["input_ids"], refused=call.refused, packed=packed))
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs: ForwardInputs | None = own_note(INPUTS, self)
@@ -205,6 +233,11 @@ def hooks_of(module: nn.Module, kind: type[Hooks]) -> Hooks | None:
     return next((owner for owner in pre_hook_owners(module) if isinstance(owner, kind)), None)
 
 
+def any_in_force(model: nn.Module) -> bool:
+    """Return True if a guardrail of the model is enabled."""
+    return any(module.in_force for module in model.modules() if hasattr(module, "guard_config"))
+
+
 def is_hooked(module: nn.Module | None, owner: object) -> bool:
     """Return True if a method of `owner` is called at the end of each call of `module`."""
     return module is not None and any(found is owner for found in forward_hook_owners(module))
@@ -255,4 +288,6 @@ class ModelHooks:
                 raise GuardrailNotReady(LOST)
             return None
         note(CALL, call.outer)
-        return refuse(output, call.refused[0], call.keep) if call.refused and output is not None else None
+        if not call.refused or output is None:
+            return None
+        return refuse(output, call.refused[0], call.keep, call.packed)

@@ -6,6 +6,7 @@ which transformers reads the texts from the first axis, unless there are only th
 from which it reads none. Positions of any other shape are refused.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ PACKING = (
 ROTARY_AXES = 3
 
 
-def packing_argument(given: dict[str, Any]) -> str | None:
+def packing_argument(given: Mapping[str, Any]) -> str | None:
     """Return the argument of a call that says that texts are packed, or None."""
     for name in PACKING:
         if given.get(name) is not None:
@@ -45,8 +46,8 @@ def refuse_argument(name: str) -> None:
         NotImplementedError: Always.
     """
     raise NotImplementedError(
-        f"{name}: expected None, since a guardrail cannot separate packed sequences (continuous batching, "
-        "`generate_batch`, padding-free training). Use padded batches and `generate`."
+        f"{name}: expected None, since the model does not separate these packed sequences. Pass position_ids that "
+        "restart with each text, no mask and use_cache=False; or padded batches."
     )
 
 
@@ -112,8 +113,8 @@ def refuse_packed(shape: tuple[int, int], inputs: ForwardInputs) -> None:
         why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
     if why is not None:
         raise NotImplementedError(
-            f"These may be packed sequences, which a guardrail cannot separate: {why}. Pass one text per row, rising "
-            "position_ids, and a 2-D attention mask of 0 and 1."
+            f"These may be packed sequences, which the model does not separate: {why}. Pass one text per row, rising "
+            "position_ids and a 2-D mask of 0 and 1; or several without a mask, with use_cache=False."
         )
 
 

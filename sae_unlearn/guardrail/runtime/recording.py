@@ -1,7 +1,6 @@
 """Recording of the firings of each row: `record_firings`."""
 
 import logging
-import math
 import threading
 import weakref
 from collections import deque
@@ -18,8 +17,7 @@ from transformers.cache_utils import Cache
 from sae_unlearn.backbone.layers import check_module
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import STATE_SIZE, State, statistic_of
-from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, send_firings
+from sae_unlearn.guardrail.runtime.firing import Firing, FiringSink, check_sink, firing_of, send_firings
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 
 
@@ -42,6 +40,7 @@ class _Request:
         call: Number of the request among those of this guardrail.
         seen: Its `GateHistory`, which is still being filled, or the last state `[batch, STATE_SIZE]`.
         cache: The cache with the history.
+        request: Its id, in `generate_batch`.
         records: Records of its rows, after the request ended and was read.
     """
 
@@ -50,6 +49,7 @@ class _Request:
     call: int
     seen: GateHistory | Tensor | None
     cache: weakref.ref[Cache] | None = None
+    request: str | None = None
     records: list[Firing] | None = None
 
     def is_over(self) -> bool:
@@ -68,7 +68,8 @@ class _Request:
         if state is None:  # no tokens; or another thread has just read it
             return self.records or []
         rows = state.float().cpu().tolist()
-        records = [firing_of(self.name, self.config, self.call, row, values) for row, values in enumerate(rows)]
+        told = (self.name, self.config, self.call)
+        records = [firing_of(*told, row, values, self.request) for row, values in enumerate(rows)]
         if over:
             self.records, self.seen = records, None
         return records
@@ -104,7 +105,12 @@ class Recorder:
         return own or list(recorders)
 
     def note(
-        self, name: str, config: SAEGuardrailConfig, seen: GateHistory | Tensor, cache: Cache | None = None
+        self,
+        name: str,
+        config: SAEGuardrailConfig,
+        seen: GateHistory | Tensor,
+        cache: Cache | None = None,
+        request: str | None = None,
     ) -> None:
         """Note the state of a guardrail after a forward pass.
 
@@ -114,17 +120,18 @@ class Recorder:
             seen (GateHistory or Tensor): The request's history, or the last state `[batch, STATE_SIZE]` without a
                 cache.
             cache (Cache, *optional*): The cache with the history.
+            request (str, *optional*): Id of the request, in `generate_batch`.
         """
         if self._closed or (isinstance(seen, GateHistory) and any(reader is self for reader in seen.readers)):
             return
         call = self._calls[name] = self._calls.get(name, -1) + 1
-        number, request = next(self._numbers), _Request(name, config, call, seen)
-        self._requests[number] = request
+        number, noted = next(self._numbers), _Request(name, config, call, seen, request=request)
+        self._requests[number] = noted
         if isinstance(seen, GateHistory):
             seen.readers.append(self)
-            self._unread[number] = request
+            self._unread[number] = noted
             if cache is not None and not torch.compiler.is_compiling():
-                request.cache = weakref.ref(cache, self._let_go)
+                noted.cache = weakref.ref(cache, self._let_go)
         elif self._to is not None:
             self._ended.append(number)
             at_once = seen.device.type == "cpu"  # on other devices it would wait for earlier layers
@@ -282,26 +289,3 @@ def _state_of(seen: GateHistory | Tensor | None) -> Tensor | None:
     """The present state `[batch, STATE_SIZE]`, or None of an empty history."""
     state = seen.last() if isinstance(seen, GateHistory) else seen
     return None if state is None else state.detach().clone()
-
-
-def firing_of(name: str, config: SAEGuardrailConfig, call: int, row: int, values: list[float]) -> Firing:
-    """Return the record of a row from the values of its last state."""
-    state = State(*values[:STATE_SIZE])
-    fired_at, finite = int(state.fired_at), math.isfinite(state.hits)
-    return Firing(
-        adapter=name,
-        call=call,
-        row=row,
-        statistic=statistic_of(values, config),
-        threshold=config.tau,
-        fired=fired_at > 0,
-        at_token=fired_at or None,
-        evidence=_number(state.hits if finite else state.tokens),
-        tokens=int(state.tokens),
-        finite=finite,
-    )
-
-
-def _number(value: float) -> float:
-    """A count as an int."""
-    return int(value) if value.is_integer() else value

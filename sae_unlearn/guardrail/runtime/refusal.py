@@ -118,20 +118,25 @@ def note_refusal(
         history.append(ids[..., None].float())  # exact up to 2**24
     if before is None:
         before = ids.new_full((ids.shape[0], n), _UNKNOWN)
-    told = _told(torch.cat([before.to(ids.dtype), ids], dim=1), message[:n])
+    windows = torch.cat([before.to(ids.dtype), ids], dim=1).unfold(1, n, 1)[:, 1:]  # each position's last n tokens
+    count = told(windows, message[:n])
     fired = State.of(decision.state).fired_at > 0
     # Without a cache a row is judged again with the message so far, after which it may no longer count as fired.
-    start = torch.arange(seq, device=ids.device) - told
-    fired = fired | ((told > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
-    choices = torch.stack([message[told], message[:1].expand_as(told)], dim=-1)
-    choices = choices.masked_fill(~fired[..., None], _UNKNOWN)
+    start = torch.arange(seq, device=ids.device) - count
+    fired = fired | ((count > 0) & (start >= 0) & fired.gather(1, start.clamp(min=0)))
+    choices = torch.stack([message[count], message[:1].expand_as(count)], dim=-1)
+    note_choices(choices.masked_fill(~fired[..., None], _UNKNOWN), inputs)
+
+
+def note_choices(choices: Tensor, inputs: ForwardInputs) -> None:
+    """Note the next tokens of refused rows for `refuse`: `[batch, seq, 2]`, -1 for all others."""
     if inputs.refused:  # by a guardrail in an earlier layer: the first refusal counts
         earlier = inputs.refused.pop().to(choices.device)
         choices = torch.where(earlier >= 0, earlier, choices)
     inputs.refused.append(choices)
 
 
-def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
+def refuse(output: Any, choices: Tensor, keep: Any, packed: bool = False) -> Any:
     """Write the noted tokens into the logits of a call's output.
 
     Args:
@@ -141,6 +146,8 @@ def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
             forbidden.
         keep: `logits_to_keep` of the call. A number of last positions, which are all written; or None, 0 or an
             index of positions: then the last token's is written.
+        packed (bool, *optional*, defaults to False): The row has several texts, and each is written where `choices`
+            says.
 
     Raises:
         GuardrailNotReady: If the output has no logits of these positions.
@@ -158,12 +165,13 @@ def refuse(output: Any, choices: Tensor, keep: Any) -> Any:
             "Call a model that returns them, or use another action."
         )
     if places is None:
-        count = min(keep if isinstance(keep, int) and keep > 0 else 1, logits.shape[1], seq)
+        count = min(keep if isinstance(keep, int) and keep > 0 else seq if packed else 1, logits.shape[1], seq)
         choices = choices[:, seq - count :].to(logits.device)
     else:
         places = places.to(logits.device)
         count = len(places)
-        choices = choices.to(logits.device)[:, places].masked_fill((places != seq - 1)[:, None], _UNKNOWN)
+        hidden = (places != seq - 1) & (not packed)
+        choices = choices.to(logits.device)[:, places].masked_fill(hidden[:, None], _UNKNOWN)
     start = logits.shape[1] - count
     told = torch.full_like(logits[:, start:], -LOW)
     told = told.scatter(-1, choices[..., 1:].clamp(min=0), -LOW / 2).scatter(-1, choices[..., :1].clamp(min=0), 0.0)
@@ -192,17 +200,18 @@ def _places(keep: Any, seq: int) -> Tensor:
     return torch.arange(seq, device=device)[keep].reshape(-1)
 
 
-def _told(ids: Tensor, message: Tensor) -> Tensor:
-    """Length of the longest prefix of `message [n]` with which the tokens up to each position end.
+def told(windows: Tensor, message: Tensor) -> Tensor:
+    """Return the length of the longest prefix of the message with which each window ends, `[...]`.
 
-    `[batch, seq]`, from `ids [batch, n + seq]` with the last n tokens of earlier passes first.
+    Args:
+        windows (Tensor): `[..., n]`, each position's last n tokens.
+        message (Tensor): `[n]`.
     """
     n = len(message)
-    windows = ids.unfold(1, n, 1)[:, 1:]  # [batch, seq, n]: each position's last n tokens
-    told = torch.zeros_like(windows[..., 0])
+    count = torch.zeros_like(windows[..., 0])
     for k in range(1, n + 1):
-        told = torch.where((windows[..., n - k :] == message[:k]).all(dim=-1), k, told)
-    return told
+        count = torch.where((windows[..., n - k :] == message[:k]).all(dim=-1), k, count)
+    return count
 
 
 def _last(history: GateHistory, n: int) -> Tensor | None:

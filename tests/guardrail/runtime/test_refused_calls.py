@@ -110,18 +110,13 @@ def test_an_argument_by_position_that_has_no_name_is_refused():
     ],
     ids=["position_ids", "cu_seq_lens", "one token"],
 )
-def test_packed_sequences_are_refused(tokens, inputs):
+def test_packed_sequences_with_a_cache_are_refused(tokens, inputs):
     model = guarded("llama")
     with pytest.raises(NotImplementedError, match="packed sequences"):
         forward(model, input_ids=token_ids(1, tokens), **inputs)
     with model.disable_adapter():
         pass
     forward(model, input_ids=token_ids(1, 6))
-
-
-def test_continuous_batching_is_refused():
-    with pytest.raises(NotImplementedError, match="continuous batching"):
-        guarded("llama").generate_batch([[5, 6, 7]])
 
 
 def test_a_mask_that_does_not_cover_the_tokens_is_refused():

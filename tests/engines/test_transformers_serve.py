@@ -1,0 +1,146 @@
+"""`transformers serve` with guardrails, over HTTP: answers and records of `generate()`, refusals at the start."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from served import expected, prompts, save_guardrail, save_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.import_utils import is_serve_available
+
+from sae_unlearn.engines.transformers_serve import GuardedServing
+from sae_unlearn.errors import GuardrailError
+
+
+ROWS = prompts(6, longest=100)
+serves = pytest.mark.skipif(not is_serve_available(), reason='needs `pip install "transformers[serving]"`')
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    model = save_model(folder, "gemma3")
+    words = {f"w{number}": number for number in range(512)}
+    raw = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="w511").save_pretrained(model)
+    save_guardrail(folder, model)
+    save_guardrail(folder, model, "second", seed=3)
+    return folder
+
+
+def ask(port, path, body=None):
+    """Status and JSON of a request."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"null")
+
+
+def start(folder, guardrails, *options):
+    """A server, its port, and the file with what it prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sae_unlearn.engines.transformers_serve", folder / "gemma3"]
+    for guardrail in guardrails:
+        command += ["--guardrail", guardrail]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", *options]
+    log = folder / f"server-{port}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*map(str, command)], env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=output, stderr=subprocess.STDOUT
+        )
+    return process, port, log
+
+
+def wait_for(process, port, log):
+    deadline = time.monotonic() + 300
+    while True:
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        try:
+            if ask(port, "/health")[0] == 200:
+                return
+        except OSError:
+            time.sleep(0.5)
+
+
+@serves
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", [True, False], ids=["continuous batching", "generate"])
+def test_answers_and_records(tiny, batching):
+    both = [tiny / "guard", tiny / "second"]
+    small = ["--cb-num-blocks", 64, "--cb-block-size", 16, "--cb-max-batch-tokens", 64]
+    options = small if batching else ["--no-continuous-batching"]
+    firings = tiny / f"firings-{batching}.jsonl"
+    process, port, log = start(tiny, both, "--log", firings, *options)
+    try:
+        wait_for(process, port, log)
+        tokenizer = AutoTokenizer.from_pretrained(tiny / "gemma3")
+        bodies = [
+            {"model": str(tiny / "gemma3"), "max_tokens": 8, "temperature": 0, "prompt": tokenizer.decode(row)}
+            for row in ROWS
+        ]
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            answers = list(pool.map(lambda body: ask(port, "/v1/completions", body), bodies))
+        wanted = expected(tiny / "gemma3", both, ROWS, tokens=8)
+        for (status, answer), (tokens, records) in zip(answers, wanted, strict=True):
+            assert status == 200, answer
+            assert answer["choices"][0]["text"] == tokenizer.decode(tokens, skip_special_tokens=True)
+            _, found = ask(port, f"/sae_guardrail/records?request_id={answer['id']}")
+            if batching:
+                (by_guardrail,) = found.values()
+                for name, record in records.items():
+                    assert tuple(by_guardrail[name][k] for k in ("fired", "at_token", "evidence", "tokens")) == record
+        assert len(firings.read_text().splitlines()) == 2 * len(ROWS)
+        _, served = ask(port, "/sae_guardrail/guardrails")
+        assert [each["name"] for each in served["guardrails"]] == ["guard", "second"]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@serves
+@pytest.mark.slow
+def test_a_guardrail_of_another_model_stops_the_start(tiny):
+    other = save_guardrail(tiny, save_model(tiny, "llama"), "of-llama")
+    process, port, log = start(tiny, [other])
+    assert process.wait(300) != 0
+    assert "of-llama" in log.read_text()
+    with pytest.raises(OSError, match="refused"):
+        ask(port, "/health")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"), [({"gate_scope": "sequence"}, "gate_scope"), ({"counting": "columns"}, "counting")]
+)
+def test_a_guardrail_that_cannot_judge_requests_is_refused_at_the_start(tiny, fields, named):
+    guard = save_guardrail(tiny, tiny / "gemma3", f"no-{named}", **fields)
+    with pytest.raises(ValueError, match=named):
+        GuardedServing([str(guard)])
+    GuardedServing([str(guard)], batching=False)
+
+
+def test_damaged_folders_and_equal_names_are_refused(tiny, tmp_path):
+    with pytest.raises(GuardrailError, match="different names"):
+        GuardedServing([str(tiny / "guard"), str(tiny / "guard")])
+    damaged = tmp_path / "guard"
+    damaged.mkdir()
+    for file in (tiny / "guard").iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    weights = damaged / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
+    with pytest.raises(GuardrailError):
+        GuardedServing([str(damaged)])
