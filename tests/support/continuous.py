@@ -1,16 +1,21 @@
 """`generate_batch` on tiny models, with answers in the form of `served.expected`."""
 
+import inspect
+import logging
 from contextlib import contextmanager
 from dataclasses import fields
 
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching import cache as paged
 from transformers.generation.continuous_batching import requests
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from sae_unlearn import attach_guardrail, record_firings
 
 
+RETURNS_SAMPLES = "child#" in inspect.getsource(GenerationMixin.generate_batch)  # from transformers 5.18
+INFERENCE_MODE = "use_inference_mode" in inspect.signature(ContinuousBatchingManager._run_generation_loop).parameters
 SIZE = "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
 
 
@@ -37,13 +42,14 @@ def load(path, guardrails, **options):
 def answers(model, rows, tokens=16, samples=1, record=True, fails=False, kept=False, warmup=True, **options):
     """Tokens and, by guardrail, `(fired, at_token, evidence, tokens)` of each request; or the errors, if it `fails`."""
     given = {"generation_config": greedy(tokens, samples), "continuous_batching_config": settings(**options)}
-    with record_firings(model) if record and not fails else _nothing() as firings:
+    with record_firings(model) if record and not fails else _nothing() as firings, _stops() as stops:
         outputs = model.generate_batch(rows, persistent_manager=kept, warmup=warmup, **given)
         found = list(firings or ())
     errors = [output.error for output in outputs.values() if output.error is not None]
     if fails:
-        assert len(errors) == len(rows)
-        return errors
+        assert len(errors) == len(outputs) in (0, len(rows))  # transformers 5.16 returns no requests that failed
+        assert len(stops) == 1
+        return errors or stops
     assert errors == []
     assert len(outputs) == len(rows) * samples
     by = {name: {} for name in outputs}
@@ -75,6 +81,20 @@ def asked(monkeypatch, name, owner=requests.RequestState):
 
     monkeypatch.setattr(owner, name, noted)
     return found
+
+
+@contextmanager
+def _stops():
+    """The errors that stop a generation, from transformers' log."""
+    found, logger = [], logging.getLogger("ContinuousBatchingLogger")
+    handler = logging.Handler(logging.ERROR)
+    start = "Error in generation loop: "
+    handler.emit = lambda record: found.append(record.getMessage()[len(start) :]) if start in record.msg else None
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class BackboneHooks:
             raise GuardrailNotReady(UNSAID)
         call.taken.append(True)
         if paged:
-            self._before_requests(inputs, given, call, in_force)
+            self._before_requests(inputs, given, call)
             return
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         inputs = inputs._replace(
@@ -150,11 +150,13 @@ class BackboneHooks:
         positions, cached = text_positions(inputs.position_ids, *shape), inputs.cache is not None or self.stateful
         return rows_of_call(given, inputs.attention_mask, positions, backbone, cached)
 
-    def _before_requests(self, inputs: ForwardInputs, given: dict[str, Any], call: ModelCall, in_force: bool) -> None:
-        """Note a pass of continuous batching, whose rows are pieces of requests."""
-        if in_force:
-            call.packed, packed = True, running_guards().pass_of(given)
-            note(INPUTS, inputs._replace(input_ids=given["input_ids"], refused=call.refused, packed=packed))
+    def _before_requests(self, inputs: ForwardInputs, given: dict[str, Any], call: ModelCall) -> None:
+        """Note a pass of continuous batching, whose rows are pieces of requests.
+
+        Also while no guardrail is enabled: another thread may enable one within the pass.
+        """
+        call.packed, packed = True, running_guards().pass_of(given)
+        note(INPUTS, inputs._replace(input_ids=given["input_ids"], refused=call.refused, packed=packed))
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs: ForwardInputs | None = own_note(INPUTS, self)
