@@ -29,10 +29,11 @@ from benchmarks.speed.timing import compare, machine
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_speed.json"
-ROWS = (1, 8, 32)
+ROWS = {1: 24, 8: 12, 32: 8}
+"""Rounds by the number of rows that are decoded."""
 STEPS = 6
 """Decoding steps of a round."""
-ROUNDS = 10
+PREFILL_ROUNDS = 12
 PROMPT = 24
 """Tokens of the prompts that are decoded."""
 PREFILL = (4, 128)
@@ -69,6 +70,7 @@ class Bench:
         self.tokens["none"] = self.tokens["idle"]
         self.bos = tokenizer.bos_token_id
         self._count = 0
+        self.inside: dict[str, list[float]] = {}  # by arm: seconds inside the guardrail, and of all passes
         worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         self.worker, self.guards = worker, worker.sae_guardrail
         self.layers = [
@@ -110,11 +112,19 @@ class Bench:
         with self.arm(arm):
             self.add(arm, rows, PROMPT, STEPS + 1)
             engine.step()
-            begin = time.process_time()
-            for _ in range(STEPS):
-                engine.step()
-            seconds = (time.process_time() - begin) / STEPS
+            seconds = self._timed(arm, STEPS) / STEPS
             assert not engine.has_unfinished_requests()
+        return seconds
+
+    def _timed(self, arm: str, steps: int) -> float:
+        """CPU seconds of some steps; notes the share of their wall time that is inside the guardrail."""
+        counts, inside = self.guards.counts, self.inside.setdefault(arm, [0.0, 0.0])
+        guard, wall, begin = counts.total_seconds, time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.llm.llm_engine.step()
+        seconds = time.process_time() - begin
+        inside[1] += time.perf_counter() - wall
+        inside[0] += counts.total_seconds - guard
         return seconds
 
     def prefill(self, arm: str) -> float:
@@ -122,9 +132,7 @@ class Bench:
         engine, (rows, length) = self.llm.llm_engine, PREFILL
         with self.arm(arm):
             self.add(arm, rows, length, 1)
-            begin = time.process_time()
-            engine.step()
-            seconds = time.process_time() - begin
+            seconds = self._timed(arm, 1)
             assert not engine.has_unfinished_requests()
         return seconds
 
@@ -137,12 +145,13 @@ class Bench:
         return {arm: float(np.mean(values)) for arm, values in found.items()}
 
 
-def measure(bench: Bench, call: Callable[[str], float]) -> dict[str, Any]:
-    """Ratios of the arms to `none` over `ROUNDS` rounds, after one to warm up."""
+def measure(bench: Bench, call: Callable[[str], float], rounds: int) -> dict[str, Any]:
+    """Ratios of the arms to `none`, after a round to warm up."""
+    bench.inside.clear()
     draw = np.random.default_rng(0)
     arms = ["none", "idle", "firing"]
     times: dict[str, list[float]] = {arm: [] for arm in arms}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for arm in draw.permutation(arms):
             seconds = call(str(arm))
             if number:
@@ -150,6 +159,7 @@ def measure(bench: Bench, call: Callable[[str], float]) -> dict[str, Any]:
     arrays = {arm: np.array(values) for arm, values in times.items()}
     found: dict[str, Any] = {arm: compare(arrays, arm, "none") for arm in ("idle", "firing")}
     found["none_ms"] = float(np.median(arrays["none"]) * 1e3)
+    found["inside"] = {arm: bench.inside[arm][0] / bench.inside[arm][1] for arm in ("idle", "firing")}
     found["fired"] = bench.fired()
     return found
 
@@ -160,13 +170,14 @@ def main(folder: str) -> None:
 
     bench = Bench(Path(folder))
     rows, length = PREFILL
-    cases: dict[str, Callable[[str], float]] = {
-        f"decode, {count} rows": lambda arm, count=count: bench.decode(arm, count) for count in ROWS
+    cases: dict[str, tuple[Callable[[str], float], int]] = {
+        f"decode, {count} rows": (lambda arm, count=count: bench.decode(arm, count), rounds)
+        for count, rounds in ROWS.items()
     }
-    cases[f"prefill, {rows} prompts of {length} tokens"] = bench.prefill
-    found: dict[str, Any] = {"vllm": vllm.__version__, "rounds": ROUNDS, "machine": machine(), "cases": {}}
-    for name, call in cases.items():
-        found["cases"][name] = measure(bench, call)
+    cases[f"prefill, {rows} prompts of {length} tokens"] = bench.prefill, PREFILL_ROUNDS
+    found: dict[str, Any] = {"vllm": vllm.__version__, "machine": machine(), "cases": {}}
+    for name, (call, rounds) in cases.items():
+        found["cases"][name] = measure(bench, call, rounds)
         print(name, json.dumps(found["cases"][name]), flush=True)
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

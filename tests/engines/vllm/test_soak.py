@@ -1,7 +1,9 @@
 """Requests that come, end and are aborted at random: each record is as if alone, and memory is flat."""
 
+import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from transformers import AutoModelForCausalLM
 from sae_unlearn import attach_guardrail, record_firings
 
 
+RESULTS = "SAE_UNLEARN_SOAK"
+"""Environment variable with a file for what was measured."""
 SPECIAL = {0, 1, VOCAB - 1}
 TOKENS = 12
-GROWTH = 48 * 2**20
-"""Bytes of growth of the process between the first third of the requests and the end."""
+GROWTH = 32 * 2**20
+"""Bytes that the process may grow by in the second half of the requests."""
 
 
 class Alone:
@@ -90,6 +94,10 @@ def test_requests_at_random(tiny, count):
             seen += 1
     assert count / 20 < len(aborted) < count / 2
     assert seen >= count - len(aborted)  # some were aborted before their first pass
-    warm = max(size for number, size in memory if number <= count // 3)
-    assert memory[-1][1] - warm < GROWTH, [size for _, size in memory[:: len(memory) // 20]]
-    print(f"{count} requests, {len(aborted)} aborted, {seen} records, {(memory[-1][1] - warm) / 2**20:.1f} MiB more")
+    at = {tenth: max(size for number, size in memory if number <= count * tenth // 10) for tenth in range(1, 11)}
+    curve = [round((size - at[1]) / 2**20, 1) for size in at.values()]
+    assert at[10] - at[5] < GROWTH, curve
+    found = {"requests": count, "aborted": len(aborted), "records": seen, "mib_by_tenth": curve}
+    print(found)
+    if RESULTS in os.environ:
+        Path(os.environ[RESULTS]).write_text(json.dumps(found) + "\n")
