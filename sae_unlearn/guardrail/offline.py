@@ -29,11 +29,23 @@ class Reading(NamedTuple):
         statistics (Tensor): Statistic of each row `[batch]`.
         hot_activations (Tensor): Activations of the guarded features at hot tokens `[hot tokens, N]`.
         hot_norms (Tensor): Norms of the residual stream at hot tokens `[hot tokens]`.
+        hits (Tensor): How hot each token is, `[batch, seq]`; see `gate.hits_of`.
+        counted (Tensor): The counted tokens, `[batch, seq]` bool.
+        ends (Tensor or None): The tokens that end a message, `[batch, seq]` bool.
     """
 
     statistics: Tensor
     hot_activations: Tensor
     hot_norms: Tensor
+    hits: Tensor
+    counted: Tensor
+    ends: Tensor | None
+
+    def statistics_of_first(self, tokens: int, config: SAEGuardrailConfig) -> Tensor:
+        """Return the statistic of each row's first tokens alone, `[batch]`. No later token changes it."""
+        first = slice(tokens)
+        ends = None if self.ends is None else self.ends[:, first]
+        return row_statistic(self.hits[:, first], self.counted[:, first], config, ends).cpu()
 
 
 def documents_as_fitted(
@@ -108,10 +120,14 @@ def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailCon
     active = activations != 0
     hits = hits_of(activations, active, ConfigTables().evidence(config, activations.device), counted, config)
     hot = hot_tokens(active, hits, config)
+    ends = message_ends(batch, config)
     return Reading(
-        row_statistic(hits, counted, config, message_ends(batch, config)).cpu(),
+        row_statistic(hits, counted, config, ends).cpu(),
         activations[hot][:, : config.num_features],
         batch.residual[hot].float().norm(dim=-1),
+        hits,
+        counted,
+        ends,
     )
 
 

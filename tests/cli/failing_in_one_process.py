@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sae_unlearn.backbone import distributed as processes
 from sae_unlearn.cli.main import main
-from sae_unlearn.guardrail.fit import steps as fit_steps
+from sae_unlearn.guardrail.fit import corpus_sums
 
 
 def breaks_down(value):
@@ -30,6 +30,6 @@ def await_first():
             time.sleep(0.05)
 
 
-fit_steps.gathered = breaks_down
+corpus_sums.gathered = breaks_down
 if __name__ == "__main__":
     sys.exit(main(sys.argv[2:]))

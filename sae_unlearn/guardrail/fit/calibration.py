@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.stats import auc, wilson_interval
 
 
 CURVE_PERCENTILES = (50.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 99.0, 100.0)
 MIN_THRESHOLD_ROWS = 8
-SHORT_TOKENS = 24
 _KEPT_VALUES = 512  # row statistics kept in the artefact, for its picture
 
 
@@ -30,13 +28,6 @@ def between(low: float, forget: Tensor, margin: float) -> float:
     If the topic scores well above other text, the threshold keeps a distance from both. If not, `low` is kept.
     """
     return low + margin * max(0.0, percentile_threshold(forget, 25.0) - low) if len(forget) else low
-
-
-def beginnings(batch: ResidualBatch) -> ResidualBatch:
-    """Return the first tokens of each row, as many as a short prompt has."""
-    first = slice(SHORT_TOKENS)
-    residual, input_ids, kept = batch.residual[:, first], batch.input_ids[:, first], batch.kept[:, first]
-    return batch._replace(residual=residual, input_ids=input_ids, kept=kept)
 
 
 def conformal_threshold(retain: Tensor, alpha: float) -> float | None:

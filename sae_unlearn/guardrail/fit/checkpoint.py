@@ -18,7 +18,7 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.files.atomic import staged
 
 
-FORMAT = 2
+FORMAT = 3
 EVERY = 50  # batches
 
 

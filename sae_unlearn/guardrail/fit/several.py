@@ -10,27 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.distributed import summed
 from sae_unlearn.errors import GuardrailError, UnlearnError, as_guardrail_error
-from sae_unlearn.guardrail.fit.calibration import beginnings
 from sae_unlearn.guardrail.fit.checkpoint import FitCheckpoint, Stateful
 from sae_unlearn.guardrail.fit.fit import place_fitted
 from sae_unlearn.guardrail.fit.options import plan_fit
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of, settings_of
+from sae_unlearn.guardrail.fit.row_statistics import RowStatistics
 from sae_unlearn.guardrail.fit.steps import Fit
-from sae_unlearn.guardrail.offline import read_batch
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.choice import sae_for
-
-
-_SHARED = {"threshold": "retain: threshold", "report": "retain: report"}
 
 
 @takes_options(GuardrailFitConfig)
@@ -80,16 +74,16 @@ def fit_guardrails(
         )
     chosen = sae_for(sae, model, given.layer)
     folder = None if given.checkpoint_dir is None else Path(given.checkpoint_dir)
-    fits: dict[str, _TopicFit] = {}
+    fits: dict[str, Fit] = {}
     for name, texts in forget.items():
         with _named(name):
             own = replace(given, adapter_name=name)
             if folder is not None:
                 own.checkpoint_dir = str(folder / f"topic-{len(fits)}")
-            fits[name] = _TopicFit(plan_fit(model, tokenizer, chosen, texts, retain, own))
+            fits[name] = Fit(plan_fit(model, tokenizer, chosen, texts, retain, own))
     for name, fit in fits.items():
         with _named(name):
-            fit.read("forget", forget[name])
+            fit.corpora.read("forget", forget[name])
     shared = _SharedPasses(list(fits.values()), folder)
     if retain is not None:
         _read_retain(shared, retain)
@@ -106,28 +100,10 @@ def fit_guardrails(
     return place_fitted(model, artefacts, [shared, *(fit.passes for fit in fits.values())])
 
 
-class _TopicFit(Fit):
-    """A fit whose statistics of retain rows come from a shared pass."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.shared: dict[str, Tensor] = {}
-        self.shared_short: dict[str, Tensor] = {}
-
-    def _statistics(
-        self, rows: list[list[int]], title: str, moments: bool = False, short: Tensor | None = None
-    ) -> Tensor:
-        if title not in self.shared:
-            return super()._statistics(rows, title, moments, short)
-        if short is not None:
-            short.copy_(self.shared_short[title])
-        return self.shared[title]
-
-
 class _SharedPasses(FitPasses):
     """The passes over retain text, which all topics read."""
 
-    def __init__(self, fits: list[_TopicFit], folder: Path | None) -> None:
+    def __init__(self, fits: list[Fit], folder: Path | None) -> None:
         super().__init__(fits[0].plan._replace(checkpoint_dir=None))
         self.fits = fits
         if folder is not None:  # it depends on the topics' settings, and on their texts, which were read above
@@ -165,31 +141,28 @@ def _read_retain(shared: _SharedPasses, retain: Any) -> None:
     rows: Rows = rows_of(fits[0].plan, "retain", retain)
     total = rows.selected_of(len(retain)) if hasattr(retain, "__len__") else None
     for fit in fits:
-        fit.begin("retain", rows)
-    kinds = fits[0].parts("retain")
-    parts = {kind: _Together([cast(Stateful, fit.parts("retain")[kind]) for fit in fits]) for kind in kinds}
+        fit.corpora.begin("retain", rows)
+    kinds = fits[0].corpora.parts("retain")
+    parts = {kind: _Together([cast(Stateful, fit.corpora.parts("retain")[kind]) for fit in fits]) for kind in kinds}
     for batch in shared.run(rows, "retain: features", total, parts):
         for fit in fits:
-            fit.add("retain", batch)
+            fit.corpora.add("retain", batch)
     for fit in fits:
-        fit.end("retain")
+        fit.corpora.end("retain")
 
 
 def _share_statistics(shared: _SharedPasses) -> None:
     fits = shared.fits
-    for use, title in _SHARED.items():
-        rows = getattr(fits[0].rows["retain"], use)
+    held_out = {"retain: threshold": fits[0].threshold_rows(), "retain: report": fits[0].rows["retain"].report}
+    for title, rows in held_out.items():
         for fit in fits:
-            fit.shared[title], fit.shared_short[title] = torch.zeros(len(rows)), torch.zeros(len(rows))
-        values = {fit.plan.name: fit.shared[title] for fit in fits}
-        values |= {f"{fit.plan.name}: short": fit.shared_short[title] for fit in fits}
-        for batch in shared.run(rows, title, len(rows), values):
+            fit.shared[title] = RowStatistics(len(rows))
+        parts = {fit.plan.name: fit.shared[title] for fit in fits}
+        for batch in shared.run(rows, title, len(rows), parts):
             for fit in fits:
-                for found, part in ((fit.shared, batch), (fit.shared_short, beginnings(batch))):
-                    found[title][batch.index] = read_batch(part, fit.encoder, fit.config).statistics
+                fit.shared[title].add(batch, fit.encoder, fit.config)
         for fit in fits:
-            for found in (fit.shared, fit.shared_short):
-                found |= summed({title: found[title]})
+            fit.shared[title].share()
 
 
 @contextmanager

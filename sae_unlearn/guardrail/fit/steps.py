@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_unlearn.backbone.distributed import gathered, is_mine, summed
-from sae_unlearn.backbone.residual_stream import ResidualBatch
+from sae_unlearn.backbone.distributed import gathered, summed
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_validation import check_numbers, check_threshold
 from sae_unlearn.guardrail.fit.calibration import (
@@ -17,18 +16,18 @@ from sae_unlearn.guardrail.fit.calibration import (
     NO_BOUNDARIES,
     PLAIN_TEXT,
     auroc,
-    beginnings,
     between,
     percentile_threshold,
     report,
     warnings_of,
 )
 from sae_unlearn.guardrail.fit.checkpoint import Stateful
+from sae_unlearn.guardrail.fit.corpus_sums import CorpusSums
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
-from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
-from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
-from sae_unlearn.guardrail.fit.selection import FeatureSums, feature_figures, log_ratios, select_features
+from sae_unlearn.guardrail.fit.passes import FitPasses
+from sae_unlearn.guardrail.fit.row_statistics import RowStatistics
+from sae_unlearn.guardrail.fit.selection import feature_figures, log_ratios, select_features
 from sae_unlearn.guardrail.fit.serving_lengths import joined_rows
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds, approximation_warning, joined
 from sae_unlearn.guardrail.fit.windowed_fit import WindowedFit
@@ -50,7 +49,7 @@ LEAST_ABLATIONS = 2.0  # the default dose is at least this multiple of the edit 
 
 
 class Fit:
-    """State of one fit. The steps are `read` for both corpora, `choose`, `calibrate`, and `artefact`."""
+    """State of one fit. The steps are `corpora.read` for both corpora, `choose`, `calibrate`, and `artefact`."""
 
     def __init__(self, plan: FitPlan) -> None:
         self.plan = plan
@@ -58,9 +57,9 @@ class Fit:
         self.passes = FitPasses(plan)
         self.outliers = self.passes.outliers
         self.outliers_left_out = 0  # by all processes, once everything was read
-        self.rows: dict[str, Rows] = {}
-        self.sums: dict[str, FeatureSums] = {}
-        self.encoded: dict[str, EncodedRows] = {}
+        self.corpora = CorpusSums(plan, self.passes)
+        self.rows, self.sums = self.corpora.rows, self.corpora.sums
+        self.shared: dict[str, RowStatistics] = {}  # of passes that several fits read together, by title
         self.windowed: WindowedFit | None = None
         self.statistics = {"threshold": torch.zeros(0), "forget": torch.zeros(0), "retain": torch.zeros(0)}
         self.short: dict[str, Tensor] = {}
@@ -68,62 +67,6 @@ class Fit:
         self.margin: float | None = None
         self.topk: TopKThresholds | None = None
         self.disagreement: dict[str, Disagreement] = {}
-
-    def read(self, role: str, corpus: Any) -> None:
-        """Run the selection rows of a corpus and sum their activations."""
-        if corpus is None:
-            return
-        rows = rows_of(self.plan, role, corpus)
-        total = rows.selected_of(len(corpus)) if hasattr(corpus, "__len__") else None
-        self.begin(role, rows)
-        for batch in self.passes.run(rows, f"{role}: features", total, self.parts(role)):
-            self.add(role, batch)
-        self.end(role)
-
-    def begin(self, role: str, rows: Rows) -> None:
-        """Set the rows of a corpus and empty sums, before they are run."""
-        self.rows[role], self.sums[role] = rows, FeatureSums(self.sae)
-        if self.plan.cross_fitted:
-            self.encoded[role] = EncodedRows(self.sae)
-
-    def parts(self, role: str) -> dict[str, Tensor | Stateful]:
-        """Return the sums of the pass over the selection rows of a corpus."""
-        found: dict[str, Tensor | Stateful] = {
-            "sums": self.sums[role],
-            "reconstruction": self.sums[role].reconstruction,
-        }
-        return found | {"active": self.encoded[role]} if self.plan.cross_fitted else found
-
-    def add(self, role: str, batch: ResidualBatch) -> None:
-        """Sum the activations of a batch of selection rows."""
-        kept = content_tokens(batch, self.config)
-        content = batch.residual[kept].float()
-        sums = self.sums[role] if is_mine(batch.number) else None
-        if self.plan.cross_fitted and is_mine(batch.number):
-            self.encoded[role].add(batch, kept)
-        for owner, tokens in self.outliers.filter(sums, content):
-            owner.add(tokens)
-
-    def end(self, role: str) -> None:
-        """Complete the sums of a corpus after all its selection rows were run.
-
-        Raises:
-            GuardrailError: If the corpus is empty, or differs between processes.
-        """
-        for owner, tokens in self.outliers.flush():
-            owner.add(tokens)
-        rows = self.rows[role]
-        if len({*gathered(rows.digest.hexdigest())}) > 1:
-            raise GuardrailError(
-                f"{role}: the processes got different corpora. Pass the same one to all of them; they share its "
-                "batches."
-            )
-        for sums in (self.sums[role], self.sums[role].reconstruction):
-            sums.restore(summed(sums.state()))
-        if not rows.documents:
-            raise GuardrailError(f"{role}: expected at least {8 if role == 'forget' else 32} texts, got none.")
-        if not self.sums[role].tokens:
-            raise GuardrailError(f"{role}: its {rows.rows} rows have no content tokens. Pass more text.")
 
     def choose(self) -> None:
         """Select the features, unless they were passed, and slice the SAE."""
@@ -147,8 +90,8 @@ class Fit:
         check_lowers(self.part.W_enc.T, self.part.W_dec, "the SAE")
         self.encoder_part = self.part
         if self.plan.cross_fitted:
-            self.windowed = fitted_gate(self.plan, self.config, self.encoded, self.rows)
-            self.encoded.clear()
+            self.windowed = fitted_gate(self.plan, self.config, self.corpora.encoded, self.rows)
+            self.corpora.encoded.clear()
             ids = [*self.config.feature_ids, *(self.config.gate_feature_ids or ())]
             self.encoder_part = self.sae.slice(ids, thresholds, std)
         self.encoder = GuardrailEncoder.of(self.encoder_part)
@@ -165,7 +108,7 @@ class Fit:
             return
         above = torch.zeros(0)
         if "forget" in self.rows and not self.faithful:
-            above = self._statistics(self.rows["forget"].threshold, "forget: threshold", moments=True)
+            above = self._statistics(self.rows["forget"].threshold, "forget: threshold", moments=True).whole
         if "retain" in self.rows:
             rows = self.rows["retain"].threshold
             if self.config.threshold is None and len(rows) < MIN_THRESHOLD_ROWS:
@@ -173,9 +116,7 @@ class Fit:
                     f"retain: {len(rows)} of its {self.rows['retain'].rows} rows are left for the threshold, too few. "
                     f"Pass at least {4 * MIN_THRESHOLD_ROWS} retain documents, or a threshold."
                 )
-            if self.plan.for_serving:
-                rows = joined_rows(rows, self.plan.read["max_length"], self.config.tokens.special_ids or ())
-            self.statistics["threshold"] = self._statistics(rows, "retain: threshold")
+            self.statistics["threshold"] = self._statistics(self.threshold_rows(), "retain: threshold").whole
             if self.config.threshold is None:
                 found = percentile_threshold(self.statistics["threshold"], percentile)
                 check_threshold(found, self.config, percentile)
@@ -184,6 +125,13 @@ class Fit:
             self.statistics["retain"] = self._held_out("retain")
         if "forget" in self.rows:
             self.statistics["forget"] = self._held_out("forget")
+
+    def threshold_rows(self) -> list[list[int]]:
+        """Return the retain rows whose statistic sets the threshold, at the deployment's length for a service."""
+        rows = self.rows["retain"].threshold
+        if not self.plan.for_serving:
+            return rows
+        return joined_rows(rows, self.plan.read["max_length"], self.config.tokens.special_ids or ())
 
     def artefact(self) -> Artefact:
         """Return the fitted guardrail."""
@@ -279,13 +227,12 @@ class Fit:
 
     def _held_out(self, role: str) -> Tensor:
         rows = self.rows[role].report
+        found = self._statistics(rows, f"{role}: report", self.faithful and role == "forget")
         if not self.faithful and not self.plan.read["chat_template"]:
-            self.short[role] = torch.zeros(len(rows))
-        short = self.short.get(role)
-        found = self._statistics(rows, f"{role}: report", self.faithful and role == "forget", short)
+            self.short[role] = found.short
         if self.topk is not None:
             self.disagreement[role] = self._disagreement(self.topk, rows, f"{role}: disagreement")
-        return found
+        return found.whole
 
     def _topk_thresholds(self) -> Tensor | None:
         """Return thresholds `[N]` for the features of an SAE that cannot be sliced; None for others."""
@@ -310,23 +257,17 @@ class Fit:
             found = found.plus(Disagreement.of(topk.true(tokens) > 0, self.encoder(tokens) > 0, *fires))
         return Disagreement(**summed(found._asdict()))
 
-    def _statistics(
-        self, rows: list[list[int]], title: str, moments: bool = False, short: Tensor | None = None
-    ) -> Tensor:
-        """Return the statistic of each row; those of its first tokens alone are written to `short`."""
-        values = torch.zeros(len(rows))
-        parts: dict[str, Tensor | Stateful] = {"values": values} | ({"moments": self.moments} if moments else {})
-        if short is not None:
-            parts["short"] = short
+    def _statistics(self, rows: list[list[int]], title: str, moments: bool = False) -> RowStatistics:
+        """Return the statistics of rows, run here unless a shared pass has run them."""
+        if title in self.shared:
+            return self.shared[title]
+        found = RowStatistics(len(rows))
+        parts: dict[str, Stateful] = {"statistics": found, **({"moments": self.moments} if moments else {})}
         for batch in self.passes.run(rows, title, len(rows), parts):
-            reading = read_batch(batch, self.encoder, self.config)
-            values[batch.index] = reading.statistics
-            if short is not None:
-                short[batch.index] = read_batch(beginnings(batch), self.encoder, self.config).statistics
+            reading = found.add(batch, self.encoder, self.config)
             if moments:
                 self.moments.add(reading.hot_activations[self.outliers.usual(reading.hot_norms)])
         if moments:
             self.moments.restore(summed(self.moments.state()))
-        if short is not None:
-            short.copy_(summed({"short": short})["short"])
-        return summed({"values": values})["values"]
+        found.share()
+        return found
