@@ -13,6 +13,7 @@ from torch import nn
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, uncompiled
 from sae_unlearn.backbone.private_api import forget_loaded_adapters, remove_hooks
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.guardrail.adapter_names import free_name
 from sae_unlearn.guardrail.base_match import check_belongs
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_validation import check_threshold
@@ -28,9 +29,6 @@ from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text
 from sae_unlearn.guardrail.weights import check_tensors, tensors_of
 from sae_unlearn.sae import SparseAutoencoder
-
-
-_IN_PATHS = '/\\:*?"<>|'
 
 
 @as_guardrail_error()
@@ -250,44 +248,6 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
     tensors = tensors_of(part, torch.full((config.num_features,), float(config.clamp_value)))
     check_tensors(tensors, "the SAE")
     return Artefact(config, tensors, None)
-
-
-def free_name(model: nn.Module, wanted: str | None) -> str:
-    """Return the name of a new guardrail: `wanted`, or the default one.
-
-    Raises:
-        GuardrailError: If it is taken, or not valid for PEFT or a file system.
-    """
-    taken = {name for layer in guard_layers(model) for name in layer.guard_config}
-    taken |= set(getattr(model, "peft_config", None) or {})
-    if wanted is not None and not isinstance(wanted, str):
-        raise GuardrailError(f"adapter_name={wanted!r}: expected a text, got {type(wanted).__name__}.")
-    name = wanted or ("guardrail" if taken else "default")
-    if name in taken:
-        raise GuardrailError(f"adapter_name={name!r}: the model has an adapter of this name. Pass another name.")
-    if "." in name or SAEGuardrailModel.prefix in name:
-        raise GuardrailError(f"adapter_name={name!r}: expected a name without a dot and {SAEGuardrailModel.prefix}.")
-    if name != name.strip() or not name.isprintable() or set(name) & set(_IN_PATHS):  # it becomes a folder
-        raise GuardrailError(
-            f"adapter_name={name!r}: expected a valid name of a folder. Use letters, digits, '_' and '-'."
-        )
-    if hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
-        raise GuardrailError(f"adapter_name={name!r}: torch uses this name in its modules. Pass another name.")
-    hidden = _hidden_by(name, model)
-    if hidden is not None:
-        raise GuardrailError(
-            f"adapter_name={name!r} is part of the path of a tensor of adapter {hidden!r}, which PEFT would not save. "
-            "Pass another name."
-        )
-    return name
-
-
-def _hidden_by(name: str, model: nn.Module) -> str | None:
-    """Return another adapter that PEFT would not save whole: it drops tensors with `name` in their path."""
-    configs = getattr(model, "peft_config", None) or {}
-    others = [other for other, config in configs.items() if not isinstance(config, SAEGuardrailConfig)]
-    paths = [f".{key}." for key, _ in model.named_parameters()] if others else []
-    return next((other for other in others for path in paths if f".{name}." in path and f".{other}." in path), None)
 
 
 def _activate(model: PeftModel, names: list[str]) -> None:

@@ -24,7 +24,8 @@ from torch import nn
 from sae_unlearn.backbone.layers import bare_model, uncompiled
 from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail, free_name
+from sae_unlearn.guardrail.adapter_names import free_name
+from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
 from sae_unlearn.guardrail.bundles.lora import as_bundled, attach_lora, check_lora_config, detach_lora, trained
 from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME

@@ -12,7 +12,7 @@ from sae_unlearn.backbone.layers import bare_model, find_decoder_layers
 from sae_unlearn.backbone.tokens import begins_bare, message_boundary_ids, special_token_ids
 from sae_unlearn.cards.provenance import public_source
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.attach import free_name
+from sae_unlearn.guardrail.adapter_names import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk

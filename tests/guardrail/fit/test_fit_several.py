@@ -28,6 +28,7 @@ def tensors(model, name):
         {"preset": "faithful"},
         {"num_features": 7},
         {"statistic": "windowed", "num_gate_features": 12},
+        {"for_serving": True},
     ],
 )
 def test_each_topic_gets_the_guardrail_that_it_would_get_alone(options):
