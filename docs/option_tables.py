@@ -1,6 +1,7 @@
 """For the site: the tables of options, made from what the code has. `python docs/option_tables.py` writes them.
 
-Both pages are made whole. Of the page of guardrails it makes the table of the config's fields.
+The pages of the commands and of the options of a fit are made whole. Of the page of guardrails it makes the table of
+the config's fields.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from sae_unlearn.options.fit import GuardrailFitConfig
 
 API = Path(__file__).parent / "api"
 COMMAND_LINE = API / "command-line.md"
+COMMAND_PAGES = API / "commands"
 FIT = API / "fit-options.md"
 GUARDRAIL = API / "guardrail.md"
 FIT_INTRODUCTION = """# Options of a fit
@@ -33,6 +35,7 @@ them in `config=GuardrailFitConfig(...)`; an option given by name takes the plac
     options: {members: false}
 """
 EVERYWHERE = "general"
+SHARED = "[Command line](../command-line.md) has the options of all commands, and the exit status."
 INTRODUCTION = """# Command line
 
 What can be set on a command line, and under which name? `sae-unlearn COMMAND --help` prints the same.
@@ -61,13 +64,26 @@ minute unless a terminal shows them.
 
 
 def command_line_page() -> str:
-    """The page of the command line."""
-    commands = next(a.choices for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    parts = [INTRODUCTION]
-    for name, module in COMMANDS.items():
-        parts += [f"## {name}", *_about(module), *_tables(commands[name])]
-    parts += ["## Of all commands", _table(_rows(commands["demo"], EVERYWHERE))]
+    """The page of the command line: what all commands share, and a table of them."""
+    rows = [f"| [`{name}`](commands/{name}.md) | {_cell(_sentence(module))} |" for name, module in COMMANDS.items()]
+    table = "\n".join(["| command | |", "|---|---|", *rows])
+    general = _table(_rows(_parsers()["demo"], EVERYWHERE))
+    parts = [INTRODUCTION, "## Commands", table, "## Of all commands", general]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def command_pages() -> dict[Path, str]:
+    """The page of each command, by its path."""
+    found = {}
+    for name, module in COMMANDS.items():
+        parts = [f"# sae-unlearn {name}", *_about(module), *_tables(_parsers()[name]), SHARED]
+        found[COMMAND_PAGES / f"{name}.md"] = "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return found
+
+
+def _parsers() -> dict[str, Parser]:
+    actions = build_parser()._actions
+    return next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
 
 
 def fit_page() -> str:
@@ -108,7 +124,11 @@ def _about(module: ModuleType) -> list[str]:
     sentences = [" ".join(note.split()) for note in notes[1:]]
     sentences = [re.sub(r"(accelerate launch .*)", r"`\1`", sentence) for sentence in sentences]
     told = [f"{sentence[0].upper()}{sentence[1:].rstrip('.')}." for sentence in sentences]
-    return [f"{module.HELP[0].upper()}{module.HELP[1:]}.", "\n".join(["```bash", *examples, "```"]), *told]
+    return [_sentence(module), "\n".join(["```bash", *examples, "```"]), *told]
+
+
+def _sentence(module: ModuleType) -> str:
+    return f"{module.HELP[0].upper()}{module.HELP[1:]}."
 
 
 def _tables(parser: Parser) -> list[str]:
@@ -148,5 +168,10 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     COMMAND_LINE.write_text(command_line_page(), encoding="utf-8")
+    COMMAND_PAGES.mkdir(exist_ok=True)
+    for path in COMMAND_PAGES.glob("*.md"):
+        path.unlink()
+    for path, page in command_pages().items():
+        path.write_text(page, encoding="utf-8")
     FIT.write_text(fit_page(), encoding="utf-8")
     GUARDRAIL.write_text(guardrail_page(), encoding="utf-8")

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae_unlearn.errors import SAEFormatError, UnlearnError
-from sae_unlearn.sae.equations import affine_encode, cast_input, jumprelu, layer_normed, topk_relu, without_autocast
+from sae_unlearn.errors import SAEFormatError
+from sae_unlearn.sae.equations import (
+    affine_encode,
+    cast_input,
+    jumprelu,
+    layer_normed,
+    restored,
+    topk_relu,
+    without_autocast,
+)
 from sae_unlearn.sae.loading import StoredSAE, read_pretrained, read_saelens
 from sae_unlearn.sae.saving import save_saelens
-from sae_unlearn.sae.slice import SAESlice, at_one_deviation, check_feature_ids, not_sliceable
-from sae_unlearn.sae.validate import (
-    check_architecture,
-    check_dimensions,
-    check_dtype,
-    check_input_norm,
-    check_layer,
-    check_parameters,
-)
+from sae_unlearn.sae.slice import SAESlice, check_feature_ids, check_slice_settings, exact_in_slices
+from sae_unlearn.sae.validate import check_dtype, check_sae
 
 
 class SparseAutoencoder(nn.Module):
@@ -92,15 +93,9 @@ class SparseAutoencoder(nn.Module):
         input_norm: str | None = None,
     ) -> None:
         super().__init__()
-        d_in, d_sae = check_dimensions(W_enc)
-        check_architecture(architecture, threshold, k, d_sae)
-        check_layer(layer)
-        check_input_norm(input_norm, W_enc)
-        if threshold is None:
-            threshold = W_enc.new_zeros(d_sae)
-        tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
-        check_parameters(tensors)
-        tensors["threshold"] = threshold.detach().clamp(min=0)
+        tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        d_in, d_sae = check_sae(tensors, threshold, architecture, k, layer, input_norm)
+        tensors["threshold"] = W_enc.new_zeros(d_sae) if threshold is None else threshold.detach().clamp(min=0)
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor.detach().contiguous(), requires_grad=False))
         self.d_in: int = d_in
@@ -206,7 +201,7 @@ class SparseAutoencoder(nn.Module):
     @property
     def exact_in_slices(self) -> bool:
         """True if each feature depends only on the input and its own column, so that `slice` is exact."""
-        return self.architecture != "topk" and self.input_norm != "layer"
+        return exact_in_slices(self.architecture, self.input_norm)
 
     def pre_activations(self, h: torch.Tensor) -> torch.Tensor:
         """Return `h @ W_enc + b_enc`: residual stream [..., d_in] -> [..., d_sae], in the SAE's dtype.
@@ -250,13 +245,7 @@ class SparseAutoencoder(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """Return the reconstruction `decode(encode(h))`, in the units of `h`: [..., d_in] -> [..., d_in]."""
-        decoded = self.decode(self.encode(h))
-        if self.input_norm is None:
-            return decoded
-        if self.input_norm == "center":
-            return decoded + h.to(self.dtype).mean(dim=-1, keepdim=True)
-        _, mean, std = layer_normed(h.to(self.dtype))
-        return decoded * std + mean
+        return restored(self.decode(self.encode(h)), h, self.input_norm)
 
     def slice(
         self, feature_ids: Iterable[int], threshold: torch.Tensor | None = None, std: float | None = None
@@ -274,30 +263,9 @@ class SparseAutoencoder(nn.Module):
             ValueError: If `feature_ids` is empty, has an id twice or out of range, if the SAE needs `threshold` (and
                 `std`) and does not get it, or gets it and does not need it.
         """
-        if not self.exact_in_slices and (threshold is None or (self.input_norm == "layer" and std is None)):
-            also = " and std=" if self.input_norm == "layer" else ""
-            fix = f"keep the whole SAE, or pass threshold= [N]{also} for an approximate slice"
-            raise UnlearnError(not_sliceable(self.k, self.d_sae, fix))
-        if self.exact_in_slices and threshold is not None:
-            raise UnlearnError(
-                f"threshold: expected None for architecture={self.architecture!r}, which is sliced exactly."
-            )
-        if self.input_norm != "layer" and std is not None:
-            raise UnlearnError(f"std={std!r}: expected None unless input_norm='layer'.")
+        check_slice_settings(self.architecture, self.k, self.d_sae, self.input_norm, threshold, std)
         ids = check_feature_ids(feature_ids, self.d_sae)
-        index = torch.tensor(ids, device=self.device)
-        if threshold is None:
-            threshold = self.threshold.detach().index_select(0, index)
-        W_enc, W_dec = self.W_enc.detach().index_select(1, index), self.W_dec.detach().index_select(0, index)
-        if std is not None:
-            W_enc, W_dec = at_one_deviation(W_enc, W_dec, std)
-        return SAESlice(
-            feature_ids=ids,
-            W_enc=W_enc,
-            b_enc=self.b_enc.detach().index_select(0, index),
-            threshold=threshold.to(self.device, self.dtype),
-            W_dec=W_dec,
-        )
+        return SAESlice.of(dict(self.named_parameters()), ids, threshold, std)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the SAE in SAELens' on-disk format: `cfg.json` and `sae_weights.safetensors`.
@@ -308,10 +276,9 @@ class SparseAutoencoder(nn.Module):
         Raises:
             UnlearnError: If the disk is full, or the folder cannot be written.
         """
-        tensors = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
         save_saelens(
             save_directory,
-            tensors,
+            dict(self.named_parameters()),
             architecture=self.architecture,
             k=self.k,
             layer=self.layer,

@@ -40,13 +40,13 @@ def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
 def cast_input(tensor: torch.Tensor, width: int, dtype: torch.dtype, name: str, width_name: str) -> torch.Tensor:
     """Return `tensor [..., width]` in `dtype`. Raise if it is not floating or has another width."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}.")
+        raise TypeError(f"{name}: expected a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}.")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} has dtype {tensor.dtype}: expected a floating dtype.")
+        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}.")
     if tensor.ndim == 0 or tensor.shape[-1] != width:
         raise UnlearnError(
-            f"{name} has shape {list(tensor.shape)}: expected [..., {width_name}={width}]. Pass an SAE trained on this "
-            "model and layer."
+            f"{name}: expected shape [..., {width_name}={width}], got {list(tensor.shape)}. Pass an SAE trained on "
+            "this model and layer."
         )
     return tensor.to(dtype)
 
@@ -63,6 +63,19 @@ def layer_normed(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     mean = h.mean(dim=-1, keepdim=True)
     std = h.std(dim=-1, keepdim=True)
     return (h - mean) / (std + EPSILON), mean, std
+
+
+def restored(decoded: torch.Tensor, h: torch.Tensor, input_norm: str | None) -> torch.Tensor:
+    """Return the reconstruction `[..., d_in]` in the units of `h`, from the decoder's output for the normalized input.
+
+    It is `decoded`; with "center" `decoded + mean`, and with "layer" `decoded * std + mean`.
+    """
+    if input_norm is None:
+        return decoded
+    if input_norm == "center":
+        return decoded + h.to(decoded.dtype).mean(dim=-1, keepdim=True)
+    _, mean, std = layer_normed(h.to(decoded.dtype))
+    return decoded * std + mean
 
 
 def jumprelu(pre: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> l
         ValueError: If it is empty, or has an id twice or out of range.
     """
     if isinstance(feature_ids, (str, bytes)) or not isinstance(feature_ids, Iterable):
-        raise TypeError(f"feature_ids must be a list of integers, got {feature_ids!r}.")
+        raise TypeError(f"feature_ids={feature_ids!r:.80}: expected a list of integers.")
     ids: list[int] = []
     for value in feature_ids:
         if isinstance(value, bool):
@@ -30,14 +30,14 @@ def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> l
         except (AttributeError, TypeError):
             raise TypeError(f"feature_ids: expected integers, got {value!r}. Pass ids such as [3, 14, 15].") from None
     if not ids:
-        raise UnlearnError("feature_ids is empty: expected at least one id.")
+        raise UnlearnError("feature_ids: expected at least one id, got none.")
     upper = "" if d_sae is None else f" and below d_sae={d_sae}"
     wrong = [i for i in ids if i < 0 or (d_sae is not None and i >= d_sae)]
     if wrong:
-        raise UnlearnError(f"feature_ids: {wrong[:5]} are out of range: expected ids of at least 0{upper}.")
+        raise UnlearnError(f"feature_ids: expected ids of at least 0{upper}, got {wrong[:5]}.")
     if len(set(ids)) != len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
-        raise UnlearnError(f"feature_ids: {twice[:5]} occur more than once. Pass each id once.")
+        raise UnlearnError(f"feature_ids: expected each id once, got {twice[:5]} more than once.")
     return ids
 
 
@@ -58,6 +58,35 @@ def not_sliceable(k: int | None, d_sae: int, fix: str) -> str:
         f"A topk SAE (k={k}) cannot be sliced exactly: whether a feature is active depends on all {d_sae}. Use an SAE "
         f"with a threshold per feature, or {fix}."
     )
+
+
+def exact_in_slices(architecture: str, input_norm: str | None) -> bool:
+    """Return True if each feature depends only on the input and its own column."""
+    return architecture != "topk" and input_norm != "layer"
+
+
+def check_slice_settings(
+    architecture: str,
+    k: int | None,
+    d_sae: int,
+    input_norm: str | None,
+    threshold: torch.Tensor | None,
+    std: float | None,
+) -> None:
+    """Raise unless `threshold` and `std` are passed exactly if a slice of such an SAE needs them.
+
+    Raises:
+        ValueError: If one is missing, or passed without need.
+    """
+    exact, normed = exact_in_slices(architecture, input_norm), input_norm == "layer"
+    if not exact and (threshold is None or (normed and std is None)):
+        also = " and std=" if normed else ""
+        fix = f"keep the whole SAE, or pass threshold= [N]{also} for an approximate slice"
+        raise UnlearnError(not_sliceable(k, d_sae, fix))
+    if exact and threshold is not None:
+        raise UnlearnError(f"threshold: expected None for architecture={architecture!r}, which is sliced exactly.")
+    if not normed and std is not None:
+        raise UnlearnError(f"std={std!r}: expected None unless input_norm='layer'.")
 
 
 def at_one_deviation(W_enc: torch.Tensor, W_dec: torch.Tensor, std: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,12 +128,37 @@ class SAESlice:
         object.__setattr__(self, "feature_ids", check_feature_ids(self.feature_ids))
         d_in, n = check_dimensions(self.W_enc)
         if n != len(self.feature_ids):
-            raise UnlearnError(f"W_enc has {n} columns: expected {len(self.feature_ids)}, one per feature id.")
+            raise UnlearnError(f"W_enc: expected {len(self.feature_ids)} columns, one per feature id, got {n}.")
         check_tensor("W_enc", self.W_enc, (d_in, n))
         for name, shape in (("b_enc", (n,)), ("threshold", (n,)), ("W_dec", (n, d_in))):
             check_tensor(name, getattr(self, name), shape, self.W_enc.dtype)
         if bool((self.threshold < 0).any()):
-            raise UnlearnError("threshold has negative values: expected values >= 0. Clamp it at 0.")
+            raise UnlearnError("threshold: expected values >= 0, got negative ones. Clamp it at 0.")
+
+    @classmethod
+    def of(
+        cls,
+        weights: Mapping[str, torch.Tensor],
+        feature_ids: list[int],
+        threshold: torch.Tensor | None = None,
+        std: float | None = None,
+    ) -> SAESlice:
+        """Return a copy of the weights of some features.
+
+        Args:
+            weights (Mapping[str, Tensor]): The whole SAE's W_enc, b_enc, threshold and W_dec.
+            feature_ids (list[int]): Ids of the N features.
+            threshold (Tensor, *optional*): Thresholds `[N]` in place of the SAE's.
+            std (float, *optional*): Standard deviation assumed for every token; see `at_one_deviation`.
+        """
+        whole = {name: tensor.detach() for name, tensor in weights.items()}
+        index = torch.tensor(feature_ids, device=whole["W_enc"].device)
+        if threshold is None:
+            threshold = whole["threshold"].index_select(0, index)
+        W_enc, W_dec = whole["W_enc"].index_select(1, index), whole["W_dec"].index_select(0, index)
+        if std is not None:
+            W_enc, W_dec = at_one_deviation(W_enc, W_dec, std)
+        return cls(feature_ids, W_enc, whole["b_enc"].index_select(0, index), threshold.to(W_enc), W_dec)
 
     def encode(self, h: torch.Tensor) -> torch.Tensor:
         """Return activations of the N features: [..., d_in] -> [..., N] >= 0, in the slice's dtype.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sae_unlearn.checks import check_choice, check_integer
 from sae_unlearn.errors import SAEFormatError, UnlearnError
 
 
@@ -26,27 +27,32 @@ CENTERED = 2.0**-6
 def check_tensor(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
     """Raise unless `tensor` is a finite floating tensor of `shape` (and of `dtype`, if passed)."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}.")
+        raise TypeError(f"{name}: expected a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}.")
     if not tensor.is_floating_point():
-        raise UnlearnError(f"{name} has dtype {tensor.dtype}: expected a floating dtype such as torch.float32.")
+        raise UnlearnError(f"{name}: expected a floating dtype such as torch.float32, got {tensor.dtype}.")
     if dtype is not None and tensor.dtype != dtype:
-        raise UnlearnError(f"{name} has dtype {tensor.dtype}: expected {dtype}, as W_enc. Cast both to one dtype.")
+        raise UnlearnError(f"{name}: expected {dtype}, as W_enc, got {tensor.dtype}. Cast both to one dtype.")
     if list(tensor.shape) != list(shape):
-        raise UnlearnError(f"{name} has shape {list(tensor.shape)}: expected {list(shape)}.")
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+        raise UnlearnError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}.")
+    if unsound := _not_finite(tensor):
         raise UnlearnError(
-            f"{name} holds {bad} NaN or infinite of {tensor.numel()} values in {tensor.dtype}: expected finite "
-            "weights. Check the file, or load in a wider dtype such as torch.float32."
+            f"{name}: expected finite weights, got {unsound} in {tensor.dtype}. Check the file, or load in a wider "
+            "dtype such as torch.float32."
         )
+
+
+def _not_finite(tensor: torch.Tensor) -> str:
+    """Return how many values are NaN or infinite, "" if none is."""
+    finite = torch.isfinite(tensor)
+    return "" if bool(finite.all()) else f"{int((~finite).sum())} NaN or infinite of {tensor.numel()} values"
 
 
 def check_dimensions(W_enc: torch.Tensor) -> tuple[int, int]:
     """Return `(d_in, d_sae)` of `W_enc [d_in, d_sae]`. Raise unless it is a non-empty matrix."""
     if not isinstance(W_enc, torch.Tensor):
-        raise TypeError(f"W_enc must be a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
+        raise TypeError(f"W_enc: expected a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
     if W_enc.ndim != 2 or W_enc.numel() == 0:
-        raise UnlearnError(f"W_enc has shape {list(W_enc.shape)}: expected a non-empty matrix [d_in, d_sae].")
+        raise UnlearnError(f"W_enc: expected a non-empty matrix [d_in, d_sae], got shape {list(W_enc.shape)}.")
     return W_enc.shape[0], W_enc.shape[1]
 
 
@@ -62,10 +68,32 @@ def check_parameters(tensors: Mapping[str, torch.Tensor]) -> None:
         check_tensor(name, tensor, shapes.get(name, (d_sae,)), dtype)
 
 
+def check_sae(
+    tensors: Mapping[str, torch.Tensor],
+    threshold: torch.Tensor | None,
+    architecture: str,
+    k: int | None,
+    layer: int | None,
+    input_norm: str | None,
+) -> tuple[int, int]:
+    """Return `(d_in, d_sae)` of an autoencoder's parameters. Raise unless they and its settings agree.
+
+    Args:
+        tensors (Mapping[str, Tensor]): W_enc, b_enc, W_dec and b_dec.
+        threshold (Tensor or None): As passed; None is 0 for every feature.
+        architecture, k, layer, input_norm: As in `SparseAutoencoder`.
+    """
+    d_in, d_sae = check_dimensions(tensors["W_enc"])
+    check_architecture(architecture, threshold, k, d_sae)
+    check_layer(layer)
+    check_input_norm(input_norm, tensors["W_enc"])
+    check_parameters(tensors if threshold is None else {**tensors, "threshold": threshold})
+    return d_in, d_sae
+
+
 def check_architecture(architecture: str, threshold: torch.Tensor | None, k: int | None, d_sae: int) -> None:
     """Raise unless `threshold` and `k` are passed exactly if `architecture` has them."""
-    if architecture not in ARCHITECTURES:
-        raise UnlearnError(f"architecture={architecture!r} is not known: expected one of {', '.join(ARCHITECTURES)}.")
+    check_choice("architecture", architecture, ARCHITECTURES)
     if architecture in THRESHOLD_ARCHITECTURES and threshold is None:
         raise UnlearnError(
             f"threshold: expected a tensor [d_sae={d_sae}] with architecture={architecture!r}, got None. Pass it, or "
@@ -74,8 +102,7 @@ def check_architecture(architecture: str, threshold: torch.Tensor | None, k: int
     if architecture not in THRESHOLD_ARCHITECTURES and threshold is not None:
         raise UnlearnError(f"threshold: expected None with architecture={architecture!r}.")
     if architecture == "topk":
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
-            raise UnlearnError(f"k={k!r}: expected an integer from 1 to d_sae={d_sae} with architecture='topk'.")
+        check_integer("k", k, 1, d_sae)
     elif k is not None:
         raise UnlearnError(f"k={k!r}: expected None with architecture={architecture!r}.")
 
@@ -85,11 +112,10 @@ def check_input_norm(input_norm: str | None, W_enc: torch.Tensor) -> None:
 
     "layer" needs at least two inputs, and "center" columns whose mean is 0 up to rounding.
     """
-    if input_norm not in INPUT_NORMS:
-        raise UnlearnError(f"input_norm={input_norm!r}: expected 'layer', 'center' or None.")
+    check_choice("input_norm", input_norm, INPUT_NORMS)
     d_in = W_enc.shape[0]
     if input_norm == "layer" and d_in < 2:
-        raise UnlearnError(f"input_norm={input_norm!r} needs d_in >= 2, got {d_in}.")
+        raise UnlearnError(f"input_norm={input_norm!r}: expected d_in of at least 2, got {d_in}.")
     if input_norm == "center":
         norm = W_enc.float().norm(dim=0)
         left = int((W_enc.float().mean(dim=0).abs() > CENTERED * norm / d_in).sum())
@@ -102,8 +128,8 @@ def check_input_norm(input_norm: str | None, W_enc: torch.Tensor) -> None:
 
 def check_layer(layer: int | None) -> None:
     """Raise unless `layer` is None or an integer >= 0."""
-    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
-        raise UnlearnError(f"layer={layer!r}: expected the 0-based index of a decoder layer, or None.")
+    if layer is not None:
+        check_integer("layer", layer, 0)
 
 
 # Shapes of tensors; every other name of the published formats is a vector [d_sae].
@@ -115,8 +141,8 @@ def check_names(found: Iterable[str], expected: Sequence[str], where: str | Path
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise SAEFormatError(
-            f"{where} holds {', '.join(unknown[:8])}: expected only {', '.join(expected)}. It is another kind of SAE, "
-            "or a transcoder."
+            f"{where}: expected only {', '.join(expected)}, got also {', '.join(unknown[:8])}. It is another kind of "
+            "SAE, or a transcoder."
         )
 
 
@@ -129,11 +155,9 @@ def require(tensors: Mapping[str, torch.Tensor], names: Sequence[str], path: Pat
     if missing:
         raise SAEFormatError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors)) or 'nothing'}.")
     for name in names:
-        finite = torch.isfinite(tensors[name])
-        if not bool(finite.all()):
+        if unsound := _not_finite(tensors[name]):
             raise SAEFormatError(
-                f"{name} in {path} holds {int((~finite).sum())} NaN or infinite of {finite.numel()} values: expected "
-                "finite weights. Download or save it again."
+                f"{name} in {path}: expected finite weights, got {unsound}. Download or save it again."
             )
     return [tensors[name] for name in names]
 
@@ -146,13 +170,13 @@ def check_shapes(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, 
     """
     W_enc = tensors["W_enc"].shape
     if len(W_enc) != 2 or 0 in W_enc:
-        raise SAEFormatError(f"W_enc in {path} has shape {list(W_enc)}: expected a non-empty matrix [d_in, d_sae].")
+        raise SAEFormatError(f"W_enc in {path}: expected a non-empty matrix [d_in, d_sae], got shape {list(W_enc)}.")
     sizes = {"d_in": W_enc[0], "d_sae": W_enc[1]}
     for name, tensor in tensors.items():
         expected = tuple(sizes[axis] for axis in SHAPES.get(name, ("d_sae",)))
         if tensor.shape != expected:
             raise SAEFormatError(
-                f"{name} in {path} has shape {list(tensor.shape)}: expected {list(expected)} with W_enc {list(W_enc)}."
+                f"{name} in {path}: expected shape {list(expected)} with W_enc {list(W_enc)}, got {list(tensor.shape)}."
             )
     return W_enc[0], W_enc[1]
 
@@ -160,7 +184,7 @@ def check_shapes(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, 
 def transpose(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
     """Return the transpose of the matrix `name`. Raise SAEFormatError unless it is a matrix."""
     if tensor.ndim != 2:
-        raise SAEFormatError(f"{name} in {path} has shape {list(tensor.shape)}: expected a matrix.")
+        raise SAEFormatError(f"{name} in {path}: expected a matrix, got shape {list(tensor.shape)}.")
     return tensor.T
 
 
@@ -170,7 +194,7 @@ def check_stated_sizes(
     """Raise SAEFormatError if `(d_in, d_sae)` of the tensors differs from the stated sizes, if any."""
     for name, size, claim in zip(("d_in", "d_sae"), sizes, stated, strict=True):
         if claim not in (None, size):
-            raise SAEFormatError(f"{path} has {name}={size}: expected {claim}, as {where} says.")
+            raise SAEFormatError(f"{path}: expected {name}={claim}, as {where} says, got {size}.")
 
 
 def check_dtype(dtype: Any) -> None:

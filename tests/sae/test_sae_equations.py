@@ -113,26 +113,29 @@ def test_a_wrong_width_is_named(h):
 
 @pytest.mark.parametrize("h", [torch.zeros(2, D_IN, dtype=torch.long), [0.0] * D_IN])
 def test_what_is_no_activation_is_refused(h):
-    with pytest.raises(TypeError, match="h "):
+    with pytest.raises(TypeError, match="h: expected"):
         tiny().encode(h)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"W_enc": torch.zeros(D_IN)}, r"W_enc has shape \[6\]"),
+        ({"W_enc": torch.zeros(D_IN)}, r"W_enc: .* got shape \[6\]"),
         ({"W_enc": torch.zeros(0, D_SAE)}, "non-empty matrix"),
-        ({"b_enc": torch.zeros(D_SAE + 1)}, r"b_enc has shape \[11\]: expected \[10\]"),
-        ({"W_dec": torch.zeros(D_IN, D_SAE)}, r"W_dec has shape \[6, 10\]: expected \[10, 6\]"),
-        ({"b_dec": torch.zeros(D_SAE)}, r"b_dec has shape \[10\]: expected \[6\]"),
-        ({"threshold": torch.zeros(1)}, r"threshold has shape \[1\]"),
-        ({"b_enc": torch.zeros(D_SAE, dtype=torch.float16)}, "b_enc has dtype torch.float16"),
+        ({"b_enc": torch.zeros(D_SAE + 1)}, r"b_enc: expected shape \[10\], got \[11\]"),
+        ({"W_dec": torch.zeros(D_IN, D_SAE)}, r"W_dec: expected shape \[10, 6\], got \[6, 10\]"),
+        ({"b_dec": torch.zeros(D_SAE)}, r"b_dec: expected shape \[6\], got \[10\]"),
+        ({"threshold": torch.zeros(1)}, r"threshold: expected shape .* got \[1\]"),
+        (
+            {"b_enc": torch.zeros(D_SAE, dtype=torch.float16)},
+            "b_enc: expected torch.float32, .* got torch.float16",
+        ),
         ({"b_dec": torch.zeros(D_IN, dtype=torch.long)}, "floating dtype"),
         ({"W_dec": torch.full((D_SAE, D_IN), torch.nan)}, "60 NaN or infinite"),
         ({"threshold": torch.full((D_SAE,), torch.inf)}, "10 NaN or infinite"),
         ({"threshold": None}, "threshold: "),
         ({"architecture": "standard"}, "threshold: expected None"),
-        ({"architecture": "relu"}, "expected one of standard"),
+        ({"architecture": "relu"}, "expected one of 'standard'"),
         ({"architecture": "topk", "threshold": None}, "k=None"),
         ({"architecture": "topk", "threshold": None, "k": D_SAE + 1}, "k=11"),
         ({"architecture": "topk", "threshold": None, "k": True}, "k=True"),
@@ -147,7 +150,7 @@ def test_arguments_that_do_not_fit_are_named(change, message):
 
 
 def test_weights_that_are_no_tensors_are_refused():
-    with pytest.raises(TypeError, match="b_enc must be"):
+    with pytest.raises(TypeError, match="b_enc: expected"):
         SparseAutoencoder(**(tensors() | {"b_enc": [0.0] * D_SAE}))
-    with pytest.raises(TypeError, match="W_enc must be"):
+    with pytest.raises(TypeError, match="W_enc: expected"):
         SparseAutoencoder(**(tensors() | {"W_enc": None}))

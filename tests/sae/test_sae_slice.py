@@ -74,10 +74,10 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        ([], ValueError, "empty"),
+        ([], ValueError, "at least one id"),
         ([1, 1], ValueError, "more than once"),
         ([D_SAE], ValueError, "below d_sae=10"),
-        ([-1], ValueError, "out of range"),
+        ([-1], ValueError, "expected ids of at least 0"),
         ([1.0], TypeError, "feature_ids: expected integers"),
         (torch.tensor([1.0]), TypeError, "feature_ids: expected integers"),
         ([True, False], TypeError, "got True"),
@@ -94,8 +94,8 @@ def test_ids_that_name_no_features_are_refused(ids, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feature_ids": [1]}, "W_enc has 2 columns"),
-        ({"b_enc": torch.zeros(3)}, "b_enc has shape"),
+        ({"feature_ids": [1]}, "W_enc: expected 1 columns"),
+        ({"b_enc": torch.zeros(3)}, "b_enc: expected shape"),
         ({"W_dec": torch.zeros(2, D_IN, dtype=torch.float64)}, "one dtype"),
         ({"threshold": torch.tensor([0.1, -0.1])}, "negative"),
         ({"W_enc": torch.full((D_IN, 2), torch.nan)}, "NaN"),

@@ -171,7 +171,7 @@ BAD = [
     (SparseAutoencoder.encode, lambda it: tiny().encode([1.0] * D_IN), "Tensor"),
     (SparseAutoencoder.decode, lambda it: tiny().decode(ZERO(2, D_IN)), "d_sae"),
     (SparseAutoencoder.slice, lambda it: tiny().slice([]), "empty"),
-    (SparseAutoencoder.slice, lambda it: tiny().slice([D_SAE]), "out of range"),
+    (SparseAutoencoder.slice, lambda it: tiny().slice([D_SAE]), "feature_ids: expected ids"),
     (SparseAutoencoder.slice, lambda it: tiny().slice([1, 1]), "more than once"),
     (SparseAutoencoder.slice, lambda it: tiny().slice([True]), "feature_ids: .*True"),
     (SparseAutoencoder.slice, lambda it: tiny().slice("12"), "feature_ids"),

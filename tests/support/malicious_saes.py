@@ -176,7 +176,7 @@ SAES = {
     "SAE: torch file that runs": (torch_pickle, "a dict of plain tensors"),
     "SAE: NaN": (saelens({"W_enc": torch.full((D_IN, D_SAE), torch.nan)}), "NaN or infinite"),
     "SAE: infinite threshold": (saelens({"threshold": torch.full((D_SAE,), torch.inf)}), "NaN or infinite"),
-    "SAE: shapes of another SAE": (saelens({"W_dec": torch.zeros(D_SAE, D_IN + 1)}), "has shape"),
+    "SAE: shapes of another SAE": (saelens({"W_dec": torch.zeros(D_SAE, D_IN + 1)}), "expected shape"),
     "SAE: a width it has not": (saelens(d_in=2**40), "d_in"),
     "SAE: of another place": (saelens(metadata={"hook_name": "__import__('os')"}), "hook_name|place|hook"),
     "SAE: configuration too deep": (saelens_bytes("cfg.json", b"[" * 100_000), "cfg.json"),
