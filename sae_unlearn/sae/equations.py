@@ -66,7 +66,7 @@ def layer_normed(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def restored(decoded: torch.Tensor, h: torch.Tensor, input_norm: str | None) -> torch.Tensor:
-    """Return the reconstruction `[..., d_in]` in the units of `h`, from the decoder's output for the normalized input.
+    """Return the reconstruction `[..., d_in]` in the units of `h`, from the decoder's output.
 
     It is `decoded`; with "center" `decoded + mean`, and with "layer" `decoded * std + mean`.
     """

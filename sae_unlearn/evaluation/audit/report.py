@@ -1,6 +1,5 @@
 """The report of an audit, as rows, Markdown, a summary for a card, JSON and a picture."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,9 @@ from sae_unlearn.evaluation.audit.tables import (
     worst_neighbours,
     worst_table,
 )
-from sae_unlearn.evaluation.report.files import read_as, read_report, write_report
+from sae_unlearn.evaluation.report.files import StoredReport, read_as
 from sae_unlearn.evaluation.report.report import Report, cell, markdown_table
 
-
-NAME = "audit"
 
 _RECALL = "Recall is the share of questions whose greedy completion begins with an accepted answer, with 95 % interval."
 _HEAD = f"""{_RECALL}
@@ -36,7 +33,7 @@ _BEST = "For an attacker who makes every try, the plain question included, and k
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(StoredReport):
     """The rows of one audit, with budgets, controls and notes.
 
     Attributes:
@@ -49,6 +46,9 @@ class AuditReport:
         about (mapping, *optional*, defaults to {}): The model and the settings, as plain values.
         notes (tuple of str, *optional*, defaults to ()): Remarks for readers, such as an attack that was skipped.
     """
+
+    stem = "audit"
+    about_what = "an audit"
 
     title: str
     rows: tuple[AuditRow, ...]
@@ -121,35 +121,6 @@ class AuditReport:
             **reports,
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `audit.json`, `audit.md` and, if matplotlib is installed, `audit.png`.
-
-        Args:
-            folder (str or PathLike): Created if it does not exist.
-
-        Returns:
-            The written files.
-
-        Raises:
-            UnlearnError: If the folder cannot be written.
-        """
-        return write_report(
-            folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_audit(self.title, self.rows, path)
-        )
-
-    @classmethod
-    def load(cls, source: str | os.PathLike[str]) -> "AuditReport":
-        """Load an audit that `save` wrote.
-
-        Args:
-            source (str or PathLike): The folder, or the JSON file.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-            ValueError: If it is not a report of an audit.
-        """
-        return read_report(source, NAME, "an audit", cls.from_dict)
-
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "AuditReport":
         """Return the report from a mapping that `to_dict` made.
@@ -170,3 +141,6 @@ class AuditReport:
                 notes=tuple(map(str, stored["notes"])),
                 **reports,
             )
+
+    def _draw(self, path: Path) -> None:
+        draw_audit(self.title, self.rows, path)

@@ -2,10 +2,11 @@
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from sae_unlearn.files.atomic import staged
 
@@ -70,6 +71,64 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path}: expected a report of {what}, got {error}") from error
+
+
+class StoredReport(ABC):
+    """A report that can be saved in a folder and loaded again.
+
+    Attributes:
+        stem (str): Name of the files, without their ending.
+        about_what (str): Subject of the report, for errors.
+    """
+
+    stem: ClassVar[str]
+    about_what: ClassVar[str]
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the report as JSON, as Markdown and, if matplotlib is installed, as a picture.
+
+        An evaluation is saved as `report.json`, `report.md` and `report.png`, an audit as `audit.json` and so on.
+
+        Args:
+            folder (str or PathLike): Created if it does not exist.
+
+        Returns:
+            The written files.
+
+        Raises:
+            UnlearnError: If the folder cannot be written.
+        """
+        return write_report(folder, self.stem, self.to_dict(), self.to_markdown(), self._draw)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> Self:
+        """Load a report that `save` wrote.
+
+        Args:
+            source (str or PathLike): The folder, or the JSON file.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not a report of this kind.
+        """
+        return read_report(source, cls.stem, cls.about_what, cls.from_dict)
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a mapping of plain values."""
+
+    @abstractmethod
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the report from a mapping that `to_dict` made."""
+
+    @abstractmethod
+    def _draw(self, path: Path) -> None:
+        """Draw the picture at `path`."""
 
 
 @contextmanager

@@ -8,16 +8,13 @@ from typing import Any
 
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, Unit
-from sae_unlearn.evaluation.report.files import read_as, read_report, write_report
+from sae_unlearn.evaluation.report.files import StoredReport, read_as
 from sae_unlearn.evaluation.report.plot import draw_figures
 from sae_unlearn.files.terminal import printable
 
 
-NAME = "report"
-
-
 @dataclass(frozen=True)
-class Report:
+class Report(StoredReport):
     """The figures of one model.
 
     Attributes:
@@ -26,6 +23,9 @@ class Report:
         about (mapping, *optional*, defaults to {}): The model and the settings, as plain values.
         notes (tuple of str, *optional*, defaults to ()): Remarks for readers, such as a metric that was skipped.
     """
+
+    stem = "report"
+    about_what = "an evaluation"
 
     title: str
     figures: tuple[Figure, ...]
@@ -77,33 +77,6 @@ class Report:
             "figures": [found.to_dict() for found in self.figures],
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `report.json`, `report.md` and, if matplotlib is installed, `report.png`.
-
-        Args:
-            folder (str or PathLike): Created if it does not exist.
-
-        Returns:
-            The written files.
-
-        Raises:
-            UnlearnError: If the folder cannot be written.
-        """
-        return write_report(folder, NAME, self.to_dict(), self.to_markdown(), lambda path: draw_reports([self], path))
-
-    @classmethod
-    def load(cls, source: str | os.PathLike[str]) -> "Report":
-        """Load a report that `save` wrote.
-
-        Args:
-            source (str or PathLike): The folder, or the JSON file.
-
-        Raises:
-            FileNotFoundError: If the file does not exist.
-            ValueError: If it is not a report of an evaluation.
-        """
-        return read_report(source, NAME, "an evaluation", cls.from_dict)
-
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Report":
         """Return the report from a mapping that `to_dict` made.
@@ -115,6 +88,9 @@ class Report:
             title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
             figures = tuple(Figure.from_dict(one) for one in figures)
             return cls(str(title), figures, dict(about), tuple(map(str, notes)))
+
+    def _draw(self, path: Path) -> None:
+        draw_reports([self], path)
 
 
 def shown(value: float, unit: Unit, signed: bool = False) -> str:

@@ -49,7 +49,7 @@ LEAST_ABLATIONS = 2.0  # the default dose is at least this multiple of the edit 
 
 
 class Fit:
-    """State of one fit. The steps are `corpora.read` for both corpora, `choose`, `calibrate`, and `artefact`."""
+    """State of one fit. Steps: `corpora.read` for both corpora, `choose`, `calibrate`, `artefact`."""
 
     def __init__(self, plan: FitPlan) -> None:
         self.plan = plan
