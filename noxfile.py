@@ -1,4 +1,4 @@
-"""Checks of this repository, by session. `.ci/run` runs the default ones: `nox` alone is the same as CI.
+"""Checks of this repository, by session. `.ci/run` runs the default ones, as `nox` alone does.
 
     nox -l                     list the sessions
     nox -s lint types          without tests
@@ -76,12 +76,12 @@ def away(session: nox.Session) -> "nox.sessions._WorkingDirContext":
 
 
 def settings() -> tuple[str, ...]:
-    """What pytest needs to know from another folder."""
+    """Return the options that pytest needs in another folder."""
     return "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")
 
 
 def chosen(session: nox.Session, folder: str = "tests") -> list[str]:
-    """The arguments after --, with paths as seen from the root; all tests of a folder if they name no path."""
+    """Return the arguments after --, with paths as seen from the root; all tests of a folder if they name no path."""
     given = [str(ROOT / arg) if (ROOT / arg.partition("::")[0]).exists() else arg for arg in session.posargs]
     return given if any(arg.startswith(str(ROOT)) for arg in given) else [*given, str(ROOT / folder)]
 

@@ -1,6 +1,6 @@
-"""For the site: `forget, retain: texts` in a docstring describes two parameters, each with its own type and default.
+"""Extension of griffe: `forget, retain: texts` in a docstring describes two parameters.
 
-Griffe takes such a name for one parameter that the signature does not have, and would call it required.
+Each has its own type and default. Griffe takes such a name for one parameter that the signature does not have, and would call it required.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""For the site: the tables of options, made from what the code has. `python docs/option_tables.py` writes them.
+"""Pages of options, made from the code. `python docs/option_tables.py` writes them.
 
 The pages of the commands and of the options of a fit are made whole. Of the page of guardrails it makes the table of
 the config's fields.

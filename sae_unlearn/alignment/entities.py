@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from sae_unlearn.alignment.entity import Entity, key_of, read_entity, with_columns
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.files.untrusted import as_path, json_lines
@@ -229,8 +230,7 @@ class EntitySet(Sequence[Entity]):
         Raises:
             AlignmentError: If the set has fewer than `n`, or `n` is not a whole number.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self):
-            raise AlignmentError(f"n={n!r}: expected a whole number up to {len(self)}, the number of entities.")
+        check_integer("n", n, 0, len(self), AlignmentError)
         chosen = random.Random(seed).sample(range(len(self)), n)
         return EntitySet(self[i] for i in sorted(chosen))
 

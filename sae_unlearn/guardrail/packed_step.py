@@ -64,7 +64,7 @@ class Judged(NamedTuple):
         where (Tensor or None): `[T, N]` bool, the features that are clamped; None if the guardrail only records.
         edit (Tensor or None): `[T, d_in]`, to be added to the residual stream in float32; None if the guardrail only
             records.
-        lost (Tensor or None): `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
+        lost (Tensor or None): `[R]` bool, the rows with unseen earlier tokens; None without a table.
     """
 
     decision: Decision
@@ -84,7 +84,7 @@ def judge(
 ) -> Judged:
     """Judge the tokens of a pass and keep their states.
 
-    It computes what `SAEGuardrailLayer` does for a padded batch. A row of which earlier tokens were not seen fires, its
+    It computes what `SAEGuardrailLayer` does for a padded batch. A row with unseen earlier tokens fires, its
     edit is NaN, and so are its logits.
 
     Args:
@@ -141,7 +141,7 @@ class _Past(NamedTuple):
 
     Attributes:
         states (Tensor): `[R, S]`, zeros at a row's beginning.
-        lost (Tensor, *optional*): `[R]` bool, the rows of which earlier tokens were not seen; None without a table.
+        lost (Tensor, *optional*): `[R]` bool, the rows with unseen earlier tokens; None without a table.
         source (Tensor, *optional*): `[R]`, the token of this pass that a row continues, -1 if it is of an earlier pass;
             None if all are.
     """

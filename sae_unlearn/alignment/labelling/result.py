@@ -24,7 +24,7 @@ class LabelledEntities:
 
     Attributes:
         known (EntitySet): Entities that the model knows.
-        unknown (EntitySet): Entities of which it knows nothing.
+        unknown (EntitySet): Entities that it does not know.
         dropped (EntitySet): Those in between.
         answers (tuple of Asked): Questions about each entity with the model's answers, entity by entity.
         settings (dict): Settings of the model, the sampling and the rule.
