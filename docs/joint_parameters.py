@@ -1,6 +1,7 @@
 """Extension of griffe: `forget, retain: texts` in a docstring describes two parameters.
 
-Each has its own type and default. Griffe takes such a name for one parameter that the signature does not have, and would call it required.
+Each has its own type and default. Griffe takes such a name for one parameter that the signature does not have, and
+would call it required.
 """
 
 import re

@@ -9,8 +9,8 @@ of its last earlier token; after the pass, each token's state is written to the 
 before a pass does not hold the number of tokens that the engine has computed, the guardrail has not seen them: the row
 is *lost*, its state becomes NaN, and it fires.
 
-**Stamps.** A second table has the tokens of each slot's state as a number, so that a cached prefix can be compared with the ids
-of the request that uses it:
+**Stamps.** A second table has the tokens of each slot's state as a number, so that a cached prefix can be compared with
+the ids of the request that uses it:
 
     stamp_t = seed + sum_{s<=t} id_s f_s   mod 2**64,  f a fixed odd number for each position
 """
