@@ -81,7 +81,7 @@ def settings() -> tuple[str, ...]:
 
 
 def chosen(session: nox.Session, folder: str = "tests") -> list[str]:
-    """Return the arguments after --, with paths as seen from the root; all tests of a folder if they name no path."""
+    """Return the arguments after --, with paths as seen from the root; all tests without one."""
     given = [str(ROOT / arg) if (ROOT / arg.partition("::")[0]).exists() else arg for arg in session.posargs]
     return given if any(arg.startswith(str(ROOT)) for arg in given) else [*given, str(ROOT / folder)]
 
