@@ -141,8 +141,8 @@ def check_names(found: Iterable[str], expected: Sequence[str], where: str | Path
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise SAEFormatError(
-            f"{where}: expected only {', '.join(expected)}, got also {', '.join(unknown[:8])}. It is another kind of "
-            "SAE, or a transcoder."
+            f"{where} holds {', '.join(unknown[:8])}: expected only {', '.join(expected)}. It is another kind of SAE, "
+            "or a transcoder."
         )
 
 
@@ -194,7 +194,7 @@ def check_stated_sizes(
     """Raise SAEFormatError if `(d_in, d_sae)` of the tensors differs from the stated sizes, if any."""
     for name, size, claim in zip(("d_in", "d_sae"), sizes, stated, strict=True):
         if claim not in (None, size):
-            raise SAEFormatError(f"{path}: expected {name}={claim}, as {where} says, got {size}.")
+            raise SAEFormatError(f"{path} has {name}={size}: expected {claim}, as {where} says.")
 
 
 def check_dtype(dtype: Any) -> None:

@@ -28,8 +28,9 @@ def first(whole: ResidualBatch, tokens: int) -> ResidualBatch:
     return whole._replace(**parts)
 
 
-@pytest.mark.parametrize("statistic", ["ratio", "windowed"])
-@pytest.mark.parametrize("counting", ["content", "columns"])
+@pytest.mark.parametrize(
+    ("statistic", "counting"), [("ratio", "content"), ("ratio", "columns"), ("windowed", "content")]
+)
 def test_a_beginning_is_read_as_a_row_of_its_own(statistic, counting) -> None:
     config = SAEGuardrailConfig(
         layer=0,
@@ -38,7 +39,7 @@ def test_a_beginning_is_read_as_a_row_of_its_own(statistic, counting) -> None:
         feature_ids=[0, 1, 2, 3],
         feature_evidence=[0.25, -0.5, 1.0, 0.75] if statistic == "windowed" else None,
         statistic_kwargs=StatisticKwargs(min_tokens=8),
-        tokens=TokenRules(counting=counting, special_ids=[0], boundary_ids=[1]),
+        tokens=TokenRules(counting=counting, special_ids=[0], boundary_ids=[1] if counting == "content" else None),
     )
     rows = batch([SHORT_TOKENS + 200, SHORT_TOKENS - 5, 3])
     encoder = torch.nn.Threshold(1.5, 0.0)
