@@ -9,8 +9,8 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
-from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.backbone.private_api import pre_hook_owners, remove_hooks
 from sae_unlearn.guardrail.runtime.hooks import UNSAID, BackboneHooks, ModelHooks, hooks_of, is_hooked
 
@@ -59,7 +59,7 @@ def _tuners_past_hooks(model: nn.Module) -> Iterator[nn.Module]:
     """
     for module in model.modules():
         tuner: Any = module.base_model if isinstance(module, PeftModel) else None
-        if tuner is None or tuner is base_model_of(module):
+        if tuner is None or isinstance(tuner, PreTrainedModel):  # prompt learning has no tuner
             continue
         code = getattr(tuner.forward, "__code__", None)
         if getattr(tuner.forward, "__self__", tuner) is not tuner or (code is not None and "forward" in code.co_names):
