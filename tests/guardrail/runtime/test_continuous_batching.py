@@ -99,7 +99,6 @@ def test_canceled_requests_leave_no_trace(tiny):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("cusum", {"statistic": "cusum", "threshold": 9.0}),
         ("all", {"clamp_mode": "all"}),
         ("loose", {"sticky": False}),
         ("windowed", {"statistic": "windowed", "threshold": 0.8}),

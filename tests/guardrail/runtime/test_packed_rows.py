@@ -59,7 +59,6 @@ def test_logits_and_records_are_those_of_each_text_alone(name, scope, implementa
 @pytest.mark.parametrize(
     "fields",
     [
-        {"statistic": "cusum", "threshold": 3.0},
         {"statistic": "windowed", "threshold": 0.5},
         {"clamp_mode": "all"},
         {"sticky": False},
@@ -171,6 +170,6 @@ def test_a_mask_that_lets_texts_see_each_other_is_noticed(monkeypatch):
         model(**PACKED)
 
 
-def test_statistics_with_a_window_are_refused():
-    with pytest.raises(ValueError, match="statistic='window'"):
-        guarded("llama", statistic="window", window=8, threshold=0.5)(**PACKED)
+def test_counting_columns_is_refused():
+    with pytest.raises(ValueError, match="counting='columns'"):
+        guarded("llama", counting="columns")(**PACKED)
