@@ -1,4 +1,4 @@
-"""Test of the guardrails on a model in this process by their stored rows, before a server takes traffic."""
+"""Test of the guardrails on a model in this process by their stored rows, before it serves."""
 
 from typing import Any
 
