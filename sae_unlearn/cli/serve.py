@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
-HELP = "serve a guarded model over HTTP, with vLLM; it takes no request before the guardrail was tested"
+HELP = "serve a guarded model over HTTP, with vLLM or transformers, after a test of the guardrail"
 EXAMPLES = """examples:
   sae-unlearn serve demo --adapter sae-unlearn-demo/forget-biology
   sae-unlearn serve google/gemma-2-2b-it --adapter forget-biology --port 8000 --log firings.jsonl
   sae-unlearn serve MODEL --adapter bundle --per-request -- --max-model-len 8192
 
-Options after -- go to vLLM. The server has GET /sae_guardrail/records and, in /metrics, sae_guardrail:* (see
+Options after -- go to the engine. The server has GET /sae_guardrail/records and, in /metrics, sae_guardrail:* (see
 docs/serving.md). In another terminal, `sae-unlearn check --url URL --adapter FOLDER` asks it on the topic.
 """
-ENGINES = ("auto", "vllm")
+_SERVING = 'pip install "transformers[serving]"'
+ENGINES = ("auto", "vllm", "transformers")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -32,7 +33,10 @@ def add_arguments(parser: Parser) -> None:
     add_adapter_arguments(parser, "folder or Hub id of a guardrail, or of a bundle", required=True)
     server = parser.group("server")
     server.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="serving engine (default: vllm if it is installed)"
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="serving engine (default: vllm if it is installed, else transformers)",
     )
     server.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: the engine's)")
     server.add_argument("--port", type=int, metavar="N", help="port (default: the engine's)")
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
         settings["log"] = str(check_sink(args.log))
     whole = [str(folder) for folder in folders if folder.config().gate_scope == "sequence"]
-    return {"vllm": _serve_with_vllm}[engine](args, settings, whole)
+    return {"vllm": _serve_with_vllm, "transformers": _serve_with_transformers}[engine](args, settings, whole)
 
 
 def next_step(args: argparse.Namespace) -> str:
@@ -63,9 +67,13 @@ def next_step(args: argparse.Namespace) -> str:
 
 
 def _engine(asked: str) -> str:
-    if find_spec("vllm") is None:
+    if asked != "transformers" and find_spec("vllm") is not None:
+        return "vllm"
+    if asked == "vllm":
         raise ImportError("--engine vllm: vllm is not installed. Install it next to this package; see docs/vllm.md.")
-    return "vllm"
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise ImportError(f"--engine {asked}: no engine is installed. Install vLLM, or run: {_SERVING}.")
+    return "transformers"
 
 
 def _guardrails(args: argparse.Namespace) -> "list[GuardrailFolder]":
@@ -121,15 +129,49 @@ def _serve_with_vllm(args: argparse.Namespace, settings: dict[str, Any], whole: 
     if cuda and "--enforce-eager" not in more:
         print("CUDA graphs are not tested with a guardrail: adding --enforce-eager.")
         more.append("--enforce-eager")
-    model = args.model
-    if model == "demo":
-        from sae_unlearn.demo.model import demo_model_folder, load_demo_model
-
-        load_demo_model()  # converts it, the first time
-        model = str(demo_model_folder())
-        more = ["--served-model-name", "demo", *more] if "--served-model-name" not in more else more
+    model = _model(args.model)
+    if args.model == "demo" and "--served-model-name" not in more:
+        more += ["--served-model-name", "demo"]
     command = serve_command(model, settings, more, args.host, args.port)
     environment = serve_environment(os.environ, cuda)
     print(f"VLLM_PLUGINS={environment['VLLM_PLUGINS']} {shlex.join(command)}")
     replace_process(command, environment)
     return 0  # not reached
+
+
+def _serve_with_transformers(args: argparse.Namespace, settings: dict[str, Any], whole: list[str]) -> int:
+    import sys
+
+    from sae_unlearn.engines.vllm.command import replace_process
+
+    refused = {"--per-request": args.per_request, "--model-revision": args.model_revision is not None}
+    for name, given in refused.items():
+        if given:
+            raise ValueError(f"{name}: transformers' server has no such option. Leave it out, or use --engine vllm.")
+    more = list(args.engine_options)
+    if whole and "--no-continuous-batching" not in more:
+        raise ValueError(
+            f'{whole[0]} has gate_scope="sequence": it judges whole prompts only. Fit it with --for-serving, or add '
+            "-- --no-continuous-batching."
+        )
+    command = [sys.executable, "-m", "sae_unlearn.engines.transformers_serve", _model(args.model)]
+    for path in settings["paths"]:
+        command += ["--guardrail", path]
+    dtype = None if args.dtype == "auto" else args.dtype
+    options = {"--log": settings.get("log"), "--host": args.host, "--port": args.port, "--dtype": dtype}
+    for flag, value in (options | {"--device": args.device}).items():
+        command += [] if value is None else [flag, str(value)]
+    command += more
+    print(shlex.join(command))
+    replace_process(command, os.environ)
+    return 0  # not reached
+
+
+def _model(name: str) -> str:
+    """Return the name of the model for an engine: the folder of the demo's, converted the first time."""
+    if name != "demo":
+        return name
+    from sae_unlearn.demo.model import demo_model_folder, load_demo_model
+
+    load_demo_model()
+    return str(demo_model_folder())

@@ -152,6 +152,8 @@ def check_service(
         return CheckReport((Finding("server", "problem", str(error)),))
     if not isinstance(served, dict):
         return CheckReport((Finding("server", "problem", f"{service.url} {NO_ROUTES}"),))
+    if served.get("engine") == "transformers" and not all(isinstance(each.prompt, str) for each in questions):
+        raise GuardrailError("forget: expected text, since this server takes no token ids. Pass --forget DATA.")
     findings = [_identity(name, served.get("guardrails") or [], stored)]
     if findings[0].status == "problem":
         return CheckReport(tuple(findings))

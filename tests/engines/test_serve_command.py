@@ -173,8 +173,31 @@ def test_a_damaged_guardrail_is_not_served(folder, started, capsys):
 
 def test_without_an_engine_the_command_says_so(folder, monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
-    assert run(folder, "guard") == 2
-    assert "vllm is not installed" in capsys.readouterr().err
+    for more, said in (([], "no engine is installed"), (["--engine", "vllm"], "vllm is not installed")):
+        assert run(folder, "guard", *more) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_without_vllm_transformers_serves(folder, started, monkeypatch):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "vllm" else argparse)
+    assert run(folder, "guard", "--port", "8001", "--dtype", "float32", "--", "--cb-block-size", "16") == 0
+    words, _ = started[0]
+    assert words[1:4] == ["-m", "sae_unlearn.engines.transformers_serve", str(folder / "gemma3")]
+    found = options(words)
+    assert (found["--guardrail"], found["--port"]) == (str(folder / "guard"), "8001")
+    assert words[-2:] == ["--cb-block-size", "16"]
+
+
+def test_what_the_server_of_transformers_has_not_is_refused(folder, started, capsys):
+    for name, more, said in (
+        ("guard", ["--per-request"], "--per-request"),
+        ("guard", ["--model-revision", "x"], "--model-revision"),
+        ("whole", [], "--for-serving"),
+    ):
+        assert run(folder, name, "--engine", "transformers", *more) == 2
+        assert said in capsys.readouterr().err
+    assert not started
+    assert run(folder, "whole", "--engine", "transformers", "--", "--no-continuous-batching") == 0
 
 
 def test_a_guardrail_of_the_hub_is_served_from_a_copy_with_its_name(folder, started, stand_in, tmp_path, monkeypatch):

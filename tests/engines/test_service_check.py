@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, guardrails, action="clamp"):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
+        self.engine = "vllm"
         self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/v1/models":
             self._send(b"<html>" if server.broken else {"data": [{"id": "m"}]})
         elif url.path == "/sae_guardrail/guardrails" and server.guardrails is not None:
-            self._send({"per_request": server.per_request, "guardrails": server.guardrails})
+            self._send({"engine": server.engine, "per_request": server.per_request, "guardrails": server.guardrails})
         elif url.path == "/sae_guardrail/records":
             name = parse_qs(url.query)["request_id"][0]
             self._send({f"{name}-xyz": server.records[name]} if name in server.records else {})
@@ -219,6 +220,13 @@ def test_no_server_and_no_model_server(start, check):
     assert check("http://127.0.0.1:1")[0] == 1
     code, out = check("localhost:8000")
     assert (code, "expected an address like http" in out) == (2, True)
+
+
+def test_a_server_that_takes_no_token_ids_needs_text(start, check):
+    server = start()
+    server.engine = "transformers"
+    code, out = check(server)
+    assert (code, "Pass --forget" in out) == (2, True), out
 
 
 def test_bad_input(start, check, folder, capsys):

@@ -9,13 +9,15 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 from served import expected, prompts, save_guardrail, save_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_serve_available
 
+from sae_unlearn.engines.probe_check import NO_PROBE
 from sae_unlearn.engines.transformers_serve import GuardedServing
 from sae_unlearn.errors import GuardrailError
 
@@ -107,6 +109,11 @@ def test_answers_and_records(tiny, batching):
         assert len(firings.read_text().splitlines()) == 2 * len(ROWS)
         _, served = ask(port, "/sae_guardrail/guardrails")
         assert [each["name"] for each in served["guardrails"]] == ["guard", "second"]
+        assert all("it judges" in each["check"] for each in served["guardrails"])
+        if find_spec("prometheus_client"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+                counted = answer.read().decode()
+            assert f'requests_total{{guardrail="guard",model_name="{tiny / "gemma3"}"}} {len(ROWS)}.0' in counted
     finally:
         process.terminate()
         process.wait(60)
@@ -144,3 +151,16 @@ def test_damaged_folders_and_equal_names_are_refused(tiny, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
     with pytest.raises(GuardrailError):
         GuardedServing([str(damaged)])
+
+
+def test_guardrails_are_tested_when_they_are_attached(tiny):
+    serving = GuardedServing([str(tiny / "guard")], model_name="m")
+    assert serving.guardrails()["guardrails"][0]["check"] is None
+    serving.attach(AutoModelForCausalLM.from_pretrained(tiny / "gemma3").eval())
+    assert serving.guardrails()["guardrails"][0]["check"] == NO_PROBE
+    assert serving.counts.guardrails == {"guard": {"action": "clamp", "requests": 0, "fired": 0, "not_finite": 0}}
+    ((_, records),) = expected(tiny / "gemma3", [tiny / "guard"], ROWS[-1:], tokens=1)
+    wrong = {"probe": {"forget": ROWS[-1:]}, "statistic_forget": [float(not records["guard"][0])]}
+    false = save_guardrail(tiny, tiny / "gemma3", "false", calibration=wrong)
+    with pytest.raises(GuardrailError, match="guardrail false"):
+        GuardedServing([str(false)]).attach(AutoModelForCausalLM.from_pretrained(tiny / "gemma3").eval())
