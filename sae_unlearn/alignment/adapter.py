@@ -152,7 +152,7 @@ def check_sharding(state: Any) -> None:
     optimizer's state, and not the layers.
 
     Args:
-        state: State of the accelerator.
+        state (Any): State of the accelerator.
 
     Raises:
         AlignmentError: If it is FSDP 1 or ZeRO stage 3.

@@ -61,7 +61,7 @@ def plan_entities(
 
     Args:
         targets, known, unknown (EntitySet): The entities.
-        retain: Ordinary text, or None.
+        retain (Any): Ordinary text, or None.
         tokenizer (PreTrainedTokenizerBase): The tokenizer.
         args (SAEAlignmentConfig): The settings.
 

@@ -52,7 +52,7 @@ def by_message(
 
     Args:
         whole (Tensor): The statistic of the row as a whole, `[batch, seq]`.
-        hits, tokens: `H` and `N`, `[batch, seq]`.
+        hits, tokens (Tensor): `H` and `N`, `[batch, seq]`.
         ends (Tensor): `[batch, seq]` bool, the boundaries.
         share (Callable[[Tensor, Tensor], Tensor]): `R` of a message's `H` and `N`.
         previous (Tensor or None): `[batch, MESSAGES_SIZE]` after the row's last earlier token; None at a row's

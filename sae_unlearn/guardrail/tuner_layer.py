@@ -43,9 +43,9 @@ class GuardrailTunerLayer(BaseTunerLayer):
         """Set what `BaseTunerLayer` keeps for each layer.
 
         Args:
-            decoder_layer: the guarded layer.
-            adapter_name: name of the first guardrail, which becomes the active one.
-            model: the transformers model.
+            decoder_layer (Module): The guarded layer.
+            adapter_name (str): Name of the first guardrail, which becomes the active one.
+            model (Module): The transformers model.
         """
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.merged_adapters: list[str] = []

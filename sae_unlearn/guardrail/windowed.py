@@ -76,8 +76,9 @@ def windowed_value(
     """Return `S`, `L` and `P` along the tokens of one forward pass, each `[batch, seq]`.
 
     Args:
-        hits, tokens: `H` and `N`, `[batch, seq]` float32.
-        lowest, peak: `L` and `P` after the row's last earlier token, `[batch, 1]`; None at a row's beginning.
+        hits, tokens (Tensor): `H` and `N`, `[batch, seq]` float32.
+        lowest, peak (Tensor or None): `L` and `P` after the row's last earlier token, `[batch, 1]`; None at a row's
+            beginning.
     """
     y = hits - parameters.drift * tokens
     before = hits.new_zeros(hits.shape[0], 1) if lowest is None else lowest

@@ -33,9 +33,9 @@ def build_page(session: Session, title: str, examples: Sequence[str] = ()) -> An
     """The page of a session, a `gradio.Blocks`.
 
     Args:
-        session: Model and guardrail.
-        title: Its heading.
-        examples: Prompts to click on, e.g. some near the topic.
+        session (Session): Model and guardrail.
+        title (str): Its heading.
+        examples (Sequence[str], *optional*, defaults to ()): Prompts to click on, e.g. some near the topic.
     """
     gr = gradio()
     threshold = session.config.tau

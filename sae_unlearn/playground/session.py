@@ -198,8 +198,8 @@ class Session:
         """Return the gate's view of a row of token ids, read on the model without guardrails.
 
         Args:
-            ids: Prompt and answer.
-            prompt: Number of tokens of the prompt; all without it.
+            ids (list[int]): Prompt and answer.
+            prompt (int, *optional*): Number of tokens of the prompt; all without it.
         """
         [batch] = list(unguarded_residuals(bare_model(self.model), [ids], self.config.layer, 1))
         encoder: Any = self.layer.sae_guardrail_encoder[self.name]

@@ -45,11 +45,11 @@ def write_space(folder: Path, model: str, adapter: str, title: str, examples: li
     """Write `app.py`, `requirements.txt` and `README.md`; a local guardrail is copied into `guardrail/`.
 
     Args:
-        folder: To write to.
-        model: Hub id of the model.
-        adapter: Folder or Hub id of the guardrail.
-        title: Of the page.
-        examples: Prompts to click on.
+        folder (Path): To write to.
+        model (str): Hub id of the model.
+        adapter (str): Folder or Hub id of the guardrail.
+        title (str): Of the page.
+        examples (list[str]): Prompts to click on.
 
     Raises:
         UnlearnError: If the model is a local folder, which a Space cannot read.

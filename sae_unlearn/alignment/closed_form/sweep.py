@@ -54,8 +54,8 @@ def moves_of_outputs(m: Tensor, r: Tensor, site: Projection) -> Tensor:
     division would need an output of any size to move next to nothing.
 
     Args:
-        m, r: `[rows, d_out]`.
-        site: has `w`, `eps` and `scale`.
+        m, r (Tensor): `[rows, d_out]`.
+        site (Projection): Has `w`, `eps` and `scale`.
     """
     if site.gain is None:
         return r / site.scale
@@ -78,10 +78,10 @@ def least_squares(k: Tensor, v: Tensor, factor: Tensor, lam: float) -> Change:
         dW = V' G,    G = (lam n I + K M^-1 K')^-1 K M^-1
 
     Args:
-        k: `[n, d_in]`.
-        v: `[n, d_out]`.
-        factor: `F`, `[d_in, d_in]`, lower triangular.
-        lam: weight of what is to stay.
+        k (Tensor): `[n, d_in]`.
+        v (Tensor): `[n, d_out]`.
+        factor (Tensor): `F`, `[d_in, d_in]`, lower triangular.
+        lam (float): Weight of what is to stay.
     """
     solved = torch.cholesky_solve(k.T, factor).T  # K M^-1
     gram = (solved @ k.T).double()
@@ -122,13 +122,13 @@ def sweep(
         r_t = (g_t - h_t) / (number of layers that are left)
 
     Args:
-        replay: of `rows`, from the first of `sites` on.
-        taps: open at `sites`; their changes are added to.
-        sites: by layer, the last at most at `rows.layer`.
-        factors: for each layer the factor of `Moments.factor`.
-        rows: the targets.
-        lam: see `least_squares`.
-        gamma: overshoot, see `TargetRows.goals`.
+        replay (Replay): Of `rows`, from the first of `sites` on.
+        taps (Taps): Open at `sites`; their changes are added to.
+        sites (Sequence[Projection]): By layer, the last at most at `rows.layer`.
+        factors (Mapping[int, Tensor]): For each layer the factor of `Moments.factor`.
+        rows (TargetRows): The targets.
+        lam (float): See `least_squares`.
+        gamma (float): Overshoot, see `TargetRows.goals`.
     """
     goal = rows.goals(gamma)
     for number, site in enumerate(sites):

@@ -63,7 +63,8 @@ def apply_edits(
     bits.
 
     Args:
-        judged: For each guardrail what it says, and `[T]` bool, the tokens of requests that it is on for; None: all.
+        judged (list[tuple[Judged, Tensor | None]]): For each guardrail what it says, and `[T]` bool, the tokens of
+            requests that it is on for; None: all.
         stream (Tensor): `[T, d_in]`, the residual stream.
         hidden, residual (Tensor): `[T, d_in]`, what it is the sum of.
     """

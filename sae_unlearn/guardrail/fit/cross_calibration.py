@@ -90,7 +90,8 @@ def calibrate(
     """Constants and threshold by the equations above, at a rate `alpha` of false alarms.
 
     Args:
-        joined: Lengths of rows joined, in tokens. Longer ones keep false alarms of long texts down and catch less.
+        joined (Sequence[int], *optional*, defaults to JOINED): Lengths of rows joined, in tokens. Longer ones keep
+            false alarms of long texts down and catch less.
 
     Raises:
         GuardrailError: If the topic's tokens do not score above other tokens.

@@ -30,7 +30,7 @@ class Step(Protocol):
         Args:
             hidden (Tensor): `[batch, 1, d_in]`, the residual stream.
             onto (Tensor): `[batch, 1, d_in]`, the stream that is edited: `hidden`, or the output of another guardrail.
-            encoder, decoder: Of the guardrail, in float32.
+            encoder, decoder (Any): Of the guardrail, in float32.
             config (SAEGuardrailConfig): Its config.
             tables (ConfigTables): The lists of the config as tensors.
             ids (Tensor or None): Token ids `[batch, 1]`. None if unknown.

@@ -71,7 +71,7 @@ def forget_unseen(values: Any, layer: int, seeing: list[str]) -> None:
     Without the length they could not detect that they missed tokens.
 
     Args:
-        values: Arguments of the call.
+        values (Any): Arguments of the call.
         layer (int): 0-based index of the layer.
         seeing (list of str): Names of the guardrails that see this pass.
     """

@@ -53,8 +53,8 @@ def check_ready(
     Args:
         name (str): Name of the guardrail.
         config (SAEGuardrailConfig): Its config.
-        encoder, decoder: A `GuardrailEncoder` and a `GuardrailDecoder`. Weights without a version, since they were
-        made in inference mode, are replaced by copies that have one.
+        encoder, decoder (Any): A `GuardrailEncoder` and a `GuardrailDecoder`. Weights without a version, since they
+            were made in inference mode, are replaced by copies that have one.
         looked (dict): State of the last check by name, updated here.
         known (tuple): Of the model: the size of its vocabulary, and the length of the longest text, None without a
             bound.

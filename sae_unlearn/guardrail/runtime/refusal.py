@@ -140,11 +140,11 @@ def refuse(output: Any, choices: Tensor, keep: Any, packed: bool = False) -> Any
     """Write the noted tokens into the logits of a call's output.
 
     Args:
-        output: Output of the model: with `logits`, or a tuple whose first tensor `[batch, tokens, vocabulary]` they
-            are.
+        output (Any): Output of the model: with `logits`, or a tuple whose first tensor `[batch, tokens, vocabulary]`
+            they are.
         choices (Tensor): `[batch, seq, 2]`, the token that must come after each, and the alternative if it is
             forbidden.
-        keep: `logits_to_keep` of the call. A number of last positions, which are all written; or None, 0 or an
+        keep (Any): `logits_to_keep` of the call. A number of last positions, which are all written; or None, 0 or an
             index of positions: then the last token's is written.
         packed (bool, *optional*, defaults to False): The row has several texts, and each is written where `choices`
             says.

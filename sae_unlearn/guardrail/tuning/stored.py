@@ -21,8 +21,8 @@ def tune_guardrail(
     """Write a guardrail with another threshold; neither model nor texts are needed.
 
     Args:
-        source: Folder or Hub id of a guardrail.
-        output: Folder to write to; may be the same one.
+        source (str or PathLike or GuardrailFolder): Folder or Hub id of a guardrail.
+        output (str or PathLike): Folder to write to; may be the same one.
         asked: One of `target_recall`, `max_false_alarms` and `threshold`, as for `set_threshold`.
 
     Raises:

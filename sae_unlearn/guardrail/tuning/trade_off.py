@@ -61,7 +61,7 @@ def trade_off(
     """Choose a threshold from a calibration; the equations are above.
 
     Args:
-        calibration: Of a fitted guardrail.
+        calibration (dict[str, Any] or None): Of a fitted guardrail.
         target_recall (float, *optional*): Share of forget rows on which the gate is to fire, above 0 and up to 1.
         max_false_alarms (float, *optional*): Share of other text on which it may fire, between 0 and 1.
         threshold (float, *optional*): The threshold itself.

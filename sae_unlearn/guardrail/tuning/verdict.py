@@ -38,8 +38,8 @@ def judge(calibration: dict[str, Any], where: str = "FOLDER") -> Verdict | None:
     """Judge a fit by what its calibration holds; None if nothing was measured.
 
     Args:
-        calibration: Of a fitted guardrail.
-        where: The guardrail's folder, for the commands that are named.
+        calibration (dict[str, Any]): Of a fitted guardrail.
+        where (str, *optional*, defaults to "FOLDER"): The guardrail's folder, for the commands that are named.
     """
     auroc, short = real(calibration.get("auroc")), real(calibration.get("auroc_short"))
     recall, alarms = (calibration.get(f"fire_rate_{role}") or {} for role in ("forget", "retain"))

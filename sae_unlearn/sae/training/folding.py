@@ -65,10 +65,11 @@ def folded(weights: Mapping[str, Tensor], theta: float, by: Standardization, lay
     """The SAE that reads the model's activations; the equations are above.
 
     Args:
-        weights: `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]` as they were trained.
-        theta: Threshold of all features.
-        by: What the activations were standardized by.
-        layer: 0-based decoder layer.
+        weights (Mapping[str, Tensor]): `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]` as
+            they were trained.
+        theta (float): Threshold of all features.
+        by (Standardization): What the activations were standardized by.
+        layer (int): 0-based decoder layer.
     """
     W_enc, b_enc, W_dec, b_dec = (weights[name].detach().double() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     mean, scale = by.mean.double(), by.scale.double()

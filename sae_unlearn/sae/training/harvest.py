@@ -69,12 +69,12 @@ def harvest(
     """Write the outputs of a decoder layer to disk; the same call continues after an interruption.
 
     Args:
-        model: The bare transformers model.
-        layer: 0-based decoder layer. Later layers are not run.
-        rows: Token ids `[n, context]`.
-        folder: Gets `activations.npy` and a note of how far it got.
-        rows_per_pass: Rows of a forward pass.
-        progress: Show a bar.
+        model (Module): The bare transformers model.
+        layer (int): 0-based decoder layer. Later layers are not run.
+        rows (Tensor): Token ids `[n, context]`.
+        folder (Path): Gets `activations.npy` and a note of how far it got.
+        rows_per_pass (int, *optional*, defaults to 8): Rows of a forward pass.
+        progress (bool, *optional*, defaults to True): Show a bar.
 
     Raises:
         UnlearnError: If the folder holds the activations of other rows or of another layer.

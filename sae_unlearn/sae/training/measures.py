@@ -36,12 +36,12 @@ def measure_sae(
     """Measure an SAE on rows that it was not trained on; the equations are above.
 
     Args:
-        model: The bare transformers model.
-        sae: On the CPU.
-        layer: 0-based decoder layer whose output it reads.
-        rows: Token ids `[n, context]`.
-        rows_per_pass: Rows of a forward pass.
-        progress: Show a bar.
+        model (Module): The bare transformers model.
+        sae (SparseAutoencoder): On the CPU.
+        layer (int): 0-based decoder layer whose output it reads.
+        rows (Tensor): Token ids `[n, context]`.
+        rows_per_pass (int, *optional*, defaults to 8): Rows of a forward pass.
+        progress (bool, *optional*, defaults to True): Show a bar.
 
     Returns:
         `dict`: `tokens`, `explained_variance`, `explained_variance_standardized`, `l0`, `silent_features` (active on

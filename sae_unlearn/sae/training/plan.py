@@ -71,10 +71,10 @@ def plan_training(config: SAETrainingConfig, layers: int, d_in: int, rows: int) 
         epochs  as many as make 800 steps, from 1 to 8
 
     Args:
-        config: The options.
-        layers: Number of decoder layers of the model.
-        d_in: Width of the model.
-        rows: Rows of text that there are.
+        config (SAETrainingConfig): The options.
+        layers (int): Number of decoder layers of the model.
+        d_in (int): Width of the model.
+        rows (int): Rows of text that there are.
 
     Raises:
         UnlearnError: If the layer does not exist, or text or disk are too little.

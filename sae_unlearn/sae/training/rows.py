@@ -43,10 +43,10 @@ def rows_of_texts(tokenizer: Any, texts: Iterable[str], length: int, max_tokens:
     Every row begins with the tokens that the tokenizer puts before a text, such as BOS.
 
     Args:
-        tokenizer: Of the model.
-        texts: In the order in which they are read.
-        length: Tokens of a row.
-        max_tokens: Tokens of text at most; all without it.
+        tokenizer (Any): Of the model.
+        texts (Iterable[str]): In the order in which they are read.
+        length (int): Tokens of a row.
+        max_tokens (int, *optional*): Tokens of text at most; all without it.
     """
     begin = [i for i in tokenizer("a").input_ids if i in {*tokenizer.all_special_ids}][:1]
     width, wanted = length - len(begin), float("inf") if max_tokens is None else max_tokens

@@ -49,14 +49,14 @@ def train(
     """Train on standardized activations, from the last checkpoint on, and return the weights.
 
     Args:
-        activations: On disk.
-        kept: Numbers of the tokens to train on.
-        by: What they are standardized by.
-        plan: Sizes and steps.
-        folder: Gets `checkpoints/`.
-        batch_size: Tokens of a step.
-        learning_rate: At the beginning; a tenth of it at the end.
-        seed: Of the order of the tokens, and of the first weights.
+        activations (Activations): On disk.
+        kept (Tensor): Numbers of the tokens to train on.
+        by (Standardization): What they are standardized by.
+        plan (TrainingPlan): Sizes and steps.
+        folder (Path): Gets `checkpoints/`.
+        batch_size (int): Tokens of a step.
+        learning_rate (float): At the beginning; a tenth of it at the end.
+        seed (int): Of the order of the tokens, and of the first weights.
 
     Returns:
         `dict[str, Tensor]`: `W_enc`, `b_enc`, `W_dec`, `b_dec`.
