@@ -21,7 +21,7 @@ from sae_unlearn.sae.equations import (
 )
 from sae_unlearn.sae.loading import StoredSAE, read_pretrained, read_saelens
 from sae_unlearn.sae.saving import save_saelens
-from sae_unlearn.sae.slice import SAESlice, check_feature_ids, check_slice_settings, exact_in_slices
+from sae_unlearn.sae.slice import SAESlice, check_feature_ids, check_slice_settings, exact_in_slices, slice_of
 from sae_unlearn.sae.validate import check_dtype, check_sae
 
 
@@ -265,7 +265,7 @@ class SparseAutoencoder(nn.Module):
         """
         check_slice_settings(self.architecture, self.k, self.d_sae, self.input_norm, threshold, std)
         ids = check_feature_ids(feature_ids, self.d_sae)
-        return SAESlice.of(dict(self.named_parameters()), ids, threshold, std)
+        return slice_of(dict(self.named_parameters()), ids, threshold, std)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the SAE in SAELens' on-disk format: `cfg.json` and `sae_weights.safetensors`.

@@ -135,31 +135,6 @@ class SAESlice:
         if bool((self.threshold < 0).any()):
             raise UnlearnError("threshold: expected values >= 0, got negative ones. Clamp it at 0.")
 
-    @classmethod
-    def of(
-        cls,
-        weights: Mapping[str, torch.Tensor],
-        feature_ids: list[int],
-        threshold: torch.Tensor | None = None,
-        std: float | None = None,
-    ) -> SAESlice:
-        """Return a copy of the weights of some features.
-
-        Args:
-            weights (Mapping[str, Tensor]): The whole SAE's W_enc, b_enc, threshold and W_dec.
-            feature_ids (list[int]): Ids of the N features.
-            threshold (Tensor, *optional*): Thresholds `[N]` in place of the SAE's.
-            std (float, *optional*): Standard deviation assumed for every token; see `at_one_deviation`.
-        """
-        whole = {name: tensor.detach() for name, tensor in weights.items()}
-        index = torch.tensor(feature_ids, device=whole["W_enc"].device)
-        if threshold is None:
-            threshold = whole["threshold"].index_select(0, index)
-        W_enc, W_dec = whole["W_enc"].index_select(1, index), whole["W_dec"].index_select(0, index)
-        if std is not None:
-            W_enc, W_dec = at_one_deviation(W_enc, W_dec, std)
-        return cls(feature_ids, W_enc, whole["b_enc"].index_select(0, index), threshold.to(W_enc), W_dec)
-
     def encode(self, h: torch.Tensor) -> torch.Tensor:
         """Return activations of the N features: [..., d_in] -> [..., N] >= 0, in the slice's dtype.
 
@@ -169,3 +144,27 @@ class SAESlice:
             ValueError: If the last dimension of `h` is not d_in.
         """
         return jumprelu(affine_encode(h, self.W_enc, self.b_enc), self.threshold)
+
+
+def slice_of(
+    weights: Mapping[str, torch.Tensor],
+    feature_ids: list[int],
+    threshold: torch.Tensor | None = None,
+    std: float | None = None,
+) -> SAESlice:
+    """Return a copy of the weights of some features.
+
+    Args:
+        weights (Mapping[str, Tensor]): The whole SAE's W_enc, b_enc, threshold and W_dec.
+        feature_ids (list[int]): Ids of the N features.
+        threshold (Tensor, *optional*): Thresholds `[N]` in place of the SAE's.
+        std (float, *optional*): Standard deviation assumed for every token; see `at_one_deviation`.
+    """
+    whole = {name: tensor.detach() for name, tensor in weights.items()}
+    index = torch.tensor(feature_ids, device=whole["W_enc"].device)
+    if threshold is None:
+        threshold = whole["threshold"].index_select(0, index)
+    W_enc, W_dec = whole["W_enc"].index_select(1, index), whole["W_dec"].index_select(0, index)
+    if std is not None:
+        W_enc, W_dec = at_one_deviation(W_enc, W_dec, std)
+    return SAESlice(feature_ids, W_enc, whole["b_enc"].index_select(0, index), threshold.to(W_enc), W_dec)
