@@ -140,16 +140,13 @@ def test_a_guardrail_that_cannot_judge_requests_is_refused_at_the_start(tiny, fi
     GuardedServing([str(guard)], batching=False)
 
 
-def test_damaged_folders_and_equal_names_are_refused(tiny, tmp_path):
+def test_damaged_folders_and_equal_names_are_refused(tiny):
     with pytest.raises(GuardrailError, match="different names"):
         GuardedServing([str(tiny / "guard"), str(tiny / "guard")])
-    damaged = tmp_path / "guard"
-    damaged.mkdir()
-    for file in (tiny / "guard").iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes())
-    weights = damaged / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
-    with pytest.raises(GuardrailError):
+    damaged = save_guardrail(tiny, tiny / "gemma3", "damaged")
+    stored = damaged / "adapter_config.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
+    with pytest.raises(GuardrailError, match="after it was saved"):
         GuardedServing([str(damaged)])
 
 
