@@ -1,5 +1,6 @@
 """Logits at chosen positions of a batch, without the cost of the others."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ def wanted_logits(model: nn.Module, ids: Tensor, mask: Tensor, wanted: Tensor) -
 
     The head runs at those positions only: with a large vocabulary it is most of the work. `logits_to_keep` is not
     passed, because a guardrail decides token by token from that position on.
+
+    A guardrail with `action="refuse"` clamps rows that fire, and writes no message: their logits are those of "clamp".
 
     Raises:
         UnlearnError: If they are not finite. Their largest would be some token, and would look like an answer.
@@ -57,17 +60,23 @@ def run_for_hooks(model: nn.Module, ids: Tensor, mask: Tensor) -> None:
     wanted_logits(model, ids, mask, first)
 
 
+_MEASURING = threading.local()
+
+
+def are_measured() -> bool:
+    """Return True inside of `head_sees`: the logits of a call are measured, and nobody reads an answer in them."""
+    return bool(getattr(_MEASURING, "on", False))
+
+
 @contextmanager
 def head_sees(model: nn.Module, wanted: Tensor) -> Iterator[list[bool]]:
     """Reduce the input of the output embeddings, `[batch, seq, d]`, to `[1, n, d]` in the block.
 
-    The yielded list is not empty once that happened. A model whose head is not a module is unchanged.
+    The yielded list is not empty once that happened. A model whose head is not a module is unchanged. In the block
+    guardrails write no refusal into logits, see `are_measured`.
     """
     picked: list[bool] = []
     head = output_embeddings(model)
-    if head is None:
-        yield picked
-        return
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not args or args[0].shape[:-1] != wanted.shape:
@@ -75,8 +84,11 @@ def head_sees(model: nn.Module, wanted: Tensor) -> Iterator[list[bool]]:
         picked.append(True)
         return (args[0][wanted.to(args[0].device)][None], *args[1:])
 
-    handle = head.register_forward_pre_hook(pick)
+    handle = None if head is None else head.register_forward_pre_hook(pick)
+    before, _MEASURING.on = are_measured(), True
     try:
         yield picked
     finally:
-        handle.remove()
+        _MEASURING.on = before
+        if handle is not None:
+            handle.remove()

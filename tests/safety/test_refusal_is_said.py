@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from peft import AdaLoraConfig, AdaptionPromptConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, AdaptionPromptConfig, LoraConfig, PeftMixedModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 from zoo import EOS, base_model, guarded, token_ids, with_cache
@@ -210,6 +210,13 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("refusing")
     refusing().save_pretrained(place)
     return place
+
+
+def test_status_and_call_agree_under_a_mixed_model():
+    """Its tuner calls the model with PEFT 0.21, and past the hooks with 0.20."""
+    model = PeftMixedModel(bare(refusing()), LoraConfig(target_modules=["q_proj"])).eval()
+    found = becomes(lambda: model(input_ids=IDS))
+    assert guardrail_status(model).verdict == {"raises": "raises", "said": "guarded"}[found]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -7,7 +7,7 @@ call its `forward`, past the hooks on the model. So these tuners get the same ho
 from collections.abc import Iterator
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftMixedModel, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -58,7 +58,7 @@ def _tuners_past_hooks(model: nn.Module) -> Iterator[nn.Module]:
     AdaptionPrompt's own `forward` is the model's. The code of the others names it.
     """
     for module in model.modules():
-        tuner: Any = module.base_model if isinstance(module, PeftModel) else None
+        tuner: Any = module.base_model if isinstance(module, (PeftModel, PeftMixedModel)) else None
         if tuner is None or isinstance(tuner, PreTrainedModel):  # prompt learning has no tuner
             continue
         code = getattr(tuner.forward, "__code__", None)

@@ -11,7 +11,8 @@ beams, rejected drafts, a batch's other rows, several turns and a request withou
 
 The logits are overwritten at the positions that `generate` requests, and at the last one of a plain forward pass. All
 other positions of a row that fired, and everything before the head, are clamped as with `action="clamp"`: no forward
-pass gives the text unguarded. A pass that no logits follow, of the backbone alone, raises (see `hooks`).
+pass gives the text unguarded. A pass that no logits follow, of the backbone alone, raises (see `hooks`). Where this
+package measures probabilities, no message is written (see `backbone.logits`).
 
 A prompt that itself ends with a prefix of the message is answered with the rest of it. If the end of the sequence is
 forbidden (`min_new_tokens`), the message begins again.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.logits import are_measured
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate import Decision, State
@@ -158,7 +160,11 @@ def refuse(output: Any, choices: Tensor, keep: Any, packed: bool = False) -> Any
     asked = [seq if places is None else len(places)]
     if isinstance(keep, int) and keep != 0:
         asked.append(min(keep, seq) if keep > 0 else seq + keep)
-    if logits is None or logits.ndim != 3 or logits.shape[0] != batch or logits.shape[1] not in asked:
+    fits = logits is not None and logits.ndim == 3 and logits.shape[0] == batch and logits.shape[1] in asked
+    # compiled code asks only if it has to, since each state of a thread costs a compilation
+    if not (fits and torch.compiler.is_compiling()) and are_measured():
+        return output
+    if logits is None or not fits:
         found = type(output).__name__ if logits is None else f"logits {list(logits.shape)}"
         raise GuardrailNotReady(
             f'action="refuse": expected logits [{batch}, {asked[-1]}, vocabulary] to hold the message, got {found}. '
