@@ -3,7 +3,7 @@
     SAE_UNLEARN_FAILS_CLOSED=FILE nox -s vllm -- tests/engines/vllm/test_fails_closed.py
     python -m benchmarks.serving.fails_closed FILE
 
-Paths of temporary folders and ids of requests are left out.
+Paths of temporary folders and ids of requests are left out, and hashes are cut.
 """
 
 import json
@@ -22,6 +22,7 @@ def main(file: str) -> None:
     for line in Path(file).read_text().splitlines():
         case = json.loads(line)
         said = re.sub(r"(/[\w.-]+)+/", "", case["said"]).split("\n")[0]
+        said = re.sub(r"\b([0-9a-f]{4})[0-9a-f]{60}\b", r"\1...", said)
         case["said"] = re.sub(r"Request \d+\S*", "Request ID", said)
         found.setdefault(case["part"], case)
     cases = sorted(found.values(), key=lambda case: ORDER.index(case["when"]))

@@ -56,6 +56,14 @@ def _serving() -> list[list[str]]:
     batched = "answers of generate_batch equal to generate()"
     return [
         _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "benchmarks.serving.equality"),
+        _row(
+            "serving-fails-closed",
+            "parts without which vLLM does not serve",
+            str(serving.failing_parts()),
+            "",
+            "",
+            "benchmarks.serving.fails_closed",
+        ),
         _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "benchmarks.serving.batching"),
     ]
 

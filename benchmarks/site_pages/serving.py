@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .markdown_text import figure, number, table
+from .markdown_text import figure, number, percent, table
 from .results import read_json
 
 
@@ -53,29 +53,42 @@ def speed() -> str:
     for name, case in _speed()["cases"].items():
         ratios = [case[arm] for arm in ("idle", "firing")]
         shown = [figure(one["ratio"], one["ratio_low"], one["ratio_high"], 3) for one in ratios]
-        rows.append([name, number(case["none_ms"], 1), *shown])
-    return table(["pass", "ms without", "idle", "firing"], rows)
+        inside = [percent(case["inside"][arm], 1) for arm in ("idle", "firing")]
+        rows.append([name, str(ratios[0]["rounds"]), number(case["none_ms"], 0), *shown, *inside])
+    return table(["pass", "rounds", "ms without", "idle", "firing", "inside, idle", "inside, firing"], rows)
 
 
-def speed_rounds() -> int:
-    """Rounds of each case."""
-    return int(_speed()["rounds"])
-
-
-def largest_ratio() -> str:
-    """The largest ratio of all cases."""
-    cases = _speed()["cases"].values()
-    return number(max(case[arm]["ratio"] for case in cases for arm in ("idle", "firing")), 3)
+def inside(least: bool = False) -> str:
+    """The largest share of a pass that is inside the guardrail, or the smallest."""
+    shares = [case["inside"][arm] for case in _speed()["cases"].values() for arm in ("idle", "firing")]
+    return percent(min(shares) if least else max(shares), 1)
 
 
 def _speed() -> Any:
     return read_json("serving_speed.json")
 
 
+def soak() -> dict[str, Any]:
+    """What was measured of requests at random."""
+    found: dict[str, Any] = read_json("serving_soak.json")
+    return found
+
+
+def soak_growth() -> str:
+    """MiB that the process grew by in the second half of the requests."""
+    curve = soak()["mib_by_tenth"]
+    return number(curve[9] - curve[4], 1)
+
+
 def fails_closed(when: str) -> str:
     """One line for each part that is taken away: what is said."""
     cases = [case for case in read_json("serving_fails_closed.json")["cases"] if case["when"] == when]
-    return table(["without", "says"], [[case["part"], _cell(case["said"])] for case in cases], left=2)
+    return table(["part", "says"], [[case["part"], _cell(case["said"])] for case in cases], left=2)
+
+
+def version() -> str:
+    """Version of vLLM, without the patch."""
+    return ".".join(next(iter(_scenarios().values()))["vllm"].split(".")[:2])
 
 
 def failing_parts() -> int:
