@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedTokenizerBase
 from transformers.cache_utils import EncoderDecoderCache
 
 from sae_unlearn.backbone.call_arguments import CACHE_NAMES
@@ -106,7 +106,7 @@ def _may_carry(name: str, value: Any) -> bool:
         return False
     if name not in _NO_CACHE and not _WORDS.isdisjoint(name.split("_")):
         return True
-    if isinstance(value, (str, Tensor)):
+    if isinstance(value, (str, Tensor, PreTrainedTokenizerBase)):  # `transformers serve` passes a tokenizer on
         return False
     return name not in _OF_PARTS and not _is_plain(value)
 

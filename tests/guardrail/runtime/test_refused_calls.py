@@ -4,7 +4,8 @@ import pytest
 import torch
 from forward_calls import GREEDY, forward, part
 from peft import get_peft_model
-from transformers import DynamicCache, EncoderDecoderCache
+from tokenizers import Tokenizer, models
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerFast
 from zoo import WIDTH, base_model, guarded, plant, planted_config, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady
@@ -79,8 +80,18 @@ def test_a_second_cache_beside_the_first_is_refused(second):
         forward(model, input_ids=token_ids(1, 6), **with_cache(model, DynamicCache()), memory=second)
 
 
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+
+
 @pytest.mark.parametrize(
-    "harmless", [{"use_cache": True}, {"sizes": [(1, 2)], "kind": "a"}, {"mask_of_images": torch.zeros(1)}], ids=str
+    "harmless",
+    [
+        {"use_cache": True},
+        {"sizes": [(1, 2)], "kind": "a"},
+        {"mask_of_images": torch.zeros(1)},
+        {"tokenizer": TOKENIZER},
+    ],
+    ids=lambda harmless: next(iter(harmless)),
 )
 def test_an_argument_that_can_carry_no_tokens_is_passed_on(harmless):
     model, ids = guarded("llama"), token_ids(1, 6)
