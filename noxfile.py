@@ -196,3 +196,12 @@ def vllm(session: nox.Session) -> None:
 def oracles(session: nox.Session) -> None:
     """The comparisons with other loaders of SAEs alone; the session `tests` runs them, too."""
     Project(session).test("-k", "oracle or saelens", str(ROOT / "tests" / "sae"), SAE_UNLEARN_REQUIRE_ORACLES="1")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The playground in a real browser and a real terminal; needs an installed Chromium (or SAE_UNLEARN_BROWSER)."""
+    install(session, ".[test,playground]", "playwright>=1.49")
+    given = session.posargs or [str(ROOT / "tests" / "playground")]
+    with away(session):
+        session.run("pytest", *settings(), "-n0", *given, env={"HF_HUB_OFFLINE": "1"})

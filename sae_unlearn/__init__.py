@@ -87,6 +87,7 @@ __all__ = [
     "record_firings",
     "save_bundle",
     "scout",
+    "search_guardrail",
     "set_action",
     "set_threshold",
 ]

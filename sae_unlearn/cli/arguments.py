@@ -142,6 +142,15 @@ def add_adapter_arguments(
     )
 
 
+def add_labels_argument(parser: Parser) -> None:
+    """Add `--labels`."""
+    parser.group("SAE").add_argument(
+        "--labels",
+        metavar="SOURCE",
+        help="labels of the features: neuronpedia downloads the SAE's export; or a .jsonl or .jsonl.gz file of one",
+    )
+
+
 def add_sae_arguments(parser: Parser, help: str) -> None:
     """Add the options of the SAE."""
     _add_named(parser, "sae", help, required=True, title="SAE")

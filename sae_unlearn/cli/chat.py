@@ -35,12 +35,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.cli.arguments import NO_ADAPTER, hub_of
     from sae_unlearn.cli.inputs import load_model, with_adapter
     from sae_unlearn.errors import UnlearnError
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.playground.session import Session, Settings
 
     console = _console()
     settings = Settings(max_new_tokens=args.max_new_tokens, chat_template=not args.plain)
+    if not args.adapter:
+        raise ValueError(NO_ADAPTER.format(option="chat"))
+    GuardrailFolder.open(args.adapter, **hub_of(args)).artefact()  # report a wrong name before the model is loaded
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = with_adapter(model, args.adapter, args.adapter_revision, args.adapter_subfolder)
     session = Session(guarded, tokenizer)

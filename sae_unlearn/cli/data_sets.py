@@ -18,7 +18,7 @@ DATA = "data"
 TEXTS = """texts: a .txt or .md file (paragraphs between blank lines), .json, .jsonl, .csv, .tsv or .parquet (see
 --text-column), .pdf or .html (extra `texts`), or a folder of such files; a dataset of the Hub or in a folder, with the
 package `datasets`; or a named data set or a file of questions, as for evaluate: each question is read with its
-answer
+answer; `default` is paragraphs of Wikipedia (WikiText-2, from the Hub)
 """
 
 
@@ -109,6 +109,10 @@ def read_sets(
 
 
 def _texts(source: str, column: str, split: str | None) -> Iterable[Any]:
+    from sae_unlearn.cli.default_texts import DEFAULT, default_texts
+
+    if source == DEFAULT and not Path(source).exists():
+        return default_texts()
     rows = _questions(source)
     return read_texts(source, column, split) if rows is None else [as_text(row) for row in rows]
 

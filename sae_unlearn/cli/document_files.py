@@ -1,6 +1,8 @@
 """Texts from documents: PDF, HTML, Parquet, Markdown, and folders of them."""
 
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +17,8 @@ READABLE = (*DOCUMENTS, ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 LEAST_WORDS = 4  # of a page or a paragraph; less is a page number or a label
 MAX_FILES = 10_000
 _LEFT_OUT = ("script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template")
-_BLOCKS = ("p", "li", "h1", "h2", "h3", "h4", "blockquote", "pre", "td", "dd")
+_INNER = ("p", "li", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "td", "th", "dt", "dd", "figcaption")
+_BLOCKS = (*_INNER, "div", "section", "article", "main", "body")
 
 
 def files_of(folder: Path) -> list[Path] | None:
@@ -24,14 +27,22 @@ def files_of(folder: Path) -> list[Path] | None:
     Raises:
         ValueError: If there are too many.
     """
-    found = []
+    found, others = [], Counter[str]()
     for path in folder.rglob("*"):
-        inside = path.relative_to(folder).parts
-        if path.suffix.lower() in READABLE and path.is_file() and not any(part.startswith(".") for part in inside):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.suffix.lower() in READABLE:
             found.append(path)
+        else:
+            others[path.suffix.lower() or path.name] += 1
         if len(found) > MAX_FILES:
             raise ValueError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
-    return sorted(found) if any(path.suffix.lower() in DOCUMENTS for path in found) else None
+    if not any(path.suffix.lower() in DOCUMENTS for path in found):
+        return None
+    if others:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common(5))
+        warnings.warn(f"{folder}: files of other kinds are not read: {kinds}. Convert them to text.", stacklevel=2)
+    return sorted(found)
 
 
 def read_pdf(path: Path) -> list[str]:
@@ -54,16 +65,24 @@ def read_pdf(path: Path) -> list[str]:
 
 
 def read_html(path: Path, text: str) -> list[str]:
-    """Headings, paragraphs, list items and cells of an HTML page, without menus, scripts and footers.
+    """Text of the innermost blocks of an HTML page, without menus, scripts and footers.
 
     Raises:
         ImportError: If Beautiful Soup is not installed; names the extra.
     """
-    soup = _imported("bs4", path).BeautifulSoup(text, "html.parser")
+    bs4 = _imported("bs4", path)
+    soup = bs4.BeautifulSoup(text, "html.parser")
     for tag in soup(_LEFT_OUT):
         tag.decompose()
-    blocks = [tag for tag in soup.find_all(_BLOCKS) if not tag.find(_BLOCKS)]
-    return _worth_reading(" ".join(tag.get_text(" ").split()) for tag in blocks)
+    found: dict[int, list[str]] = {}
+    last = None
+    for string in soup.find_all(string=True):
+        block = string.find_parent(_BLOCKS)
+        if block is not None and type(string) is bs4.NavigableString:  # not a comment
+            apart = " " if block is not last else ""  # another block stands in between
+            found.setdefault(id(block), []).append(f"{apart}{string}")
+            last = block
+    return _worth_reading(" ".join("".join(strings).split()) for strings in found.values())
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -86,7 +105,11 @@ def read_folder(folder: Path, files: list[Path], read: Callable[[Path], list[str
     Raises:
         ValueError: If there are none.
     """
-    texts = [text for path in files for text in read(path)]
+    by_file = {path: read(path) for path in files}
+    texts = [text for found in by_file.values() for text in found]
+    empty = [path.name for path, found in by_file.items() if not found]
+    if texts and empty:
+        warnings.warn(f"{folder}: {len(empty)} files hold no texts: {', '.join(empty[:5])}.", stacklevel=2)
     if not texts:
         raise ValueError(f"{folder} holds no texts.")
     return texts

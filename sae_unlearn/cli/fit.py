@@ -27,6 +27,7 @@ EXAMPLES = f"""examples:
       --refusal "I cannot help with that." --output forget-authors
   sae-unlearn fit --model MODEL --sae SAE --forget topic.txt --retain traffic.jsonl --for-serving --max-length 2048 \\
       --store-probe --output forget-topic
+  sae-unlearn fit --model demo --sae demo --forget topic.txt --retain default --search --output forget-topic
   sae-unlearn fit --model demo --sae demo --features 12,406,981 --threshold 0.6 --clamp-value -500 --output by-hand
 
 several processes: accelerate launch --num_processes 4 -m sae_unlearn fit ...
@@ -46,6 +47,16 @@ def add_arguments(parser: Parser) -> None:
         retain="other texts as in deployment, with neighbors of the topic",
     )
     add_options(parser, GuardrailFitConfig)
+    search = parser.group("search")
+    search.add_argument(
+        "--search",
+        action="store_true",
+        help="try several SAEs, statistics and numbers of features, choose on rows put aside, and report on others",
+    )
+    search.add_argument(
+        "--search-minutes", type=float, metavar="X", help="minutes after which no candidate is begun (default: 20)"
+    )
+    search.add_argument("--search-saes", nargs="+", metavar="SAE", help="further SAEs to try, of any layer")
     add_output_argument(parser, "folder for the adapter, its card and its picture")
     output = parser.group("output")
     output.add_argument("--push-to-hub", metavar="REPO_ID", help="upload it to this repository, such as me/name")
@@ -58,19 +69,27 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.data_sets import texts_of
     from sae_unlearn.cli.inputs import load_model, load_sae, output_folder
     from sae_unlearn.cli.show import describe
-    from sae_unlearn.guardrail import fit_guardrail
+    from sae_unlearn.guardrail import fit_guardrail, search_guardrail
     from sae_unlearn.guardrail.layout import PICTURE
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.guardrail.tuning.verdict import judge
 
     config = options_from(args, GuardrailFitConfig, progress=args.progress)
     _check_upload(args)
+    _check_search(args)
     output = output_folder(args.output)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
     _name_duplicates(forget, retain, config.text_column)
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
-    guarded = fit_guardrail(model, tokenizer, sae, forget, retain, config=config)
+    if args.search:
+        assert forget is not None
+        assert retain is not None
+        saes = [sae, *(load_sae(name, model=args.model) for name in args.search_saes or ())]
+        minutes = {} if args.search_minutes is None else {"minutes": args.search_minutes}
+        guarded = search_guardrail(model, tokenizer, saes, forget, retain, config=config, **minutes)
+    else:
+        guarded = fit_guardrail(model, tokenizer, sae, forget, retain, config=config)
     if process_index() > 0:  # all processes of a launch end with the same guardrail
         return 0
     guarded.save_pretrained(output)
@@ -79,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
         measured = (next(iter(guarded.peft_config.values())).calibration or {}).get("statistic_retain")
         picture = f"no picture: {NO_MATPLOTLIB if measured else 'nothing was measured'}"
     folder = GuardrailFolder.open(output)
-    verdict = judge(folder.artefact().config.calibration or {}, output.as_posix())
+    calibration = folder.artefact().config.calibration or {}
+    if args.search:
+        print(f"{_candidates(calibration['search'])}\n")
+    verdict = judge(calibration, output.as_posix())
     if verdict is not None:
         print(f"Verdict\n\n{verdict}\n")
     print(describe(folder))
@@ -110,6 +132,29 @@ def _name_duplicates(forget: Any, retain: Any, column: str) -> None:
         print(f"{len(pairs)} forget texts are near duplicates of retain texts; remove them from one side:")
     for pair in pairs[:5]:
         print(f"  forget {pair.forget} and retain {pair.retain} ({pair.overlap:.0%}): {printable(pair.words)}...")
+
+
+def _candidates(search: dict[str, Any]) -> str:
+    """The candidates of a search as a table, the chosen one marked."""
+    from sae_unlearn.files.terminal import printable, table
+
+    rows = [["", "SAE", "layer", "statistic", "features", "AUROC", "short text", "fires on topic", "on other"]]
+    for place, found in enumerate(search["candidates"]):
+        own = found["settings"]
+        mark = "*" if place == search["chosen"] else ""
+        settings = [mark, printable(str(own["sae"])), str(own["layer"]), own["statistic"], str(own["num_features"])]
+        values = [found.get(name) for name in ("auroc", "auroc_short")]
+        rates = [found.get(f"fire_rate_{role}") for role in ("forget", "retain")]
+        shown = ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append([*settings, *shown, *("-" if rate is None else f"{rate:.0%}" for rate in rates)])
+    return f"Candidates, measured on rows put aside (* chosen; the verdict is on other rows)\n\n{table(rows)}"
+
+
+def _check_search(args: argparse.Namespace) -> None:
+    if not args.search and (args.search_minutes is not None or args.search_saes):
+        raise ValueError("--search-minutes and --search-saes are options of a search. Pass --search, too.")
+    if args.search and not (args.forget and args.retain):
+        raise ValueError("--search needs --forget and --retain. Pass both.")
 
 
 def _check_upload(args: argparse.Namespace) -> None:

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from sae_unlearn.cli.arguments import NO_ADAPTER, Parser, add_adapter_arguments, add_model_arguments
+from sae_unlearn.cli.arguments import (
+    NO_ADAPTER,
+    Parser,
+    add_adapter_arguments,
+    add_labels_argument,
+    add_model_arguments,
+)
+from sae_unlearn.cli.show import labels_of
 
 
 HELP = "try a guardrail in a browser: bare and guarded answers side by side, and what the gate sees"
@@ -19,6 +26,7 @@ it serves on this machine only, unless --host says otherwise; nothing of what is
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser, positional=True)
     add_adapter_arguments(parser, "folder or Hub id of a guardrail", positional=True)
+    add_labels_argument(parser)
     page = parser.group("page")
     page.add_argument("--examples", metavar="FILE", help="prompts to click on: a .txt, .json, .jsonl or .csv file")
     page.add_argument("--title", metavar="TEXT", help="heading of the page (default: the guardrail's name)")
@@ -30,28 +38,41 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.inputs import load_model, output_folder, read_texts, with_adapter
 
-    examples = [str(text) for text in read_texts(args.examples)] if args.examples else []
+    examples = [str(text) for text in read_texts(args.examples)] if args.examples else _demo_prompts(args.model)
     title = args.title or f"Guardrail {Path(args.adapter).name}"
     if args.space:
         from sae_unlearn.playground.space import write_space
 
-        folder = output_folder(args.space)
-        write_space(folder, args.model, args.adapter, title, examples)
-        print(f"Written to {folder}: app.py, requirements.txt and README.md; upload them to a Space.")
+        target = output_folder(args.space)
+        write_space(target, args.model, args.adapter, title, examples)
+        print(f"Written to {target}: app.py, requirements.txt and README.md; upload them to a Space.")
         return 0
-    from sae_unlearn.playground.page import build_page, gradio
+    from sae_unlearn.cli.arguments import hub_of
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
+    from sae_unlearn.playground.page import build_page, gradio, serve
     from sae_unlearn.playground.session import Session
 
     if not args.adapter:
         raise ValueError(NO_ADAPTER.format(option="playground"))
     gradio()
+    folder = GuardrailFolder.open(args.adapter, **hub_of(args))
+    folder.artefact()  # report a wrong name or a missing file before the model is loaded
+    labels = labels_of(args, folder)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = with_adapter(model, args.adapter, args.adapter_revision, args.adapter_subfolder)
-    page = build_page(Session(guarded, tokenizer), title, examples)
-    page.queue(max_size=16).launch(server_name=args.host, server_port=args.port, share=False)
+    page = build_page(Session(guarded, tokenizer), title, examples, labels)
+    serve(page, server_name=args.host, server_port=args.port, share=False)
     return 0
 
 
 def next_step(args: argparse.Namespace) -> str:
     """The command to run after this one: none."""
     return ""
+
+
+def _demo_prompts(model: str) -> list[str]:
+    """Prompts of the demo, half of its topic, for the demo's model; none for any other."""
+    from sae_unlearn.cli.inputs import DEMO
+    from sae_unlearn.demo import load_demo_texts
+
+    return [text for side in load_demo_texts().prompts.values() for text in side[:3]] if model == DEMO else []

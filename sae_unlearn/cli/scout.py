@@ -52,13 +52,14 @@ def run(args: argparse.Namespace) -> int:
         warnings.simplefilter("ignore")
         published = published_saes(args.model)
     counts = {layer: sum(entry.layer == layer for entry in published) for layer in {e.layer for e in published}}
-    rows = [["measured", "layer", "AUROC, rows", "AUROC, short text", "published SAEs"]]
+    rows = [["measured", "layer", "AUROC, rows", "AUROC, short text", "headroom", "published SAEs"]]
     for name, score in zip(names, found.scores, strict=True):
-        row = [name, str(score.layer), f"{score.auroc:.3f}", f"{score.auroc_short:.3f}"]
+        row = [name, str(score.layer), f"{score.auroc:.3f}", f"{score.auroc_short:.3f}", f"{score.headroom:.1f}"]
         rows.append([*row, str(counts.get(score.layer, 0))])
     print(f"{found.rows[0]} texts of the topic, {found.rows[1]} others\n\n{table(rows)}")
     best = found.best
-    print(f"\nBest: layer {best.layer}, AUROC {best.auroc:.3f} on rows and {best.auroc_short:.3f} on short text.")
+    print("\nHeadroom: the usual dose's edit in units of the topic's own shift of the layer's output.")
+    print(f"Best: layer {best.layer}, AUROC {best.auroc:.3f} on rows and {best.auroc_short:.3f} on short text.")
     if args.picture:
         print(f"Picture: {found.plot(args.picture)}")
     if args.scores:

@@ -2,10 +2,18 @@
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments, add_options, options_from
+from sae_unlearn.cli.arguments import (
+    Parser,
+    add_adapter_arguments,
+    add_labels_argument,
+    add_model_arguments,
+    add_options,
+    options_from,
+)
 from sae_unlearn.cli.data_sets import add_text_arguments
 from sae_unlearn.options.evaluation import PictureConfig
 
@@ -21,6 +29,7 @@ EXAMPLES = """examples:
   sae-unlearn show forget-all --adapter-subfolder biology
   sae-unlearn show user/forget-biology --adapter-revision "<commit>"
   sae-unlearn show forget-biology --html page.html
+  sae-unlearn show forget-biology --labels neuronpedia --html page.html
   sae-unlearn show forget-biology --html page.html --model google/gemma-2-2b-it \\
       --forget biology.txt --retain other.jsonl --sweep sweep.json
 
@@ -31,6 +40,7 @@ which are pieces of your texts, and the loss at other doses and thresholds
 
 def add_arguments(parser: Parser) -> None:
     add_adapter_arguments(parser, "folder or Hub id of a guardrail, or of a bundle", positional=True)
+    add_labels_argument(parser)
     page = parser.group("page")
     page.add_argument("--html", metavar="FILE", help="save a page with pictures")
     page.add_argument("--sweep", metavar="FILE", help="file of the sweeps: read if it exists, or else saved")
@@ -49,17 +59,41 @@ def run(args: argparse.Namespace) -> int:
     if given and not args.html:
         raise ValueError(f"{given[0]} is an option of a page. Pass --html FILE, too.")
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
+    labels: dict[int, str] = {}
     try:
         print(describe(folder))
+        labels = labels_of(args, folder)
+        if args.labels:
+            print(f"\n{describe_labels(labels, folder)}")
     except BundleGiven as found:
-        if args.html:
-            raise ValueError(f"Pass --adapter-subfolder: --html shows one guardrail. {found}.") from found
+        if args.html or args.labels:
+            raise ValueError(f"Pass --adapter-subfolder: a page and labels are of one guardrail. {found}.") from found
         print(describe_bundle(folder, found.bundle))
     if args.html:
         path = _target(args.html)
-        _picture(args, folder).save(path)
+        replace(_picture(args, folder), labels=labels).save(path)
         print(f"\nPage: {path}")
     return 0
+
+
+def labels_of(args: argparse.Namespace, folder: "GuardrailFolder") -> dict[int, str]:
+    """Return the labels of the guarded features that `--labels` asks for; none without it."""
+    if not args.labels:
+        return {}
+    from sae_unlearn.evaluation.explorer.labels import feature_labels
+    from sae_unlearn.evaluation.explorer.neuronpedia import neuronpedia_id
+
+    config = folder.artefact().config
+    ids = [*(config.feature_ids or ()), *(config.gate_feature_ids or ())]
+    return feature_labels(args.labels, ids, neuronpedia_id(config.sae_source))
+
+
+def describe_labels(labels: dict[int, str], folder: "GuardrailFolder") -> str:
+    """Return the features and their labels as text."""
+    ids = folder.artefact().config.feature_ids or ()
+    lines = [f"  {feature:>7}   {labels.get(feature, '-')}" for feature in ids]
+    known = sum(feature in labels for feature in ids)
+    return "\n".join([f"Labels of {known} of {len(ids)} features, written by language models", "", *lines])
 
 
 def next_step(args: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ from sae_unlearn.guardrail.bundles.bundle import attach_bundle, push_bundle, sav
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.fit import fit_guardrail
+from sae_unlearn.guardrail.fit.search import search_guardrail
 from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.layer_scores import LayerScore, Scouting, scout
@@ -72,6 +73,7 @@ __all__ = [
     "record_firings",
     "save_bundle",
     "scout",
+    "search_guardrail",
     "set_action",
     "set_threshold",
 ]

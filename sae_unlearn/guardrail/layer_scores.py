@@ -10,6 +10,13 @@ tokens at which feature j is active and `w_j` the log-likelihood ratio of that (
 
     s(row) = sum_j w_j r_j      over the 40 features with the largest w_j * mean_forget r_j of one half
 
+The headroom of the usual dose at a layer compares its edit with what tells the topic there:
+
+    headroom = 0.5 median |h| / |mean_forget - mean_retain|
+
+with the median norm of a token and the means over rows. Below 1 the usual dose, half of the stream's norm, is smaller
+than the topic's own shift of the stream.
+
 Short text is the first 24 tokens of the same rows. A model is causal, so no second pass is needed for them.
 """
 
@@ -32,6 +39,7 @@ from sae_unlearn.errors import UnlearnError, as_guardrail_error
 from sae_unlearn.guardrail.fit.row_statistics import SHORT_TOKENS
 from sae_unlearn.guardrail.offline import unguarded_residuals
 from sae_unlearn.options.field import merged, takes_options
+from sae_unlearn.options.fit import CLAMP_SCALES
 from sae_unlearn.options.scout import ScoutConfig
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.choice import sae_for
@@ -53,12 +61,14 @@ class LayerScore:
         sae (str or None): Name of the SAE; None for the raw probe.
         auroc (float): AUROC on whole rows.
         auroc_short (float): AUROC on their first 24 tokens.
+        headroom (float): Norm of the usual dose's edit in units of the topic's own shift of the layer's output.
     """
 
     layer: int
     sae: str | None
     auroc: float
     auroc_short: float
+    headroom: float
 
     @property
     def mean(self) -> float:
@@ -154,18 +164,23 @@ def scout(
     loaded = [sae_for(sae, bare) for sae in saes]
     places = [check_sae(sae, bare, None) for sae in loaded]
     rows = {role: _rows(corpus, tokenizer, role, given) for role, corpus in (("forget", forget), ("retain", retain))}
-    pooled = _pool(
+    pooled, medians = _pool(
         bare, tokenizer, rows["forget"] + rows["retain"], layers, list(zip(places, loaded, strict=True)), given
     )
     topic = torch.arange(len(rows["forget"]) + len(rows["retain"])) < len(rows["forget"])
+
+    def headroom(place: int) -> float:
+        shift = pooled[place][0][topic].mean(dim=0) - pooled[place][0][~topic].mean(dim=0)
+        return round(CLAMP_SCALES["residual"] * float(medians[place]) / max(float(shift.norm()), 1e-30), 3)
+
     scores = []
     for layer in layers:
         whole, short = pooled[layer]
-        scores.append(LayerScore(layer, None, *_crossed(whole, short, topic, _discriminant)))
+        scores.append(LayerScore(layer, None, *_crossed(whole, short, topic, _discriminant), headroom(layer)))
     for number, (place, sae) in enumerate(zip(places, loaded, strict=True)):
         whole, short = pooled[f"sae {number}"]
         name = saes[number] if isinstance(saes[number], str) else str(sae.source.get("id") or f"SAE {number}")
-        scores.append(LayerScore(place, str(name), *_crossed(whole, short, topic, _evidence)))
+        scores.append(LayerScore(place, str(name), *_crossed(whole, short, topic, _evidence), headroom(place)))
     return Scouting(tuple(scores), (len(rows["forget"]), len(rows["retain"])))
 
 
@@ -187,8 +202,8 @@ def _pool(
     layers: list[int],
     saes: list[tuple[int, SparseAutoencoder]],
     config: ScoutConfig,
-) -> dict[int | str, tuple[Tensor, Tensor]]:
-    """By layer, and by `sae N`: the pooled rows and their pooled beginnings, `[rows, width]` each."""
+) -> tuple[dict[int | str, tuple[Tensor, Tensor]], dict[int, Tensor]]:
+    """Pooled rows and pooled beginnings, `[rows, width]` each, by layer and by `sae N`; median norms."""
     special = torch.tensor(special_token_ids(tokenizer, model.config))
     wanted = sorted({*layers, *(place for place, _ in saes)})
     found: dict[int | str, tuple[Tensor, Tensor]] = {}
@@ -213,7 +228,7 @@ def _pool(
                         weights = kept.float() / kept.sum(dim=1, keepdim=True).clamp(min=1)
                         store[batch.index] = torch.einsum("bt,btd->bd", weights, values)
             bar.update(len(batch.index))
-    return found
+    return found, medians
 
 
 @torch.no_grad()

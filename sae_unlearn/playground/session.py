@@ -84,6 +84,7 @@ class GateView:
         decides_from: Number of the token from which on the gate decides: the last one of the prompt, which is judged
             as a whole, or the first one with `gate_scope="prefix"`.
         sticky: Whether a row that fired once stays fired.
+        answer_from: Number of the first token of the answer; None if the row is a prompt alone.
     """
 
     tokens: tuple[TokenView, ...]
@@ -92,6 +93,7 @@ class GateView:
     threshold: float
     decides_from: int = 0
     sticky: bool = True
+    answer_from: int | None = None
 
     @property
     def deciding(self) -> float:
@@ -216,7 +218,7 @@ class Session:
         drawn = {round(i) for i in torch.linspace(0, len(ids) - 1, min(GATE_POINTS, len(ids))).tolist()}
         places = sorted(drawn | {*range(begin, len(ids))})
         values = tuple(self._values(batch, places))
-        return GateView(tokens, tuple(places), values, self.config.tau, begin, self.config.sticky)
+        return GateView(tokens, tuple(places), values, self.config.tau, begin, self.config.sticky, prompt)
 
     def _values(self, batch: ResidualBatch, places: list[int]) -> list[float]:
         encoder: Any = self.layer.sae_guardrail_encoder[self.name]

@@ -14,7 +14,7 @@ GUARDRAIL = "guardrail"
 _APP = '''"""The playground of a guardrail, as a Space."""
 
 from sae_unlearn.cli.inputs import load_model, with_adapter
-from sae_unlearn.playground.page import build_page
+from sae_unlearn.playground.page import build_page, serve
 from sae_unlearn.playground.session import Session
 
 
@@ -25,7 +25,7 @@ model, tokenizer = load_model(MODEL)
 page = build_page(Session(with_adapter(model, ADAPTER), tokenizer), TITLE, EXAMPLES)
 
 if __name__ == "__main__":
-    page.queue(max_size=16).launch()
+    serve(page)
 '''
 _README = """---
 title: {title}

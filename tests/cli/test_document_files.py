@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,29 @@ def test_near_duplicates_are_found_in_other_spelling_and_inside_longer_texts():
     half = " ".join(words.split()[:9])
     assert near_duplicates([f"{half} but then it goes on in quite another way than before and longer"], [words]) == []
     assert near_duplicates([], retain) == near_duplicates(forget, []) == []
+
+
+@needs("bs4")
+def test_text_outside_of_paragraphs_is_read_too():
+    page = (
+        "<html><head><title>not this title</title></head><body>text of the body itself<!-- not this comment either -->"
+    )
+    page += "<div>words of a box <b>in bold</b><p>an inner paragraph of it</p>and after that</div></body></html>"
+    found = document_files.read_html(Path("a.html"), page)
+    assert found == [
+        "text of the body itself",
+        "words of a box in bold and after that",
+        "an inner paragraph of it",
+    ]
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("one text of four words")
+    (tmp_path / "b.docx").write_text("x")
+    (tmp_path / "c.docx").write_text("x")
+    (tmp_path / "empty.txt").write_text("\n")
+    with (
+        pytest.warns(UserWarning, match=r"\.docx \(2\)"),
+        pytest.warns(UserWarning, match=r"1 files hold no texts: empty"),
+    ):
+        assert read_texts(str(tmp_path)) == ["one text of four words"]

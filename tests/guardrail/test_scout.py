@@ -27,7 +27,7 @@ def test_rows_are_pooled_over_content_tokens_without_outliers(parts, monkeypatch
     model, tokenizer, sae = parts
     monkeypatch.setattr(layer_scores, "SHORT_TOKENS", 6)
     rows = [tokenizer(text).input_ids for text in [*FORGET[:3], *RETAIN[:2]]]
-    pooled = _pool(model, tokenizer, rows, [0, 1], [(1, sae)], ScoutConfig(batch_size=2, progress=False))
+    pooled, medians = _pool(model, tokenizer, rows, [0, 1], [(1, sae)], ScoutConfig(batch_size=2, progress=False))
     for i, row in enumerate(rows):
         with torch.no_grad():
             hidden = model(torch.tensor([row]), output_hidden_states=True).hidden_states
@@ -37,6 +37,26 @@ def test_rows_are_pooled_over_content_tokens_without_outliers(parts, monkeypatch
             torch.testing.assert_close(pooled[layer][1][i], x[:5].mean(0), atol=1e-4, rtol=1e-3)
         rates = (sae.encode(hidden[2][0, 1:]) > 0).float().mean(0)
         torch.testing.assert_close(pooled["sae 0"][0][i], rates, atol=1e-4, rtol=1e-3)
+
+    assert set(medians) == {0, 1}
+
+
+def test_headroom_is_the_dose_over_the_shift_of_the_topic(parts):
+    model, tokenizer, _ = parts
+    texts = FORGET[:8], RETAIN[:8]
+    [score] = scout(model, tokenizer, *texts, layers=[1], batch_size=16, progress=False).scores
+    means, norms = [], []
+    for corpus in texts:
+        found = []
+        for text in corpus:
+            with torch.no_grad():
+                ids = torch.tensor([tokenizer(text).input_ids])
+                x = model(ids, output_hidden_states=True).hidden_states[2][0, 1:]
+            found.append(x.mean(dim=0))
+            norms.append(x.norm(dim=-1))
+        means.append(torch.stack(found).mean(dim=0))
+    expected = 0.5 * torch.cat(norms).median() / (means[0] - means[1]).norm()
+    assert score.headroom == pytest.approx(float(expected), abs=2e-3)
 
 
 def test_the_scores_tell_two_gaussians_apart_as_the_best_direction_does():
@@ -85,6 +105,7 @@ def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
     assert main([str(x) for x in ["scout", *given, *written, "--no-progress", "--saes", tmp_path / "sae"]]) == 0
     shown = capsys.readouterr().out
     assert "Best: layer 1" in shown
+    assert "headroom" in shown
     assert f"fit --model {tmp_path / 'model'} --sae {tmp_path / 'sae'}" in shown
     assert (tmp_path / "layers.png").read_bytes()[:4] == b"\x89PNG"
     assert {row["layer"] for row in json.loads((tmp_path / "scores.json").read_text())} >= {0, 1}

@@ -7,32 +7,24 @@ import re
 
 import pytest
 import torch
-from tiny_topic import save_adapters, tiny_parts, topic_texts
+from playground_setting import OTHER, PROMPT, tiny_session
+from tiny_topic import save_adapters
 
-from sae_unlearn import fit_guardrail
 from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.cli.chat import show, switched
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError, UnlearnError
 from sae_unlearn.playground.session import GateView, Session, Settings, TokenView
 from sae_unlearn.playground.space import write_space
-from sae_unlearn.playground.view import gate_svg, tokens_html, verdict_html
+from sae_unlearn.playground.view import gate_html, tokens_html, verdict_html
 
 
-PROMPT = topic_texts("forget", 1, seed=7, words=12)[0]
-OTHER = topic_texts("retain", 1, seed=7, words=12)[0]
 NEW = 6
 
 
 @pytest.fixture(scope="module")
 def session():
-    model, tokenizer, sae = tiny_parts()
-    texts = topic_texts("forget", 40), topic_texts("retain", 80)
-    found = Session(fit_guardrail(model, tokenizer, sae, *texts, clamp_scale=4.0, progress=False), tokenizer)
-    topic, other = (found.gate(found.prompt_ids(prompt)).values[-1] for prompt in (PROMPT, OTHER))
-    assert topic > other
-    found.config.threshold = (topic + 3 * other) / 4
-    return found
+    return tiny_session()
 
 
 def generated(session, prompt):
@@ -112,9 +104,10 @@ def test_tokens_are_escaped_and_shaded():
     assert "<script>" not in shown
     assert html.escape("<script>") in shown
     assert "feature 7: 1.5" in shown
+    assert "feature 7: 1.5 (&lt;b&gt;)" in tokens_html(gate, {7: "<b>"})
     assert re.findall(r"rgba\(213,94,0,([\d.]+)\)", shown) == ["0.65", "0.00"]
     assert "fires" in verdict_html(gate)
-    assert 'role="img"' in gate_svg(gate)
+    assert 'role="img"' in gate_html(gate)
     assert "does not fire" in verdict_html(GateView(tokens, (0,), (0.5,), 1.0))
 
 

@@ -41,7 +41,7 @@ ROUTES = [
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", "batch"),
     ("PUT", r"/storage/(?P<oid>[0-9a-f]{64})", "store"),
     ("GET", r"/storage/(?P<oid>[0-9a-f]{64})", "stored"),
-    ("GET", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", rf"/(?:datasets/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 

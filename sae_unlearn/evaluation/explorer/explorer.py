@@ -1,7 +1,7 @@
 """Picture of a guardrail: the records of its fit and its behavior on given texts, for one page."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class GuardrailPicture:
         clamp (sequence of float): Values to which its features are clamped, `[N]`.
         contexts (FeatureContexts, *optional*): Contexts of its features in the given texts. None without texts.
         sweep (Sweep, *optional*): Losses at other doses and thresholds. None if not measured.
+        labels (mapping, *optional*): Labels of the SAE's features by their ids, as from `feature_labels`.
     """
 
     title: str
@@ -38,13 +39,14 @@ class GuardrailPicture:
     clamp: tuple[float, ...]
     contexts: FeatureContexts | None = None
     sweep: Sweep | None = None
+    labels: Mapping[int, str] | None = None
 
     def to_html(self) -> str:
         """Return the page: one HTML file that fetches nothing and runs no script.
 
         It contains text only if the picture has contexts.
         """
-        return render_page(self.title, self.config, self.clamp, self.contexts, self.sweep)
+        return render_page(self.title, self.config, self.clamp, self.contexts, self.sweep, self.labels)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page and return its path."""

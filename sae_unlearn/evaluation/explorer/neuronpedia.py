@@ -1,15 +1,14 @@
 """Links to the pages of an SAE's features on neuronpedia.org.
 
 An SAE's id there is "<model>/<layer and set>", such as "gemma-2-2b/3-gemmascope-res-16k". SAELens writes it into an
-SAE's `cfg.json`, and lists the ids of published SAEs in `pretrained_saes.yaml`, which is read if SAELens is installed.
-Without an id no link is made: a page of another SAE of the same layer describes other features.
+SAE's `cfg.json`, and the directory of published SAEs has it for those of the Hub. Without an id no link is made: a page
+of another SAE of the same layer describes other features.
 """
 
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from sae_unlearn.sae.directory.table import directory
 from sae_unlearn.sae.formats.saelens_config import NEURONPEDIA_ID
 
 
@@ -36,19 +35,6 @@ def feature_page(identity: str | None, feature: int) -> str | None:
 
 @cache
 def _listed() -> dict[tuple[str, str], str]:
-    """Ids by repository and folder, as the installed SAELens lists them. Empty without SAELens."""
-    spec = find_spec("sae_lens")
-    path = Path(spec.origin).parent / "pretrained_saes.yaml" if spec is not None and spec.origin else None
-    if path is None or not path.is_file():
-        return {}
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    releases = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    return {
-        (release["repo_id"], sae["path"]): sae["neuronpedia"]
-        for release in releases.values()
-        if isinstance(release, dict) and "repo_id" in release
-        for sae in release.get("saes") or ()
-        if sae.get("neuronpedia") and "path" in sae
-    }
+    """Ids by repository and folder, of the directory of published SAEs."""
+    entries = (entry for saes in directory().saes.values() for entry in saes.values())
+    return {(entry.repository, entry.subfolder): entry.neuronpedia_id for entry in entries if entry.neuronpedia_id}

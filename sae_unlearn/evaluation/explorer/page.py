@@ -1,6 +1,6 @@
 """Rendering of a guardrail's page from the template `page.html` and the style sheet `page.css`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def render_page(
     clamp: Sequence[float],
     seen: FeatureContexts | None,
     sweep: Sweep | None,
+    labels: Mapping[int, str] | None = None,
 ) -> str:
     """Return the page of a guardrail. All outside content is escaped.
 
@@ -33,7 +34,7 @@ def render_page(
     """
     calibration = config.calibration or {}
     stored = contents.stored_statistics(calibration)
-    features, words = contents.feature_rows(config, clamp, seen), statistic_in_words(config)
+    features, words = contents.feature_rows(config, clamp, seen, labels), statistic_in_words(config)
     fields: dict[str, Any] = {
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),
         "title": title,
@@ -50,6 +51,7 @@ def render_page(
         "fire_rates": charts.fire_rates(stored, config.tau) if stored else None,
         "features": features,
         "linked": any(feature["page"] for feature in features),
+        "labelled": any(feature["label"] for feature in features),
         "approximated": isinstance(calibration.get("topk"), dict),
         "recorded": sorted({name for feature in features for name in feature["fit"]}),
         "measured": sorted({name for feature in features for name in feature["seen"]}),

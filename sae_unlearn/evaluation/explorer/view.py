@@ -3,7 +3,7 @@
 A config is untrusted: a value that is not a number where one is expected is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_unlearn.checks import real, reals, shown
@@ -26,9 +26,12 @@ def stored_statistics(calibration: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def feature_rows(
-    config: SAEGuardrailConfig, clamp: Sequence[float], contexts: FeatureContexts | None
+    config: SAEGuardrailConfig,
+    clamp: Sequence[float],
+    contexts: FeatureContexts | None,
+    labels: Mapping[int, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the features with id, page, clamp value, records of the fit, and measurements on the texts."""
+    """Return each feature's id, label, page, clamp value, records of the fit, and measurements."""
     identity = neuronpedia_id(config.sae_source)
     ids = config.feature_ids or ()
     recorded = _recorded(config, len(clamp))
@@ -36,6 +39,7 @@ def feature_rows(
     return [
         {
             "name": str(feature),
+            "label": (labels or {}).get(feature, ""),
             "anchor": f"feature-{place + 1}",
             "page": feature_page(identity, feature),
             "clamp": f"{clamp[place]:.4g}",

@@ -37,6 +37,8 @@ class FitPlan(NamedTuple):
     given_features: bool
     cross_fitted: bool
     """True if weights and threshold of the gate are fitted on all rows (`statistic="windowed"`)."""
+    put_aside: bool
+    """True if the rows of the report are given apart from the corpora."""
     num_gate_features: int
     evidence: str
     threshold: float | None
@@ -133,6 +135,7 @@ def plan_fit(
         faithful=faithful,
         given_features=asked.features is not None,
         cross_fitted=cross_fitted,
+        put_aside=False,
         num_gate_features=asked.num_gate_features,
         evidence=asked.evidence,
         threshold=asked.threshold,

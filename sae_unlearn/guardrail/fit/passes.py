@@ -22,6 +22,7 @@ from sae_unlearn.guardrail.offline import unguarded_residuals
 # selection of features nor for the threshold.
 FORGET_CYCLE = ("select", "threshold", "report", "select")
 RETAIN_CYCLE = ("select", "threshold", "select", "report")
+PUT_ASIDE_CYCLE = ("select", "threshold", "select")  # if the rows of the report are given apart
 PUBLISHED_CYCLE = ("all",)
 CROSS_FITTED_CYCLE = ("select",)
 DOSE_DOCUMENTS = 64  # of the forget text, run a second time to measure the dose where no rows are put aside
@@ -87,7 +88,10 @@ class Rows:
 
 def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
     """Return the rows of a corpus, split by use."""
+    cycle: tuple[str, ...]
     cycle = PUBLISHED_CYCLE if plan.faithful else {"forget": FORGET_CYCLE, "retain": RETAIN_CYCLE}[role]
+    if plan.put_aside:
+        cycle = PUT_ASIDE_CYCLE
     keep = plan.max_held_out if not plan.sae.exact_in_slices else 0
     if plan.cross_fitted:
         cycle, keep = CROSS_FITTED_CYCLE, DOSE_DOCUMENTS if role == "forget" else 0
