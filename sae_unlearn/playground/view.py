@@ -38,8 +38,8 @@ def tokens_html(gate: GateView, labels: Mapping[int, str] | None = None) -> str:
     """Prompt and answer, each token shaded by its evidence, with features on hover, focus or touch.
 
     Args:
-        gate: The view of the row.
-        labels: Labels of features, by their ids.
+        gate (GateView): The view of the row.
+        labels (Mapping[int, str], *optional*): Labels of features, by their ids.
     """
     most = max((token.evidence for token in gate.tokens), default=0.0)
     spans = [_span(token, most, labels or {}) for token in gate.tokens]
