@@ -20,7 +20,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from benchmarks.serving.reference import TOKENS
-from benchmarks.serving.scenarios import MODEL, SCENARIOS, Scenario
+from benchmarks.serving.scenarios import SCENARIOS, Scenario
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_equality.json"
@@ -45,9 +45,6 @@ def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
         "skip_tokenizer_init": True,
     }
     options |= scenario.engine
-    drafting = options.get("speculative_config")
-    if drafting and drafting.get("model") == MODEL:
-        options["speculative_config"] = {**drafting, "model": str(demo_model_folder())}
     if scenario.adapter != "none":
         options["additional_config"] = {"sae_guardrail": {"paths": [str(folder / scenario.adapter)]}}
     engine = vllm.LLM(str(demo_model_folder()), **options)

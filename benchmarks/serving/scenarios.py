@@ -6,8 +6,6 @@ from typing import Any
 
 CHUNKS = {"max_num_batched_tokens": 64}
 WHOLE = {"enable_prefix_caching": False, "enable_chunked_prefill": False}
-MODEL = "demo"
-"""Stands for the folder of the demo's model."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,5 @@ SCENARIOS = {
         "drafts by n-gram, 3 at a time",
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}},
     ),
-    "draft_model": Scenario(
-        "prefix",
-        "drafts by a draft model, the unguarded model itself, 3 at a time",
-        {"speculative_config": {"method": "draft_model", "model": MODEL, "num_speculative_tokens": 3}},
-    ),
 }
-"""By name. After one with drafts, vLLM 0.32 on a CPU starts no other engine in the process: run each by itself."""
+"""By name. `drafts` comes last: vLLM 0.32 on a CPU starts no second engine in a process after it."""
