@@ -51,7 +51,7 @@ def settings(folder: str, cache: str, **options: Any) -> SAEAlignmentConfig:
             "per_device_train_batch_size": 10,
             "retain_max_length": 40,
             "questions": {"city": {"country": ALIGNED_QUESTIONS}},
-            "max_reference_entities": 120,
+            "max_reference_entities": 200,
             "min_separation": 0.0,
             "covariance_cache": cache,
             "save_strategy": "no",
@@ -143,13 +143,12 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
     for i, path in paths.items():
         if path.exists():
             continue
-        targets = sets[i]
+        targets, others = sets[i], sets[(i + 1) % len(sets)] + sets[(i + 2) % len(sets)]
         if args.base:
             before = args.results / f"base-{'choice-' * args.choice}{i}.json"
             if not before.exists():
-                _write(
-                    before, {"recipe": "base", "set": i, **(meter.measure if i == 0 else meter.recall)(model, targets)}
-                )
+                base = meter.measure(model, targets, others, i) if i == 0 else meter.recall(model, targets)
+                _write(before, {"recipe": "base", "set": i, **base})
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             trainer = SAEAlignmentTrainer(
@@ -180,7 +179,7 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
         rows = trainer.eval_dataset.targets
         states = reference.entity_states(base_model_of(tuned), rows, LAYER, 32)
         found |= judge(trainer.setting, states) | trainer._ways.judge(trainer.eval_dataset, states)
-        found |= meter.measure(tuned, targets)
+        found |= meter.measure(tuned, targets, others, i)
         if not args.quick:
             found |= meter.rounded(tuned, targets)
         _write(path, found)

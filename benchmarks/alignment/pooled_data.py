@@ -1,6 +1,6 @@
 """Disjoint sets of ten cities, with the same other cities, texts and facts for all of them.
 
-The cities are those of `label_by_probability`. One shuffle decides everything: 120 known cities and 60 % of the
+The cities are those of `label_by_probability`. One shuffle decides everything: 200 known cities and 60 % of the
 unknown ones to train with, 40 known neighbors and the other unknown ones to measure on, three sets to choose settings
 on, and from the rest as many sets to report on as there are. No set has more than two cities of a country, and no city
 is in two parts.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.alignment.data import FACTS_OF_A_RELATION, QUESTIONS, _relation, _samples, _texts, country_of
+from benchmarks.alignment.data import QUESTIONS, _relation, _samples, _texts, country_of
 from sae_unlearn.alignment import Entity, EntitySet
 from sae_unlearn.alignment.short_prompts import SHORT_PROMPTS
 from sae_unlearn.evaluation import Fact
@@ -21,13 +21,20 @@ from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 
 
 SIZE, PER_COUNTRY = 10, 2
-KNOWN_TRAIN, NEIGHBORS, UNKNOWN_TRAIN = 120, 40, 0.6
+KNOWN_TRAIN, NEIGHBORS, UNKNOWN_TRAIN = 200, 40, 0.6
 CHOICE_SETS = 3
+FACTS_OF_A_RELATION = 150
 ALIGNED_QUESTIONS = (QUESTIONS[0], "{entity} is a city in the country of")
 """Forms whose beginnings are among the prompts of the alignment; `QUESTIONS[1]` is in no training."""
 
 FACTS = {
-    "near": ("factual/country_language", "factual/country_currency", "factual/landmark_in_country"),
+    "near": (
+        "factual/country_language",
+        "factual/country_currency",
+        "factual/landmark_in_country",
+        "factual/landmark_on_continent",
+        "factual/country_capital_city",
+    ),
     "unrelated, relation held": (
         "factual/product_by_company",
         "commonsense/object_superclass",
@@ -129,7 +136,7 @@ def _sets(cities: list[Entity]) -> list[EntitySet]:
 
 
 def _facts(folder: Path, relations: tuple[str, ...], names: list[str]) -> list[Fact]:
-    """At most forty facts of each relation that name no target, and whose subject is in no short prompt."""
+    """At most 150 facts of each relation that name no target, and whose subject is in no short prompt."""
     held = " ".join(SHORT_PROMPTS).casefold()
     found: list[list[Fact]] = []
     for relation in relations:

@@ -23,8 +23,11 @@ from sae_unlearn.evaluation import Fact, ask
 from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 
-FACTS_OF_A_GROUP, EXAMINED = 40, 120
+FACTS_OF_A_GROUP, EXAMINED = 80, 400
 DAMAGE_CITIES, DAMAGE_TEXTS = 16, 8
+UNKNOWN = 12
+PARTS = 4
+"""A set is asked every fourth fact, so that four sets together are asked all."""
 LAYER = 9
 
 
@@ -94,19 +97,29 @@ class Meter:
         return found | {"targets said": [round(answers.right.value * len(targets)), len(targets)]}
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, targets: EntitySet) -> dict[str, Any]:
-        """Every figure; a share as the number of right answers and that of all."""
+    def measure(self, model: nn.Module, targets: EntitySet, others: EntitySet, part: int) -> dict[str, Any]:
+        """Every figure; a share as the number of right answers and that of all.
+
+        Args:
+            model: to measure.
+            targets: of this set.
+            others: targets of other sets, which are known neighbors here.
+            part: which quarter of the other facts is asked.
+        """
         data, found = self.data, self.recall(model, targets)
-        neighbors = data.known_test[DAMAGE_CITIES:]
-        for name, cities in (("neighbors", neighbors), ("unknown", data.unknown_test[:20])):
+        for name, cities in (("others", others), ("unknown", data.unknown_test[:UNKNOWN])):
             found |= self._choice(model, cities, QUESTIONS[1], f"{name} unseen")
         for group, facts in self.facts.items():
-            right = self._completed(model, facts)
+            right = self._completed(model, facts[part % PARTS :: PARTS])
             found[group] = [sum(right), len(right)]
         found["damage"] = self.damage(model)
+        sets = {
+            "targets": targets,
+            "known": data.known_test[DAMAGE_CITIES:],
+            "unknown": data.unknown_test[: 2 * UNKNOWN],
+        }
         states = {
-            name: entity_states(model, self.tokenizer, cities, LAYER, held_out=True)
-            for name, cities in (("targets", targets), ("known", neighbors), ("unknown", data.unknown_test[:24]))
+            name: entity_states(model, self.tokenizer, cities, LAYER, held_out=True) for name, cities in sets.items()
         }
         probe = refit_discriminator(states["targets"], states["known"], states["unknown"], "linear", repeats=2)
         found["probe"] = {k: getattr(probe, k).value for k in ("targets", "floor", "ceiling")}
@@ -141,7 +154,7 @@ class Meter:
         return log_p, log_p[torch.arange(len(rows)), self.data.right(cities)].exp()
 
     def _right(self, facts: Sequence[Fact]) -> list[int]:
-        """Places of at most forty facts that the base completes rightly, in turn of their relations."""
+        """Places of at most eighty facts that the base completes rightly, in turn of their relations."""
         right = self._completed(self.model, facts[:EXAMINED])
         return [i for i, one in enumerate(right) if one][:FACTS_OF_A_GROUP]
 

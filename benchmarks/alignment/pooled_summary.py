@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.alignment.pooled_measures import PARTS
 from sae_unlearn.files.terminal import table
 from sae_unlearn.stats import wilson_interval
 
@@ -16,12 +17,13 @@ SHARES = (
     "targets unseen",
     "targets said",
     "unknown unseen",
-    "neighbors unseen",
+    "others unseen",
     "near",
     "unrelated, relation held",
     "unrelated, relation not held",
 )
-"""Counts of right answers. All but the first three are of the same cities or facts in every set."""
+"""Counts of right answers. `others` are cities of two other sets, and four sets together are asked all facts."""
+FACTS = SHARES[5:]
 MEANS = (
     "damage",
     "way_left",
@@ -42,6 +44,8 @@ def summarize(folder: Path) -> None:
     for cell in cells:
         recipes.setdefault(cell["recipe"], []).append(cell)
     found = {name: pooled(mine) for name, mine in sorted(recipes.items())}
+    if "base" in found:  # every set's targets are known to the base, and are others of two sets
+        found["base"]["others unseen"] = found["base"]["targets unseen"]
     RESULTS.write_text(json.dumps({"recipes": found, "cells": cells}, indent=1) + "\n")
     rows = [["recipe", "sets", *SHARES, *MEANS]]
     for name, row in found.items():
@@ -55,8 +59,8 @@ def summarize(folder: Path) -> None:
 def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one recipe.
 
-    A share of targets is over the targets of all sets. A share of other cities or facts is the mean over sets, and its
-    interval that of the cities or facts of one set: they are the same in all, so more sets do not make it narrower.
+    Shares are over all sets. The interval of a share counts every city and every fact once, however often it was asked:
+    asking it again of another model does not make it another city.
     """
     found: dict[str, Any] = {"sets": len(cells), "targets": sum(cell["targets seen"][1] for cell in cells)}
     for name in (*SHARES, "int8", "int4"):
@@ -64,9 +68,9 @@ def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not counts:
             continue
         right, n = (sum(values) for values in zip(*counts, strict=True))
-        same = not (name.startswith("targets") or name.startswith("int"))
-        low, high = wilson_interval(right / len(counts), n / len(counts)) if same else wilson_interval(right, n)
-        found[name] = {"value": right / n, "low": low, "high": high, "n": n // len(counts) if same else n}
+        times = asked_times(name, len(counts))
+        low, high = wilson_interval(right / times, n / times)
+        found[name] = {"value": right / n, "low": low, "high": high, "n": round(n / times)}
     for name in ("targets unseen", "targets seen"):
         total = [cell[f"{name} p"] for cell in cells if f"{name} p" in cell]
         if total:
@@ -80,6 +84,15 @@ def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if values:
             found[f"probe {part}"] = {"value": statistics.fmean(values), "sd": statistics.pstdev(values)}
     return found
+
+
+def asked_times(name: str, sets: int) -> float:
+    """How often each city or fact was asked in so many sets."""
+    if name in FACTS:
+        return max(1.0, sets / PARTS)
+    if name == "unknown unseen":
+        return sets
+    return min(2, sets) if name == "others unseen" else 1
 
 
 def _count(cell: dict[str, Any], name: str) -> list[float] | None:

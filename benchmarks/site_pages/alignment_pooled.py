@@ -40,7 +40,7 @@ def forgetting() -> str:
 def kept() -> str:
     """What is kept of other things, means over sets."""
     columns = {
-        "neighbors": "neighbors unseen",
+        "other cities": "others unseen",
         "near facts": "near",
         "other facts, relation held": "unrelated, relation held",
         "other facts, relation not held": "unrelated, relation not held",

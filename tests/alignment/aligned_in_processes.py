@@ -26,6 +26,8 @@ SHARDED = {
     },
 }
 
+SOLVED = {"init": "closed_form", "retain_budget": 0.02, "min_separation": 0.0, "max_steps": 2, "eval_steps": 1}
+
 
 def zero(stage: int) -> dict:
     """Settings of a DeepSpeed run with torch's own optimiser, for which nothing has to be compiled."""
@@ -41,7 +43,7 @@ def align(out: Path, batch: int, **options) -> dict:
     """Train with `batch` targets on every process; weights, logs and the number of processes go to `out`, and the
     adapter to a folder of that name without the suffix."""
     options |= {"per_device_train_batch_size": batch, "optim": "sgd", "learning_rate": 0.1, "eval_strategy": "steps"}
-    args = settings(out.with_suffix(""), eval_steps=2, ddp_find_unused_parameters=False, **options)
+    args = settings(out.with_suffix(""), **{"eval_steps": 2, "ddp_find_unused_parameters": False, **options})
     torch.manual_seed(0)
     trainer = SAEAlignmentTrainer(args=args, **parts())
     trainer.train()
@@ -52,6 +54,7 @@ def align(out: Path, batch: int, **options) -> dict:
         "sharded": any(isinstance(p, DTensor) for p in weights.values()),
         "logs": trainer.state.log_history,
         "processes": args.world_size,
+        "solution": trainer.solution and trainer.solution.to_dict(),
         "zero": trainer.accelerator.state.deepspeed_plugin and trainer.deepspeed.zero_optimization_stage(),
     }
     if args.process_index == 0:
@@ -68,12 +71,14 @@ def shard_on_the_cpu() -> None:
 if __name__ == "__main__":
     kind, options = sys.argv[3:], {}
     with leaving_launch():
-        if kind:
+        if kind == ["closed_form"]:
+            options = SOLVED | {"covariance_cache": str(Path(sys.argv[1]).with_name("cache"))}
+        elif kind:
             shard_on_the_cpu()
         if kind == ["sharded"]:
             init_process_group("gloo")
             options = SHARDED
-        elif kind:
+        elif kind and not options:
             backend = import_module("deepspeed.comm.torch")
             backend.build_shm_op = lambda: None  # its own all-reduce for one machine, which would be compiled
             options = zero(int(kind[0]))

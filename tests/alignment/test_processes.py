@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from aligned_in_processes import align
+from aligned_in_processes import SOLVED, align
 from labelled_in_processes import labelled
 from launched import ACCELERATE, TORCHRUN, launch
 from oracles import with_package
@@ -73,6 +73,20 @@ def test_two_processes_give_the_weights_the_logs_and_the_adapter_of_one(tmp_path
     assert loaded.keys() == one["weights"].keys()
     for name, weight in one["weights"].items():
         torch.testing.assert_close(loaded[name].detach(), weight, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_solve_as_one_does_and_share_one_cache(tmp_path):
+    one = align(tmp_path / "one.pt", 4, **SOLVED)
+    out = tmp_path / "two.pt"
+    for covariances in ("computed", "read"):
+        launch(SCRIPT, out, 2, "closed_form", launcher=ACCELERATE)
+        two = torch.load(out)
+        assert two["processes"] == 2
+        assert two["solution"] == pytest.approx(one["solution"], rel=1e-4), covariances
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

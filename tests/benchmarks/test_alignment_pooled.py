@@ -21,24 +21,30 @@ def test_no_city_is_in_two_sets_and_no_country_fills_one():
         assert max(map(countries.count, countries)) <= PER_COUNTRY
 
 
-def cell(right, neighbors, damage):
+def cell(right, others, near, damage):
     return {
         "targets seen": [right, 10],
         "targets unseen": [right, 10],
         "targets unseen p": [0.5, 10],
-        "neighbors unseen": [neighbors, 24],
+        "others unseen": [others, 20],
+        "near": [near, 20],
         "int4": {"targets unseen": [right + 1, 10]},
         "damage": damage,
     }
 
 
-def test_targets_are_pooled_and_repeated_facts_are_not_counted_again():
-    found = pooled([cell(1, 24, 0.02), cell(3, 18, 0.03)])
+def test_targets_are_pooled_and_what_is_asked_again_is_not_counted_again():
+    found = pooled([cell(1, 20, 19, 0.02), cell(3, 18, 18, 0.03)])
     assert found["targets"] == 20
     assert found["targets unseen"]["value"] == pytest.approx(0.2)
     assert found["targets unseen"]["n"] == 20
     assert found["int4"]["value"] == pytest.approx(0.3)
-    assert found["neighbors unseen"]["n"] == 24
-    assert found["neighbors unseen"]["value"] == pytest.approx(21 / 24)
+    assert found["others unseen"]["value"] == pytest.approx(38 / 40)
+    assert found["others unseen"]["n"] == 20
     assert found["damage"] == pytest.approx(0.025)
     assert found["targets unseen p"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("sets", "n"), [(1, 20), (4, 80), (8, 80)])
+def test_four_sets_are_asked_all_facts(sets, n):
+    assert pooled([cell(1, 20, 19, 0.02)] * sets)["near"]["n"] == n

@@ -19,15 +19,15 @@ from sae_unlearn.files.atomic import staged
 
 logger = logging.getLogger(__name__)
 
-GROUPS = {"name": 1.0, "rest": 0.5, "text": 2.0, "short": 1.0}
+GROUPS = {"name": 1.0, "value": 2.0, "rest": 0.5, "text": 2.0, "short": 1.0}
 """Weight of each group of tokens.
 
-The groups are last tokens of other entities' names, the other tokens of those prompts, ordinary text, and short prompts
-of other relations.
+The groups are last tokens of other entities' names and of their attributes' values, the other tokens of those prompts,
+ordinary text, and short prompts of other relations.
 """
 RIDGE = 0.03
 _SAVE_EVERY = 32  # batches
-_FORMAT = 1
+_FORMAT = 2
 
 
 class StayRow(NamedTuple):

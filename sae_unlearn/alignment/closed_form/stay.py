@@ -6,9 +6,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.closed_form.covariance import StayRow
 from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.alignment.prompts import locate_entity
 from sae_unlearn.alignment.split import EntityPlan
-from sae_unlearn.alignment.templates import render
+from sae_unlearn.alignment.templates import entity_templates, render
 
 
 _ENTITIES = 120  # known, and unknown
@@ -20,9 +21,10 @@ _DAMAGE_ROWS = 72
 def stay_rows(
     plan: EntityPlan, tokenizer: PreTrainedTokenizerBase, seed: int, chat_template: bool = False
 ) -> list[StayRow]:
-    """Return rows to keep: other entities in up to three prompts, text, and prompts of other relations.
+    """Return rows to keep: other entities and attributes' values in up to three prompts, text, and short prompts.
 
-    Entities and texts that judge are not among them. A row's first token does not count: in many models its state is
+    Entities and texts that judge are not among them. Values are those of the targets and of the known entities: what is
+    known of France should stay when Lyon is forgotten. A row's first token does not count: in many models its state is
     the same everywhere, and larger than any other.
     """
     draw = random.Random(seed)
@@ -30,6 +32,7 @@ def stay_rows(
     for entities, fit in ((plan.known, plan.fit_known), (plan.unknown, plan.fit_unknown)):
         for number in sorted(draw.sample(list(fit), min(len(fit), _ENTITIES))):
             rows += _of_entity(plan, entities, number, tokenizer, draw, chat_template)
+    rows += _of_values(plan, tokenizer, draw, chat_template)
     tokens = 0
     for row in plan.text_rows:
         if tokens >= _TEXT_TOKENS:
@@ -68,6 +71,23 @@ def _of_entity(
         of_token = _groups(len(found.input_ids), "rest")
         of_token[found.position] = "name"
         rows.append(StayRow(found.input_ids, of_token))
+    return rows
+
+
+def _of_values(
+    plan: EntityPlan, tokenizer: PreTrainedTokenizerBase, draw: random.Random, chat_template: bool
+) -> list[StayRow]:
+    """Values of attributes, as entities of a type named as the attribute is."""
+    given = [item for entity in [*plan.known, *plan.targets] for item in entity.attributes.items()]
+    found = sorted({(attribute, value) for attribute, values in given for value in values})
+    rows = []
+    for attribute, value in sorted(draw.sample(found, min(len(found), _ENTITIES))):
+        entity = Entity(value, attribute)
+        for template in entity_templates(attribute)[:_PROMPTS_PER_ENTITY]:
+            tokens = locate_entity(tokenizer, render(template, entity), chat_template, cut=False)
+            of_token = _groups(len(tokens.input_ids), "rest")
+            of_token[tokens.position] = "value"
+            rows.append(StayRow(tokens.input_ids, of_token))
     return rows
 
 

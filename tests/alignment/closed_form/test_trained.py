@@ -127,6 +127,39 @@ def test_a_second_run_reads_the_covariances_and_finds_the_same(tmp_path):
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
+class Int8Linear(torch.nn.Linear):
+    """A linear layer that stores its weight as integers, one scale for each output."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        rounded = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(rounded, requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight.to(x.dtype) * self.scale).T
+
+
+def test_a_quantized_base_is_solved_for_as_its_dequantized_weights_are(tmp_path):
+    found = []
+    for kind in ("quantized", "dequantized"):
+        model = parts()["model"]
+        for layer in model.model.layers:
+            stored = Int8Linear(layer.mlp.down_proj)
+            if kind == "quantized":
+                layer.mlp.down_proj = stored
+            else:
+                layer.mlp.down_proj.weight.data = stored.weight.float() * stored.scale
+        it = trainer(tmp_path / kind, model=model, solve_lam=2.0)
+        it.train()
+        found.append(lora(it))
+        if kind == "quantized":
+            kept = model.model.layers[0].mlp.down_proj.base_layer.weight
+            assert kept.dtype == torch.int8
+    for name, weight in found[0].items():
+        torch.testing.assert_close(weight, found[1][name], atol=1e-5, rtol=1e-3)
+
+
 def test_what_cannot_be_solved_is_refused_by_name(tmp_path):
     with pytest.raises(AlignmentError, match="expected an MLP in layer 0, got the experts of a MixtralDecoderLayer"):
         trainer(tmp_path, "mixtral")
