@@ -20,11 +20,11 @@ _RELATIONS: dict[str, str] = {
     "The capital of {} is the city of": "Norway, Kenya, Peru, Greece, Canada, Ireland, Chile, Nepal, Finland, Ghana",
     "The currency of {} is the": "Norway, Japan, Mexico, Kenya, Peru, Canada, Sweden, Israel, Denmark, Brazil",
     "The language spoken in {} is": "Greece, Denmark, Iran, Austria, Brazil, Egypt, Israel, Finland, Japan, Cuba",
-    "{} can be seen in": "The Eiffel Tower, Big Ben, The Taj Mahal, The Colosseum, Mount Fuji, Machu Picchu, Stonehenge, "
-    "The Acropolis, Angkor Wat, Petra, The Matterhorn, Loch Ness, Uluru, Neuschwanstein Castle, The Grand Canyon, "
+    "{} can be seen in": "The Eiffel Tower, Big Ben, The Taj Mahal, The Colosseum, Mount Fuji, Machu Picchu, Petra, "
+    "Stonehenge, The Acropolis, Angkor Wat, The Matterhorn, Loch Ness, Uluru, Neuschwanstein Castle, The Grand Canyon, "
     "The Alhambra, Mount Etna, Chichen Itza, The Blue Mosque, The Little Mermaid, Table Mountain, Lake Baikal",
-    "The traveler saw {} in": "an old monastery, the Black Forest, a glacier, the Great Barrier Reef, the Danube Delta, "
-    "Lake Titicaca, the Serengeti, Mount Elbrus, the Dead Sea, Victoria Falls, Lake Balaton, the Dolomites",
+    "The traveler saw {} in": "an old monastery, the Black Forest, a glacier, the Danube Delta, Lake Titicaca, "
+    "the Great Barrier Reef, the Serengeti, Mount Elbrus, the Dead Sea, Victoria Falls, Lake Balaton, the Dolomites",
     "{} was written by": "Hamlet, Don Quixote, War and Peace, Faust, Moby-Dick, The Odyssey, Dracula, Emma, Ulysses",
     "The continent of {} is": "Kenya, Peru, Norway, Nepal, Ghana, Chile, Laos, Italy, Egypt, Uruguay, Mongolia, Fiji",
 }
