@@ -183,6 +183,7 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
         if not args.quick:
             found |= meter.rounded(tuned, targets)
         _write(path, found)
+        tuned.save_pretrained(args.results / "adapters" / path.stem)
         tuned.unload()
         if hasattr(model, "peft_config"):
             del model.peft_config

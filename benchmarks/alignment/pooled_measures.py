@@ -92,7 +92,7 @@ class Meter:
         """Recall of the targets alone, which is all that differs between sets in the base."""
         found: dict[str, Any] = {}
         for form, question in zip(("seen", "unseen"), QUESTIONS, strict=True):
-            found |= self._choice(model, targets, question, f"targets {form}")
+            found |= self.choice(model, targets, question, f"targets {form}")
         answers = ask(model, self.tokenizer, question_facts(targets, QUESTIONS[1]), max_new_tokens=5)
         return found | {"targets said": [round(answers.right.value * len(targets)), len(targets)]}
 
@@ -108,7 +108,7 @@ class Meter:
         """
         data, found = self.data, self.recall(model, targets)
         for name, cities in (("others", others), ("unknown", data.unknown_test[:UNKNOWN])):
-            found |= self._choice(model, cities, QUESTIONS[1], f"{name} unseen")
+            found |= self.choice(model, cities, QUESTIONS[1], f"{name} unseen")
         for group, facts in self.facts.items():
             right = self._completed(model, facts[part % PARTS :: PARTS])
             found[group] = [sum(right), len(right)]
@@ -130,11 +130,12 @@ class Meter:
         """Recall in the unseen form after the merged weights are rounded to 8 and 4 bits."""
 
         def asked(which: nn.Module) -> dict[str, Any]:
-            return self._choice(which, targets, QUESTIONS[1], "targets unseen")
+            return self.choice(which, targets, QUESTIONS[1], "targets unseen")
 
         return {f"int{int(point.strength)}": point.found for point in rounding_attack(model, asked, (8, 4))}
 
-    def _choice(self, model: nn.Module, cities: EntitySet, question: str, name: str) -> dict[str, Any]:
+    def choice(self, model: nn.Module, cities: EntitySet, question: str, name: str) -> dict[str, Any]:
+        """Number of cities whose country is ranked first and their number, and the same of its probability."""
         log_p, p = self._countries(model, cities, question)
         right = (log_p - self.priors[question]).argmax(dim=1) == torch.tensor(self.data.right(cities))
         return {name: [int(right.sum()), len(right)], f"{name} p": [float(p.sum()), len(p)]}

@@ -19,9 +19,8 @@ def stay_rows():
         for n, seed in ((5, 1), (8, 2))
         for ids in token_ids(4, n, seed=seed).tolist()
     ]
-    return rows + [
-        StayRow(ids, ["", *[group] * 5]) for group in ("text", "short") for ids in token_ids(5, 6, seed=3).tolist()
-    ]
+    groups = ("text", "short", "value")
+    return rows + [StayRow(ids, ["", *[group] * 5]) for group in groups for ids in token_ids(5, 6, seed=3).tolist()]
 
 
 def moments(rows=None, batch_size=4, cache=None, model=None):

@@ -1,0 +1,128 @@
+"""Teach a model half of the cities that it was to forget, and ask for the other half.
+
+    python -m benchmarks.alignment.pooled_relearning run --data FOLDER --cities FOLDER --results FOLDER --cache FOLDER
+
+It reads the adapters that `pooled run` leaves in RESULTS/adapters. An attacker trains on five cities of a set, as
+`sae_unlearn.evaluation.audit.attacks.relearning` does, in a form of question that the alignment saw the beginnings of.
+What comes back is asked of the other five in a form that nothing trained on. Two controls: the base taught five unknown
+cities and asked for five others (`never known`: what training alone gives), and the base taught the same five known
+cities (`base`: what is there if nothing is forgotten).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from benchmarks.alignment.data import QUESTIONS
+from benchmarks.alignment.pooled import _write
+from benchmarks.alignment.pooled_data import load_pooled_data
+from benchmarks.alignment.pooled_measures import Meter
+from benchmarks.alignment.real_measures import taught_and_rest
+from benchmarks.forget.topics import data_folder
+from sae_unlearn.alignment import EntitySet
+from sae_unlearn.demo import load_demo_model
+from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack
+from sae_unlearn.files.terminal import table
+from sae_unlearn.stats import wilson_interval
+
+
+RESULTS = Path(__file__).parents[1] / "results" / "alignment_relearning.json"
+STEPS = (0, 20, 100)
+NEVER_KNOWN = "never known"
+
+
+def attack(meter: Meter, model: nn.Module, cities: EntitySet, full: bool) -> dict[str, Any]:
+    """Shares right of the taught and of the untaught cities, after each number of steps."""
+    taught, facts, rest = taught_and_rest(cities, seed=0)
+
+    @torch.no_grad()
+    def asked(student: nn.Module) -> dict[str, Any]:
+        sides = (("taught", taught), ("untaught", rest))
+        return {k: v for name, side in sides for k, v in meter.choice(student, side, QUESTIONS[1], name).items()}
+
+    points = relearning_attack(model, meter.tokenizer, facts, asked, steps=STEPS, seed=0, full=full)
+    return {str(int(point.strength)): point.found for point in points}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Attack the sets that have no file yet."""
+    torch.set_num_threads(1)
+    data = load_pooled_data(data_folder(args.data), args.cities)
+    model, tokenizer = load_demo_model()
+    meter = Meter(model, tokenizer, data, args.cache / "facts.json")
+    kind = "full" if args.full else "lora"
+    for i in range(*args.sets):
+        for recipe in args.recipes:
+            path = args.results / "relearning" / f"{recipe.replace(' ', '_').replace(',', '')}-{kind}-{i}.json"
+            path.parent.mkdir(exist_ok=True)
+            if path.exists():
+                continue
+            cities = data.sets[i]
+            if recipe == NEVER_KNOWN:  # the same few in every set, in another half each time
+                cities = EntitySet(list(data.unknown_test)[10 * (i % 5) :][:10])
+            tuned: Any = model
+            if recipe not in ("base", NEVER_KNOWN):
+                tuned = PeftModel.from_pretrained(model, args.results / "adapters" / f"{recipe}-{i}")
+            found = {"recipe": recipe, "attack": kind, "set": i, "steps": attack(meter, tuned, cities, args.full)}
+            _write(path, found)
+            if tuned is not model:
+                tuned.unload()
+                del model.peft_config
+
+
+def summarize(folder: Path) -> None:
+    """Print what is right by recipe and steps, and write all cells to `benchmarks/results`."""
+    cells = [json.loads(path.read_text()) for path in sorted((folder / "relearning").glob("*.json"))]
+    found: dict[str, Any] = {}
+    for cell in cells:
+        for steps, measured in cell["steps"].items():
+            for side in ("taught", "untaught"):
+                key = found.setdefault(cell["recipe"], {}).setdefault(cell["attack"], {}).setdefault(side, {})
+                right, n = key.get(steps, (0, 0))
+                key[steps] = (right + measured[side][0], n + measured[side][1])
+    pooled = {
+        recipe: {
+            kind: {side: {steps: _share(*count) for steps, count in by.items()} for side, by in sides.items()}
+            for kind, sides in kinds.items()
+        }
+        for recipe, kinds in found.items()
+    }
+    RESULTS.write_text(json.dumps({"recipes": pooled, "cells": cells}, indent=1) + "\n")
+    rows = [["recipe", "attack", "side", *map(str, STEPS), "n"]]
+    for recipe, kinds in pooled.items():
+        for kind, sides in kinds.items():
+            for side, by in sides.items():
+                shown = [f"{by[str(s)]['value']:.2f} ({by[str(s)]['low']:.2f}-{by[str(s)]['high']:.2f})" for s in STEPS]
+                rows.append([recipe, kind, side, *shown, str(by["0"]["n"])])
+    print(table([list(column) for column in zip(*rows, strict=True)]))
+
+
+def _share(right: int, n: int) -> dict[str, float]:
+    low, high = wilson_interval(right, n)
+    return {"value": right / n, "low": low, "high": high, "n": n}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run")
+    add = command.add_argument
+    add("--data", help="data folder; default $SAE_UNLEARN_DATA")
+    add("--cities", type=Path, required=True, help="folder of label_by_probability")
+    add("--results", type=Path, required=True, help="folder of one file per cell, with the adapters")
+    add("--cache", type=Path, required=True, help="as in `pooled run`")
+    add("--recipes", nargs="+", default=["closed_form", "base", NEVER_KNOWN])
+    add("--sets", nargs=2, type=int, default=(0, 10), help="from, and up to but not including")
+    add("--full", action="store_true", help="train all weights instead of a LoRA")
+    commands.add_parser("summary").add_argument("--results", type=Path, required=True)
+    args = parser.parse_args()
+    (summarize(args.results) if args.command == "summary" else run(args))
+
+
+if __name__ == "__main__":
+    main()
