@@ -31,7 +31,7 @@ from sae_unlearn.demo import load_demo_model, load_demo_sae
 SHARED_ROWS = 300
 GRADIENT = {"init": "zero", "max_steps": 40, "learning_rate": 1e-3, "warmup_steps": 10}
 RECIPES: dict[str, dict[str, Any]] = {
-    "closed_form": {"init": "closed_form", "retain_budget": 0.03},
+    "closed_form": {"init": "closed_form"},
     "gradient": {**GRADIENT, "lr_scheduler_type": "cosine"},
     "gradient, constant rate, no questions": {
         **GRADIENT,

@@ -25,7 +25,7 @@ GROUPS = {"name": 1.0, "value": 2.0, "rest": 0.5, "text": 2.0, "short": 1.0}
 The groups are last tokens of other entities' names and of their attributes' values, the other tokens of those prompts,
 ordinary text, and short prompts of other relations.
 """
-RIDGE = 0.03
+RIDGE = 0.01
 _SAVE_EVERY = 32  # batches
 _FORMAT = 2
 
