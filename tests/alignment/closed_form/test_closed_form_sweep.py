@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from zoo import base_model, token_ids
 
-from sae_unlearn.alignment.closed_form.covariance import Moments
+from sae_unlearn.alignment.closed_form.covariance import RIDGE, Moments
 from sae_unlearn.alignment.closed_form.projections import Change, Projection, find_projections, tapped
 from sae_unlearn.alignment.closed_form.replay import Replay
 from sae_unlearn.alignment.closed_form.solve import solve_alignment
@@ -29,7 +29,7 @@ def test_the_change_is_the_minimum_that_a_direct_solve_finds():
     k, v, moments = drawn(N, D_IN), drawn(N, D_OUT, seed=1), Moments({0: covariance()})
     found = least_squares(k, v, moments.factor(0), lam=0.7)
     c = moments.matrices[0].double()
-    c = c + 0.03 * c.diagonal().mean() * torch.eye(D_IN, dtype=torch.float64)
+    c = c + RIDGE * c.diagonal().mean() * torch.eye(D_IN, dtype=torch.float64)
     a = k.double().T @ k.double() / N + 0.7 * c
     direct = (v.double().T @ k.double() / N) @ torch.linalg.inv(a)
     assert torch.allclose((found.moves.T @ found.reads).double(), direct, atol=1e-5)
