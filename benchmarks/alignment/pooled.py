@@ -17,12 +17,15 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.alignment.data import QUESTIONS
 from benchmarks.alignment.pooled_data import ALIGNED_QUESTIONS, load_pooled_data
 from benchmarks.alignment.pooled_measures import LAYER, Meter
 from benchmarks.alignment.pooled_summary import summarize
 from benchmarks.forget.topics import data_folder
 from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
 from sae_unlearn.alignment import reference
+from sae_unlearn.alignment.closed_form import of_trainer
+from sae_unlearn.alignment.closed_form.damage import Damage
 from sae_unlearn.alignment.metrics import judge
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.demo import load_demo_model, load_demo_sae
@@ -91,9 +94,9 @@ class StopAtDamage(TrainerCallback):
 
 
 def _remember_references() -> None:
-    """Compute the base states of other entities and of the texts once in this process: they are those of every set.
+    """Compute what every set needs of the base once in this process: states of other entities and of texts, predictions.
 
-    The time that a set takes to prepare is therefore that of a trainer only for the first set of a process.
+    The seconds of a set are therefore those of a trainer only for the first set of a process.
     """
     kept: dict[Any, Any] = {}
     states, frequency = reference.entity_states, reference._generic_frequency
@@ -112,7 +115,13 @@ def _remember_references() -> None:
             kept[key] = frequency(model, tokenizer, sae, layer, rows, batch_size)
         return kept[key]
 
-    reference.entity_states, reference._generic_frequency = entity_states, generic
+    def damage(model: Any, rows: Any, batch_size: int) -> Damage:
+        key = ("damage", tuple((tuple(ids), tuple(places)) for ids, places in rows))
+        if key not in kept:
+            kept[key] = Damage(model, rows, batch_size)
+        return kept[key]
+
+    reference.entity_states, reference._generic_frequency, of_trainer.Damage = entity_states, generic, damage
 
 
 def run(args: argparse.Namespace) -> None:
@@ -143,11 +152,13 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
     for i, path in paths.items():
         if path.exists():
             continue
-        targets, others = sets[i], sets[(i + 1) % len(sets)] + sets[(i + 2) % len(sets)]
+        targets, others = sets[i], sets[(i + 1) % len(sets)]
         if args.base:
             before = args.results / f"base-{'choice-' * args.choice}{i}.json"
             if not before.exists():
                 base = meter.measure(model, targets, others, i) if i == 0 else meter.recall(model, targets)
+                if i == 0:
+                    base |= meter.choice(model, data.unknown_test, QUESTIONS[1], "unknown unseen")
                 _write(before, {"recipe": "base", "set": i, **base})
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:

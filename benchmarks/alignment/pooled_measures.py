@@ -25,7 +25,7 @@ from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 FACTS_OF_A_GROUP, EXAMINED = 80, 400
 DAMAGE_CITIES, DAMAGE_TEXTS = 16, 8
-UNKNOWN = 12
+UNKNOWN = 24
 PARTS = 4
 """A set is asked every fourth fact, so that four sets together are asked all."""
 LAYER = 9
@@ -103,12 +103,11 @@ class Meter:
         Args:
             model: to measure.
             targets: of this set.
-            others: targets of other sets, which are known neighbors here.
+            others: targets of another set, which are known neighbors here.
             part: which quarter of the other facts is asked.
         """
         data, found = self.data, self.recall(model, targets)
-        for name, cities in (("others", others), ("unknown", data.unknown_test[:UNKNOWN])):
-            found |= self.choice(model, cities, QUESTIONS[1], f"{name} unseen")
+        found |= self.choice(model, others, QUESTIONS[1], "others unseen")
         for group, facts in self.facts.items():
             right = self._completed(model, facts[part % PARTS :: PARTS])
             found[group] = [sum(right), len(right)]
@@ -116,7 +115,7 @@ class Meter:
         sets = {
             "targets": targets,
             "known": data.known_test[DAMAGE_CITIES:],
-            "unknown": data.unknown_test[: 2 * UNKNOWN],
+            "unknown": data.unknown_test[:UNKNOWN],
         }
         states = {
             name: entity_states(model, self.tokenizer, cities, LAYER, held_out=True) for name, cities in sets.items()

@@ -22,7 +22,7 @@ SHARES = (
     "unrelated, relation held",
     "unrelated, relation not held",
 )
-"""Counts of right answers. `others` are cities of two other sets, and four sets together are asked all facts."""
+"""Counts of right answers. `others` are the cities of the next set, and four sets together are asked all facts."""
 FACTS = SHARES[5:]
 MEANS = (
     "damage",
@@ -44,7 +44,7 @@ def summarize(folder: Path) -> None:
     for cell in cells:
         recipes.setdefault(cell["recipe"], []).append(cell)
     found = {name: pooled(mine) for name, mine in sorted(recipes.items())}
-    if "base" in found:  # every set's targets are known to the base, and are others of two sets
+    if "base" in found:  # the targets of one set are the others of the set before
         found["base"]["others unseen"] = found["base"]["targets unseen"]
     RESULTS.write_text(json.dumps({"recipes": found, "cells": cells}, indent=1) + "\n")
     rows = [["recipe", "sets", *SHARES, *MEANS]]
@@ -88,11 +88,7 @@ def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def asked_times(name: str, sets: int) -> float:
     """How often each city or fact was asked in so many sets."""
-    if name in FACTS:
-        return max(1.0, sets / PARTS)
-    if name == "unknown unseen":
-        return sets
-    return min(2, sets) if name == "others unseen" else 1
+    return max(1.0, sets / PARTS) if name in FACTS else 1.0
 
 
 def _count(cell: dict[str, Any], name: str) -> list[float] | None:

@@ -26,7 +26,7 @@ def cell(right, others, near, damage):
         "targets seen": [right, 10],
         "targets unseen": [right, 10],
         "targets unseen p": [0.5, 10],
-        "others unseen": [others, 20],
+        "others unseen": [others, 10],
         "near": [near, 20],
         "int4": {"targets unseen": [right + 1, 10]},
         "damage": damage,
@@ -34,12 +34,12 @@ def cell(right, others, near, damage):
 
 
 def test_targets_are_pooled_and_what_is_asked_again_is_not_counted_again():
-    found = pooled([cell(1, 20, 19, 0.02), cell(3, 18, 18, 0.03)])
+    found = pooled([cell(1, 10, 19, 0.02), cell(3, 8, 18, 0.03)])
     assert found["targets"] == 20
     assert found["targets unseen"]["value"] == pytest.approx(0.2)
     assert found["targets unseen"]["n"] == 20
     assert found["int4"]["value"] == pytest.approx(0.3)
-    assert found["others unseen"]["value"] == pytest.approx(38 / 40)
+    assert found["others unseen"]["value"] == pytest.approx(18 / 20)
     assert found["others unseen"]["n"] == 20
     assert found["damage"] == pytest.approx(0.025)
     assert found["targets unseen p"] == pytest.approx(0.05)
@@ -47,4 +47,4 @@ def test_targets_are_pooled_and_what_is_asked_again_is_not_counted_again():
 
 @pytest.mark.parametrize(("sets", "n"), [(1, 20), (4, 80), (8, 80)])
 def test_four_sets_are_asked_all_facts(sets, n):
-    assert pooled([cell(1, 20, 19, 0.02)] * sets)["near"]["n"] == n
+    assert pooled([cell(1, 10, 19, 0.02)] * sets)["near"]["n"] == n

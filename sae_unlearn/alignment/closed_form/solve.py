@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 BUDGET = 0.04
 RANK = 16
 _START, _LEAST, _MOST = 20.0, 0.05, 1e5
-_SPENT = 0.85  # of the budget: near enough
+_SPENT = 0.7  # of the budget: near enough
 _TRIES = 8
 _NEARER = 0.98  # of the error before, or a smaller `lam` is not worth its damage
 

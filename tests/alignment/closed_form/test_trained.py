@@ -189,7 +189,7 @@ def test_the_search_spends_the_budget_in_few_tries(power):
         return Solution({}, lam, 0.0, 3 / lam**power, Way(0.5, lam / (1 + lam)), 1.0, [])
 
     found = solve._within(0.03, attempt)
-    assert 0.85 * 0.03 <= found.damage <= 0.03
+    assert solve._SPENT * 0.03 <= found.damage <= 0.03
     assert len(found.tried) <= 7
 
 
