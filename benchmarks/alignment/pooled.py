@@ -94,7 +94,7 @@ class StopAtDamage(TrainerCallback):
 
 
 def _remember_references() -> None:
-    """Compute what every set needs of the base once in this process: states of other entities and of texts, predictions.
+    """Compute what every set needs of the base once in a process: states of other entities and of texts, predictions.
 
     The seconds of a set are therefore those of a trainer only for the first set of a process.
     """
