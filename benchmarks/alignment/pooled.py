@@ -34,7 +34,7 @@ from sae_unlearn.demo import load_demo_model, load_demo_sae
 SHARED_ROWS = 300
 GRADIENT = {"init": "zero", "max_steps": 40, "learning_rate": 1e-3, "warmup_steps": 10}
 RECIPES: dict[str, dict[str, Any]] = {
-    "closed_form": {"init": "closed_form"},
+    "closed_form": {"init": "closed_form", "solve_lam": 20.0, "solve_gamma": 0.15},
     "gradient": {**GRADIENT, "lr_scheduler_type": "cosine"},
     "gradient, constant rate, no questions": {
         **GRADIENT,
@@ -156,8 +156,8 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
         if args.base:
             before = args.results / f"base-{'choice-' * args.choice}{i}.json"
             if not before.exists():
-                base = meter.measure(model, targets, others, i) if i == 0 else meter.recall(model, targets)
-                if i == 0:
+                base = meter.measure(model, targets, others, i) if i == args.sets[0] else meter.recall(model, targets)
+                if i == args.sets[0]:
                     base |= meter.choice(model, data.unknown_test, QUESTIONS[1], "unknown unseen")
                 _write(before, {"recipe": "base", "set": i, **base})
         start = time.monotonic()
@@ -191,7 +191,7 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
         states = reference.entity_states(base_model_of(tuned), rows, LAYER, 32)
         found |= judge(trainer.setting, states) | trainer._ways.judge(trainer.eval_dataset, states)
         found |= meter.measure(tuned, targets, others, i)
-        if not args.quick:
+        if i < args.rounded:
             found |= meter.rounded(tuned, targets)
         _write(path, found)
         tuned.save_pretrained(args.results / "adapters" / path.stem)
@@ -220,10 +220,10 @@ def main() -> None:
     add("--name", help="of the files; the recipe's by default")
     add("--options", default="{}", help="JSON of settings in place of the recipe's, to choose on --choice")
     add("--choice", action="store_true", help="the sets that settings are chosen on")
-    add("--sets", nargs=2, type=int, default=(0, 20), help="from, and up to but not including")
+    add("--sets", nargs=2, type=int, default=(1, 21), help="from, and up to but not including")
     add("--damage", type=float, default=0.03, help="largest damage of a trained state that is kept")
     add("--base", action="store_true", help="measure the base on the same sets as well")
-    add("--quick", action="store_true", help="no rounding")
+    add("--rounded", type=int, default=6, help="sets below this number are also rounded")
     commands.add_parser("summary").add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
     if args.command == "summary":

@@ -44,11 +44,12 @@ def stay_rows(
 
 
 def damage_rows(plan: EntityPlan, positions: int | None, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Return held-out retain rows, each once, with the places that count: the last and others at random."""
+    """Return held-out retain rows, each once and of all kinds in turn, with the places that count: the last and others at
+    random."""
     draw = random.Random(seed)
     rows = [list(row) for row in dict.fromkeys(map(tuple, plan.eval_retain)) if len(row) > 1][:_DAMAGE_ROWS]
     found = []
-    for row in sorted(rows, key=len):
+    for row in rows:
         inner = list(range(1, len(row) - 1))
         few = inner if positions is None else draw.sample(inner, min(len(inner), positions - 1))
         found.append((row, [*sorted(few), len(row) - 1]))

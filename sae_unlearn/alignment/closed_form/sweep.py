@@ -12,7 +12,7 @@ from sae_unlearn.alignment.metrics import Way, way_left
 
 
 SMALLEST_GAIN = 0.02  # of the median: dividing by a smaller one diverges
-_LARGEST_GAMMA = 1.0
+_LARGEST_GAMMA = 0.3  # with more, damage rises with `lam` before it falls
 
 
 @dataclass(frozen=True)
