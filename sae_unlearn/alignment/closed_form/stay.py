@@ -44,8 +44,10 @@ def stay_rows(
 
 
 def damage_rows(plan: EntityPlan, positions: int | None, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Return held-out retain rows, each once and of all kinds in turn, with the places that count: the last and others at
-    random."""
+    """Return held-out retain rows of all kinds in turn, each once, with the places that count.
+
+    These are a row's last token and others at random.
+    """
     draw = random.Random(seed)
     rows = [list(row) for row in dict.fromkeys(map(tuple, plan.eval_retain)) if len(row) > 1][:_DAMAGE_ROWS]
     found = []
