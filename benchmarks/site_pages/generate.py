@@ -22,7 +22,20 @@ from pathlib import Path
 
 import jinja2
 
-from . import alignment, alignment_pooled, attacks, batching, forget, gates, index, models, serving, speed, windowed
+from . import (
+    alignment,
+    alignment_claims,
+    alignment_pooled,
+    attacks,
+    batching,
+    forget,
+    gates,
+    index,
+    models,
+    serving,
+    speed,
+    windowed,
+)
 from .markdown_text import number, shown
 
 
@@ -33,6 +46,7 @@ WIDTH = 100
 MARKED = (ROOT / "README.md",)
 MODULES = {
     "alignment": alignment,
+    "alignment_claims": alignment_claims,
     "alignment_pooled": alignment_pooled,
     "attacks": attacks,
     "batching": batching,

@@ -1,6 +1,18 @@
 """The index tables: one row for each page, with its main figure."""
 
-from . import alignment, alignment_pooled, attacks, batching, forget, gates, models, serving, speed, windowed
+from . import (
+    alignment,
+    alignment_claims,
+    alignment_pooled,
+    attacks,
+    batching,
+    forget,
+    gates,
+    models,
+    serving,
+    speed,
+    windowed,
+)
 from .markdown_text import interval, number, table
 from .results import Estimate, estimate, read_json
 
@@ -174,6 +186,14 @@ def _entities() -> list[list[str]]:
             "entities-pooled",
             "the same in closed form",
             *_cell(alignment_pooled.cell("closed_form", "targets unseen")),
+            alignment_pooled.targets("closed_form"),
+            "alignment.pooled",
+        ),
+        _row(
+            "entities-claims",
+            "claims of the alignment's abstract that hold",
+            f"{alignment_claims.count(alignment_claims.HOLDS)} of {len(alignment_claims.claims())}",
+            "",
             alignment_pooled.targets("closed_form"),
             "alignment.pooled",
         ),
