@@ -27,7 +27,7 @@ from . import (
     alignment_claims,
     alignment_pooled,
     attacks,
-    batching,
+from . import batching
     forget,
     gates,
     index,

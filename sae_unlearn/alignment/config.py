@@ -47,7 +47,7 @@ class SAEAlignmentConfig(TrainingArguments):
             neighbors and unknown entities. 0 skips them.
         init (str, *optional*, defaults to "zero"): "zero" starts from a LoRA of zero and trains it. "closed_form"
             solves for it at the start of `train`, with forward passes only (see `solve_alignment`), within
-            `retain_budget`, which is 0.04 if None. `max_steps` steps of training follow, by default none, whatever
+            `retain_budget`, which is 0.03 if None. `max_steps` steps of training follow, by default none, whatever
             `num_train_epochs` is. Without a `peft_config` the LoRA then has rank 16 and covers the MLPs' output
             projections of `solve_layers`.
         solve_layers (list of int, *optional*): 0-based layers that the closed form changes. None takes the aligned
@@ -55,8 +55,8 @@ class SAEAlignmentConfig(TrainingArguments):
         solve_sweeps (int, *optional*, defaults to 2): Sweeps over these layers.
         solve_lam (float, *optional*): Weight of the rows that should stay. None searches for the smallest within the
             budget.
-        solve_gamma (float, *optional*): Overshoot, the share of the way by which goals lie beyond the unknown entities.
-            None chooses that of the last sweep from the remainder of earlier sweeps.
+        solve_gamma (float, *optional*, defaults to 0.15): Overshoot, the share of the way by which goals lie beyond the
+            unknown entities. None chooses that of the last sweep from the remainder of earlier sweeps, at most 0.3.
         covariance_cache (str, *optional*): Folder for the second moments of the rows that should stay, one file of `4 *
             d_ffn^2` bytes per layer for each model and retain set. None keeps them in memory only.
         question_forms (bool, *optional*, defaults to True): Also move targets in the questions about their attributes,
@@ -138,7 +138,7 @@ class SAEAlignmentConfig(TrainingArguments):
     solve_lam: float | None = field(
         default=None, metadata={"help": "Weight of the rows that should stay; searched for if None."}
     )
-    solve_gamma: float | None = field(default=None, metadata={"help": "Overshoot beyond the unknown entities."})
+    solve_gamma: float | None = field(default=0.15, metadata={"help": "Overshoot beyond the unknown entities."})
     covariance_cache: str | None = field(default=None, metadata={"help": "Folder for second moments."})
     question_forms: bool = field(default=True, metadata={"help": "Move targets in forms of questions as well."})
     short_prompts: list[str] | None = field(

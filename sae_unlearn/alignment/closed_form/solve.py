@@ -20,7 +20,8 @@ from sae_unlearn.errors import AlignmentError
 
 logger = logging.getLogger(__name__)
 
-BUDGET = 0.04
+BUDGET = 0.03
+GAMMA = 0.15
 RANK = 16
 _START, _LEAST, _MOST = 20.0, 0.05, 1e5
 _SPENT = 0.7  # of the budget: near enough
@@ -71,7 +72,7 @@ def solve_alignment(
     *,
     budget: float = BUDGET,
     lam: float | None = None,
-    gamma: float | None = None,
+    gamma: float | None = GAMMA,
     sweeps: int = 2,
     rank: int | Mapping[int, int] = RANK,
     batch_size: int = 32,
@@ -100,11 +101,11 @@ def solve_alignment(
         sites (Sequence[Projection]): See `find_projections`.
         moments (Moments): See `stream_moments`.
         damage (Callable): Returns the damage of the model as it is then, such as a `Damage`.
-        budget (float, *optional*, defaults to 0.04): Largest damage, in nats per token.
+        budget (float, *optional*, defaults to 0.03): Largest damage, in nats per token.
         lam (float, *optional*): Weight of what is to stay. `None` searches for it; a number is used whatever its
             damage.
-        gamma (float, *optional*): Overshoot in every sweep. `None` chooses that of the last sweep from what is left
-            (see `solve_at`).
+        gamma (float, *optional*, defaults to 0.15): Overshoot in every sweep. `None` chooses that of the last sweep
+            from what is left (see `solve_at`), at most 0.3.
         sweeps (int, *optional*, defaults to 2): Sweeps over the layers.
         rank (int or mapping, *optional*, defaults to 16): Rank of each change, or the rank by layer.
         batch_size (int, *optional*, defaults to 32): Rows per forward pass.
