@@ -27,6 +27,7 @@ from sae_unlearn.alignment import reference
 from sae_unlearn.alignment.closed_form import of_trainer
 from sae_unlearn.alignment.closed_form.damage import Damage
 from sae_unlearn.alignment.metrics import judge
+from sae_unlearn.alignment.states import States
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.demo import load_demo_model, load_demo_sae
 
@@ -101,7 +102,7 @@ def _remember_references() -> None:
     kept: dict[Any, Any] = {}
     states, frequency = reference.entity_states, reference._generic_frequency
 
-    def entity_states(model: Any, rows: Any, layer: int, batch_size: int) -> reference.States:
+    def entity_states(model: Any, rows: Any, layer: int, batch_size: int) -> States:
         key = tuple(tuple(row.input_ids) for row in rows)
         if len(rows) < SHARED_ROWS:
             return states(model, rows, layer, batch_size)
