@@ -32,7 +32,7 @@ from sae_unlearn.stats import wilson_interval
 
 
 RESULTS = Path(__file__).parents[1] / "results" / "alignment_relearning.json"
-STEPS = (0, 20, 100)
+STEPS = (0, 20, 60)
 NEVER_KNOWN = "never known"
 
 
