@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from . import results
 from .markdown_text import figure, number, table
 from .results import read_json
 
 
-RESULTS = "alignment_pooled.json"
+RESULTS, RELEARNING = "alignment_pooled.json", "alignment_relearning.json"
 NAMES = {
     "base": "base",
     "closed_form": "closed form",
@@ -60,6 +61,27 @@ def states() -> str:
         probe = [number(row[f"probe {part}"]["value"]) for part in ("targets", "floor", "ceiling")]
         rows.append([NAMES[name], *cells, *probe, number(row["seconds"], 0) if "seconds" in row else "–"])
     return table(["", "way left", "way error", "refitted probe", "floor", "ceiling", "seconds"], rows)
+
+
+def relearning() -> str:
+    """What is right after half of a set is taught again, or a line that says that it was not measured."""
+    if not (results.RESULTS / RELEARNING).is_file():
+        return "Not measured on these sets yet: `python -m benchmarks.alignment.pooled_relearning run`."
+    found = read_json(RELEARNING)["recipes"]
+    steps = list(next(iter(next(iter(found.values())).values()))["taught"])
+    rows = [
+        [
+            {**NAMES, "base": "base, the same cities", "never known": "base, unknown cities"}[name],
+            {"lora": "LoRA", "full": "all weights"}[kind],
+            side,
+            *(_share(by, step) for step in steps),
+            str(by[steps[0]]["n"]),
+        ]
+        for name, kinds in found.items()
+        for kind, sides in kinds.items()
+        for side, by in sides.items()
+    ]
+    return table(["", "attack", "cities", *(f"{step} steps" for step in steps), "n"], rows, left=3)
 
 
 def sets(recipe: str) -> str:
