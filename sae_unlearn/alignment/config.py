@@ -47,7 +47,7 @@ class SAEAlignmentConfig(TrainingArguments):
             neighbors and unknown entities. 0 skips them.
         init (str, *optional*, defaults to "zero"): "zero" starts from a LoRA of zero and trains it. "closed_form"
             solves for it at the start of `train`, with forward passes only (see `solve_alignment`), within
-            `retain_budget`, which is 0.03 if None. `max_steps` steps of training follow, by default none, whatever
+            `retain_budget`, which is 0.04 if None. `max_steps` steps of training follow, by default none, whatever
             `num_train_epochs` is. Without a `peft_config` the LoRA then has rank 16 and covers the MLPs' output
             projections of `solve_layers`.
         solve_layers (list of int, *optional*): 0-based layers that the closed form changes. None takes the aligned

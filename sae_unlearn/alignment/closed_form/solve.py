@@ -20,7 +20,7 @@ from sae_unlearn.errors import AlignmentError
 
 logger = logging.getLogger(__name__)
 
-BUDGET = 0.03
+BUDGET = 0.04
 GAMMA = 0.15
 RANK = 16
 _START, _LEAST, _MOST = 20.0, 0.05, 1e5
@@ -101,7 +101,7 @@ def solve_alignment(
         sites (Sequence[Projection]): See `find_projections`.
         moments (Moments): See `stream_moments`.
         damage (Callable): Returns the damage of the model as it is then, such as a `Damage`.
-        budget (float, *optional*, defaults to 0.03): Largest damage, in nats per token.
+        budget (float, *optional*, defaults to 0.04): Largest damage, in nats per token.
         lam (float, *optional*): Weight of what is to stay. `None` searches for it; a number is used whatever its
             damage.
         gamma (float, *optional*, defaults to 0.15): Overshoot in every sweep. `None` chooses that of the last sweep

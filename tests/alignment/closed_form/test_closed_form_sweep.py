@@ -130,9 +130,9 @@ def test_the_overshoot_leaves_less_of_the_way():
 
 
 def test_the_overshoot_of_one_sweep_is_p_over_one_minus_p():
-    p = solved("llama", lam=3.0, sweeps=1, gamma=0.0, rank=64).way.left
+    p = solved("llama", lam=10.0, sweeps=1, gamma=0.0, rank=64).way.left
     assert 0.1 < p < 0.5
-    assert solved("llama", lam=3.0, sweeps=1, gamma=None, rank=64).gamma == pytest.approx(p / (1 - p), rel=1e-3)
+    assert solved("llama", lam=10.0, sweeps=1, gamma=None, rank=64).gamma == pytest.approx(p / (1 - p), rel=1e-3)
 
 
 def test_neither_batch_size_nor_order_changes_the_solution():
