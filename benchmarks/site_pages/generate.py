@@ -27,7 +27,7 @@ from . import (
     alignment_claims,
     alignment_pooled,
     attacks,
-from . import batching
+    batching,
     forget,
     gates,
     index,
