@@ -1,4 +1,4 @@
-"""What is measured of a model that was to forget cities: see `alignment_real.py`."""
+"""What is measured of a model that was to forget cities: see `real.py`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

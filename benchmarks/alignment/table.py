@@ -1,4 +1,4 @@
-"""The table of `alignment_real.py`, from one file per cell."""
+"""The table of `real.py`, from one file per cell."""
 
 import json
 import statistics

@@ -30,7 +30,7 @@ class Work:
 
     Attributes:
         folder: the data folder.
-        results: the folder of the cells of `guardrail_baselines.py`.
+        results: the folder of the cells of `benchmarks.forget.compare`.
         base: the bare model's figures, `guardrail_baselines.base_cell`.
         front: what the layers up to the guarded one make of texts, for `cached_front`.
         arguments: of the command line, which give the same setting to another process, but for the topic.

@@ -6,7 +6,7 @@
 
 Each claim is a file of `claims/`: what is measured of a topic, and the rule by which the figures hold or do not hold
 here; the table is made by the rules and by nothing else. What WMDP and MT-Bench were asked for needs data and a judge
-that are not here, and is named as such. Topics, `--quick` and the like are those of `guardrail_baselines.py`.
+that are not here, and is named as such. Topics, `--quick` and the like are those of `benchmarks.forget.compare`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
         add_setting_arguments(command)
     for command in (run, summary):
         command.add_argument("--results", type=Path, required=True, help="folder of one file per claim and topic")
-    run.add_argument("--cells", type=Path, required=True, help="results of guardrail_baselines.py")
+    run.add_argument("--cells", type=Path, required=True, help="results of benchmarks.forget.compare")
     run.add_argument("--claims", nargs="*", default=tuple(CLAIMS), choices=tuple(CLAIMS))
     cost_of.add_argument("--method", required=True, help="to be timed in this process")
     summary.add_argument("--write", action="store_true", help="also to benchmarks/results, with pictures")

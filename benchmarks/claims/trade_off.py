@@ -25,7 +25,7 @@ RULE = (
 
 
 def measure(setting: Setting, work: Work) -> dict[str, Any]:
-    """The cells of `guardrail_baselines.py`, and a sweep of guardrails on the validation texts."""
+    """The cells of `benchmarks.forget.compare`, and a sweep of guardrails on the validation texts."""
     doses = RESIDUAL_DOSES[1:2] if work.quick else RESIDUAL_DOSES
     found: dict[str, Any] = {"sweep": {}, "cells": {}}
     for change in SWEPT[:1] if work.quick else SWEPT:
@@ -43,7 +43,7 @@ def judge(found: Sequence[dict[str, Any]]) -> Verdict:
     """By `RULE`; a method with no state within the budget is beaten where ours has one."""
     missing = [m for m in (OURS, *GRADIENTS) if any(m not in topic["cells"] for topic in found)]
     if missing:
-        return Verdict(NOT_MEASURED, f"no cells of {', '.join(missing)}; run guardrail_baselines.py before")
+        return Verdict(NOT_MEASURED, f"no cells of {', '.join(missing)}; run benchmarks.forget.compare before")
     ours = [topic["cells"][OURS] for topic in found]
     if any(cell["chosen"] is None for cell in ours):
         return holds(False, "no dose of ours within the budget on every topic")

@@ -7,12 +7,12 @@
 Methods: the bare model; a static clamp that is always on; a clamp that is decided token by token; the guardrail in the
 published and in the default preset with each statistic; a prompt that forbids the topic; gradient ascent, GradDiff, NPO
 and RMU, each with the same LoRA. Of every method the strength is taken that forgets most on validation texts of the
-topic while other validation texts lose at most `guardrail_choice.BUDGET` nats per token; for the gradient methods that
+topic while other validation texts lose at most `choice.BUDGET` nats per token; for the gradient methods that
 is the last state within the budget. Then, once, the test texts: loss on the topic and on other text, and which option
 of a question is the likeliest, on the topic and on other subjects.
 
-The rates of the gradient methods were taken over from `alignment_real.py`. Topics: `--topics validation` to try things
-out, `test` for the report (the default), `last` once at the end; see `guardrail_setting.py`. Cells lie in one JSON file
+The rates of the gradient methods were taken over from `benchmarks.alignment.real`. Topics: `--topics validation` to try
+things out, `test` for the report (the default), `last` once at the end; see `setting.py`. Cells lie in one JSON file
 each. Guardrails are measured with `cached_front.py`: the layers up to the guarded one are run once a row.
 
 Model and SAE are the demo's unless `--model` and `--sae` name others, as the command line does: `--model

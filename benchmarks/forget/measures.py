@@ -1,4 +1,4 @@
-"""What is measured of a model that was to forget a topic: see `guardrail_baselines.py`."""
+"""What is measured of a model that was to forget a topic: see `compare.py`."""
 
 from collections.abc import Sequence
 from dataclasses import replace

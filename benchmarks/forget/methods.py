@@ -1,4 +1,4 @@
-"""The methods of `guardrail_baselines.py`: what each is, and the strengths it may choose from."""
+"""The methods of `compare.py`: what each is, and the strengths it may choose from."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The tables of `guardrail_baselines.py`, from one file per cell."""
+"""The tables of `compare.py`, from one file per cell."""
 
 import json
 from pathlib import Path

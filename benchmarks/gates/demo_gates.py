@@ -4,9 +4,9 @@
 
 On the demo's paragraphs gates are fitted that count hot tokens (`evidence="any"`, with 20 features), with the default
 settings, and with signed weights on windows; each with several margins (`between` of
-`guardrail/calibration.py`), of which 0 is a percentile of other paragraphs. The gate alone is measured, on the layers
-up to the guarded one: whether it fires on the demo's facts, on the topic and on other things, alone and in each form,
-and on the paragraphs that the fit held out. None of these options was chosen on these questions.
+`guardrail/fit/calibration.py`), of which 0 is a percentile of other paragraphs. The gate alone is measured, on the
+layers up to the guarded one: whether it fires on the demo's facts, on the topic and on other things, alone and in each
+form, and on the paragraphs that the fit held out. None of these options was chosen on these questions.
 """
 
 import argparse

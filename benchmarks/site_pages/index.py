@@ -29,7 +29,7 @@ def evidence_table() -> str:
 
 
 def _forgetting() -> list[list[str]]:
-    baselines, claims = "guardrail_baselines.py", "guardrail_claims.py"
+    baselines, claims = "benchmarks.forget.compare", "benchmarks.claims.run"
     pooled = forget.row(forget.ALL, forget.DEFAULT)
     astronomy = forget.row("astronomy", forget.DEFAULT)
     fresh = forget.row("high_school_chemistry", "GradDiff", "fresh_baselines.txt")
@@ -91,7 +91,7 @@ def _gate() -> list[list[str]]:
             "default gate fires, 64 words around",
             *_share(diluted),
             gates.dilution_n(),
-            "gate_statistics.py",
+            "benchmarks.gates.statistics",
         ),
         _row(
             "threshold",
@@ -99,7 +99,7 @@ def _gate() -> list[list[str]]:
             gates.conformal_range("halves above"),
             "",
             halves,
-            "gate_statistics.py",
+            "benchmarks.gates.statistics",
         ),
         _row(
             "default-settings",
@@ -107,7 +107,7 @@ def _gate() -> list[list[str]]:
             gates.chosen("topic"),
             "",
             on_nine,
-            "gate_and_dose.py",
+            "benchmarks.gates.gate_and_dose",
         ),
         _row(
             "new-topics",
@@ -115,14 +115,14 @@ def _gate() -> list[list[str]]:
             f"**{topics['both']} of {topics['n']}**",
             "",
             f"{topics['n']} topics",
-            "default_preset.py",
+            "benchmarks.gates.default_preset",
         ),
         _row(
             "other-gates",
             "stretches fire, 64 words before",
             *_share(stretches),
             gates.wrapped_n(STRETCHES[1]),
-            "demo_gates.py",
+            "benchmarks.gates.demo_gates",
         ),
         _row(
             "windowed-gate",
@@ -130,7 +130,7 @@ def _gate() -> list[list[str]]:
             " ".join(number(windowed.caught(gate, "behind 256")) for gate in ("windowed", "today")),
             "",
             f"{len(windowed.topics())} topics",
-            "windowed_gate.py",
+            "benchmarks.gates.windowed_gate",
         ),
         _row(
             "windowed-gate-alarms",
@@ -138,13 +138,13 @@ def _gate() -> list[list[str]]:
             number(windowed.alarms("windowed", "filler 1024")),
             "",
             f"{len(windowed.topics())} topics",
-            "windowed_gate.py",
+            "benchmarks.gates.windowed_gate",
         ),
     ]
 
 
 def _attacks() -> list[list[str]]:
-    script = "demo_audit.py"
+    script = "benchmarks.forget.demo_audit"
     n = attacks.row("none")["n"]
     near = attacks.near_rate("high school psychology")
     best = attacks.best_estimate("all of these", "stretches")
@@ -163,20 +163,26 @@ def _second_model() -> list[list[str]]:
     methods = forget.row("nutrition", forget.DEFAULT, file)
     n = models.smollm2_cell(FACT, "n")
     return [
-        _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "demo_on_model.py"),
-        _row("chat-template", "fires in the template if fitted in it", *_percent(rate), n, "demo_on_model.py"),
+        _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "benchmarks.forget.demo_on_model"),
+        _row(
+            "chat-template",
+            "fires in the template if fitted in it",
+            *_percent(rate),
+            n,
+            "benchmarks.forget.demo_on_model",
+        ),
         _row(
             "second-model-methods",
             "forgets more on SmolLM2",
             *_cell(methods["topic"]),
             _n(methods["fires"]),
-            "guardrail_baselines.py",
+            "benchmarks.forget.compare",
         ),
     ]
 
 
 def _entities() -> list[list[str]]:
-    script = "alignment_real.py"
+    script = "benchmarks.alignment.real"
     picked, leak = (alignment.real_cell(measure) for measure in ("targets, new form", "leak: capital"))
     seeds = len(alignment.seeds("ours"))
     return [
@@ -187,7 +193,7 @@ def _entities() -> list[list[str]]:
             "the same in closed form",
             *_cell(alignment_pooled.cell("closed_form", "targets unseen")),
             alignment_pooled.targets("closed_form"),
-            "alignment.pooled",
+            "benchmarks.alignment.pooled",
         ),
         _row(
             "entities-claims",
@@ -202,7 +208,7 @@ def _entities() -> list[list[str]]:
             "recall in a synthetic world",
             *_synthetic(),
             f"{seeds} seeds",
-            "alignment_synthetic.py",
+            "benchmarks.synthetic.compare",
         ),
     ]
 
@@ -213,42 +219,56 @@ def speed_table() -> str:
     width = speed.growth_value("width of the SAE, decoding", 131072)
     training = speed.training_ratio()
     rows = [
-        _row("decoding", "added ms a decoded token, whole model", *_arm(speed.WHOLE, "step"), "inference_speed.py"),
-        _row("one-layer", "added ms on one layer", *_arm(speed.THIN, "step"), "inference_speed.py"),
+        _row(
+            "decoding",
+            "added ms a decoded token, whole model",
+            *_arm(speed.WHOLE, "step"),
+            "benchmarks.speed.inference",
+        ),
+        _row("one-layer", "added ms on one layer", *_arm(speed.THIN, "step"), "benchmarks.speed.inference"),
         _row(
             "whole-sae",
             "times less than an SAE of 16k (aim 20, **missed**)",
             number(sae["times_less"], 1),
             interval(sae["low"], sae["high"], 1),
             str(speed.rounds(speed.THIN, "step", 1)),
-            "inference_speed.py",
+            "benchmarks.speed.inference",
         ),
-        _row("prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "inference_speed.py"),
-        _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "inference_speed.py"),
-        _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "growth_speed.py"),
+        _row(
+            "prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "benchmarks.speed.inference"
+        ),
+        _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "benchmarks.speed.inference"),
+        _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "benchmarks.speed.growth"),
         _row(
             "kernels",
             "kernels added on a CPU where it fires",
             str(speed.arm(speed.WHOLE, "step", 1, "fires")["added_kernels"]),
             "",
             "",
-            "test_speed.py",
+            "pytest test_operator_counts.py",
         ),
-        _row("fitting", "MB added by ten times the corpus", speed.memory_growth(), "", "1 run", "fitting_memory.py"),
+        _row(
+            "fitting",
+            "MB added by ten times the corpus",
+            speed.memory_growth(),
+            "",
+            "1 run",
+            "benchmarks.speed.fitting_memory",
+        ),
         _row(
             "training",
             "step over a plain LoRA step",
             number(training[0]),
             interval(*training[1:]),
             "4",
-            "training_speed.py",
+            "benchmarks.speed.training",
         ),
         _row(
             "cold-start",
             "seconds of the import (aim 0.3, **missed**)",
             number(speed.cold_value("after torch, transformers"), 1),
             *_cold(),
-            "cold_start.py",
+            "benchmarks.speed.cold_start",
         ),
     ]
     return table(HEADER, rows, left=2, last_left=2)

@@ -24,7 +24,7 @@ class ModelConfig:
     models what is known of a subject is gathered at the last token of its name and read from there by later tokens
     (Geva et al. 2023, arXiv 2304.14767). A small model with full attention everywhere has no need to: each later token
     reads the words of the name by itself, and states at the name can be exchanged with no effect on any answer. Near
-    blocks below make it work as large models do; `recall_without_name_state` in `alignment_measures.py` checks that.
+    blocks below make it work as large models do; `recall_without_name_state` in `measures.py` checks that.
     """
 
     layer_types: tuple[str, ...] = ("near", "near", "far", "far")
