@@ -1,35 +1,58 @@
-"""Throughput of `generate_batch`: without a guardrail, with an idle one, and with one that fires.
+"""Processor time of a guardrail in the steps of `generate_batch`, idle and firing.
 
-    python -m benchmarks.serving.throughput FOLDER --output benchmarks/results/batching_speed.json --clock process
+    python -m benchmarks.serving.throughput FOLDER
 
-`FOLDER` is that of `reference`, with the guardrail `prefix`. One model in one process answers the same prompts in each
-round: bare (the guardrail is detached), idle (its threshold is hardly in reach), and firing (every row fires at its
-first token). All arms compute the same number of tokens. A run that was cut short goes on with the missing cells.
+writes `benchmarks/results/batching_speed.json`. `FOLDER` is that of `reference`, with the guardrail `prefix`. The time
+of each step is taken in the thread that runs it, and within it the time of all code of the guardrail: its hooks on
+model, backbone and layer, and the tables of requests. The ratio is the step's time over what is left without the
+guardrail's. So other processes disturb it little, and step and guardrail are measured in the same steps. Idle: the
+threshold is hardly in reach. Firing: every row fires at its first token.
 """
 
+import functools
+import json
 import logging
+import statistics
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
 
-from benchmarks.speed.timing import Results, compare, interleaved, machine, timing_parser
-from sae_unlearn import attach_guardrail, detach_guardrail
+from benchmarks.speed.timing import machine
+from sae_unlearn import attach_guardrail
 from sae_unlearn.demo.model import load_demo_model
 from sae_unlearn.guardrail import guard_layers
+from sae_unlearn.guardrail.layer import SAEGuardrailLayer
+from sae_unlearn.guardrail.runtime import continuous_batching
+from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks
 
 
-ROWS = (1, 8, 32)
-"""Requests that are answered at once."""
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "batching_speed.json"
+CELLS = {"decode 1": (1, 8, 33), "decode 8": (8, 8, 33), "decode 32": (32, 8, 33), "prefill": (4, 256, 1)}
+"""By name: rows, tokens of each prompt, tokens that are generated; the first comes with the prompt."""
 
-PROMPT, TOKENS = 8, 33
-"""Tokens of each prompt, and tokens that are generated. The first one comes with the prompt, the rest are decoded."""
+THRESHOLDS = {"idle": 1e6, "firing": -1e6}
+own = 0.0
 
-LONG = 256
-"""Tokens of each of the four prompts of the cell `prefill`, after which one token is generated."""
+
+def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `call`, whose time in this thread is added to the guardrail's."""
+
+    @functools.wraps(call)
+    def with_time(*args: Any, **kwargs: Any) -> Any:
+        global own
+        start = time.thread_time()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            own += time.thread_time() - start
+
+    return with_time
 
 
 def answer(model: Any, rows: list[list[int]], tokens: int) -> None:
@@ -49,69 +72,54 @@ def answer(model: Any, rows: list[list[int]], tokens: int) -> None:
         raise RuntimeError(next((output.error for output in found.values() if output.error), "an answer is short"))
 
 
-def arms(model: nn.Module, folder: Path, rows: list[list[int]], tokens: int) -> dict[str, Callable[[], None]]:
-    """The calls to time. Each leaves the model bare."""
-
-    def guarded(threshold: float) -> Callable[[], None]:
-        def call() -> None:
-            with_guard = attach_guardrail(model, folder / "prefix")
-            (layer,) = guard_layers(with_guard)
-            (config,) = layer.guard_config.values()
-            config.threshold = threshold
-            while config.never_fires:  # a threshold out of reach is refused
-                config.threshold /= 2
-            try:
-                answer(with_guard, rows, tokens)
-            finally:
-                detach_guardrail(with_guard)
-
-        return call
-
-    def attach_only() -> None:
-        detach_guardrail(attach_guardrail(model, folder / "prefix"))
-
-    return {
-        "none": lambda: answer(model, rows, tokens),
-        "idle": guarded(1e6),
-        "firing": guarded(-1e6),
-        "attach": attach_only,
-    }
-
-
-def cells() -> dict[str, tuple[int, int, int]]:
-    """By name: rows, tokens of each prompt, tokens that are generated."""
-    return {f"decode {rows}": (rows, PROMPT, TOKENS) for rows in ROWS} | {"prefill": (4, LONG, 1)}
-
-
-def measure(model: nn.Module, folder: Path, name: str, seconds: float, clock: str) -> dict[str, Any]:
-    """One cell: throughput of the bare model, and the ratio of the others' times to its."""
-    rows, prompt, tokens = cells()[name]
-    ids = torch.randint(1000, 200_000, (rows, prompt), generator=torch.Generator().manual_seed(0)).tolist()
-    times = interleaved(arms(model, folder, ids, tokens), seconds, clock, least=5, most=40, warmup=1)
-    attaching = times.pop("attach")
-    for arm in ("idle", "firing"):  # a service attaches once
-        times[arm] = times[arm] - attaching
-    computed = rows * (tokens if tokens > 1 else prompt)
-    cell: dict[str, Any] = {"machine": machine(), "rows": rows, "tokens_per_second": {}}
-    for arm, found in times.items():
-        cell["tokens_per_second"][arm] = computed / float(sorted(found)[len(found) // 2])
-    return cell | {arm: compare(times, arm, "none") for arm in ("idle", "firing")}
-
-
-def main() -> None:
-    """Time the cells that are missing in the output."""
-    parser = timing_parser(__doc__)
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def main(folder: str) -> None:
+    """Time all cells, and write the results."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, _ = load_demo_model()
-    results = Results(args.output, {"clock": args.clock, "threads": args.threads, "tokens": TOKENS, "prompt": PROMPT})
-    for name in cells():
-        if name not in results.cells:
-            results.add(name, measure(model, args.folder, name, args.seconds, args.clock))
-            print(name, results.cells[name]["idle"], results.cells[name]["firing"], flush=True)
+    for kind, name in (
+        (BackboneHooks, "before"),
+        (BackboneHooks, "after"),
+        (ModelHooks, "before"),
+        (ModelHooks, "after"),
+        (SAEGuardrailLayer, "guard"),
+    ):
+        setattr(kind, name, timed(getattr(kind, name)))
+    continuous_batching._begun = timed(continuous_batching._begun)
+    model: Any = attach_guardrail(load_demo_model()[0], Path(folder) / "prefix")
+    (layer,) = guard_layers(model)
+    (config,) = layer.guard_config.values()
+    steps: list[tuple[float, float]] = []
+    inner = ContinuousBatchProcessor._generation_step
+
+    def step(self: Any, on: Any) -> None:
+        global own
+        own, start = 0.0, time.thread_time()
+        inner(self, on)
+        steps.append((time.thread_time() - start, own))
+
+    ContinuousBatchProcessor._generation_step = step
+    cells: dict[str, Any] = {}
+    for arm, threshold in THRESHOLDS.items():
+        config.threshold = threshold
+        while config.never_fires:  # a threshold out of reach is refused
+            config.threshold /= 2
+        for name, (rows, prompt, tokens) in CELLS.items():
+            ids = torch.randint(1000, 200_000, (rows, prompt), generator=torch.Generator().manual_seed(0)).tolist()
+            steps.clear()
+            answer(model, ids, tokens)
+            counted = steps[1:] or steps
+            cell = cells.setdefault(name, {"rows": rows, "prompt": prompt, "steps": len(counted)})
+            ratios = sorted(whole / (whole - part) for whole, part in counted)
+            cell[arm] = {
+                "step_ms": 1e3 * statistics.median(whole for whole, _ in counted),
+                "guardrail_ms": 1e3 * statistics.median(part for _, part in counted),
+                "ratio": statistics.median(ratios),
+                "ratio_low": ratios[len(ratios) // 10],
+                "ratio_high": ratios[-1 - len(ratios) // 10],
+            }
+            print(name, arm, cell[arm], flush=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "cells": cells}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    main(sys.argv[1])

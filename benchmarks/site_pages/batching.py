@@ -63,17 +63,18 @@ def _cells() -> dict[str, Any]:
 
 
 def speed() -> str:
-    """One line for each cell: tokens per second of the bare model, and the ratio of times with a guardrail."""
+    """One line for each cell: time of a step and of the guardrail in it, idle and firing."""
     rows = []
     for name, cell in _cells().items():
-        what = f"{cell['rows']} rows, decoding" if name.startswith("decode") else f"{cell['rows']} prompts"
+        what = f"{cell['rows']} rows" if name.startswith("decode") else f"{cell['rows']} prompts"
+        times = [f"{cell[arm]['guardrail_ms']:.2f}" for arm in ("idle", "firing")]
         ratios = [_ratio(cell[arm]) for arm in ("idle", "firing")]
-        rows.append([what, f"{cell['tokens_per_second']['none']:.1f}", *ratios, str(cell["idle"]["rounds"])])
-    return table(["", "tokens/s, bare", "idle / bare", "firing / bare", "rounds"], rows)
+        rows.append([what, f"{cell['idle']['step_ms']:.0f}", *times, *ratios, str(cell["steps"])])
+    return table(["", "ms a step", "ms idle", "ms firing", "ratio idle", "ratio firing", "steps"], rows)
 
 
 def _ratio(found: dict[str, float]) -> str:
-    return f"{found['ratio']:.3f} ({found['ratio_low']:.3f} to {found['ratio_high']:.3f})"
+    return f"{found['ratio']:.4f} ({found['ratio_low']:.4f} to {found['ratio_high']:.4f})"
 
 
 def cost(arm: str) -> str:
