@@ -47,7 +47,7 @@ class AlignmentError(UnlearnError):
 
 
 class SAEFormatError(UnlearnError):
-    """A file or folder does not hold a sparse autoencoder that this library can read exactly.
+    """A file or folder does not hold a sparse autoencoder that this package can read exactly.
 
     The message names the file, the value found, what was expected and the fix.
     """

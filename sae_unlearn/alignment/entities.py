@@ -44,9 +44,8 @@ class EntitySet(Sequence[Entity]):
             first = seen.setdefault((key_of(entity.entity_type), key_of(entity.entity)), entity)
             if first is not entity:
                 raise AlignmentError(
-                    f"entity={entity.entity!r}: expected one {entity.entity_type} of that name (compared "
-                    "without case), got two. "
-                    "Omit one, or change its name."
+                    f"entity={entity.entity!r}: expected one {entity.entity_type} of that name (compared without "
+                    "case), got two. Omit one, or change its name."
                 )
 
     # --- files ---------------------------------------------------------------------------------------------------

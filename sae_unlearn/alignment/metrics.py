@@ -59,6 +59,7 @@ class Portrait:
     after: list[tuple[float, float]]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the portrait as a mapping that JSON can hold."""
         return asdict(self)
 
 
@@ -131,7 +132,7 @@ def way_left(h: Tensor, unknown: Tensor, base: Tensor, spread: Tensor) -> Way:
     Args:
         h, unknown, base (Tensor): `[rows, d]`, present states, states of the paired unknown entities, and states of the
             targets in the base model.
-        spread (Tensor): `[d]`.
+        spread (Tensor): `[d]`, unit of each dimension, such as the standard deviation of unknown entities.
     """
     rest, way = (h - unknown) / spread, (base - unknown) / spread
     length = way.square().sum().clamp(min=1e-30)

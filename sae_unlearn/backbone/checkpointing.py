@@ -17,6 +17,7 @@ HOOKS_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
 """True if this transformers runs a decoder layer's hooks outside of its checkpoint."""
 
 NEEDED = "5.23"
+"""First version of transformers with `HOOKS_OUTSIDE`."""
 
 
 def repeats_hooks(backbone: nn.Module, layer: nn.Module) -> bool:
@@ -43,7 +44,7 @@ def is_reentrant(backbone: nn.Module, layer: nn.Module) -> bool:
 
 
 def version_needed(argument: str) -> str:
-    """Return the error for checkpoints that a guardrail cannot use.
+    """Return the message of an error: hooks of this layer do not work under these checkpoints.
 
     Args:
         argument (str): The argument that sets them, with its value.

@@ -64,7 +64,7 @@ _MEASURING = threading.local()
 
 
 def are_measured() -> bool:
-    """Return True inside of `head_sees`: the logits of a call are measured, and nobody reads an answer in them."""
+    """Return True inside of `head_sees`, where logits are measured and not read as an answer."""
     return bool(getattr(_MEASURING, "on", False))
 
 

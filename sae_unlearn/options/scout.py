@@ -8,7 +8,13 @@ from sae_unlearn.options.field import at_least, check_options, option
 
 @dataclass(kw_only=True)
 class ScoutConfig:
-    """Options of a scouting."""
+    """Options of `scout`, checked at construction.
+
+    Every field can also be passed to `scout` by name.
+
+    Raises:
+        UnlearnError: If a value is out of range; the message names it.
+    """
 
     layers: list[int] | None = option(None, "0-based decoder layers", group="layers", shown="all")
     max_rows: int = option(200, "texts of each side at most", group="texts")

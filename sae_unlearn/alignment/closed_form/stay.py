@@ -21,7 +21,7 @@ _DAMAGE_ROWS = 72
 def stay_rows(
     plan: EntityPlan, tokenizer: PreTrainedTokenizerBase, seed: int, chat_template: bool = False
 ) -> list[StayRow]:
-    """Return rows to keep: other entities and attributes' values in up to three prompts, text, and short prompts.
+    """Return rows to keep: other entities and attributes' values in up to three prompts, and texts.
 
     Entities and texts that judge are not among them. Values are those of the targets and of the known entities: what is
     known of France should stay when Lyon is forgotten. A row's first token does not count: in many models its state is

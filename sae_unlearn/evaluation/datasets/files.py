@@ -10,6 +10,9 @@ from sae_unlearn.files.untrusted import json_lines
 from sae_unlearn.install import install_command
 
 
+_INSTALL = install_command("eval")
+
+
 def read_rows(
     source: str, files: Sequence[str], config: str | None = None, split: str = "test", revision: str | None = None
 ) -> list[dict[str, Any]]:
@@ -44,14 +47,14 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file.
 
     Raises:
-        ImportError: If the file is Parquet and `datasets` is not installed.
+        ImportError: If the file is Parquet and `pyarrow` is not installed.
         ValueError: If the file does not hold rows.
     """
     if path.suffix == ".parquet":
         try:
             from pyarrow.parquet import read_table
         except ImportError as error:
-            raise ImportError(f"{path.name}: reading Parquet needs `datasets`; run: {_INSTALL}") from error
+            raise ImportError(f"{path.name}: reading Parquet needs `pyarrow`; run: {_INSTALL}") from error
         return read_table(path).to_pylist()
     try:
         if path.suffix == ".csv":
@@ -78,9 +81,6 @@ def text_of(row: dict[str, Any], name: str, source: str) -> str:
     return value
 
 
-_INSTALL = install_command("eval")
-
-
 def _from_hub(source: str, config: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
     try:
         from datasets import load_dataset
@@ -94,6 +94,5 @@ def _from_hub(source: str, config: str | None, split: str, revision: str | None)
         reason = " ".join(str(error).split())[:300]
         raise FileNotFoundError(
             f"source={source!r}: expected a folder, or a Hub dataset with {config or ''}/{split}; "
-            f"{type(error).__name__}: "
-            f"{reason}"
+            f"{type(error).__name__}: {reason}"
         ) from error

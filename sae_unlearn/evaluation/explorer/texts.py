@@ -54,7 +54,11 @@ def clamp_of(layer: SAEGuardrailLayer, name: str) -> Tensor:
 
 @contextmanager
 def alone_and_clamping(model: nn.Module, name: str) -> Iterator[None]:
-    """Enable only this guardrail, with the action "clamp", inside the `with` block."""
+    """Enable only this guardrail, with the action "clamp", inside the `with` block.
+
+    Raises:
+        GuardrailError: If the model has no such guardrail, or its adapters are disabled.
+    """
     _, layer = the_guardrail(model, name)
     if any(each.off for each in guard_layers(model)):
         raise GuardrailError(

@@ -61,12 +61,11 @@ def out_of_fold(
     Args:
         topic_documents (Tensor): Number of the document of each row of the topic, `[rows]` int64.
         other_documents (Tensor): Number of the document of each other row, `[rows]` int64.
-        scored_without (Callable[[Tensor, Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]): Function from
-            the rows to fit on and those to score, of the topic and of other text (`fit_topic, fit_other, topic, other`,
-            int64), to the scores of the latter, row by row.
+        scored_without (Callable): Function from the numbers of the rows to fit on and of those to score (`fit_topic,
+            fit_other, topic, other`, `[rows]` int64 each) to the scores of the latter, of the topic and of other text.
 
     Raises:
-        GuardrailError: If a corpus has fewer documents than there are folds.
+        GuardrailError: If a corpus has fewer than eight documents, two for each fold.
     """
     for name, documents in (("forget", topic_documents), ("retain", other_documents)):
         found = len(documents.unique())
@@ -87,9 +86,13 @@ def out_of_fold(
 def calibrate(
     scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 8, joined: Sequence[int] = JOINED
 ) -> Calibrated:
-    """Constants and threshold by the equations above, at a rate `alpha` of false alarms.
+    """Return the constants and the threshold by the equations above, at a rate `alpha` of false alarms.
 
     Args:
+        scores (OutOfFold): The out-of-fold scores of both corpora.
+        alpha (float): Share of rows of other text that may fire, between 0 and 1.
+        margin (float): Share of the way from the lowest threshold to the topic, 0 to 1.
+        min_tokens (int, *optional*, defaults to 8): Shorter rows are judged as if they had this many tokens.
         joined (Sequence[int], *optional*, defaults to JOINED): Lengths of rows joined, in tokens. Longer ones keep
             false alarms of long texts down and catch less.
 

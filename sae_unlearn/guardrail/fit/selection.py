@@ -32,7 +32,6 @@ from sae_unlearn.guardrail.weights import own_effect
 from sae_unlearn.sae import SparseAutoencoder
 
 
-IMPORTANCE = ("mean_squared", "squared_mean")
 _ELEMENTS = 2**24  # activations in memory at a time
 _BLOCK = 4096  # features whose rows are in float64 at a time
 
@@ -158,6 +157,13 @@ class OutlierFilter:
 
     A few tokens have norms ten times the others' and would dominate every mean. The median is that of the first 2,048
     tokens, which are kept until it is known.
+
+    Args:
+        factor (float): Largest norm of a usual token, in medians.
+
+    Attributes:
+        median (float, *optional*): The median; None until it is known.
+        dropped (int): Number of tokens left out.
     """
 
     def __init__(self, factor: float) -> None:

@@ -11,7 +11,7 @@ from sae_unlearn.options.train_sae import SAETrainingConfig
 
 TOKENS_PER_FEATURE = 64
 USUAL_STEPS = 800
-FEW_TOKENS = 16  # per feature: below that most features see too little to become something
+FEW_TOKENS = 16  # per feature: with fewer, many features are never active
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,15 @@ class TrainingPlan:
     """Sizes of a training.
 
     Attributes:
-        layer: 0-based decoder layer.
-        d_in: Width of the model.
-        d_sae: Number of features.
-        l0: Features active on an average token.
-        rows: Rows that are run through the model.
-        tokens: Tokens of the rows that are trained on, first ones left out.
-        steps: Training steps.
-        disk_bytes: Size of the activations on disk.
-        seconds: Estimated time; None before it was measured.
+        layer (int): 0-based decoder layer.
+        d_in (int): Width of the model.
+        d_sae (int): Number of features.
+        l0 (int): Features active on an average token.
+        rows (int): Rows that are run through the model.
+        tokens (int): Tokens of these rows without the first one of each, which is not trained on.
+        steps (int): Training steps.
+        disk_bytes (int): Size of the activations on disk.
+        seconds (float, *optional*): Estimated time; None before it was measured.
     """
 
     layer: int
@@ -41,7 +41,7 @@ class TrainingPlan:
     seconds: float | None = None
 
     def describe(self) -> str:
-        """The plan in words."""
+        """Return the plan in words."""
         time = "" if self.seconds is None else f", about {max(1, round(self.seconds / 60)):,} minutes"
         return (
             f"SAE of layer {self.layer}: {self.d_sae:,} features of width {self.d_in:,}, L0 {self.l0}; "
@@ -49,7 +49,7 @@ class TrainingPlan:
         )
 
     def warnings(self) -> list[str]:
-        """Warnings to give before it starts."""
+        """Return the warnings to show before it starts."""
         if self.tokens >= FEW_TOKENS * self.d_sae:
             return []
         return [
@@ -59,7 +59,7 @@ class TrainingPlan:
 
 
 def row_limit(config: SAETrainingConfig, d_in: int) -> int:
-    """Number of rows of activations (float32) that the disk takes."""
+    """Return the largest number of rows whose activations (float32) fit into `max_disk_gb`."""
     return int(config.max_disk_gb * 1e9 // (4 * d_in * (config.context - 1)))
 
 
