@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .markdown_text import interval, number, percent, table
-from .results import read_json
+from .results import RESULTS, read_json
 
 
 RUNS = {"smollm2": "any_model_smollm2.json", "demo": "any_model_demo.json"}
@@ -28,6 +28,11 @@ def run(name: str) -> dict[str, Any]:
     """The results of one run, `smollm2` or `demo`."""
     found: dict[str, Any] = read_json(RUNS[name])
     return found
+
+
+def has(name: str) -> bool:
+    """Whether this run was made."""
+    return (RESULTS / RUNS[name]).is_file()
 
 
 def minutes(name: str, *commands: str) -> str:
@@ -65,15 +70,17 @@ def texts(name: str, key: str) -> str:
 
 
 def transcript(name: str, *commands: str) -> str:
-    """The commands with what they printed, wrapped."""
+    """The commands with what they printed, wrapped; those that were not run are left out."""
     lines = []
     for each in commands:
+        if each not in run(name)["commands"]:
+            continue
         found = run(name)["commands"][each]
         for line in [f"$ {found['command']}", *found["output"].strip().splitlines(), ""]:
             line = re.sub(r"\s+$", "", line)
             indent = re.match(r" *", line)
             lines += textwrap.wrap(line, WIDTH, subsequent_indent=(indent[0] if indent else "") + "    ") or [""]
-    return "```console\n" + "\n".join(lines).strip() + "\n```"
+    return "```console\n" + "\n".join(lines).strip() + "\n```" if lines else ""
 
 
 def saes() -> str:

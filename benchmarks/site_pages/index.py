@@ -4,6 +4,7 @@ from . import (
     alignment,
     alignment_claims,
     alignment_pooled,
+    any_model,
     attacks,
     batching,
     forget,
@@ -162,7 +163,12 @@ def _second_model() -> list[list[str]]:
     recall, rate = models.smollm2_cell(FACT), models.chat_rate(asked, "forget")
     methods = forget.row("nutrition", forget.DEFAULT, file)
     n = models.smollm2_cell(FACT, "n")
+    found = any_model.run("smollm2")["calibration"]["fire_rate_forget"]
+    percent = f"{100 * found['rate']:.0f} %"
+    bounds = f"{100 * found['low']:.0f} to {100 * found['high']:.0f} %"
+    own = "fires on a topic with an SAE trained in minutes"
     return [
+        _row("any-model", own, percent, bounds, str(found["n"]), "benchmarks.any_model.run"),
         _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "benchmarks.forget.demo_on_model"),
         _row(
             "chat-template",
