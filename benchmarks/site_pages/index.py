@@ -30,7 +30,7 @@ def evidence_table() -> str:
 
 
 def _forgetting() -> list[list[str]]:
-    baselines, claims = "benchmarks.forget.compare", "benchmarks.claims.run"
+    baselines, claims = "forget.compare", "claims.run"
     pooled = forget.row(forget.ALL, forget.DEFAULT)
     astronomy = forget.row("astronomy", forget.DEFAULT)
     fresh = forget.row("high_school_chemistry", "GradDiff", "fresh_baselines.txt")
@@ -68,16 +68,16 @@ def _serving() -> list[list[str]]:
     claim = "answers inside vLLM equal to generate()"
     batched = "answers of generate_batch equal to generate()"
     return [
-        _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "benchmarks.serving.equality"),
+        _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "serving.equality"),
         _row(
             "serving-fails-closed",
             "parts without which vLLM does not serve",
             str(serving.failing_parts()),
             "",
             "",
-            "benchmarks.serving.fails_closed",
+            "serving.fails_closed",
         ),
-        _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "benchmarks.serving.batching"),
+        _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "serving.batching"),
     ]
 
 
@@ -88,11 +88,7 @@ def _gate() -> list[list[str]]:
     halves = gates.CONFORMAL.split(", ")[1]
     return [
         _row(
-            "dilution",
-            "default gate fires, 64 words around",
-            *_share(diluted),
-            gates.dilution_n(),
-            "benchmarks.gates.statistics",
+            "dilution", "default gate fires, 64 words around", *_share(diluted), gates.dilution_n(), "gates.statistics"
         ),
         _row(
             "threshold",
@@ -100,7 +96,7 @@ def _gate() -> list[list[str]]:
             gates.conformal_range("halves above"),
             "",
             halves,
-            "benchmarks.gates.statistics",
+            "gates.statistics",
         ),
         _row(
             "default-settings",
@@ -108,7 +104,7 @@ def _gate() -> list[list[str]]:
             gates.chosen("topic"),
             "",
             on_nine,
-            "benchmarks.gates.gate_and_dose",
+            "gates.gate_and_dose",
         ),
         _row(
             "new-topics",
@@ -116,22 +112,22 @@ def _gate() -> list[list[str]]:
             f"**{topics['both']} of {topics['n']}**",
             "",
             f"{topics['n']} topics",
-            "benchmarks.gates.default_preset",
+            "gates.default_preset",
         ),
         _row(
             "other-gates",
             "stretches fire, 64 words before",
             *_share(stretches),
             gates.wrapped_n(STRETCHES[1]),
-            "benchmarks.gates.demo_gates",
+            "gates.demo_gates",
         ),
         _row(
             "windowed-gate",
             "windowed gate fires, 256 words before; default gate",
-            " ".join(number(windowed.caught(gate, "behind 256")) for gate in ("windowed", "today")),
+            "; ".join(number(windowed.caught(gate, "behind 256")) for gate in ("windowed", "today")),
             "",
             f"{len(windowed.topics())} topics",
-            "benchmarks.gates.windowed_gate",
+            "gates.windowed_gate",
         ),
         _row(
             "windowed-gate-alarms",
@@ -139,13 +135,13 @@ def _gate() -> list[list[str]]:
             number(windowed.alarms("windowed", "filler 1024")),
             "",
             f"{len(windowed.topics())} topics",
-            "benchmarks.gates.windowed_gate",
+            "gates.windowed_gate",
         ),
     ]
 
 
 def _attacks() -> list[list[str]]:
-    script = "benchmarks.forget.demo_audit"
+    script = "forget.demo_audit"
     n = attacks.row("none")["n"]
     near = attacks.near_rate("high school psychology")
     best = attacks.best_estimate("all of these", "stretches")
@@ -168,27 +164,21 @@ def _second_model() -> list[list[str]]:
     bounds = f"{100 * found['low']:.0f} to {100 * found['high']:.0f} %"
     own = "fires on a topic with an SAE trained in minutes"
     return [
-        _row("any-model", own, percent, bounds, str(found["n"]), "benchmarks.any_model.run"),
-        _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "benchmarks.forget.demo_on_model"),
-        _row(
-            "chat-template",
-            "fires in the template if fitted in it",
-            *_percent(rate),
-            n,
-            "benchmarks.forget.demo_on_model",
-        ),
+        _row("any-model", own, percent, bounds, str(found["n"]), "any_model.run"),
+        _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "forget.demo_on_model"),
+        _row("chat-template", "fires in the template if fitted in it", *_percent(rate), n, "forget.demo_on_model"),
         _row(
             "second-model-methods",
             "forgets more on SmolLM2",
             *_cell(methods["topic"]),
             _n(methods["fires"]),
-            "benchmarks.forget.compare",
+            "forget.compare",
         ),
     ]
 
 
 def _entities() -> list[list[str]]:
-    script = "benchmarks.alignment.real"
+    script = "alignment.real"
     picked, leak = (alignment.real_cell(measure) for measure in ("targets, new form", "leak: capital"))
     seeds = len(alignment.seeds("ours"))
     return [
@@ -199,7 +189,7 @@ def _entities() -> list[list[str]]:
             "the same in closed form",
             *_cell(alignment_pooled.cell("closed_form", "targets unseen")),
             alignment_pooled.targets("closed_form"),
-            "benchmarks.alignment.pooled",
+            "alignment.pooled",
         ),
         _row(
             "entities-claims",
@@ -209,13 +199,7 @@ def _entities() -> list[list[str]]:
             alignment_pooled.targets("closed_form"),
             "alignment.pooled",
         ),
-        _row(
-            "entities-synthetic",
-            "recall in a synthetic world",
-            *_synthetic(),
-            f"{seeds} seeds",
-            "benchmarks.synthetic.compare",
-        ),
+        _row("entities-synthetic", "recall in a synthetic world", *_synthetic(), f"{seeds} seeds", "synthetic.compare"),
     ]
 
 
@@ -225,62 +209,50 @@ def speed_table() -> str:
     width = speed.growth_value("width of the SAE, decoding", 131072)
     training = speed.training_ratio()
     rows = [
-        _row(
-            "decoding",
-            "added ms a decoded token, whole model",
-            *_arm(speed.WHOLE, "step"),
-            "benchmarks.speed.inference",
-        ),
-        _row("one-layer", "added ms on one layer", *_arm(speed.THIN, "step"), "benchmarks.speed.inference"),
+        _row("decoding", "added ms a decoded token, whole model", *_arm(speed.WHOLE, "step"), "speed.inference"),
+        _row("one-layer", "added ms on one layer", *_arm(speed.THIN, "step"), "speed.inference"),
         _row(
             "whole-sae",
             "times less than an SAE of 16k (aim 20, **missed**)",
             number(sae["times_less"], 1),
             interval(sae["low"], sae["high"], 1),
             str(speed.rounds(speed.THIN, "step", 1)),
-            "benchmarks.speed.inference",
+            "speed.inference",
         ),
-        _row(
-            "prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "benchmarks.speed.inference"
-        ),
-        _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "benchmarks.speed.inference"),
-        _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "benchmarks.speed.growth"),
+        _row("prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "speed.inference"),
+        _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "speed.inference"),
+        _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "speed.growth"),
         _row(
             "kernels",
             "kernels added on a CPU where it fires",
             str(speed.arm(speed.WHOLE, "step", 1, "fires")["added_kernels"]),
             "",
             "",
-            "pytest test_operator_counts.py",
+            "pytest tests/guardrail/kernels/test_operator_counts.py",
         ),
-        _row(
-            "fitting",
-            "MB added by ten times the corpus",
-            speed.memory_growth(),
-            "",
-            "1 run",
-            "benchmarks.speed.fitting_memory",
-        ),
+        _row("fitting", "MB added by ten times the corpus", speed.memory_growth(), "", "1 run", "speed.fitting_memory"),
         _row(
             "training",
             "step over a plain LoRA step",
             number(training[0]),
             interval(*training[1:]),
             "4",
-            "benchmarks.speed.training",
+            "speed.training",
         ),
         _row(
             "cold-start",
             "seconds of the import (aim 0.3, **missed**)",
             number(speed.cold_value("after torch, transformers"), 1),
             *_cold(),
-            "benchmarks.speed.cold_start",
+            "speed.cold_start",
         ),
     ]
     return table(HEADER, rows, left=2, last_left=2)
 
 
 def _row(page: str, claim: str, figure: str, interval_: str, n: str, command: str) -> list[str]:
+    """Return a row. A command without a space is a module of `benchmarks`."""
+    command = command if " " in command else f"benchmarks.{command}"
     return [claim, figure, interval_ or "–", n or "–", f"`{command}`", f"[{page}]({page}.md)"]
 
 
