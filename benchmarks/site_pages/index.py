@@ -67,16 +67,10 @@ def _forgetting() -> list[list[str]]:
 def _serving() -> list[list[str]]:
     claim = "answers inside vLLM equal to generate()"
     batched = "answers of generate_batch equal to generate()"
+    failing = "parts without which vLLM does not serve"
     return [
         _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "serving.equality"),
-        _row(
-            "serving-fails-closed",
-            "parts without which vLLM does not serve",
-            str(serving.failing_parts()),
-            "",
-            "",
-            "serving.fails_closed",
-        ),
+        _row("serving-fails-closed", failing, str(serving.failing_parts()), "", "", "serving.fails_closed"),
         _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "serving.batching"),
     ]
 
