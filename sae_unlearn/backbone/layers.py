@@ -23,9 +23,10 @@ def bare_model(model: nn.Module) -> nn.Module:
     model, inner = uncompiled(model), base_model_of(model)
     if not isinstance(model, PeftModel):
         return inner
-    if model.active_peft_config.is_prompt_learning or isinstance(inner, PeftModel):
+    active = model.peft_config.get(model.active_adapter)
+    if (active is not None and active.is_prompt_learning) or isinstance(inner, PeftModel):
         raise GuardrailError(
-            f"A guardrail cannot join {type(model.active_peft_config).__name__}: prompt learning and nested PeftModels "
+            f"A guardrail cannot join {type(active).__name__}: prompt learning and nested PeftModels "
             "change the model's input. Attach it to the base model."
         )
     return inner
@@ -142,7 +143,11 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def base_model_of(model: nn.Module) -> nn.Module:
     """Return the transformers model inside of a `PeftModel` or a compiled model; any other as it is."""
     model = uncompiled(model)
-    return uncompiled(model.get_base_model()) if isinstance(model, PeftModel) else model
+    if not isinstance(model, PeftModel):
+        return model
+    if model.active_adapter not in model.peft_config:  # deleted: `get_base_model` raises a KeyError then (PEFT 0.21)
+        return uncompiled(model.base_model.model)
+    return uncompiled(model.get_base_model())
 
 
 def check_module(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftMixedModel, PeftModel
 from torch import nn
 
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, uncompiled
@@ -152,6 +152,15 @@ def place_guardrail(model: nn.Module, artefact: Artefact, name: str) -> PeftMode
     If that fails, the model is unchanged.
     """
     model, bare = uncompiled(model), bare_model(model)
+    if isinstance(model, PeftMixedModel):
+        raise GuardrailError(
+            "model: expected a model or a PeftModel, got a PeftMixedModel. Load its LoRAs as PeftModel."
+        )
+    if isinstance(model, PeftModel) and not model.peft_config:
+        raise GuardrailError(
+            "model: expected adapters in the PeftModel, got none, as after `delete_adapter`. Attach to "
+            "`model.get_base_model()`."
+        )
     had_configs = hasattr(bare, "peft_config")
     active = {layer: list(layer.active_adapters) for layer in guard_layers(model)}
     try:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.adapters_off import is_adapter_module
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, text_config
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.atomic import write_whole
@@ -93,8 +93,8 @@ class Training:
         output: str | os.PathLike[str],
         config: SAETrainingConfig,
     ) -> None:
-        if isinstance(model, PeftModel):
-            raise UnlearnError("model is a PeftModel: expected the base model. Detach its adapters.")
+        if any(is_adapter_module(part) for part in model.modules()):
+            raise UnlearnError("model has adapters: expected the base model. Detach them.")
         self.model: Any = bare_model(model)
         self.tokenizer, self.config, self.output = tokenizer, config, Path(output).expanduser()
         self.folder = Path(config.work_dir or f"{self.output}-work").expanduser()

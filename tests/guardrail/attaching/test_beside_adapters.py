@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from zoo import base_model
 
-from sae_unlearn import GuardrailError, attach_guardrail, detach_guardrail, record_firings
+from sae_unlearn import GuardrailError, attach_guardrail, detach_guardrail, guardrail_status, record_firings
 
 
 def test_a_second_guardrail_joins_the_first_and_both_are_active(folder):
@@ -144,3 +144,21 @@ def test_detaching_all_gives_back_the_very_model_untouched(folder):
     assert torch.equal(logits(base), plain)
     assert list(base.state_dict()) == names
     assert_untouched(base)
+
+
+def test_a_model_whose_adapters_were_all_deleted_and_a_mixed_one_are_refused_by_name(folder):
+    emptied = get_peft_model(base_model("llama"), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    emptied.delete_adapter("default")
+    mixed = get_peft_model(base_model("llama"), LoraConfig(target_modules=["q_proj"]), mixed=True)
+    for model, match in ((emptied, "get_base_model"), (mixed, "PeftMixedModel")):
+        with pytest.raises(GuardrailError, match=match):
+            attach_guardrail(model, folder)
+
+
+def test_after_its_loras_were_deleted_a_model_is_still_guarded_and_can_be_detached(folder):
+    model = get_peft_model(base_model("llama"), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    attach_guardrail(model, folder)
+    model.delete_adapter("default")
+    assert guardrail_status(model).verdict == "guarded"
+    bare = detach_guardrail(model)
+    assert guardrail_status(bare).verdict == "unguarded"
