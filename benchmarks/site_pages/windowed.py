@@ -25,6 +25,11 @@ def draws(gate: str = "windowed") -> str:
     return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
 
 
+def label(gate: str) -> str:
+    """The name of a gate on a page. "today", in the results, is the default gate."""
+    return "default" if gate == "today" else gate
+
+
 def of(gate: str, topic: str) -> dict[str, Any]:
     """All figures of a gate on a topic."""
     return read_json(RESULT)["topics"][topic][gate]
@@ -78,7 +83,8 @@ def ranking() -> str:
     ]
     keys = ("auroc", "log_auroc", "at_1", "at_01")
     rows = [
-        [gate, *(number(ranked(gate, kind, key)) for kind in ("rows", "short") for key in keys)] for gate in gates()
+        [label(gate), *(number(ranked(gate, kind, key)) for kind in ("rows", "short") for key in keys)]
+        for gate in gates()
     ]
     return table(header, rows)
 
@@ -91,19 +97,19 @@ def by_topic(kind: str = "rows", key: str = "at_1") -> str:
         shown = f"{number(mean_)} ({number(low)} to {number(high)})"
         others = [number(of(gate, topic)[kind][key][0]) for gate in gates() if gate != "windowed"]
         rows.append([_name(topic), shown, *others])
-    return table(["topic", "windowed", *(gate for gate in gates() if gate != "windowed")], rows)
+    return table(["topic", "windowed", *(label(gate) for gate in gates() if gate != "windowed")], rows)
 
 
 def diluted() -> str:
     """The share of the topic's texts caught at the threshold as fitted, by words before and after them."""
     columns = ["rows", "short", "alone", *(f"behind {w}" for w in WORDS), *(f"before {w}" for w in WORDS[1:])]
-    return table(["gate", *columns], [[gate, *(_shown(share(gate, c, 0)) for c in columns)] for gate in gates()])
+    return table(["gate", *columns], [[label(gate), *(_shown(share(gate, c, 0)) for c in columns)] for gate in gates()])
 
 
 def false_alarms() -> str:
     """The share of other texts on which each gate fires at the threshold as fitted."""
     columns = ["rows", "short", *(f"behind {w}" for w in WORDS), "filler 1024", "near neighbors", "XSTest, safe"]
-    return table(["gate", *columns], [[gate, *(_shown(share(gate, c, 1)) for c in columns)] for gate in gates()])
+    return table(["gate", *columns], [[label(gate), *(_shown(share(gate, c, 1)) for c in columns)] for gate in gates()])
 
 
 def facts() -> str:
@@ -113,7 +119,7 @@ def facts() -> str:
     rows = []
     for gate in (gate for gate in GATES if gate in found):
         cells = [[found[gate]["fires"][c][side]["share"][0] for side in (0, 1)] for c in columns]
-        rows.append([gate, *(f"{number(mine)} / {number(their)}" for mine, their in cells)])
+        rows.append([label(gate), *(f"{number(mine)} / {number(their)}" for mine, their in cells)])
     return table(["gate: caught / false alarms", *columns], rows)
 
 
@@ -126,7 +132,9 @@ def forms() -> str:
         if n not in plain and n.split(" ")[0] not in ("behind", "before", "filler")
     ]
     columns = [gate for gate in gates() if share(gate, names[0], 0) is not None] if names else []
-    return table(["form", *columns], [[name, *(_shown(share(gate, name, 0)) for gate in columns)] for name in names])
+    return table(
+        ["form", *map(label, columns)], [[name, *(_shown(share(gate, name, 0)) for gate in columns)] for name in names]
+    )
 
 
 def seconds(gate: str) -> float:
