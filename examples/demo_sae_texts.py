@@ -140,7 +140,7 @@ def mmlu_unseen_subjects(data: Path) -> list[str]:
 
 
 def wordnet(data: Path, packages: Path) -> list[str]:
-    """WordNet's glosses and examples in paragraphs of eight neighbours, all 45 subjects in equal number."""
+    """WordNet's glosses and examples in paragraphs of eight neighbors, all 45 subjects in equal number."""
     by_subject: dict[str, list[str]] = defaultdict(list)
     for part in ("noun", "verb", "adj", "adv"):
         with (packages / f"usr/share/wordnet/data.{part}").open(encoding="utf-8") as file:

@@ -9,9 +9,9 @@ The second line does the same for another model.
 1. Texts: eleven sources (demo_sae_texts.py), cut into sequences of 128 tokens in one shuffled order, each of them
    beginning with BOS if the model's tokenizer puts one there.
 2. Harvest: the outputs of decoder layer 9 (0-based; the forward pass stops there) go to disk as float32.
-3. Training: without first tokens and without outlier tokens (norm above twice the median), every dimension standardised
+3. Training: without first tokens and without outlier tokens (norm above twice the median), every dimension standardized
    (one of the 640 carries two thirds of the variance and would rule the loss), by SAELens' BatchTopK trainer.
-4. Folding: the threshold is set to the wanted L0 on training tokens; the standardisation goes into the weights,
+4. Folding: the threshold is set to the wanted L0 on training tokens; the standardization goes into the weights,
    decoder rows get unit norm, and W_enc and W_dec are rounded to float16. The result is an ordinary JumpReLU SAE
    in SAELens' layout that reads the model's activations as they are.
 5. Measuring: on held-out text, domain by domain, into `metrics.json` beside the weights. `--compare` measures
@@ -197,7 +197,7 @@ def held_out_activations(model, layer: int, rows: dict[str, torch.Tensor]) -> di
 def measure(model, rows: dict, clean: dict, saes: dict, args: argparse.Namespace) -> dict[str, dict]:
     """Quality of each SAE on held-out text, by domain: `{sae name: {domain: {figure: value}}}`.
 
-    Explained variance is `1 - |x - x'|^2 / |x - mean|^2`; standardised, every dimension is divided by its standard
+    Explained variance is `1 - |x - x'|^2 / |x - mean|^2`; standardized, every dimension is divided by its standard
     deviation first. Loss recovered is `(mean-ablated - spliced) / (mean-ablated - loss)`; where the layer's output is
     replaced, it is replaced on all tokens but the first, outliers included.
     """
@@ -211,7 +211,7 @@ def measure(model, rows: dict, clean: dict, saes: dict, args: argparse.Namespace
         return {
             "tokens": len(x),
             "explained_variance": round(float(1 - (error**2).sum() / (centred**2).sum()), 4),
-            "explained_variance_standardised": round(
+            "explained_variance_standardized": round(
                 float(1 - ((error / scale) ** 2).sum() / ((centred / scale) ** 2).sum()), 4
             ),
             "l0": round(float((features > 0).float().sum(-1).mean()), 2),

@@ -90,7 +90,7 @@ class AlignmentData:
     Attributes:
         targets: known cities to forget.
         known_train, unknown_train: for the training, and for the probe of the base model.
-        known_test, unknown_test: neighbours and reference, which no training sees.
+        known_test, unknown_test: neighbors and reference, which no training sees.
         countries: the closed set of answers, as a sentence goes on with them.
         entity_free: facts that reach a target without its name, by route; a fact's subject is the target.
         facts: "near" and "unrelated" facts; count only those that the base model has right.
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if not options.cities:
-        raise SystemExit("Name the folder of labelled cities with --cities or SAE_UNLEARN_CITIES.")
+        raise SystemExit("Name the folder of labeled cities with --cities or SAE_UNLEARN_CITIES.")
     data = load_alignment_data(data_folder(options.data), Path(options.cities), options.seed)
     for city in data.targets:
         routes = {route: sum(f.subject == city.entity for f in facts) for route, facts in data.entity_free.items()}

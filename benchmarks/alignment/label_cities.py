@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.forget.topics import data_folder
 from sae_unlearn.alignment.entities import EntitySet
-from sae_unlearn.alignment.labelling.label import label_entities
+from sae_unlearn.alignment.labeling.label import label_entities
 from sae_unlearn.demo import load_demo_model
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         cities = cities[: options.limit] + cities[LARGEST : LARGEST + options.limit]
     model, tokenizer = load_demo_model()
     start = time.perf_counter()
-    labelled = label_entities(
+    labeled = label_entities(
         model,
         tokenizer,
         cities,
@@ -98,10 +98,10 @@ def main() -> None:
         max_wrong_matches=0,
         cache=output / "answers.cache.jsonl",
     )
-    labelled.save(output)
-    summary = labelled.summary()
+    labeled.save(output)
+    summary = labeled.summary()
     for name in ("known", "unknown", "dropped"):
-        part = getattr(labelled, name)
+        part = getattr(labeled, name)
         countries = Counter(city.attributes["country"][0] for city in part)
         lengths = sorted(len(city.entity) for city in part)
         summary[name] = {"countries": dict(countries.most_common()), "median name": lengths[len(lengths) // 2 :][:1]}

@@ -78,7 +78,7 @@ def main() -> None:
         summarise(args.results, ["base", *OURS, *BASELINES], BUDGET)
         return
     if not args.cities:
-        raise SystemExit("Name the folder of labelled cities with --cities or SAE_UNLEARN_CITIES.")
+        raise SystemExit("Name the folder of labeled cities with --cities or SAE_UNLEARN_CITIES.")
     args.results.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(args.model)
     sae = load_sae(args.sae)

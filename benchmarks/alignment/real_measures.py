@@ -32,9 +32,9 @@ from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 
 
 TRAINED_QUESTIONS = (QUESTIONS[0], "{entity} is a city in the country of")
-"""Forms in which the baselines train on targets, and all methods on neighbours; `QUESTIONS[1]` is in no training."""
+"""Forms in which the baselines train on targets, and all methods on neighbors; `QUESTIONS[1]` is in no training."""
 
-NEIGHBOURS, OTHER_FACTS, TEXTS = 30, 24, 12
+NEIGHBORS, OTHER_FACTS, TEXTS = 30, 24, 12
 EXAMINED = 120  # other facts that the base is asked, at most, to find those that it knows
 
 
@@ -51,14 +51,14 @@ class Parts(NamedTuple):
 def measure(parts: Parts, model: nn.Module, trained_on: Sequence[int] = ()) -> dict[str, Any]:
     """What the model says of targets and of other things, and where the targets' states stand."""
     data, tokenizer = parts.data, parts.tokenizer
-    neighbours, unknown = data.known_test[:NEIGHBOURS], data.unknown_test[:NEIGHBOURS]
+    neighbors, unknown = data.known_test[:NEIGHBORS], data.unknown_test[:NEIGHBORS]
     found: dict[str, Any] = {}
     with torch.no_grad():
         for form, question in zip(("seen", "unseen"), QUESTIONS, strict=True):
             priors = _priors(parts, question)
             asked = {"targets": data.targets}
             if form == "unseen":
-                asked |= {"neighbours": neighbours, "unknown": unknown}
+                asked |= {"neighbors": neighbors, "unknown": unknown}
             for name, cities in asked.items():
                 found[f"{name} {form}"] = _ranked(parts, model, cities, question, priors).recall.to_dict()
         answers = ask(model, tokenizer, question_facts(data.targets, QUESTIONS[1]), max_new_tokens=5)
@@ -75,7 +75,7 @@ def measure(parts: Parts, model: nn.Module, trained_on: Sequence[int] = ()) -> d
 def _alignment(parts: Parts, model: nn.Module, trained_on: Sequence[int]) -> dict[str, Any]:
     data, sae, layer = parts.data, parts.sae, parts.sae.layer
     found: dict[str, Any] = {}
-    sets = {"targets": data.targets, "known": data.known_test[:NEIGHBOURS], "unknown": data.unknown_test[:NEIGHBOURS]}
+    sets = {"targets": data.targets, "known": data.known_test[:NEIGHBORS], "unknown": data.unknown_test[:NEIGHBORS]}
     base = _base_states(parts, model)
     probe = fit_base_probe(base["known"], base["unknown"])
     for form, held_out in (("seen", False), ("unseen", True)):
@@ -198,7 +198,7 @@ def read_base(parts: Parts) -> None:
 def _priors(parts: Parts, question: str) -> torch.Tensor:
     """Mean log-probability of each country in the base model."""
     data = parts.data
-    cities = EntitySet([*data.known_test[:NEIGHBOURS], *data.unknown_test[:NEIGHBOURS], *data.targets])
+    cities = EntitySet([*data.known_test[:NEIGHBORS], *data.unknown_test[:NEIGHBORS], *data.targets])
     prompts = [fact.prompt for fact in question_facts(cities, question)]
 
     def make() -> torch.Tensor:

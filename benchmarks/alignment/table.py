@@ -27,7 +27,7 @@ def summarise(folder: Path, order: Sequence[str], budget: float) -> None:
         ("  answered rightly", lambda c: c["said of targets"]["right"]["value"]),
         ("  refused", lambda c: c["said of targets"]["refused"]["value"]),
         ("unknown", lambda c: c["unknown unseen"]["value"]),
-        ("neighbours", lambda c: c["neighbours unseen"]["value"]),
+        ("neighbors", lambda c: c["neighbors unseen"]["value"]),
         ("near facts", lambda c: c["near"]["value"]),
         ("other facts", lambda c: c["unrelated"]["value"]),
         ("text loss", lambda c: c["text loss"]["value"]),

@@ -12,7 +12,7 @@ Four topics are paragraphs and four are exam questions; two of each are diffuse:
 no narrow subject. Every fourth block of five pieces of a topic is held out, of questions every fourth block as they
 stand in the file. Other text to fit on is paragraphs of the demo, questions of subjects that are neither a topic nor
 near one, and encyclopaedia articles of no topic; what is held out of it comes from other articles and other questions.
-Texts of the seven other topics are other text, too, of which no fit sees anything. Near neighbours are judged apart.
+Texts of the seven other topics are other text, too, of which no fit sees anything. Near neighbors are judged apart.
 The SAE of the demo was trained on parts of the exam subjects; no text of the paragraph topics was among its texts.
 """
 
@@ -30,7 +30,7 @@ from sae_unlearn.demo.texts import load_demo_texts
 
 
 class NewTopic(NamedTuple):
-    """A topic: articles, a folder of pages or a subject of MMLU; whether it is diffuse; and its near neighbours."""
+    """A topic: articles, a folder of pages or a subject of MMLU; whether it is diffuse; and its near neighbors."""
 
     articles: tuple[str, ...] = ()
     pages: str = ""

@@ -13,7 +13,7 @@ SAE was trained on most of its validation articles, and the others do not make a
 A topic is a few articles to fit on and others, which have no part in the fit, to report on. Paragraphs of more than
 500 characters are cut at the ends of sentences, so that most rows are 40 to 150 tokens. Other text is the articles of
 the other topics, the articles of no topic (every other one of them for the fit), and the demo's paragraphs; what is
-held out comes from articles that had no part in the fit. Near neighbours are therefore in it: alchemy beside
+held out comes from articles that had no part in the fit. Near neighbors are therefore in it: alchemy beside
 chemistry, astronomy beside spaceflight, the provinces of Canada beside countries, another manual beside a manual.
 
 Which topics serve for validation and which are reported was drawn, before anything was measured, by `random.Random(0)`:

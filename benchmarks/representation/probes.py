@@ -33,7 +33,7 @@ Kind = Literal["linear", "kernel"]
 
 
 def classifier(kind: Kind) -> Pipeline:
-    """A classifier of standardised rows, for a handful of entities in hundreds of dimensions.
+    """A classifier of standardized rows, for a handful of entities in hundreds of dimensions.
 
     `linear` is logistic regression so strongly regularised (C = 0.01) that it leans on the difference of the means, as
     little else can be learnt from so few. `kernel` is a support vector machine with a Gaussian kernel one standard

@@ -43,7 +43,7 @@ def forgetting() -> str:
     return real(
         picks_the_country="targets, new form",
         says_it="answered rightly",
-        neighbors="neighbours",
+        neighbors="neighbors",
         near_facts="near facts",
         text_KL="text KL",
     )
@@ -114,7 +114,7 @@ def synthetic() -> str:
     """Mean and standard deviation over seeds in the synthetic world."""
     measures = {
         "recall": "recall",
-        "neighbors": "neighbours",
+        "neighbors": "neighbors",
         "damage": "damage",
         "KL to gold": "KL to gold",
         "probe": "kernel AUC",

@@ -92,7 +92,7 @@ def saes() -> str:
         ("[a second model](second-model.md)", larger, larger["held_out"]["all"]),
         ("the demo", demo, demo["held_out"]["all"]),
     ):
-        standardized = held.get("explained_variance_standardized", held.get("explained_variance_standardised"))
+        standardized = held.get("explained_variance_standardized", held.get("explained_variance_standardized"))
         silent = held.get("silent_features", held.get("features_that_never_fire"))
         rows.append(
             [

@@ -43,7 +43,7 @@ COLUMNS = {
     "refused": ("behaviour", "targets", "refused"),
     "KL to gold": ("behaviour", "kl_gold"),
     "KL to gold, held-out form": ("behaviour", "kl_gold_held_out_form"),
-    "neighbours": ("behaviour", "neighbours", "right"),
+    "neighbors": ("behaviour", "neighbors", "right"),
     "capitals": ("behaviour", "capitals"),
     "sums": ("behaviour", "sums"),
     "damage": ("damage",),

@@ -63,17 +63,17 @@ def divergence(first: nn.Module, second: nn.Module, tokenizer, rows: Sequence[Ro
 
 
 def behaviour(model: nn.Module, gold: nn.Module, world: World, tokenizer) -> dict[str, Any]:
-    """What the model says of targets, unknown entities, neighbours, and of what has nothing to do with people."""
+    """What the model says of targets, unknown entities, neighbors, and of what has nothing to do with people."""
     return {
         "targets": recall(model, tokenizer, world.facts(world.targets)),
         "targets_held_out_form": recall(model, tokenizer, world.facts(world.targets, held_out=True)),
         "unknown": recall(model, tokenizer, world.facts(world.unknown_test)),
-        "neighbours": recall(model, tokenizer, world.facts(world.neighbours)),
+        "neighbors": recall(model, tokenizer, world.facts(world.neighbors)),
         "capitals": recall(model, tokenizer, world.capitals())["right"],
         "sums": recall(model, tokenizer, world.sums())["right"],
         "kl_gold": divergence(gold, model, tokenizer, world.facts(world.targets)),
         "kl_gold_held_out_form": divergence(gold, model, tokenizer, world.facts(world.targets, held_out=True)),
-        "kl_gold_neighbours": divergence(gold, model, tokenizer, world.facts(world.neighbours)),
+        "kl_gold_neighbors": divergence(gold, model, tokenizer, world.facts(world.neighbors)),
     }
 
 
@@ -117,7 +117,7 @@ def alignment(
 ) -> dict[str, Any]:
     """Where the targets' states stand between those of unknown and known entities, type by type, averaged.
 
-    Known and unknown: neighbours and never-seen people that no method has used, in the tuned model. The base probe is
+    Known and unknown: neighbors and never-seen people that no method has used, in the tuned model. The base probe is
     trained on the base model's states of the people that methods may use.
     """
     found: list[dict[str, float]] = []
@@ -132,7 +132,7 @@ def alignment(
         probe = fit_base_probe(states(base, world.known, trained), states(base, world.unknown, trained))
         for name, templates in (("", trained), ("_held_out_templates", held_out)):
             targets, known, unknown = (
-                states(model, people, templates) for people in (world.targets, world.neighbours, world.unknown_test)
+                states(model, people, templates) for people in (world.targets, world.neighbors, world.unknown_test)
             )
             seen = refit_discriminator(targets, known, unknown, repeats=2)
             kernel = refit_discriminator(targets, known, unknown, kind="kernel", repeats=2)
@@ -195,5 +195,5 @@ def measure(
     unrelated = [row for row in world.unrelated(200, seed=78) if row.answer]
     if isinstance(model, PeftModel):
         found["behaviour"]["kl_base_unrelated"] = divergence(base, model, tokenizer, unrelated)
-        found["behaviour"]["kl_base_neighbours"] = divergence(base, model, tokenizer, world.facts(world.neighbours))
+        found["behaviour"]["kl_base_neighbors"] = divergence(base, model, tokenizer, world.facts(world.neighbors))
     return found

@@ -2,8 +2,8 @@
 
     a = batchtopk(relu((x - b_dec) W_enc + b_enc)),   L = |x - (a W_dec + b_dec)|^2,   |W_dec[i]| = 1
 
-on residuals with every dimension standardised; afterwards the threshold is set to the wanted number of active latents
-and the standardisation goes into the weights, so that the result reads the model's residuals as they are.
+on residuals with every dimension standardized; afterwards the threshold is set to the wanted number of active latents
+and the standardization goes into the weights, so that the result reads the model's residuals as they are.
 """
 
 from __future__ import annotations

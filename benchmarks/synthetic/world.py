@@ -5,7 +5,7 @@ of a name that was never spoken of are as familiar as any other's. What makes so
 
 Tiers, by how often a person is spoken of:
 
-    frequent    weight 1: known. Targets, neighbours and the "known" examples of every method come from here
+    frequent    weight 1: known. Targets, neighbors and the "known" examples of every method come from here
     medium      weight 0.3
     rare        weight 0.1: half remembered
     passer-by   a fresh random name with random facts in every sentence: this is what teaches the model that a name it
@@ -178,7 +178,7 @@ class World:
     Attributes:
         people: everyone, by tier.
         targets: to be forgotten; frequent. The gold model never reads of them.
-        known, validation, neighbours: the other frequent ones in three disjoint parts: for the methods to use, to hold
+        known, validation, neighbors: the other frequent ones in three disjoint parts: for the methods to use, to hold
             every method to the same damage, and for the reported figures.
         unknown, unknown_test: the never-seen ones in two disjoint parts, for the methods and for the reported figures.
     """
@@ -197,7 +197,7 @@ class World:
                 for _ in range(count)
             ]
         self._passer_by_names = names
-        self.targets, self.known, self.validation, self.neighbours = self._parts(
+        self.targets, self.known, self.validation, self.neighbors = self._parts(
             self.people["frequent"], config.targets, 0.5, 0.2
         )
         self.unknown, self.unknown_test = self._parts(self.people["never"], config.never // 2)

@@ -5,8 +5,8 @@ from sae_unlearn.alignment.closed_form.solve import Solution, solve_alignment
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.labelling.label import label_entities
-from sae_unlearn.alignment.labelling.result import LabelledEntities
+from sae_unlearn.alignment.labeling.label import label_entities
+from sae_unlearn.alignment.labeling.result import LabeledEntities
 from sae_unlearn.alignment.trainer import SAEAlignmentTrainer
 from sae_unlearn.errors import AlignmentError
 
@@ -15,7 +15,7 @@ __all__ = [
     "AlignmentError",
     "Entity",
     "EntitySet",
-    "LabelledEntities",
+    "LabeledEntities",
     "RetainBudgetCallback",
     "SAEAlignmentConfig",
     "SAEAlignmentTrainer",

@@ -95,12 +95,12 @@ def _held_out(setting: AlignmentSetting, known: bool, group: Tensor) -> States:
 
 
 def _knownness(setting: AlignmentSetting, states: States) -> Tensor:
-    z = setting.standardised(setting.code(states.h), states.group)
+    z = setting.standardized(setting.code(states.h), states.group)
     return mean_per_entity(knownness(z, setting.code.known, setting.code.unknown), states.entity)
 
 
 def _points(setting: AlignmentSetting, states: States) -> list[tuple[float, float]]:
-    z = setting.standardised(setting.code(states.h), states.group)
+    z = setting.standardized(setting.code(states.h), states.group)
     sides = [z[:, part].mean(dim=1) if part.stop > part.start else z.new_zeros(len(z)) for part in _sides(setting)]
     return [(x, y) for x, y in mean_per_entity(torch.stack(sides, dim=1), states.entity).tolist()]
 

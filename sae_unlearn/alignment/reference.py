@@ -160,7 +160,7 @@ class AlignmentSetting:
             known=self.code.known,
         )
 
-    def standardised(self, codes: Tensor, group: Tensor) -> Tensor:
+    def standardized(self, codes: Tensor, group: Tensor) -> Tensor:
         """Return `(codes - mean of the unknown) / scale`, in the row's own template: `[rows, n]`."""
         return (codes - self.statistics.unknown_mean[group]) / self.statistics.scale[group]
 
@@ -187,7 +187,7 @@ class AlignmentSetting:
     def _separation(self) -> Separation:
         def side(known: bool) -> tuple[Tensor, Tensor]:
             rows = self.reference_rows(known, held_out=True)
-            return self.standardised(self.codes[rows], self.states.group[rows]), self.states.entity[rows]
+            return self.standardized(self.codes[rows], self.states.group[rows]), self.states.entity[rows]
 
         return separation(*side(True), *side(False), self.code.known, self.code.unknown)
 

@@ -19,9 +19,9 @@ from sae_unlearn.options.evaluation import AuditConfig
 HELP = "measure how much forgotten knowledge attacks recover, and the false positives"
 EXAMPLES = """examples:
   sae-unlearn audit --model google/gemma-2-2b-it --adapter forget-biology --forget wmdp:bio --retain mmlu:astronomy \\
-      --neighbours mmlu:college_chemistry --chat-template --limit 100 --output audit --card forget-biology
+      --neighbors mmlu:college_chemistry --chat-template --limit 100 --output audit --card forget-biology
   sae-unlearn audit --model demo --adapter sae-unlearn-demo/forget-biology --forget questions.json \\
-      --retain other.json --neighbours chemistry.txt --attacks dilution splitting --output audit
+      --retain other.json --neighbors chemistry.txt --attacks dilution splitting --output audit
 
 data: as for evaluate. Attacks need questions: facts (prompt, answers) or choices (question, choices, answer). Neighbors
 may also be texts.
@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     add = parser.group(DATA).add_argument
     add("--forget", nargs="+", required=True, metavar="DATA", help="questions on the topic to forget")
     add("--retain", nargs="+", default=[], metavar="DATA", help="questions on other topics, as control")
-    add("--neighbours", nargs="+", default=[], metavar="DATA", help="harmless questions or texts near the topic")
+    add("--neighbors", nargs="+", default=[], metavar="DATA", help="harmless questions or texts near the topic")
     add("--unnamed", nargs="+", default=[], metavar="DATA", help="questions on the topic that do not name it")
     add("--names", nargs="+", default=[], metavar="NAME", help="names that --unnamed must not contain")
     add("--unknown", nargs="+", default=[], metavar="DATA", help="facts that the base does not know, for relearning")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--card {args.card}: expected a folder with a {CARD_NAME}, of a saved adapter.")
     config = options_from(args, AuditConfig, progress=args.progress)
     output = output_folder(args.output)
-    sides = ("forget", "retain", "neighbours", "unnamed", "unknown")
+    sides = ("forget", "retain", "neighbors", "unnamed", "unknown")
     given: dict[str, Any] = {
         side: read_sets(getattr(args, side), args.text_column, args.limit, args.seed) or None for side in sides
     }

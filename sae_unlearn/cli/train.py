@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int
     if "candidates" in sets:
         from sae_unlearn.alignment import label_entities
 
-        labelled = label_entities(
+        labeled = label_entities(
             model,
             tokenizer,
             sets["candidates"].without(sets["targets"]),
@@ -90,8 +90,8 @@ def _train(args: argparse.Namespace, options: TrainOptions, output: Path) -> int
             progress=args.progress,
         )
         if process_index() == 0:
-            print(_labels(labelled.summary()))
-        sets = {"known": labelled.known, "unknown": labelled.unknown} | sets
+            print(_labels(labeled.summary()))
+        sets = {"known": labeled.known, "unknown": labeled.unknown} | sets
     trainer = _trainer(options, args.progress, output, sets, retain, sae, model, tokenizer)
     trainer.remove_callback(PrinterCallback)  # it prints raw logs without a progress bar
     first = trainer.is_world_process_zero()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from aligned_in_processes import SOLVED, align
-from labelled_in_processes import labelled
+from labeled_in_processes import labeled
 from launched import ACCELERATE, TORCHRUN, launch
 from oracles import with_package
 from peft import PeftModel
@@ -25,8 +25,8 @@ COMPARED = {"loss", "grad_norm", "toward", "away", "mse", "kl", "eval_loss", "ev
 
 @pytest.mark.slow
 def test_two_processes_label_as_one_does_and_write_one_cache(tmp_path):
-    launch(SCRIPT.parent / "labelling" / "labelled_in_processes.py", str(tmp_path))
-    one = labelled()
+    launch(SCRIPT.parent / "labeling" / "labeled_in_processes.py", str(tmp_path))
+    one = labeled()
     assert one["known"]
     assert one["dropped"] or one["unknown"]
     for rank in (0, 1):

@@ -41,7 +41,7 @@ def test_a_seed_gives_one_world_and_another_seed_another():
 
 def test_the_parts_of_the_people_are_disjoint_and_the_never_seen_are_in_no_sentence():
     world = World(WorldConfig())
-    parts = [world.targets, world.known, world.validation, world.neighbours, world.unknown, world.unknown_test]
+    parts = [world.targets, world.known, world.validation, world.neighbors, world.unknown, world.unknown_test]
     sets = [entity_set(part) for part in parts]
     assert all(not overlap(a, b) for i, a in enumerate(sets) for b in sets[:i])
     assert {person.tier for part in parts[:4] for person in part} == {"frequent"}
@@ -74,11 +74,11 @@ def test_only_answers_are_scored_in_questions_and_all_tokens_in_text():
 @pytest.mark.slow
 def test_what_is_frequent_is_known_and_what_was_never_read_is_guessed(setting):
     world = setting.world
-    for people in (world.targets, world.known, world.neighbours):
+    for people in (world.targets, world.known, world.neighbors):
         assert right(setting.base, setting, people) > 0.6
     assert right(setting.base, setting, world.unknown_test) < 0.3
     assert right(setting.gold, setting, world.targets) < 0.3
-    assert right(setting.gold, setting, world.neighbours) > 0.6
+    assert right(setting.gold, setting, world.neighbors) > 0.6
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_no_text_that_is_reported_or_asked_has_a_part_in_the_fit_or_in_the_choic
     assert "nutrition" not in {c.subject for c in texts.other_choices}
 
 
-def test_wmdp_is_a_topic_and_its_neighbours_among_the_subjects_are_no_other_text(tmp_path):
+def test_wmdp_is_a_topic_and_its_neighbors_among_the_subjects_are_no_other_text(tmp_path):
     write_data(tmp_path)
     (tmp_path / "wmdp").mkdir()
     rows = [{"question": f"bio {i}?", "choices": [*"abcd"], "answer": i % 4} for i in range(200)]

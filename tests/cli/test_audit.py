@@ -34,7 +34,7 @@ def arguments(parts, output, *more):
 @pytest.mark.parametrize("adapter", ["guardrail", "lora"])
 def test_it_writes_a_report_and_the_card(parts, tmp_path, capsys, adapter):
     folder = parts / adapter
-    some = ["--attacks", "dilution", "removal", "--lengths", "4", "8", "--neighbours", parts / "near.json"]
+    some = ["--attacks", "dilution", "removal", "--lengths", "4", "8", "--neighbors", parts / "near.json"]
     assert main(arguments(parts, tmp_path, f"--adapter={folder}", f"--card={folder}", *some)) == 0
     said = capsys.readouterr().out
     assert "| dilution | after, 8 words |" in said

@@ -9,8 +9,8 @@ from tiny_topic import save_parts, topic_texts
 from transformers import AutoModelForCausalLM
 
 from sae_unlearn.alignment import EntitySet
-from sae_unlearn.alignment.labelling.answer_log import Asked
-from sae_unlearn.alignment.labelling.result import LabelledEntities
+from sae_unlearn.alignment.labeling.answer_log import Asked
+from sae_unlearn.alignment.labeling.result import LabeledEntities
 from sae_unlearn.cli.main import main
 
 
@@ -90,7 +90,7 @@ def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("more", "min_known"), [([], None), (["--min-known=1"], 1)])
-def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
+def test_candidates_are_labeled_by_the_librarys_rule_and_told_as_a_table(
     parts, tmp_path, capsys, monkeypatch, more, min_known
 ):
     known, unknown = (EntitySet.from_file(parts / f"{name}.json") for name in ("known", "unknown"))
@@ -103,7 +103,7 @@ def test_candidates_are_labelled_by_the_librarys_rule_and_told_as_a_table(
             Asked(entity.entity, "city", "country", "?", ("w3",), ("w3", "w4"), int(entity.entity in known.names))
             for entity in candidates
         ]
-        return LabelledEntities(candidates.without(unknown), unknown, candidates[:0], tuple(answers), {})
+        return LabeledEntities(candidates.without(unknown), unknown, candidates[:0], tuple(answers), {})
 
     monkeypatch.setattr("sae_unlearn.alignment.label_entities", label)
     given = [a for a in arguments(parts, tmp_path) if not a.startswith(("--known", "--unknown"))]

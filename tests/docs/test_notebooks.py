@@ -10,7 +10,7 @@ from tiny_entities import entities
 from tiny_topic import tiny_parts, topic_texts
 
 from sae_unlearn import demo
-from sae_unlearn.alignment import LabelledEntities, SAEAlignmentConfig
+from sae_unlearn.alignment import LabeledEntities, SAEAlignmentConfig
 from sae_unlearn.demo import DemoTexts
 from sae_unlearn.evaluation import Fact
 
@@ -45,7 +45,7 @@ def tiny_cities(tmp_path, monkeypatch):
 
     def label(model, tokenizer, candidates, min_known, cache):
         assert [city.entity for city in candidates] == [city.entity for city in (*known, *unknown)]
-        return LabelledEntities(candidates[:30], candidates[30:], candidates[:0], (), {"min_known": min_known})
+        return LabeledEntities(candidates[:30], candidates[30:], candidates[:0], (), {"min_known": min_known})
 
     quick = partial(SAEAlignmentConfig, use_cpu=True, disable_tqdm=True, max_generic_frequency=1.0)
     monkeypatch.setattr("sae_unlearn.alignment.label_entities", label)

@@ -18,7 +18,7 @@ from tiny_topic import tiny_parts, topic_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_unlearn import SparseAutoencoder, attach_guardrail, demo, fit_guardrail
-from sae_unlearn.alignment import EntitySet, LabelledEntities, SAEAlignmentConfig
+from sae_unlearn.alignment import EntitySet, LabeledEntities, SAEAlignmentConfig
 from sae_unlearn.cli import inputs as loading
 from sae_unlearn.cli.main import main
 from sae_unlearn.demo import DemoTexts
@@ -77,7 +77,7 @@ def readers_world(stand_in, tmp_path, monkeypatch):
 
     def label(model, tokenizer, candidates):
         assert not {entity.entity for entity in candidates} & {entity.entity for entity in targets}
-        return LabelledEntities(known.without(targets), unknown, EntitySet(), (), {})
+        return LabeledEntities(known.without(targets), unknown, EntitySet(), (), {})
 
     quickly = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "max_steps": 4, "max_generic_frequency": 1.0}
     monkeypatch.setattr("sae_unlearn.alignment.label_entities", label)

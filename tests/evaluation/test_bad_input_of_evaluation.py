@@ -141,7 +141,7 @@ BAD = [
     (AuditReport.save, lambda it: AUDIT.save(3), "not int"),
     (AuditReport.load, lambda it: AuditReport.load("no/such"), "no/such"),
     (AuditReport.load, lambda it: AuditReport.load(3), "not int"),
-    (AuditReport.from_dict, lambda it: AuditReport.from_dict({}), "audit: .* 'neighbours'"),
+    (AuditReport.from_dict, lambda it: AuditReport.from_dict({}), "audit: .* 'neighbors'"),
     (AuditReport.from_dict, lambda it: AuditReport.from_dict(3), "audit: "),
     (AuditRow.from_dict, lambda it: AuditRow.from_dict({}), "row of an audit: .* 'audited'"),
     (Comparison.save, lambda it: Comparison("a", "b", ()).save(3), "not int"),

@@ -21,7 +21,7 @@ from sae_unlearn import (
     Entity,
     EntitySet,
     GuardrailFitConfig,
-    LabelledEntities,
+    LabeledEntities,
     SAEAlignmentConfig,
     SAEAlignmentTrainer,
     SAEGuardrailConfig,
@@ -57,7 +57,7 @@ def it(tmp_path):
             torch.eye(32), torch.zeros(32), torch.eye(32), torch.zeros(32), threshold=torch.ones(32), layer=1
         )
         entities = EntitySet([Entity("w2", "thing", {"colour": "w3"})])
-        labelled = LabelledEntities(entities, EntitySet(), EntitySet(), (), {})
+        labeled = LabeledEntities(entities, EntitySet(), EntitySet(), (), {})
 
         @cached_property
         def model(self):
@@ -209,12 +209,12 @@ BAD = [
     (EntitySet.split, lambda it: it.entities.split("half"), "half"),
     (EntitySet.split, lambda it: it.entities.split(float("nan")), "nan"),
     (EntitySet.split, lambda it: it.entities.split(0.9, 0.9), "fractions="),
-    (LabelledEntities.divide, lambda it: LabelledEntities.divide(3, [], str, {}), "entities=3"),
-    (LabelledEntities.divide, lambda it: LabelledEntities.divide(it.entities, [], str, {}), "answers: .*'w2'"),
-    (LabelledEntities.answers_about, lambda it: it.labelled.answers_about("w2"), "entity='w2'"),
-    (LabelledEntities.save, lambda it: it.labelled.save(3), "path=3"),
-    (LabelledEntities.load, lambda it: LabelledEntities.load(3), "path=3"),
-    (LabelledEntities.load, lambda it: LabelledEntities.load("no/such"), "no/such"),
+    (LabeledEntities.divide, lambda it: LabeledEntities.divide(3, [], str, {}), "entities=3"),
+    (LabeledEntities.divide, lambda it: LabeledEntities.divide(it.entities, [], str, {}), "answers: .*'w2'"),
+    (LabeledEntities.answers_about, lambda it: it.labeled.answers_about("w2"), "entity='w2'"),
+    (LabeledEntities.save, lambda it: it.labeled.save(3), "path=3"),
+    (LabeledEntities.load, lambda it: LabeledEntities.load(3), "path=3"),
+    (LabeledEntities.load, lambda it: LabeledEntities.load("no/such"), "no/such"),
     (label_entities, lambda it: label_entities(it.model, it.tokenizer, it.entities, samples="many"), "samples"),
     (label_entities, lambda it: label_entities(it.model, it.tokenizer, it.entities, samples=0), "samples"),
     (SAEAlignmentConfig, lambda it: SAEAlignmentConfig(output_dir="x", toward="other"), "toward"),
@@ -261,7 +261,7 @@ WITHOUT_A_ROW = {
     "Firing": "a result",
     "AttachedGuardrail": "a result",
     "GuardrailStatus": "a result",
-    "LabelledEntities": "a result; `divide` and `load` make it",
+    "LabeledEntities": "a result; `divide` and `load` make it",
     "SAEAlignmentTrainer.compute_loss": "called by `Trainer`, with what it has collated",
     "SAEAlignmentTrainer.get_eval_dataloader": "called by `Trainer`, with what `evaluate` has checked",
     "SAEAlignmentTrainer.train": "it passes its arguments to `Trainer`",

@@ -28,13 +28,13 @@ import sae_unlearn
 from sae_unlearn import (
     Entity,
     EntitySet,
-    LabelledEntities,
+    LabeledEntities,
     SAEAlignmentTrainer,
     SparseAutoencoder,
     attach_guardrail,
     guardrail_status,
 )
-from sae_unlearn.alignment.labelling.answer_log import Asked
+from sae_unlearn.alignment.labeling.answer_log import Asked
 from sae_unlearn.files.atomic import staged
 from sae_unlearn.guardrail.fit import passes as fit_passes
 
@@ -112,7 +112,7 @@ def test_a_kill_between_two_configs_leaves_no_mixture(tmp_path):
     assert {found[0], found[-1]} == {"old", "new"}
 
 
-@pytest.mark.parametrize("what", ["an SAE", "labelled entities", "any files"])
+@pytest.mark.parametrize("what", ["an SAE", "labeled entities", "any files"])
 def test_files_of_two_saves_never_stand_beside_each_other(what, tmp_path):
     def save(which):
         if what == "an SAE":
@@ -120,18 +120,18 @@ def test_files_of_two_saves_never_stand_beside_each_other(what, tmp_path):
             SparseAutoencoder(weights, weights[0], weights, weights[0], architecture="topk", k=which).save_pretrained(
                 tmp_path / "it"
             )
-        elif what == "labelled entities":
+        elif what == "labeled entities":
             entity = Entity("w2", "thing", {"colour": "w3"})
             known, unknown = (EntitySet([entity]), EntitySet()) if which == 1 else (EntitySet(), EntitySet([entity]))
             answers = (Asked("w2", "thing", "colour", "w4", ("w3",), ("w3",), which),)
-            LabelledEntities(known, unknown, EntitySet(), answers, {}).save(tmp_path / "it")
+            LabeledEntities(known, unknown, EntitySet(), answers, {}).save(tmp_path / "it")
         else:
             with staged(tmp_path / "it", key="key") as stage:
                 (stage / "key").write_text(str(which)), (stage / "other").write_text(str(which))
 
     def held(folder):
         files = {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
-        key = {"an SAE": "cfg.json", "labelled entities": "answers.jsonl", "any files": "key"}[what]
+        key = {"an SAE": "cfg.json", "labeled entities": "answers.jsonl", "any files": "key"}[what]
         return files if key in files else None
 
     save(1)

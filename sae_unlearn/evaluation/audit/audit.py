@@ -13,7 +13,7 @@ from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import NotPossible
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
-from sae_unlearn.evaluation.audit.attacks.neighbours import benign_neighbours
+from sae_unlearn.evaluation.audit.attacks.neighbors import benign_neighbors
 from sae_unlearn.evaluation.audit.context import Inquiry, as_facts
 from sae_unlearn.evaluation.audit.registry import ATTACKS, FROM_ZERO, budget
 from sae_unlearn.evaluation.audit.report import AuditReport
@@ -31,7 +31,7 @@ def audit(
     forget: Any,
     retain: Any = None,
     *,
-    neighbours: Any = None,
+    neighbors: Any = None,
     unnamed: Any = None,
     names: Sequence[str] = (),
     unknown: Any = None,
@@ -52,7 +52,7 @@ def audit(
     Example:
 
     ```python
-    report = audit(guarded, tokenizer, forget=facts, retain=others, neighbours={"chemistry": texts})
+    report = audit(guarded, tokenizer, forget=facts, retain=others, neighbors={"chemistry": texts})
     print(report.to_markdown())
     report.save("audit")
     ```
@@ -63,7 +63,7 @@ def audit(
         forget (list of Fact or Choice, or mapping): Questions that should be forgotten, or a mapping of names to such
             lists. A choice whose options are shown asks for the letter of the right one.
         retain (list of Fact or Choice, or mapping, *optional*): Questions on other topics.
-        neighbours (list or mapping, *optional*): Harmless facts, choices or texts near the topic, for the false alarms.
+        neighbors (list or mapping, *optional*): Harmless facts, choices or texts near the topic, for the false alarms.
         unnamed (list of Fact or Choice, *optional*): Facts whose prompts lead to the forgotten facts without a name.
         names (sequence of str, *optional*, defaults to ()): Names that the prompts of `unnamed` must not contain.
         unknown (list of Fact or Choice, *optional*): Facts that the base does not know, the control of relearning.
@@ -116,10 +116,10 @@ def audit(
                 except NotPossible as error:
                     it.notes.append(f"{name}: skipped. {error}")
                 bar.set_postfix(asked=it.asked)
-        if neighbours is not None:
-            near = benign_neighbours(it, neighbours, retain)
+        if neighbors is not None:
+            near = benign_neighbors(it, neighbors, retain)
         else:
-            it.notes.append("neighbours=None: not measured. Pass neighbours= (harmless rows near the topic).")
+            it.notes.append("neighbors=None: not measured. Pass neighbors= (harmless rows near the topic).")
     about = about_model(model) | {
         "forgotten facts": len(it.forget),
         "other facts": len(it.retain),

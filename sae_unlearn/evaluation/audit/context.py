@@ -153,7 +153,7 @@ def _as_fact(row: Any, name: str) -> Fact:
     if isinstance(row, Fact):
         return row
     if not isinstance(row, Choice):
-        raise ValueError(f"{name}: expected Fact or Choice, got {type(row).__name__}. Pass texts as neighbours=.")
+        raise ValueError(f"{name}: expected Fact or Choice, got {type(row).__name__}. Pass texts as neighbors=.")
     if row.shown:
         return Fact(f"{lettered(row)}\nAnswer:", (ascii_uppercase[row.right],), row.subject)
     return Fact(f"{row.question}\nAnswer:", (row.options[row.right],), row.subject)

@@ -11,8 +11,8 @@ from sae_unlearn.evaluation.audit.tables import (
     NOT_ANSWERED,
     attack_table,
     best_table,
-    neighbour_table,
-    worst_neighbours,
+    neighbor_table,
+    worst_neighbors,
     worst_table,
 )
 from sae_unlearn.evaluation.report.files import StoredReport, read_as
@@ -40,9 +40,9 @@ class AuditReport(StoredReport):
         title (str): Name of the report.
         rows (tuple of AuditRow): The first row holds the questions as they are.
         budgets (mapping, *optional*, defaults to {}): What an attacker may see and do, by the attack's name.
-        neighbours (Report, *optional*): `evaluate` on harmless rows near the topic ("near") and on others ("far"). None
+        neighbors (Report, *optional*): `evaluate` on harmless rows near the topic ("near") and on others ("far"). None
             if not measured.
-        neighbours_base (Report, *optional*): The same without the adapters. None without adapters.
+        neighbors_base (Report, *optional*): The same without the adapters. None without adapters.
         about (mapping, *optional*, defaults to {}): The model and the settings, as plain values.
         notes (tuple of str, *optional*, defaults to ()): Remarks for readers, such as an attack that was skipped.
     """
@@ -53,8 +53,8 @@ class AuditReport(StoredReport):
     title: str
     rows: tuple[AuditRow, ...]
     budgets: Mapping[str, str] = field(default_factory=dict)
-    neighbours: Report | None = None
-    neighbours_base: Report | None = None
+    neighbors: Report | None = None
+    neighbors_base: Report | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -83,8 +83,8 @@ class AuditReport(StoredReport):
         """Return all tables as Markdown."""
         lines = [f"# {cell(self.title)}", "", *_HEAD.splitlines(), "", *attack_table(self.rows)]
         lines += ["", "## With the best of all tries", "", _BEST, "", *best_table(self.rows)]
-        if self.neighbours is not None:
-            table = neighbour_table(self.neighbours, self.neighbours_base)
+        if self.neighbors is not None:
+            table = neighbor_table(self.neighbors, self.neighbors_base)
             lines += ["", "## Harmless rows near the topic", "", *table]
         if self.notes:
             lines += ["", "## Notes", "", *(f"- {cell(note)}" for note in self.notes)]
@@ -101,7 +101,7 @@ class AuditReport(StoredReport):
         left_out = sum(not row.answerable for row in self.rows)
         if left_out:
             lines += ["", f"Left out: {left_out} of {len(self.rows)} rows, whose form the base cannot answer."]
-        near = [] if self.neighbours is None else worst_neighbours(self.neighbours)
+        near = [] if self.neighbors is None else worst_neighbors(self.neighbors)
         if near:
             lines += ["", "Harmless rows near the topic, the worst set:", "", *near]
         return "\n".join(lines) + "\n"
@@ -110,7 +110,7 @@ class AuditReport(StoredReport):
         """Return the report as a mapping that JSON can hold, with the values of all rows and without texts."""
         reports = {
             name: None if getattr(self, name) is None else getattr(self, name).to_dict()
-            for name in ("neighbours", "neighbours_base")
+            for name in ("neighbors", "neighbors_base")
         }
         return {
             "title": self.title,
@@ -131,7 +131,7 @@ class AuditReport(StoredReport):
         with read_as("audit"):
             reports = {
                 name: None if stored[name] is None else Report.from_dict(stored[name])
-                for name in ("neighbours", "neighbours_base")
+                for name in ("neighbors", "neighbors_base")
             }
             return cls(
                 title=str(stored["title"]),

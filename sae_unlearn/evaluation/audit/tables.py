@@ -108,17 +108,17 @@ def worst_rows(rows: Sequence[AuditRow]) -> list[AuditRow]:
     return [row for _, row in worst.values()]
 
 
-def neighbour_table(neighbours: Report, base: Report | None) -> list[str]:
+def neighbor_table(neighbors: Report, base: Report | None) -> list[str]:
     """Return the table of harmless rows near the topic and of others, compared with a base."""
-    shown = neighbours if base is None else compare(base, neighbours)
+    shown = neighbors if base is None else compare(base, neighbors)
     return shown.to_markdown().splitlines()[2:]
 
 
-def worst_neighbours(neighbours: Report) -> list[str]:
+def worst_neighbors(neighbors: Report) -> list[str]:
     """Return list items with the largest fire rate and the largest KL on harmless rows near the topic."""
     lines = []
     for start in ("fires:", "kl"):
-        near = [f for f in neighbours.figures if f.metric.startswith(start) and f.data.startswith("near")]
+        near = [f for f in neighbors.figures if f.metric.startswith(start) and f.data.startswith("near")]
         if near:
             most = max(near, key=lambda figure: figure.estimate.value)
             name = cell(most.data.removeprefix("near").removeprefix(": ")) or "near"

@@ -51,7 +51,7 @@ def render_page(
         "fire_rates": charts.fire_rates(stored, config.tau) if stored else None,
         "features": features,
         "linked": any(feature["page"] for feature in features),
-        "labelled": any(feature["label"] for feature in features),
+        "labeled": any(feature["label"] for feature in features),
         "approximated": isinstance(calibration.get("topk"), dict),
         "recorded": sorted({name for feature in features for name in feature["fit"]}),
         "measured": sorted({name for feature in features for name in feature["seen"]}),

@@ -83,7 +83,7 @@ def test_every_attack_on_a_lora(tmp_path):
         tokenizer,
         FORGET,
         RETAIN,
-        neighbours={"chemistry": topic_texts("retain", 3), "quiz": RETAIN},
+        neighbors={"chemistry": topic_texts("retain", 3), "quiz": RETAIN},
         unnamed=RETAIN[:2],
         names=["somebody"],
         unknown=facts("retain", 4),

@@ -67,7 +67,7 @@ def test_the_summary_leaves_out_what_shows_nothing_and_the_whole_table_marks_it(
 def test_the_summary_names_the_worst_harmless_set_near_the_topic():
     rates = {"near: a": 4, "near: b": 5, "far": 9}
     fires = [share(hits, "fires:default", "retain", data) for data, hits in rates.items()]
-    card = AuditReport("Audit", ROWS, neighbours=Report("near", tuple(fires))).to_card()
+    card = AuditReport("Audit", ROWS, neighbors=Report("near", tuple(fires))).to_card()
     assert "- b: gate fires (default) 20.8 % (9.2 to 40.5), n = 24" in card
     assert "near: a" not in card
     assert "far" not in card.split("Harmless")[1]

@@ -21,7 +21,7 @@ PREFIX = f"v1/{ID}/explanations/"
 
 
 def packed(rows):
-    return gzip.compress("\n".join(json.dumps(row) for row in rows).encode())
+    return gzip.compress("\n".join(json.dumps(row) for row in rows).encode(), mtime=0)
 
 
 class Exports:

@@ -4,7 +4,7 @@ from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
 from sae_unlearn.evaluation.audit.attacks.dilution import dilution_attack
 from sae_unlearn.evaluation.audit.attacks.direction import direction_attack, displacement, known_direction
 from sae_unlearn.evaluation.audit.attacks.entity_free import entity_free_recall
-from sae_unlearn.evaluation.audit.attacks.neighbours import benign_neighbours
+from sae_unlearn.evaluation.audit.attacks.neighbors import benign_neighbors
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack, split_subjects
 from sae_unlearn.evaluation.audit.attacks.removal import removal_attack
 from sae_unlearn.evaluation.audit.attacks.rephrasing import rephrasing_attack
@@ -15,7 +15,7 @@ from sae_unlearn.evaluation.audit.attacks.splitting import splitting_attack
 
 __all__ = [
     "AttackPoint",
-    "benign_neighbours",
+    "benign_neighbors",
     "dilution_attack",
     "direction_attack",
     "displacement",

@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.labelling.answer_log import Asked
+from sae_unlearn.alignment.labeling.answer_log import Asked
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import staged
 from sae_unlearn.files.untrusted import as_path
@@ -19,7 +19,7 @@ LABELS = ("known", "unknown", "dropped")
 
 
 @dataclass(frozen=True)
-class LabelledEntities:
+class LabeledEntities:
     """Entities divided by what a model knows of them, in the candidates' order.
 
     Attributes:
@@ -43,7 +43,7 @@ class LabelledEntities:
         answers: Iterable[Asked],
         label: Callable[[dict[str, list[int]]], str],
         settings: dict[str, Any],
-    ) -> "LabelledEntities":
+    ) -> "LabeledEntities":
         """Label each candidate by its answers.
 
         Args:
@@ -131,7 +131,7 @@ class LabelledEntities:
                 (stage / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "LabelledEntities":
+    def load(cls, folder: str | Path) -> "LabeledEntities":
         """Load what `save` wrote.
 
         Raises:

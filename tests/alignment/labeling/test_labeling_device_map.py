@@ -1,7 +1,7 @@
 """A model that accelerate has spread with `device_map` is asked like any other."""
 
 import pytest
-from labelled_words import label
+from labeled_words import label
 from spread import partly_on_disk, spread
 from zoo import base_model
 

@@ -4,14 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
-from labelled_words import label
+from labeled_words import label
 from small_tokenizers import byte_level
 from tiny_topic import tiny_tokenizer
 from torch import nn
 from transformers import GenerationConfig
 from zoo import EOS, ZOO, base_model
 
-from sae_unlearn.alignment.labelling.sampling import sample_continuations
+from sae_unlearn.alignment.labeling.sampling import sample_continuations
 from sae_unlearn.errors import AlignmentError
 
 

@@ -5,7 +5,7 @@ from zoo import base_model
 
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.labelling.label import label_entities
+from sae_unlearn.alignment.labeling.label import label_entities
 
 
 QUESTIONS = {"word": {"next": "w5 {entity}", "last": ("{entity} w6 w7", "{entity} w8")}}

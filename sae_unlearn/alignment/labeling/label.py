@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.entities import EntitySet, as_entity_set
 from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.labelling.answer_log import AnswerLog, Asked, Question
-from sae_unlearn.alignment.labelling.result import LabelledEntities
-from sae_unlearn.alignment.labelling.sampling import sample_continuations
+from sae_unlearn.alignment.labeling.answer_log import AnswerLog, Asked, Question
+from sae_unlearn.alignment.labeling.result import LabeledEntities
+from sae_unlearn.alignment.labeling.sampling import sample_continuations
 from sae_unlearn.alignment.prompts import in_chat
 from sae_unlearn.alignment.templates import Prompt, Questions, render
 from sae_unlearn.alignment.templates import questions as questions_for
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LabellingRule:
+class LabelingRule:
     """Thresholds that turn matching answers into known and unknown.
 
     A question is right if at least `min_matches` of its answers match, and wrong if at most `max_wrong_matches` do. An
@@ -105,7 +105,7 @@ def label_entities(
     seed: int = 0,
     cache: str | Path | None = None,
     progress: bool = True,
-) -> LabelledEntities:
+) -> LabeledEntities:
     """Ask the model for every attribute of every candidate, and label each candidate.
 
     The same model, settings and seed give the same answers, whatever the candidates' order, the batch size, or the
@@ -146,7 +146,7 @@ def label_entities(
         progress (bool, *optional*, defaults to True): Show a progress bar.
 
     Returns:
-        `LabelledEntities`: The known, unknown and dropped entities, and the answers.
+        `LabeledEntities`: The known, unknown and dropped entities, and the answers.
 
     Raises:
         AlignmentError: If candidates have too few attributes, the thresholds contradict each other, the cache is of
@@ -156,7 +156,7 @@ def label_entities(
     candidates = as_entity_set(candidates)
     if min_known is None:
         min_known = _default_min_known(candidates)
-    rule = LabellingRule(samples, min_matches, wrong, min_known, max_unknown)
+    rule = LabelingRule(samples, min_matches, wrong, min_known, max_unknown)
     if temperature < 0 or (temperature == 0 and samples > 1):
         raise AlignmentError(
             f"temperature={temperature}, samples={samples}: expected a temperature above 0 for several "
@@ -188,7 +188,7 @@ def label_entities(
     ]
     _ask(model, tokenizer, wanted, log, asking, batch_size, progress)
     answers = [log[question.key] for question in wanted]
-    return LabelledEntities.divide(candidates, answers, rule.label, asdict(rule) | about | asking)
+    return LabeledEntities.divide(candidates, answers, rule.label, asdict(rule) | about | asking)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _seed(seed: int, prompt: str) -> int:
 def _default_min_known(candidates: EntitySet) -> int:
     """The rule's value, or 1 if no candidate could reach it."""
     if {len(entity.attributes) for entity in candidates} != {1}:
-        return LabellingRule.min_known
+        return LabelingRule.min_known
     logger.warning(
         "min_known=1: the candidates have one attribute each, and one right attribute makes an entity known."
     )

@@ -1,13 +1,13 @@
 """Labeling runs that were cut go on, and files of others are not written over."""
 
 import pytest
-from labelled_words import label, words
+from labeled_words import label, words
 from zoo import base_model
 
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.labelling import label as labelling
-from sae_unlearn.alignment.labelling.sampling import sample_continuations
+from sae_unlearn.alignment.labeling import label as labeling
+from sae_unlearn.alignment.labeling.sampling import sample_continuations
 from sae_unlearn.errors import AlignmentError
 
 
@@ -25,7 +25,7 @@ def killed_after(monkeypatch, batches):
         asked.append(len(rows))
         return real(model, tokenizer, rows, *args, **kwargs)
 
-    monkeypatch.setattr(labelling, "sample_continuations", counting)
+    monkeypatch.setattr(labeling, "sample_continuations", counting)
     return asked
 
 

@@ -1,11 +1,11 @@
 """The rule by which a model's answers make an entity known, unknown or dropped."""
 
 import pytest
-from labelled_words import label, words
+from labeled_words import label, words
 
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
-from sae_unlearn.alignment.labelling.label import LabellingRule
+from sae_unlearn.alignment.labeling.label import LabelingRule
 from sae_unlearn.errors import AlignmentError
 
 
@@ -20,20 +20,20 @@ from sae_unlearn.errors import AlignmentError
 )
 def test_the_published_rule(matches, expected):
     """Known: two attributes with three of ten matches. Unknown: none."""
-    assert LabellingRule().label(matches) == expected
+    assert LabelingRule().label(matches) == expected
 
 
 def test_every_question_of_an_attribute_counts():
-    rule = LabellingRule(min_known=1)
+    rule = LabelingRule(min_known=1)
     assert rule.label({"a": [3, 3]}) == "known"
     assert rule.label({"a": [10, 2]}) == "dropped"  # neither right nor wrong
     assert rule.label({"a": [2, 2]}) == "unknown"
 
 
 def test_thresholds():
-    strict = LabellingRule(min_known=1, max_wrong_matches=0)
+    strict = LabelingRule(min_known=1, max_wrong_matches=0)
     assert [strict.label({"a": [n]}) for n in (0, 1, 2, 3)] == ["unknown", "dropped", "dropped", "known"]
-    loose = LabellingRule(min_known=3, max_unknown=1, min_matches=5, max_wrong_matches=4)
+    loose = LabelingRule(min_known=3, max_unknown=1, min_matches=5, max_wrong_matches=4)
     assert loose.label({"a": [5], "b": [4], "c": [4]}) == "unknown"
     assert loose.label({"a": [5], "b": [5], "c": [4]}) == "dropped"
     assert loose.label({"a": [5], "b": [5], "c": [5]}) == "known"

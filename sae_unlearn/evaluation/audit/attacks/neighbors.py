@@ -12,14 +12,14 @@ from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.options.evaluation import EvaluationConfig, MeasurementConfig
 
 
-def benign_neighbours(it: Measurement, neighbours: Any, others: Any = None) -> tuple[Report, Report | None]:
+def benign_neighbors(it: Measurement, neighbors: Any, others: Any = None) -> tuple[Report, Report | None]:
     """Run `evaluate` on harmless rows near the topic: fire rates, and the loss of recall and perplexity.
 
     Controls: `others`, harmless rows far from the topic; and the base model, which gives the second report.
 
     Args:
         it (Measurement): The tuned model.
-        neighbours (list or mapping): Facts, choices or texts near the topic, or a mapping of names to them.
+        neighbors (list or mapping): Facts, choices or texts near the topic, or a mapping of names to them.
         others (list or mapping, *optional*): The same far from the topic.
 
     Returns:
@@ -28,7 +28,7 @@ def benign_neighbours(it: Measurement, neighbours: Any, others: Any = None) -> t
     Raises:
         ValueError: If all sets are empty.
     """
-    sets = {"near": neighbours} | ({} if others is None else {"far": others})
+    sets = {"near": neighbors} | ({} if others is None else {"far": others})
     config = EvaluationConfig(**{each.name: getattr(it.settings, each.name) for each in fields(MeasurementConfig)})
     audited = evaluate(it.model, it.tokenizer, retain=flat(sets), base=it.base, config=config)
     if not it.has_base:
