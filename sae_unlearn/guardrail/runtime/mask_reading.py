@@ -128,16 +128,17 @@ def _check_kernel(name: str, mask: Any, implementation: str | None, batch: int, 
 def _arithmetic(masks: list[Tensor], backbone: nn.Module, implementation: str | None) -> torch.dtype:
     """Return the dtype of scores plus mask.
 
-    Eager attention adds in that of its operands, others in float32 at least.
+    Eager attention adds in that of its operands, others in float32 at least. `torch.promote_types`, an operator at each
+    decoded token, is not used: of two floating dtypes the sum is float64 or float32.
     """
-    added = [mask.dtype for mask in masks if mask.dtype != torch.bool]
+    added = {mask.dtype for mask in masks if mask.dtype != torch.bool}
     weight = next(backbone.parameters(), None) if added else None
     if weight is None or not weight.dtype.is_floating_point:
         return torch.float32
-    found = weight.dtype
-    for dtype in added:
-        found = torch.promote_types(found, dtype)
-    return found if implementation == "eager" else torch.promote_types(found, torch.float32)
+    added.add(weight.dtype)
+    if implementation == "eager" and len(added) == 1:
+        return weight.dtype
+    return torch.float64 if torch.float64 in added else torch.float32
 
 
 def is_2d(mask: Any) -> TypeGuard[Tensor]:

@@ -37,7 +37,7 @@ def lowest(arithmetic: torch.dtype) -> float:
     """
     if arithmetic == torch.float16:
         return torch.finfo(arithmetic).min / 2
-    return -2 * _SCORE / torch.finfo(torch.promote_types(arithmetic, torch.float32)).eps
+    return -2 * _SCORE / torch.finfo(torch.float64 if arithmetic == torch.float64 else torch.float32).eps
 
 
 def kept_by(mask: Tensor, past: int | Tensor, batch: int, seq: int, arithmetic: torch.dtype) -> Tensor:
