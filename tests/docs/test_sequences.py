@@ -72,9 +72,9 @@ EXCHANGED = {
 }
 GIVEN = {
     "docs/attach.md": {"biology_texts", "chemistry_texts", "other_texts"},
-    "docs/fit.md": {"biology_texts", "chemistry_texts"},
+    "docs/batching.md": {"prompts"},
+    "docs/fit.md": {"biology_texts", "chemistry_texts", "other_sae"},
     "docs/troubleshooting.md": {"guarded"},
-    "docs/vllm.md": {"fit_guardrail"},
 }
 
 
@@ -82,8 +82,10 @@ def make(name: str, names: dict[str, Any]) -> Any:
     """One of the names in `GIVEN`."""
     if name == "guarded":
         return fit_guardrail(*parts(), names["forget_texts"], names["retain_texts"], progress=False)
-    if name in PUBLIC:
-        return getattr(sae_unlearn, name)
+    if name == "other_sae":
+        return parts()[2]
+    if name == "prompts":
+        return names["tokenizer"](names["forget_texts"][:3])["input_ids"]
     return topic_texts("retain" if name == "other_texts" else "forget", 40, seed=len(name))
 
 

@@ -42,6 +42,7 @@ from sae_unlearn import (
     record_firings,
     save_bundle,
     scout,
+    search_guardrail,
     set_action,
     set_threshold,
 )
@@ -140,6 +141,13 @@ BAD = [
     (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, ["w2"], ["w4"]), "mapping"),
     (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, {}, ["w4"]), "forget: "),
     (fit_guardrails, lambda it: fit_guardrails(it.model, it.tokenizer, it.sae, {"a": ["w2"]}, ["w4"], x=1), "'x'"),
+    (search_guardrail, lambda it: search_guardrail(it.model, it.tokenizer, [], ["w2"], ["w4"]), "saes"),
+    (
+        search_guardrail,
+        lambda it: search_guardrail(it.model, it.tokenizer, it.sae, ["w2"], ["w4"], minutes=0),
+        "minutes",
+    ),
+    (search_guardrail, lambda it: search_guardrail(it.model, it.tokenizer, it.sae, ["w2"], ["w4"]), "forget"),
     (attach_bundle, lambda it: attach_bundle(it.model, "no/such/folder"), "no/such/folder"),
     (save_bundle, lambda it: save_bundle(it.model, "unwritten"), "guardrail"),
     (push_bundle, lambda it: push_bundle(it.model, "me/it"), "guardrail"),
