@@ -115,7 +115,7 @@ def test_a_mask_as_long_as_the_chunk_is_of_the_chunk_to_nobody(cache):
 
 @pytest.mark.parametrize("again", ["full_attention", "sliding_attention"])
 def test_what_any_kind_of_layer_is_shown_later_was_shown_before(again):
-    hidden, shown = seen_by(hiding(7, 2), 6, "bool"), seen_by(hiding(7), 6, "bool")
+    hidden, shown = seen_by(hiding(7, 2), 6, "additive"), seen_by(hiding(7), 6, "additive")
 
     def later(mask):
         model, cache = guarded("gemma2"), DynamicCache()
