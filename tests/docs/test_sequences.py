@@ -69,6 +69,7 @@ SEQUENCES = [page for page in PAGES if snippets(page) and page.relative_to(ROOT)
 EXCHANGED = {
     "[8459, 10229, 9953]": "[1, 2, 5]",  # ids of a large SAE's features
     "somebody/guardrail": "me/forget-biology",
+    "use_cuda_graph=False)": "use_cuda_graph=False, num_blocks=50, max_batch_tokens=64)",  # else all of the memory
 }
 GIVEN = {
     "docs/attach.md": {"biology_texts", "chemistry_texts", "other_texts"},
