@@ -21,12 +21,10 @@ def parts():
 
 
 @pytest.fixture(scope="module")
-def found(parts):
-    model, tokenizer, sae = parts
+def found():
+    model, tokenizer, sae = tiny_parts()  # of its own: the other tests attach guardrails to `parts`
     silent = type(sae)(sae.W_enc, sae.b_enc - 1e6, sae.W_dec, sae.b_dec, "jumprelu", threshold=sae.threshold, layer=1)
-    guarded = search_guardrail(model, tokenizer, [silent, sae], TOPIC, OTHER, progress=False)
-    yield guarded
-    guarded.unload()
+    return search_guardrail(model, tokenizer, [silent, sae], TOPIC, OTHER, progress=False)
 
 
 def test_candidates_vary_one_setting_at_a_time_and_the_best_is_taken(found):
