@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
-from served import expected, prompts, save_guardrail, save_model
+from served import ask, expected, prompts, save_guardrail, save_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_serve_available
@@ -37,17 +37,6 @@ def tiny(tmp_path_factory):
     save_guardrail(folder, model)
     save_guardrail(folder, model, "second", seed=3)
     return folder
-
-
-def ask(port, path, body=None):
-    """Status and JSON of a request."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.status, json.loads(answer.read() or b"null")
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"null")
 
 
 def start(folder, guardrails, *options):

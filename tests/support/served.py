@@ -2,7 +2,10 @@
 
 import copy
 import gc
+import json
 import os
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 
 import torch
@@ -181,3 +184,14 @@ def serving(*args, **options):
         yield engine
     finally:
         engine.close()
+
+
+def ask(port, path, body=None):
+    """Status and JSON of a request."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"null")

@@ -11,6 +11,7 @@ skipped, since its module is no longer being called.
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -199,12 +200,16 @@ def is_called(module: nn.Module | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return True
+    called = any(frame.f_code is _CALLING and frame.f_locals.get("self") is module for frame in frames())
+    return called or _in_compiled_code()
+
+
+def frames() -> Iterator[FrameType]:
+    """Yield the frames of the running code, from the innermost outwards."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code is _CALLING and frame.f_locals.get("self") is module:
-            return True
+        yield frame
         frame = frame.f_back
-    return _in_compiled_code()
 
 
 def own_note(name: str, owner: Any) -> Any:
@@ -222,20 +227,9 @@ for _name in (INPUTS, CALL):
 
 def _in_compiled_code() -> bool:
     """Return True if compiled code runs this, after a graph break: then modules called have no frames."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(_COMPILED):
-            return True
-        frame = frame.f_back
-    return False
+    return any(frame.f_code.co_filename.endswith(_COMPILED) for frame in frames())
 
 
 def _being_called() -> list[Any]:
     """The modules whose call this code is part of."""
-    found: list[Any] = []
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code is _CALLING:
-            found.append(frame.f_locals.get("self"))
-        frame = frame.f_back
-    return found
+    return [frame.f_locals.get("self") for frame in frames() if frame.f_code is _CALLING]

@@ -5,11 +5,12 @@ see the draft, and need not: the whole model judges each drafted token before it
 transformers 5.24 leaves the config as it was for the draft, and every later call would run only those layers.
 """
 
-import sys
 from types import FrameType
 
 from torch import nn
 from transformers.generation.candidate_generator import EarlyExitCandidateGenerator
+
+from sae_unlearn.guardrail.runtime.call_context import frames
 
 
 _DRAFTING = EarlyExitCandidateGenerator.get_candidates.__code__
@@ -28,11 +29,9 @@ def end_draft(backbone: nn.Module) -> None:
 
 
 def _draft_of(backbone: nn.Module) -> FrameType | None:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in frames():
         if frame.f_code is _DRAFTING:
             drafting = frame.f_locals.get("base_model")
             if isinstance(drafting, nn.Module) and any(module is backbone for module in drafting.modules()):
                 return frame
-        frame = frame.f_back
     return None

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from served import expected, prompts, save_guardrail
+from served import ask, expected, prompts, save_guardrail
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,17 +20,6 @@ from sae_unlearn.cli.main import main
 
 pytestmark = pytest.mark.slow
 ROWS = prompts(6, longest=100)
-
-
-def ask(port, path, body=None):
-    """Status and JSON of a request."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.status, json.loads(answer.read() or b"null")
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"null")
 
 
 def save_bundle(folder, guardrails):
