@@ -19,7 +19,7 @@ part() {
 python -c "import torch; assert torch.cuda.is_available(); print(torch.cuda.get_device_name())" || exit 1
 
 part "the Triton kernels" python -m pytest -q tests/guardrail/kernels
-part "operators and waits on the device" python -m pytest -q tests/guardrail/test_packed.py tests/guardrail/test_packed_step.py
+part "operators and waits on the device" python -m pytest -q tests/guardrail/gate/test_packed.py tests/guardrail/gate/test_packed_step.py
 part "speed of decoding" python -m benchmarks.speed.inference --device cuda --output "$folder/inference_speed_cuda.json"
 
 # vLLM: the first model runner without CUDA graphs is what the plugin allows. The second runner and graphs must be

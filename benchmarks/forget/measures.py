@@ -11,7 +11,7 @@ from benchmarks.forget.budget import content_rows, row_means
 from benchmarks.forget.setting import PlainText, Setting
 from sae_unlearn.evaluation import Choice, Estimate, option_likelihoods, right_by_likelihood, row_losses
 from sae_unlearn.guardrail import guard_layers
-from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import read_batch, unguarded_residuals
 
 
 SIDES = ("test", "other_test")

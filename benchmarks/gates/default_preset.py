@@ -28,7 +28,7 @@ from sae_unlearn.guardrail import StatisticKwargs, detach_guardrail
 from sae_unlearn.guardrail.fit.calibration import percentile_threshold
 from sae_unlearn.guardrail.fit.passes import FORGET_CYCLE, RETAIN_CYCLE
 from sae_unlearn.guardrail.fit.selection import FeatureSums, select_features
-from sae_unlearn.guardrail.gate import row_statistic
+from sae_unlearn.guardrail.gate.decision import row_statistic
 
 
 TEXTS = {

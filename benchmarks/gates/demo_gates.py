@@ -25,7 +25,7 @@ from sae_unlearn.evaluation.audit.attacks.rephrasing import TEMPLATES, rephrased
 from sae_unlearn.evaluation.audit.attacks.wrappers import WRAPPERS
 from sae_unlearn.evaluation.explorer.texts import the_guardrail
 from sae_unlearn.files.terminal import table
-from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import read_batch, unguarded_residuals
 
 
 GATES: dict[str, dict[str, Any]] = {

@@ -33,7 +33,7 @@ from sae_unlearn.guardrail import StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.selection import log_ratios, select_features
-from sae_unlearn.guardrail.offline import read_batch
+from sae_unlearn.guardrail.gate.offline import read_batch
 from sae_unlearn.guardrail.weights import GuardrailEncoder
 from sae_unlearn.options.fit import PRESETS
 

@@ -1,6 +1,6 @@
 """Statistics of the gate that the package had once and that the evidence does not recommend, of whole rows.
 
-With `hot_t`, `counted_t`, `H`, `N` and `m` of `sae_unlearn.guardrail.gate`, `W = window` and `k = drift`,
+With `hot_t`, `counted_t`, `H`, `N` and `m` of `sae_unlearn.guardrail.gate.decision`, `W = window` and `k = drift`,
 
     window             max_t (H_t - H_{t-W}) / min(max(N_t, m), W)       H_{t-W}: W counted tokens earlier
     cusum              max_t (Y_t - min_{r<=t} Y_r),  Y_t = H_t - k N_t,  Y_0 = 0

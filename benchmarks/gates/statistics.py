@@ -37,9 +37,9 @@ from sae_unlearn.evaluation import Estimate
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.files.terminal import table
 from sae_unlearn.guardrail import StatisticKwargs
-from sae_unlearn.guardrail.config_tensors import ConfigTables
 from sae_unlearn.guardrail.fit.calibration import conformal_threshold, percentile_threshold
-from sae_unlearn.guardrail.gate import heard, hits_of, row_statistic
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import heard, hits_of, row_statistic
 from sae_unlearn.options.fit import PRESETS
 
 

@@ -44,7 +44,7 @@ from benchmarks.speed.models import (
 from benchmarks.speed.timing import Results, compare, interleaved, machine, times_less
 from sae_unlearn import record_firings
 from sae_unlearn.backbone.layers import text_config
-from sae_unlearn.guardrail.gate import State
+from sae_unlearn.guardrail.gate.decision import State
 
 
 PROMPT = {1: 128, 8: 64, 32: 32}  # tokens of a prompt by batch, so that a prefill takes seconds on a CPU

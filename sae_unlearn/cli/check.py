@@ -11,7 +11,7 @@ from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_argume
 
 
 if TYPE_CHECKING:
-    from sae_unlearn.guardrail.check_findings import CheckReport
+    from sae_unlearn.guardrail.check.findings import CheckReport
 
 HELP = "check a guardrail on a model (base, dose, texts on which it fires) or, with --url, on a running server"
 EXAMPLES = """examples:
@@ -65,7 +65,7 @@ def _check_model(args: argparse.Namespace) -> "CheckReport":
     from sae_unlearn.cli.data_sets import texts_of
     from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.demo import load_demo_texts
-    from sae_unlearn.guardrail.check import check_guardrail
+    from sae_unlearn.guardrail.check.check import check_guardrail
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 

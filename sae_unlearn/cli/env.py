@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
     """
     import torch
 
-    from sae_unlearn.guardrail.config_validation import FORMAT_VERSION
+    from sae_unlearn.guardrail.config_parts.validation import FORMAT_VERSION
     from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_VERSION
     from sae_unlearn.version import __version__
 

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.inputs import load_model, load_sae, output_folder
     from sae_unlearn.cli.show import describe
     from sae_unlearn.guardrail import fit_guardrail, search_guardrail
-    from sae_unlearn.guardrail.layout import PICTURE
+    from sae_unlearn.guardrail.config_parts.layout import PICTURE
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.guardrail.tuning.verdict import judge
 

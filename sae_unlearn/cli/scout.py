@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.data_sets import texts_of
     from sae_unlearn.cli.inputs import load_model, load_sae
     from sae_unlearn.files.terminal import table
-    from sae_unlearn.guardrail.layer_scores import scout
+    from sae_unlearn.guardrail.fit.layer_scores import scout
     from sae_unlearn.sae.directory.lookup import published_saes, suggested_sae
 
     config = options_from(args, ScoutConfig, progress=args.progress)

@@ -96,7 +96,7 @@ def _guardrails(args: argparse.Namespace) -> "list[GuardrailFolder]":
 def _local(folder: "GuardrailFolder") -> Path:
     """Return a guardrail's local folder. Files of the Hub, which are links, are copied."""
     from sae_unlearn.demo.model import demo_model_folder
-    from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+    from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
 
     inside = PurePosixPath(folder.source, folder.subfolder)
     if folder.is_local:

@@ -149,7 +149,7 @@ def describe(folder: "GuardrailFolder") -> str:
         GuardrailError: If the folder holds no guardrail, or it is malformed.
     """
     from sae_unlearn.files.terminal import printable
-    from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+    from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
     from sae_unlearn.guardrail.summary import guardrail_facts
 
     artefact = folder.artefact()
@@ -177,7 +177,7 @@ def describe_bundle(folder: "GuardrailFolder", bundle: "Bundle") -> str:
         GuardrailError: If a member is missing or malformed.
     """
     from sae_unlearn.files.terminal import printable
-    from sae_unlearn.guardrail.layout import CONFIG_NAME
+    from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME
 
     lines = [f"Bundle {printable(folder)}", "", *(f"  guardrail   {name}" for name in bundle.guardrails)]
     if bundle.lora:

@@ -16,7 +16,7 @@ from sae_unlearn.demo.measure import Snapshot, answers, measure
 from sae_unlearn.demo.report import Line, answers_text, lines_of, measured_text
 from sae_unlearn.demo.texts import DemoTexts
 from sae_unlearn.guardrail import attach_guardrail, detach_guardrail, fit_guardrail
-from sae_unlearn.guardrail.layout import CONFIG_NAME, PICTURE, WEIGHTS_NAME
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, PICTURE, WEIGHTS_NAME
 from sae_unlearn.guardrail.storage.card import CardDetails
 from sae_unlearn.sae import SparseAutoencoder
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.check.probe import ProbeRow, probe_rows
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.probe import ProbeRow, probe_rows
 
 
 PLAIN_TOKENS = 8

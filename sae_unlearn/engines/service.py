@@ -13,10 +13,10 @@ from typing import Any
 
 from sae_unlearn.checks import real
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.check_findings import ENOUGH_FIRES, FEW_FIRES, MANY_FALSE_FIRES, CheckReport, Finding
+from sae_unlearn.guardrail.check.findings import ENOUGH_FIRES, FEW_FIRES, MANY_FALSE_FIRES, CheckReport, Finding
+from sae_unlearn.guardrail.check.probe import ProbeRow, probe_rows
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
-from sae_unlearn.guardrail.probe import ProbeRow, probe_rows
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

@@ -33,8 +33,8 @@ from sae_unlearn.engines.counts import Counts
 from sae_unlearn.engines.prometheus import GuardrailCollector
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.attach import attach_guardrail
-from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
-from sae_unlearn.guardrail.packed import check_packable
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
+from sae_unlearn.guardrail.gate.packed import check_packable
 from sae_unlearn.guardrail.runtime.firing import Firing, check_sink, firing_line
 from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder

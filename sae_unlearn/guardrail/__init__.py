@@ -11,12 +11,12 @@ from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.bundle import attach_bundle, push_bundle, save_bundle
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
+from sae_unlearn.guardrail.config_parts.groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.fit import fit_guardrail
+from sae_unlearn.guardrail.fit.layer_scores import LayerScore, Scouting, scout
 from sae_unlearn.guardrail.fit.search import search_guardrail
 from sae_unlearn.guardrail.fit.several import fit_guardrails
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
-from sae_unlearn.guardrail.layer_scores import LayerScore, Scouting, scout
 from sae_unlearn.guardrail.manage import (
     AttachedGuardrail,
     GuardrailState,

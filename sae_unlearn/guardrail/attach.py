@@ -14,16 +14,16 @@ from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, uncompi
 from sae_unlearn.backbone.private_api import forget_loaded_adapters, remove_hooks
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.adapter_names import free_name
-from sae_unlearn.guardrail.base_match import check_belongs
+from sae_unlearn.guardrail.base_model.match import check_belongs
+from sae_unlearn.guardrail.base_model.same_guardrail import check_new
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import check_threshold
+from sae_unlearn.guardrail.config_parts.layout import SEALS
+from sae_unlearn.guardrail.config_parts.validation import check_threshold
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
-from sae_unlearn.guardrail.layout import SEALS
 from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers, remove_call_hooks, remove_guard
 from sae_unlearn.guardrail.peft_type import CHILD, MODEL_TAGS
 from sae_unlearn.guardrail.refusal_text import compare, tokenizer_of
 from sae_unlearn.guardrail.runtime.callers import hook_tuners
-from sae_unlearn.guardrail.same_guardrail import check_new
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text

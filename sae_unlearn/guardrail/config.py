@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules, as_group
-from sae_unlearn.guardrail.config_keys import unknown_of_peft
-from sae_unlearn.guardrail.config_validation import FORMAT_VERSION, check_config, check_version
-from sae_unlearn.guardrail.config_values import as_float32
-from sae_unlearn.guardrail.layout import SEALS
+from sae_unlearn.guardrail.config_parts.groups import BaseRecord, StatisticKwargs, TokenRules, as_group
+from sae_unlearn.guardrail.config_parts.keys import unknown_of_peft
+from sae_unlearn.guardrail.config_parts.layout import SEALS
+from sae_unlearn.guardrail.config_parts.validation import FORMAT_VERSION, check_config, check_version
+from sae_unlearn.guardrail.config_parts.values import as_float32
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.version import __version__
 

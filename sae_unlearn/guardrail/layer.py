@@ -12,7 +12,7 @@ the features to `v_j`, decoding, and adding the SAE's reconstruction error back:
 This is exact for SAEs in which a feature's activation depends only on that feature (ReLU, JumpReLU, gated, BatchTopK
 with its fixed threshold).
 
-A token whose activations are not finite is also hot, and its row fires at once (see `gate`).
+A token whose activations are not finite is also hot, and its row fires at once (see `gate.decision`).
 
 The layer is a *child* of the decoder layer, and a forward hook that runs before all others makes the edit. So names of
 base parameters, class checks, sharding and offloading plans stay the same, and `output_hidden_states` shows the edit.
@@ -31,8 +31,8 @@ from sae_unlearn.backbone.layers import execution_device, max_positions, residua
 from sae_unlearn.backbone.private_api import forward_hook_owners
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import Decision, decide, heard, hits_of, hot_tokens, usual_norm
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import Decision, decide, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.kernels.dispatch import step_for
 from sae_unlearn.guardrail.kernels.interface import Step
 from sae_unlearn.guardrail.runtime.cache_state import forget_unseen, history_of, unseen

@@ -11,7 +11,7 @@ from sae_unlearn.backbone.layers import bare_model
 from sae_unlearn.backbone.private_api import forward_hook_owners
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import CHOICES, check_refusal
+from sae_unlearn.guardrail.config_parts.validation import CHOICES, check_refusal
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE

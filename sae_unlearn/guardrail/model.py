@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from sae_unlearn.backbone.layers import DecoderLayers, check_module, find_decoder_layers, text_config
 from sae_unlearn.backbone.private_api import remove_hooks
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.base_match import check_belongs
-from sae_unlearn.guardrail.base_saving import stop_watching, watch_saving
+from sae_unlearn.guardrail.base_model.match import check_belongs
+from sae_unlearn.guardrail.base_model.nesting import refuse_nested
+from sae_unlearn.guardrail.base_model.same_guardrail import warn_of_same_weights, with_these_weights
+from sae_unlearn.guardrail.base_model.saving import stop_watching, watch_saving
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
-from sae_unlearn.guardrail.nesting import refuse_nested
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
 from sae_unlearn.guardrail.runtime.callers import unhook_tuners
 from sae_unlearn.guardrail.runtime.compiled import compile_again, use_earlier_code
 from sae_unlearn.guardrail.runtime.continuous_batching import watch_generation
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name
-from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.weights import PARTS
 
 

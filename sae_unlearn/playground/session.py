@@ -20,7 +20,7 @@ from sae_unlearn.backbone.residual_stream import ResidualBatch, evaluation_mode
 from sae_unlearn.backbone.tokens import turn_prompt
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import clamp_of, the_guardrail
-from sae_unlearn.guardrail.offline import content_tokens, read_batch, unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import content_tokens, read_batch, unguarded_residuals
 
 
 MESSAGE = "I cannot help with that."

@@ -10,9 +10,9 @@ from tiny_topic import tiny_parts, topic_texts
 from zoo import base_model
 
 from sae_unlearn import GuardrailError, fit_guardrail
-from sae_unlearn.guardrail import check as module
 from sae_unlearn.guardrail import guard_layers
-from sae_unlearn.guardrail.check import check_guardrail
+from sae_unlearn.guardrail.check import check as module
+from sae_unlearn.guardrail.check.check import check_guardrail
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

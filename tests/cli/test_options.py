@@ -13,7 +13,7 @@ from sae_unlearn.cli.arguments import options_from
 from sae_unlearn.cli.main import COMMANDS, build_parser, main
 from sae_unlearn.evaluation import audit, evaluate, picture_guardrail
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.config_parts.validation import CHOICES
 from sae_unlearn.options.evaluation import AuditConfig, EvaluationConfig, PictureConfig
 from sae_unlearn.options.field import options_of
 from sae_unlearn.options.fit import FIXED, PRESETS

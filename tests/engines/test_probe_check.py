@@ -5,7 +5,7 @@ import zoo
 
 from sae_unlearn import GuardrailError
 from sae_unlearn.engines.probe_check import NO_PROBE, PLAIN_TOKENS, finding, rows_to_test
-from sae_unlearn.guardrail.probe import probe_rows
+from sae_unlearn.guardrail.check.probe import probe_rows
 
 
 def config(forget=(0.9, 0.1), retain=(0.2,), special=(0, 60)):

@@ -11,7 +11,7 @@ from sae_unlearn import GuardrailError
 from sae_unlearn.engines.counts import SECONDS, Counts
 from sae_unlearn.engines.vllm import records as module
 from sae_unlearn.engines.vllm.records import CHECK, Records
-from sae_unlearn.guardrail.gate import State
+from sae_unlearn.guardrail.gate.decision import State
 
 
 def config(**fields):

@@ -14,9 +14,9 @@ from sae_unlearn.engines.vllm.guard import apply_edits
 from sae_unlearn.engines.vllm.running import RunningPass
 from sae_unlearn.engines.vllm.step_v1 import FirstRunner
 from sae_unlearn.engines.vllm.step_v2 import SecondRunner
-from sae_unlearn.guardrail.gate import Decision
-from sae_unlearn.guardrail.packed_step import Judged
-from sae_unlearn.guardrail.slot_table import BEGINNING
+from sae_unlearn.guardrail.gate.decision import Decision
+from sae_unlearn.guardrail.gate.packed_step import Judged
+from sae_unlearn.guardrail.gate.slot_table import BEGINNING
 
 
 BLOCK, PADDED = 4, 3  # tokens of a block; tokens of padding at the end of the buffers

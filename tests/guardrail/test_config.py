@@ -11,7 +11,7 @@ from peft import PeftConfig
 
 from sae_unlearn import GuardrailError, SAEGuardrailConfig
 from sae_unlearn.guardrail import StatisticKwargs, TokenRules
-from sae_unlearn.guardrail.config_validation import CHOICES, check_config
+from sae_unlearn.guardrail.config_parts.validation import CHOICES, check_config
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

@@ -7,7 +7,7 @@ from zoo import EOS, base_model, guarded, planted_config
 
 from sae_unlearn import GuardrailError, attach_guardrail, set_action
 from sae_unlearn.cli.show import describe
-from sae_unlearn.guardrail.check import check_guardrail
+from sae_unlearn.guardrail.check.check import check_guardrail
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

@@ -15,7 +15,7 @@ from zoo import base_model, random_sae
 
 from sae_unlearn import EntitySet, GuardrailError, UnlearnError, attach_guardrail, fit_guardrail
 from sae_unlearn.files import atomic as staging
-from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

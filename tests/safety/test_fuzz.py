@@ -27,10 +27,10 @@ from sae_unlearn import (
     record_firings,
 )
 from sae_unlearn.backbone.tokens import read_corpus
-from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.config_parts.validation import CHOICES
 from sae_unlearn.guardrail.fit.calibration import fire_rate, percentile_threshold
-from sae_unlearn.guardrail.gate import decide, row_statistic
-from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.gate.decision import decide, row_statistic
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 from zoo import guarded, padded, token_ids, with_cache
 
-from sae_unlearn.guardrail.gate import State
+from sae_unlearn.guardrail.gate.decision import State
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 from sae_unlearn.guardrail.runtime.mask_reading import PassMasks

@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 from zoo import base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, record_firings
-from sae_unlearn.guardrail.gate import State
+from sae_unlearn.guardrail.gate.decision import State
 from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.packed import state_size
-from sae_unlearn.guardrail.packed_step import Judged, PackedStep, judge
-from sae_unlearn.guardrail.slot_table import SlotTable
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.packed import state_size
+from sae_unlearn.guardrail.gate.packed_step import Judged, PackedStep, judge
+from sae_unlearn.guardrail.gate.slot_table import SlotTable
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 

@@ -4,9 +4,9 @@ import warnings
 from typing import Any
 
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
-from sae_unlearn.guardrail.base_match import check_longest, check_special
+from sae_unlearn.guardrail.base_model.match import check_longest, check_special
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.packed import check_packable
+from sae_unlearn.guardrail.gate.packed import check_packable
 from sae_unlearn.guardrail.runtime.refusal import check_message
 
 

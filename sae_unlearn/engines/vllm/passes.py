@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.errors import GuardrailUnsupported
-from sae_unlearn.guardrail.packed import Rows
-from sae_unlearn.guardrail.packed_step import PackedStep
-from sae_unlearn.guardrail.slot_table import BEGINNING, CacheSlots
+from sae_unlearn.guardrail.gate.packed import Rows
+from sae_unlearn.guardrail.gate.packed_step import PackedStep
+from sae_unlearn.guardrail.gate.slot_table import BEGINNING, CacheSlots
 
 
 class Blocks:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sae_unlearn.engines.vllm.guard import Guard
 from sae_unlearn.engines.vllm.passes import Pass
-from sae_unlearn.guardrail.gate import State
-from sae_unlearn.guardrail.packed_step import Judged
+from sae_unlearn.guardrail.gate.decision import State
+from sae_unlearn.guardrail.gate.packed_step import Judged
 from sae_unlearn.guardrail.runtime.refusal import LOW
 
 

@@ -11,7 +11,7 @@ from sae_unlearn.engines.vllm.passes import Pass, Runner
 from sae_unlearn.engines.vllm.records import Records
 from sae_unlearn.engines.vllm.settings import Settings, chosen_names, seed_of
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
-from sae_unlearn.guardrail.packed_step import Judged
+from sae_unlearn.guardrail.gate.packed_step import Judged
 
 
 class RunningPass:

@@ -6,8 +6,8 @@ from sae_unlearn.engines.probe_check import finding, rows_to_test
 from sae_unlearn.engines.vllm.records import CHECK
 from sae_unlearn.engines.vllm.settings import KEY, Settings
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
-from sae_unlearn.guardrail.probe import ProbeRow
+from sae_unlearn.guardrail.check.probe import ProbeRow
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from sae_unlearn.engines.vllm.passes import Blocks, Pass
-from sae_unlearn.guardrail.slot_table import BEGINNING
+from sae_unlearn.guardrail.gate.slot_table import BEGINNING
 
 
 class FirstRunner:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts
-from sae_unlearn.guardrail.offline import judged_tokens
+from sae_unlearn.guardrail.gate.offline import judged_tokens
 
 
 _UNFINISHED = "\ufffd"  # a decoder's output for an incomplete character

@@ -23,7 +23,7 @@ from sae_unlearn.guardrail import (
     guard_layers,
     list_guardrails,
 )
-from sae_unlearn.guardrail.offline import documents_as_fitted, read_batch, unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import documents_as_fitted, read_batch, unguarded_residuals
 
 
 def the_guardrail(model: nn.Module, adapter_name: str | None = None) -> tuple[str, SAEGuardrailLayer]:

@@ -28,7 +28,7 @@ from sae_unlearn.guardrail.adapter_names import free_name
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
 from sae_unlearn.guardrail.bundles.lora import as_bundled, attach_lora, check_lora_config, detach_lora, trained
-from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSION, Bundle
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sae_unlearn.checks import real
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.files.untrusted import read_foreign_json
-from sae_unlearn.guardrail.layout import CONFIG_NAME, WEIGHTS_NAME
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
 
 
 LARGEST_RANK = 4096

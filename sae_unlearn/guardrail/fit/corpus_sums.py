@@ -12,7 +12,7 @@ from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
 from sae_unlearn.guardrail.fit.selection import FeatureSums
-from sae_unlearn.guardrail.offline import content_tokens
+from sae_unlearn.guardrail.gate.offline import content_tokens
 
 
 class CorpusSums:

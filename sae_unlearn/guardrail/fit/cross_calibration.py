@@ -2,7 +2,7 @@
 
 Documents are split into four folds. Weights fitted on three of them score the fourth, so every row of both corpora has
 *out-of-fold* scores and is used for the weights and for the threshold. With `m0` and `m1` the mean of those scores over
-tokens of other text and of the topic (the symbols are those of `guardrail.windowed`):
+tokens of other text and of the topic (the symbols are those of `gate.windowed`):
 
     mu = m0            d = m0 + 0.8 (m1 - m0), to the nearest sixteenth
     A, B               least squares of Var(mean of the first n tokens) = A + B / n over n = 8, 16, 32, 64
@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_validation import DRIFT_STEP
-from sae_unlearn.guardrail.windowed import WindowedParameters, mean_part, windowed_value
+from sae_unlearn.guardrail.config_parts.validation import DRIFT_STEP
+from sae_unlearn.guardrail.gate.windowed import WindowedParameters, mean_part, windowed_value
 
 
 FOLDS = 4

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
 from sae_unlearn.guardrail.attach import detach_guardrail, place_guardrail
+from sae_unlearn.guardrail.base_model.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.fit.options import plan_fit
 from sae_unlearn.guardrail.fit.passes import FitPasses
 from sae_unlearn.guardrail.fit.steps import Fit
 from sae_unlearn.guardrail.model import guard_layers
-from sae_unlearn.guardrail.same_guardrail import warn_of_same_weights, with_these_weights
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig

@@ -14,9 +14,9 @@ from sae_unlearn.cards.provenance import public_source
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.adapter_names import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
+from sae_unlearn.guardrail.config_parts.groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.topk_approximation import check_topk
-from sae_unlearn.guardrail.packed import check_packable
+from sae_unlearn.guardrail.gate.packed import check_packable
 from sae_unlearn.guardrail.runtime.refusal import message_ids
 from sae_unlearn.options.fit import GuardrailFitConfig, filled
 from sae_unlearn.sae import SparseAutoencoder

@@ -15,7 +15,7 @@ from sae_unlearn.backbone.tokens import Document, read_corpus
 from sae_unlearn.guardrail.fit.checkpoint import EVERY, FitCheckpoint, Standing, Stateful
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.selection import OUTLIER_FACTOR, OutlierFilter
-from sae_unlearn.guardrail.offline import unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import unguarded_residuals
 
 
 # Use of each document, by its number modulo the cycle's length. The report's documents are used neither for the

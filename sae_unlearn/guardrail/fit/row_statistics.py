@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sae_unlearn.backbone.distributed import summed
 from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.offline import Reading, read_batch
+from sae_unlearn.guardrail.gate.offline import Reading, read_batch
 
 
 SHORT_TOKENS = 24

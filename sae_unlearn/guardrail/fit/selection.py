@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_validation import EVIDENCE_STEP, LARGEST_EVIDENCE
+from sae_unlearn.guardrail.config_parts.validation import EVIDENCE_STEP, LARGEST_EVIDENCE
 from sae_unlearn.guardrail.fit.reconstruction import Reconstruction
 from sae_unlearn.guardrail.weights import own_effect
 from sae_unlearn.sae import SparseAutoencoder

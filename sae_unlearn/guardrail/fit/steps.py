@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_unlearn.backbone.distributed import gathered, summed
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_validation import check_numbers, check_threshold
+from sae_unlearn.guardrail.config_parts.validation import check_numbers, check_threshold
 from sae_unlearn.guardrail.fit.calibration import (
     MIN_THRESHOLD_ROWS,
     NO_BOUNDARIES,
@@ -32,7 +32,7 @@ from sae_unlearn.guardrail.fit.serving_lengths import joined_rows
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds, approximation_warning, joined
 from sae_unlearn.guardrail.fit.windowed_fit import WindowedFit
 from sae_unlearn.guardrail.fit.windowed_steps import fitted_gate, measured, out_of_fold_values
-from sae_unlearn.guardrail.offline import content_tokens, read_batch
+from sae_unlearn.guardrail.gate.offline import content_tokens, read_batch
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.guardrail.weights import GuardrailEncoder, check_lowers, check_tensors, tensors_of
 from sae_unlearn.sae.slice import SAESlice

@@ -20,7 +20,7 @@ from sae_unlearn.guardrail.fit.cross_calibration import (
     statistics,
 )
 from sae_unlearn.guardrail.fit.gate_score import FeatureScore, fit_features
-from sae_unlearn.guardrail.windowed import WindowedParameters
+from sae_unlearn.guardrail.gate.windowed import WindowedParameters
 from sae_unlearn.stats import auc
 
 

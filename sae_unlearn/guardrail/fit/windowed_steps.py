@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import check_config
+from sae_unlearn.guardrail.config_parts.validation import check_config
 from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import Rows

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.config_values import as_float32
-from sae_unlearn.guardrail.gate import STATE_SIZE, State, usual_norm
+from sae_unlearn.guardrail.config_parts.values import as_float32
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import STATE_SIZE, State, usual_norm
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 from sae_unlearn.guardrail.runtime.shown import check_on_host
 from sae_unlearn.sae.equations import without_autocast
@@ -70,7 +70,7 @@ def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -
 
 
 class _Judge:
-    """The gate of one row, and its edit. The equations are those of `gate` and `layer`."""
+    """The gate of one row, and its edit. The equations are those of `gate.decision` and `layer`."""
 
     def __init__(self, config: SAEGuardrailConfig, threshold: Tensor, clamp: Tensor) -> None:
         self.threshold, self.clamp = threshold.tolist(), clamp
@@ -122,7 +122,7 @@ class _Judge:
         return after, change
 
     def _value(self, hits: float, tokens: float, state: State) -> tuple[float, float, float]:
-        """`S`, `L` and `P` of `windowed`, with each step rounded to float32 as the operators round it."""
+        """`S`, `L` and `P` of `gate.windowed`, with each step rounded to float32 as the operators round it."""
         given = self.windowed
         assert given is not None
         if not isfinite(hits):

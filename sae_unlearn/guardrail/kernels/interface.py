@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 
 

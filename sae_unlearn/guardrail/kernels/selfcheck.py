@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_groups import StatisticKwargs, TokenRules
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.config_validation import CHOICES
-from sae_unlearn.guardrail.gate import Decision, decide, usual_norm
+from sae_unlearn.guardrail.config_parts.groups import StatisticKwargs, TokenRules
+from sae_unlearn.guardrail.config_parts.validation import CHOICES
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import Decision, decide, usual_norm
 from sae_unlearn.guardrail.kernels.interface import Step
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory
 

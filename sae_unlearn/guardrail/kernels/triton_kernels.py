@@ -41,7 +41,7 @@ def encode_kernel(
 
 @triton.jit
 def windowed_value(hits, tokens, lowest, peak, min_tokens, drift, other_mean, row_variance, token_variance, sum_weight):
-    """Compute `S`, `L` and `P` of `guardrail.windowed` from `H`, `N`, `L` and `P`; NaN if `H` is."""
+    """Compute `S`, `L` and `P` of `gate.windowed` from `H`, `N`, `L` and `P`; NaN if `H` is."""
     y = hits - drift * tokens
     known = y == y
     lowest = tl.where(known, tl.minimum(y, lowest), y)

@@ -5,7 +5,7 @@ pre-activations, the second the gate, its next state and the edit. With the cach
 adds three kernels to a decoding step, and with operators thirty to fifty.
 
 The order of the sums of a row is fixed, so its result does not depend on the batch. The state is that of the operators
-bit for bit. A compiler may fuse a product and a sum of `windowed`'s mean, whose last bit can then differ.
+bit for bit. A compiler may fuse a product and a sum of `gate.windowed`'s mean, whose last bit can then differ.
 """
 
 import warnings
@@ -17,8 +17,8 @@ import triton
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import STATE_SIZE, State
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import STATE_SIZE, State
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 from sae_unlearn.guardrail.kernels.triton_kernels import encode_kernel, gate_kernel
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory

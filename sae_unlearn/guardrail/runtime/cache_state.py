@@ -5,7 +5,7 @@ transformers keeps it in step with the tokens there, and two requests cannot mix
 Tokens that were processed without the guardrail are detected by comparing two counts: the cache's tokens, and those
 that the history has seen. If both are known on the host, the call raises. A static cache counts on the device: then the
 counts are compared at the cache's first use and with every pass of several tokens. A decoding step and compiled code do
-not wait for the device, and the result of `unseen` makes the activations NaN (see "not finite" in `gate`).
+not wait for the device, and the result of `unseen` makes the activations NaN (see "not finite" in `gate.decision`).
 """
 
 from typing import Any

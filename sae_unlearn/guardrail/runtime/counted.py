@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import STATE_SIZE, State, statistic_of
+from sae_unlearn.guardrail.gate.decision import STATE_SIZE, State, statistic_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from sae_unlearn.guardrail.gate import State
+from sae_unlearn.guardrail.gate.decision import State
 
 
 Owner = tuple[int, str] | tuple[int, str, str]  # layer, adapter name, and the identity of the guardrail

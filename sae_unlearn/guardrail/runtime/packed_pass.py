@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import State
-from sae_unlearn.guardrail.packed_step import Judged, PackedStep
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import State
+from sae_unlearn.guardrail.gate.packed_step import Judged, PackedStep
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.gate_history import Owner
 from sae_unlearn.guardrail.runtime.recording import Recorder

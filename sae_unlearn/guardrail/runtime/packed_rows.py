@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.packed import Rows
-from sae_unlearn.guardrail.packed_step import Judged, PackedStep, judge
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.packed import Rows
+from sae_unlearn.guardrail.gate.packed_step import Judged, PackedStep, judge
 from sae_unlearn.guardrail.runtime.gate_history import Owner
 from sae_unlearn.guardrail.runtime.packing import packing_argument
 from sae_unlearn.guardrail.runtime.recording import Recorder

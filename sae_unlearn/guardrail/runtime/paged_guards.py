@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from sae_unlearn.backbone.paged_cache import PagedIndex, PagedLayout
 from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.packed import Rows, check_packable, state_size
-from sae_unlearn.guardrail.packed_step import Judged, PackedStep, judge
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.packed import Rows, check_packable, state_size
+from sae_unlearn.guardrail.gate.packed_step import Judged, PackedStep, judge
+from sae_unlearn.guardrail.gate.slot_table import BEGINNING, CacheSlots, SlotTable
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory, Owner, Readers
 from sae_unlearn.guardrail.runtime.recording import Recorder
-from sae_unlearn.guardrail.slot_table import BEGINNING, CacheSlots, SlotTable
 from sae_unlearn.guardrail.weights import LayerGuardrail
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
-from sae_unlearn.guardrail.base_match import check_longest, check_special
+from sae_unlearn.guardrail.base_model.match import check_longest, check_special
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import check_choices, check_config, check_numbers
+from sae_unlearn.guardrail.config_parts.validation import check_choices, check_config, check_numbers
 from sae_unlearn.guardrail.runtime.refusal import check_message
 from sae_unlearn.guardrail.weights import check_heard, check_tensors
 

@@ -27,7 +27,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 from sae_unlearn.backbone.logits import are_measured
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import Decision, State
+from sae_unlearn.guardrail.gate.decision import Decision, State
 from sae_unlearn.guardrail.runtime.cache_state import history_of, tokens_of
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory, StaticGateHistory

@@ -7,7 +7,7 @@ stores for each token whether it was kept (`gate.State.kept`), and no later mask
     lost_row = [some column of the past is shown now, and was hidden then]
 
 Such rows raise if the host knows it, or may wait for the device. Otherwise the activations of the row become NaN (see
-"not finite" in `gate`). Hiding a kept token is allowed.
+"not finite" in `gate.decision`). Hiding a kept token is allowed.
 
 Models with recurrent layers include a single token in their state whatever the mask says, and all tokens if the mask is
 4-D (transformers' `create_recurrent_attention_mask`): then no token is padding.
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from sae_unlearn.errors import GuardrailNotReady
-from sae_unlearn.guardrail.gate import State
+from sae_unlearn.guardrail.gate.decision import State
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.mask_reading import PassMasks, is_2d
 from sae_unlearn.guardrail.runtime.masks import shown_by

@@ -23,7 +23,7 @@ from sae_unlearn.cards.provenance import CardBase, card_base, license_lines, sou
 from sae_unlearn.checks import real, shown
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layout import PICTURE
+from sae_unlearn.guardrail.config_parts.layout import PICTURE
 from sae_unlearn.guardrail.peft_type import MODEL_TAGS
 from sae_unlearn.guardrail.storage.calibration_plot import draw_calibration
 from sae_unlearn.guardrail.summary import (

@@ -11,7 +11,7 @@ from sae_unlearn.files.digest import sha256
 from sae_unlearn.files.hub import FileTree, explain_download
 from sae_unlearn.files.untrusted import clean_subfolder, open_regular, read_foreign_json
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layout import CONFIG_LIMIT, CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_SEAL
+from sae_unlearn.guardrail.config_parts.layout import CONFIG_LIMIT, CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_SEAL
 from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_LIMIT, BUNDLE_NAME, Bundle, BundleGiven, parse_bundle
 from sae_unlearn.guardrail.storage.reading import (
     Artefact,

@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModelForCausalLM
 
 from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.nesting import check_joins
+from sae_unlearn.guardrail.base_model.nesting import check_joins
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card
 from sae_unlearn.guardrail.storage.saving import saved_whole
 from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository

@@ -22,7 +22,13 @@ from sae_unlearn.files.atomic import unfinished_saves
 from sae_unlearn.files.digest import sha256
 from sae_unlearn.files.untrusted import open_regular
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.layout import CONFIG_NAME, CONFIG_SEAL, WEIGHTS_NAME, WEIGHTS_SEAL, config_digest
+from sae_unlearn.guardrail.config_parts.layout import (
+    CONFIG_NAME,
+    CONFIG_SEAL,
+    WEIGHTS_NAME,
+    WEIGHTS_SEAL,
+    config_digest,
+)
 from sae_unlearn.guardrail.peft_type import CHILD, PEFT_TYPE
 from sae_unlearn.guardrail.weights import PARTS, check_heard, check_tensors
 

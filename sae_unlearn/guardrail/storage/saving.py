@@ -24,7 +24,7 @@ from sae_unlearn.errors import UnlearnError, as_guardrail_error
 from sae_unlearn.files.atomic import staged
 from sae_unlearn.files.digest import sha256
 from sae_unlearn.files.untrusted import read_foreign_json
-from sae_unlearn.guardrail.layout import (
+from sae_unlearn.guardrail.config_parts.layout import (
     CONFIG_LIMIT,
     CONFIG_NAME,
     CONFIG_SEAL,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
-from sae_unlearn.guardrail.layout import WEIGHTS_NAME
+from sae_unlearn.guardrail.config_parts.layout import WEIGHTS_NAME
 from sae_unlearn.guardrail.storage.card import write_card
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.saving import saved_whole

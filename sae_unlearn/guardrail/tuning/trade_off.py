@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sae_unlearn.checks import reals
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_validation import check_threshold
+from sae_unlearn.guardrail.config_parts.validation import check_threshold
 from sae_unlearn.guardrail.fit.calibration import conformal_threshold, fire_rate, warnings_of
 from sae_unlearn.guardrail.model import guard_layers
 

@@ -17,7 +17,7 @@ from sae_unlearn import (
 )
 from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.fit.selection import FeatureSums, log_ratios
-from sae_unlearn.guardrail.gate import heard, hits_of
+from sae_unlearn.guardrail.gate.decision import heard, hits_of
 
 
 WEIGHTS = [0.25, 3.0, 1.5, 2.0, 0.75, 1.0]

@@ -5,7 +5,7 @@ import torch
 from fitting import FORGET, RETAIN, config_of, fit, random_sae, token_rows
 
 from sae_unlearn import record_firings
-from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.config_parts.validation import CHOICES
 from sae_unlearn.guardrail.fit.calibration import between
 
 

@@ -5,9 +5,9 @@ import torch
 
 from sae_unlearn import SAEGuardrailConfig
 from sae_unlearn.backbone.residual_stream import ResidualBatch
-from sae_unlearn.guardrail.config_groups import StatisticKwargs, TokenRules
+from sae_unlearn.guardrail.config_parts.groups import StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.row_statistics import SHORT_TOKENS, RowStatistics
-from sae_unlearn.guardrail.offline import read_batch
+from sae_unlearn.guardrail.gate.offline import read_batch
 
 
 WIDTH = 4

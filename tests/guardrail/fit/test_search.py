@@ -9,7 +9,7 @@ from sae_unlearn.backbone.tokens import read_corpus
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.fit import search as module
-from sae_unlearn.guardrail.offline import read_batch, unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import read_batch, unguarded_residuals
 
 
 TOPIC, OTHER = topic_texts("forget", 60), topic_texts("retain", 120)

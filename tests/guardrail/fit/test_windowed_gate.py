@@ -18,7 +18,7 @@ from sae_unlearn.guardrail.fit.cross_calibration import (
 )
 from sae_unlearn.guardrail.fit.gate_score import fit_features, fit_probe
 from sae_unlearn.guardrail.fit.logistic import L2, Windows, deviations_of_shares, logistic_of_shares
-from sae_unlearn.guardrail.windowed import WindowedParameters, windowed_value
+from sae_unlearn.guardrail.gate.windowed import WindowedParameters, windowed_value
 
 
 PARAMETERS = WindowedParameters(-0.3, 0.05, 1.7, 0.4375, 0.21, 8)

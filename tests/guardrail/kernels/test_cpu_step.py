@@ -15,8 +15,8 @@ from zoo import LayerTap, guarded, planted_config, token_ids, with_cache
 from benchmarks.speed.kernel_count import kernels, waits
 from sae_unlearn import record_firings
 from sae_unlearn.backbone.call_arguments import cache_of
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import STATE_SIZE, decide, heard, hits_of, hot_tokens
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import STATE_SIZE, decide, heard, hits_of, hot_tokens
 from sae_unlearn.guardrail.kernels import cpu_step as host
 from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference

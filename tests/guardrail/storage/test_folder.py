@@ -9,7 +9,7 @@ from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, save_bundle
 from sae_unlearn.evaluation import stored_picture
-from sae_unlearn.guardrail.check import check_guardrail
+from sae_unlearn.guardrail.check.check import check_guardrail
 from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 

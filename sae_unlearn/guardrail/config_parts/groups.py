@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_values import (
+from sae_unlearn.guardrail.config_parts.values import (
     as_token_ids,
     check_choice,
     check_integer,

@@ -5,8 +5,8 @@ from typing import Any
 
 from sae_unlearn.checks import check_bool
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.config_fields import ConfigFields, settle
-from sae_unlearn.guardrail.config_values import (
+from sae_unlearn.guardrail.config_parts.fields import ConfigFields, settle
+from sae_unlearn.guardrail.config_parts.values import (
     LARGEST_COUNT,
     LARGEST_ID,
     check_choice,

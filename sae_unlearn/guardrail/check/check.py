@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import bare_model, input_embeddings
 from sae_unlearn.errors import as_guardrail_error
-from sae_unlearn.guardrail import check_findings
-from sae_unlearn.guardrail.check_findings import CheckReport, Finding
+from sae_unlearn.guardrail.check import findings as check_findings
+from sae_unlearn.guardrail.check.findings import CheckReport, Finding
+from sae_unlearn.guardrail.check.probe import stored_probe
 from sae_unlearn.guardrail.fit.dose import EditMoments
-from sae_unlearn.guardrail.offline import content_tokens, read_batch, rows_as_fitted, unguarded_residuals
-from sae_unlearn.guardrail.probe import stored_probe
+from sae_unlearn.guardrail.gate.offline import content_tokens, read_batch, rows_as_fitted, unguarded_residuals
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.guardrail.summary import fit_warnings

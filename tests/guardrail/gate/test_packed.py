@@ -1,4 +1,4 @@
-"""The gate on packed rows against `gate.decide` on each row alone: the same bits, whatever is packed beside a row."""
+"""The gate on packed rows against `gate.decision` on each row alone: the same bits, whatever is packed beside a row."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from zoo import planted_config
 
 from sae_unlearn import GuardrailError
-from sae_unlearn.guardrail import gate, packed
+from sae_unlearn.guardrail.gate import decision as gate
+from sae_unlearn.guardrail.gate import packed
 
 
 TURN = 7

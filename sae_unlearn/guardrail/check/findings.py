@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.identity import compared_matrices, fingerprint
 from sae_unlearn.checks import real
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail.base_match import check_belongs
+from sae_unlearn.guardrail.base_model.match import check_belongs
+from sae_unlearn.guardrail.check.probe import STATISTIC_TOLERANCE
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.fit.calibration import fire_rate
-from sae_unlearn.guardrail.probe import STATISTIC_TOLERANCE
 from sae_unlearn.guardrail.refusal_text import difference
 
 

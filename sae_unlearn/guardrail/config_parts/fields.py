@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sae_unlearn.guardrail.config_groups import BaseRecord, StatisticKwargs, TokenRules
+from sae_unlearn.guardrail.config_parts.groups import BaseRecord, StatisticKwargs, TokenRules
 
 
 class ConfigFields(Protocol):

@@ -5,7 +5,7 @@ import torch
 from forward_calls import GREEDY, SEVERAL, firings_of, forward, part
 from zoo import BOS, EOS, PAD, LayerTap, base_model, guarded, padded, token_ids
 
-from sae_unlearn.guardrail.config_validation import CHOICES
+from sae_unlearn.guardrail.config_parts.validation import CHOICES
 
 
 def fields_of(statistic):

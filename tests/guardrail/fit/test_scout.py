@@ -9,8 +9,8 @@ from tiny_topic import save_corpora, save_parts, tiny_parts, topic_texts
 from sae_unlearn import scout
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.guardrail import layer_scores
-from sae_unlearn.guardrail.layer_scores import _discriminant, _evidence, _pool
+from sae_unlearn.guardrail.fit import layer_scores
+from sae_unlearn.guardrail.fit.layer_scores import _discriminant, _evidence, _pool
 from sae_unlearn.options.scout import ScoutConfig
 from sae_unlearn.stats import auc
 

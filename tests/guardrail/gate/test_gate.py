@@ -6,8 +6,8 @@ import pytest
 import torch
 from zoo import planted_config
 
-from sae_unlearn.guardrail.config_values import as_float32
-from sae_unlearn.guardrail.gate import STATE_SIZE, State, decide, row_statistic, statistic_of
+from sae_unlearn.guardrail.config_parts.values import as_float32
+from sae_unlearn.guardrail.gate.decision import STATE_SIZE, State, decide, row_statistic, statistic_of
 
 
 DRIFT = 0.25  # which float32 holds exactly, as every other constant here

@@ -15,8 +15,8 @@ from sae_unlearn.backbone.residual_stream import ResidualBatch, residual_batches
 from sae_unlearn.backbone.tokens import Document, read_corpus
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import heard, hits_of, hot_tokens, row_statistic, usual_norm
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import heard, hits_of, hot_tokens, row_statistic, usual_norm
 
 
 ROW_LIMIT = 8192  # largest number of tokens of a row, also if the config has more

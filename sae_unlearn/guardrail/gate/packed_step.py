@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.errors import GuardrailNotReady
-from sae_unlearn.guardrail import packed
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import Decision, State, heard, hits_of, hot_tokens, usual_norm
-from sae_unlearn.guardrail.packed import Rows
-from sae_unlearn.guardrail.slot_table import CacheSlots, SlotTable
+from sae_unlearn.guardrail.gate import packed
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import Decision, State, heard, hits_of, hot_tokens, usual_norm
+from sae_unlearn.guardrail.gate.packed import Rows
+from sae_unlearn.guardrail.gate.slot_table import CacheSlots, SlotTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from torch import nn
 from zoo import BOS, EOS, PAD, planted_config
 
 from benchmarks.speed.kernel_count import kernels, waits
-from sae_unlearn.guardrail.config_tensors import ConfigTables
-from sae_unlearn.guardrail.gate import State, decide, heard, hits_of, usual_norm
-from sae_unlearn.guardrail.packed import Rows, state_size
-from sae_unlearn.guardrail.packed_step import PackedStep, judge
-from sae_unlearn.guardrail.slot_table import BEGINNING, PADDING, CacheSlots, SlotTable
+from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.decision import State, decide, heard, hits_of, usual_norm
+from sae_unlearn.guardrail.gate.packed import Rows, state_size
+from sae_unlearn.guardrail.gate.packed_step import PackedStep, judge
+from sae_unlearn.guardrail.gate.slot_table import BEGINNING, PADDING, CacheSlots, SlotTable
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 

@@ -37,7 +37,7 @@ from sae_unlearn.backbone.tokens import read_corpus, special_token_ids
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
 from sae_unlearn.errors import UnlearnError, as_guardrail_error
 from sae_unlearn.guardrail.fit.row_statistics import SHORT_TOKENS
-from sae_unlearn.guardrail.offline import unguarded_residuals
+from sae_unlearn.guardrail.gate.offline import unguarded_residuals
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import CLAMP_SCALES
 from sae_unlearn.options.scout import ScoutConfig

@@ -7,8 +7,8 @@ Serving engines and padding-free training run the model on such lists. With `T` 
     boundary    [R] index in the list from which a row's tokens are judged one by one; earlier ones share the decision
                 taken at it. It is the row's first token for gate_scope="prefix"
 
-give a decision and a state for every token: those of `gate.decide` on each row alone, bit for bit, however rows are cut
-into passes and whatever the other rows hold. It has no loop over rows, and its shapes do not depend on the data.
+give a decision and a state for every token: those of `gate.decision` on each row alone, bit for bit, however rows are
+cut into passes and whatever the other rows hold. It has no loop over rows, and its shapes do not depend on the data.
 
 Two scans do it. **Sums** along rows are differences of one cumulative sum over the list. Counts are whole numbers or
 quarters and are added in float64, so a difference of sums is the exact sum. A NaN would spoil all later rows: NaN has
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate import STATE_SIZE, Decision, State
-from sae_unlearn.guardrail.gate import decide as decide_padded
-from sae_unlearn.guardrail.message_statistic import MESSAGES_SIZE, share_of
-from sae_unlearn.guardrail.windowed import mean_part
+from sae_unlearn.guardrail.gate.decision import STATE_SIZE, Decision, State
+from sae_unlearn.guardrail.gate.decision import decide as decide_padded
+from sae_unlearn.guardrail.gate.message_statistic import MESSAGES_SIZE, share_of
+from sae_unlearn.guardrail.gate.windowed import mean_part
 
 
 class Rows(NamedTuple):

@@ -10,7 +10,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from zoo import BOS, EOS, PAD, base_model, guarded, padded, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_guardrail
-from sae_unlearn.guardrail.gate import State, decide, row_statistic
+from sae_unlearn.guardrail.gate.decision import State, decide, row_statistic
 from sae_unlearn.guardrail.summary import guardrail_facts
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sae_unlearn.checks import real
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.offline import ROW_LIMIT
+from sae_unlearn.guardrail.gate.offline import ROW_LIMIT
 
 
 STATISTIC_TOLERANCE = 0.05

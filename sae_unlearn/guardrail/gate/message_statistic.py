@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.windowed import mean_part
+from sae_unlearn.guardrail.gate.windowed import mean_part
 
 
 # The fields that a state has beyond those of `gate`, after them in the last dimension.

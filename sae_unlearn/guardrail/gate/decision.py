@@ -10,7 +10,7 @@ never hot). With the running sums
 and `m = min_tokens`, the statistics are
 
     ratio       S_t = H_t / max(N_t, m)
-    windowed    S_t = max(z_t, sum_weight * P_t), of signed scores in place of hot_t; see `windowed`
+    windowed    S_t = max(z_t, sum_weight * P_t), of signed scores in place of hot_t; see `gate.windowed`
 
 If the config names the tokens between a conversation's messages, the statistic of each message is taken too
 (`message_statistic`). The row fires iff `S > threshold`, strictly. `max(N, m)` is the policy for short rows: a row
@@ -46,8 +46,8 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.message_statistic import by_message, share_of
-from sae_unlearn.guardrail.windowed import mean_part, windowed_value
+from sae_unlearn.guardrail.gate.message_statistic import by_message, share_of
+from sae_unlearn.guardrail.gate.windowed import mean_part, windowed_value
 
 
 class State(NamedTuple):

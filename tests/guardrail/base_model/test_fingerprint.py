@@ -15,7 +15,7 @@ from sae_unlearn import GuardrailError, attach_guardrail, guardrail_status
 from sae_unlearn.backbone.identity import compared_matrices, differences, fingerprint
 from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.evaluation.audit.attacks.rounding import round_weights
-from sae_unlearn.guardrail.check import check_guardrail
+from sae_unlearn.guardrail.check.check import check_guardrail
 from sae_unlearn.guardrail.summary import guardrail_facts
 
 

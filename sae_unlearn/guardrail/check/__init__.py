@@ -1,0 +1,1 @@
+"""`check_guardrail`: does a guardrail belong to this model and work on it?"""

@@ -1,0 +1,1 @@
+"""Parts of a guardrail's config: groups of fields, checks, and names of its files."""
