@@ -28,7 +28,7 @@ class GuardrailNotReady(UnlearnError, RuntimeError):
 
 
 class GuardrailUnsupported(UnlearnError, NotImplementedError):
-    """The model was called in a way that a guardrail does not support with this version of transformers."""
+    """A guardrail does not support this use of the model, or not with the installed version of a library."""
 
 
 @contextmanager

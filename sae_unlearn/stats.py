@@ -6,6 +6,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.tensor_checks import check_tensors
 
 
@@ -30,10 +31,10 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
     Unlike the bootstrap interval, it is not a single point if all or none succeed: 0 of 10 gives 0 to 0.28.
 
     Raises:
-        ValueError: If `n` is not above 0, or `successes` is not between 0 and n.
+        UnlearnError: If `n` is not above 0, or `successes` is not between 0 and n.
     """
     if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"successes={successes}, n={n}: expected 0 <= successes <= n and n > 0.")
+        raise UnlearnError(f"successes={successes}, n={n}: expected 0 <= successes <= n and n > 0.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / n
     middle = share + z * z / (2 * n)
@@ -46,13 +47,13 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, s
     """Return the percentile bootstrap interval of the mean of `values [n]`, drawn with a fixed seed.
 
     Raises:
-        ValueError: If `values` is empty, or `level` is not between 0 and 1.
+        UnlearnError: If `values` is empty, or `level` is not between 0 and 1.
     """
     check_tensors(1, values=values)
     if not 0 < level < 1:
-        raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95.")
+        raise UnlearnError(f"level={level!r}: expected a share between 0 and 1, such as 0.95.")
     if not len(values):
-        raise ValueError("values: expected at least one, got none.")
+        raise UnlearnError("values: expected at least one, got none.")
     return percentile_interval(ratio_draws(values, torch.ones_like(values), draws, seed), level)
 
 
@@ -82,10 +83,10 @@ def ratio_draws(totals: Tensor, weights: Tensor, draws: int = 2000, seed: int = 
         seed (int, *optional*, defaults to 0): Seed of the draws.
 
     Raises:
-        ValueError: If `totals` is empty.
+        UnlearnError: If `totals` is empty.
     """
     if not len(totals):
-        raise ValueError("totals: expected at least one value, got none.")
+        raise UnlearnError("totals: expected at least one value, got none.")
     generator = torch.Generator().manual_seed(seed)
     totals, weights = totals.double().cpu(), weights.double().cpu()
     found = []

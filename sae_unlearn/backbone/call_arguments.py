@@ -12,6 +12,8 @@ from torch import nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from sae_unlearn.errors import GuardrailUnsupported
+
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of the argument for a transformers `Cache`, the newest first."""
@@ -58,10 +60,10 @@ def by_name(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         kwargs (dict[str, Any]): The keyword arguments of the call.
 
     Raises:
-        NotImplementedError: If an argument was passed by position whose name is unknown.
+        GuardrailUnsupported: If an argument was passed by position whose name is unknown.
     """
     if len(args) > len(names):
-        raise NotImplementedError(
+        raise GuardrailUnsupported(
             f"args={len(args)} values: expected at most {len(names)} by position ({', '.join(names)}). "
             "Pass the others by name."
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sae_unlearn.backbone.private_api import compiled_module, offload_device
-from sae_unlearn.errors import GuardrailError, UnlearnError
+from sae_unlearn.errors import GuardrailError, GuardrailUnsupported, UnlearnError
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -208,13 +208,13 @@ def residual_of(decoder_layer: nn.Module, output: Any) -> Tensor:
     """Return the residual stream `[batch, tokens, width]` in the output of a decoder layer.
 
     Raises:
-        NotImplementedError: If the output has another form.
+        GuardrailUnsupported: If the output has another form.
     """
     hidden = output[0] if isinstance(output, tuple) else output
     if isinstance(hidden, Tensor) and hidden.ndim == 3:
         return hidden
     found = f"shape {tuple(hidden.shape)}" if isinstance(hidden, Tensor) else f"a {type(hidden).__name__}"
-    raise NotImplementedError(
+    raise GuardrailUnsupported(
         f"{type(decoder_layer).__name__} returns {found}: expected a residual stream [batch, tokens, width]. Use a "
         "model whose layers return it."
     )

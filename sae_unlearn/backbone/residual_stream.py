@@ -62,7 +62,7 @@ def truncated(model: nn.Module, layer: int) -> Iterator[None]:
             whole(*args, **kwargs)
         except LayerReached as reached:
             return reached.residual
-        raise RuntimeError(f"layer={layer}: expected {type(model).__name__} to run it, but it did not.")
+        raise UnlearnError(f"layer={layer}: expected {type(model).__name__} to run it, but it did not.")
 
     model.forward = forward
     try:

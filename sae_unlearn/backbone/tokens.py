@@ -183,7 +183,7 @@ def turn_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Return `text` as a user's turn with the beginning of the model's turn, to be tokenized as usual.
 
     Raises:
-        ValueError: If the tokenizer has no chat template.
+        UnlearnError: If the tokenizer has no chat template.
     """
     return conversation(tokenizer, [text])
 
@@ -198,10 +198,10 @@ def conversation(tokenizer: PreTrainedTokenizerBase, said: Sequence[str]) -> str
         said (Sequence[str]): The turns of user and model by turns, the user first and last.
 
     Raises:
-        ValueError: If the tokenizer has no chat template.
+        UnlearnError: If the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("chat_template=True: expected False, since this tokenizer has no chat template.")
+        raise UnlearnError("chat_template=True: expected False, since this tokenizer has no chat template.")
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     bos = tokenizer.bos_token

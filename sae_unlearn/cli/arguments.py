@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.options.field import Option, options_of
 
@@ -192,12 +193,12 @@ def hub_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the adapter's revision and subfolder.
 
     Raises:
-        ValueError: If one is passed without an adapter.
+        UnlearnError: If one is passed without an adapter.
     """
     if args.adapter is None:
         for name in ("adapter_revision", "adapter_subfolder"):
             if getattr(args, name) is not None:
-                raise ValueError(NO_ADAPTER.format(option="--" + name.replace("_", "-")))
+                raise UnlearnError(NO_ADAPTER.format(option="--" + name.replace("_", "-")))
     return {"revision": args.adapter_revision, "subfolder": args.adapter_subfolder}
 
 
@@ -210,7 +211,7 @@ def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, g
         given (Sequence[str]): The command line.
 
     Raises:
-        ValueError: If the command has no such option, or a value has a type that the option cannot have.
+        UnlearnError: If the command has no such option, or a value has a type that the option cannot have.
     """
     known = {flag: action for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
     used = {word.partition("=")[0] for word in given}
@@ -218,7 +219,7 @@ def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, g
     for name, value in settings.items():
         flag = "--" + str(name).replace("_", "-")
         if flag not in known or flag in ("--help", "--config"):
-            raise ValueError(f"{name}: expected an option of {parser.prog}: {', '.join(sorted(known))}.")
+            raise UnlearnError(f"{name}: expected an option of {parser.prog}: {', '.join(sorted(known))}.")
         action = known[flag]
         if value is None or used.intersection(action.option_strings):
             continue
@@ -229,14 +230,14 @@ def arguments_of(settings: Mapping[str, Any], parser: argparse.ArgumentParser, g
 def _words(flag: str, action: argparse.Action, name: str, value: Any) -> list[str]:
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}: expected true or false.")
+            raise UnlearnError(f"{name}={value!r}: expected true or false.")
         opposite = flag.replace("--", "--no-", 1)
         off = [opposite] if opposite in action.option_strings else []
         return [flag] if value else off
     if isinstance(value, list) and action.nargs == "+" and value:
         return [flag, *map(str, value)]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{name}={value!r}: expected {'a list' if action.nargs == '+' else 'a number or a text'}.")
+        raise UnlearnError(f"{name}={value!r}: expected {'a list' if action.nargs == '+' else 'a number or a text'}.")
     return [f"{flag}={value}"]
 
 

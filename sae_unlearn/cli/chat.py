@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.install import install_command
 
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     console = _console()
     settings = Settings(max_new_tokens=args.max_new_tokens, chat_template=not args.plain)
     if not args.adapter:
-        raise ValueError(NO_ADAPTER.format(option="chat"))
+        raise UnlearnError(NO_ADAPTER.format(option="chat"))
     GuardrailFolder.open(args.adapter, **hub_of(args)).artefact()  # report a wrong name before the model is loaded
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = with_adapter(model, args.adapter, args.adapter_revision, args.adapter_subfolder)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 console.print(f"[dim]{settings}[/dim]")
             elif line:
                 show(console, session, line, settings)
-        except (UnlearnError, ValueError) as error:
+        except ValueError as error:
             console.print(str(error), style="red", markup=False)
 
 
@@ -79,7 +80,7 @@ def switched(settings: "Settings", line: str) -> "Settings":
     """The settings after a line such as "/dose 2".
 
     Raises:
-        ValueError: If the command is unknown, or lacks its value.
+        UnlearnError: If the command is unknown, or lacks its value.
     """
     name, _, value = line[1:].partition(" ")
     changes: dict[str, Callable[[str], Any]] = {
@@ -93,11 +94,11 @@ def switched(settings: "Settings", line: str) -> "Settings":
     if name in SWITCHES and not value:
         return replace(settings, enabled=SWITCHES[name])
     if name not in changes:
-        raise ValueError(f"{line}: expected one of {COMMANDS}.")
+        raise UnlearnError(f"{line}: expected one of {COMMANDS}.")
     try:
         return replace(settings, **{fields.get(name, name): changes[name](value.strip())})
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{line}: expected another value. Use {COMMANDS}.") from error
+        raise UnlearnError(f"{line}: expected another value. Use {COMMANDS}.") from error
 
 
 def show(console: Any, session: "Session", prompt: str, settings: "Settings") -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
+from sae_unlearn.errors import UnlearnError
 
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if (args.url is None) == (args.model is None):
-        raise ValueError("--model, --url: expected one of them. Pass a model, or the address of a server.")
+        raise UnlearnError("--model, --url: expected one of them. Pass a model, or the address of a server.")
     report = _check_model(args) if args.url is None else _check_server(args)
     from sae_unlearn.files.terminal import printable
 
@@ -73,7 +74,7 @@ def _check_model(args: argparse.Namespace) -> "CheckReport":
     try:
         folder.config()  # report a wrong name before the model is loaded
     except BundleGiven as found:
-        raise ValueError(f"Pass --adapter-subfolder: check reads one guardrail. {found}.") from found
+        raise UnlearnError(f"Pass --adapter-subfolder: check reads one guardrail. {found}.") from found
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
     if retain is None:
         retain = load_demo_texts().heldout["retain"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.cli.arguments import Parser
 from sae_unlearn.cli.inputs import drawn, read_texts
+from sae_unlearn.errors import UnlearnError
 
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def texts_of(args: "argparse.Namespace", side: str) -> Iterable[Any] | None:
 
     Raises:
         FileNotFoundError: If a source does not exist.
-        ValueError: If a source does not hold texts.
+        UnlearnError: If a source does not hold texts.
     """
     sources, split = getattr(args, side), getattr(args, f"{side}_split")
     if not sources:
@@ -94,7 +95,7 @@ def read_sets(
 
     Raises:
         FileNotFoundError: If a source does not exist.
-        ValueError: If it cannot be read, or two have the same name.
+        UnlearnError: If it cannot be read, or two have the same name.
     """
     found: dict[str, list[Any]] = {}
     for source in sources:
@@ -103,7 +104,7 @@ def read_sets(
         label = path.name if path.exists() else source.partition("@")[0] if rows is not None else source
         rows = list(read_texts(source, text_column)) if rows is None else rows
         if label in found:
-            raise ValueError(f"{source}: two sets are called {label!r}. Rename one of the files, or pass it once.")
+            raise UnlearnError(f"{source}: two sets are called {label!r}. Rename one of the files, or pass it once.")
         found[label] = [plain(row, text_column) for row in drawn(rows, limit, seed)]
     return found
 

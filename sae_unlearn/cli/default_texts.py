@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.cli.document_files import read_parquet
+from sae_unlearn.errors import UnlearnError
 
 
 DEFAULT = "default"
@@ -34,7 +35,7 @@ def default_texts(revision: str | None = None) -> list[str]:
 
     Raises:
         ImportError: If `pyarrow` is not installed; names the extra.
-        ValueError: If the corpus cannot be downloaded, or its file holds other things.
+        UnlearnError: If the corpus cannot be downloaded, or its file holds other things.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -42,7 +43,7 @@ def default_texts(revision: str | None = None) -> list[str]:
     try:
         path = hf_hub_download(REPOSITORY, FILE, repo_type="dataset", revision=revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
+        raise UnlearnError(
             f"--retain default: could not download {FILE} of {REPOSITORY} ({type(error).__name__}). Pass texts of "
             "yours."
         ) from error
@@ -50,7 +51,7 @@ def default_texts(revision: str | None = None) -> list[str]:
     found = [repaired(row[COLUMN]) for row in rows if isinstance(row.get(COLUMN), str)]
     found = [text for text in found if len(text.split()) >= LEAST_WORDS and not text.startswith("=")]
     if not found:
-        raise ValueError(f"--retain default: {FILE} holds no paragraphs. Pass texts of yours.")
+        raise UnlearnError(f"--retain default: {FILE} holds no paragraphs. Pass texts of yours.")
     count = min(PARAGRAPHS, len(found))
     return [found[place * len(found) // count] for place in range(count)]
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.install import install_command
 
 
@@ -25,7 +26,7 @@ def files_of(folder: Path) -> list[Path] | None:
     """The files of a folder of documents, sorted by name, hidden ones left out; None if it is not one.
 
     Raises:
-        ValueError: If there are too many.
+        UnlearnError: If there are too many.
     """
     found, others = [], Counter[str]()
     for path in folder.rglob("*"):
@@ -36,7 +37,7 @@ def files_of(folder: Path) -> list[Path] | None:
         else:
             others[path.suffix.lower() or path.name] += 1
         if len(found) > MAX_FILES:
-            raise ValueError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
+            raise UnlearnError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
     if not any(path.suffix.lower() in DOCUMENTS for path in found):
         return None
     if others:
@@ -50,17 +51,17 @@ def read_pdf(path: Path) -> list[str]:
 
     Raises:
         ImportError: If `pypdf` is not installed; names the extra.
-        ValueError: If it cannot be read, or holds no text.
+        UnlearnError: If it cannot be read, or holds no text.
     """
     pypdf = _imported("pypdf", path)
     try:
         with path.open("rb") as file:
             pages = [page.extract_text() or "" for page in pypdf.PdfReader(file).pages]
     except Exception as error:  # pypdf raises many kinds on files that are not PDF, or broken
-        raise ValueError(f"{path} cannot be read as a PDF: {' '.join(str(error).split())[:200]}") from error
+        raise UnlearnError(f"{path} cannot be read as a PDF: {' '.join(str(error).split())[:200]}") from error
     texts = _worth_reading(re.sub(r"[ \t]*\n[ \t]*", "\n", page).strip() for page in pages)
     if not texts:
-        raise ValueError(f"{path} holds no text; scanned pages need OCR first.")
+        raise UnlearnError(f"{path} holds no text; scanned pages need OCR first.")
     return texts
 
 
@@ -90,20 +91,20 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         ImportError: If `pyarrow` is not installed; names the extra.
-        ValueError: If it cannot be read.
+        UnlearnError: If it cannot be read.
     """
     parquet = _imported("pyarrow.parquet", path)
     try:
         return list(parquet.read_table(path).to_pylist())
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
+        raise UnlearnError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
 
 def read_folder(folder: Path, files: list[Path], read: Callable[[Path], list[str]]) -> list[str]:
     """The texts of all files, one after the other.
 
     Raises:
-        ValueError: If there are none.
+        UnlearnError: If there are none.
     """
     by_file = {path: read(path) for path in files}
     texts = [text for found in by_file.values() for text in found]
@@ -111,7 +112,7 @@ def read_folder(folder: Path, files: list[Path], read: Callable[[Path], list[str
     if texts and empty:
         warnings.warn(f"{folder}: {len(empty)} files hold no texts: {', '.join(empty[:5])}.", stacklevel=2)
     if not texts:
-        raise ValueError(f"{folder} holds no texts.")
+        raise UnlearnError(f"{folder} holds no texts.")
     return texts
 
 

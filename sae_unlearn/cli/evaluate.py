@@ -14,6 +14,7 @@ from sae_unlearn.cli.arguments import (
     options_from,
 )
 from sae_unlearn.cli.data_sets import DATA, add_drawing_arguments
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.evaluation import EvaluationConfig
 
 
@@ -62,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.evaluation.report.report import draw_reports
 
     if not args.forget and not args.retain:
-        raise ValueError("Nothing to measure. Pass --forget, --retain, or both.")
+        raise UnlearnError("Nothing to measure. Pass --forget, --retain, or both.")
     if args.compare and not args.adapter:
-        raise ValueError("--compare measures with and without an adapter. Pass --adapter.")
+        raise UnlearnError("--compare measures with and without an adapter. Pass --adapter.")
     where = hub_of(args)
     config = options_from(args, EvaluationConfig, progress=args.progress)
     output = output_folder(args.output)

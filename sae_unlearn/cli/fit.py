@@ -14,6 +14,7 @@ from sae_unlearn.cli.arguments import (
     options_from,
 )
 from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.fit import GuardrailFitConfig
 
 
@@ -152,14 +153,14 @@ def _candidates(search: dict[str, Any]) -> str:
 
 def _check_search(args: argparse.Namespace) -> None:
     if not args.search and (args.search_minutes is not None or args.search_saes):
-        raise ValueError("--search-minutes and --search-saes are options of a search. Pass --search, too.")
+        raise UnlearnError("--search-minutes and --search-saes are options of a search. Pass --search, too.")
     if args.search and not (args.forget and args.retain):
-        raise ValueError("--search needs --forget and --retain. Pass both.")
+        raise UnlearnError("--search needs --forget and --retain. Pass both.")
 
 
 def _check_upload(args: argparse.Namespace) -> None:
     if args.private and not args.push_to_hub:
-        raise ValueError("--private is an option of an upload. Pass --push-to-hub, too.")
+        raise UnlearnError("--private is an option of an upload. Pass --push-to-hub, too.")
     if args.push_to_hub:
         from huggingface_hub.utils import validate_repo_id
 

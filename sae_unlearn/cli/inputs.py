@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.cli.document_files import READABLE, files_of, read_folder, read_html, read_parquet, read_pdf
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.untrusted import json_lines
 from sae_unlearn.install import install_command
 
@@ -72,7 +74,7 @@ def with_adapter(
 
     Raises:
         OSError: If the adapter cannot be found.
-        ValueError: If it is malformed, or does not belong to the model.
+        UnlearnError: If it is malformed, or does not belong to the model.
     """
     from peft import PeftConfig, PeftModel
 
@@ -113,7 +115,9 @@ def load_sae(
 
     if name == AUTO and model is not None:
         if subfolder or revision:
-            raise ValueError("--sae auto chooses repository and folder; leave out --sae-subfolder and --sae-revision.")
+            raise UnlearnError(
+                "--sae auto chooses repository and folder; leave out --sae-subfolder and --sae-revision."
+            )
         if model == DEMO:
             name = DEMO
         else:
@@ -180,7 +184,7 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it does not hold texts in that column.
+        UnlearnError: If it does not hold texts in that column.
         ImportError: If it is a dataset and `datasets` is not installed. The error names the extra.
     """
     path = Path(source).expanduser()
@@ -189,10 +193,10 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
         return read_folder(path, files, lambda each: _read_file(each, column))
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{source} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}.")
+            raise UnlearnError(f"{source} ends in {path.suffix!r}: expected one of {', '.join(SUFFIXES)}.")
         texts = _read_file(path, column)
         if not texts:
-            raise ValueError(f"{source} holds no texts.")
+            raise UnlearnError(f"{source} holds no texts.")
         return texts
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         raise FileNotFoundError(f"The file {source} does not exist.")
@@ -203,10 +207,10 @@ def drawn(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
     """Return at most `limit` of the rows, in their order; the same seed draws the same ones.
 
     Raises:
-        ValueError: If `limit` is less than 1.
+        UnlearnError: If `limit` is less than 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit}: expected at least 1.")
+    if limit is not None:
+        check_integer("--limit", limit, 1)
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
@@ -232,13 +236,13 @@ def _read_file(path: Path, column: str) -> list[str]:
         else:
             rows = json.loads(path.read_text(encoding=_ENCODING))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise UnlearnError(f"{path} is not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UnlearnError(f"{path} is not JSON: {error}") from error
     except csv.Error as error:
-        raise ValueError(f"{path} is not a valid CSV file ({error}). Save it as .jsonl.") from error
+        raise UnlearnError(f"{path} is not a valid CSV file ({error}). Save it as .jsonl.") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}: expected a list of texts, or of objects with texts.")
+        raise UnlearnError(f"{path} holds a {type(rows).__name__}: expected a list of texts, or of objects with texts.")
     return [_text(row, number, path, column) for number, row in enumerate(rows, 1)]
 
 
@@ -248,8 +252,8 @@ def _text(row: Any, number: int, path: Path, column: str) -> str:
         return text
     if isinstance(row, dict) and column not in row:
         columns = ", ".join(map(str, row))
-        raise ValueError(f"Row {number} of {path} has no {column!r}, only {columns}. Pass --text-column.")
-    raise ValueError(f"Row {number} of {path} is a {type(text).__name__}: expected a text.")
+        raise UnlearnError(f"Row {number} of {path} has no {column!r}, only {columns}. Pass --text-column.")
+    raise UnlearnError(f"Row {number} of {path} is a {type(text).__name__}: expected a text.")
 
 
 def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
@@ -265,9 +269,9 @@ def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
     if isinstance(found, dict):
         wanted = split or "train"
         if wanted not in found:
-            raise ValueError(f"{source} has no split {wanted!r}, only {', '.join(found)}.")
+            raise UnlearnError(f"{source} has no split {wanted!r}, only {', '.join(found)}.")
         found = found[wanted]
     if column not in found.column_names:
         columns = ", ".join(found.column_names)
-        raise ValueError(f"{source} has no column {column!r}, only {columns}. Pass --text-column.")
+        raise UnlearnError(f"{source} has no column {column!r}, only {columns}. Pass --text-column.")
     return found

@@ -10,6 +10,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from sae_unlearn.cli.inputs import load_model, with_adapter
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.likelihood import continuation_likelihoods
 
 
@@ -32,7 +33,7 @@ class HarnessModel(HFLM):
 
     Raises:
         OSError: If the model or the adapter cannot be found.
-        ValueError: If the adapter does not belong to the model, or `batch_size` is not a number above 0.
+        UnlearnError: If the adapter does not belong to the model, or `batch_size` is not a number above 0.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class HarnessModel(HFLM):
         **options: Any,
     ) -> None:
         if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(f"batch_size={batch_size}: expected a number of at least 1.")
+            raise UnlearnError(f"batch_size={batch_size}: expected a number of at least 1.")
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness passes "cuda:0" by default
         model, tokenizer = load_model(pretrained, revision, device, dtype)

@@ -31,6 +31,7 @@ from sae_unlearn.cli import (
     tune,
 )
 from sae_unlearn.cli.arguments import BAD_INPUT, Parser, arguments_of
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.terminal import printable
 from sae_unlearn.version import __version__
 
@@ -136,7 +137,7 @@ def _run(args: argparse.Namespace) -> int:
         _print_next(command.next_step(args))
         return code
     if args.command not in SHARED:
-        raise ValueError(f"{args.command} runs in one process. Start it without accelerate launch or torchrun.")
+        raise UnlearnError(f"{args.command} runs in one process. Start it without accelerate launch or torchrun.")
     from sae_unlearn.backbone.distributed import leaving_launch
 
     with leaving_launch():
@@ -189,11 +190,11 @@ def _read_settings(name: str) -> dict[str, Any]:
         try:
             found = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
+            raise UnlearnError(f"it is not YAML: {' '.join(str(error).split())}") from error
     else:
         found = json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}: expected options by name.")
+        raise UnlearnError(f"it holds a {type(found).__name__}: expected options by name.")
     return found
 
 

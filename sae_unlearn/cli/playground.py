@@ -11,6 +11,7 @@ from sae_unlearn.cli.arguments import (
     add_model_arguments,
 )
 from sae_unlearn.cli.show import labels_of
+from sae_unlearn.errors import UnlearnError
 
 
 HELP = "try a guardrail in a browser: bare and guarded answers side by side, and what the gate sees"
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.playground.session import Session
 
     if not args.adapter:
-        raise ValueError(NO_ADAPTER.format(option="playground"))
+        raise UnlearnError(NO_ADAPTER.format(option="playground"))
     gradio()
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     folder.artefact()  # report a wrong name or a missing file before the model is loaded

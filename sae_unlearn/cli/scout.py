@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sae_unlearn.cli.arguments import Parser, add_model_arguments, add_options, options_from
 from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.scout import ScoutConfig
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     config = options_from(args, ScoutConfig, progress=args.progress)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
     if forget is None or retain is None:
-        raise ValueError("--forget and --retain are both needed; give texts of the topic and other texts.")
+        raise UnlearnError("--forget and --retain are both needed; give texts of the topic and other texts.")
     saes = [load_sae(name, model=args.model) for name in args.saes]
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     found = scout(model, tokenizer, forget, retain, saes, config=config)

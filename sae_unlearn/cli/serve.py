@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
+from sae_unlearn.errors import UnlearnError
 
 
 if TYPE_CHECKING:
@@ -85,11 +86,11 @@ def _guardrails(args: argparse.Namespace) -> "list[GuardrailFolder]":
     bundle = folder.find_bundle()
     folders = [folder] if bundle is None else [folder.member(name) for name in bundle.guardrails]
     if bundle is not None and bundle.lora is not None:
-        raise ValueError(f"{folder} has the LoRA {bundle.lora}: pass a guardrail of it with --adapter-subfolder.")
+        raise UnlearnError(f"{folder} has the LoRA {bundle.lora}: pass a guardrail of it with --adapter-subfolder.")
     for each in folders:
         damage = each.artefact().damage
         if damage is not None:
-            raise ValueError(f"{each}: {damage}. Download or fit it again.")
+            raise UnlearnError(f"{each}: {damage}. Download or fit it again.")
     return folders
 
 
@@ -115,13 +116,13 @@ def _serve_with_vllm(args: argparse.Namespace, settings: dict[str, Any], whole: 
     from sae_unlearn.engines.vllm.command import replace_process, serve_command, serve_environment
 
     if args.device is not None:
-        raise ValueError("--device: vLLM runs on the device of its build. Choose among GPUs by CUDA_VISIBLE_DEVICES.")
+        raise UnlearnError("--device: vLLM runs on the device of its build. Choose among GPUs by CUDA_VISIBLE_DEVICES.")
     more = list(args.engine_options)
     for flag, value in (("--revision", args.model_revision), ("--dtype", None if args.dtype == "auto" else args.dtype)):
         more += [] if value is None else [flag, value]
     flags = ("--no-enable-prefix-caching", "--no-enable-chunked-prefill")
     if whole and not all(flag in more for flag in flags):
-        raise ValueError(
+        raise UnlearnError(
             f'{whole[0]} has gate_scope="sequence": it judges whole prompts only. Fit it with --for-serving, or add '
             f"-- {' '.join(flags)}."
         )
@@ -147,10 +148,10 @@ def _serve_with_transformers(args: argparse.Namespace, settings: dict[str, Any],
     refused = {"--per-request": args.per_request, "--model-revision": args.model_revision is not None}
     for name, given in refused.items():
         if given:
-            raise ValueError(f"{name}: transformers' server has no such option. Leave it out, or use --engine vllm.")
+            raise UnlearnError(f"{name}: transformers' server has no such option. Leave it out, or use --engine vllm.")
     more = list(args.engine_options)
     if whole and "--no-continuous-batching" not in more:
-        raise ValueError(
+        raise UnlearnError(
             f'{whole[0]} has gate_scope="sequence": it judges whole prompts only. Fit it with --for-serving, or add '
             "-- --no-continuous-batching."
         )

@@ -15,6 +15,7 @@ from sae_unlearn.cli.arguments import (
     options_from,
 )
 from sae_unlearn.cli.data_sets import add_text_arguments
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.evaluation import PictureConfig
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     given = [f"--{name}" for name in ("model", "forget", "retain", "sweep") if getattr(args, name)]
     if given and not args.html:
-        raise ValueError(f"{given[0]} is an option of a page. Pass --html FILE, too.")
+        raise UnlearnError(f"{given[0]} is an option of a page. Pass --html FILE, too.")
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     labels: dict[int, str] = {}
     try:
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{describe_labels(labels, folder)}")
     except BundleGiven as found:
         if args.html or args.labels:
-            raise ValueError(f"Pass --adapter-subfolder: a page and labels are of one guardrail. {found}.") from found
+            raise UnlearnError(f"Pass --adapter-subfolder: a page and labels are of one guardrail. {found}.") from found
         print(describe_bundle(folder, found.bundle))
     if args.html:
         path = _target(args.html)
@@ -123,12 +124,12 @@ def _picture(args: argparse.Namespace, folder: "GuardrailFolder") -> "GuardrailP
     sources = {role: getattr(args, role) for role in ("forget", "retain") if getattr(args, role)}
     if not args.model:
         if sources:
-            raise ValueError(f"--{next(iter(sources))}: texts need a model. Pass --model.")
+            raise UnlearnError(f"--{next(iter(sources))}: texts need a model. Pass --model.")
         if args.sweep and kept is None:
             raise FileNotFoundError(f"--sweep {args.sweep}: the file does not exist. Pass --model to measure one.")
         return stored_picture(folder, sweep=kept)
     if not sources:
-        raise ValueError("--model reads texts. Pass --forget, --retain, or both.")
+        raise UnlearnError("--model reads texts. Pass --forget, --retain, or both.")
     texts: dict[str, Any] = {role: texts_of(args, role) for role in sources}
     config = options_from(args, PictureConfig, progress=args.progress)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)

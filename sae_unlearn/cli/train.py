@@ -14,6 +14,7 @@ from sae_unlearn.cli.arguments import (
     options_from,
 )
 from sae_unlearn.cli.data_sets import DATA, add_column_argument
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.field import options_of
 from sae_unlearn.options.train import TrainOptions
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.inputs import not_left_empty, output_folder
 
     if not args.candidates and not (args.known and args.unknown):
-        raise ValueError("Pass --known and --unknown, or --candidates to have the model label them.")
+        raise UnlearnError("Pass --known and --unknown, or --candidates to have the model label them.")
     options = options_from(args, TrainOptions)
     output = output_folder(args.output)
     with not_left_empty(output):  # transformers' Trainer creates it

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments
+from sae_unlearn.errors import UnlearnError
 
 
 HELP = "choose another threshold for a fitted guardrail, without a refit; needs no model"
@@ -43,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     asked = {name: getattr(args, name) for name in ("target_recall", "max_false_alarms", "threshold")}
     wanted = any(value is not None for value in asked.values())
     if args.in_place and args.output:
-        raise ValueError("--in-place and --output are given; give one of them.")
+        raise UnlearnError("--in-place and --output are given; give one of them.")
     if (args.in_place or args.output) and not wanted:
-        raise ValueError("Nothing to write; give --target-recall, --max-false-alarms or --threshold.")
+        raise UnlearnError("Nothing to write; give --target-recall, --max-false-alarms or --threshold.")
     if args.in_place and not Path(args.adapter).expanduser().is_dir():
-        raise ValueError(f"--in-place: {args.adapter} is not a local folder; give --output.")
+        raise UnlearnError(f"--in-place: {args.adapter} is not a local folder; give --output.")
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     config = folder.artefact().config
     calibration = config.calibration or {}

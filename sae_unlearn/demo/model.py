@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.install import install_command
 
 
@@ -58,10 +59,10 @@ def load_demo_model(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel
 
     Raises:
         ImportError: If the model is not cached and the packages of the extra `demo` are not installed.
-        TypeError: If `dtype` is not a floating dtype.
+        UnlearnError: If `dtype` is not a floating dtype.
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype={dtype!r}: expected a floating torch.dtype such as torch.float32.")
+        raise UnlearnError(f"dtype={dtype!r}: expected a floating torch.dtype such as torch.float32.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = demo_model_folder()

@@ -7,6 +7,7 @@ from peft import PeftModel
 from torch import nn
 
 from sae_unlearn.backbone.adapters_off import adapters_off
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail import guard_layers
 
 
@@ -22,10 +23,10 @@ def without_adapters(model: nn.Module) -> Iterator[nn.Module]:
     """Disable the model's adapters inside the `with` block, which gives the base model.
 
     Raises:
-        ValueError: If no adapter is active.
+        UnlearnError: If no adapter is active.
     """
     if not has_adapters(model):
-        raise ValueError(
+        raise UnlearnError(
             f"base=None: expected a model with active adapters, got {type(model).__name__} without. Pass base=."
         )
     with adapters_off(model):

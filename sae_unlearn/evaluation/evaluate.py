@@ -77,7 +77,7 @@ def evaluate(
         Report: The figures of all sets.
 
     Raises:
-        ValueError: If all sets are missing or one is empty, two sets have one name, a row is of another kind, the
+        UnlearnError: If all sets are missing or one is empty, two sets have one name, a row is of another kind, the
             logits are not finite (float16 overflows in some models), or the processes of a launch received different
             rows.
     """
@@ -85,7 +85,7 @@ def evaluate(
     settings = replace(given, progress=given.progress and process_index() == 0)
     sides = {side: _sets(sets, side, given.text_column) for side, sets in (("forget", forget), ("retain", retain))}
     if not any(sides.values()):
-        raise ValueError("forget=None, retain=None: expected facts, choices or texts. Pass at least one of the two.")
+        raise UnlearnError("forget=None, retain=None: expected facts, choices or texts. Pass at least one of the two.")
     _check_alike(sides)
     it = Measurement(model=model, tokenizer=tokenizer, settings=settings, base=base)
     figures: list[Figure] = []
@@ -119,7 +119,7 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
             parts = {str(name) if len(kinds) == 1 else f"{name} {kind}": part for kind, part in kinds.items()}
             twice = found.keys() & parts.keys()
             if twice:
-                raise ValueError(
+                raise UnlearnError(
                     f"{side}={min(twice)!r}: expected different names of the sets, got it twice. Rename one of them."
                 )
             found |= parts
@@ -130,7 +130,7 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
 def _check_alike(sides: Mapping[str, Mapping[str, list[Any]]]) -> None:
     named = [[side, data, repr(row)] for side, sets in sides.items() for data, rows in sets.items() for row in rows]
     if len({*gathered(fingerprint(named))}) > 1:
-        raise ValueError(
+        raise UnlearnError(
             "forget, retain: expected the same rows in every process, got different ones. "
             "Pass the same rows in one order."
         )
@@ -138,7 +138,7 @@ def _check_alike(sides: Mapping[str, Mapping[str, list[Any]]]) -> None:
 
 def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
-        raise ValueError(
+        raise UnlearnError(
             f"{name}: expected a list of Fact, Choice or texts, or a mapping of them, got {type(rows).__name__}."
         )
     found: dict[str, list[Any]] = {}
@@ -148,13 +148,13 @@ def _by_kind(rows: Any, name: str, text_column: str) -> dict[str, list[Any]]:
         kind = next((kind for of, kind in _NAMES.items() if isinstance(row, of)), None)
         if kind is None:
             columns = f" with columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else ""
-            raise ValueError(
+            raise UnlearnError(
                 f"{name}: expected Fact, Choice, text, or a row with a text in column {text_column!r}, "
                 f"got {type(row).__name__}{columns}."
             )
         found.setdefault(kind, []).append(row)
     if not found:
-        raise ValueError(f"{name}=[]: expected at least one row. Pass rows, or omit the set.")
+        raise UnlearnError(f"{name}=[]: expected at least one row. Pass rows, or omit the set.")
     return found
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import is_mine
 from sae_unlearn.backbone.tokens import question_prompt, turn_prompt
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import (
     Choice,
@@ -38,7 +39,7 @@ def fact_figures(it: Measurement, facts: Sequence[Fact], side: str, data: str) -
         data (str): Name of the set.
 
     Raises:
-        ValueError: If a fact has no answers.
+        UnlearnError: If a fact has no answers.
     """
     check_answers(facts, f"{side}, {data}")
     tokenizer, settings = it.tokenizer, it.settings
@@ -60,11 +61,11 @@ def check_answers(facts: Sequence[Fact], what: str) -> None:
     """Raise if a fact has no answers or an empty one.
 
     Raises:
-        ValueError: The message names the first such fact.
+        UnlearnError: The message names the first such fact.
     """
     bare = next((fact for fact in facts if not fact.answers or not all(map(str.strip, fact.answers))), None)
     if bare is not None:
-        raise ValueError(
+        raise UnlearnError(
             f"{what}: answers={bare.answers!r} of {bare.prompt[:60]!r}: expected at least one text, none empty."
         )
 
@@ -123,10 +124,10 @@ def choice_figures(
             the forget quality.
 
     Raises:
-        ValueError: If the options of only some questions are shown, or `reference` has no truth ratios of them.
+        UnlearnError: If the options of only some questions are shown, or `reference` has no truth ratios of them.
     """
     if len({choice.shown for choice in choices}) > 1:
-        raise ValueError(
+        raise UnlearnError(
             f"{side}, {data}: expected the options of all questions shown, or of none. Pass them as two sets."
         )
     shown = choices[0].shown
@@ -183,7 +184,7 @@ def choice_figures(
 def _quality(ratios: Figure, reference: Report) -> list[Figure]:
     other = next((f for f in reference.figures if f.metric == "truth_ratio" and f.rows == ratios.rows), None)
     if other is None:
-        raise ValueError(
+        raise UnlearnError(
             f"reference={reference.title!r}: expected truth ratios of {ratios.side}/{ratios.data}. "
             "Evaluate the reference "
             "model on the same questions with the same settings."

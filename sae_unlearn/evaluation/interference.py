@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.firing import row_firings
 from sae_unlearn.evaluation.metrics.text import row_losses
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
@@ -55,7 +56,7 @@ def interference(
 
     Raises:
         GuardrailError: If the model has no guardrail of a name in `forget`.
-        ValueError: If a set has no texts.
+        UnlearnError: If a set has no texts.
     """
     there = list_guardrails(model)
     absent = [name for name in forget if name not in {one.name for one in there}]
@@ -67,7 +68,7 @@ def interference(
         texts["retain", RETAIN] = list(retain)
     empty = [side if side == RETAIN else f"forget[{name!r}]" for (side, name), rows in texts.items() if not rows]
     if empty:
-        raise ValueError(f"{empty[0]}=[]: expected at least one text. Pass texts, or omit the set.")
+        raise UnlearnError(f"{empty[0]}=[]: expected at least one text. Pass texts, or omit the set.")
     before = [one.name for one in there if one.active]
     try:
         figures = [

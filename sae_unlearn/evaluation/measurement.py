@@ -62,7 +62,7 @@ class Measurement:
         """The base model inside the block: `base`, or `model` with its adapters disabled.
 
         Raises:
-            ValueError: If there is neither.
+            UnlearnError: If there is neither.
         """
         if self.base is not None:
             yield self.base

@@ -29,7 +29,7 @@ from transformers import Cache
 
 from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
 from sae_unlearn.backbone.private_api import forward_hook_owners
-from sae_unlearn.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate.decision import Decision, decide, heard, hits_of, hot_tokens, usual_norm
@@ -294,4 +294,4 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         return self.there(names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")
+        raise GuardrailUnsupported("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")

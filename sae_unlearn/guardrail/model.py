@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.backbone.layers import DecoderLayers, check_module, find_decoder_layers, text_config
 from sae_unlearn.backbone.private_api import remove_hooks
-from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.errors import GuardrailError, GuardrailUnsupported, as_guardrail_error
 from sae_unlearn.guardrail.base_model.match import check_belongs
 from sae_unlearn.guardrail.base_model.nesting import refuse_nested
 from sae_unlearn.guardrail.base_model.same_guardrail import warn_of_same_weights, with_these_weights
@@ -233,7 +233,7 @@ class SAEGuardrailModel(BaseTuner):
         yield
 
     def _check_merge_allowed(self) -> None:
-        raise NotImplementedError("A guardrail depends on its input and cannot be merged. Remove it with `unload()`.")
+        raise GuardrailUnsupported("A guardrail depends on its input and cannot be merged. Remove it with `unload()`.")
 
 
 def _has_arrived(layer: SAEGuardrailLayer, name: str) -> bool:

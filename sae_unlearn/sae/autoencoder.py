@@ -69,8 +69,7 @@ class SparseAutoencoder(nn.Module):
             "center" if only the mean is, by columns of W_enc with mean 0. None otherwise.
 
     Raises:
-        TypeError: If a parameter is not a tensor.
-        ValueError: If a shape, dtype, value, `k`, `threshold` or `layer` does not fit.
+        UnlearnError: If a type, shape, dtype, value, `k`, `threshold` or `layer` does not fit.
     """
 
     W_enc: nn.Parameter
@@ -156,7 +155,7 @@ class SparseAutoencoder(nn.Module):
             dtype (dtype, *optional*, defaults to torch.float32): Dtype of the weights.
 
         Raises:
-            TypeError: If `sae` has no `cfg.to_dict()` and `state_dict()`.
+            UnlearnError: If `sae` has no `cfg.to_dict()` and `state_dict()`.
             SAEFormatError: If it does not read the residual stream, or a setting cannot be represented exactly.
         """
         check_dtype(dtype)
@@ -209,8 +208,7 @@ class SparseAutoencoder(nn.Module):
         With `input_norm="layer"`, `h` is normalized first.
 
         Raises:
-            TypeError: If `h` is not a floating tensor.
-            ValueError: If the last dimension of `h` is not d_in.
+            UnlearnError: If `h` is not a floating tensor `[..., d_in]`.
         """
         if self.input_norm == "layer":
             h = layer_normed(cast_input(h, self.d_in, self.dtype, "h", "d_in"))[0]
@@ -222,8 +220,7 @@ class SparseAutoencoder(nn.Module):
             a = relu(pre) * (pre > threshold)           or, for topk, the k largest of relu(pre)
 
         Raises:
-            TypeError: If `h` is not a floating tensor.
-            ValueError: If the last dimension of `h` is not d_in.
+            UnlearnError: If `h` is not a floating tensor `[..., d_in]`.
         """
         pre = self.pre_activations(h)
         if self.k is not None:  # topk
@@ -236,8 +233,7 @@ class SparseAutoencoder(nn.Module):
         With an `input_norm`, this is the reconstruction of the normalized input.
 
         Raises:
-            TypeError: If `a` is not a floating tensor.
-            ValueError: If the last dimension of `a` is not d_sae.
+            UnlearnError: If `a` is not a floating tensor `[..., d_sae]`.
         """
         a = cast_input(a, self.d_sae, self.dtype, "a", "d_sae")
         with without_autocast(a):
@@ -259,9 +255,8 @@ class SparseAutoencoder(nn.Module):
             std (float, *optional*): Standard deviation assumed for every token. Only with `input_norm="layer"`.
 
         Raises:
-            TypeError: If an id is not an integer.
-            ValueError: If `feature_ids` is empty, has an id twice or out of range, if the SAE needs `threshold` (and
-                `std`) and does not get it, or gets it and does not need it.
+            UnlearnError: If `feature_ids` is empty, or an id is not an integer, occurs twice or is out of range; if
+                the SAE needs `threshold` (and `std`) and does not get it, or gets it and does not need it.
         """
         check_slice_settings(self.architecture, self.k, self.d_sae, self.input_norm, threshold, std)
         ids = check_feature_ids(feature_ids, self.d_sae)

@@ -40,9 +40,9 @@ def without_autocast(tensor: torch.Tensor) -> AbstractContextManager[None]:
 def cast_input(tensor: torch.Tensor, width: int, dtype: torch.dtype, name: str, width_name: str) -> torch.Tensor:
     """Return `tensor [..., width]` in `dtype`. Raise if it is not floating or has another width."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}.")
+        raise UnlearnError(f"{name}: expected a torch.Tensor of shape [..., {width}], got {type(tensor).__name__}.")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}.")
+        raise UnlearnError(f"{name}: expected a floating dtype, got {tensor.dtype}.")
     if tensor.ndim == 0 or tensor.shape[-1] != width:
         raise UnlearnError(
             f"{name}: expected shape [..., {width_name}={width}], got {list(tensor.shape)}. Pass an SAE trained on "

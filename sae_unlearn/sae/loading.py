@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sae_unlearn.errors import SAEFormatError
+from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.files.digest import sha256
 from sae_unlearn.files.hub import FileTree
 from sae_unlearn.files.untrusted import clean_subfolder
@@ -151,7 +151,7 @@ def read_saelens(sae: Any) -> StoredSAE:
     where = f"the {type(sae).__name__} given"
     config: Any = getattr(sae, "cfg", None)
     if not callable(getattr(config, "to_dict", None)) or not callable(getattr(sae, "state_dict", None)):
-        raise TypeError(
+        raise UnlearnError(
             f"sae: expected a sae_lens.SAE with cfg.to_dict() and state_dict(), got {type(sae).__name__}. Use "
             "SparseAutoencoder.from_pretrained for a folder or a repository."
         )

@@ -16,19 +16,20 @@ def check_feature_ids(feature_ids: Iterable[int], d_sae: int | None = None) -> l
     """Return `feature_ids` as a list of int: non-empty, unique, and in [0, d_sae) if d_sae is passed.
 
     Raises:
-        TypeError: If an id is not an integer.
-        ValueError: If it is empty, or has an id twice or out of range.
+        UnlearnError: If it is empty, or has an id that is not an integer, occurs twice or is out of range.
     """
     if isinstance(feature_ids, (str, bytes)) or not isinstance(feature_ids, Iterable):
-        raise TypeError(f"feature_ids={feature_ids!r:.80}: expected a list of integers.")
+        raise UnlearnError(f"feature_ids={feature_ids!r:.80}: expected a list of integers.")
     ids: list[int] = []
     for value in feature_ids:
         if isinstance(value, bool):
-            raise TypeError(f"feature_ids: expected integers, got {value!r}. Pass ids, not a mask.")
+            raise UnlearnError(f"feature_ids: expected integers, got {value!r}. Pass ids, not a mask.")
         try:
             ids.append(value.__index__())
         except (AttributeError, TypeError):
-            raise TypeError(f"feature_ids: expected integers, got {value!r}. Pass ids such as [3, 14, 15].") from None
+            raise UnlearnError(
+                f"feature_ids: expected integers, got {value!r}. Pass ids such as [3, 14, 15]."
+            ) from None
     if not ids:
         raise UnlearnError("feature_ids: expected at least one id, got none.")
     upper = "" if d_sae is None else f" and below d_sae={d_sae}"
@@ -76,7 +77,7 @@ def check_slice_settings(
     """Raise unless `threshold` and `std` are passed exactly if a slice of such an SAE needs them.
 
     Raises:
-        ValueError: If one is missing, or passed without need.
+        UnlearnError: If one is missing, or passed without need.
     """
     exact, normed = exact_in_slices(architecture, input_norm), input_norm == "layer"
     if not exact and (threshold is None or (normed and std is None)):
@@ -115,7 +116,7 @@ class SAESlice:
         W_dec (Tensor): Decoder rows [N, d_in].
 
     Raises:
-        ValueError: If shapes, dtypes or values do not fit together.
+        UnlearnError: If shapes, dtypes or values do not fit together.
     """
 
     feature_ids: list[int]
@@ -141,7 +142,7 @@ class SAESlice:
             pre = h @ W_enc + b_enc ;  a = relu(pre) * (pre > threshold)
 
         Raises:
-            ValueError: If the last dimension of `h` is not d_in.
+            UnlearnError: If the last dimension of `h` is not d_in.
         """
         return jumprelu(affine_encode(h, self.W_enc, self.b_enc), self.threshold)
 

@@ -27,7 +27,7 @@ CENTERED = 2.0**-6
 def check_tensor(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
     """Raise unless `tensor` is a finite floating tensor of `shape` (and of `dtype`, if passed)."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}.")
+        raise UnlearnError(f"{name}: expected a torch.Tensor of shape {list(shape)}, got {type(tensor).__name__}.")
     if not tensor.is_floating_point():
         raise UnlearnError(f"{name}: expected a floating dtype such as torch.float32, got {tensor.dtype}.")
     if dtype is not None and tensor.dtype != dtype:
@@ -50,7 +50,7 @@ def _not_finite(tensor: torch.Tensor) -> str:
 def check_dimensions(W_enc: torch.Tensor) -> tuple[int, int]:
     """Return `(d_in, d_sae)` of `W_enc [d_in, d_sae]`. Raise unless it is a non-empty matrix."""
     if not isinstance(W_enc, torch.Tensor):
-        raise TypeError(f"W_enc: expected a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
+        raise UnlearnError(f"W_enc: expected a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
     if W_enc.ndim != 2 or W_enc.numel() == 0:
         raise UnlearnError(f"W_enc: expected a non-empty matrix [d_in, d_sae], got shape {list(W_enc.shape)}.")
     return W_enc.shape[0], W_enc.shape[1]

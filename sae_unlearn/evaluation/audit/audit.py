@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.residual_stream import evaluation_mode
+from sae_unlearn.checks import check_choice
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import NotPossible
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
@@ -80,14 +81,13 @@ def audit(
         AuditReport: The rows of all attacks.
 
     Raises:
-        ValueError: If `forget` is empty, a fact has no answers, a row is of another type, an attack is unknown, a
+        UnlearnError: If `forget` is empty, a fact has no answers, a row is of another type, an attack is unknown, a
             setting is out of range, or a prompt of `unnamed` contains one of `names`.
     """
     settings = merged(AuditConfig, config, options, UnlearnError)
     chosen = list(ATTACKS) if settings.attacks is None else list(dict.fromkeys(settings.attacks))
-    unknown_attack = next((name for name in chosen if name not in ATTACKS), None)
-    if unknown_attack is not None:
-        raise ValueError(f"attacks={unknown_attack!r}: expected one of {', '.join(ATTACKS)}.")
+    for name in chosen:
+        check_choice("attacks", name, ATTACKS)
     it = Inquiry(
         model=model,
         tokenizer=tokenizer,

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.layers import base_model_of, text_config
+from sae_unlearn.checks import check_integer
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
 from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
@@ -38,7 +40,7 @@ class Inquiry(Measurement):
         asked (int): Number of facts asked so far.
 
     Raises:
-        ValueError: If an input cannot be used by an attack that runs later: facts without answers, `unnamed` prompts
+        UnlearnError: If an input cannot be used by an attack that runs later: facts without answers, `unnamed` prompts
             that contain one of `names`, or `layer` out of range.
     """
 
@@ -62,14 +64,12 @@ class Inquiry(Measurement):
         named = naming_prompts((fact.prompt for fact in self.unnamed), self.names)
         if named or (self.unnamed and not self.names):
             why = f"prompt {named[0][0]!r} with name {named[0][1]!r}" if named else "names=()"
-            raise ValueError(
+            raise UnlearnError(
                 f"unnamed: expected prompts that contain none of names=, got {why}. Pass names= and reword the prompt."
             )
         depth = text_config(base_model_of(self.model)).num_hidden_layers
-        if self.layer is not None and not 0 <= self.layer < depth:
-            raise ValueError(
-                f"layer={self.layer}: expected 0 to {depth - 1}, the layers of this {type(self.model).__name__}."
-            )
+        if self.layer is not None:
+            check_integer("layer", self.layer, 0, depth - 1)
 
     def models(self) -> Iterator[tuple[str, AbstractContextManager[nn.Module]]]:
         """Yield the audited model, and the base as its control if there is one."""
@@ -137,15 +137,15 @@ def as_facts(rows: Any, name: str) -> list[Fact]:
         name (str): Name of the argument, for errors.
 
     Raises:
-        ValueError: If `rows` is empty or holds anything else.
+        UnlearnError: If `rows` is empty or holds anything else.
     """
     if isinstance(rows, dict):
         return [fact for key, part in rows.items() for fact in as_facts(part, f"{name}[{key!r}]")]
     if isinstance(rows, (str, bytes)) or not hasattr(rows, "__iter__"):
-        raise ValueError(f"{name}: expected a list of Fact or Choice, got {type(rows).__name__}.")
+        raise UnlearnError(f"{name}: expected a list of Fact or Choice, got {type(rows).__name__}.")
     found = [_as_fact(row, name) for row in rows]
     if not found:
-        raise ValueError(f"{name}=[]: expected at least one Fact or Choice.")
+        raise UnlearnError(f"{name}=[]: expected at least one Fact or Choice.")
     return found
 
 
@@ -153,7 +153,7 @@ def _as_fact(row: Any, name: str) -> Fact:
     if isinstance(row, Fact):
         return row
     if not isinstance(row, Choice):
-        raise ValueError(f"{name}: expected Fact or Choice, got {type(row).__name__}. Pass texts as neighbors=.")
+        raise UnlearnError(f"{name}: expected Fact or Choice, got {type(row).__name__}. Pass texts as neighbors=.")
     if row.shown:
         return Fact(f"{lettered(row)}\nAnswer:", (ascii_uppercase[row.right],), row.subject)
     return Fact(f"{row.question}\nAnswer:", (row.options[row.right],), row.subject)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.plot import draw_audit
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.audit.tables import (
@@ -67,7 +68,7 @@ class AuditReport(StoredReport):
             strength (float, *optional*): Needed if it has several strengths.
 
         Raises:
-            KeyError: If no row matches, or more than one.
+            UnlearnError: If no row matches, or more than one.
         """
         found = [
             row
@@ -76,7 +77,7 @@ class AuditReport(StoredReport):
         ]
         if len(found) != 1:
             there = ", ".join(f"{row.attack}/{row.variant}/{row.strength:g}" for row in self.rows)
-            raise KeyError(f"{attack=}, {variant=}, {strength=}: expected one row, got {len(found)}. Rows: {there}")
+            raise UnlearnError(f"{attack=}, {variant=}, {strength=}: expected one row, got {len(found)}. Rows: {there}")
         return found[0]
 
     def to_markdown(self) -> str:
@@ -126,7 +127,7 @@ class AuditReport(StoredReport):
         """Return the report from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: If a field is missing, unknown or of another type; the message names it.
+            UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("audit"):
             reports = {

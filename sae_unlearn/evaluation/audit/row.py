@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, plain_estimate
 from sae_unlearn.evaluation.report.files import read_as
@@ -72,7 +73,7 @@ class AuditRow:
         """Return the row from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: If a field is missing, unknown or of another type; the message names it.
+            UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("row of an audit"):
             figures = {name: tuple(Figure.from_dict(one) for one in stored[name]) for name in ("audited", "base")}
@@ -90,11 +91,11 @@ def any_of(metric: str, figures: Iterable[Figure]) -> Figure:
         figures (iterable of Figure): Shares of the same rows.
 
     Raises:
-        ValueError: If `figures` is empty, or they are shares of different rows.
+        UnlearnError: If `figures` is empty, or they are shares of different rows.
     """
     figures = list(figures)
     if len({figure.groups for figure in figures}) != 1:
-        raise ValueError(
+        raise UnlearnError(
             f"figures: expected shares of the same rows, got {len(figures)} of {len({f.groups for f in figures})} sets."
         )
     hits = torch.tensor([figure.values for figure in figures]).amax(dim=0)

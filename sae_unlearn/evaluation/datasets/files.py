@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.untrusted import json_lines
 from sae_unlearn.install import install_command
 
@@ -29,7 +30,7 @@ def read_rows(
     Raises:
         FileNotFoundError: If the folder, the dataset or the part does not exist. The message names the patterns.
         ImportError: If `datasets` is needed and not installed. The message names the extra.
-        ValueError: If a file does not hold rows.
+        UnlearnError: If a file does not hold rows.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -48,7 +49,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         ImportError: If the file is Parquet and `pyarrow` is not installed.
-        ValueError: If the file does not hold rows.
+        UnlearnError: If the file does not hold rows.
     """
     if path.suffix == ".parquet":
         try:
@@ -63,9 +64,9 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if text.lstrip().startswith("[") else json_lines(text)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected rows, got {error}") from error
+        raise UnlearnError(f"{path}: expected rows, got {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path}: expected a list of objects, or one object per line.")
+        raise UnlearnError(f"{path}: expected a list of objects, or one object per line.")
     return rows
 
 
@@ -73,11 +74,11 @@ def text_of(row: dict[str, Any], name: str, source: str) -> str:
     """Return a text field of a row.
 
     Raises:
-        ValueError: If the row does not have it.
+        UnlearnError: If the row does not have it.
     """
     value = row.get(name)
     if not isinstance(value, str):
-        raise ValueError(f"{source}: expected rows with a text {name!r}, got {', '.join(map(str, row))}.")
+        raise UnlearnError(f"{source}: expected rows with a text {name!r}, got {', '.join(map(str, row))}.")
     return value
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.datasets.files import read_rows, text_of
 from sae_unlearn.evaluation.metrics.choices import Choice
 
@@ -28,7 +29,7 @@ def mmlu_choices(subject: str, source: str = HUB_ID, split: str = "test", revisi
 
     Raises:
         FileNotFoundError: If the source or the part does not exist.
-        ValueError: If a row is not a question with options.
+        UnlearnError: If a row is not a question with options.
     """
     folder = Path(source).expanduser()
     names = (f"{split}/{subject}_{split}.csv", f"data/{split}/{subject}_{split}.csv")
@@ -51,21 +52,21 @@ def exam_choices(rows: Iterable[Mapping[str, Any]], source: str, subject_column:
             MMLU's own `subject` is the exam, whose questions are independent.
 
     Raises:
-        ValueError: If a row lacks one of the fields, or no question is left.
+        UnlearnError: If a row lacks one of the fields, or no question is left.
     """
     found = []
     for row in rows:
         question, options, answer = text_of(dict(row), "question", source), row.get("choices"), row.get("answer")
         if not isinstance(options, (list, tuple)):
-            raise ValueError(f"{source}: expected rows with a list `choices`, got {', '.join(row)}.")
+            raise UnlearnError(f"{source}: expected rows with a list `choices`, got {', '.join(row)}.")
         place = _place(answer)
         if not 0 <= place < len(options):
-            raise ValueError(f"answer={answer!r} of {question[:60]!r} in {source}: expected 0 to {len(options) - 1}.")
+            raise UnlearnError(f"answer={answer!r} of {question[:60]!r} in {source}: expected 0 to {len(options) - 1}.")
         options = tuple(str(option).strip() for option in options)
         if all(options) and len(set(options)) == len(options):
             found.append(Choice(question.strip(), options, place, str(row.get(str(subject_column)) or "")))
     if not found:
-        raise ValueError(f"{source}: expected at least one question with different options.")
+        raise UnlearnError(f"{source}: expected at least one question with different options.")
     return found
 
 
@@ -83,7 +84,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
     if rows and rows[0][:1] == ["question"]:
         rows = rows[1:]
     if any(len(row) < 4 for row in rows):
-        raise ValueError(
+        raise UnlearnError(
             f"{path}: expected rows of question, options and answer, got one with {min(map(len, rows))} columns."
         )
     return [{"question": row[0], "choices": row[1:-1], "answer": row[-1]} for row in rows]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.datasets.files import read_file, text_of
 from sae_unlearn.evaluation.datasets.mmlu import exam_choices
 from sae_unlearn.evaluation.metrics.choices import Choice
@@ -16,7 +17,7 @@ def read_questions(path: Path) -> list[Fact] | list[Choice] | None:
     `question`, `choices` and `answer` (a 0-based index or a letter). Both may have a `subject`.
 
     Raises:
-        ValueError: If a later row is of another kind than the first.
+        UnlearnError: If a later row is of another kind than the first.
     """
     if path.suffix.lower() not in (".json", ".jsonl"):
         return None
@@ -36,5 +37,5 @@ def _fact(row: dict[str, Any], path: Path) -> Fact:
     answers = row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise ValueError(f"answers={answers!r} of {prompt[:60]!r} in {path}: expected a text, or a list of texts.")
+        raise UnlearnError(f"answers={answers!r} of {prompt[:60]!r} in {path}: expected a text, or a list of texts.")
     return Fact(prompt.rstrip(), tuple(answers), str(row.get("subject") or ""))

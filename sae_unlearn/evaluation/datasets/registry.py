@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.datasets.mmlu import mmlu_choices
 from sae_unlearn.evaluation.datasets.muse import muse_facts, muse_passages, muse_texts
 from sae_unlearn.evaluation.datasets.relations import relation_facts
@@ -41,7 +42,7 @@ def read_named(name: str) -> list[Any]:
         name (str): "KIND:PART" or "KIND:PART@SOURCE", with a folder or an id on the Hub as the source.
 
     Raises:
-        ValueError: If the kind is unknown, or a relation has no source.
+        UnlearnError: If the kind is unknown, or a relation has no source.
         FileNotFoundError: If the data does not exist.
     """
     kind, _, rest = name.partition(":")
@@ -49,11 +50,11 @@ def read_named(name: str) -> list[Any]:
     if kind not in READERS:
         near = difflib.get_close_matches(kind, READERS, 1)
         hint = f"Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"kind={kind!r}: expected one of {', '.join(READERS)}. {hint}".rstrip())
+        raise UnlearnError(f"kind={kind!r}: expected one of {', '.join(READERS)}. {hint}".rstrip())
     if not part or (at and not source):
-        raise ValueError(f"name={name!r}: expected {kind}:PART or {kind}:PART@FOLDER_OR_HUB_ID.")
+        raise UnlearnError(f"name={name!r}: expected {kind}:PART or {kind}:PART@FOLDER_OR_HUB_ID.")
     if kind == "relation" and not source:
-        raise ValueError(
+        raise UnlearnError(
             f"name={name!r}: expected {name}@FOLDER, a folder with the files of github.com/evandez/relations."
         )
     return list(READERS[kind](part, source) if source else READERS[kind](part))

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.checks import check_integer
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.recall import Fact
 
 
@@ -29,7 +31,7 @@ def relation_facts(
 
     Raises:
         FileNotFoundError: If the source or the part does not exist.
-        ValueError: If the file is malformed, or does not have the template.
+        UnlearnError: If the file is malformed, or does not have the template.
     """
     path = _file(relation, source, revision)
     try:
@@ -37,11 +39,10 @@ def relation_facts(
         templates = (stored.get("prompt_templates_zs") if zero_shot else None) or stored["prompt_templates"]
         samples = [(str(sample["subject"]), str(sample["object"])) for sample in stored["samples"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UnlearnError(
             f"{path}: expected a relation in the format of evandez/relations, got {type(error).__name__} {error}"
         ) from error
-    if not 0 <= template < len(templates):
-        raise ValueError(f"template={template}: expected 0 to {len(templates) - 1}, the templates of {relation}.")
+    check_integer("template", template, 0, len(templates) - 1)
     answers: dict[str, list[str]] = {}
     for subject, answer in samples:  # a subject with several objects is one fact with several answers
         answers.setdefault(subject, []).append(answer)

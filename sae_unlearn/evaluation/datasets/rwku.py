@@ -4,6 +4,7 @@ Hub: `jinzhuoran/RWKU`. In a folder: `forget_level1.json` and so on, the same in
 `forget_level1/test/*.parquet`.
 """
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.datasets.files import read_rows, text_of
 from sae_unlearn.evaluation.metrics.recall import Fact
 
@@ -25,7 +26,7 @@ def rwku_facts(
 
     Raises:
         FileNotFoundError: If the source or the part does not exist.
-        ValueError: If the subset asks about none of the people.
+        UnlearnError: If the subset asks about none of the people.
     """
     files = [f"{subset}.json", f"All/{subset}.json", f"{subset}/test/*.parquet", f"{subset}/test*.parquet"]
     task = "Please complete the blank in" if subset.endswith("1") else "Please briefly answer"
@@ -40,7 +41,7 @@ def rwku_facts(
         if people is None or row.get("subject") in people
     ]
     if not found:
-        raise ValueError(
+        raise UnlearnError(
             f"people={people}: expected names in {subset} of {source}, got none of its {len(rows)} probes."
         )
     return found

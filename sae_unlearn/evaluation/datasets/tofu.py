@@ -6,6 +6,7 @@ Hub: `locuslab/TOFU`. In a folder: `forget10.json`, `forget10_perturbed.json` an
 
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.datasets.files import read_rows, text_of
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
@@ -50,14 +51,14 @@ def tofu_choices(subset: str = "forget10", source: str = HUB_ID, revision: str |
 
     Raises:
         FileNotFoundError: If the source or the part does not exist.
-        ValueError: If the subset has no perturbed answers.
+        UnlearnError: If the subset has no perturbed answers.
     """
     rows = _rows(f"{subset}_perturbed", (f"{subset}_perturbed", subset), source, revision)
     found = []
     for row, subject in zip(rows, _authors(subset, len(rows)), strict=True):
         others = row.get("perturbed_answer")
         if not isinstance(others, list):
-            raise ValueError(
+            raise UnlearnError(
                 f"subset={subset!r}: expected perturbed answers in {source}. The truth ratio needs {subset}_perturbed."
             )
         true = row.get("paraphrased_answer") or text_of(row, "answer", source)

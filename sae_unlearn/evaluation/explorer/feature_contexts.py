@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.residual_stream import ResidualBatch
+from sae_unlearn.checks import check_integer
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts
 from sae_unlearn.guardrail.gate.offline import judged_tokens
 
@@ -129,7 +130,7 @@ def feature_contexts(
 
     Raises:
         GuardrailError: If the model has no such guardrail, no texts are given, or a corpus is empty.
-        ValueError: If `contexts` or `around` is out of range.
+        UnlearnError: If `contexts` or `around` is out of range.
     """
     texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
     return contexts_in(texts, contexts, around)
@@ -138,8 +139,8 @@ def feature_contexts(
 @torch.no_grad()
 def contexts_in(texts: GuardedTexts, contexts: int, around: int) -> FeatureContexts:
     """Return the contexts of texts that can also be used for other measurements."""
-    if contexts < 1 or around < 0:
-        raise ValueError(f"contexts={contexts}, around={around}: expected at least 1 and 0.")
+    check_integer("contexts", contexts, 1)
+    check_integer("around", around, 0)
     config, encoder = texts.config, texts.encoder
     best = _Best(config.num_features, contexts, around)
     sums = {role: _Sums(config.num_features) for role in texts.documents}

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.checks import check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, alone_and_clamping, clamp_of
 from sae_unlearn.evaluation.metrics.text import batch_losses, predicted_rows
 from sae_unlearn.evaluation.report.estimate import Estimate
@@ -84,7 +85,7 @@ class Sweep:
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If it is not a sweep.
+            UnlearnError: If it is not a sweep.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -92,7 +93,7 @@ class Sweep:
             base = {str(role): float(loss) for role, loss in stored["base_loss"].items()}
             return cls(doses, thresholds, base, dict(stored["guardrail"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: expected a sweep that this package wrote, got {error!r}.") from error
+            raise UnlearnError(f"{path}: expected a sweep that this package wrote, got {error!r}.") from error
 
     def check_is_of(self, config: SAEGuardrailConfig) -> None:
         """Raise unless the sweep is of this guardrail.
@@ -160,7 +161,7 @@ def sweep_guardrail(
 
     Raises:
         GuardrailError: If the model has no such guardrail, no texts are given, or a corpus is empty.
-        ValueError: If a dose is negative, which would amplify the topic.
+        UnlearnError: If a dose is negative, which would amplify the topic.
     """
     texts = GuardedTexts(model, tokenizer, forget, retain, adapter_name, text_column, batch_size, progress)
     return swept(texts, doses, thresholds)
@@ -169,7 +170,7 @@ def sweep_guardrail(
 def swept(texts: GuardedTexts, doses: Sequence[float] = DOSES, thresholds: Sequence[float] | None = None) -> Sweep:
     """Return the sweep of texts that can also be used for other measurements."""
     if any(dose < 0 for dose in doses):
-        raise ValueError(f"doses={list(doses)}: expected at least 0. A negative dose would amplify the topic.")
+        raise UnlearnError(f"doses={list(doses)}: expected at least 0. A negative dose would amplify the topic.")
     config, own = texts.config, texts.config.tau
     sides = {role: _Side(texts, role) for role in texts.documents}
     highest = max(own, *(float(side.statistics.max()) for side in sides.values()))

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import check_module
 from sae_unlearn.backbone.tokens import question_prompt
-from sae_unlearn.checks import check_all, check_counts, check_is
+from sae_unlearn.checks import check_all, check_counts, check_integer, check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.metrics.ranking import candidate_log_probs
 
@@ -29,7 +30,7 @@ class Choice:
             alternative answers (TOFU's perturbed answers), and only their probabilities are compared.
 
     Raises:
-        ValueError: If there are fewer than two options or more than letters, an option is empty or occurs twice, or
+        UnlearnError: If there are fewer than two options or more than letters, an option is empty or occurs twice, or
             `right` is out of range.
     """
 
@@ -43,15 +44,17 @@ class Choice:
         check_is(self.question, str, "question")
         check_all(self.options, str, f"options of {self.question[:60]!r}")
         if not 2 <= len(self.options) <= len(ascii_uppercase):
-            raise ValueError(f"options of {self.question[:60]!r}: expected 2 to 26, got {len(self.options)}.")
+            raise UnlearnError(f"options of {self.question[:60]!r}: expected 2 to 26, got {len(self.options)}.")
         if not all(option.strip() for option in self.options):
-            raise ValueError(f"options of {self.question[:60]!r}: expected texts, got an empty one. Omit the question.")
+            raise UnlearnError(
+                f"options of {self.question[:60]!r}: expected texts, got an empty one. Omit the question."
+            )
         if len(set(self.options)) < len(self.options):
-            raise ValueError(
+            raise UnlearnError(
                 f"options of {self.question[:60]!r}: expected different ones, got one twice. Omit the question."
             )
         if not 0 <= self.right < len(self.options):
-            raise ValueError(
+            raise UnlearnError(
                 f"right={self.right} of {self.question[:60]!r}: expected the index of an option, "
                 f"0 to {len(self.options) - 1}."
             )
@@ -164,13 +167,11 @@ def right_by_letter(
         Tensor: `[n, orders]` float64, 1 if right and 0 if not.
 
     Raises:
-        ValueError: If `orders` is below 1 or `choices` is empty.
+        UnlearnError: If `orders` is below 1 or `choices` is empty.
     """
-    if not choices:
-        raise ValueError("choices=[]: expected at least one question.")
+    check_all(choices, Choice, "choices", 1)
     orders = max(len(c.options) for c in choices) if orders is None else orders
-    if orders < 1:
-        raise ValueError(f"orders={orders}: expected at least 1, the given order.")
+    check_integer("orders", orders, 1)
     found = torch.zeros(len(choices), orders, dtype=torch.float64)
     for size in sorted({len(c.options) for c in choices}):
         index = [i for i, c in enumerate(choices) if len(c.options) == size]

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.distributed import gathered, is_mine
 from sae_unlearn.backbone.logits import run_for_hooks
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.text import predicted_tokens
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.runtime.recording import Firings
@@ -38,7 +39,7 @@ def row_firings(
 
     Raises:
         GuardrailError: If the model has no guardrail.
-        ValueError: If a text has no token.
+        UnlearnError: If a text has no token.
     """
     mine: list[int] = []
     with (
@@ -62,14 +63,14 @@ def fired_rows(firings: Firings, rows: Sequence[int], shared: bool = False) -> d
         shared (bool, *optional*, defaults to False): `rows` are those of this process of a launch.
 
     Raises:
-        ValueError: If a guardrail reported another number of rows, so that it was not enabled all the time.
+        UnlearnError: If a guardrail reported another number of rows, so that it was not enabled all the time.
     """
     found: dict[str, list[bool]] = {}
     for firing in firings:
         found.setdefault(firing.adapter, []).append(firing.fired)
     for name, fired in found.items():
         if len(fired) != len(rows):
-            raise ValueError(
+            raise UnlearnError(
                 f"adapter_name={name!r}: expected {len(rows)} rows, got {len(fired)}. "
                 "Do not enable or disable it meanwhile."
             )

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import prompt_ids, right_padded
+from sae_unlearn.errors import UnlearnError
 
 
 class AnswerLikelihoods(NamedTuple):
@@ -60,7 +61,7 @@ def answer_likelihoods(
             must call, and receives the whole result.
 
     Raises:
-        ValueError: If an answer adds no token to its prompt, or has more than `max_length`.
+        UnlearnError: If an answer adds no token to its prompt, or has more than `max_length`.
     """
     rows, tokens = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -69,9 +70,9 @@ def answer_likelihoods(
             (i for i, (a, b) in enumerate(zip(before, row, strict=False)) if a != b), min(len(before), len(row))
         )
         if not answer.strip() or len(row) == common:
-            raise ValueError(f"answers={answer!r} to {prompt[-60:]!r}: expected at least one token. Omit it.")
+            raise UnlearnError(f"answers={answer!r} to {prompt[-60:]!r}: expected at least one token. Omit it.")
         if len(row) - common >= max_length or common == 0:
-            raise ValueError(
+            raise UnlearnError(
                 f"max_length={max_length}: expected more than the {len(row) - common} tokens of answer "
                 f"{answer[:40]!r} to "
                 f"{prompt[-40:]!r}. Raise it, or pass a prompt."

@@ -95,14 +95,14 @@ def candidate_log_probs(
         Tensor: `[prompts, candidates]` float64.
 
     Raises:
-        ValueError: If a prompt ends with a blank, a candidate occurs twice, or a candidate begins with another one.
+        UnlearnError: If a prompt ends with a blank, a candidate occurs twice, or a candidate begins with another one.
     """
     check_all(prompts, str, "prompts", least=1)
     check_all(candidates, str, "candidates", least=1)
     check_counts(batch_size=batch_size)
     blank = next((prompt for prompt in prompts if prompt != prompt.rstrip()), None)
     if blank is not None:
-        raise ValueError(
+        raise UnlearnError(
             f"prompts={blank!r}: expected no blank at the end, which belongs to the answer's first token. Strip it."
         )
     beginnings = _telling_beginnings(_continuations(tokenizer, prompts[0], candidates), candidates)
@@ -139,7 +139,7 @@ def _continuations(tokenizer: PreTrainedTokenizerBase, prompt: str, candidates: 
     for candidate in candidates:
         whole = prompt_ids(tokenizer, f"{prompt} {candidate}")
         if whole[: len(before)] != before or len(whole) == len(before):
-            raise ValueError(
+            raise UnlearnError(
                 f"candidates={candidate!r}: expected the tokens of prompt {prompt!r} unchanged before it. Reword it."
             )
         found.append(tuple(whole[len(before) :]))
@@ -154,7 +154,7 @@ def _telling_beginnings(tokens: list[tuple[int, ...]], candidates: Sequence[str]
         length = next((k for k in range(1, len(own) + 1) if all(o[:k] != own[:k] for o in others)), None)
         if length is None:
             same = candidates[next(i for i, o in enumerate(tokens) if i != c and o[: len(own)] == own)]
-            raise ValueError(
+            raise UnlearnError(
                 f"candidates={candidates[c]!r}: expected no candidate that equals or begins {same!r}. Omit one of them."
             )
         found.append(own[:length])

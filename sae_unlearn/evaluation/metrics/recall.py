@@ -16,6 +16,7 @@ from sae_unlearn.backbone.layers import check_module, input_device
 from sae_unlearn.backbone.logits import FiniteLogits
 from sae_unlearn.backbone.tokens import padding_id, prompt_ids
 from sae_unlearn.checks import check_all, check_counts, check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.install import install_command
 
@@ -215,10 +216,10 @@ def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -
     """Return the shares of right, wrong and refused completions.
 
     Raises:
-        ValueError: If `found` is empty.
+        UnlearnError: If `found` is empty.
     """
     if not found:
-        raise ValueError("found=[]: expected at least one completion.")
+        raise UnlearnError("found=[]: expected at least one completion.")
     check_all(found, Recall, "found")
     verdicts = [verdict(one, refusals) for one in found]
     subjects = [one.fact.subject or str(number) for number, one in enumerate(found)]

@@ -14,6 +14,7 @@ from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.errors import UnlearnError
 
 
 class PredictedTokens(NamedTuple):
@@ -51,13 +52,13 @@ def predicted_tokens(
     """Yield the texts in batches, longest first. Padding and special tokens are not predicted.
 
     Raises:
-        ValueError: If a text has no token to predict.
+        UnlearnError: If a text has no token to predict.
     """
     rows = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     special = set(tokenizer.all_special_ids)
     bad = next((i for i, row in enumerate(rows) if special.issuperset(row[1:])), None)
     if bad is not None:  # before the first batch, since the shortest texts come last
-        raise ValueError(f"texts[{bad}]={texts[bad][:40]!r}: expected at least one token to predict. Omit it.")
+        raise UnlearnError(f"texts[{bad}]={texts[bad][:40]!r}: expected at least one token to predict. Omit it.")
     yield from predicted_rows(rows, tokenizer.all_special_ids, batch_size)
 
 
@@ -83,7 +84,7 @@ def measured_rows(
             must call, and receives the whole result.
 
     Raises:
-        ValueError: If a text has no token to predict.
+        UnlearnError: If a text has no token to predict.
     """
     found = torch.zeros(len(texts), dtype=torch.float64)
     mine: list[int] = []
@@ -136,7 +137,7 @@ def row_losses(
             must call, and receives the whole result.
 
     Raises:
-        ValueError: If a text has no token to predict.
+        UnlearnError: If a text has no token to predict.
     """
     return measured_rows(
         tokenizer, texts, batch_size, max_length, lambda batch: batch_losses(model, batch), progress, shared
@@ -188,10 +189,10 @@ def row_divergences(
         Tensor: `[n]` float64, in nats.
 
     Raises:
-        ValueError: If `base` is None and `model` is not a PeftModel, or a text has no token to predict.
+        UnlearnError: If `base` is None and `model` is not a PeftModel, or a text has no token to predict.
     """
     if base is None and not isinstance(model, PeftModel):
-        raise ValueError(
+        raise UnlearnError(
             f"base=None: expected a PeftModel, whose adapters can be disabled, got {type(model).__name__}. Pass base=."
         )
 

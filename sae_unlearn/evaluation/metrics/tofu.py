@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.checks import check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.choices import Choice, option_likelihoods
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.metrics.recall import Fact, recall, rouge_l, tokens_needed
@@ -28,7 +29,7 @@ class TofuSet:
             paraphrase), and perturbed ones.
 
     Raises:
-        ValueError: If they are empty or of different lengths.
+        UnlearnError: If they are empty or of different lengths.
     """
 
     facts: Sequence[Fact]
@@ -36,7 +37,7 @@ class TofuSet:
 
     def __post_init__(self) -> None:
         if not self.facts or len(self.facts) != len(self.choices):
-            raise ValueError(
+            raise UnlearnError(
                 f"choices: expected one for each of {len(self.facts)} facts, got {len(self.choices)}. "
                 "Pass the same questions."
             )

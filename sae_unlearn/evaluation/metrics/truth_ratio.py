@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sae_unlearn.checks import check_choice
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
 from sae_unlearn.evaluation.report.estimate import Estimate
@@ -36,8 +38,7 @@ def log_truth_ratios(
         average (str, *optional*, defaults to "arithmetic"): Mean over the perturbed answers. "arithmetic" is the
             paper's equation; "geometric" is the mean of the losses, as in the authors' published code.
     """
-    if average not in ("arithmetic", "geometric"):
-        raise ValueError(f"average={average!r}: expected 'arithmetic' or 'geometric'.")
+    check_choice("average", average, ("arithmetic", "geometric"))
     found = []
     for choice, likelihood in zip(choices, likelihoods, strict=True):
         scores = likelihood.per_token
@@ -83,11 +84,11 @@ def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
 
     Raises:
         ImportError: If scipy is not installed.
-        ValueError: If one of the two is empty.
+        UnlearnError: If one of the two is empty.
     """
     check_tensors(1, log_ratios=log_ratios, reference=reference)
     if not len(log_ratios) or not len(reference):
-        raise ValueError(
+        raise UnlearnError(
             f"log_ratios, reference: expected at least one value of each, got {len(log_ratios)} and {len(reference)}."
         )
     try:

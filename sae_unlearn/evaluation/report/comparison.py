@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.checks import check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, Unit, group_sums, in_unit, plain_estimate
 from sae_unlearn.evaluation.report.files import write_report
@@ -104,7 +105,7 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
         seed (int, *optional*, defaults to 0): Seed of the bootstrap.
 
     Raises:
-        ValueError: If the two have no figure in common, or one was measured on other rows.
+        UnlearnError: If the two have no figure in common, or one was measured on other rows.
     """
     check_is(before, Report, "before")
     check_is(after, Report, "after")
@@ -112,7 +113,7 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
     both = [figure for figure in after.figures if figure.values and figure.key in known]
     changes = [_change(known[figure.key], figure, seed) for figure in both]
     if not changes:
-        raise ValueError(
+        raise UnlearnError(
             f"before={before.title!r}, after={after.title!r}: expected a common figure. Evaluate both on the same data."
         )
     only = tuple(figure for figure in after.figures if figure.key not in known)
@@ -121,7 +122,7 @@ def compare(before: Report, after: Report, seed: int = 0) -> Comparison:
 
 def _change(before: Figure, after: Figure, seed: int) -> Change:
     if (before.rows, before.groups) != (after.rows, after.groups):
-        raise ValueError(
+        raise UnlearnError(
             f"{'/'.join(after.key)}: expected the same rows before ({len(before.values)}) and after "
             f"({len(after.values)}). Evaluate both models on the same data with the same settings."
         )

@@ -104,12 +104,12 @@ def pair_auc(
         Estimate: The AUC. Its `n` counts the things of the first side that were compared.
 
     Raises:
-        ValueError: If no pair was compared.
+        UnlearnError: If no pair was compared.
     """
     wins = wins.double()
     counts = torch.ones_like(wins) if counts is None else counts.double()
     if not bool((counts > 0).any()):
-        raise ValueError("counts: expected at least one compared pair. Pass at least one thing on each side.")
+        raise UnlearnError("counts: expected at least one compared pair. Pass at least one thing on each side.")
     generator = torch.Generator().manual_seed(seed)
     u = times_drawn(len(wins), draws, generator)
     v = u if same else times_drawn(wins.shape[1], draws, generator)

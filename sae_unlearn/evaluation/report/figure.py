@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from sae_unlearn.checks import check_choice
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.files import read_as
 from sae_unlearn.stats import percentile_interval, ratio_draws, wilson_interval
@@ -101,7 +103,7 @@ class Figure:
         """Return the figure from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: If a field is missing, unknown or of another type; the message names it.
+            UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("figure of a report"):
             numbers: dict[str, Any] = {name: _number(value) for name, value in stored["estimate"].items()}
@@ -112,8 +114,7 @@ class Figure:
                 "groups": tuple(int(value) for value in stored["groups"]),
             }
             found = cls(**(stored | sequences | {"estimate": estimate}))
-        if found.unit not in get_args(Unit):
-            raise ValueError(f"unit={found.unit!r}: expected one of {', '.join(get_args(Unit))}.")
+        check_choice("unit", found.unit, get_args(Unit))
         return found
 
 
@@ -210,5 +211,5 @@ def _number(value: float | None) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is not a number")
+        raise UnlearnError(f"{value!r} is not a number")
     return value

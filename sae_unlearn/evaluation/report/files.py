@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.atomic import staged
 
 
@@ -61,7 +62,7 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not such a report.
+        UnlearnError: If it is not such a report.
     """
     path = Path(source)
     path = path / f"{name}.json" if path.is_dir() else path
@@ -70,7 +71,7 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: expected a report of {what}, got {error}") from error
+        raise UnlearnError(f"{path}: expected a report of {what}, got {error}") from error
 
 
 class StoredReport(ABC):
@@ -109,7 +110,7 @@ class StoredReport(ABC):
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If it is not a report of this kind.
+            UnlearnError: If it is not a report of this kind.
         """
         return read_report(source, cls.stem, cls.about_what, cls.from_dict)
 
@@ -141,6 +142,6 @@ def read_as(what: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"{what}: expected a field {error}.") from error
+        raise UnlearnError(f"{what}: expected a field {error}.") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise UnlearnError(f"{what}: {error}") from error

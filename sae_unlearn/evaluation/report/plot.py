@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.figure import Figure
 from sae_unlearn.files.terminal import printable
 
@@ -25,7 +26,7 @@ def draw_figures(reports: Sequence[tuple[str, Sequence[Figure]]], path: str | os
 
     Raises:
         ImportError: If matplotlib is not installed. The message names the extra.
-        ValueError: If the reports have no figures.
+        UnlearnError: If the reports have no figures.
     """
     keys = sorted(dict.fromkeys(figure.key for _, figures in reports for figure in figures), key=lambda key: key[0])
     known = [{figure.key: figure for figure in figures} for _, figures in reports]
@@ -36,7 +37,7 @@ def draw_figures(reports: Sequence[tuple[str, Sequence[Figure]]], path: str | os
     ]
     panels = [(label, lines) for label, lines in panels if lines]
     if not panels:
-        raise ValueError("reports: expected at least one figure to draw.")
+        raise UnlearnError("reports: expected at least one figure to draw.")
     heights = [len(lines) + 1.4 for _, lines in panels]
     canvas = new_canvas(9, 0.9 + 0.3 * sum(heights) + 0.4 * len(panels))
     all_axes = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, Unit
 from sae_unlearn.evaluation.report.files import StoredReport, read_as
@@ -41,12 +42,12 @@ class Report(StoredReport):
             data (str, *optional*): Name of the set. Needed if there are several.
 
         Raises:
-            KeyError: If no figure matches, or more than one.
+            UnlearnError: If no figure matches, or more than one.
         """
         found = [f for f in self.figures if f.metric == metric and f.side == side and data in (None, f.data)]
         if len(found) != 1:
             there = ", ".join("/".join(f.key) for f in self.figures)
-            raise KeyError(f"{metric=}, {side=}, {data=}: expected one figure, got {len(found)}. Figures: {there}")
+            raise UnlearnError(f"{metric=}, {side=}, {data=}: expected one figure, got {len(found)}. Figures: {there}")
         return found[0]
 
     def to_markdown(self) -> str:
@@ -82,7 +83,7 @@ class Report(StoredReport):
         """Return the report from a mapping that `to_dict` made.
 
         Raises:
-            ValueError: If a field is missing, unknown or of another type; the message names it.
+            UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("evaluation"):
             title, about, notes, figures = (stored[name] for name in ("title", "about", "notes", "figures"))
@@ -126,6 +127,6 @@ def draw_reports(reports: Sequence[Report], path: str | os.PathLike[str]) -> Non
 
     Raises:
         ImportError: If matplotlib is not installed. The message names the extra.
-        ValueError: If the reports have no figures.
+        UnlearnError: If the reports have no figures.
     """
     draw_figures([(report.title, report.figures) for report in reports], path)

@@ -249,11 +249,11 @@ def refuse_rows_by_name(kwargs: dict[str, Any]) -> None:
     """Refuse PEFT's arguments that choose adapters row by row: each enabled guardrail judges every row.
 
     Raises:
-        NotImplementedError: If `adapter_names` or `alora_offsets` was passed.
+        GuardrailUnsupported: If `adapter_names` or `alora_offsets` was passed.
     """
     for name in ("adapter_names", "alora_offsets"):
         if kwargs.get(name) is not None:
-            raise NotImplementedError(
+            raise GuardrailUnsupported(
                 f"{name}={kwargs[name]!r:.60}: expected None, since guardrails are not chosen by row. Use "
                 "`enable_guardrails(model, names)` before the call."
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_unlearn.backbone.attention_masks import ADDS, TOKENS, UNKNOWN, follows_masks, reading_of
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.runtime.masks import check_kind
 
 
@@ -49,7 +50,7 @@ def read_masks(mask: Any, backbone: nn.Module, kinds: Collection[str] | None, ba
         batch, seq (int): Size of the pass.
 
     Raises:
-        NotImplementedError: If the attention reads a mask differently from the gate, or in an unknown way. The error
+        GuardrailUnsupported: If the attention reads a mask differently from the gate, or in an unknown way. The error
             names the mask.
     """
     if mask is None:
@@ -80,7 +81,7 @@ def _read_kinds(
     for kind in sorted(attention, key=lambda kind: kind != "full_attention"):
         mask, name = masks[kind], f"attention_mask[{kind!r}]"
         if kinds is not None and kind not in kinds:
-            raise NotImplementedError(
+            raise GuardrailUnsupported(
                 f"{name}: expected masks of the model's layers, {sorted(kinds)}, got another. Leave it out."
             )
         if mask is None:
@@ -88,7 +89,7 @@ def _read_kinds(
             continue
         if is_2d(mask):
             if kind not in RECURRENT and reading_of(implementation) != TOKENS:
-                raise NotImplementedError(
+                raise GuardrailUnsupported(
                     f"{name}: expected a 4-D mask with {implementation} attention, got a 2-D one. Pass a 2-D mask as "
                     "attention_mask itself."
                 )
@@ -102,7 +103,7 @@ def _read_kinds(
     recurrent = [masks[kind] for kind in RECURRENT if kind in masks]
     for kind in RECURRENT:
         if masks.get(kind) is not None and not is_2d(masks[kind]):
-            raise NotImplementedError(
+            raise GuardrailUnsupported(
                 f"attention_mask[{kind!r}]: expected a 2-D mask of the pass or None, got {_form(masks[kind])}. Pass "
                 "such."
             )
@@ -114,12 +115,12 @@ def _check_kernel(name: str, mask: Any, implementation: str | None, batch: int, 
     check_kind(name, mask, batch, seq)
     reading = reading_of(implementation)
     if reading == ADDS and mask.dtype == torch.bool:
-        raise NotImplementedError(
+        raise GuardrailUnsupported(
             f"{name}: expected numbers to add with {implementation} attention, got bool, which it adds as 0 and 1. "
             "Pass a float mask."
         )
     if reading in (TOKENS, UNKNOWN):
-        raise NotImplementedError(
+        raise GuardrailUnsupported(
             f"{name}: expected a 2-D mask with {implementation} attention, got {_form(mask)}, which "
             f"{'it does not read' if reading == TOKENS else 'it may read in any way'}. Pass a 2-D mask."
         )

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_unlearn.errors import GuardrailUnsupported
+
 
 FAR = 1e3
 """Columns further than this below the largest value of their row are hidden."""
@@ -131,14 +133,14 @@ def check_kind(name: str, mask: Any, batch: int, seq: int) -> None:
     """Raise unless a mask is 4-D, bool or float, and of this pass.
 
     Raises:
-        NotImplementedError: If it is of another kind, or of other tokens.
+        GuardrailUnsupported: If it is of another kind, or of other tokens.
     """
     if isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()) and mask.ndim == 4:
         rows, _, queries, keys = mask.shape
         if rows in (1, batch) and queries in (1, seq) and keys >= seq:
             return
     found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-    raise NotImplementedError(
+    raise GuardrailUnsupported(
         f"{name}: expected a mask that shows the padding of {batch} rows of {seq} tokens, got {found}. Pass a "
         "2-D mask of 0 and 1, or a 4-D one that is bool or float."
     )

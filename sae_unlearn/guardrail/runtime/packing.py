@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.masks import why_not_one_text
 from sae_unlearn.guardrail.runtime.pass_mask import kept_tokens, mask_of_pass
@@ -43,9 +44,9 @@ def refuse_argument(name: str) -> None:
     """Raise for the result of `packing_argument`.
 
     Raises:
-        NotImplementedError: Always.
+        GuardrailUnsupported: Always.
     """
-    raise NotImplementedError(
+    raise GuardrailUnsupported(
         f"{name}: expected None, since the model does not separate these packed sequences. Pass position_ids that "
         "restart with each text, no mask and use_cache=False; or padded batches."
     )
@@ -55,7 +56,7 @@ def text_positions(positions: Any, batch: int, seq: int) -> Tensor | None:
     """Return the positions from which a model could read where texts begin, `[batch or 1, seq]`, or None.
 
     Raises:
-        NotImplementedError: If their shape is unknown.
+        GuardrailUnsupported: If their shape is unknown.
     """
     if positions is None:
         return None
@@ -69,7 +70,7 @@ def text_positions(positions: Any, batch: int, seq: int) -> Tensor | None:
             if shape[0] >= ROTARY_AXES:
                 return None if shape[0] == ROTARY_AXES else positions[0]
     found = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
-    raise NotImplementedError(
+    raise GuardrailUnsupported(
         f"position_ids={found}: expected [batch, seq] or [axes, batch, seq] of {batch} rows and {seq} tokens, since "
         "a guardrail cannot separate packed sequences. Pass such, or none."
     )
@@ -112,7 +113,7 @@ def refuse_packed(shape: tuple[int, int], inputs: ForwardInputs) -> None:
         kept = None if not masks.telling else kept_tokens(inputs, *shape, positions.device)
         why = why_packed(positions, kept, mask_of_pass(inputs, *shape))
     if why is not None:
-        raise NotImplementedError(
+        raise GuardrailUnsupported(
             f"These may be packed sequences, which the model does not separate: {why}. Pass one text per row, rising "
             "position_ids and a 2-D mask of 0 and 1; or several without a mask, with use_cache=False."
         )
@@ -122,13 +123,13 @@ def shape_of(given: dict[str, Any]) -> tuple[int, int]:
     """Return batch and tokens of a call of the backbone.
 
     Raises:
-        NotImplementedError: If they are unknown.
+        GuardrailUnsupported: If they are unknown.
     """
     for name in ("input_ids", "inputs_embeds", "hidden_states"):  # the last one in backbones such as BERT's
         tokens = given.get(name)
         if isinstance(tokens, Tensor) and tokens.ndim >= 2:
             return tokens.shape[0], tokens.shape[1]
-    raise NotImplementedError(
+    raise GuardrailUnsupported(
         "input_ids, inputs_embeds: expected one of known shape, which shows where texts begin. Pass one of them, "
         "[batch, seq] or [batch, seq, width]."
     )

@@ -185,7 +185,7 @@ def storage_of(identifier: Any, where: str) -> Storage:
 def set_items(target: dict[str, Any], items: list[Any], where: str) -> None:
     """Fill `target` from `[key, value, key, value, ...]`."""
     if len(items) % 2:
-        raise ValueError("a key without a value.")
+        raise refusal("a key without a value.", where)
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[expect(key, str, where)] = value
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sae_unlearn.errors import SAEFormatError
+from sae_unlearn.checks import check_is
+from sae_unlearn.errors import SAEFormatError, UnlearnError
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,11 @@ def register_reader(reader: Reader) -> None:
     """Register a format for `SparseAutoencoder.from_pretrained`.
 
     Raises:
-        TypeError: If it is not a `Reader`.
-        ValueError: If a reader of that name is registered.
+        UnlearnError: If it is not a `Reader`, or a reader of that name is registered.
     """
-    if not isinstance(reader, Reader):
-        raise TypeError(f"reader: expected a Reader, got {type(reader).__name__}. See sae_unlearn.sae.formats.Reader.")
+    check_is(reader, Reader, "reader")
     if reader.name in READERS:
-        raise ValueError(f"reader: the name {reader.name!r} is registered already. Pass another name.")
+        raise UnlearnError(f"reader: the name {reader.name!r} is registered already. Pass another name.")
     READERS[reader.name] = reader
 
 

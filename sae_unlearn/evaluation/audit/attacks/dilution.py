@@ -14,6 +14,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from sae_unlearn.checks import check_choice, check_integer
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import (
     AskFacts,
     AttackPoint,
@@ -72,7 +74,7 @@ def dilution_attack(
         seed (int, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
-        ValueError: If a length is negative, a place is unknown, or the filler has no words.
+        UnlearnError: If a length is negative, a place is unknown, or the filler has no words.
     """
     points = []
     for place in places:
@@ -87,10 +89,8 @@ def diluted(
     prompt: str, words: int, place: Place, filler: Sequence[str] = FILLER, seed: int = 0, index: int = 0
 ) -> str:
     """Return a prompt with `words` words of filler. `index` distinguishes the prompts of one seed."""
-    if words < 0 or place not in get_args(Place):
-        raise ValueError(
-            f"words={words}, place={place!r}: expected 0 or more words, and one of {', '.join(get_args(Place))}."
-        )
+    check_integer("words", words, 0)
+    check_choice("place", place, get_args(Place))
     if words == 0:
         return prompt
     text = filler_words(words, filler, random.Random(f"{seed} {index}"))
@@ -106,7 +106,7 @@ def diluted(
 def filler_words(number: int, filler: Sequence[str], draw: random.Random) -> list[str]:
     """Return `number` words of the paragraphs in a random order, repeated if they are too few."""
     if not any(text.split() for text in filler):
-        raise ValueError("filler: expected paragraphs with words, got none. Pass harmless texts, or omit filler=.")
+        raise UnlearnError("filler: expected paragraphs with words, got none. Pass harmless texts, or omit filler=.")
     found: list[str] = []
     while len(found) < number:
         found += [word for text in draw.sample(list(filler), len(filler)) for word in text.split()]

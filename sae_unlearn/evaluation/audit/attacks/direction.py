@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers, residual_of
 from sae_unlearn.backbone.logits import run_for_hooks
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.checks import check_all
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured, NotPossible
 from sae_unlearn.evaluation.base_model import without_adapters
 
@@ -56,11 +58,10 @@ def displacement(
         batch_size (int, *optional*, defaults to 8): Prompts per forward pass.
 
     Raises:
-        ValueError: If `prompts` is empty, or the model has no adapters and `base` is None.
+        UnlearnError: If `prompts` is empty, or the model has no adapters and `base` is None.
         NotPossible: If the adapters change nothing at this layer.
     """
-    if not prompts:
-        raise ValueError("prompts=[]: expected at least one prompt.")
+    check_all(prompts, str, "prompts", 1)
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     tuned = _states(model, rows, layer, batch_size)
     if base is None:
@@ -120,10 +121,10 @@ def direction_attack(
         tokenizer (PreTrainedTokenizerBase, *optional*): Needed with `names`.
 
     Raises:
-        ValueError: If `names` are given without a tokenizer.
+        UnlearnError: If `names` are given without a tokenizer.
     """
     if names is not None and tokenizer is None:
-        raise ValueError(
+        raise UnlearnError(
             "tokenizer=None: expected a tokenizer, since names= are matched by their tokens. Pass tokenizer=."
         )
     patterns = None if names is None else _name_tokens(tokenizer, names)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.recall import AnswerCounts, Fact, ask
 
 
@@ -37,12 +38,12 @@ def entity_free_recall(
         batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
 
     Raises:
-        ValueError: If a prompt contains one of the names.
+        UnlearnError: If a prompt contains one of the names.
     """
     named = naming_prompts((fact.prompt for fact in facts), names)
     if named:
         prompt, name = named[0]
-        raise ValueError(
+        raise UnlearnError(
             f"facts: expected prompts without a name, got {prompt!r} with {name!r}. Remove {len(named)} prompts."
         )
     return ask(model, tokenizer, facts, max_new_tokens, batch_size)

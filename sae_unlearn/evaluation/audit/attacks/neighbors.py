@@ -26,7 +26,7 @@ def benign_neighbors(it: Measurement, neighbors: Any, others: Any = None) -> tup
         The report of the model, and of the base or None without a base.
 
     Raises:
-        ValueError: If all sets are empty.
+        UnlearnError: If all sets are empty.
     """
     sets = {"near": neighbors} | ({} if others is None else {"far": others})
     config = EvaluationConfig(**{each.name: getattr(it.settings, each.name) for each in fields(MeasurementConfig)})

@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import input_device
 from sae_unlearn.backbone.tokens import prompt_ids, right_padded
+from sae_unlearn.checks import check_all
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured
 from sae_unlearn.evaluation.audit.attacks.merged import guarded_again, merged_parts
 from sae_unlearn.evaluation.metrics.recall import Fact
@@ -60,10 +62,9 @@ def relearning_attack(
         full (bool, *optional*, defaults to False): Train all weights instead of a LoRA, and ignore `rank`.
 
     Raises:
-        ValueError: If `taught` is empty.
+        UnlearnError: If `taught` is empty.
     """
-    if not taught:
-        raise ValueError("taught=[]: expected at least one fact to teach.")
+    check_all(taught, Fact, "taught", 1)
     rows = [_row(tokenizer, fact) for fact in taught]
     order = _batches(len(rows), batch_size, seed)
     points = []
@@ -109,17 +110,17 @@ def split_subjects(facts: Sequence[Fact], share: float = 0.5, seed: int = 0) -> 
         seed (int, *optional*, defaults to 0): Seed of the draw.
 
     Raises:
-        ValueError: If a fact has no subject, or one side would be empty.
+        UnlearnError: If a fact has no subject, or one side would be empty.
     """
     subjects = sorted({fact.subject for fact in facts})
     if "" in subjects:
-        raise ValueError(
+        raise UnlearnError(
             "subject='': expected a subject for every fact. Set it, so that no entity is both taught and measured."
         )
     random.Random(seed).shuffle(subjects)
     taught = set(subjects[: round(share * len(subjects))])
     if not 0 < len(taught) < len(subjects):
-        raise ValueError(
+        raise UnlearnError(
             f"share={share}: expected a share of {len(subjects)} subjects that leaves both sides non-empty."
         )
     return [f for f in facts if f.subject in taught], [f for f in facts if f.subject not in taught]

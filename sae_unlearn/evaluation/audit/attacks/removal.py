@@ -22,7 +22,7 @@ def removal_attack(model: nn.Module, measure: Callable[[nn.Module], Measured]) -
         measure (callable): Measure of the model without its adapters.
 
     Raises:
-        ValueError: If the model has no active adapters.
+        UnlearnError: If the model has no active adapters.
     """
     with without_adapters(model) as bare:
         return [AttackPoint(1.0, measure(bare))]

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import (
     AskFacts,
     AttackPoint,
@@ -51,7 +52,7 @@ def rephrasing_attack(
             strengths number them from 1.
 
     Raises:
-        ValueError: If a template contains neither `{prompt}` nor `{stem}`.
+        UnlearnError: If a template contains neither `{prompt}` nor `{stem}`.
     """
     return [
         AttackPoint(float(i), ask(model, [replace(f, prompt=rephrased(f.prompt, template)) for f in facts]), name)
@@ -62,7 +63,7 @@ def rephrasing_attack(
 def rephrased(prompt: str, template: str) -> str:
     """Return a prompt in a template."""
     if "{prompt}" not in template and "{stem}" not in template:
-        raise ValueError(f"template={template!r}: expected {{prompt}} or {{stem}} in it. Add one of them.")
+        raise UnlearnError(f"template={template!r}: expected {{prompt}} or {{stem}} in it. Add one of them.")
     stem, cue = split_cue(prompt)
     parts = {"{prompt}": prompt, "{stem}": unfinished(stem, cue), "{cue}": closing(stem, cue)}
     # by position and not by `replace`, since a prompt may contain braces

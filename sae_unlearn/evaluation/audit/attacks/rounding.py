@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sae_unlearn.backbone.layers import output_embeddings
+from sae_unlearn.checks import check_integer
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured
 from sae_unlearn.evaluation.audit.attacks.merged import merged_copy
 
@@ -51,10 +52,9 @@ def round_weights(model: nn.Module, bits: int) -> None:
         bits (int): Bits of a weight, 2 to 16.
 
     Raises:
-        ValueError: If `bits` is out of range.
+        UnlearnError: If `bits` is out of range.
     """
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits={bits}: expected 2 to 16.")
+    check_integer("bits", bits, 2, 16)
     head = output_embeddings(model)
     for module in model.modules():
         if module is head:

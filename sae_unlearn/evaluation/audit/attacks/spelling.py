@@ -14,6 +14,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from sae_unlearn.checks import check_choice
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import AskFacts, AttackPoint, Measured, split_cue, with_cue
 from sae_unlearn.evaluation.metrics.recall import Fact
 
@@ -45,7 +47,7 @@ def spelling_attack(
         seed (int, *optional*, defaults to 0): Seed of the drawn words and letters.
 
     Raises:
-        ValueError: If a share is not in 0 to 1, or a kind is unknown.
+        UnlearnError: If a share is not in 0 to 1, or a kind is unknown.
     """
     return [
         AttackPoint(
@@ -73,12 +75,11 @@ def respelt(prompt: str, share: float, kind: Kind, seed: int = 0, index: int = 0
         index (int, *optional*, defaults to 0): Number of the prompt, which distinguishes the prompts of one seed.
 
     Raises:
-        ValueError: If `share` or `kind` is out of range.
+        UnlearnError: If `share` or `kind` is out of range.
     """
-    if not 0 <= share <= 1 or kind not in get_args(Kind):
-        raise ValueError(
-            f"share={share}, kind={kind!r}: expected a share in 0 to 1, and one of {', '.join(get_args(Kind))}."
-        )
+    if not 0 <= share <= 1:
+        raise UnlearnError(f"share={share}: expected a share from 0 to 1.")
+    check_choice("kind", kind, get_args(Kind))
     draw = random.Random(f"{seed} {index}")
 
     def change(match: re.Match[str]) -> str:

@@ -22,6 +22,7 @@ from sae_unlearn.backbone.layers import base_model_of, input_device, text_config
 from sae_unlearn.backbone.logits import FiniteLogits
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import conversation, padding_id, prompt_ids
+from sae_unlearn.checks import check_choice, check_integer
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, split_cue, with_cue
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER, filler_words
 from sae_unlearn.evaluation.metrics.recall import Fact, Recall, is_right
@@ -83,11 +84,10 @@ def splitting_attack(
         progress (str, *optional*): Title of a progress bar. None shows no bar.
 
     Raises:
-        ValueError: If `turns` is below 1, a way is unknown, or the tokenizer has no chat template.
+        UnlearnError: If `turns` is below 1, a way is unknown, or the tokenizer has no chat template.
     """
-    unknown = next((way for way in ways if way not in get_args(Way)), None)
-    if unknown is not None:
-        raise ValueError(f"ways={unknown!r}: expected one of {', '.join(get_args(Way))}.")
+    for way in ways:
+        check_choice("ways", way, get_args(Way))
     points = []
     with (
         evaluation_mode(model),
@@ -119,8 +119,7 @@ def in_parts(prompt: str, turns: int) -> list[str]:
 
     Every part except the first begins with its blank. The cue ("Answer:") stays with the last part.
     """
-    if turns < 1:
-        raise ValueError(f"turns={turns}: expected at least 1.")
+    check_integer("turns", turns, 1)
     stem, cue = split_cue(prompt)
     words = stem.split(" ")
     turns = min(turns, len(words))
