@@ -5,7 +5,13 @@ from importlib import import_module
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from sae_unlearn.errors import GuardrailError, GuardrailNotReady, SAEFormatError, UnlearnError
+from sae_unlearn.errors import (
+    GuardrailError,
+    GuardrailNotReady,
+    GuardrailUnsupported,
+    SAEFormatError,
+    UnlearnError,
+)
 from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.version import __version__
 
@@ -65,6 +71,7 @@ __all__ = [
     "GuardrailFitConfig",
     "GuardrailNotReady",
     "GuardrailStatus",
+    "GuardrailUnsupported",
     "LabeledEntities",
     "SAEAlignmentConfig",
     "SAEAlignmentTrainer",

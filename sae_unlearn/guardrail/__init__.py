@@ -7,9 +7,11 @@ the gate, its state, fitting and attaching. Importing it registers the method wi
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
-from sae_unlearn.errors import GuardrailError, GuardrailNotReady
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady, GuardrailUnsupported, UnlearnError
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.bundle import attach_bundle, push_bundle, save_bundle
+from sae_unlearn.guardrail.check.check import check_guardrail
+from sae_unlearn.guardrail.check.findings import CheckReport, Finding
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_parts.groups import BaseRecord, StatisticKwargs, TokenRules
 from sae_unlearn.guardrail.fit.fit import fit_guardrail
@@ -31,6 +33,8 @@ from sae_unlearn.guardrail.peft_020 import do_as_later_peft
 from sae_unlearn.guardrail.peft_type import METHOD, PEFT_TYPE
 from sae_unlearn.guardrail.runtime.firing import Firing
 from sae_unlearn.guardrail.runtime.recording import record_firings
+from sae_unlearn.guardrail.storage.card import CardDetails
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 from sae_unlearn.guardrail.tuning.trade_off import TradeOff, set_threshold
 from sae_unlearn.guardrail.weights import LayerGuardrail
@@ -44,13 +48,18 @@ do_as_later_peft()
 __all__ = [
     "AttachedGuardrail",
     "BaseRecord",
+    "CardDetails",
+    "CheckReport",
+    "Finding",
     "Firing",
     "GuardedModel",
     "GuardrailError",
     "GuardrailFitConfig",
+    "GuardrailFolder",
     "GuardrailNotReady",
     "GuardrailState",
     "GuardrailStatus",
+    "GuardrailUnsupported",
     "LayerGuardrail",
     "LayerScore",
     "SAEGuardrailConfig",
@@ -60,8 +69,10 @@ __all__ = [
     "StatisticKwargs",
     "TokenRules",
     "TradeOff",
+    "UnlearnError",
     "attach_bundle",
     "attach_guardrail",
+    "check_guardrail",
     "detach_guardrail",
     "enable_guardrails",
     "fit_guardrail",
