@@ -5,6 +5,7 @@ from tiny_entities import entities, parts, settings
 from tiny_trainer import trainer
 
 from sae_unlearn.alignment import AlignmentError, SAEAlignmentTrainer
+from sae_unlearn.errors import UnlearnError
 
 
 @pytest.mark.slow
@@ -20,7 +21,7 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path):
         ({"layer": 2}, "the SAE reads the output of layer 1"),
     ]
     for options, message in cases:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UnlearnError, match=message):
             trainer(tmp_path, **options)
 
 

@@ -9,6 +9,7 @@ from hub_stand_in import HubStandIn, point_at
 from sae_unlearn.cli import default_texts as module
 from sae_unlearn.cli.data_sets import texts_in
 from sae_unlearn.cli.default_texts import default_texts, repaired
+from sae_unlearn.errors import UnlearnError
 
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
@@ -53,7 +54,7 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
 
 def test_without_the_hub_it_says_what_to_pass(hub, monkeypatch):
     hub.stop()
-    with pytest.raises(ValueError, match="Pass texts of yours"):
+    with pytest.raises(UnlearnError, match="Pass texts of yours"):
         default_texts()
 
 

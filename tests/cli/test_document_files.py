@@ -8,6 +8,7 @@ import pytest
 
 from sae_unlearn.cli import document_files
 from sae_unlearn.cli.inputs import read_texts
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail.fit.near_duplicates import near_duplicates
 
 
@@ -48,10 +49,10 @@ def test_the_pages_of_a_pdf(tmp_path):
     (tmp_path / "a.pdf").write_bytes(pdf("The first page has words", "7", "The third page has words too"))
     assert read_texts(str(tmp_path / "a.pdf")) == ["The first page has words", "The third page has words too"]
     (tmp_path / "scan.pdf").write_bytes(pdf("", ""))
-    with pytest.raises(ValueError, match="OCR"):
+    with pytest.raises(UnlearnError, match="OCR"):
         read_texts(str(tmp_path / "scan.pdf"))
     (tmp_path / "none.pdf").write_bytes(b"not a pdf")
-    with pytest.raises(ValueError, match="cannot be read as a PDF"):
+    with pytest.raises(UnlearnError, match="cannot be read as a PDF"):
         read_texts(str(tmp_path / "none.pdf"))
 
 
@@ -69,10 +70,10 @@ def test_parquet_and_tsv_and_markdown(tmp_path):
 
     parquet.write_table(pyarrow.table({"body": ["one text", "another"], "n": [1, 2]}), tmp_path / "a.parquet")
     assert read_texts(str(tmp_path / "a.parquet"), "body") == ["one text", "another"]
-    with pytest.raises(ValueError, match="--text-column"):
+    with pytest.raises(UnlearnError, match="--text-column"):
         read_texts(str(tmp_path / "a.parquet"))
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="as Parquet"):
+    with pytest.raises(UnlearnError, match="as Parquet"):
         read_texts(str(tmp_path / "bad.parquet"))
     (tmp_path / "a.tsv").write_text("text\tn\nwith, a comma\t1\n")
     assert read_texts(str(tmp_path / "a.tsv")) == ["with, a comma"]

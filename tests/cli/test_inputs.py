@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sae_unlearn.cli.inputs import read_texts
+from sae_unlearn.errors import UnlearnError
 
 
 def test_texts_are_read_from_every_kind_of_file(tmp_path):
@@ -19,13 +20,13 @@ def test_texts_are_read_from_every_kind_of_file(tmp_path):
 
 def test_texts_that_are_none_are_refused(tmp_path):
     (tmp_path / "a.json").write_text('["one", 3]')
-    with pytest.raises(ValueError, match=r"Row 2 of .*a\.json is a int"):
+    with pytest.raises(UnlearnError, match=r"Row 2 of .*a\.json is a int"):
         read_texts(str(tmp_path / "a.json"))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(UnlearnError, match="not UTF-8"):
         read_texts(str(tmp_path / "a.txt"))
     (tmp_path / "a.csv").write_text("text\n" + "long " * 40_000)
-    with pytest.raises(ValueError, match=r"a\.csv .*CSV.*\.jsonl"):
+    with pytest.raises(UnlearnError, match=r"a\.csv .*CSV.*\.jsonl"):
         read_texts(str(tmp_path / "a.csv"))
 
 

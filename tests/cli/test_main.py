@@ -8,6 +8,7 @@ from commands import fails
 
 from sae_unlearn import __version__
 from sae_unlearn.cli.main import COMMANDS, main
+from sae_unlearn.errors import UnlearnError
 
 
 def test_help_and_version(capsys):
@@ -50,7 +51,7 @@ def test_usage_errors_are_one_line(capsys):
 
 
 def test_debug_shows_the_error(tmp_path):
-    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
+    with pytest.raises(UnlearnError, match=r"has no adapter_config\.json"):
         main(["show", str(tmp_path), "--debug"])
 
 

@@ -11,6 +11,7 @@ import yaml
 from sae_unlearn import GuardrailFitConfig, SAEAlignmentConfig, fit_guardrail, fit_guardrails, label_entities
 from sae_unlearn.cli.arguments import options_from
 from sae_unlearn.cli.main import COMMANDS, build_parser, main
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import audit, evaluate, picture_guardrail
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_parts.validation import CHOICES
@@ -105,7 +106,7 @@ def test_an_option_that_there_is_not_is_named():
             {"a": ["w"]} if name == "forget" else None for name in ("model", "tokenizer", "sae", "forget", "retain")
         ]
         given = given if "sae" in inspect.signature(function).parameters else [given[0], given[1], *given[3:]]
-        with pytest.raises(ValueError, match=f"'batch_sizes'.* {options.__name__}.*'batch_size'"):
+        with pytest.raises(UnlearnError, match=f"'batch_sizes'.* {options.__name__}.*'batch_size'"):
             function(*given, batch_sizes=3)
 
 

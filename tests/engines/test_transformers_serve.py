@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_serve_available
 
 from sae_unlearn.engines.probe_check import NO_PROBE
 from sae_unlearn.engines.transformers_serve import GuardedServing
-from sae_unlearn.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError, UnlearnError
 
 
 ROWS = prompts(6, longest=100)
@@ -124,7 +124,7 @@ def test_a_guardrail_of_another_model_stops_the_start(tiny):
 )
 def test_a_guardrail_that_cannot_judge_requests_is_refused_at_the_start(tiny, fields, named):
     guard = save_guardrail(tiny, tiny / "gemma3", f"no-{named}", **fields)
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(UnlearnError, match=named):
         GuardedServing([str(guard)])
     GuardedServing([str(guard)], batching=False)
 

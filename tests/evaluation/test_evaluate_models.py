@@ -12,6 +12,7 @@ from tiny_topic import tiny_parts, tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import attach_guardrail, fit_guardrail
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import (
     Choice,
     Estimate,
@@ -128,7 +129,7 @@ def test_truth_ratios_and_forget_quality():
     metrics = {(figure.side, figure.metric) for figure in report.figures}
     assert ("retain", "forget_quality") not in metrics
     assert ("forget", "truth_score") not in metrics
-    with pytest.raises(ValueError, match=r"reference=.*forget/choices"):
+    with pytest.raises(UnlearnError, match=r"reference=.*forget/choices"):
         evaluate(model, tokenizer, forget=ANSWERS[:3], reference=reference, progress=False)
     report = evaluate(model, tokenizer, forget=FACTS, reference=reference, max_new_tokens=1, progress=False)
     assert any(note.startswith("reference: skipped forget quality") for note in report.notes)
@@ -290,5 +291,5 @@ def test_completions_are_as_long_as_the_answers_need():
     ],
 )
 def test_what_cannot_be_measured_is_said(options, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UnlearnError, match=said):
         evaluated(base_model("llama"), tiny_tokenizer(), **options)

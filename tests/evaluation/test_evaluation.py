@@ -95,7 +95,7 @@ def test_loss_leaves_no_hook_behind():
 def test_a_text_without_tokens_is_named_before_any_is_run(monkeypatch, text):
     model = base_model("llama")
     monkeypatch.setattr(model, "forward", None)
-    with pytest.raises(ValueError, match=rf"texts\[1\]='{text}'"):
+    with pytest.raises(UnlearnError, match=rf"texts\[1\]='{text}'"):
         row_losses(model, tiny_tokenizer(), ["w3 w4", text, "w5 w6 w7"], batch_size=1)
 
 
@@ -197,5 +197,5 @@ def test_bootstrap_interval_of_equal_values_is_a_point():
 
 
 def test_bootstrap_interval_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="values"):
+    with pytest.raises(UnlearnError, match="values"):
         bootstrap_interval(torch.zeros(0))

@@ -52,7 +52,7 @@ def test_the_base_model_is_the_given_one_or_the_model_without_its_adapters(make)
     assert not torch.equal(logits_of(model, IDS), logits_of(base, IDS))
     with measurement(model, base=base).base_model() as found:
         assert found is base
-    with pytest.raises(ValueError, match="base=None"), measurement(base).base_model():
+    with pytest.raises(UnlearnError, match="base=None"), measurement(base).base_model():
         pass
 
 

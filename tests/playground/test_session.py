@@ -119,7 +119,7 @@ def test_lines_of_the_chat_change_settings():
     assert switched(settings, "/template off").chat_template is False
     assert switched(settings, "/action refuse").action == "refuse"
     for wrong in ("/nothing", "/dose", "/dose two", "/template maybe", "/off now"):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(UnlearnError, match="expected"):
             switched(settings, wrong)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sae_folders import D_IN, D_SAE, residual, tensors, tiny
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SparseAutoencoder
 
 
@@ -105,15 +106,15 @@ def test_attributes_say_what_it_is():
 
 @pytest.mark.parametrize("h", [torch.zeros(2, D_IN + 1), torch.tensor(1.0)])
 def test_a_wrong_width_is_named(h):
-    with pytest.raises(ValueError, match=rf"d_in={D_IN}"):
+    with pytest.raises(UnlearnError, match=rf"d_in={D_IN}"):
         tiny().encode(h)
-    with pytest.raises(ValueError, match=rf"d_sae={D_SAE}"):
+    with pytest.raises(UnlearnError, match=rf"d_sae={D_SAE}"):
         tiny().decode(h)
 
 
 @pytest.mark.parametrize("h", [torch.zeros(2, D_IN, dtype=torch.long), [0.0] * D_IN])
 def test_what_is_no_activation_is_refused(h):
-    with pytest.raises(TypeError, match="h: expected"):
+    with pytest.raises(UnlearnError, match="h: expected"):
         tiny().encode(h)
 
 
@@ -145,12 +146,12 @@ def test_what_is_no_activation_is_refused(h):
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UnlearnError, match=message):
         SparseAutoencoder(**(tensors() | change))
 
 
 def test_weights_that_are_no_tensors_are_refused():
-    with pytest.raises(TypeError, match="b_enc: expected"):
+    with pytest.raises(UnlearnError, match="b_enc: expected"):
         SparseAutoencoder(**(tensors() | {"b_enc": [0.0] * D_SAE}))
-    with pytest.raises(TypeError, match="W_enc: expected"):
+    with pytest.raises(UnlearnError, match="W_enc: expected"):
         SparseAutoencoder(**(tensors() | {"W_enc": None}))

@@ -106,7 +106,7 @@ def test_a_file_in_place_of_a_folder_and_a_revision_of_a_folder_are_refused(tmp_
     folder = write_saelens(tmp_path, tensors())
     with pytest.raises(SAEFormatError, match="is a file"):
         SparseAutoencoder.from_pretrained(folder / "cfg.json")
-    with pytest.raises(ValueError, match="local folder"):
+    with pytest.raises(UnlearnError, match="local folder"):
         SparseAutoencoder.from_pretrained(folder, revision="main")
 
 

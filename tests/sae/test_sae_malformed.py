@@ -11,6 +11,7 @@ import pytest
 import torch
 from sae_folders import D_IN, D_SAE, tensors, write_gemma_scope, write_gemma_scope_2, write_saelens
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 from sae_unlearn.sae.files import npz as npz_file
 
@@ -151,7 +152,7 @@ def test_a_dtype_too_narrow_for_the_weights_is_named(tmp_path):
     assert load(folder).W_dec[2, 3] == 1e6
     with pytest.raises(SAEFormatError, match=r"torch\.float16.* wider dtype"):
         load(folder, dtype=torch.float16)
-    with pytest.raises(ValueError, match="floating torch"):
+    with pytest.raises(UnlearnError, match="floating torch"):
         load(folder, dtype=torch.int8)
 
 

@@ -9,6 +9,7 @@ import yaml
 from oracles import oracle
 from sae_folders import residual, tensors, tiny, write_saelens
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 from sae_unlearn.sae.formats.saelens_model import HARMLESS, UNSAID
 
@@ -54,7 +55,7 @@ def test_layer_norm_takes_the_mean_out_already(tmp_path):
 
 
 def test_columns_that_are_not_centered_are_refused():
-    with pytest.raises(ValueError, match="input_norm='center': expected columns of W_enc with mean 0, got 10"):
+    with pytest.raises(UnlearnError, match="input_norm='center': expected columns of W_enc with mean 0, got 10"):
         tiny(input_norm="center")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sae_folders import D_IN, D_SAE, residual, tiny
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SAESlice
 
 
@@ -39,7 +40,7 @@ def test_ids_may_be_any_integers(ids):
 
 
 def test_a_topk_sae_says_why_it_cannot_be_sliced():
-    with pytest.raises(ValueError, match=r"topk SAE .k=.*all 10"):
+    with pytest.raises(UnlearnError, match=r"topk SAE .k=.*all 10"):
         tiny("topk").slice([1])
 
 
@@ -49,16 +50,16 @@ def test_a_topk_sae_is_sliced_with_thresholds_of_the_callers_and_no_other_sae_is
     part = sae.slice([3, 1], threshold=theta)
     pre = sae.pre_activations(h)[:, [3, 1]]
     assert torch.equal(part.encode(h), torch.relu(pre) * (pre > theta))
-    with pytest.raises(ValueError, match="threshold: expected None"):
+    with pytest.raises(UnlearnError, match="threshold: expected None"):
         tiny().slice([1], threshold=theta[:1])
 
 
 def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
     sae, ids, h = tiny(dtype=torch.float64, input_norm="layer"), [3, 1], residual(50, dtype=torch.float64)
     for given in ({}, {"threshold": sae.threshold[ids]}):
-        with pytest.raises(ValueError, match=r"input_norm='layer' .*pass threshold= \[N\] and std="):
+        with pytest.raises(UnlearnError, match=r"input_norm='layer' .*pass threshold= \[N\] and std="):
             sae.slice(ids, **given)
-    with pytest.raises(ValueError, match=r"std=.*input_norm='layer'"):
+    with pytest.raises(UnlearnError, match=r"std=.*input_norm='layer'"):
         tiny("topk").slice([1], threshold=torch.zeros(1), std=1.0)
     h = (h - h.mean(dim=-1, keepdim=True)) / h.std(dim=-1, keepdim=True) * 2.5 + h.mean(dim=-1, keepdim=True)
     part = sae.slice(ids, threshold=sae.threshold[ids], std=2.5)
@@ -67,7 +68,7 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
     without[:, ids] = 0
     edited = sae.decode(without) * h.std(dim=-1, keepdim=True) + h.mean(dim=-1, keepdim=True)
     torch.testing.assert_close(sae(h) - part.encode(h) @ part.W_dec, edited, rtol=0, atol=1e-9)
-    with pytest.raises(ValueError, match="input_norm='batch'"):
+    with pytest.raises(UnlearnError, match="input_norm='batch'"):
         tiny(input_norm="batch")
 
 
@@ -103,10 +104,10 @@ def test_ids_that_name_no_features_are_refused(ids, error, message):
 )
 def test_a_slice_built_by_hand_is_checked(change, message):
     fields = {field.name: getattr(tiny().slice([1, 2]), field.name) for field in dataclasses.fields(SAESlice)}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UnlearnError, match=message):
         SAESlice(**(fields | change))
 
 
 def test_a_wrong_width_is_named():
-    with pytest.raises(ValueError, match="d_in=6"):
+    with pytest.raises(UnlearnError, match="d_in=6"):
         tiny().slice([1]).encode(torch.zeros(2, 5))

@@ -257,7 +257,7 @@ def four(**changed):
     ("call", "words"), [row[1:] for row in BAD], ids=[f"{i}-{r[0].__name__}" for i, r in enumerate(BAD)]
 )
 def test_bad_input_is_refused_by_name(call, words, it):
-    with pytest.raises((UnlearnError, ValueError, TypeError, OSError), match=rf"(?i){words}") as caught:
+    with pytest.raises((UnlearnError, OSError), match=rf"(?i){words}") as caught:
         call(it)
     assert type(caught.value) is not UnicodeDecodeError
     assert len(str(caught.value)) > 10

@@ -14,6 +14,7 @@ from sae_unlearn import (
     guardrail_status,
     record_firings,
 )
+from sae_unlearn.errors import GuardrailUnsupported
 
 
 def test_a_cache_that_it_has_not_seen_stops_the_call():
@@ -24,7 +25,7 @@ def test_a_cache_that_it_has_not_seen_stops_the_call():
         model(input_ids=IDS, **with_cache(model, cache))
     with pytest.raises(GuardrailNotReady, match="filled without the guardrail"):
         model(input_ids=IDS[:, :1], **with_cache(model, cache))
-    with pytest.raises(NotImplementedError, match="cannot hold a guardrail's state"):
+    with pytest.raises(GuardrailUnsupported, match="cannot hold a guardrail's state"):
         model(input_ids=IDS[:, :1], **with_cache(model, ((torch.zeros(1), torch.zeros(1)),)))
 
 
@@ -37,7 +38,7 @@ def test_a_layer_that_gives_no_residual_stream_stops_the_call(broken, found):
     handle = layer.register_forward_hook(
         lambda module, args, out: broken(out if isinstance(out, tuple) else (out,)), prepend=True
     )
-    with pytest.raises(NotImplementedError, match=f"LlamaDecoderLayer returns {found}"):
+    with pytest.raises(GuardrailUnsupported, match=f"LlamaDecoderLayer returns {found}"):
         model(input_ids=IDS)
     handle.remove()
     logits(model)

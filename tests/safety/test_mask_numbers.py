@@ -7,6 +7,8 @@ from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from zoo import guarded
 
+from sae_unlearn.errors import GuardrailUnsupported
+
 
 LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 SHOWN = (0.0, 3e4, 3e5, 1e11, 1e30, -999.0, -1e4, -6e4, -4e8, -6e8, -1e9, -1e17, -1e30, "lowest")
@@ -26,7 +28,7 @@ def test_what_a_number_shows_counts_or_is_refused_at_the_edges_of_a_dtype(dtype,
         if not value.isfinite() or not bool((mask.double() < float(value) - 2000).any()):
             continue  # the dtype has no such number
         if value < -1000:
-            with pytest.raises(NotImplementedError, match="low numbers"):
+            with pytest.raises(GuardrailUnsupported, match="low numbers"):
                 kept_of(model, mask)
         else:
             assert kept_of(model, mask).all(), shown
@@ -46,7 +48,7 @@ def test_a_number_that_double_precision_still_tells_apart_is_refused_and_a_large
         assert (plain - moved)[:, -1].abs().max() > 1e-3
         torch.testing.assert_close(plain, usual, atol=1e-3, rtol=1e-3)
         if low < 0:
-            with pytest.raises(NotImplementedError, match="low numbers"):
+            with pytest.raises(GuardrailUnsupported, match="low numbers"):
                 records(model, attention_mask=mask)
         else:
             assert {tokens for *_, tokens in records(model, attention_mask=mask)} == {SEQ}
@@ -96,23 +98,23 @@ def test_a_mask_is_read_as_the_implementation_reads_it():
             if takes:
                 assert kept_of(model, mask).all()
             else:
-                with pytest.raises(NotImplementedError, match=f"attention_mask: .*{name}"):
+                with pytest.raises(GuardrailUnsupported, match=f"attention_mask: .*{name}"):
                     kept_of(model, mask)
         follows = name != "without a mask function"  # which transformers gives no mask, so that it sees the padding
         assert torch.equal(kept_of(model, text), text.bool() if follows else torch.ones_like(text).bool())
-    with pytest.raises(NotImplementedError, match=r"attention_mask\['other'\]: expected masks of the model's layers"):
+    with pytest.raises(GuardrailUnsupported, match=r"attention_mask\['other'\]: expected masks of the model's layers"):
         guarded("gemma2")(input_ids=IDS, attention_mask={"full_attention": CAUSAL, "other": CAUSAL})
 
 
 def test_a_bool_mask_that_eager_attention_would_add_is_refused():
     model = guarded("llama")
     model.get_base_model().set_attn_implementation("eager")
-    with pytest.raises(NotImplementedError, match="attention_mask: expected numbers to add with eager"):
+    with pytest.raises(GuardrailUnsupported, match="attention_mask: expected numbers to add with eager"):
         model(input_ids=IDS, attention_mask=SEEN)
     masks = {"full_attention": SEEN, "sliding_attention": SEEN}
     model = guarded("gemma2")
     model.get_base_model().set_attn_implementation("eager")
-    with pytest.raises(NotImplementedError, match=r"attention_mask\['full_attention'\]: expected numbers"):
+    with pytest.raises(GuardrailUnsupported, match=r"attention_mask\['full_attention'\]: expected numbers"):
         model(input_ids=IDS, attention_mask=masks)
 
 
@@ -120,5 +122,5 @@ def test_a_bool_mask_that_eager_attention_would_add_is_refused():
 @pytest.mark.parametrize("length", [1, SEQ])
 def test_a_2d_mask_in_a_dict_which_the_kernel_would_add_is_refused(dtype, length):
     masks = dict.fromkeys(("full_attention", "sliding_attention"), torch.zeros(len(IDS), length, dtype=dtype))
-    with pytest.raises(NotImplementedError, match=r"attention_mask\['full_attention'\]: expected a 4-D mask"):
+    with pytest.raises(GuardrailUnsupported, match=r"attention_mask\['full_attention'\]: expected a 4-D mask"):
         guarded("gemma2")(input_ids=IDS[:, :length], attention_mask=masks)

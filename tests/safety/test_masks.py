@@ -7,6 +7,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 from zoo import guarded, padded, token_ids, with_cache
 
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.gate.decision import State
 from sae_unlearn.guardrail.runtime.call_context import ForwardInputs
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
@@ -186,7 +187,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("mask", "match"), REFUSED.values(), ids=REFUSED)
 def test_a_mask_that_does_not_tell_padding_from_text_is_refused(mask, match):
-    with pytest.raises(NotImplementedError, match=match):
+    with pytest.raises(GuardrailUnsupported, match=match):
         records(guarded("llama"), attention_mask=mask)
 
 

@@ -7,6 +7,7 @@ import torch
 from zoo import EOS, base_model, guarded, token_ids
 
 from sae_unlearn import GuardrailNotReady, record_firings
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.runtime import call_context as pass_notes
 from sae_unlearn.guardrail.runtime.call_context import CALL, INPUTS, note, noted
 
@@ -34,7 +35,7 @@ JUDGES = {
 
 
 def fails(judge):
-    with pytest.raises(NotImplementedError, match="packed"):
+    with pytest.raises(GuardrailUnsupported, match="packed"):
         logits(judge, OTHER, position_ids=torch.zeros_like(OTHER))
 
 

@@ -10,6 +10,7 @@ from transformers.masking_utils import create_chunked_causal_mask
 from zoo import PAD, VOCAB, WIDTH, ZOO, LayerTap, base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import record_firings
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, note
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, hooks_of
@@ -54,7 +55,7 @@ PACKED = {
 def test_a_text_that_fires_alone_is_not_hidden_between_quiet_ones(packed, inputs, match):
     model, row, loud = packed
     assert [fired for _, _, fired, *_ in records(model, loud)] == [True]
-    with pytest.raises(NotImplementedError, match=f"packed sequences.*{match}"):
+    with pytest.raises(GuardrailUnsupported, match=f"packed sequences.*{match}"):
         records(model, row, **inputs)
     assert [fired for _, _, fired, *_ in records(model, loud)] == [True]
 
@@ -91,10 +92,10 @@ def no_notes():
 @pytest.mark.parametrize(("positions", "match"), IN_AXES.values(), ids=IN_AXES)
 def test_positions_of_every_shape_are_judged_or_refused(packed, positions, match, no_notes):
     model, row, _ = packed
-    with pytest.raises(NotImplementedError, match=match):
+    with pytest.raises(GuardrailUnsupported, match=match):
         noted_by(model, row, position_ids=positions)
     if isinstance(positions, torch.Tensor) and positions.shape[:1] == (5,):
-        with pytest.raises(NotImplementedError, match="position_ids fall"):
+        with pytest.raises(GuardrailUnsupported, match="position_ids fall"):
             noted_by(model, row, position_ids=positions, attention_mask=torch.ones(1, 24))
 
 
@@ -114,12 +115,12 @@ def test_positions_of_images_in_one_text_go_through(packed, axes, no_notes):
 @pytest.mark.parametrize("name", PACKING)
 def test_what_gives_the_places_of_texts_is_refused(packed, name, length, no_notes):
     model, row, _ = packed
-    with pytest.raises(NotImplementedError, match=name):
+    with pytest.raises(GuardrailUnsupported, match=name):
         noted_by(model, row[:, :length], **{name: torch.tensor([0, length])})
 
 
 def test_a_call_without_tokens_of_a_known_shape_is_refused(packed, no_notes):
-    with pytest.raises(NotImplementedError, match="input_ids, inputs_embeds: "):
+    with pytest.raises(GuardrailUnsupported, match="input_ids, inputs_embeds: "):
         noted_by(packed[0], None, position_ids=RESTARTING)
 
 
@@ -192,7 +193,7 @@ def test_texts_packed_in_the_mask_of_chunked_attention_are_refused(chunked, plac
     if full != "packed" and place % CHUNK == 0:
         assert {tokens for *_, tokens in records(chunked, attention_mask=given)} == {SEQ}
     else:
-        with pytest.raises(NotImplementedError, match="packed sequences"):
+        with pytest.raises(GuardrailUnsupported, match="packed sequences"):
             records(chunked, attention_mask=given)
 
 
@@ -201,5 +202,5 @@ def test_texts_packed_in_the_mask_of_another_kind_of_attention_are_refused(full)
     own_text = (PLACES // 6)[:, None] == PLACES // 6
     blocks = CAUSAL.masked_fill(~own_text, -torch.inf)
     masks = {"full_attention": CAUSAL if full else None, "sliding_attention": blocks}
-    with pytest.raises(NotImplementedError, match="packed sequences"):
+    with pytest.raises(GuardrailUnsupported, match="packed sequences"):
         guarded("gemma2")(input_ids=IDS, attention_mask=masks)

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_tokenizer
 from zoo import BOS, base_model, token_ids
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks import (
     direction_attack,
     entity_free_recall,
@@ -82,7 +83,7 @@ def test_rounded_weights_have_few_values_per_output_channel(name, weight, channe
 
 
 def test_bits_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="bits=1: "):
+    with pytest.raises(UnlearnError, match="bits=1: "):
         rounding_attack(base_model("llama"), logits, bits=(1,))
 
 
@@ -139,7 +140,7 @@ def test_the_direction_at_names_reaches_generated_text_through_the_cache():
 
 
 def test_names_need_a_tokenizer():
-    with pytest.raises(ValueError, match="tokenizer=None"):
+    with pytest.raises(UnlearnError, match="tokenizer=None"):
         direction_attack(base_model("llama"), LAYER, torch.ones(32), logits, names=["w3"])
 
 
@@ -183,7 +184,7 @@ def test_step_zero_is_the_tuned_model_and_a_seed_is_a_run():
 
 
 def test_nothing_to_teach_is_refused():
-    with pytest.raises(ValueError, match=r"taught=\[\]"):
+    with pytest.raises(UnlearnError, match=r"taught=\[\]"):
         relearning_attack(base_model("llama"), tiny_tokenizer(), [], logits)
 
 
@@ -193,9 +194,9 @@ def test_no_subject_is_both_taught_and_measured():
     assert (len(taught), len(measured)) == (6, 14)
     assert not {fact.subject for fact in taught} & {fact.subject for fact in measured}
     assert split_subjects(facts, 0.3, seed=1) == (taught, measured)
-    with pytest.raises(ValueError, match=r"share=0\.01: "):
+    with pytest.raises(UnlearnError, match=r"share=0\.01: "):
         split_subjects(facts, 0.01)
-    with pytest.raises(ValueError, match="subject=''"):
+    with pytest.raises(UnlearnError, match="subject=''"):
         split_subjects([Fact("w3", ("w4",))])
 
 
@@ -211,7 +212,7 @@ def test_prompts_without_the_name_are_asked():
 
 def test_a_prompt_that_names_the_entity_is_refused():
     facts = [Fact("w3 w4", ("w5",)), Fact("w3 W20", ("w5",))]
-    with pytest.raises(ValueError, match=r"facts: .*'w3 W20' with 'w20'"):
+    with pytest.raises(UnlearnError, match=r"facts: .*'w3 W20' with 'w20'"):
         entity_free_recall(base_model("llama"), tiny_tokenizer(), facts, ["w20"])
 
 

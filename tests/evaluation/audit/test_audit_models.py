@@ -9,6 +9,7 @@ from tiny_topic import tiny_parts, tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import fit_guardrail, set_action
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import AuditReport, Choice, Estimate, Fact, audit, complete, evaluate, recall
 from sae_unlearn.evaluation.audit.attacks.dilution import diluted
 from sae_unlearn.evaluation.audit.context import as_facts
@@ -144,7 +145,7 @@ def test_the_best_of_all_tries_is_a_union():
     assert best(rows, side="retain") is None
     subjects = ["a", "a", "b", "b"]
     assert best([row([1, 0, 0, 0], subjects=subjects)]).estimate.n == 2
-    with pytest.raises(ValueError, match=r"figures: .* 2 sets"):
+    with pytest.raises(UnlearnError, match=r"figures: .* 2 sets"):
         any_of(RECALL, [row([1, 0]).find(), row([1, 0, 1]).find()])
 
 
@@ -191,7 +192,7 @@ def test_what_cannot_be_audited_is_said_before_anything_is_asked(monkeypatch, op
     model = base_model("llama")
     monkeypatch.setattr(model, "forward", None)
     options = {"forget": FORGET[:2], "retain": RETAIN} | QUICK | options
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UnlearnError, match=said):
         audit(model, tiny_tokenizer(), **options)
 
 
@@ -217,5 +218,5 @@ def test_what_is_no_audit_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="source="):
         AuditReport.load(tmp_path)
     (tmp_path / "audit.json").write_text(json.dumps({"title": "x"}))
-    with pytest.raises(ValueError, match="expected a report of an audit"):
+    with pytest.raises(UnlearnError, match="expected a report of an audit"):
         AuditReport.load(tmp_path)

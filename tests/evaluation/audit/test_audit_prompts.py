@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Fact
 from sae_unlearn.evaluation.audit.attacks import dilution_attack, rephrasing_attack, spelling_attack
 from sae_unlearn.evaluation.audit.attacks.base import closing, split_cue, with_cue
@@ -75,7 +76,7 @@ def test_dilution_asks_every_length_at_every_place():
 
 def test_dilution_that_makes_no_sense_is_refused():
     for options in ({"words": (-1,)}, {"places": ("above",)}, {"filler": (" ",)}):
-        with pytest.raises(ValueError, match=r"words=|filler: "):
+        with pytest.raises(UnlearnError, match=r"words=|filler: "):
             dilution_attack(MODEL, FACTS, asked, **options)
 
 
@@ -93,7 +94,7 @@ def test_templates_hold_the_whole_question_and_end_where_the_answer_begins(templ
 
 def test_braces_of_a_prompt_are_text():
     assert rephrased("a {stem} {prompt", "x {prompt} y {cue}") == "x a {stem} {prompt y ... a {stem} {prompt"
-    with pytest.raises(ValueError, match="template='no place'"):
+    with pytest.raises(UnlearnError, match="template='no place'"):
         rephrasing_attack(MODEL, FACTS, asked, {"bad": "no place"})
 
 
@@ -136,7 +137,7 @@ def test_spelling_asks_every_share_of_every_kind():
         ("spacing", 1),
     ]
     assert points[2].found == [respelt(f.prompt, 0.5, "spacing", 2, i) for i, f in enumerate(FACTS)]
-    with pytest.raises(ValueError, match=r"share=1\.5"):
+    with pytest.raises(UnlearnError, match=r"share=1\.5"):
         spelling_attack(MODEL, FACTS, asked, shares=(1.5,))
-    with pytest.raises(ValueError, match="kind='leet'"):
+    with pytest.raises(UnlearnError, match="kind='leet'"):
         spelling_attack(MODEL, FACTS, asked, kinds=("leet",))

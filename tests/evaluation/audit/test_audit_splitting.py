@@ -10,6 +10,7 @@ from tiny_topic import tiny_parts, tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import fit_guardrail, record_firings
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Fact, complete, recall
 from sae_unlearn.evaluation.audit.attacks import splitting_attack
 from sae_unlearn.evaluation.audit.attacks.splitting import converse, harmless_first, in_parts
@@ -34,7 +35,7 @@ def test_parts_joined_are_the_prompt():
     assert in_parts("Question: a b c d?\nAnswer:", 2) == ["Question: a", " b c d?\nAnswer:"]
     assert "".join(in_parts("Question: a b c d?\nAnswer:", 3)) == "Question: a b c d?\nAnswer:"
     assert in_parts("Question: a b c d?\nAnswer:", 3)[-1].endswith("\nAnswer:")
-    with pytest.raises(ValueError, match="turns=0"):
+    with pytest.raises(UnlearnError, match="turns=0"):
         in_parts(prompt, 0)
 
 
@@ -99,7 +100,7 @@ def test_harmless_turns_come_before_the_question():
         expected = complete(model, tokenizer, ["".join(talk) for talk in talks], 4)
         assert [one.completion for one in point.found.found] == expected
         assert point.variant == "harmless first"
-    with pytest.raises(ValueError, match="ways='by post'"):
+    with pytest.raises(UnlearnError, match="ways='by post'"):
         splitting_attack(model, tokenizer, FACTS, ways=["by post"])
 
 
@@ -123,5 +124,5 @@ def test_a_template_that_rewrites_what_was_said_is_read_anew():
 
 
 def test_a_template_that_is_not_there_is_said():
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(UnlearnError, match="no chat template"):
         splitting_attack(base_model("llama"), tiny_tokenizer(), FACTS[:1], chat_template=True)

@@ -9,6 +9,7 @@ from tiny_topic import LAYER, tiny_parts, tiny_tokenizer, topic_texts
 from zoo import base_model
 
 from sae_unlearn import attach_guardrail, fit_guardrail, record_firings
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Fact, recall
 from sae_unlearn.evaluation.audit.attacks import displacement, relearning_attack, removal_attack, rounding_attack
 from sae_unlearn.evaluation.audit.attacks.direction import adding
@@ -147,9 +148,9 @@ def test_what_was_turned_is_found_by_comparing_with_the_base():
 
 
 def test_a_direction_that_is_not_there_is_said(guarded):
-    with pytest.raises(ValueError, match="layer=0: "):
+    with pytest.raises(UnlearnError, match="layer=0: "):
         displacement(guarded, tiny_tokenizer(), TEXTS, 0)
-    with pytest.raises(ValueError, match=r"prompts=\[\]"):
+    with pytest.raises(UnlearnError, match=r"prompts=\[\]"):
         displacement(guarded, tiny_tokenizer(), [], LAYER)
 
 
@@ -166,7 +167,7 @@ def test_an_adapter_that_is_taken_off_leaves_the_base(kind, guarded):
 
 
 def test_nothing_to_take_off_is_said(guarded):
-    with pytest.raises(ValueError, match=r"base=None: .*LlamaForCausalLM"):
+    with pytest.raises(UnlearnError, match=r"base=None: .*LlamaForCausalLM"):
         removal_attack(base_model("llama"), logits)
-    with guarded.disable_adapter(), pytest.raises(ValueError, match="base=None: "):
+    with guarded.disable_adapter(), pytest.raises(UnlearnError, match="base=None: "):
         removal_attack(guarded, logits)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Choice, Fact
 from sae_unlearn.evaluation.datasets import (
     mmlu_choices,
@@ -69,7 +70,7 @@ def test_tofu(tmp_path, lines):
 
 def test_tofu_as_the_hub_has_it(tmp_path):
     write(tmp_path / "retain.json", [{"question": "q?", "answer": "a"}])
-    with pytest.raises(ValueError, match="retain_perturbed"):
+    with pytest.raises(UnlearnError, match="retain_perturbed"):
         tofu_choices("retain", str(tmp_path))
     rows = [{"question": "Where is Rome?", "answer": "Italy", "perturbed_answer": ["Spain", "Italy"]}]
     write(tmp_path / "world_facts_perturbed.json", rows)
@@ -122,7 +123,7 @@ def test_mmlu(tmp_path, name, lines):
 @pytest.mark.parametrize("answer", ["E", "4", "", "AB", None, -1])
 def test_an_answer_that_is_no_option_is_named(tmp_path, answer):
     write(tmp_path / "physics" / "test.json", [EXAM[0] | {"answer": answer}])
-    with pytest.raises(ValueError, match=r"answer=.* of 'Which is a gas\?'.*: expected 0 to 3"):
+    with pytest.raises(UnlearnError, match=r"answer=.* of 'Which is a gas\?'.*: expected 0 to 3"):
         mmlu_choices("physics", str(tmp_path))
 
 
@@ -132,7 +133,7 @@ def test_rwku(tmp_path):
     prompt = "Please complete the blank in the following question.\nQuestion: Ann was born in ___.\nAnswer:"
     assert rwku_facts("forget_level1", str(tmp_path), ["Ann"]) == [Fact(prompt, ("Rome",), "Ann")]
     assert len(rwku_facts("forget_level1", str(tmp_path))) == 2
-    with pytest.raises(ValueError, match=r"people=\["):
+    with pytest.raises(UnlearnError, match=r"people=\["):
         rwku_facts("forget_level1", str(tmp_path), ["Eve"])
     write(tmp_path / "forget_level2.json", [row])
     assert rwku_facts("forget_level2", str(tmp_path))[0].prompt.startswith("Please briefly answer")
@@ -144,12 +145,12 @@ def test_relations(tmp_path):
     write(tmp_path / "data" / "factual" / "language.json", stored)
     assert relation_facts("language", str(tmp_path)) == [Fact("Mali speaks", ("French", "Bambara"), "Mali")]
     assert relation_facts("language", str(tmp_path), zero_shot=False)[0].prompt == "In Mali, they speak"
-    with pytest.raises(ValueError, match="template=1"):
+    with pytest.raises(UnlearnError, match="template=1"):
         relation_facts("language", str(tmp_path), template=1)
     with pytest.raises(FileNotFoundError, match=r"source=.*capital\.json"):
         relation_facts("capital", str(tmp_path))
     write(tmp_path / "broken.json", {"samples": []})
-    with pytest.raises(ValueError, match="expected a relation"):
+    with pytest.raises(UnlearnError, match="expected a relation"):
         relation_facts("broken", str(tmp_path))
 
 
@@ -187,16 +188,16 @@ def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
 
 def test_rows_without_their_fields_are_refused(tmp_path):
     write(tmp_path / "forget10.json", [{"query": "q"}])
-    with pytest.raises(ValueError, match="a text 'question', got query"):
+    with pytest.raises(UnlearnError, match="a text 'question', got query"):
         tofu_facts("forget10", str(tmp_path))
     (tmp_path / "forget10.json").write_text("{")
-    with pytest.raises(ValueError, match="expected rows, got"):
+    with pytest.raises(UnlearnError, match="expected rows, got"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "forget10.json", ["q"])
-    with pytest.raises(ValueError, match="expected a list of objects"):
+    with pytest.raises(UnlearnError, match="expected a list of objects"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "bio_questions.json", [{"question": "q"}])
-    with pytest.raises(ValueError, match="a list `choices`"):
+    with pytest.raises(UnlearnError, match="a list `choices`"):
         wmdp_choices("bio", str(tmp_path))
 
 
@@ -209,7 +210,7 @@ def test_sets_by_name(tmp_path):
         ("wmdp:bio@", "name='wmdp:bio@'"),
         ("relation:x", "name='relation:x'"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(UnlearnError, match=said):
             read_named(name)
 
 
@@ -227,7 +228,7 @@ def test_a_users_own_questions(tmp_path):
     assert read_questions(write(tmp_path / "texts.json", ["a text"])) is None
     assert read_questions(write(tmp_path / "rows.json", [{"text": "a text"}])) is None
     assert read_questions(tmp_path / "texts.txt") is None
-    with pytest.raises(ValueError, match="answers=3"):
+    with pytest.raises(UnlearnError, match="answers=3"):
         read_questions(write(tmp_path / "bad.json", [{"prompt": "A", "answer": 3}]))
 
 

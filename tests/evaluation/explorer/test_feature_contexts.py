@@ -7,6 +7,7 @@ from zoo import BOS
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
 from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import feature_contexts
 from sae_unlearn.evaluation.explorer.feature_contexts import token_pieces
 
@@ -108,7 +109,7 @@ def test_one_side_is_enough_and_none_is_refused(parts):
         feature_contexts(guarded, tokenizer)
     with pytest.raises(GuardrailError, match="forget: expected at least one text"):
         feature_contexts(guarded, tokenizer, forget=[], progress=False)
-    with pytest.raises(ValueError, match="contexts=0"):
+    with pytest.raises(UnlearnError, match="contexts=0"):
         feature_contexts(guarded, tokenizer, **TEXTS, contexts=0)
 
 

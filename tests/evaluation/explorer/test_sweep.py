@@ -8,6 +8,7 @@ import torch
 from tiny_topic import tiny_parts, topic_texts
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails, set_action
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Sweep, row_losses, sweep_guardrail
 from sae_unlearn.guardrail import guard_layers
 
@@ -116,7 +117,7 @@ def test_rows_of_one_text_count_as_one():
 
 
 def test_bad_input_is_refused(parts):
-    with pytest.raises(ValueError, match=r"doses=\["):
+    with pytest.raises(UnlearnError, match=r"doses=\["):
         sweep_guardrail(*parts, **TEXTS, doses=(-1.0,))
     with pytest.raises(GuardrailError, match="forget=None, retain=None"):
         sweep_guardrail(*parts)
@@ -134,5 +135,5 @@ def test_it_is_kept_and_belongs_to_its_guardrail(parts, sweep, tmp_path):
         sweep.check_is_of(other)
     for text in ("{}", "[]", "nonsense", json.dumps(sweep.to_dict() | {"doses": [{"setting": 1}]})):
         path.write_text(text)
-        with pytest.raises(ValueError, match="expected a sweep that this package wrote"):
+        with pytest.raises(UnlearnError, match="expected a sweep that this package wrote"):
             Sweep.load(path)

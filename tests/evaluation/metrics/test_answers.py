@@ -4,6 +4,7 @@ import pytest
 from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.recall import Fact, Recall, ask, complete, count_answers, verdict
 
 
@@ -53,7 +54,7 @@ def test_shares_add_up_and_subjects_count_once():
 
 
 def test_nothing_to_count_is_refused():
-    with pytest.raises(ValueError, match=r"found=\[\]"):
+    with pytest.raises(UnlearnError, match=r"found=\[\]"):
         count_answers([])
 
 

@@ -6,6 +6,7 @@ from lettered_words import LETTERS, lettered_tokenizer
 from zoo import BOS, base_model
 
 from sae_unlearn.backbone.tokens import question_prompt, turn_prompt
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import (
     Choice,
     answer_likelihoods,
@@ -74,12 +75,12 @@ def test_long_rows_lose_their_beginning():
 
 @pytest.mark.parametrize("answer", ["", "  "])
 def test_an_answer_without_tokens_is_named(answer):
-    with pytest.raises(ValueError, match=f"answers='{answer}'"):
+    with pytest.raises(UnlearnError, match=f"answers='{answer}'"):
         answer_likelihoods(base_model("llama"), lettered_tokenizer(), ["w3"], [answer])
 
 
 def test_an_answer_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="max_length=3"):
+    with pytest.raises(UnlearnError, match="max_length=3"):
         answer_likelihoods(base_model("llama"), lettered_tokenizer(), ["w3"], ["w4 w5 w6"], max_length=3)
 
 
@@ -180,12 +181,12 @@ def test_a_preferred_letter_gets_no_more_than_its_share_among_fewer_options_than
     ],
 )
 def test_what_is_no_choice_is_refused(fields, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UnlearnError, match=said):
         Choice(**({"question": "q", "options": ("a", "b"), "right": 0} | fields))
 
 
 def test_orders_below_one_are_refused():
-    with pytest.raises(ValueError, match="orders=0"):
+    with pytest.raises(UnlearnError, match="orders=0"):
         right_by_letter(base_model("llama"), lettered_tokenizer(), CHOICES, orders=0)
 
 
@@ -194,5 +195,5 @@ def test_a_chat_template_writes_its_bos_once():
     assert tokenizer(turn_prompt(tokenizer, "w3")).input_ids == [BOS, 70, 3, 71]
     assert tokenizer(question_prompt(tokenizer, "w3", True)).input_ids == [BOS, 70, 3, 71, 90]
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="has no chat template"):
+    with pytest.raises(UnlearnError, match="has no chat template"):
         turn_prompt(tokenizer, "w3")

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.text import row_divergences
 
 
@@ -44,5 +45,5 @@ def test_a_second_model_is_the_same_as_the_adapter_disabled():
 
 
 def test_a_bare_model_needs_a_base():
-    with pytest.raises(ValueError, match=r"base=None: .*LlamaForCausalLM"):
+    with pytest.raises(UnlearnError, match=r"base=None: .*LlamaForCausalLM"):
         row_divergences(base_model("llama"), tiny_tokenizer(), TEXTS)

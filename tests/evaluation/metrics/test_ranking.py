@@ -5,6 +5,7 @@ import torch
 from tiny_topic import tiny_tokenizer
 from zoo import base_model
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.ranking import candidate_log_probs, rank_answers
 
 
@@ -60,5 +61,5 @@ def test_prompts_of_one_subject_count_once():
     ],
 )
 def test_what_cannot_be_ranked_is_named(prompts, candidates, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UnlearnError, match=message):
         candidate_log_probs(base_model("llama"), tiny_tokenizer(), prompts, candidates)

@@ -5,6 +5,7 @@ import torch
 from lettered_words import lettered_tokenizer
 from zoo import base_model
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Choice, Fact, TofuSet, complete, model_utility
 
 
@@ -77,7 +78,7 @@ def test_what_is_lost_in_one_part_is_lost():
 
 
 def test_facts_and_choices_are_of_the_same_questions():
-    with pytest.raises(ValueError, match=r"choices: .*6 facts, got 5"):
+    with pytest.raises(UnlearnError, match=r"choices: .*6 facts, got 5"):
         TofuSet(SETS["retain"].facts, SETS["retain"].choices[:5])
-    with pytest.raises(ValueError, match=r"choices: .*0 facts, got 0"):
+    with pytest.raises(UnlearnError, match=r"choices: .*0 facts, got 0"):
         TofuSet([], [])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate, pair_auc
 from sae_unlearn.stats import pair_wins, wilson_interval
 
@@ -18,7 +19,7 @@ def test_wilson_is_the_published_one(successes, n, low, high):
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 2)])
 def test_wilson_of_nonsense_is_refused(successes, n):
-    with pytest.raises(ValueError, match="successes="):
+    with pytest.raises(UnlearnError, match="successes="):
         wilson_interval(successes, n)
 
 
@@ -72,5 +73,5 @@ def test_pairs_compared_more_often_weigh_more():
 
 
 def test_no_pair_is_refused():
-    with pytest.raises(ValueError, match="counts: "):
+    with pytest.raises(UnlearnError, match="counts: "):
         pair_auc(torch.zeros(2, 2), torch.zeros(2, 2))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Estimate, Figure, Report, compare
 from sae_unlearn.evaluation.report.figure import figure_of_rows, fingerprint, group_numbers
 from sae_unlearn.stats import bootstrap_interval, ratio_draws
@@ -61,7 +62,7 @@ def test_draws_of_a_ratio_are_those_of_its_transcription():
     draws = ratio_draws(values, torch.ones(60))
     low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
     assert (low, high) == pytest.approx(bootstrap_interval(values), abs=0.02)
-    with pytest.raises(ValueError, match="totals: expected"):
+    with pytest.raises(UnlearnError, match="totals: expected"):
         ratio_draws(torch.zeros(0), torch.zeros(0))
 
 
@@ -116,9 +117,9 @@ def test_a_model_compared_with_itself_has_not_changed():
 
 def test_other_rows_are_not_compared():
     before = Report("a", (figure(HITS, rows="r"),))
-    with pytest.raises(ValueError, match="forget/facts/alias_recall: expected the same rows"):
+    with pytest.raises(UnlearnError, match="forget/facts/alias_recall: expected the same rows"):
         compare(before, Report("b", (figure(HITS, rows="s"),)))
-    with pytest.raises(ValueError, match=r"before=.*after=.*common figure"):
+    with pytest.raises(UnlearnError, match=r"before=.*after=.*common figure"):
         compare(before, Report("b", (figure(HITS, metric="refusals"),)))
 
 
@@ -155,7 +156,7 @@ def test_markdown_is_a_table_of_every_figure():
 def test_a_figure_is_found_by_its_name():
     before = reports()[0]
     assert before.find("alias_recall", "forget") is before.figures[0]
-    with pytest.raises(KeyError, match="metric='kl'"):
+    with pytest.raises(UnlearnError, match="metric='kl'"):
         before.find("kl", "forget")
 
 
@@ -168,16 +169,16 @@ def test_what_is_no_report_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"source=.*report\.json"):
         Report.load(tmp_path)
     (tmp_path / "report.json").write_text("[1]")
-    with pytest.raises(ValueError, match="expected a report of an evaluation"):
+    with pytest.raises(UnlearnError, match="expected a report of an evaluation"):
         Report.load(tmp_path)
     stored = reports()[0].to_dict()
     stored["figures"][0]["unit"] = "miles"
     (tmp_path / "report.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="unit='miles'"):
+    with pytest.raises(UnlearnError, match="unit='miles'"):
         Report.load(tmp_path)
     stored["figures"][0] |= {"unit": "share", "values": ["x"]}
     (tmp_path / "report.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="'x' is not a number"):
+    with pytest.raises(UnlearnError, match="'x' is not a number"):
         Report.load(tmp_path)
 
 

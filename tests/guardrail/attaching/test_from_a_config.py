@@ -16,6 +16,7 @@ from sae_unlearn import (
     guardrail_status,
     set_action,
 )
+from sae_unlearn.errors import UnlearnError
 
 
 def test_from_a_config_and_an_sae_in_memory(fitted):
@@ -62,7 +63,7 @@ def test_a_config_that_lacks_something_is_refused(config, sae, message):
 
 def test_feature_ids_beyond_the_sae_are_refused():
     model = base_model("llama")
-    with pytest.raises(ValueError, match="500"):
+    with pytest.raises(UnlearnError, match="500"):
         attach_guardrail(model, by_hand(feature_ids=[500]), sae=tiny_sae())
     assert_untouched(model)
 

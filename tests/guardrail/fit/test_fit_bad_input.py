@@ -8,6 +8,7 @@ from peft import get_peft_model
 from zoo import BOS, EOS, base_model, plant, planted_config
 
 from sae_unlearn import GuardrailError
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail import guard_layers
 
 
@@ -102,13 +103,13 @@ def test_bad_input_is_refused_by_name_and_the_model_left_untouched(wrong, messag
 
 
 def test_a_feature_beyond_the_sae_is_refused():
-    with pytest.raises(ValueError, match="9999"):
+    with pytest.raises(UnlearnError, match="9999"):
         fit(features=[9999])
 
 
 def test_a_topk_sae_is_refused():
     sae = random_sae(architecture="topk", k=4)
-    with pytest.raises(ValueError, match="topk SAE"):
+    with pytest.raises(UnlearnError, match="topk SAE"):
         fit(sae=sae)
 
 

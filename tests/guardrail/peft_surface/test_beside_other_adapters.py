@@ -10,6 +10,7 @@ from zoo import EOS, base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import attach_guardrail, enable_guardrails, guardrail_status, list_guardrails
 from sae_unlearn.backbone.adapters_off import adapters_off, guards_off
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.evaluation.base_model import has_adapters
 from sae_unlearn.guardrail import guard_layers
 
@@ -151,7 +152,7 @@ def test_naming_the_guardrail_to_be_merged_warns_and_merges_nothing_by_halves(bo
 def test_merging_a_guardrail_alone_is_refused_before_anything_happens():
     model = guarded("llama").eval()
     expected = logits_of(model, IDS)
-    with pytest.raises(NotImplementedError, match="cannot be merged"):
+    with pytest.raises(GuardrailUnsupported, match="cannot be merged"):
         model.merge_adapter()
     model.unmerge_adapter()
     assert torch.equal(logits_of(model, IDS), expected)
@@ -164,7 +165,7 @@ def test_merging_a_guardrail_alone_is_refused_before_anything_happens():
 @pytest.mark.parametrize("make", [lambda: guarded("llama"), lambda: guarded("llama").get_base_model()])
 def test_adapters_by_row_are_refused(make, argument):
     model = make().eval()
-    with pytest.raises(NotImplementedError, match=argument):
+    with pytest.raises(GuardrailUnsupported, match=argument):
         model(input_ids=IDS, **{argument: ["default"] * len(IDS)})
     model(input_ids=IDS, **{argument: None})
 
@@ -172,9 +173,9 @@ def test_adapters_by_row_are_refused(make, argument):
 def test_adapters_by_row_are_refused_in_generate_and_of_a_guarded_model_of_ours(folder):
     for model in (guarded("llama"), attach_guardrail(base_model("llama"), folder)):
         assert isinstance(model, PeftModel)
-        with pytest.raises(NotImplementedError, match="adapter_names"):
+        with pytest.raises(GuardrailUnsupported, match="adapter_names"):
             model.eval().generate(input_ids=IDS, max_new_tokens=1, adapter_names=["default"] * len(IDS))
-        with pytest.raises(NotImplementedError, match="adapter_names"):
+        with pytest.raises(GuardrailUnsupported, match="adapter_names"):
             model(input_ids=IDS, adapter_names=["default"] * len(IDS))
 
 

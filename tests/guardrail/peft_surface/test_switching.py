@@ -10,6 +10,7 @@ from upstream import adapters_of_transformers
 from zoo import base_model, guarded, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, detach_guardrail, record_firings
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail import guard_layers
 
 
@@ -81,7 +82,7 @@ def test_unload_gives_back_the_very_model(plain):
 def test_merging_is_refused_and_the_guardrail_goes_on_working(merge):
     model = guarded("llama")
     expected = logits(model)
-    with pytest.raises(NotImplementedError, match="cannot be merged"):
+    with pytest.raises(GuardrailUnsupported, match="cannot be merged"):
         getattr(model, merge)()
     assert torch.equal(logits(model), expected)
 

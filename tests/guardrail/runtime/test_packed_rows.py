@@ -7,7 +7,7 @@ from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 from zoo import base_model, guarded, plant, planted_config, random_sae, token_ids
 
 from sae_unlearn import attach_guardrail, record_firings
-from sae_unlearn.errors import GuardrailUnsupported
+from sae_unlearn.errors import GuardrailUnsupported, UnlearnError
 from sae_unlearn.guardrail.runtime.packed_rows import attention_of
 
 
@@ -146,13 +146,13 @@ def test_a_lora_is_trained_on_flattened_batches(tmp_path):
 )
 def test_texts_that_the_model_would_mix_are_refused(inputs):
     model = guarded("llama")
-    with pytest.raises(NotImplementedError, match="packed sequences"):
+    with pytest.raises(GuardrailUnsupported, match="packed sequences"):
         model(**(PACKED | inputs))
 
 
 @pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next"])
 def test_recurrent_layers_are_refused(name):
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(GuardrailUnsupported):
         guarded(name)(**PACKED)
 
 
@@ -171,5 +171,5 @@ def test_a_mask_that_lets_texts_see_each_other_is_noticed(monkeypatch):
 
 
 def test_counting_columns_is_refused():
-    with pytest.raises(ValueError, match="counting='columns'"):
+    with pytest.raises(UnlearnError, match="counting='columns'"):
         guarded("llama", counting="columns")(**PACKED)

@@ -20,6 +20,7 @@ from family_folders import (
 from oracles import oracle
 from sae_folders import D_IN, D_SAE, residual, write_gemma_scope, write_gemma_scope_2
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder
 
 
@@ -271,11 +272,11 @@ class Stub:
 
 
 def test_something_else_than_a_saelens_object_is_refused():
-    with pytest.raises(TypeError, match=r"expected a sae_lens\.SAE.*got Linear"):
+    with pytest.raises(UnlearnError, match=r"expected a sae_lens\.SAE.*got Linear"):
         SparseAutoencoder.from_saelens(torch.nn.Linear(2, 2))
     with pytest.raises(SAEFormatError, match="holds W_skip"):
         SparseAutoencoder.from_saelens(Stub({"architecture": "standard"}, {"W_skip": torch.zeros(2)}))
     with pytest.raises(SAEFormatError, match="the Stub given lacks W_enc"):
         SparseAutoencoder.from_saelens(Stub({"architecture": "standard"}, {"W_dec": torch.zeros(2, 2)}))
-    with pytest.raises(ValueError, match="dtype"):
+    with pytest.raises(UnlearnError, match="dtype"):
         SparseAutoencoder.from_saelens(Stub({}, {}), dtype=torch.int64)

@@ -14,6 +14,7 @@ from sae_folders import (
     write_saelens,
 )
 
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder, register_reader
 from sae_unlearn.sae.formats import READERS, Reader, needs
 
@@ -260,7 +261,7 @@ def test_a_wrong_subfolder_gets_the_nearest_right_ones(tmp_path):
 
 @pytest.mark.parametrize("subfolder", ["../x", "/etc", "a/../../b"])
 def test_a_subfolder_stays_inside(tmp_path, subfolder):
-    with pytest.raises(ValueError, match="without"):
+    with pytest.raises(UnlearnError, match="without"):
         load(tmp_path, subfolder=subfolder)
 
 
@@ -280,9 +281,9 @@ def test_a_reader_can_be_added_and_not_twice(tmp_path, monkeypatch):
         return READERS["gemma_scope"].read(folder)
 
     register_reader(mine)
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(UnlearnError, match="registered already"):
         register_reader(mine)
-    with pytest.raises(TypeError, match="Reader"):
+    with pytest.raises(UnlearnError, match="Reader"):
         register_reader("mine")
     write_gemma_scope(tmp_path / "L9/checkpoints")
     (tmp_path / "L9/checkpoints/params.npz").rename(tmp_path / "L9/checkpoints/final.npz")
