@@ -18,18 +18,17 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
-from benchmarks.serving.reference import TOKENS
+from benchmarks.serving.kept import run_or_write
+from benchmarks.serving.reference import FIELDS, TOKENS
 from sae_unlearn import attach_guardrail, detach_guardrail, record_firings
 from sae_unlearn.demo.model import load_demo_model
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "batching_equality.json"
-FIELDS = ("fired", "at_token", "evidence", "tokens")
 WHOLE = {"max_batch_tokens": 8192, "allow_block_sharing": False}
 
 
@@ -61,9 +60,10 @@ SCENARIOS = {
 }
 
 
-def run(folder: Path, scenario: Scenario, model: nn.Module) -> dict[str, Any]:
+def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
     """Answer all prompts, and return how many answers and records are the same and what happened."""
     reference = json.loads((folder / "reference.json").read_text())
+    model, _ = load_demo_model()
     on: Any = model
     if scenario.adapter != "none":
         on = attach_guardrail(model, folder / scenario.adapter)
@@ -147,29 +147,7 @@ def _counting(call: Callable[..., Any], counts: Counter[str], name: str) -> Call
     return count
 
 
-def write(folder: Path) -> None:
-    """Gather the scenarios of `folder` in the results."""
-    files = {name: folder / f"batching-{name}.json" for name in SCENARIOS}
-    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
-    RESULTS.write_text(json.dumps({"tokens_of_each": TOKENS, "scenarios": found}, indent=1) + "\n")
-
-
-def main(folder: str, *names: str) -> None:
-    """Run scenarios, all by default, or write the results."""
-    out = Path(folder)
-    if "--write" in names:
-        write(out)
-        return
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, _ = load_demo_model()
-    for name in names or SCENARIOS:
-        file = out / f"batching-{name}.json"
-        if not file.is_file():
-            found = run(out, SCENARIOS[name], model)
-            file.write_text(json.dumps(found))
-            print(name, json.dumps(found), flush=True)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(*sys.argv[1:])
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    run_or_write(Path(sys.argv[1]), "batching", SCENARIOS, sys.argv[2:], run, RESULTS)

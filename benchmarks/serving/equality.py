@@ -19,12 +19,12 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from benchmarks.serving.reference import TOKENS
+from benchmarks.serving.kept import run_or_write
+from benchmarks.serving.reference import FIELDS, TOKENS
 from benchmarks.serving.scenarios import SCENARIOS, Scenario
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_equality.json"
-FIELDS = ("fired", "at_token", "evidence", "tokens")
 
 
 def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
@@ -137,27 +137,5 @@ def _lora(folder: Path) -> Any:
     return LoRARequest("zero", 1, str(path))
 
 
-def write(folder: Path) -> None:
-    """Gather the scenarios of `folder` in the results."""
-    found = {
-        name: json.loads(file.read_text()) for name in SCENARIOS if (file := folder / f"run-{name}.json").is_file()
-    }
-    RESULTS.write_text(json.dumps({"tokens_of_each": TOKENS, "scenarios": found}, indent=1) + "\n")
-
-
-def main(folder: str, *names: str) -> None:
-    """Run scenarios, all by default, or write the results."""
-    out = Path(folder)
-    if "--write" in names:
-        write(out)
-        return
-    for name in names or SCENARIOS:
-        file = out / f"run-{name}.json"
-        if not file.is_file():
-            found = run(out, SCENARIOS[name])
-            file.write_text(json.dumps(found))
-            print(name, json.dumps(found), flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_or_write(Path(sys.argv[1]), "run", SCENARIOS, sys.argv[2:], run, RESULTS)

@@ -22,6 +22,9 @@ from sae_unlearn.demo.texts import SIDES, load_demo_texts
 TOKENS = 12
 """Tokens that are generated for each prompt."""
 
+FIELDS = ("fired", "at_token", "evidence", "tokens")
+"""Of a record, what is compared."""
+
 ADAPTERS: dict[str, dict[str, Any]] = {
     "prefix": {"gate_scope": "prefix"},
     "sequence": {"gate_scope": "sequence"},

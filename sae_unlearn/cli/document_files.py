@@ -86,20 +86,6 @@ def read_html(path: Path, text: str) -> list[str]:
     return _worth_reading(" ".join("".join(strings).split()) for strings in found.values())
 
 
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file.
-
-    Raises:
-        ImportError: If `pyarrow` is not installed; names the extra.
-        UnlearnError: If it cannot be read.
-    """
-    parquet = _imported("pyarrow.parquet", path)
-    try:
-        return list(parquet.read_table(path).to_pylist())
-    except Exception as error:
-        raise UnlearnError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
-
-
 def read_folder(folder: Path, files: list[Path], read: Callable[[Path], list[str]]) -> list[str]:
     """The texts of all files, one after the other.
 

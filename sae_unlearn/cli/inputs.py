@@ -1,7 +1,5 @@
 """Loading of a command's inputs: models, adapters, SAEs, texts and the output folder."""
 
-import csv
-import json
 import os
 import random
 import re
@@ -11,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_unlearn.checks import check_integer
-from sae_unlearn.cli.document_files import READABLE, files_of, read_folder, read_html, read_parquet, read_pdf
+from sae_unlearn.cli.document_files import READABLE, files_of, read_folder, read_html, read_pdf
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.files.untrusted import json_lines
-from sae_unlearn.install import install_command
+from sae_unlearn.files.rows import ENCODING, load_split, rows_of_file
 
 
 if TYPE_CHECKING:
@@ -169,8 +166,6 @@ def not_left_empty(path: Path) -> Iterator[None]:
 
 SUFFIXES = READABLE
 
-_ENCODING = "utf-8-sig"  # with or without the byte order mark of some editors
-
 
 def read_texts(source: str, column: str = "text", split: str | None = None) -> Iterable[Any]:
     """Return the texts of a file, or the rows of a dataset.
@@ -217,33 +212,18 @@ def drawn(rows: list[Any], limit: int | None, seed: int = 0) -> list[Any]:
 
 
 def _read_file(path: Path, column: str) -> list[str]:
-    try:
-        if path.suffix.lower() == ".pdf":
-            return read_pdf(path)
-        if path.suffix.lower() in (".html", ".htm"):
-            return read_html(path, path.read_text(encoding=_ENCODING))
-        if path.suffix.lower() in (".txt", ".md"):
-            paragraphs = re.split(r"\n\s*\n", path.read_text(encoding=_ENCODING))
-            return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
-        if path.suffix.lower() in (".csv", ".tsv"):
-            with path.open(encoding=_ENCODING, newline="") as file:
-                tabs = path.suffix.lower() == ".tsv"
-                rows: Any = list(csv.DictReader(file, delimiter="\t" if tabs else ","))
-        elif path.suffix.lower() == ".parquet":
-            rows = read_parquet(path)
-        elif path.suffix.lower() == ".jsonl":
-            rows = json_lines(path.read_text(encoding=_ENCODING))
-        else:
-            rows = json.loads(path.read_text(encoding=_ENCODING))
-    except UnicodeDecodeError as error:
-        raise UnlearnError(f"{path} is not UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise UnlearnError(f"{path} is not JSON: {error}") from error
-    except csv.Error as error:
-        raise UnlearnError(f"{path} is not a valid CSV file ({error}). Save it as .jsonl.") from error
-    if not isinstance(rows, list):
-        raise UnlearnError(f"{path} holds a {type(rows).__name__}: expected a list of texts, or of objects with texts.")
-    return [_text(row, number, path, column) for number, row in enumerate(rows, 1)]
+    kind = path.suffix.lower()
+    if kind == ".pdf":
+        return read_pdf(path)
+    if kind in (".txt", ".md", ".html", ".htm"):
+        try:
+            text = path.read_text(encoding=ENCODING)
+        except UnicodeDecodeError as error:
+            raise UnlearnError(f"{path}: expected UTF-8, got {error}.") from error
+        if kind in (".html", ".htm"):
+            return read_html(path, text)
+        return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+    return [_text(row, number, path, column) for number, row in enumerate(rows_of_file(path), 1)]
 
 
 def _text(row: Any, number: int, path: Path, column: str) -> str:
@@ -257,20 +237,7 @@ def _text(row: Any, number: int, path: Path, column: str) -> str:
 
 
 def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            f"{source} is not a file, and a dataset needs `datasets`. Run: {install_command('eval')}."
-        ) from error
-    path = Path(source).expanduser()
-    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-    found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source, split=split or "train")
-    if isinstance(found, dict):
-        wanted = split or "train"
-        if wanted not in found:
-            raise UnlearnError(f"{source} has no split {wanted!r}, only {', '.join(found)}.")
-        found = found[wanted]
+    found = load_split(source, split=split or "train")
     if column not in found.column_names:
         columns = ", ".join(found.column_names)
         raise UnlearnError(f"{source} has no column {column!r}, only {columns}. Pass --text-column.")

@@ -73,7 +73,7 @@ def test_parquet_and_tsv_and_markdown(tmp_path):
     with pytest.raises(UnlearnError, match="--text-column"):
         read_texts(str(tmp_path / "a.parquet"))
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
-    with pytest.raises(UnlearnError, match="as Parquet"):
+    with pytest.raises(UnlearnError, match=r"bad\.parquet: .*Parquet"):
         read_texts(str(tmp_path / "bad.parquet"))
     (tmp_path / "a.tsv").write_text("text\tn\nwith, a comma\t1\n")
     assert read_texts(str(tmp_path / "a.tsv")) == ["with, a comma"]

@@ -23,10 +23,10 @@ def test_texts_that_are_none_are_refused(tmp_path):
     with pytest.raises(UnlearnError, match=r"Row 2 of .*a\.json is a int"):
         read_texts(str(tmp_path / "a.json"))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UnlearnError, match="not UTF-8"):
+    with pytest.raises(UnlearnError, match=r"a\.txt: .*UTF-8"):
         read_texts(str(tmp_path / "a.txt"))
     (tmp_path / "a.csv").write_text("text\n" + "long " * 40_000)
-    with pytest.raises(UnlearnError, match=r"a\.csv .*CSV.*\.jsonl"):
+    with pytest.raises(UnlearnError, match=r"a\.csv: .*CSV.*\.jsonl"):
         read_texts(str(tmp_path / "a.csv"))
 
 

@@ -1,17 +1,11 @@
 """Rows of a published data set, from a folder or from the Hub."""
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.files.untrusted import json_lines
-from sae_unlearn.install import install_command
-
-
-_INSTALL = install_command("eval")
+from sae_unlearn.files.rows import load_split, rows_of_file
 
 
 def read_rows(
@@ -41,30 +35,17 @@ def read_rows(
         raise FileNotFoundError(f"source={source!r}: expected a folder with one of {', '.join(files)}.")
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise FileNotFoundError(f"source={source!r}: expected a folder that exists.")
-    return _from_hub(source, config, split, revision)
+    return list(load_split(source, config, split, revision))
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file.
+    """Return the rows of a file, see `files.rows.rows_of_file`.
 
     Raises:
         ImportError: If the file is Parquet and `pyarrow` is not installed.
-        UnlearnError: If the file does not hold rows.
+        UnlearnError: If the file does not hold objects.
     """
-    if path.suffix == ".parquet":
-        try:
-            from pyarrow.parquet import read_table
-        except ImportError as error:
-            raise ImportError(f"{path.name}: reading Parquet needs `pyarrow`; run: {_INSTALL}") from error
-        return read_table(path).to_pylist()
-    try:
-        if path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return list(csv.DictReader(file))
-        text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if text.lstrip().startswith("[") else json_lines(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise UnlearnError(f"{path}: expected rows, got {error}") from error
+    rows = rows_of_file(path)
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UnlearnError(f"{path}: expected a list of objects, or one object per line.")
     return rows
@@ -80,20 +61,3 @@ def text_of(row: dict[str, Any], name: str, source: str) -> str:
     if not isinstance(value, str):
         raise UnlearnError(f"{source}: expected rows with a text {name!r}, got {', '.join(map(str, row))}.")
     return value
-
-
-def _from_hub(source: str, config: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(
-            f"source={source!r}: not a local folder, and reading the Hub needs `datasets`; run: {_INSTALL}"
-        ) from error
-    try:
-        return list(load_dataset(source, config, split=split, revision=revision))
-    except Exception as error:  # any kind: no network, an unknown dataset or part
-        reason = " ".join(str(error).split())[:300]
-        raise FileNotFoundError(
-            f"source={source!r}: expected a folder, or a Hub dataset with {config or ''}/{split}; "
-            f"{type(error).__name__}: {reason}"
-        ) from error

@@ -188,13 +188,13 @@ def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
 
 def test_rows_without_their_fields_are_refused(tmp_path):
     write(tmp_path / "forget10.json", [{"query": "q"}])
-    with pytest.raises(UnlearnError, match="a text 'question', got query"):
+    with pytest.raises(UnlearnError, match=r"'question'.*query"):
         tofu_facts("forget10", str(tmp_path))
     (tmp_path / "forget10.json").write_text("{")
-    with pytest.raises(UnlearnError, match="expected rows, got"):
+    with pytest.raises(UnlearnError, match=r"forget10\.json: .*JSON"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "forget10.json", ["q"])
-    with pytest.raises(UnlearnError, match="expected a list of objects"):
+    with pytest.raises(UnlearnError, match=r"forget10\.json: .*list of objects"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "bio_questions.json", [{"question": "q"}])
     with pytest.raises(UnlearnError, match="a list `choices`"):
