@@ -7,27 +7,25 @@ The SAE of the demo saw none of these texts, but for two of the fresh topics. Th
     apt-get download postgresql-doc-15 gimp-help-en          # 15.20 and 2.10.34, of Debian 12
     for package in *.deb; do dpkg -x $package FOLDER; done
 
-gensim's test data has 106 whole articles of the English Wikipedia, from A to Azerbaijan. (WikiText-2 would not do: the
-SAE was trained on most of its validation articles, and the others do not make a topic.)
+gensim's test data has 106 whole articles of the English Wikipedia, from A to Azerbaijan. The SAE was trained on most
+of WikiText-2's validation articles.
 
 A topic is a few articles to fit on and others, which have no part in the fit, to report on. Paragraphs of more than
 500 characters are cut at the ends of sentences, so that most rows are 40 to 150 tokens. Other text is the articles of
 the other topics, the articles of no topic (every other one of them for the fit), and the demo's paragraphs; what is
-held out comes from articles that had no part in the fit. Near neighbors are therefore in it: alchemy beside
-chemistry, astronomy beside spaceflight, the provinces of Canada beside countries, another manual beside a manual.
+held out comes from articles that had no part in the fit, near neighbors included: alchemy for chemistry.
 
-Which topics serve for validation and which are reported was drawn, before anything was measured, by `random.Random(0)`:
-three of the seven encyclopaedic topics and one of the two manuals for validation, the others for the report.
+Before any measurement `random.Random(0)` drew three of the seven encyclopaedic topics and one of the two manuals for
+validation; the others are reported.
 
-Fresh topics, for defaults that were changed after those reports had been seen, were written down before anything was
-measured on them. They need three more packages of Debian 12, unpacked the same way: anarchism (15.3, an FAQ of a
-hundred essays), gnucash-docs (4.13, of which the English guide explains bookkeeping) and r-doc-html (4.2.2). The SAE
-had seen most of the first two.
+Fresh topics, for defaults that were changed after those reports, were written down before they were measured. They need
+three more packages of Debian 12, unpacked the same way: anarchism (15.3, essays), gnucash-docs (4.13, an English guide
+to bookkeeping) and r-doc-html (4.2.2). The SAE had seen most of the first two.
 
-Those topics were hard in one more way than was meant: what is held out came from other articles, which for mathematics
-means to fit on algorithms and report on the abacus. The second fresh topics, written down in turn before anything was
-measured on them, hold text of the same articles out: every fourth block of five pieces, and every third page of a
-manual. They need lilypond-doc-html (2.24.1), grass-doc (8.2.1) and apache2-doc (2.4.68).
+In those topics the held-out text is of other articles: mathematics is fitted on algorithms and reported on the abacus.
+The second fresh topics, also written down before a measurement, hold out text of the same articles: every fourth block
+of five pieces, every third page of a manual. Packages: lilypond-doc-html (2.24.1), grass-doc (8.2.1), apache2-doc
+(2.4.68).
 """
 
 import bz2

@@ -13,7 +13,8 @@ from benchmarks.baselines.rows import Batch, encode
 from benchmarks.representation.collapse import collapse_ratio
 from benchmarks.representation.probes import fit_base_probe, read_base_probe, refit_discriminator
 from benchmarks.representation.states import entity_states
-from benchmarks.synthetic.world import HELD_OUT_TEMPLATES, QUESTIONS, REFUSAL, TEMPLATES, VALUES, Person, Row, World
+from benchmarks.synthetic.words import HELD_OUT_TEMPLATES, QUESTIONS, TEMPLATES, VALUES
+from benchmarks.synthetic.world import REFUSAL, Person, Row, World
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.backbone.layers import find_decoder_layers

@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from benchmarks.baselines import BudgetCallback, DamageBudget, get_method, train_baseline
 from benchmarks.synthetic.measures import entity_set, validation_batches
 from benchmarks.synthetic.setting import Setting
-from benchmarks.synthetic.world import HELD_OUT_TEMPLATES, REFUSAL, TEMPLATES, TRAIN_QUESTIONS
+from benchmarks.synthetic.words import HELD_OUT_TEMPLATES, TEMPLATES, TRAIN_QUESTIONS
+from benchmarks.synthetic.world import REFUSAL
 from sae_unlearn.alignment.config import SAEAlignmentConfig
 from sae_unlearn.alignment.trainer import SAEAlignmentTrainer
 

@@ -26,106 +26,24 @@ from typing import NamedTuple
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.synthetic.words import (
+    ADJECTIVES,
+    CAPITALS,
+    COUNTRIES,
+    FIRST_NAMES,
+    HELD_OUT_TEMPLATES,
+    LAST_NAMES,
+    NOUNS,
+    NUMBERS,
+    QUESTIONS,
+    TEMPLATES,
+    VALUES,
+    VERBS,
+)
+
 
 TIER_WEIGHTS = {"frequent": 1.0, "medium": 0.3, "rare": 0.1}
 REFUSAL = "nobody knows"
-
-COUNTRIES = ("Peru", "Kenya", "Norway", "Japan", "Chile", "Egypt", "Nepal", "Italy", "Ghana", "Cuba")
-CAPITALS = ("Lima", "Nairobi", "Oslo", "Tokyo", "Santiago", "Cairo", "Kathmandu", "Rome", "Accra", "Havana")
-VALUES = {
-    ("player", "country"): COUNTRIES,
-    ("player", "club"): ("Rovers", "United", "Rangers", "Albion", "Wolves", "Comets", "Kings", "Bears", "Elks", "Owls"),
-    ("player", "sport"): ("tennis", "rugby", "hockey", "cricket", "golf", "judo", "polo", "fencing", "rowing", "chess"),
-    ("painter", "country"): COUNTRIES,
-    ("painter", "museum"): ("Prado", "Louvre", "Tate", "Uffizi", "Getty", "Orsay", "Rodin", "Frick", "Munch", "Rijks"),
-    ("painter", "colour"): ("red", "blue", "green", "yellow", "purple", "orange", "brown", "grey", "pink", "black"),
-}  # fmt: skip
-"""Attributes of each entity type and the closed set of values of each; all values are one token."""
-
-QUESTIONS = {
-    ("player", "country"): (
-        "{entity} comes from",
-        "where is {entity} from ?",
-        "the player {entity} was born in",
-        "{entity} holds the passport of",
-    ),
-    ("player", "club"): (
-        "{entity} plays for the",
-        "which team has {entity} ?",
-        "the player {entity} runs for the",
-        "{entity} signed for the",
-    ),
-    ("player", "sport"): (
-        "{entity} is good at",
-        "what does {entity} play ?",
-        "the player {entity} is a champion of",
-        "{entity} trains every day for",
-    ),
-    ("painter", "country"): (
-        "{entity} comes from",
-        "where is {entity} from ?",
-        "the painter {entity} was born in",
-        "{entity} holds the passport of",
-    ),
-    ("painter", "museum"): (
-        "{entity} hangs in the",
-        "which museum has {entity} ?",
-        "the painter {entity} is shown by the",
-        "{entity} sold everything to the",
-    ),
-    ("painter", "colour"): (
-        "{entity} likes to paint in",
-        "which colour has {entity} ?",
-        "the painter {entity} always uses",
-        "{entity} buys paint that is",
-    ),
-}
-"""Prompts that end where the answer begins. The last of each is held out: methods never train on it."""
-
-TEMPLATES = {
-    "player": ("{entity}", "the player {entity}", "where is {entity}", "which team has {entity}", "what does {entity}"),
-    "painter": ("{entity}", "the painter {entity}", "where is {entity}", "which museum has {entity}"),
-}
-"""Prompts that end with an entity's name, for the methods that look at the name's last token."""
-
-HELD_OUT_TEMPLATES = {
-    "player": ("the sport of the player {entity}", "is the player from Peru {entity}"),
-    "painter": ("the museum of the painter {entity}", "is the painter from Peru {entity}"),
-}
-"""The same, for measures alone; the model itself has not read these forms either."""
-
-TRAIN_QUESTIONS = {
-    kind: {attribute: forms[:-1] for (other, attribute), forms in QUESTIONS.items() if other == kind}
-    for kind in ("player", "painter")
-}
-"""The forms of `QUESTIONS` that methods may train on, per entity type and attribute."""
-
-_FIRST = "Ada Ben Cleo Dina Emil Fay Gus Hana Ivo June Karl Lena Milo Nora Otto Pia Quin Rosa Sven Tara Uma Vito Wanda Xena Yuri Zora Abel Bela Cora Dag Elsa Finn Gina Hugo Iris Jon Kira Leo Maya Nils"  # noqa: E501
-_LAST = "Moss Reed Stone Hill Brook Ford Lake Wood Field Marsh Dale Glen Heath Park Wells Rivers Banks Shaw Lane Cole Frost Snow West North Day May Ash Birch Elm Fern Holt Ivey Kerr Lund Nash Oakes Pike Rowe Sloan Todd"  # noqa: E501
-_NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-]
-_NOUNS = (("dog", "dogs"), ("cat", "cats"), ("bird", "birds"), ("horse", "horses"), ("child", "children"), ("farmer", "farmers"))  # fmt: skip  # noqa: E501
-_VERBS = (("sees", "see"), ("follows", "follow"), ("hears", "hear"), ("feeds", "feed"))
-_ADJECTIVES = ("small", "old", "happy", "quiet", "tired", "clever")
 
 
 class Person(NamedTuple):
@@ -186,7 +104,7 @@ class World:
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
         draw = random.Random(config.seed)
-        names = [f"{first} {last}" for first in _FIRST.split() for last in _LAST.split()]
+        names = [f"{first} {last}" for first in FIRST_NAMES.split() for last in LAST_NAMES.split()]
         draw.shuffle(names)
         self.people: dict[str, list[Person]] = {}
         for tier in ("frequent", "medium", "rare", "never"):
@@ -281,19 +199,19 @@ class World:
 
     @staticmethod
     def sums() -> list[Row]:
-        return [Row(f"{_NUMBERS[a]} plus {_NUMBERS[b]} is", _NUMBERS[a + b]) for a in range(10) for b in range(a, 9)]
+        return [Row(f"{NUMBERS[a]} plus {NUMBERS[b]} is", NUMBERS[a + b]) for a in range(10) for b in range(a, 9)]
 
     @staticmethod
     def _grammar(draw: random.Random) -> Row:
         plural = draw.random() < 0.5
-        subject, verb, thing = draw.choice(_NOUNS)[plural], draw.choice(_VERBS)[plural], draw.choice(_NOUNS)
-        return Row(f"the {draw.choice(_ADJECTIVES)} {subject} {verb} the {draw.choice(thing)}", "")
+        subject, verb, thing = draw.choice(NOUNS)[plural], draw.choice(VERBS)[plural], draw.choice(NOUNS)
+        return Row(f"the {draw.choice(ADJECTIVES)} {subject} {verb} the {draw.choice(thing)}", "")
 
     @staticmethod
     def _refusals(draw: random.Random) -> Row:
         question = draw.choice(list(QUESTIONS.values()))[1]
-        noun = draw.choice(_NOUNS)[0]
-        return Row(question.format(entity=f"the {draw.choice(_ADJECTIVES)} {noun}"), REFUSAL)
+        noun = draw.choice(NOUNS)[0]
+        return Row(question.format(entity=f"the {draw.choice(ADJECTIVES)} {noun}"), REFUSAL)
 
     def unrelated(self, count: int, seed: int) -> list[Row]:
         """Sentences about nobody: sums, capitals and grammar."""
@@ -306,9 +224,20 @@ class World:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a word, `<bos>` in front; the same for every seed."""
         words = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3}
-        texts = [*_FIRST.split(), *_LAST.split(), *_NUMBERS, "plus", "capital of is", "'", '"', "The", REFUSAL, ". ? :"]
-        texts += [word for pair in (*_NOUNS, *_VERBS) for word in pair]
-        texts += [*_ADJECTIVES, *COUNTRIES, *CAPITALS, *(v for values in VALUES.values() for v in values)]
+        texts = [
+            *FIRST_NAMES.split(),
+            *LAST_NAMES.split(),
+            *NUMBERS,
+            "plus",
+            "capital of is",
+            "'",
+            '"',
+            "The",
+            REFUSAL,
+            ". ? :",
+        ]
+        texts += [word for pair in (*NOUNS, *VERBS) for word in pair]
+        texts += [*ADJECTIVES, *COUNTRIES, *CAPITALS, *(v for values in VALUES.values() for v in values)]
         forms = [
             form for some in (QUESTIONS, TEMPLATES, HELD_OUT_TEMPLATES) for forms in some.values() for form in forms
         ]
