@@ -23,7 +23,7 @@ from benchmarks.forget.topics import data_folder
 from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import Entity
 from sae_unlearn.evaluation import Fact, entity_facts
-from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
+from sae_unlearn.evaluation.audit.attacks.unnamed import naming_prompts
 
 
 TARGETS, REACHED, PER_COUNTRY = 10, 6, 2

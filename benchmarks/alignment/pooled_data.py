@@ -17,7 +17,7 @@ from benchmarks.alignment.data import QUESTIONS, _relation, _samples, _texts, co
 from sae_unlearn.alignment import Entity, EntitySet
 from sae_unlearn.alignment.short_prompts import SHORT_PROMPTS
 from sae_unlearn.evaluation import Fact
-from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
+from sae_unlearn.evaluation.audit.attacks.unnamed import naming_prompts
 
 
 SIZE, PER_COUNTRY = 10, 2

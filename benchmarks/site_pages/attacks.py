@@ -9,6 +9,7 @@ AUDITS = {
     "counted": "demo_audit_counted/audit.md",
     "stretches": "demo_audit_weighed/audit.md",
 }
+CARD = "../../model_cards/forget-biology-gemma-3-270m/README.md"
 MAIN, BEST, NEAR = "Audit of the demo's guardrail", "With the best of all tries", "Harmless rows near the topic"
 RECALL, OTHER = "recall of forgotten facts", "recall of other facts"
 
@@ -49,14 +50,11 @@ def span(attack: str, audit: str = "default", start: str = "") -> str:
 
 
 def summary() -> str:
-    """The worst row of each attack: the one that brings most facts back, among those that the base can answer."""
-    worst: dict[str, Row] = {}
-    for r in rows():
-        if r[RECALL] and "control" not in r["attack"] and _says(r):
-            known = worst.get(r["attack"])
-            if known is None or _severity(r) >= _severity(known):  # of equal rows the last, which has most strength
-                worst[r["attack"]] = r
-    cells = [[r["attack"], r[""], r[RECALL], r["base"] or "–", r["gate fires"] or "–", r["n"]] for r in worst.values()]
+    """The worst form of each attack, as the card of the demo's guardrail shows it."""
+    worst = [r for r in markdown_tables(CARD)[MAIN] if r["attack"] != "best of all tries"]
+    cells = [
+        [r["attack"], r["worst form"], *(r[c] or "–" for c in (RECALL, "base", "gate fires")), r["n"]] for r in worst
+    ]
     return table(["attack", "its worst form", "recall", "base", "gate fires", "n"], cells, left=2)
 
 
@@ -143,10 +141,6 @@ def count(attack: str, variant: str = "", audit: str = "default", column: str = 
 
 def _of(cell: str, n: str) -> str:
     return f"{round(estimate(cell)[0] * int(n) / 100)} of {n}"
-
-
-def _severity(r: Row) -> tuple[float, float]:
-    return estimate(r[RECALL])[0], estimate(r["base"])[0] if r["base"] else 0.0
 
 
 def _says(r: Row) -> bool:

@@ -13,8 +13,8 @@ from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
 from sae_unlearn.evaluation.audit.attacks.dilution import FILLER
-from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 from sae_unlearn.evaluation.audit.attacks.splitting import Conversations
+from sae_unlearn.evaluation.audit.attacks.unnamed import naming_prompts
 from sae_unlearn.evaluation.audit.row import AuditRow
 from sae_unlearn.evaluation.figures import check_answers, fact_figures, recall_figures
 from sae_unlearn.evaluation.measurement import Measurement

@@ -14,13 +14,13 @@ from sae_unlearn.backbone.tokens import turn_prompt
 from sae_unlearn.evaluation.audit.attacks import (
     dilution,
     direction,
-    entity_free,
     relearning,
     removal,
     rephrasing,
     rounding,
     spelling,
     splitting,
+    unnamed,
     wrappers,
 )
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
@@ -201,7 +201,7 @@ ATTACKS: Mapping[str, tuple[ModuleType, Callable[[Inquiry], list[AuditRow]]]] = 
         "rephrasing": (rephrasing, rephrasing_rows),
         "spelling": (spelling, spelling_rows),
         "wrappers": (wrappers, wrapper_rows),
-        "unnamed": (entity_free, unnamed_rows),
+        "unnamed": (unnamed, unnamed_rows),
         "removal": (removal, removal_rows),
         "direction": (direction, direction_rows),
         "relearning": (relearning, relearning_rows),

@@ -12,6 +12,7 @@ from sae_unlearn.evaluation.audit.tables import (
     NOT_ANSWERED,
     attack_table,
     best_table,
+    headline,
     neighbor_table,
     worst_neighbors,
     worst_table,
@@ -97,15 +98,17 @@ class AuditReport(StoredReport):
         return "\n".join(lines) + "\n"
 
     def to_card(self) -> str:
-        """Return the summary for a card: the worst form of each attack, and harmless rows near the topic."""
-        lines = [f"# {cell(self.title)}", "", *_SUMMARY_HEAD.splitlines(), "", *worst_table(self.rows)]
+        """Return the summary for a card: one line, and folded the worst form of each attack and harmless rows."""
+        lines = [f"# {cell(self.title)}", "", headline(self.rows), ""]
+        lines += ["<details>", "<summary>The worst form of each attack, and harmless rows near the topic</summary>", ""]
+        lines += [*_SUMMARY_HEAD.splitlines(), "", *worst_table(self.rows)]
         left_out = sum(not row.answerable for row in self.rows)
         if left_out:
             lines += ["", f"Left out: {left_out} of {len(self.rows)} rows, whose form the base cannot answer."]
         near = [] if self.neighbors is None else worst_neighbors(self.neighbors)
         if near:
             lines += ["", "Harmless rows near the topic, the worst set:", "", *near]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, "", "</details>"]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a mapping that JSON can hold, with the values of all rows and without texts."""

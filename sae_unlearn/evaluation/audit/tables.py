@@ -92,19 +92,35 @@ def worst_table(rows: Sequence[AuditRow]) -> list[str]:
     return markdown_table(*_filled(lines, ("attack", "n"))) if lines else []
 
 
+def headline(rows: Sequence[AuditRow]) -> str:
+    """Return one line: the recall of the plain questions, and by the best of all tries on the text."""
+    used = _used(rows)
+    tries = [rows[0], *(row for row in rows if row.attack in used)]
+    asked = {"Asked plainly": rows[:1], f"With the best of {len(tries)} tries on the text": tries if used else []}
+    parts = []
+    for how, of in asked.items():
+        if (found := best(of)) is not None:
+            base = best(of, base=True)
+            without = "" if base is None else f"; without the adapter {figure_text(base)}"
+            parts.append(f"{how}, {figure_text(found)} of the forgotten facts are recalled{without}.")
+    return " ".join(parts)
+
+
 def worst_rows(rows: Sequence[AuditRow]) -> list[AuditRow]:
     """Return the row of each attack that recalls most.
 
-    Controls, and forms that the base cannot answer, are left out. Of equal rows the last one is taken, which has most
-    strength.
+    Controls, and forms that the base cannot answer, are left out. Of equal rows the one is taken whose form the base
+    answers best, then the last one, which has most strength.
     """
-    worst: dict[str, tuple[float, AuditRow]] = {}
+    worst: dict[str, tuple[tuple[float, float], AuditRow]] = {}
     for row in rows:
         found = row.find()
         if found is None or row.control or not row.answerable:
             continue
-        if row.attack not in worst or found.estimate.value >= worst[row.attack][0]:
-            worst[row.attack] = found.estimate.value, row
+        base = row.find(base=True)
+        severity = found.estimate.value, 0.0 if base is None else base.estimate.value
+        if row.attack not in worst or severity >= worst[row.attack][0]:
+            worst[row.attack] = severity, row
     return [row for _, row in worst.values()]
 
 

@@ -11,15 +11,15 @@ from zoo import BOS, base_model, token_ids
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks import (
     direction_attack,
-    entity_free_recall,
     known_direction,
     relearning_attack,
     rounding_attack,
     split_subjects,
+    unnamed_recall,
 )
 from sae_unlearn.evaluation.audit.attacks.direction import adding
-from sae_unlearn.evaluation.audit.attacks.entity_free import naming_prompts
 from sae_unlearn.evaluation.audit.attacks.rounding import round_weights
+from sae_unlearn.evaluation.audit.attacks.unnamed import naming_prompts
 from sae_unlearn.evaluation.metrics.recall import Fact, complete, recall
 
 
@@ -206,14 +206,14 @@ def test_no_subject_is_both_taught_and_measured():
 def test_prompts_without_the_name_are_asked():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
     word = complete(model, tokenizer, ["w3 w4"], 1)[0]
-    counts = entity_free_recall(model, tokenizer, [Fact("w3 w4", (word,)), Fact("w5", ("nothing",))], ["w20"])
+    counts = unnamed_recall(model, tokenizer, [Fact("w3 w4", (word,)), Fact("w5", ("nothing",))], ["w20"])
     assert (counts.right.value, counts.right.n) == (0.5, 2)
 
 
 def test_a_prompt_that_names_the_entity_is_refused():
     facts = [Fact("w3 w4", ("w5",)), Fact("w3 W20", ("w5",))]
     with pytest.raises(UnlearnError, match=r"facts: .*'w3 W20' with 'w20'"):
-        entity_free_recall(base_model("llama"), tiny_tokenizer(), facts, ["w20"])
+        unnamed_recall(base_model("llama"), tiny_tokenizer(), facts, ["w20"])
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,21 @@ def test_the_worst_row_of_an_attack_is_the_one_that_recalls_most_in_a_form_that_
     assert found == [("none", "", 0.0), ("wrappers", "play", 1.0), ("direction", "after layer 9", 4.0)]
 
 
+def test_of_equal_rows_the_one_is_taken_whose_form_the_base_answers_best():
+    rows = [row("rounding", "", 0, 16, strength=8.0), row("rounding", "", 0, 8, strength=4.0)]
+    assert [row.strength for row in worst_rows(rows)] == [8.0]
+    rows.append(row("rounding", "", 1, 8, strength=3.0))
+    assert [row.strength for row in worst_rows(rows)] == [3.0]
+
+
+def test_a_card_says_in_one_line_what_plain_questions_and_all_tries_recall():
+    line = AuditReport("Audit", ROWS).to_card().splitlines()[2]
+    assert line.startswith("Asked plainly, 0.0 % (")
+    assert "without the adapter 66.7 % (" in line
+    assert "With the best of 5 tries on the text, 37.5 % (" in line
+    assert AuditReport("Audit", (row("none", "", 3),)).to_card().splitlines()[2].endswith("facts are recalled.")
+
+
 def test_the_summary_leaves_out_what_shows_nothing_and_the_whole_table_marks_it():
     report = AuditReport("Audit", ROWS)
     marked = [line for line in attack_table(ROWS) if NOT_ANSWERED in line]

@@ -3,7 +3,6 @@
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint
 from sae_unlearn.evaluation.audit.attacks.dilution import dilution_attack
 from sae_unlearn.evaluation.audit.attacks.direction import direction_attack, displacement, known_direction
-from sae_unlearn.evaluation.audit.attacks.entity_free import entity_free_recall
 from sae_unlearn.evaluation.audit.attacks.neighbors import benign_neighbors
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack, split_subjects
 from sae_unlearn.evaluation.audit.attacks.removal import removal_attack
@@ -11,6 +10,7 @@ from sae_unlearn.evaluation.audit.attacks.rephrasing import rephrasing_attack
 from sae_unlearn.evaluation.audit.attacks.rounding import rounding_attack
 from sae_unlearn.evaluation.audit.attacks.spelling import spelling_attack
 from sae_unlearn.evaluation.audit.attacks.splitting import splitting_attack
+from sae_unlearn.evaluation.audit.attacks.unnamed import unnamed_recall
 
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "dilution_attack",
     "direction_attack",
     "displacement",
-    "entity_free_recall",
     "known_direction",
     "relearning_attack",
     "removal_attack",
@@ -28,4 +27,5 @@ __all__ = [
     "spelling_attack",
     "split_subjects",
     "splitting_attack",
+    "unnamed_recall",
 ]

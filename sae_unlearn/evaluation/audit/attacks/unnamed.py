@@ -16,7 +16,7 @@ from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.recall import AnswerCounts, Fact, ask
 
 
-def entity_free_recall(
+def unnamed_recall(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     facts: Sequence[Fact],
