@@ -1,6 +1,6 @@
 """Argument checks that several modules share, and numbers of a config made fit to show."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sized
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
@@ -48,6 +48,17 @@ def check_all(items: Any, kind: type, what: str, least: int = 0) -> None:
         raise UnlearnError(f"{what}: expected only {kind.__name__}, got also {type(wrong).__name__}.")
     if len(held) < least:
         raise UnlearnError(f"{what}: expected at least {least}, got {len(held)}.")
+
+
+def check_same_number(**given: Sized) -> None:
+    """Raise unless all sequences have the same number of items.
+
+    Raises:
+        UnlearnError: If one has another number.
+    """
+    numbers = {name: len(items) for name, items in given.items()}
+    if len(set(numbers.values())) > 1:
+        raise UnlearnError(f"{', '.join(numbers)}: expected the same number of each, got {list(numbers.values())}.")
 
 
 def check_is(value: Any, kind: type, what: str) -> None:

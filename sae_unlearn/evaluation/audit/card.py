@@ -6,6 +6,7 @@ from pathlib import Path
 from sae_unlearn.cards.card import CARD_NAME, report_section
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.files.atomic import staged
+from sae_unlearn.files.untrusted import as_path
 
 
 SECTION = "## Audit"
@@ -29,7 +30,7 @@ def add_to_card(report: AuditReport, folder: str | os.PathLike[str]) -> Path:
         FileNotFoundError: If the folder has no card.
         UnlearnError: If the folder cannot be written.
     """
-    path = Path(folder) / CARD_NAME
+    path = as_path(folder) / CARD_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"folder={str(folder)!r}: expected a folder with {CARD_NAME}. Pass the folder of a saved adapter."

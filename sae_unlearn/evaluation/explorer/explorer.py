@@ -15,6 +15,7 @@ from sae_unlearn.evaluation.explorer.page import render_page
 from sae_unlearn.evaluation.explorer.sweep import Sweep, swept
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, clamp_of
 from sae_unlearn.files.atomic import write_whole
+from sae_unlearn.files.untrusted import as_path
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.options.evaluation import PictureConfig
@@ -50,7 +51,7 @@ class GuardrailPicture:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page and return its path."""
-        target = Path(path).expanduser()
+        target = as_path(path).expanduser()
         write_whole(target, self.to_html())
         return target
 

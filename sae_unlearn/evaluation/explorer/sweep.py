@@ -30,6 +30,7 @@ from sae_unlearn.evaluation.explorer.texts import GuardedTexts, alone_and_clampi
 from sae_unlearn.evaluation.metrics.text import batch_losses, predicted_rows
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.files.atomic import write_whole
+from sae_unlearn.files.untrusted import as_path
 from sae_unlearn.guardrail import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
@@ -72,7 +73,7 @@ class Sweep:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the sweep as JSON and return the path."""
-        target = Path(path)
+        target = as_path(path)
         write_whole(target, json.dumps(self.to_dict(), indent=1) + "\n")
         return target
 
@@ -87,8 +88,9 @@ class Sweep:
             FileNotFoundError: If the file does not exist.
             UnlearnError: If it is not a sweep.
         """
+        path = as_path(path)
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
             doses, thresholds = (tuple(map(_stored_point, stored[name])) for name in ("doses", "thresholds"))
             base = {str(role): float(loss) for role, loss in stored["base_loss"].items()}
             return cls(doses, thresholds, base, dict(stored["guardrail"]))

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import check_module
 from sae_unlearn.backbone.tokens import question_prompt
-from sae_unlearn.checks import check_all, check_counts, check_integer, check_is
+from sae_unlearn.checks import check_all, check_counts, check_integer, check_is, check_same_number
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.metrics.ranking import candidate_log_probs
@@ -127,6 +127,7 @@ def right_by_likelihood(
         likelihoods (sequence of AnswerLikelihoods): From `option_likelihoods`.
         per_character (bool, *optional*, defaults to False): Divide by the characters of the option.
     """
+    check_same_number(choices=choices, likelihoods=likelihoods)
     found = []
     for choice, likelihood in zip(choices, likelihoods, strict=True):
         scores = likelihood.log_probs

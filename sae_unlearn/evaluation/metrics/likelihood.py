@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import prompt_ids, right_padded
+from sae_unlearn.checks import check_same_number
 from sae_unlearn.errors import UnlearnError
 
 
@@ -63,6 +64,7 @@ def answer_likelihoods(
     Raises:
         UnlearnError: If an answer adds no token to its prompt, or has more than `max_length`.
     """
+    check_same_number(prompts=prompts, answers=answers)
     rows, tokens = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         before, row = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, f"{prompt} {answer}")

@@ -14,6 +14,7 @@ from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.distributed import filled, is_mine
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.checks import check_all
 from sae_unlearn.errors import UnlearnError
 
 
@@ -54,6 +55,7 @@ def predicted_tokens(
     Raises:
         UnlearnError: If a text has no token to predict.
     """
+    check_all(texts, str, "texts")
     rows = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     special = set(tokenizer.all_special_ids)
     bad = next((i for i, row in enumerate(rows) if special.issuperset(row[1:])), None)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sae_unlearn.checks import check_choice
+from sae_unlearn.checks import check_choice, check_same_number
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods
@@ -38,6 +38,7 @@ def log_truth_ratios(
         average (str, *optional*, defaults to "arithmetic"): Mean over the perturbed answers. "arithmetic" is the
             paper's equation; "geometric" is the mean of the losses, as in the authors' published code.
     """
+    check_same_number(choices=choices, likelihoods=likelihoods)
     check_choice("average", average, ("arithmetic", "geometric"))
     found = []
     for choice, likelihood in zip(choices, likelihoods, strict=True):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.atomic import staged
+from sae_unlearn.files.untrusted import as_path
 
 
 Read = TypeVar("Read")
@@ -39,7 +40,7 @@ def write_report(
     Raises:
         UnlearnError: If the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     names = [f"{name}.json", f"{name}.md"]
     with staged(folder) as stage:
         (stage / names[0]).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -64,7 +65,7 @@ def read_report(source: str | os.PathLike[str], name: str, what: str, parse: Cal
         FileNotFoundError: If the file does not exist.
         UnlearnError: If it is not such a report.
     """
-    path = Path(source)
+    path = as_path(source)
     path = path / f"{name}.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"source={str(source)!r}: expected a folder with {name}.json, or that file.")

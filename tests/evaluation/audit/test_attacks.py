@@ -184,7 +184,7 @@ def test_step_zero_is_the_tuned_model_and_a_seed_is_a_run():
 
 
 def test_nothing_to_teach_is_refused():
-    with pytest.raises(UnlearnError, match=r"taught=\[\]"):
+    with pytest.raises(UnlearnError, match=r"^taught: .*got 0"):
         relearning_attack(base_model("llama"), tiny_tokenizer(), [], logits)
 
 
