@@ -248,7 +248,7 @@ def test_a_method_that_changes_the_base_and_is_not_known_to_do_so_is_noticed(mon
         return get_peft_model(model, config, **kwargs)
 
     monkeypatch.setattr("sae_unlearn.alignment.adapter.get_peft_model", rewriting)
-    with pytest.raises(AlignmentError, match=r"LoraConfig that changed its predictions .*use_rslora"):
+    with pytest.raises(AlignmentError, match=r"^peft_config: .*LoraConfig.*use_rslora"):
         put_on(parts()["model"], lora(use_rslora=True))
 
 

@@ -20,7 +20,7 @@ def test_texts_are_read_from_every_kind_of_file(tmp_path):
 
 def test_texts_that_are_none_are_refused(tmp_path):
     (tmp_path / "a.json").write_text('["one", 3]')
-    with pytest.raises(UnlearnError, match=r"Row 2 of .*a\.json is a int"):
+    with pytest.raises(UnlearnError, match=r"Row 2 .*a\.json .*int"):
         read_texts(str(tmp_path / "a.json"))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UnlearnError, match=r"a\.txt: .*UTF-8"):

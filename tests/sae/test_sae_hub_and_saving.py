@@ -82,7 +82,7 @@ def test_a_revision_is_pinned(cache, revision):
 
 def test_the_repository_names_the_place_that_is_read(cache, tmp_path):
     add_to_cache(cache, "google/gemma-scope-2b-pt-mlp", COMMIT, tmp_path / "new", ref="main")
-    with pytest.raises(SAEFormatError, match="Gemma Scope mlp"):
+    with pytest.raises(SAEFormatError, match=r"gemma-scope-2b-pt-mlp.* mlp SAE"):
         from_hub(cache, "google/gemma-scope-2b-pt-mlp")
 
 

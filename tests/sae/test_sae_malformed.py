@@ -150,7 +150,7 @@ def test_a_dtype_too_narrow_for_the_weights_is_named(tmp_path):
     weights["W_dec"][2, 3] = 1e6
     folder = write_gemma_scope_2(tmp_path, weights)
     assert load(folder).W_dec[2, 3] == 1e6
-    with pytest.raises(SAEFormatError, match=r"torch\.float16.* wider dtype"):
+    with pytest.raises(SAEFormatError, match=r"W_dec: .*torch\.float16.*torch\.float32"):
         load(folder, dtype=torch.float16)
     with pytest.raises(UnlearnError, match="floating torch"):
         load(folder, dtype=torch.int8)
@@ -168,7 +168,7 @@ def test_shapes_that_contradict_each_other_are_refused(tmp_path, write, name, sh
 @pytest.mark.parametrize("write", [write_saelens, write_gemma_scope_2])
 def test_safetensors_that_lie_are_refused(tmp_path, write):
     write(tmp_path, tensors() | {"threshold": torch.zeros(D_SAE, dtype=torch.int32)})
-    with pytest.raises(SAEFormatError, match=r"threshold in .* dtype I32"):
+    with pytest.raises(SAEFormatError, match=r"^threshold .*I32"):
         load(tmp_path)
     write(tmp_path, {name: tensor for name, tensor in tensors().items() if name != "threshold"})
     with pytest.raises(SAEFormatError, match="lacks threshold"):

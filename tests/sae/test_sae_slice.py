@@ -50,7 +50,7 @@ def test_a_topk_sae_is_sliced_with_thresholds_of_the_callers_and_no_other_sae_is
     part = sae.slice([3, 1], threshold=theta)
     pre = sae.pre_activations(h)[:, [3, 1]]
     assert torch.equal(part.encode(h), torch.relu(pre) * (pre > theta))
-    with pytest.raises(UnlearnError, match="threshold: expected None"):
+    with pytest.raises(UnlearnError, match=r"^threshold: .*None.*'jumprelu'"):
         tiny().slice([1], threshold=theta[:1])
 
 

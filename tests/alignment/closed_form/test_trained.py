@@ -161,12 +161,12 @@ def test_a_quantized_base_is_solved_for_as_its_dequantized_weights_are(tmp_path)
 
 
 def test_what_cannot_be_solved_is_refused_by_name(tmp_path):
-    with pytest.raises(AlignmentError, match="expected an MLP in layer 0, got the experts of a MixtralDecoderLayer"):
+    with pytest.raises(AlignmentError, match=r"layer 0.*MixtralDecoderLayer"):
         trainer(tmp_path, "mixtral")
-    with pytest.raises(AlignmentError, match=r"solve_layers=\[3\]: expected layers up to the aligned one, 1"):
+    with pytest.raises(AlignmentError, match=r"^solve_layers=\[3\]: .*1"):
         trainer(tmp_path, solve_layers=[3])
     elsewhere = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
-    with pytest.raises(AlignmentError, match=r"expected a LoRA on model\.layers\.0\.mlp\.down_proj, got none"):
+    with pytest.raises(AlignmentError, match=r"model\.layers\.0\.mlp\.down_proj, got none"):
         trainer(tmp_path, peft_config=elsewhere).train()
     dora = LoraConfig(target_modules=["down_proj"], use_dora=True, task_type="CAUSAL_LM")
     with pytest.raises(AlignmentError, match="expected use_dora=False"):
@@ -179,7 +179,7 @@ def test_a_budget_that_nothing_keeps_is_refused_and_the_tries_are_shown():
     def attempt(lam):
         return Solution(change, lam, 0.0, 1 / lam + 0.05, Way(0.5, 0.5), 1.0, [])
 
-    with pytest.raises(AlignmentError, match=r"retain_budget=0\.03: expected a damage within it, got .* at lam"):
+    with pytest.raises(AlignmentError, match=r"^retain_budget=0\.03: .* lam "):
         solve._within(0.03, attempt)
 
 
@@ -213,7 +213,7 @@ def test_a_trained_lora_is_not_overwritten(tmp_path):
     given["model"] = get_peft_model(given["model"], config)
     it = SAEAlignmentTrainer(args=settings(tmp_path, init="closed_form", max_steps=-1, min_separation=0.0), **given)
     untouched = lora(it)
-    with pytest.raises(AlignmentError, match="expected a LoRA that starts at zero"):
+    with pytest.raises(AlignmentError, match=r"^init=.*model\.layers\.0\.mlp\.down_proj"):
         it.train()
     assert all(torch.equal(untouched[n], p) for n, p in lora(it).items())
 

@@ -106,5 +106,5 @@ def test_characters_of_several_tokens():
 def test_logits_that_are_not_finite():
     model = base_model("llama")
     model.lm_head.weight.data[3] = torch.nan
-    with pytest.raises(AlignmentError, match="logits: expected finite"):
+    with pytest.raises(AlignmentError, match=r"^logits: .*torch\.float32"):
         label(model)

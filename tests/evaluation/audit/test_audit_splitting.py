@@ -124,5 +124,5 @@ def test_a_template_that_rewrites_what_was_said_is_read_anew():
 
 
 def test_a_template_that_is_not_there_is_said():
-    with pytest.raises(UnlearnError, match="no chat template"):
+    with pytest.raises(UnlearnError, match=r"^chat_template=True: "):
         splitting_attack(base_model("llama"), tiny_tokenizer(), FACTS[:1], chat_template=True)

@@ -123,7 +123,7 @@ def test_mmlu(tmp_path, name, lines):
 @pytest.mark.parametrize("answer", ["E", "4", "", "AB", None, -1])
 def test_an_answer_that_is_no_option_is_named(tmp_path, answer):
     write(tmp_path / "physics" / "test.json", [EXAM[0] | {"answer": answer}])
-    with pytest.raises(UnlearnError, match=r"answer=.* of 'Which is a gas\?'.*: expected 0 to 3"):
+    with pytest.raises(UnlearnError, match=r"^answer=.*'Which is a gas\?'.* 0 to 3"):
         mmlu_choices("physics", str(tmp_path))
 
 
@@ -179,7 +179,7 @@ def test_what_is_nowhere_is_said(reader, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="source='nobody/nothing'"):
         reader(**arguments, source="nobody/nothing")  # offline, so the Hub has nothing
     if reader is not relation_facts:
-        with pytest.raises(FileNotFoundError, match=r"source=.* a folder that exists"):
+        with pytest.raises(FileNotFoundError, match=r"^source='.*/nothing'"):
             reader(source=str(tmp_path / "nothing"))
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(ImportError, match=r"\[eval\]"):
@@ -194,7 +194,7 @@ def test_rows_without_their_fields_are_refused(tmp_path):
     with pytest.raises(UnlearnError, match=r"forget10\.json: .*JSON"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "forget10.json", ["q"])
-    with pytest.raises(UnlearnError, match=r"forget10\.json: .*list of objects"):
+    with pytest.raises(UnlearnError, match=r"forget10\.json: .*objects"):
         tofu_facts("forget10", str(tmp_path))
     write(tmp_path / "bio_questions.json", [{"question": "q"}])
     with pytest.raises(UnlearnError, match="a list `choices`"):

@@ -107,7 +107,7 @@ def test_one_side_is_enough_and_none_is_refused(parts):
     assert alone.features[0].ratio is None
     with pytest.raises(GuardrailError, match="forget=None, retain=None"):
         feature_contexts(guarded, tokenizer)
-    with pytest.raises(GuardrailError, match="forget: expected at least one text"):
+    with pytest.raises(GuardrailError, match=r"^forget: .*got none"):
         feature_contexts(guarded, tokenizer, forget=[], progress=False)
     with pytest.raises(UnlearnError, match="contexts=0"):
         feature_contexts(guarded, tokenizer, **TEXTS, contexts=0)
@@ -115,7 +115,7 @@ def test_one_side_is_enough_and_none_is_refused(parts):
 
 def test_of_several_guardrails_one_is_named():
     model, tokenizer, sae = tiny_parts()
-    with pytest.raises(GuardrailError, match="model: expected a LlamaForCausalLM with a guardrail"):
+    with pytest.raises(GuardrailError, match=r"^model: .*LlamaForCausalLM"):
         feature_contexts(model, tokenizer, **TEXTS)
     topics = {"first": topic_texts("forget", 40), "second": topic_texts("forget", 40, seed=5)}
     guarded = fit_guardrails(model, tokenizer, sae, topics, topic_texts("retain", 80), progress=False)

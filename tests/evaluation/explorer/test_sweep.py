@@ -121,7 +121,7 @@ def test_bad_input_is_refused(parts):
         sweep_guardrail(*parts, **TEXTS, doses=(-1.0,))
     with pytest.raises(GuardrailError, match="forget=None, retain=None"):
         sweep_guardrail(*parts)
-    with parts[0].disable_adapter(), pytest.raises(GuardrailError, match="model: expected enabled adapters"):
+    with parts[0].disable_adapter(), pytest.raises(GuardrailError, match=r"^model: .*disable_adapter"):
         sweep_guardrail(*parts, **TEXTS, progress=False)
 
 
@@ -135,5 +135,5 @@ def test_it_is_kept_and_belongs_to_its_guardrail(parts, sweep, tmp_path):
         sweep.check_is_of(other)
     for text in ("{}", "[]", "nonsense", json.dumps(sweep.to_dict() | {"doses": [{"setting": 1}]})):
         path.write_text(text)
-        with pytest.raises(UnlearnError, match="expected a sweep that this package wrote"):
+        with pytest.raises(UnlearnError, match=r"sweep\.json: .*got "):
             Sweep.load(path)

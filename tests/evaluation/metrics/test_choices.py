@@ -195,5 +195,5 @@ def test_a_chat_template_writes_its_bos_once():
     assert tokenizer(turn_prompt(tokenizer, "w3")).input_ids == [BOS, 70, 3, 71]
     assert tokenizer(question_prompt(tokenizer, "w3", True)).input_ids == [BOS, 70, 3, 71, 90]
     tokenizer.chat_template = None
-    with pytest.raises(UnlearnError, match="has no chat template"):
+    with pytest.raises(UnlearnError, match=r"^chat_template=True: "):
         turn_prompt(tokenizer, "w3")

@@ -78,7 +78,7 @@ def test_what_is_lost_in_one_part_is_lost():
 
 
 def test_facts_and_choices_are_of_the_same_questions():
-    with pytest.raises(UnlearnError, match=r"choices: .*6 facts, got 5"):
+    with pytest.raises(UnlearnError, match=r"^choices: .*6 .*got 5"):
         TofuSet(SETS["retain"].facts, SETS["retain"].choices[:5])
-    with pytest.raises(UnlearnError, match=r"choices: .*0 facts, got 0"):
+    with pytest.raises(UnlearnError, match=r"^choices: .*0 .*got 0"):
         TofuSet([], [])

@@ -117,7 +117,7 @@ def test_a_model_compared_with_itself_has_not_changed():
 
 def test_other_rows_are_not_compared():
     before = Report("a", (figure(HITS, rows="r"),))
-    with pytest.raises(UnlearnError, match="forget/facts/alias_recall: expected the same rows"):
+    with pytest.raises(UnlearnError, match=r"^forget/facts/alias_recall: .*\(8\).*\(8\)"):
         compare(before, Report("b", (figure(HITS, rows="s"),)))
     with pytest.raises(UnlearnError, match=r"before=.*after=.*common figure"):
         compare(before, Report("b", (figure(HITS, metric="refusals"),)))
@@ -169,7 +169,7 @@ def test_what_is_no_report_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"source=.*report\.json"):
         Report.load(tmp_path)
     (tmp_path / "report.json").write_text("[1]")
-    with pytest.raises(UnlearnError, match="expected a report of an evaluation"):
+    with pytest.raises(UnlearnError, match=r"report\.json: "):
         Report.load(tmp_path)
     stored = reports()[0].to_dict()
     stored["figures"][0]["unit"] = "miles"
@@ -178,7 +178,7 @@ def test_what_is_no_report_is_refused(tmp_path):
         Report.load(tmp_path)
     stored["figures"][0] |= {"unit": "share", "values": ["x"]}
     (tmp_path / "report.json").write_text(json.dumps(stored))
-    with pytest.raises(UnlearnError, match="'x' is not a number"):
+    with pytest.raises(UnlearnError, match=r"report\.json: .*'x'"):
         Report.load(tmp_path)
 
 

@@ -89,7 +89,7 @@ def test_a_bundle_may_lie_in_a_subfolder(tmp_path):
     again = attach_bundle(base_model("llama"), tmp_path / "all", subfolder="topics")
     assert torch.equal(logits(again), logits(model))
     assert {s.subfolder for s in list_guardrails(again)} == {"topics/biology", "topics/person"}
-    with pytest.raises(BundleGiven, match="topics is a bundle of the guardrails topics/biology, topics/person"):
+    with pytest.raises(BundleGiven, match=r"topics .*topics/biology, topics/person"):
         attach_guardrail(base_model("llama"), tmp_path / "all", subfolder="topics")
 
 
@@ -99,7 +99,7 @@ def test_an_open_folder_leads_nowhere_else(tmp_path):
     for name in ("../guard", "/etc"):
         with pytest.raises(GuardrailError, match=r"without '\.\.'"):
             folder.member(name)
-    with pytest.raises(GuardrailError, match="source=5: expected a folder or a Hub id, got int"):
+    with pytest.raises(GuardrailError, match=r"^source=5: .*got int"):
         GuardrailFolder.open(5)
     with pytest.raises(GuardrailError, match="more than 10"):
         folder.read_json("adapter_config.json", 10)

@@ -260,13 +260,13 @@ def test_a_private_repository_opens_with_its_owner_s_token_only(stand_in):
 
 
 def test_an_absent_repository_is_named(stand_in):
-    with pytest.raises(GuardrailError, match="me/absent is neither a folder here nor a Hub repository"):
+    with pytest.raises(GuardrailError, match=r"^me/absent "):
         attach("me/absent")
 
 
 def test_a_repository_without_a_guardrail_is_named(stand_in):
     HfApi(token=OWNER).create_repo("me/empty")
-    with pytest.raises(GuardrailError, match=r"me/empty has no adapter_config\.json at revision 'main'"):
+    with pytest.raises(GuardrailError, match=r"me/empty .*adapter_config\.json .*'main'"):
         attach("me/empty")
 
 
@@ -289,13 +289,13 @@ def test_a_push_that_is_not_allowed_is_refused_with_the_mend(stand_in, repo_id, 
 def test_a_stranger_cannot_push_to_a_repository_that_is_there(stand_in):
     guarded().push_to_hub(REPO, token=OWNER)
     before = stand_in.repositories[REPO].at("main")
-    with pytest.raises(GuardrailError, match="does not let this token write"):
+    with pytest.raises(GuardrailError, match=r"me/forget.*`token=`.*403"):
         guarded(seed=1).push_to_hub(REPO, token=STRANGER)
     assert stand_in.repositories[REPO].at("main") is before
 
 
 def test_metadata_that_the_hub_does_not_take_stops_the_push_before_anything_is_sent(stand_in):
-    with pytest.raises(GuardrailError, match=r'refuses the folder .* "license" must be one of'):
+    with pytest.raises(GuardrailError, match=r'me/forget: .*"license"'):
         guarded().push_to_hub(REPO, token=OWNER, license="proprietary")
     assert stand_in.repositories[REPO].at("main").files == {}
     assert stand_in.storage == {}
@@ -311,7 +311,7 @@ def test_an_interrupted_upload_leaves_nothing_and_can_be_repeated(stand_in, wher
     with pytest.raises(GuardrailError, match=r"nothing was committed"):
         model.push_to_hub(REPO, token=OWNER)
     assert stand_in.repositories[REPO].at("main").files == {}
-    with pytest.raises(GuardrailError, match=r"me/forget has no adapter_config\.json"):
+    with pytest.raises(GuardrailError, match=r"me/forget .*adapter_config\.json"):
         attach()
     stand_in.break_at = None
     commit = model.push_to_hub(REPO, token=OWNER)

@@ -255,9 +255,9 @@ def test_qwen_scope_has_one_file_per_layer(tmp_path):
     values, indices = (H @ w["W_enc"].T + w["b_enc"]).topk(3, dim=-1)
     a = torch.zeros(len(H), len(w["b_enc"])).double().scatter(-1, indices, values)
     agree(sae, a, a @ w["W_dec"].T + w["b_dec"])
-    with pytest.raises(SAEFormatError, match=r"mean subfolder='layer2\.sae\.pt' or .*'layer10\.sae\.pt'\? \(3 files"):
+    with pytest.raises(SAEFormatError, match=r"subfolder='layer2\.sae\.pt' .*'layer10\.sae\.pt'.* \(3 "):
         load(folder)
-    with pytest.raises(SAEFormatError, match=r"Did you mean subfolder='layer9\.sae\.pt' or"):
+    with pytest.raises(SAEFormatError, match=r"subfolder='layer9\.sae\.pt' or"):
         load(folder, subfolder="layer_9.sae.pt")
 
 

@@ -272,11 +272,11 @@ class Stub:
 
 
 def test_something_else_than_a_saelens_object_is_refused():
-    with pytest.raises(UnlearnError, match=r"expected a sae_lens\.SAE.*got Linear"):
+    with pytest.raises(UnlearnError, match=r"^sae: .*sae_lens\.SAE.*Linear"):
         SparseAutoencoder.from_saelens(torch.nn.Linear(2, 2))
     with pytest.raises(SAEFormatError, match="holds W_skip"):
         SparseAutoencoder.from_saelens(Stub({"architecture": "standard"}, {"W_skip": torch.zeros(2)}))
-    with pytest.raises(SAEFormatError, match="the Stub given lacks W_enc"):
+    with pytest.raises(SAEFormatError, match=r"Stub .*lacks W_enc"):
         SparseAutoencoder.from_saelens(Stub({"architecture": "standard"}, {"W_dec": torch.zeros(2, 2)}))
     with pytest.raises(UnlearnError, match="dtype"):
         SparseAutoencoder.from_saelens(Stub({}, {}), dtype=torch.int64)

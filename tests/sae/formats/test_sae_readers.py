@@ -253,7 +253,7 @@ def test_a_folder_without_an_sae_lists_what_it_holds_and_what_is_known(tmp_path)
 def test_a_wrong_subfolder_gets_the_nearest_right_ones(tmp_path):
     for l0 in ("68", "142"):
         write_gemma_scope(tmp_path / f"layer_3/width_16k/average_l0_{l0}")
-    with pytest.raises(SAEFormatError, match=r"Did you mean subfolder='layer_3/width_16k/average_l0_142' or"):
+    with pytest.raises(SAEFormatError, match="subfolder='layer_3/width_16k/average_l0_142' or"):
         load(tmp_path, subfolder="layer_3/width_16k/average_l0_141")
     with pytest.raises(SAEFormatError, match="2 folders hold SAEs"):
         load(tmp_path)
