@@ -196,7 +196,8 @@ def running(left: N | None, module: nn.Module) -> N | None:
 def is_called(module: nn.Module | None) -> bool:
     """Return True if this code is part of a call of `module`, with its hooks. True while code is compiled.
 
-    The notes of a pass that Ctrl-C ended are still there, and a direct call of `forward` leaves none of its own.
+    The notes of a pass that Ctrl-C ended are still there, and a direct call of `forward` leaves none of its own. A mark
+    that hooks set and remove would stay, too: torch 2.13 runs `always_call` hooks after an `Exception` only.
     """
     if torch.compiler.is_compiling():
         return True
