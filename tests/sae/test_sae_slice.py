@@ -73,22 +73,22 @@ def test_an_sae_with_normalised_inputs_is_sliced_for_tokens_of_one_deviation():
 
 
 @pytest.mark.parametrize(
-    ("ids", "error", "message"),
+    ("ids", "message"),
     [
-        ([], ValueError, "at least one id"),
-        ([1, 1], ValueError, "more than once"),
-        ([D_SAE], ValueError, "below d_sae=10"),
-        ([-1], ValueError, "expected ids of at least 0"),
-        ([1.0], TypeError, "feature_ids: expected integers"),
-        (torch.tensor([1.0]), TypeError, "feature_ids: expected integers"),
-        ([True, False], TypeError, "got True"),
-        (["3"], TypeError, "feature_ids: expected integers"),
-        ("3", TypeError, "list of integers"),
-        (3, TypeError, "list of integers"),
+        ([], "got none"),
+        ([1, 1], r"got \[1\]"),
+        ([D_SAE], r"d_sae=10, got \[10\]"),
+        ([-1], r"at least 0.*got \[-1\]"),
+        ([1.0], r"got 1\.0"),
+        (torch.tensor([1.0]), r"got tensor\(1\.\)"),
+        ([True, False], "got True"),
+        (["3"], "got '3'"),
+        ("3", "='3': "),
+        (3, "=3: "),
     ],
 )
-def test_ids_that_name_no_features_are_refused(ids, error, message):
-    with pytest.raises(error, match=message):
+def test_ids_that_name_no_features_are_refused(ids, message):
+    with pytest.raises(UnlearnError, match=f"^feature_ids.*{message}"):
         tiny().slice(ids)
 
 

@@ -1,7 +1,6 @@
 """Bad input to every public function: an error that names it, of the kinds that are documented, and never another one.
 
-A row is a call and words of the message that it has to raise. `UnlearnError` is a `ValueError`; a value of a wrong
-type may raise `TypeError`; a file that is not there, an `OSError`.
+A row is a call and words of the message of its `UnlearnError`; a file that is not there may raise an `OSError`.
 """
 
 import inspect
