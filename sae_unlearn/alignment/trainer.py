@@ -39,7 +39,7 @@ from sae_unlearn.alignment.split import plan_entities
 from sae_unlearn.alignment.ways import TargetWays
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.checkpointing import HOOKS_OUTSIDE, version_needed
-from sae_unlearn.backbone.layers import base_model_of
+from sae_unlearn.backbone.layers import base_model_of, check_module
 from sae_unlearn.backbone.private_api import loaded_from
 from sae_unlearn.cards.provenance import card_base, public_source
 from sae_unlearn.errors import AlignmentError
@@ -122,6 +122,7 @@ class SAEAlignmentTrainer(MeasuringTrainer):
         train_dataset, known, unknown = map(as_entity_set, (train_dataset, known, unknown))
         eval_dataset = None if eval_dataset is None else as_entity_set(eval_dataset)
         _check_checkpoints(args)
+        check_module(model)
         bare = base_model_of(model)
         layer = aligned_layer(bare, sae, args)
         plan = plan_entities(train_dataset, known, unknown, retain_dataset, processing_class, args)

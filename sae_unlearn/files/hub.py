@@ -75,6 +75,19 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
 
+def source_name(source: str | os.PathLike[str]) -> str:
+    """Return a folder or Hub id as text.
+
+    Raises:
+        UnlearnError: If it is neither a string nor a path.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UnlearnError(
+            f"source={source!r:.60}: expected a folder or a Hub id, got {type(source).__name__}. Pass a text."
+        )
+    return os.fspath(source)
+
+
 class FileTree:
     """The files of a local folder, or of a Hub repository at one commit.
 
@@ -107,12 +120,12 @@ class FileTree:
             local_files_only (bool, *optional*, defaults to False): Read the cache and do not ask the Hub.
 
         Raises:
-            UnlearnError: If `revision` is not a text, or is given for a local folder.
+            UnlearnError: If `source` or `revision` is not a text, or `revision` is given for a local folder.
         """
         if revision is not None and not isinstance(revision, str):
             raise UnlearnError(f"revision={revision!r}: expected the name of a branch, tag or commit as text.")
-        self.source, self.revision = os.fspath(source), revision
-        path = Path(source).expanduser()
+        self.source, self.revision = source_name(source), revision
+        path = Path(self.source).expanduser()
         self.root = path if path.is_dir() else None
         if self.root is not None and revision is not None:
             raise UnlearnError(f"revision={revision!r}: expected None for the local folder {source}.")

@@ -15,7 +15,7 @@ from typing import Any
 
 from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.files.digest import sha256
-from sae_unlearn.files.hub import FileTree
+from sae_unlearn.files.hub import FileTree, source_name
 from sae_unlearn.files.untrusted import clean_subfolder
 from sae_unlearn.sae.directory.lookup import find_sae
 from sae_unlearn.sae.formats import find_reader, matching_readers
@@ -76,7 +76,7 @@ def read_pretrained(
     local_files_only: bool,
 ) -> StoredSAE:
     """Read the SAE of a folder or a repository. See `SparseAutoencoder.from_pretrained`."""
-    name = os.fspath(id_or_path)
+    name = source_name(id_or_path)
     subfolder = clean_subfolder(subfolder)
     listed = None if Path(name).expanduser().exists() else find_sae(f"{name}/{subfolder}" if subfolder else name)
     if listed is not None:

@@ -67,9 +67,11 @@ def it(tmp_path):
         def guarded(self):
             return guarded("llama")
 
+        args = settings(tmp_path)
+
         @property
         def trainer(self):
-            return SAEAlignmentTrainer(args=settings(tmp_path), **parts())
+            return SAEAlignmentTrainer(args=self.args, **parts())
 
     return Parts()
 
@@ -184,7 +186,7 @@ BAD = [
     (SparseAutoencoder.slice, lambda it: tiny().slice("12"), "feature_ids"),
     (SparseAutoencoder.slice, lambda it: tiny("topk").slice([1]), "topk"),
     (SparseAutoencoder.from_pretrained, lambda it: SparseAutoencoder.from_pretrained("no/such/place"), "no/such/place"),
-    (SparseAutoencoder.from_pretrained, lambda it: SparseAutoencoder.from_pretrained(3), "int|str"),
+    (SparseAutoencoder.from_pretrained, lambda it: SparseAutoencoder.from_pretrained(3), "source=3: .*got int"),
     (SparseAutoencoder.from_pretrained, lambda it: SparseAutoencoder.from_pretrained(".", dtype=torch.int8), "dtype"),
     (SparseAutoencoder.from_pretrained, lambda it: SparseAutoencoder.from_pretrained(".", subfolder=".."), "subfolder"),
     (SparseAutoencoder.from_saelens, lambda it: SparseAutoencoder.from_saelens(3), "sae_lens"),
@@ -226,7 +228,12 @@ BAD = [
     (label_entities, lambda it: label_entities(it.model, it.tokenizer, it.entities, samples=0), "samples"),
     (SAEAlignmentConfig, lambda it: SAEAlignmentConfig(output_dir="x", toward="other"), "toward"),
     (SAEAlignmentConfig, lambda it: SAEAlignmentConfig(output_dir="x", away_weight=-1.0), "away_weight"),
-    (SAEAlignmentTrainer, lambda it: SAEAlignmentTrainer(model="a model"), "missing"),
+    (SAEAlignmentTrainer, lambda it: SAEAlignmentTrainer(**parts() | {"args": 3}), "args: .*got int"),
+    (
+        SAEAlignmentTrainer,
+        lambda it: SAEAlignmentTrainer(**parts() | {"args": it.args, "model": "a model"}),
+        "model='a",
+    ),
     (SAEAlignmentTrainer.evaluate, lambda it: it.trainer.evaluate([3]), "entities: .*got int"),
     (SAEAlignmentTrainer.portrait, lambda it: it.trainer.portrait(["w2"]), "expected an EntitySet"),
     (SAEAlignmentTrainer.push_to_hub, lambda it: it.trainer.push_to_hub(license=3), "license=3"),

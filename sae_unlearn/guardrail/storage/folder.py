@@ -72,10 +72,6 @@ class GuardrailFolder:
             if given:
                 raise GuardrailError(f"{given[0]}: expected None for an open folder. Pass it to `open`.")
             return source
-        if not isinstance(source, (str, os.PathLike)):
-            raise GuardrailError(
-                f"source={source!r:.60}: expected a folder or a Hub id, got {type(source).__name__}. Pass a text."
-            )
         inside = clean_subfolder(subfolder)
         tree = FileTree(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls(tree, inside)
