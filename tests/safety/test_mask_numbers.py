@@ -102,19 +102,21 @@ def test_a_mask_is_read_as_the_implementation_reads_it():
                     kept_of(model, mask)
         follows = name != "without a mask function"  # which transformers gives no mask, so that it sees the padding
         assert torch.equal(kept_of(model, text), text.bool() if follows else torch.ones_like(text).bool())
-    with pytest.raises(GuardrailUnsupported, match=r"attention_mask\['other'\]: expected masks of the model's layers"):
+    with pytest.raises(
+        GuardrailUnsupported, match=r"^attention_mask\['other'\]: .*'full_attention', 'sliding_attention'"
+    ):
         guarded("gemma2")(input_ids=IDS, attention_mask={"full_attention": CAUSAL, "other": CAUSAL})
 
 
 def test_a_bool_mask_that_eager_attention_would_add_is_refused():
     model = guarded("llama")
     model.get_base_model().set_attn_implementation("eager")
-    with pytest.raises(GuardrailUnsupported, match="attention_mask: expected numbers to add with eager"):
+    with pytest.raises(GuardrailUnsupported, match=r"^attention_mask: .*eager.*bool"):
         model(input_ids=IDS, attention_mask=SEEN)
     masks = {"full_attention": SEEN, "sliding_attention": SEEN}
     model = guarded("gemma2")
     model.get_base_model().set_attn_implementation("eager")
-    with pytest.raises(GuardrailUnsupported, match=r"attention_mask\['full_attention'\]: expected numbers"):
+    with pytest.raises(GuardrailUnsupported, match=r"^attention_mask\['full_attention'\]: .*eager.*bool"):
         model(input_ids=IDS, attention_mask=masks)
 
 
@@ -122,5 +124,5 @@ def test_a_bool_mask_that_eager_attention_would_add_is_refused():
 @pytest.mark.parametrize("length", [1, SEQ])
 def test_a_2d_mask_in_a_dict_which_the_kernel_would_add_is_refused(dtype, length):
     masks = dict.fromkeys(("full_attention", "sliding_attention"), torch.zeros(len(IDS), length, dtype=dtype))
-    with pytest.raises(GuardrailUnsupported, match=r"attention_mask\['full_attention'\]: expected a 4-D mask"):
+    with pytest.raises(GuardrailUnsupported, match=r"^attention_mask\['full_attention'\]: .*4-D.*2-D"):
         guarded("gemma2")(input_ids=IDS[:, :length], attention_mask=masks)

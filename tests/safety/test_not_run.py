@@ -49,7 +49,7 @@ def wrap(model, runs):
 @pytest.mark.parametrize("runs", [True, False], ids=["past its hooks", "not at all"])
 def test_a_layer_in_its_place_that_is_not_run_raises(runs):
     model = wrap(guarded("llama"), runs)
-    with pytest.raises(GuardrailNotReady, match="Layer 1 was not run in this pass, or without its hooks"):
+    with pytest.raises(GuardrailNotReady, match=r"^Layer 1 .*`forward`"):
         logits(model)
     with model.disable_adapter():
         torch.testing.assert_close(logits(model), logits(wrap(base_model("llama"), runs)))
@@ -170,7 +170,7 @@ def test_a_recurrent_cache_with_tokens_that_went_by_a_resting_guardrail_is_refus
         else:
             with model.disable_adapter():
                 model(input_ids=IDS[:, 7:8], use_cache=True, **with_cache(model, cache))
-        with pytest.raises(GuardrailNotReady, match=r"'default' \(layer 1\) has (not seen|seen 0)"):
+        with pytest.raises(GuardrailNotReady, match=r"cache .*'default' \(layer 1\)"):
             model(input_ids=IDS[:, 9:10], use_cache=True, **with_cache(model, cache))
 
 

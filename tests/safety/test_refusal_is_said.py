@@ -260,7 +260,7 @@ def test_a_hook_that_calls_the_backbone_takes_no_message_away(at, prepend):
 def test_an_output_without_its_logits_raises(output):
     model = bare(refusing())
     model.register_forward_hook(lambda module, args, out: output(out), prepend=True)
-    with pytest.raises(GuardrailNotReady, match=r"expected logits \[4, 12, vocabulary\]"):
+    with pytest.raises(GuardrailNotReady, match=r'^action="refuse": .*logits \[4, 12, vocabulary\]'):
         model(input_ids=IDS)
 
 

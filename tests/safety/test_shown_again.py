@@ -1,5 +1,6 @@
 """What a mask hides while it is current, no later mask shows: text that no gate has judged would go by."""
 
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -14,6 +15,7 @@ from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.guardrail.gate.decision import State
 from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
+from sae_unlearn.guardrail.runtime.shown import SHOWN_AGAIN
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_to_leave_the_mask_out_shows_everything(cache, end):
 def test_as_many_tokens_are_not_the_same_tokens(kind):
     """One is hidden for each that is shown."""
     masks = [hiding(6, 1), hiding(SEQ, 2)]
-    with pytest.raises(GuardrailNotReady, match="hid when they were current"):
+    with pytest.raises(GuardrailNotReady, match=re.escape(SHOWN_AGAIN)):
         read(guarded("llama"), [6, SEQ], masks, kind)
 
 
@@ -136,7 +138,7 @@ def test_a_mask_that_ends_early_hides_what_is_beyond_its_end_in_a_static_cache(k
         model(input_ids=IDS[:, :6], attention_mask=hiding(6), **with_cache(model, cache))
         model(input_ids=IDS[:, 6:9], attention_mask=hiding(keys), **with_cache(model, cache))
         if keys < 9:
-            with pytest.raises(GuardrailNotReady, match="hid when they were current"):
+            with pytest.raises(GuardrailNotReady, match=re.escape(SHOWN_AGAIN)):
                 model(input_ids=IDS[:, 9:], attention_mask=hiding(SEQ), **with_cache(model, cache))
     assert {firing.tokens for firing in firings} == {max(keys, 6)}
 
@@ -148,7 +150,7 @@ def test_a_mask_that_is_changed_in_its_place_is_looked_at():
         for n in (6, 7):
             model(input_ids=IDS[:, n, None], attention_mask=mask[:, : n + 1], **with_cache(model, cache))
         mask.numpy()[2, 1] = 1
-        with pytest.raises(GuardrailNotReady, match="hid when they were current"):
+        with pytest.raises(GuardrailNotReady, match=re.escape(SHOWN_AGAIN)):
             model(input_ids=IDS[:, 8, None], attention_mask=mask[:, :9], **with_cache(model, cache))
 
 
@@ -164,7 +166,7 @@ def test_rows_that_change_places_take_what_was_hidden_with_them():
             if not fault:
                 model(input_ids=IDS[:2, 6, None], attention_mask=mask, **with_cache(model, cache))
                 continue
-            with pytest.raises(GuardrailNotReady, match="hid when they were current"):
+            with pytest.raises(GuardrailNotReady, match=re.escape(SHOWN_AGAIN)):
                 model(input_ids=IDS[:2, 6, None], attention_mask=mask, **with_cache(model, cache))
 
 

@@ -102,7 +102,7 @@ def test_a_cache_that_is_reset_begins_anew():
 def test_a_prompt_read_without_it_stops_the_first_guarded_step(architecture):
     request = Request(guarded(architecture))
     request.unguarded()
-    with pytest.raises(GuardrailNotReady, match=r"holds 9 tokens and .* has seen 0: it was filled without"):
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 9 .*'default' \(layer 1\).* 0:"):
         request.read()
 
 
@@ -122,7 +122,7 @@ def test_where_the_host_counts_the_next_step_raises(architecture):
     for _ in range(3):
         request.read()
     request.unguarded()
-    with pytest.raises(GuardrailNotReady, match=r"holds 12 tokens and .* has seen 11"):
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 12 .*'default' \(layer 1\).* 11:"):
         request.read()
 
 
@@ -131,7 +131,7 @@ def test_a_pass_of_several_tokens_raises(architecture):
     request = Request(guarded(architecture))
     request.read(3)
     request.unguarded(3)
-    with pytest.raises(GuardrailNotReady, match=r"holds 6 tokens and .* has seen 3"):
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 6 .*'default' \(layer 1\).* 3:"):
         request.read(3)
 
 
@@ -151,7 +151,8 @@ def test_tokens_that_went_by_while_it_was_detached(tmp_path):
     request.run = detach_guardrail(model)
     request.read()
     request.run = attach_guardrail(request.run, tmp_path)
-    with pytest.raises(GuardrailNotReady, match="has seen 0"):  # a guardrail that is attached anew has seen nothing
+    # a guardrail that is attached again has seen nothing
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 10 .*'default' \(layer 1\).* 0:"):
         request.read()
 
 
@@ -162,7 +163,7 @@ def test_a_second_guardrail_that_joins_late_is_found_out_alone():
     model.add_adapter("late", planted_config(layer=2, threshold=0.99))
     plant(model, "late")
     model.base_model.set_adapter(["default", "late"], inference_mode=True)
-    with pytest.raises(GuardrailNotReady, match=r"guardrail 'late' .layer 2. has seen 0"):
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 9 .*'late' \(layer 2\).* 0:"):
         request.read()
 
 
@@ -181,7 +182,7 @@ def test_generating_from_such_a_cache_raises_or_gives_nothing():
         settings |= GREEDY | {"do_sample": sample}
         return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)[:, -5:]
 
-    with pytest.raises(GuardrailNotReady, match="has seen 9"):
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 14 .*'default' \(layer 1\).* 9:"):
         turn(2, sample=False)
     with pytest.raises(RuntimeError, match="nan"):
         turn(1, sample=True)

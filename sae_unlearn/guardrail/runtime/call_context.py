@@ -107,6 +107,12 @@ class ModelCall:
         self.packed = False
 
 
+OUTSIDE = (
+    "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see the "
+    "attention mask. Call the model, or remove the guardrail with `unload()`."
+)
+
+
 def current_inputs(batch: int, seq: int, guard: Guard, index: int) -> ForwardInputs:
     """Return the notes of the running forward pass of `guard`'s backbone.
 
@@ -125,10 +131,7 @@ def current_inputs(batch: int, seq: int, guard: Guard, index: int) -> ForwardInp
     while inputs is not None and (inputs.owner is None or inputs.owner.guards.get(index) is not guard):
         inputs = inputs.outer
     if inputs is None or not is_called(inputs.module):
-        raise GuardrailNotReady(
-            "A guarded decoder layer was called outside of its model's forward pass, where the guardrail cannot see "
-            "the attention mask. Call the model, or take the guardrail off with `unload()`."
-        )
+        raise GuardrailNotReady(OUTSIDE)
     if index in inputs.guarded:
         raise GuardrailNotReady(
             f"Layer {index} ran twice in a pass. A gate judges each token once. Run each guarded layer once, or remove "

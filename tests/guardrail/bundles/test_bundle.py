@@ -171,7 +171,7 @@ def test_reports_of_single_members_go_into_their_cards(tmp_path, name):
         assert found == ([] if title is None else [title])
         assert (root / folder / "audit" / "report.json").is_file() == (title is not None)
     for wrong in ({"books": CardDetails()}, {"biology": report("Audit")}):
-        with pytest.raises(GuardrailError, match=r"expected a `CardDetails` for any of \['biology', 'person',"):
+        with pytest.raises(GuardrailError, match=r"`CardDetails` .*\['biology', 'person',"):
             save_bundle(model, tmp_path / "other", members=wrong)
     assert not (tmp_path / "other").exists()
 
@@ -188,7 +188,7 @@ def test_a_pinned_bundle_is_honoured_after_a_newer_push(stand_in, model, tmp_pat
 def test_a_private_bundle_opens_for_its_owner_and_is_there_without_the_hub(stand_in, model):
     push_bundle(model, REPO, token=OWNER, private=True)
     for token in (None, STRANGER):
-        with pytest.raises(GuardrailError, match=r"me/forget-several is neither a folder here nor a Hub repository"):
+        with pytest.raises(GuardrailError, match=r"^me/forget-several "):
             attach_bundle(base_model("llama"), REPO, token=token)
     attach_bundle(base_model("llama"), REPO, token=READER)
     stand_in.stop()
@@ -202,7 +202,7 @@ def test_an_interrupted_push_leaves_nothing_and_can_be_repeated(stand_in, model,
     with pytest.raises(GuardrailError, match="nothing was committed"):
         push_bundle(model, REPO, token=OWNER)
     assert stand_in.repositories[REPO].at("main").files == {}
-    with pytest.raises(GuardrailError, match=r"me/forget-several has no bundle\.json"):
+    with pytest.raises(GuardrailError, match=r"me/forget-several .*bundle\.json"):
         attach_bundle(base_model("llama"), REPO)
     stand_in.break_at = None
     push_bundle(model, REPO, token=OWNER)
@@ -221,9 +221,9 @@ def test_a_bundle_joins_guardrails_that_are_there(folder, tmp_path):
 def test_where_one_guardrail_is_asked_for_a_bundle_is_named_with_its_members(stand_in, model, folder):
     push_bundle(model, REPO, token=OWNER)
     for source in (folder, REPO):
-        with pytest.raises(GuardrailError, match=r"is a bundle of the guardrails biology, person. .*`attach_"):
+        with pytest.raises(GuardrailError, match=r"biology, person.*`attach_"):
             attach_guardrail(base_model("llama"), source)
-    with pytest.raises(GuardrailError, match=r"person/absent has no adapter_config\.json"):
+    with pytest.raises(GuardrailError, match=r"person/absent .*adapter_config\.json"):
         attach_guardrail(base_model("llama"), folder, subfolder="person/absent")
     attach_bundle(base_model("llama"), REPO)
     stand_in.stop()
@@ -304,7 +304,7 @@ def test_a_lora_that_imports_modules_is_refused(tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"megatron_config": {"a": 1}}))
     base = base_model("llama")
     plain = logits(base)
-    with pytest.raises(GuardrailError, match="import modules"):
+    with pytest.raises(GuardrailError, match=r"^adapter_config\.json .*megatron_config="):
         attach_bundle(base, tmp_path / "bundle")
     assert_untouched(base, plain)
 

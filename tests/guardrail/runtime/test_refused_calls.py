@@ -1,5 +1,7 @@
 """Calls that a guardrail cannot judge are refused, and nothing of them is left over."""
 
+import re
+
 import pytest
 import torch
 from forward_calls import GREEDY, forward, part
@@ -11,6 +13,7 @@ from zoo import WIDTH, base_model, guarded, plant, planted_config, token_ids, wi
 from sae_unlearn import GuardrailNotReady
 from sae_unlearn.backbone.call_arguments import cache_name, cache_of
 from sae_unlearn.errors import GuardrailUnsupported
+from sae_unlearn.guardrail.runtime.call_context import OUTSIDE
 
 
 def test_a_cache_filled_while_the_guardrail_was_disabled_is_refused():
@@ -18,7 +21,7 @@ def test_a_cache_filled_while_the_guardrail_was_disabled_is_refused():
         model, ids = guarded(name), token_ids(1, 6)
         with model.disable_adapter():
             cache = cache_of(forward(model, input_ids=ids, use_cache=True))
-        with pytest.raises(GuardrailNotReady, match="filled without the guardrail"):
+        with pytest.raises(GuardrailNotReady, match=r"cache .*'default' \(layer 1\)"):
             forward(model, input_ids=ids[:, :1], **with_cache(model, cache))
         forward(model, input_ids=ids)  # the model is not spoilt by it
 
@@ -28,7 +31,7 @@ def test_a_cache_of_which_the_guardrail_missed_a_part_is_refused():
     forward(model, input_ids=ids, **with_cache(model, cache))
     with model.disable_adapter():
         forward(model, input_ids=ids[:, :1], **with_cache(model, cache))
-    with pytest.raises(GuardrailNotReady, match="holds 7 tokens and guardrail 'default' \\(layer 1\\) has seen 6"):
+    with pytest.raises(GuardrailNotReady, match=r"cache .* 7 .*'default' \(layer 1\).* 6:"):
         forward(model, input_ids=ids[:, :1], **with_cache(model, cache))
 
 
@@ -108,7 +111,7 @@ def test_without_a_guardrail_in_force_the_base_model_takes_what_it_takes():
 
 def test_an_argument_by_position_that_has_no_name_is_refused():
     model = guarded("llama")
-    with pytest.raises(GuardrailUnsupported, match="by position"):
+    with pytest.raises(GuardrailUnsupported, match=r"^args=30 values: .* 8 "):
         model.get_base_model()(*[None] * 30)
 
 
@@ -142,10 +145,10 @@ def test_a_decoder_layer_called_outside_of_its_model_is_refused():
     bare = model.get_base_model()
     hidden = torch.randn(1, 5, WIDTH)
     embeddings = bare.model.rotary_emb(hidden, torch.arange(5)[None])
-    with pytest.raises(GuardrailNotReady, match="outside of its model"):
+    with pytest.raises(GuardrailNotReady, match=re.escape(OUTSIDE)):
         bare.model.layers[1](hidden, position_embeddings=embeddings)
     forward(model, input_ids=token_ids(1, 5))
-    with pytest.raises(GuardrailNotReady, match="outside of its model"):  # nothing of the last call is left over
+    with pytest.raises(GuardrailNotReady, match=re.escape(OUTSIDE)):  # nothing of the last call is left over
         bare.model.layers[1](hidden, position_embeddings=embeddings)
 
 
@@ -155,15 +158,15 @@ def test_nothing_of_a_call_that_failed_is_left_over():
         forward(model, input_ids=torch.full((1, 4), 10**6))
     bare, hidden = model.get_base_model(), torch.randn(1, 5, WIDTH)
     embeddings = bare.model.rotary_emb(hidden, torch.arange(5)[None])
-    with pytest.raises(GuardrailNotReady, match="outside of its model"):
+    with pytest.raises(GuardrailNotReady, match=re.escape(OUTSIDE)):
         bare.model.layers[1](hidden, position_embeddings=embeddings)
 
 
 def test_a_guardrail_without_weights_refuses_the_call():
     model = get_peft_model(base_model("llama"), planted_config())
-    with pytest.raises(GuardrailNotReady, match="has no weights"):
+    with pytest.raises(GuardrailNotReady, match=r"'default' .*\(encoder\.weight, .*decoder\.clamp\)"):
         forward(model, input_ids=token_ids(1, 5))
-    with pytest.raises(GuardrailNotReady, match="has no weights"):
+    with pytest.raises(GuardrailNotReady, match=r"'default' .*\(encoder\.weight, .*decoder\.clamp\)"):
         model.generate(input_ids=token_ids(1, 5), **GREEDY)
     with model.disable_adapter():
         forward(model, input_ids=token_ids(1, 5))
