@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sae_unlearn.cli.document_files import read_parquet
 from sae_unlearn.errors import UnlearnError
+from sae_unlearn.files.rows import rows_of_file
 
 
 DEFAULT = "default"
@@ -47,7 +47,7 @@ def default_texts(revision: str | None = None) -> list[str]:
             f"--retain default: could not download {FILE} of {REPOSITORY} ({type(error).__name__}). Pass texts of "
             "yours."
         ) from error
-    rows: list[Any] = read_parquet(Path(path))
+    rows: list[Any] = rows_of_file(Path(path))
     found = [repaired(row[COLUMN]) for row in rows if isinstance(row.get(COLUMN), str)]
     found = [text for text in found if len(text.split()) >= LEAST_WORDS and not text.startswith("=")]
     if not found:
