@@ -32,7 +32,7 @@ def test_the_tokens_are_compared_where_the_tokenizer_lies_beside_the_model(tmp_p
     guarded_model = attach_guardrail(model, saved(tmp_path / "same"))
     assert guarded_model.peft_config["default"].refusal_compared
     other = saved(tmp_path / "other", refusal="w50 w51")
-    with pytest.raises(GuardrailError, match="expected what refusal_ids say, got 'w40 w41 w42'"):
+    with pytest.raises(GuardrailError, match=r"refusal_ids .*got 'w40 w41 w42'"):
         attach_guardrail(model_beside_its_tokenizer(tmp_path / "base"), other)
 
 
@@ -83,10 +83,10 @@ def test_check_says_nothing_of_a_refusal_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("action", ["clamp", "refuse"])
 def test_a_text_of_a_megabyte_is_refused(action, tmp_path):
-    with pytest.raises(GuardrailError, match="refusal: expected at most 8192 characters, got 1000000"):
+    with pytest.raises(GuardrailError, match=r"^refusal: .* 8192 .*got 1000000"):
         planted_config(action=action, refusal="a" * 1_000_000, refusal_ids=IDS)
     assert planted_config(action=action, refusal="a" * 8192, refusal_ids=IDS).refusal
     saved(tmp_path)
     edited_json("adapter_config.json", refusal="a" * 100_000)(tmp_path)
-    with pytest.raises(GuardrailError, match="refusal: expected at most"):
+    with pytest.raises(GuardrailError, match=r"^refusal: .* 8192 "):
         attach_guardrail(base_model("llama"), tmp_path)

@@ -93,12 +93,12 @@ def test_a_wrong_subfolder_of_a_repository_gets_a_hint(cache):
 
 @pytest.mark.parametrize("kwargs", [{"repo_id": "me/absent"}, {"revision": "absent"}, {"revision": "c" * 40}])
 def test_what_is_not_in_the_cache_is_named_when_offline(cache, kwargs):
-    with pytest.raises(LocalEntryNotFoundError, match=r"neither a folder here nor in the cache"):
+    with pytest.raises(LocalEntryNotFoundError, match=r"(me/absent|revision absent) .*HF_HUB_OFFLINE"):
         from_hub(cache, **kwargs)
 
 
 def test_a_path_that_is_not_there_is_no_repository(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a local folder nor a Hub repository id"):
+    with pytest.raises(FileNotFoundError, match=r"/absent .*subfolder="):
         SparseAutoencoder.from_pretrained(tmp_path / "absent")
 
 

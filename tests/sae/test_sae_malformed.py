@@ -141,7 +141,7 @@ def test_unpacking_goes_in_pieces(tmp_path, monkeypatch):
 def test_weights_that_are_not_finite_are_refused(tmp_path, write, value):
     weights = tensors()
     weights["W_dec"][2, 3] = value
-    with pytest.raises(SAEFormatError, match=r"(?i)W_dec (in .*)?: expected finite weights, got 1 NaN"):
+    with pytest.raises(SAEFormatError, match=r"(?i)^W_dec .*got 1 NaN"):
         load(write(tmp_path, weights))
 
 
@@ -177,7 +177,7 @@ def test_safetensors_that_lie_are_refused(tmp_path, write):
     whole = path.read_bytes()
     for lie in (whole[:-4], whole[:20], b"", struct.pack("<Q", 1 << 60) + whole[8:]):
         path.write_bytes(lie)
-        with pytest.raises(SAEFormatError, match="not a valid safetensors file"):
+        with pytest.raises(SAEFormatError, match=r"\.safetensors .*header"):
             load(tmp_path)
 
 

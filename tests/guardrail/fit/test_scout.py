@@ -93,7 +93,7 @@ def test_what_cannot_be_scouted_is_refused(parts, given, message):
     model, tokenizer, _ = parts
     with pytest.raises(GuardrailError, match=message):
         scout(model, tokenizer, FORGET, RETAIN, progress=False, **given)
-    with pytest.raises(GuardrailError, match="forget: expected at least 8"):
+    with pytest.raises(GuardrailError, match=r"^forget: .* 8"):
         scout(model, tokenizer, FORGET[:3], RETAIN, progress=False)
 
 
