@@ -26,7 +26,6 @@ from sae_unlearn.guardrail.manage import (
     enable_guardrails,
     guardrail_status,
     list_guardrails,
-    set_action,
 )
 from sae_unlearn.guardrail.model import SAEGuardrailModel, guard_layers
 from sae_unlearn.guardrail.peft_020 import do_as_later_peft
@@ -36,6 +35,7 @@ from sae_unlearn.guardrail.runtime.recording import record_firings
 from sae_unlearn.guardrail.storage.card import CardDetails
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
+from sae_unlearn.guardrail.tuning.action import set_action
 from sae_unlearn.guardrail.tuning.trade_off import TradeOff, set_threshold
 from sae_unlearn.guardrail.weights import LayerGuardrail
 from sae_unlearn.options.fit import GuardrailFitConfig

@@ -1,23 +1,20 @@
-"""The guardrails on a model by name: list, enable, set their action, and get the model's status."""
+"""The guardrails on a model by name: list, enable, and get the model's status."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from sae_unlearn.backbone.layers import bare_model
 from sae_unlearn.backbone.private_api import forward_hook_owners
+from sae_unlearn.checks import check_choice
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.config_parts.validation import CHOICES, check_refusal
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.peft_type import PEFT_TYPE
 from sae_unlearn.guardrail.runtime.callers import why_unsaid
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, is_hooked
-from sae_unlearn.guardrail.runtime.refusal import message_ids
 
 
 @dataclass(frozen=True)
@@ -102,51 +99,17 @@ def enable_guardrails(model: nn.Module, names: str | Iterable[str]) -> None:
         tuner.active_adapter = wanted
 
 
-def set_action(
-    model: nn.Module,
-    name: str | None = None,
-    action: str | None = None,
-    *,
-    message: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
-    """Set the action of a guardrail on a row that fired, from the next forward pass on. It is saved, too.
-
-    `set_action(model, "biology", "record")`, or `set_action(model, "record")` on a model with one guardrail.
-
-    Args:
-        model (nn.Module): A model with guardrails.
-        name (str, *optional*): The guardrail's adapter name. Not needed if the model has one guardrail.
-        action (str): "clamp", "record", or "refuse".
-        message (str, *optional*): Answer of a refusal; needed the first time.
-        tokenizer (PreTrainedTokenizerBase, *optional*): The model's tokenizer, for the message.
+def config_named(name: str | None, model: nn.Module) -> SAEGuardrailConfig:
+    """Return the config of a guardrail of the model; None names the only one.
 
     Raises:
-        GuardrailError: If the guardrail or the action does not exist, `name` is missing with several guardrails, or a
-            refusal has no message. Nothing is changed then.
+        GuardrailError: If there is none of that name, or there are several.
     """
-    if action is None:
-        name, action = None, name
     there = _configs(model)
     if name is None and len(there) == 1:
         (name,) = there
-    if name is None or name not in there:
-        raise GuardrailError(f"name={name!r}: expected one of the model's guardrails, {sorted(there)}. Pass its name.")
-    if action not in CHOICES["action"]:
-        raise GuardrailError(f"action={action!r}: expected one of {', '.join(map(repr, CHOICES['action']))}.")
-    config = there[name]
-    before = (config.action, config.refusal, config.refusal_ids, config.refusal_compared)
-    if message is not None:
-        ids = message_ids(message, tokenizer, getattr(bare_model(model), "generation_config", None))
-        config.refusal, config.refusal_ids = message, ids
-        config.refusal_compared = True  # type: ignore[misc]  # a ClassVar, so that it is not a field
-    config.action = action
-    try:
-        check_refusal(config)
-    except GuardrailError:
-        config.action, config.refusal, config.refusal_ids, compared = before
-        config.refusal_compared = compared  # type: ignore[misc]
-        raise
+    check_choice("name", name, sorted(there), GuardrailError)
+    return there[str(name)]
 
 
 def _configs(model: nn.Module) -> dict[str, SAEGuardrailConfig]:

@@ -286,7 +286,7 @@ class Session:
             yield
 
     def _act(self, action: str) -> None:
-        from sae_unlearn.guardrail.manage import set_action
+        from sae_unlearn.guardrail.tuning.action import set_action
 
         message = MESSAGE if action == "refuse" and self.config.refusal_ids is None else None
         set_action(self.model, self.name, action, message=message, tokenizer=self.tokenizer)

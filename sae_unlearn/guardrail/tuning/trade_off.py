@@ -22,7 +22,7 @@ from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_parts.validation import check_threshold
 from sae_unlearn.guardrail.fit.calibration import conformal_threshold, fire_rate, warnings_of
-from sae_unlearn.guardrail.model import guard_layers
+from sae_unlearn.guardrail.manage import config_named
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,7 @@ def set_threshold(
     print(set_threshold(guarded, max_false_alarms=0.01))
     ```
     """
-    there = {key: config for layer in guard_layers(model) for key, config in layer.guard_config.items()}
-    if name is None and len(there) == 1:
-        (name,) = there
-    if name is None or name not in there:
-        raise GuardrailError(f"name={name!r}: expected one of the model's guardrails, {sorted(there)}. Pass its name.")
-    config = there[name]
+    config = config_named(name, model)
     if threshold is not None and not (config.calibration or {}).get("statistic_forget"):
         check_threshold(threshold, config, None)
         config.threshold = float(threshold)
