@@ -112,4 +112,4 @@ def test_a_dataset_without_datasets_names_the_extra(parts, tmp_path, capsys, mon
     monkeypatch.setitem(sys.modules, "datasets", None)
     arguments = fit_arguments(parts, tmp_path)
     arguments[arguments.index("--forget") + 1] = "somebody/texts"
-    fails(capsys, arguments, "somebody/texts is not a file", 'pip install ".[eval]"')
+    fails(capsys, arguments, "source='somebody/texts': ", 'pip install ".[eval]"')
