@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
 def test_the_same_guardrail_again_is_refused_and_the_model_is_as_it_was(folders):
     model = attach_guardrail(base_model("llama"), folders / "guard").eval()
     before = logits_of(model, IDS)
-    with pytest.raises(GuardrailError, match="on the model already, as 'default'"):
+    with pytest.raises(GuardrailError, match=r"'default': .*`detach_guardrail\(model, 'default'\)`"):
         attach_guardrail(model, folders / "guard")
     assert [each.name for each in list_guardrails(model)] == ["default"]
     assert torch.equal(logits_of(model, IDS), before)
@@ -38,9 +38,9 @@ def test_the_same_guardrail_again_is_refused_and_the_model_is_as_it_was(folders)
 
 def test_it_is_refused_beside_a_lora_and_of_one_that_peft_loaded(folders):
     model = PeftModel.from_pretrained(base_model("llama"), folders / "guard", adapter_name="peft")
-    with pytest.raises(GuardrailError, match="on the model already, as 'peft'"):
+    with pytest.raises(GuardrailError, match=r"'peft': .*`detach_guardrail\(model, 'peft'\)`"):
         attach_guardrail(model, folders / "guard")
-    with pytest.raises(GuardrailError, match="on the model already, as 'peft'"):
+    with pytest.raises(GuardrailError, match=r"'peft': .*`detach_guardrail\(model, 'peft'\)`"):
         attach_guardrail(model.get_base_model(), folders / "guard")
 
 
@@ -55,7 +55,7 @@ def test_the_very_one_is_found_behind_another_with_the_same_weights(folders):
     model = attach_guardrail(base_model("llama"), folders / "higher", adapter_name="higher")
     with pytest.warns(UserWarning, match="'higher' on this model has the same weights"):
         model = attach_guardrail(model, folders / "guard", adapter_name="guard")
-    with pytest.raises(GuardrailError, match="on the model already, as 'guard'"):
+    with pytest.raises(GuardrailError, match=r"'guard': .*`detach_guardrail\(model, 'guard'\)`"):
         attach_guardrail(model, folders / "guard")
 
 
