@@ -55,7 +55,7 @@ def test_an_adapter_over_a_guardrail_is_refused_with_the_order_that_works(first,
     model = first(folders).eval()
     before, names = logits_of(model, IDS), list(model.state_dict())
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    with pytest.raises(GuardrailError, match=r"^adapter 'default': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
+    with pytest.raises(GuardrailError, match=r"^adapter '(default|lora)': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
         second(model, folders)
     assert list(model.peft_config) == ["default"]
     assert model.peft_config["default"].num_features == 6
@@ -63,16 +63,16 @@ def test_an_adapter_over_a_guardrail_is_refused_with_the_order_that_works(first,
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
     assert torch.equal(logits_of(model, IDS), before)
     assert guardrail_status(model).verdict == "guarded"
-    with pytest.raises(GuardrailError, match=r"^adapter 'default': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
+    with pytest.raises(GuardrailError, match=r"^adapter '(default|lora)': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
         second(model, folders)  # and again
 
 
 def test_load_adapter_and_add_adapter_say_so_too(folders):
     model = by_us(folders).eval()
     before = logits_of(model, IDS)
-    with pytest.raises(GuardrailError, match=r"^adapter 'default': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
+    with pytest.raises(GuardrailError, match=r"^adapter '(default|lora)': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
         model.load_adapter(folders / "lora", "lora")
-    with pytest.raises(GuardrailError, match=r"^adapter 'default': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
+    with pytest.raises(GuardrailError, match=r"^adapter '(default|lora)': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
         model.add_adapter("lora", lora_config())
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits_of(model, IDS), before)
