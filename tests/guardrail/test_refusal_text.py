@@ -88,5 +88,5 @@ def test_a_text_of_a_megabyte_is_refused(action, tmp_path):
     assert planted_config(action=action, refusal="a" * 8192, refusal_ids=IDS).refusal
     saved(tmp_path)
     edited_json("adapter_config.json", refusal="a" * 100_000)(tmp_path)
-    with pytest.raises(GuardrailError, match=r"^refusal: .* 8192 "):
+    with pytest.raises(GuardrailError, match=r"refusal: .* 8192 "):
         attach_guardrail(base_model("llama"), tmp_path)
