@@ -93,7 +93,7 @@ def test_a_wrong_subfolder_of_a_repository_gets_a_hint(cache):
 
 @pytest.mark.parametrize("kwargs", [{"repo_id": "me/absent"}, {"revision": "absent"}, {"revision": "c" * 40}])
 def test_what_is_not_in_the_cache_is_named_when_offline(cache, kwargs):
-    with pytest.raises(LocalEntryNotFoundError, match=r"(me/absent|gemma-scope-2b-pt-res) at revision .*HF_HUB_OFFLINE"):
+    with pytest.raises(LocalEntryNotFoundError, match=r"(me/absent|gemma-scope-2b-pt-res) at .*HF_HUB_OFFLINE"):
         from_hub(cache, **kwargs)
 
 
