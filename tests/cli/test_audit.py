@@ -72,7 +72,7 @@ def test_it_says_what_the_library_says(parts, tmp_path):
     ("change", "said"),
     [
         (["--attacks", "prayer"], "attacks='prayer'"),
-        (["--limit=0"], "--limit 0"),
+        (["--limit=0"], "--limit=0"),
         (["--card=nowhere"], "--card nowhere"),
         (["--adapter=nobody/nothing"], "neither a folder with an adapter nor one on the Hub"),
         (["--filler=nowhere.txt"], "nowhere.txt does not exist"),

@@ -91,7 +91,7 @@ def test_sets_are_named_without_their_folders(parts, tmp_path):
     [
         (["--compare"], "Pass --adapter"),
         (["--adapter=nobody/nothing"], "neither a folder with an adapter nor one on the Hub"),
-        (["--limit=0"], "--limit 0"),
+        (["--limit=0"], "--limit=0"),
         (["--reference=nowhere"], "source='nowhere'"),
         (["--batch-size=0"], "batch_size=0"),
         (["--forget", "nowhere.json"], "nowhere.json does not exist"),

@@ -97,7 +97,7 @@ def test_what_is_fitted_can_be_uploaded(parts, tmp_path, stand_in, monkeypatch, 
     [
         (["--private"], "Pass --push-to-hub"),
         (["--push-to-hub=a/b/c"], "a/b/c"),
-        (["--limit=0"], "--limit 0"),
+        (["--limit=0"], "--limit=0"),
         (["--action=refuse"], "action='refuse'"),
         (["--preset=faithful", "--clamp-mode=fired"], "clamp_mode='fired'"),
     ],

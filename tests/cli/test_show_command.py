@@ -106,7 +106,7 @@ def test_show_refuses_a_page_that_cannot_be_made(parts, tmp_path, capsys):
         ([model], "Pass --html FILE"),
         ([f"--html={page}", retain], "--retain: "),
         ([f"--html={page}", model], "--model reads texts"),
-        ([f"--html={page}", model, retain, "--limit=0"], "--limit 0"),
+        ([f"--html={page}", model, retain, "--limit=0"], "--limit=0"),
         ([f"--html={page}", f"--sweep={tmp_path / 'none.json'}"], "--sweep"),
         ([f"--html={tmp_path}"], "expected a file, got a folder"),
         ([f"--html={tmp_path / 'none' / 'page.html'}"], "does not exist"),

@@ -38,8 +38,8 @@ def log_truth_ratios(
         average (str, *optional*, defaults to "arithmetic"): Mean over the perturbed answers. "arithmetic" is the
             paper's equation; "geometric" is the mean of the losses, as in the authors' published code.
     """
-    check_same_number(choices=choices, likelihoods=likelihoods)
     check_choice("average", average, ("arithmetic", "geometric"))
+    check_same_number(choices=choices, likelihoods=likelihoods)
     found = []
     for choice, likelihood in zip(choices, likelihoods, strict=True):
         scores = likelihood.per_token
