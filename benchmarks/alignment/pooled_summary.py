@@ -1,10 +1,13 @@
-"""Pool the cells of `pooled`: shares over all cities with Wilson intervals, sums over sets of every count."""
+"""Pool the cells of `pooled`: shares over all cities with Wilson intervals, and paired differences over sets."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student
 
 from benchmarks.alignment.pooled_measures import PARTS
 from sae_unlearn.files.terminal import table
@@ -35,6 +38,8 @@ MEANS = (
     "solve_damage",
     "seconds",
 )
+PAIRED = ("targets unseen", "targets said", "targets seen", *SHARES[4:], "damage", "probe targets")
+"""Measures of which two recipes are compared set by set."""
 
 
 def summarize(folder: Path) -> None:
@@ -46,7 +51,8 @@ def summarize(folder: Path) -> None:
     found = {name: pooled(mine) for name, mine in sorted(recipes.items())}
     if "base" in found:  # the targets of one set are the others of the set before
         found["base"]["others unseen"] = found["base"]["targets unseen"]
-    RESULTS.write_text(json.dumps({"recipes": found, "cells": cells}, indent=1) + "\n")
+    against = {name: paired(recipes["closed_form"], mine) for name, mine in recipes.items() if "gradient" in name}
+    RESULTS.write_text(json.dumps({"recipes": found, "against": against, "cells": cells}, indent=1) + "\n")
     rows = [["recipe", "sets", *SHARES, *MEANS]]
     for name, row in found.items():
         shares = [
@@ -84,6 +90,41 @@ def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if values:
             found[f"probe {part}"] = {"value": statistics.fmean(values), "sd": statistics.pstdev(values)}
     return found
+
+
+def paired(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Differences of two recipes, `first - second`, over the sets that both have.
+
+        d_i = first_i - second_i     for set i, a share or another figure
+        mean(d) +- t(0.975, n - 1) sd(d) / sqrt(n)
+
+    There are no figures for fewer than two sets, which have no interval.
+
+    Args:
+        first (sequence of dict): Cells of one recipe.
+        second (sequence of dict): Cells of another.
+    """
+    one, other = ({cell["set"]: cell for cell in cells} for cells in (first, second))
+    both = sorted(set(one) & set(other))
+    found: dict[str, Any] = {"sets": both}
+    for name in PAIRED:
+        pairs = [(_figure(one[i], name), _figure(other[i], name)) for i in both]
+        if len(pairs) < 2 or any(value is None for pair in pairs for value in pair):
+            continue
+        values = [a - b for a, b in pairs]
+        mean = statistics.fmean(values)
+        half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+        means = {"first": statistics.fmean(a for a, _ in pairs), "second": statistics.fmean(b for _, b in pairs)}
+        found[name] = {**means, "value": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+    return found
+
+
+def _figure(cell: dict[str, Any], name: str) -> float | None:
+    """A measure of one set as one number."""
+    if name == "probe targets":
+        return cell["probe"]["targets"] if "probe" in cell else None
+    found = cell.get(name)
+    return found[0] / found[1] if isinstance(found, list) else found
 
 
 def asked_times(name: str, sets: int) -> float:

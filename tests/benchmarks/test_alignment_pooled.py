@@ -1,9 +1,10 @@
 """Pooled figures of the alignment benchmark: sets share no city, and shares are pooled with the right n."""
 
 import pytest
+from scipy.stats import ttest_rel
 
 from benchmarks.alignment.pooled_data import PER_COUNTRY, SIZE, _sets
-from benchmarks.alignment.pooled_summary import pooled
+from benchmarks.alignment.pooled_summary import paired, pooled
 from sae_unlearn.alignment import EntitySet
 
 
@@ -48,3 +49,22 @@ def test_targets_are_pooled_and_what_is_asked_again_is_not_counted_again():
 @pytest.mark.parametrize(("sets", "n"), [(1, 20), (4, 80), (8, 80)])
 def test_four_sets_are_asked_all_facts(sets, n):
     assert pooled([cell(1, 10, 19, 0.02)] * sets)["near"]["n"] == n
+
+
+def test_recipes_are_paired_over_the_sets_that_both_have():
+    ours = [{**cell(right, 9, 18, 0.02), "set": i} for i, right in enumerate((1, 2, 0, 3), start=1)]
+    theirs = [{**cell(right, 9, 18, 0.03), "set": i} for i, right in enumerate((6, 8, 5), start=2)]
+    found = paired(ours, theirs)
+    assert found["sets"] == [2, 3, 4]
+    difference = found["targets unseen"]
+    assert (difference["first"], difference["second"]) == pytest.approx((5 / 30, 19 / 30))
+    interval = ttest_rel([0.2, 0.0, 0.3], [0.6, 0.8, 0.5]).confidence_interval()
+    assert (difference["low"], difference["high"]) == pytest.approx(tuple(interval))
+    assert difference["value"] == pytest.approx((2 + 0 + 3 - 6 - 8 - 5) / 30)
+    assert found["damage"]["value"] == pytest.approx(-0.01)
+    assert "probe targets" not in found  # no cell has it
+
+
+def test_one_set_gives_no_difference():
+    one = [{**cell(1, 9, 18, 0.02), "set": 1}]
+    assert paired(one, one) == {"sets": [1]}
