@@ -93,8 +93,12 @@ class Meter:
         found: dict[str, Any] = {}
         for form, question in zip(("seen", "unseen"), QUESTIONS, strict=True):
             found |= self.choice(model, targets, question, f"targets {form}")
-        answers = ask(model, self.tokenizer, question_facts(targets, QUESTIONS[1]), max_new_tokens=5)
-        return found | {"targets said": [round(answers.right.value * len(targets)), len(targets)]}
+        return found | {"targets said": self.said(model, targets)}
+
+    def said(self, model: nn.Module, cities: EntitySet) -> list[int]:
+        """Number of cities whose country is in five greedy tokens after the unseen form, and the number of cities."""
+        answers = ask(model, self.tokenizer, question_facts(cities, QUESTIONS[1]), max_new_tokens=5)
+        return [round(answers.right.value * len(cities)), len(cities)]
 
     @torch.no_grad()
     def measure(self, model: nn.Module, targets: EntitySet, others: EntitySet, part: int) -> dict[str, Any]:

@@ -6,11 +6,13 @@ It reads the adapters that `pooled run` leaves in RESULTS/adapters. An attacker 
 `sae_unlearn.evaluation.audit.attacks.relearning` does, in a form of question that the alignment saw the beginnings of.
 What comes back is asked of the other five in a form that nothing trained on. Two controls: the base taught five unknown
 cities and asked for five others (`never known`: what training alone gives), and the base taught the same five known
-cities (`base`: what is there if nothing is forgotten).
+cities (`base`: what is there if nothing is forgotten). Training moves all answers, so that a ranking less the base's
+priors can mislead: the probability of the right country and what the model says are counted beside it.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +33,24 @@ from sae_unlearn.files.terminal import table
 from sae_unlearn.stats import wilson_interval
 
 
+MEASURES = ("picks", "says", "p")
 RESULTS = Path(__file__).parents[1] / "results" / "alignment_relearning.json"
 STEPS = (0, 20, 60)
 NEVER_KNOWN = "never known"
+KEYS = ("recipe", "attack", "cities", "measure")
 
 
 def attack(meter: Meter, model: nn.Module, cities: EntitySet, full: bool) -> dict[str, Any]:
-    """Shares right of the taught and of the untaught cities, after each number of steps."""
+    """Counts of the taught and of the untaught cities by measure, after each number of steps."""
     taught, facts, rest = taught_and_rest(cities, seed=0)
 
     @torch.no_grad()
     def asked(student: nn.Module) -> dict[str, Any]:
-        sides = (("taught", taught), ("untaught", rest))
-        return {k: v for name, side in sides for k, v in meter.choice(student, side, QUESTIONS[1], name).items()}
+        found: dict[str, Any] = {}
+        for name, side in (("taught", taught), ("untaught", rest)):
+            picks, p = meter.choice(student, side, QUESTIONS[1], name).values()
+            found[name] = dict(zip(MEASURES, (picks, meter.said(student, side), p), strict=True))
+        return found
 
     points = relearning_attack(model, meter.tokenizer, facts, asked, steps=STEPS, seed=0, full=full)
     return {str(int(point.strength)): point.found for point in points}
@@ -72,39 +79,46 @@ def run(args: argparse.Namespace) -> None:
             _write(path, found)
             if tuned is not model:
                 tuned.unload()
-                del model.peft_config
+                if hasattr(model, "peft_config"):
+                    del model.peft_config
 
 
 def summarize(folder: Path) -> None:
     """Print what is right by recipe and steps, and write all cells to `benchmarks/results`."""
     cells = [json.loads(path.read_text()) for path in sorted((folder / "relearning").glob("*.json"))]
-    found: dict[str, Any] = {}
-    for cell in cells:
-        for steps, measured in cell["steps"].items():
-            for side in ("taught", "untaught"):
-                key = found.setdefault(cell["recipe"], {}).setdefault(cell["attack"], {}).setdefault(side, {})
-                right, n = key.get(steps, (0, 0))
-                key[steps] = (right + measured[side][0], n + measured[side][1])
-    pooled = {
-        recipe: {
-            kind: {side: {steps: _share(*count) for steps, count in by.items()} for side, by in sides.items()}
-            for kind, sides in kinds.items()
-        }
-        for recipe, kinds in found.items()
-    }
-    RESULTS.write_text(json.dumps({"recipes": pooled, "cells": cells}, indent=1) + "\n")
-    rows = [["recipe", "attack", "side", *map(str, STEPS), "n"]]
-    for recipe, kinds in pooled.items():
-        for kind, sides in kinds.items():
-            for side, by in sides.items():
-                shown = [f"{by[str(s)]['value']:.2f} ({by[str(s)]['low']:.2f}-{by[str(s)]['high']:.2f})" for s in STEPS]
-                rows.append([recipe, kind, side, *shown, str(by["0"]["n"])])
+    found = pooled_points(cells)
+    RESULTS.write_text(json.dumps({"points": found, "cells": cells}, indent=1) + "\n")
+    rows = [["recipe", "attack", "cities", "measure", *map(str, STEPS), "n"]]
+    for point in found:
+        shown = [f"{one['value']:.2f} ({one['low']:.2f}-{one['high']:.2f})" for one in point["steps"].values()]
+        rows.append([*(point[key] for key in KEYS), *shown, str(point["n"])])
     print(table([list(column) for column in zip(*rows, strict=True)]))
 
 
-def _share(right: int, n: int) -> dict[str, float]:
+def pooled_points(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shares over the cities of all sets, by recipe, attack, side and measure.
+
+    The interval is Wilson's. That of a mean probability is the widest that values between 0 and 1 with this mean have.
+    """
+    counts: dict[tuple[str, ...], dict[str, list[list[float]]]] = {}
+    for cell in cells:
+        for steps, sides in cell["steps"].items():
+            for side, measures in sides.items():
+                for measure, count in measures.items():
+                    key = (cell["recipe"], cell["attack"], side, measure)
+                    counts.setdefault(key, {}).setdefault(steps, []).append(count)
+    found = []
+    for key, by_steps in counts.items():
+        totals = {steps: [sum(column) for column in zip(*few, strict=True)] for steps, few in by_steps.items()}
+        n = next(iter(totals.values()))[1]
+        shares = {steps: _share(right, n) for steps, (right, n) in totals.items()}
+        found.append({**dict(zip(KEYS, key, strict=True)), "n": n, "steps": shares})
+    return found
+
+
+def _share(right: float, n: float) -> dict[str, float]:
     low, high = wilson_interval(right, n)
-    return {"value": right / n, "low": low, "high": high, "n": n}
+    return {"value": right / n, "low": low, "high": high}
 
 
 def main() -> None:
@@ -117,7 +131,7 @@ def main() -> None:
     add("--results", type=Path, required=True, help="folder of one file per cell, with the adapters")
     add("--cache", type=Path, required=True, help="as in `pooled run`")
     add("--recipes", nargs="+", default=["closed_form", "base", NEVER_KNOWN])
-    add("--sets", nargs=2, type=int, default=(0, 10), help="from, and up to but not including")
+    add("--sets", nargs=2, type=int, default=(1, 21), help="from, and up to but not including")
     add("--full", action="store_true", help="train all weights instead of a LoRA")
     commands.add_parser("summary").add_argument("--results", type=Path, required=True)
     args = parser.parse_args()

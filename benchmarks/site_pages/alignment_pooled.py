@@ -67,21 +67,27 @@ def relearning() -> str:
     """What is right after half of a set is taught again, or a line that says that it was not measured."""
     if not (results.RESULTS / RELEARNING).is_file():
         return "Not measured on these sets yet: `python -m benchmarks.alignment.pooled_relearning run`."
-    found = read_json(RELEARNING)["recipes"]
-    steps = list(next(iter(next(iter(found.values())).values()))["taught"])
+    found = read_json(RELEARNING)["points"]
+    steps = list(found[0]["steps"])
     rows = [
         [
-            {**NAMES, "base": "base, the same cities", "never known": "base, unknown cities"}[name],
-            {"lora": "LoRA", "full": "all weights"}[kind],
-            side,
-            *(_share(by, step) for step in steps),
-            str(by[steps[0]]["n"]),
+            {**NAMES, "base": "base, the same cities", "never known": "base, unknown cities"}[point["recipe"]],
+            {"lora": "LoRA", "full": "all weights"}[point["attack"]],
+            point["cities"],
+            {"picks": "picks it", "says": "says it", "p": "probability"}[point["measure"]],
+            *(_share(point["steps"], step) for step in steps),
+            str(point["n"]),
         ]
-        for name, kinds in found.items()
-        for kind, sides in kinds.items()
-        for side, by in sides.items()
+        for point in found
     ]
-    return table(["", "attack", "cities", *(f"{step} steps" for step in steps), "n"], rows, left=3)
+    return table(["", "attack", "cities", "measure", *(f"{step} steps" for step in steps), "n"], rows, left=4)
+
+
+def relearnt(recipe: str, cities: str, measure: str, steps: int) -> str:
+    """Return a share after some steps of relearning with a LoRA, with its interval."""
+    wanted = {"recipe": recipe, "attack": "lora", "cities": cities, "measure": measure}
+    point = next(p for p in read_json(RELEARNING)["points"] if wanted.items() <= p.items())
+    return _share(point["steps"], str(steps))
 
 
 def sets(recipe: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from benchmarks.alignment.pooled_data import PER_COUNTRY, SIZE, _sets
+from benchmarks.alignment.pooled_relearning import pooled_points
 from benchmarks.alignment.pooled_summary import paired, pooled
 from sae_unlearn.alignment import EntitySet
 
@@ -68,3 +69,20 @@ def test_recipes_are_paired_over_the_sets_that_both_have():
 def test_one_set_gives_no_difference():
     one = [{**cell(1, 9, 18, 0.02), "set": 1}]
     assert paired(one, one) == {"sets": [1]}
+
+
+def test_relearning_is_pooled_by_recipe_side_and_measure():
+    def attacked(number, taught, untaught, p):
+        sides = {
+            "taught": {"picks": [taught, 5], "says": [taught, 5], "p": [p, 5]},
+            "untaught": {"picks": [untaught, 5], "says": [0, 5], "p": [p / 2, 5]},
+        }
+        return {"recipe": "closed_form", "attack": "lora", "set": number, "steps": {"0": sides, "20": sides}}
+
+    found = pooled_points([attacked(1, 5, 1, 2.0), attacked(2, 4, 3, 3.0)])
+    points = {(p["cities"], p["measure"]): p for p in found}
+    assert len(found) == len(points) == 6
+    assert {p["n"] for p in found} == {10}
+    assert points["taught", "picks"]["steps"]["20"]["value"] == pytest.approx(0.9)
+    assert points["untaught", "picks"]["steps"]["0"]["value"] == pytest.approx(0.4)
+    assert points["untaught", "p"]["steps"]["20"]["value"] == pytest.approx(0.25)
