@@ -57,11 +57,7 @@ class Meter:
         self.first = torch.tensor([tokenizer(f"Country: {c}").input_ids[prefix] for c in data.countries])
         some = data.known_test + data.unknown_test[:40]
         self.priors = {question: self._countries(model, some, question)[0].mean(dim=0) for question in QUESTIONS}
-        kept = json.loads(cache.read_text()) if cache is not None and cache.exists() else None
-        places = kept or {group: self._right(facts) for group, facts in data.facts.items()}
-        if cache is not None and kept is None:
-            cache.write_text(json.dumps(places))
-        self.facts = {group: [data.facts[group][i] for i in few] for group, few in places.items()}
+        self._cache = cache
         rows = [Row(f.prompt, f.answers[0]) for q in (ALIGNED_QUESTIONS[0], QUESTIONS[1]) for f in self._aside(q)]
         self.damage_batches = [
             encode(tokenizer, rows),
@@ -72,6 +68,16 @@ class Meter:
         return question_facts(self.data.known_test[:DAMAGE_CITIES], question)
 
     @cached_property
+    def facts(self) -> dict[str, list[Fact]]:
+        """The facts that the base has right, by group. Read first while there is no adapter."""
+        groups, cache = self.data.facts, self._cache
+        kept = json.loads(cache.read_text()) if cache is not None and cache.exists() else None
+        places = kept or {group: self._right(facts) for group, facts in groups.items()}
+        if cache is not None and kept is None:
+            cache.write_text(json.dumps(places))
+        return {group: [groups[group][i] for i in few] for group, few in places.items()}
+
+    @cached_property
     def _base(self) -> dict[str, Any]:
         return {
             "damage": [scored_logits(self.model, batch).log_softmax(dim=-1) for batch in self.damage_batches],
@@ -80,6 +86,7 @@ class Meter:
     @torch.no_grad()
     def read_base(self) -> None:
         """Measure what is compared with the base, before there is an adapter."""
+        assert self.facts
         assert self._base
 
     @torch.no_grad()
