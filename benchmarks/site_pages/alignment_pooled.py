@@ -14,6 +14,18 @@ NAMES = {
     "gradient": "training, decayed rate, question forms",
     "gradient, constant rate, no questions": "training, as before",
 }
+ENOUGH = 6
+"""Sets that two recipes must share, see `benchmarks/alignment/pooled_plan.md`."""
+PAIRED = {
+    "picks the country": "targets unseen",
+    "says it": "targets said",
+    "other cities": "others unseen",
+    "near facts": "near",
+    "other facts, relation held": "unrelated, relation held",
+    "other facts, relation not held": "unrelated, relation not held",
+    "damage": "damage",
+    "refitted probe": "probe targets",
+}
 
 
 def recipes() -> dict[str, Any]:
@@ -61,6 +73,23 @@ def states() -> str:
         probe = [number(row[f"probe {part}"]["value"]) for part in ("targets", "floor", "ceiling")]
         rows.append([NAMES[name], *cells, *probe, number(row["seconds"], 0) if "seconds" in row else "–"])
     return table(["", "way left", "way error", "refitted probe", "floor", "ceiling", "seconds"], rows)
+
+
+def beside_training() -> str:
+    """Paired differences of the closed form and training, or a line that says that training was not measured."""
+    found = read_json(RESULTS).get("against", {}).get("gradient", {"sets": []})
+    n = len(found["sets"])
+    if n < ENOUGH:
+        return (
+            f"Training, the default of the library, was not measured on {ENOUGH} of these sets yet, so the default did "
+            "not change: `python -m benchmarks.alignment.pooled run --recipe gradient`."
+        )
+    rows = [
+        [title, number(row["first"]), number(row["second"]), figure(row["value"], row["low"], row["high"], sign=True)]
+        for title, row in ((title, found[key]) for title, key in PAIRED.items() if key in found)
+    ]
+    note = f"Set by set, over {n} sets; the difference with Student's interval over sets."
+    return f"{note}\n\n{table(['', 'closed form', 'training', 'difference'], rows)}"
 
 
 def relearning() -> str:

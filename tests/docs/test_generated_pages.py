@@ -8,7 +8,7 @@ from pages import DOCS, ROOT
 
 pytest.importorskip("jinja2")
 
-from benchmarks.site_pages import attacks, forget, generate, results
+from benchmarks.site_pages import alignment_pooled, attacks, forget, generate, results
 from benchmarks.site_pages.index import HEADER
 
 
@@ -111,3 +111,12 @@ def test_cells_are_read(cell, expected) -> None:
 def test_a_cell_without_a_number_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a number"):
         results.estimate("none within")
+
+
+def test_recipes_are_compared_only_over_enough_shared_sets(monkeypatch) -> None:
+    row = {"first": 0.2, "second": 0.6, "value": -0.4, "low": -0.5, "high": -0.3}
+    found = {"sets": list(range(alignment_pooled.ENOUGH)), "targets unseen": row}
+    monkeypatch.setattr(alignment_pooled, "read_json", lambda name: {"against": {"gradient": found}})
+    assert "| picks the country | 0.20 | 0.60 | -0.40 (-0.50 to -0.30) |" in alignment_pooled.beside_training()
+    found["sets"].pop()
+    assert "|" not in alignment_pooled.beside_training()
