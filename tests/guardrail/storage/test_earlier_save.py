@@ -88,7 +88,7 @@ def test_a_bundle_pushed_over_a_guardrail_is_what_is_attached(theirs, tmp_path):
     push(model)
     assert files(theirs).keys() == members("biology", "person") | THEIRS
     assert len(theirs.repositories[REPO].commits) == commits + 1
-    with pytest.raises(GuardrailError, match=r"saved .*biology, person"):
+    with pytest.raises(GuardrailError, match=r"me/forget .*biology, person"):
         attach_guardrail(base_model("llama"), REPO)
     assert torch.equal(logits(attach_bundle(base_model("llama"), REPO)), logits(model))
     attach_guardrail(base_model("llama"), REPO, revision=old.oid)
