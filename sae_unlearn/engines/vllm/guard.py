@@ -43,10 +43,17 @@ class Guard:
         self.tables = ConfigTables()
         self.table: SlotTable | None = None
 
-    def allocate(self, slots: int, longest: int, device: torch.device) -> None:
-        """Make the table of states, once the number of cache slots is known; `longest` as for `SlotTable`."""
+    def allocate(self, slots: int, longest: int, device: torch.device, most: int, vocabulary: int) -> None:
+        """Make the table of states, once the number of cache slots is known.
+
+        Args:
+            slots, longest, device: As for `SlotTable`.
+            most (int): Largest number of tokens of a row.
+            vocabulary (int): Number of token ids.
+        """
         refuses = self.config.action == "refuse"
         self.table = SlotTable(slots, state_size(self.config), longest, refuses, device)
+        self.tables = ConfigTables(longest=most, vocabulary=vocabulary)
 
     def judge(self, hidden: Tensor, step: PackedStep) -> Judged:
         """Judge the tokens of a pass, `hidden [T, d_in]`."""

@@ -74,7 +74,8 @@ class Pass:
         count, device = len(requests), ids.device
         ends = self.starts + np.maximum(prompts - 1 - computed, 0)
         seed = np.array([seeds.get(name, 0) if at == 0 else 0 for name, at in zip(requests, computed, strict=True)])
-        host = [self.starts, self.lengths, ends, computed, seed]
+        one_each = int(bounds[-1]) == count
+        host = [self.starts, self.lengths, ends, computed, seed, computed + 1]
         if not isinstance(before, Tensor):
             host.append(before)
         by_row = torch.from_numpy(np.stack(host)).to(device, non_blocking=True).unbind()
@@ -86,12 +87,13 @@ class Pass:
             prompt_end=by_row[2],
             slots=CacheSlots(
                 of_token=slots.long(),
-                before=before if isinstance(before, Tensor) else by_row[5],
+                before=before if isinstance(before, Tensor) else by_row[6],
                 computed=by_row[3] if exact is None else exact,
                 shared=shared,
                 seeds=by_row[4] if seed.any() else None,
             ),
-            one_each=int(bounds[-1]) == count,
+            one_each=one_each,
+            counted_up=by_row[5] if one_each and exact is None else None,
         )
 
     def check_whole_prompts(self) -> None:

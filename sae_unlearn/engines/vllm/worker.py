@@ -111,9 +111,11 @@ class WorkerGuards:
         config = runner.kv_cache_config
         self._group = attention_group(config)
         self._block_size = config.kv_cache_groups[self._group].kv_cache_spec.block_size
-        longest = self.vllm_config.model_config.max_model_len if cache.enable_prefix_caching else 0
+        model = self.vllm_config.model_config
+        longest = model.max_model_len if cache.enable_prefix_caching else 0
         for guard in self.guards:
-            guard.allocate(config.num_blocks * self._block_size, longest, runner.device)
+            slots = config.num_blocks * self._block_size
+            guard.allocate(slots, longest, runner.device, model.max_model_len, model.get_vocab_size())
 
     # --------------------------------------------------------------------------------------------------- every pass
 

@@ -94,7 +94,9 @@ class Decision(NamedTuple):
     state: Tensor
 
 
-def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) -> Tensor:
+def heard(
+    activations: Tensor, eligible: Tensor, usual: Tensor | None = None, zero: Tensor | None = None
+) -> Tensor:
     """Return `activations [batch, seq, N]` at tokens that can be hot, and 0 at all others.
 
     Args:
@@ -102,10 +104,11 @@ def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None) ->
         eligible (Tensor): `[batch, seq]` bool, the tokens that can be hot.
         usual (Tensor, *optional*): `[batch, seq]` bool, from `usual_norm`. None: no token is an outlier. Activations
             that are not finite become NaN at outliers too.
+        zero (Tensor, *optional*): `[1]`, a 0 of the activations' dtype. It is made if it is not given.
     """
     if usual is not None:
         activations = activations * usual[..., None]
-    return activations.where(eligible[..., None], 0)
+    return torch.where(eligible[..., None], activations, 0 if zero is None else zero)
 
 
 def hits_of(
@@ -128,8 +131,8 @@ def hits_of(
     unsound = activations - activations  # 0, or NaN
     if evidence is None:
         return (active + unsound).amax(dim=-1).float()
-    hits = (active * evidence + unsound).sum(dim=-1)
-    return hits + config.statistic_kwargs.bias * counted if config.statistic == "windowed" else hits
+    hits = torch.addcmul(unsound, active, evidence).sum(dim=-1)  # products with 0 and 1 are exact, fused or not
+    return torch.add(hits, counted, alpha=config.statistic_kwargs.bias) if config.statistic == "windowed" else hits
 
 
 def hot_tokens(active: Tensor, hits: Tensor, config: SAEGuardrailConfig) -> Tensor:
@@ -161,6 +164,8 @@ def decide(
     boundary: int | None = None,
     ends: Tensor | None = None,
     kept: Tensor | None = None,
+    by_count: Tensor | None = None,
+    also: Sequence[Tensor] = (),
 ) -> Decision:
     """Judge the tokens of one forward pass.
 
@@ -173,27 +178,29 @@ def decide(
         boundary (int, *optional*): Position from which tokens are judged one by one. None is the last position.
         ends (Tensor, *optional*): `[batch, seq]` bool, the tokens that end a message. None if the config names none.
         kept (Tensor, *optional*): `[batch, seq]` bool, the tokens that the mask shows. None: all.
+        by_count (Tensor, *optional*): From `ConfigTables.by_count`, in the place of what it holds.
+        also (Sequence[Tensor], *optional*): `[batch, seq]` float32 each, further columns of the state after all others.
     """
     seq = hot.shape[1]
     boundary = _boundary(config, seq, boundary)
     before = None if previous is None else State.of(previous[:, None])
     hits, tokens = _running_sums(hot, counted, before)
-    value, lowest, peak = _value(hits, tokens, config, before)
-    messages = None
+    value, lowest, peak = _value(hits, tokens, config, before, by_count)
+    messages: Sequence[Tensor] = ()
     if ends is not None:
         earlier = None if previous is None else previous[:, STATE_SIZE:]
-        value, messages = by_message(value, hits, tokens, ends, share_of(config), earlier)
+        value, after = by_message(value, hits, tokens, ends, share_of(config), earlier)
+        messages = after.unbind(dim=-1)
     peak = value if peak is None else peak
-    quiet = value <= config.tau  # NaN is not
-    fired_at = _fired_at(quiet, tokens, boundary if config.sticky else seq)
+    fired_at = _fired_at(value, config.tau, tokens, boundary if config.sticky else seq)
     if before is not None and config.sticky:
         fired_at = torch.where(before.fired_at > 0, before.fired_at, fired_at)
     fired = fired_at > 0
     if boundary > 0:
         fired = torch.cat([fired[:, boundary, None].expand(-1, boundary), fired[:, boundary:]], dim=1)
     kept = torch.ones_like(hits) if kept is None else kept
-    state = torch.stack([*State(hits, tokens, lowest, peak, fired_at, kept)], dim=-1)
-    return Decision(fired, state if messages is None else torch.cat([state, messages], dim=-1))
+    state = [*State(hits, tokens, lowest, peak, fired_at, kept), *messages, *also]
+    return Decision(fired, torch.stack(state, dim=-1))
 
 
 def row_statistic(hot: Tensor, counted: Tensor, config: SAEGuardrailConfig, ends: Tensor | None = None) -> Tensor:
@@ -245,28 +252,29 @@ def _running_sums(hot: Tensor, counted: Tensor, before: State | None) -> tuple[T
 
 
 def _value(
-    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None
+    hits: Tensor, tokens: Tensor, config: SAEGuardrailConfig, before: State | None, by_count: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The current value of the statistic, and the next `lowest` and `peak`, `[batch, seq]` each.
 
     `lowest` is zeros for ratio. `peak` is None if it is the statistic itself.
     """
     if config.statistic == "windowed":
-        return windowed_value(
-            hits, tokens, config.statistic_kwargs, *((None, None) if before is None else (before.lowest, before.peak))
-        )
+        earlier = (None, None) if before is None else (before.lowest, before.peak)
+        return windowed_value(hits, tokens, config.statistic_kwargs, *earlier, by_count)
     floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
     return hits / tokens.clamp(min=config.statistic_kwargs.min_tokens), floor.expand_as(hits), None
 
 
-def _fired_at(quiet: Tensor, tokens: Tensor, boundary: int) -> Tensor:
+def _fired_at(value: Tensor, threshold: float, tokens: Tensor, boundary: int) -> Tensor:
     """Number of counted tokens when the row fired, as if the pass had ended at each position.
 
-    It is 0 if the row had not fired. `quiet` is True where the statistic is not above the threshold.
+    It is 0 if the row had not fired.
     """
-    fired_at = tokens.masked_fill(quiet, 0)
-    if boundary >= quiet.shape[1] - 1:
+    # One operator for tokens.masked_fill(value <= threshold, 0), of the same bits; NaN is not <=.
+    fired_at: Tensor = torch.ops.aten.threshold_backward(tokens, value, threshold)
+    if boundary >= value.shape[1] - 1:
         return fired_at
+    quiet = value <= threshold
     tail, alone = ~quiet[:, boundary:], fired_at[:, boundary:]
     first = tail & (tail.cumsum(dim=1) == 1)
     return torch.cat([fired_at[:, :boundary], (alone * first).cummax(dim=1).values], dim=1)

@@ -16,7 +16,7 @@ its own sum, and only tokens of its row become NaN. **Largest values** so far ar
 maximum of whole numbers: a float32 as an integer of the same order, with the number of its row above it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate.decision import STATE_SIZE, Decision, State
 from sae_unlearn.guardrail.gate.decision import decide as decide_padded
 from sae_unlearn.guardrail.gate.message_statistic import MESSAGES_SIZE, share_of
-from sae_unlearn.guardrail.gate.windowed import mean_part
+from sae_unlearn.guardrail.gate.windowed import CountTerms
 
 
 class Rows(NamedTuple):
@@ -139,17 +139,21 @@ def decide_one_each(
     before: Tensor,
     ends: Tensor | None = None,
     kept: Tensor | None = None,
+    by_count: Tensor | None = None,
+    also: Sequence[Tensor] = (),
 ) -> Decision:
     """Judge a pass that has one token of every row, as decoding does: `decide` without a scan.
 
     Args:
         hot, counted, ends (Tensor): `[R]`, as for `decide`.
         config, before: As for `decide`.
-        kept (Tensor, *optional*): `[R, 1]`, as for `decide`.
+        kept (Tensor, *optional*): `[R]`, as for `decide`.
+        by_count (Tensor, *optional*): From `ConfigTables.by_count`.
+        also (Sequence[Tensor], *optional*): `[R]` float32 each, further columns of the state.
     """
-    one = decide_padded(
-        hot[:, None], counted[:, None], config, before, ends=None if ends is None else ends[:, None], kept=kept
-    )
+    column = (None if values is None else values[:, None] for values in (ends, kept))
+    after = [values[:, None] for values in also]
+    one = decide_padded(hot[:, None], counted[:, None], config, before, None, *column, by_count, after)
     return Decision(one.fire[:, 0], one.state[:, 0])
 
 
@@ -192,10 +196,11 @@ def _value(
     given = config.statistic_kwargs
     if config.statistic == "ratio":
         return hits / tokens.clamp(min=given.min_tokens), past.lowest[rows.of_token], None
-    y = hits - given.drift * tokens
+    terms = CountTerms.of(tokens, given)
+    y = hits - terms.drift
     lowest = -running_max(-y, rows, -past.lowest)
     peak = running_max(y - lowest, rows, past.peak)
-    return torch.maximum(mean_part(hits, tokens, given), given.sum_weight * peak), lowest, peak
+    return torch.maximum((hits - terms.mean) / terms.spread, given.sum_weight * peak), lowest, peak
 
 
 def _first(where: Tensor, tokens: Tensor, rows: Rows) -> Tensor:

@@ -37,6 +37,7 @@ class PackedStep:
             token in a pass after the prompt. Read for `gate_scope="sequence"` only.
         slots (CacheSlots, *optional*): The tokens' slots in the cache. None if the rows begin and end in this pass.
         one_each (bool, *optional*, defaults to False): Every row has one token, so `T = R`. Known to the host.
+        counted_up (Tensor, *optional*): `[T]` int64, `positions + 1`, if the host knows it.
     """
 
     rows: Rows
@@ -45,6 +46,12 @@ class PackedStep:
     prompt_end: Tensor
     slots: CacheSlots | None = None
     one_each: bool = False
+    counted_up: Tensor | None = None
+
+    @property
+    def number(self) -> Tensor:
+        """`[T]`: the number of each token in its row, from 1."""
+        return self.positions + 1 if self.counted_up is None else self.counted_up
 
     @property
     def row(self) -> Tensor | slice:
@@ -98,14 +105,14 @@ def judge(
     Raises:
         GuardrailError: If packed rows cannot be judged, see `packed.check_packable`.
     """
-    number = step.positions + 1
+    number = step.number
     past = _Past.none(hidden, step, config) if table is None else _Past.of(table, step, number)
     activations = encoder(hidden)
     if config.tokens.special_ids:
         content = tables.none_of(tuple(config.tokens.special_ids), step.ids, hidden.device)
     else:
         content = torch.ones_like(step.ids, dtype=torch.bool)
-    activations = heard(activations, content, usual_norm(hidden, config))
+    activations = heard(activations, content, usual_norm(hidden, config), tables.zero(hidden.device))
     if past.lost is not None:
         activations = activations.masked_fill(past.lost[step.row, None], torch.nan)
     active = activations != 0
@@ -115,14 +122,25 @@ def judge(
         ends = ~tables.none_of(tuple(config.tokens.boundary_ids), step.ids, hidden.device)
     boundary = step.boundary(config)
     if step.one_each and past.source is None:
-        decision = packed.decide_one_each(hot, content, config, past.states, ends, number[:, None])
+        by_count, also = tables.by_count(config, hidden.device), []
+        if table is not None and past.stamps is not None:
+            also = table.columns(table.next_stamps(past.stamps, step.ids))
+        decision = packed.decide_one_each(hot, content, config, past.states, ends, number, by_count, also)
+        entries = decision.state
+        decision = decision._replace(state=entries[:, : packed.state_size(config)])
     else:
         decision = packed.decide(hot, content, config, step.rows, past.states, boundary, ends, number)
         for _ in range(past.depth(step.rows)):
             states = past.continued(past.states, decision.state)
             decision = packed.decide(hot, content, config, step.rows, states, boundary, ends, number)
-    if table is not None:
-        _write(table, decision.state, past, step)
+        entries = decision.state
+        if table is not None and past.stamps is not None:
+            columns = table.columns(_stamps(table, past.stamps, past, step, number))
+            entries = torch.cat([entries, torch.stack(columns, dim=1)], dim=1)
+    if table is not None and step.slots is not None:
+        table.entries[step.slots.of_token] = entries
+        if table.ids is not None:
+            table.ids[step.slots.of_token] = step.ids
     if config.action == "record":
         return Judged(decision, None, None, past.lost)
     clamped = active[:, : config.num_features]
@@ -142,12 +160,14 @@ class _Past(NamedTuple):
     Attributes:
         states (Tensor): `[R, S]`, zeros at a row's beginning.
         lost (Tensor, *optional*): `[R]` bool, the rows with unseen earlier tokens; None without a table.
+        stamps (Tensor, *optional*): `[R]` int64, None if the table has none.
         source (Tensor, *optional*): `[R]`, the token of this pass that a row continues, -1 if it is of an earlier pass;
             None if all are.
     """
 
     states: Tensor
     lost: Tensor | None = None
+    stamps: Tensor | None = None
     source: Tensor | None = None
 
     @classmethod
@@ -158,7 +178,11 @@ class _Past(NamedTuple):
     def of(cls, table: SlotTable, step: PackedStep, number: Tensor) -> "_Past":
         if step.slots is None:
             raise GuardrailNotReady("slots=None: expected the cache slots of a pass that has a table. Pass them.")
-        states, source = table.states[step.slots.before], None
+        entries, source = table.entries[step.slots.before], None
+        states, stamps = entries[:, : table.size], None
+        if table.stamps is not None:
+            stamps = table.stamps_of(entries)
+            stamps = stamps if step.slots.seeds is None else stamps + step.slots.seeds
         seen = states[:, _NUMBER]
         if step.slots.shared:
             source = _sources(step.slots)
@@ -166,7 +190,7 @@ class _Past(NamedTuple):
         lost = seen != step.slots.computed
         # A lost row has fired, whatever the slot holds. Its hot sum becomes NaN with the activations.
         states = states.masked_fill(lost[:, None], 1.0)
-        return cls(states, lost, None if source is None else source.masked_fill(lost, -1))
+        return cls(states, lost, stamps, None if source is None else source.masked_fill(lost, -1))
 
     def depth(self, rows: Rows) -> int:
         """Links of the longest chain of rows, each of which continues another of the same pass."""
@@ -192,21 +216,13 @@ def _sources(slots: CacheSlots) -> Tensor:
     return torch.where((slots.before >= 0) & (ordered[at] == slots.before), order[at], -1)
 
 
-def _write(table: SlotTable, states: Tensor, past: _Past, step: PackedStep) -> None:
-    """Write the states of a pass, and the values stored with them, to the slots of its tokens."""
+def _stamps(table: SlotTable, stamps: Tensor, past: _Past, step: PackedStep, number: Tensor) -> Tensor:
+    """Return the stamp after each token of a pass, `[T]`, from those before it, `[R]`."""
     assert step.slots is not None
-    table.states[step.slots.of_token] = states
-    if table.ids is not None:
-        table.ids[step.slots.of_token] = step.ids
-    if table.stamps is None:
-        return
-    summands, stamps = table.summands(step.ids, step.positions), table.stamps[step.slots.before]
-    if step.slots.seeds is not None:
-        stamps = stamps + step.slots.seeds
-    if not step.one_each or past.source is not None:
-        row, sums = step.rows.of_token, summands.cumsum(dim=0)
-        summands = sums - (sums - summands)[step.rows.start.clamp(max=len(sums) - 1)][row]
-        for _ in range(past.depth(step.rows)):
-            stamps = past.continued(stamps, stamps[row] + summands)
-        stamps = stamps[row]
-    table.stamps[step.slots.of_token] = stamps + summands
+    row, summands = step.rows.of_token, table.summands(step.ids, number)
+    sums = summands.cumsum(dim=0)
+    sums = sums - (sums - summands)[step.rows.start.clamp(max=len(sums) - 1)][row]
+    earlier = table.to_sum(stamps, step.slots.computed)
+    for _ in range(past.depth(step.rows)):
+        earlier = past.continued(earlier, earlier[row] + sums)
+    return table.from_sum(earlier[row] + sums, number)

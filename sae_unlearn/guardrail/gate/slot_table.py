@@ -12,7 +12,10 @@ is *lost*, its state becomes NaN, and it fires.
 **Stamps.** A second table has the tokens of each slot's state as a number, so that a cached prefix can be compared with
 the ids of the request that uses it:
 
-    stamp_t = seed + sum_{s<=t} id_s f_s   mod 2**64,  f a fixed odd number for each position
+    stamp_t = C stamp_{t-1} + id_t   mod 2**64,  stamp of no tokens: the seed;  C a fixed odd number
+
+With `p` tokens of the row up to and including `t`, `u_t = stamp_t C^-p` is a sum, `u_t = u_{t-1} + id_t C^-p`, which is
+how a pass with several tokens of a row computes it.
 """
 
 from collections.abc import Iterable
@@ -27,6 +30,9 @@ BEGINNING = -2
 
 PADDING = -1
 """Slot of a padding token. What is written there is never read."""
+
+FACTOR = 0x5AE5_1075_7AB1_E0DD
+"""`C` of the stamps: odd, so that it has an inverse."""
 
 
 class CacheSlots(NamedTuple):
@@ -60,42 +66,77 @@ class SlotTable:
         device (torch.device, *optional*): Where the tables lie.
 
     Attributes:
-        states: `[slots + 2, size]` float32. The last two are of `BEGINNING` (always zeros) and of `PADDING`.
-        stamps: `[slots + 2]` int64, or None.
+        entries: `[slots + 2, ...]` float32, what is read and written at a slot at once: the state and, in the last two
+            columns, the bits of the stamp. The last two slots are `BEGINNING` (always zeros) and `PADDING`.
+        states: `[slots + 2, size]` float32, a view of `entries`.
+        stamps: `[slots + 2]` int64, a view of `entries`, or None.
         ids: `[slots + 2]` int64, -1 in empty slots, or None.
     """
 
     def __init__(
         self, slots: int, size: int, longest: int = 0, ids: bool = False, device: torch.device | str | None = None
     ) -> None:
-        self.states = torch.zeros(slots + 2, size, device=device)
-        self.stamps = torch.zeros(slots + 2, dtype=torch.int64, device=device) if longest else None
+        self.size = size
+        width = size + size % 2 + 2 if longest else size  # a stamp is 8 bytes at a multiple of 8
+        self.entries = torch.zeros(slots + 2, width, device=device)
+        self.states = self.entries[:, :size]
+        self.stamps = self.stamps_of(self.entries) if longest else None
         self.ids = torch.full((slots + 2,), -1, device=device) if ids else None
-        generator = torch.Generator().manual_seed(0x5AE)
-        low, high = -(2**63), 2**63 - 1
-        self._factors = (torch.randint(low, high, (longest,), generator=generator) | 1).to(device)
+        inverse = pow(FACTOR, -1, 2**64)
+        self._powers, self._inverse_powers = (_powers(base, longest).to(device) for base in (FACTOR, inverse))
 
     def clear(self) -> None:
         """Forget all states, as after the cache itself was dropped."""
-        self.states.zero_()
-        if self.stamps is not None:
-            self.stamps.zero_()
+        self.entries.zero_()
         if self.ids is not None:
             self.ids.fill_(-1)
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]], block_size: int) -> None:
         """Copy states with cache blocks: `(from, to)` for each, in blocks of `block_size` slots."""
         for source, target in pairs:
-            for table in (self.states, self.stamps, self.ids):
+            for table in (self.entries, self.ids):
                 if table is not None:
                     where = slice(source * block_size, (source + 1) * block_size)
                     table[target * block_size : (target + 1) * block_size] = table[where]
 
-    def summands(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Return what each token adds to its row's stamp, `[T]` int64."""
-        return ids * self._factors[positions]
+    @staticmethod
+    def stamps_of(entries: Tensor) -> Tensor:
+        """Return the stamps `[n]` int64 of some `entries [n, ...]`, a view."""
+        return entries.view(torch.int64)[:, -1]
+
+    def columns(self, stamps: Tensor) -> list[Tensor]:
+        """Return what follows a state in an entry, for `stamps [n]`: float32 columns `[n]`."""
+        bits = stamps[:, None].view(torch.float32).unbind(dim=1)
+        return [bits[0], *bits] if self.size % 2 else [*bits]
+
+    def next_stamps(self, stamps: Tensor, ids: Tensor) -> Tensor:
+        """Return the stamps after one more token each, `[R]`."""
+        return torch.add(ids, stamps, alpha=FACTOR)
+
+    def summands(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        """Return what each token adds to its row's `u`, `[T]` int64; `numbers [T]` counts a row's tokens from 1."""
+        return ids * self._inverse_powers[numbers]
+
+    def to_sum(self, stamps: Tensor, numbers: Tensor) -> Tensor:
+        """Return `u` of stamps after `numbers` tokens."""
+        return stamps * self._inverse_powers[numbers]
+
+    def from_sum(self, sums: Tensor, numbers: Tensor) -> Tensor:
+        """Return the stamps of `u` after `numbers` tokens."""
+        return sums * self._powers[numbers]
 
     def stamp_of(self, ids: Tensor, seed: int = 0) -> int:
         """Return the stamp after the tokens `ids [n]` of a row."""
-        ids = ids.to(self._factors.device)
-        return int(self.summands(ids, torch.arange(len(ids), device=ids.device)).sum() + seed)
+        ids = ids.to(self._powers.device)
+        numbers = torch.arange(1, len(ids) + 1, device=ids.device)
+        return int((self.summands(ids, numbers).sum() + seed) * self._powers[len(ids)])
+
+
+def _powers(base: int, longest: int) -> Tensor:
+    """Return `base ** p mod 2**64` for `p` from 0 to `longest`, as int64."""
+    return torch.cat([torch.ones(1, dtype=torch.int64), torch.full((longest,), _signed(base)).cumprod(0)])
+
+
+def _signed(value: int) -> int:
+    """Return the int64 of the same bits as a whole number below 2**64."""
+    return value - 2**64 if value >= 2**63 else value

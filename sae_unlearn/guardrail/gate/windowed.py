@@ -70,8 +70,36 @@ class WindowedParameters(NamedTuple):
     min_tokens: int = 8
 
 
+class CountTerms(NamedTuple):
+    """The terms of the statistic that depend on `N` alone, of the same shape as `N`.
+
+    Attributes:
+        mean: `mu N`.
+        spread: `sqrt(alpha n^2 + beta n)`.
+        drift: `d N`.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    drift: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, parameters: WindowedConstants, by_count: Tensor | None = None) -> "CountTerms":
+        """Return the terms for `N`, computed or from the table `by_count [longest + 1, 3]` of the same bits."""
+        if by_count is not None:
+            return cls(*by_count[tokens.long()].unbind(dim=-1))
+        n = tokens.clamp(min=parameters.min_tokens)
+        variance = (parameters.row_variance * n + parameters.token_variance) * n
+        return cls(parameters.other_mean * tokens, variance.sqrt(), parameters.drift * tokens)
+
+
 def windowed_value(
-    hits: Tensor, tokens: Tensor, parameters: WindowedConstants, lowest: Tensor | None, peak: Tensor | None
+    hits: Tensor,
+    tokens: Tensor,
+    parameters: WindowedConstants,
+    lowest: Tensor | None,
+    peak: Tensor | None,
+    by_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `S`, `L` and `P` along the tokens of one forward pass, each `[batch, seq]`.
 
@@ -79,18 +107,19 @@ def windowed_value(
         hits, tokens (Tensor): `H` and `N`, `[batch, seq]` float32.
         lowest, peak (Tensor or None): `L` and `P` after the row's last earlier token, `[batch, 1]`; None at a row's
             beginning.
+        by_count (Tensor, *optional*): The table of `CountTerms`.
     """
-    y = hits - parameters.drift * tokens
+    terms = CountTerms.of(tokens, parameters, by_count)
+    y = hits - terms.drift
     before = hits.new_zeros(hits.shape[0], 1) if lowest is None else lowest
     lowest = torch.minimum(y if y.shape[1] == 1 else y.cummin(dim=1).values, before)
     sums = y - lowest
     sums = sums if sums.shape[1] == 1 else sums.cummax(dim=1).values
     peak = sums if peak is None else torch.maximum(sums, peak)
-    return torch.maximum(mean_part(hits, tokens, parameters), parameters.sum_weight * peak), lowest, peak
+    return torch.maximum((hits - terms.mean) / terms.spread, parameters.sum_weight * peak), lowest, peak
 
 
 def mean_part(hits: Tensor, tokens: Tensor, parameters: WindowedConstants) -> Tensor:
     """Return `z`, of the same shape as `hits` and `tokens`."""
-    n = tokens.clamp(min=parameters.min_tokens)
-    variance = (parameters.row_variance * n + parameters.token_variance) * n
-    return (hits - parameters.other_mean * tokens) / variance.sqrt()
+    terms = CountTerms.of(tokens, parameters)
+    return (hits - terms.mean) / terms.spread
