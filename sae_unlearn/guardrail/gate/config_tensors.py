@@ -28,8 +28,8 @@ class ConfigTables:
     def content(self, special: tuple[int, ...], device: torch.device) -> Tensor:
         """Return `[max(special) + 2]` or `[vocabulary]` bool by token id, False at special ones.
 
-        Without a vocabulary the last entry stands for all higher ids. A lookup is one kernel. `torch.isin` is several, and waits for the
-        device if there are many special ids.
+        Without a vocabulary the last entry stands for all higher ids. A lookup is one kernel. `torch.isin` is several,
+        and waits for the device if there are many special ids.
         """
         key = ("content", special, device)
         if key not in self.made:

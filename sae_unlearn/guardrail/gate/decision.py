@@ -94,9 +94,7 @@ class Decision(NamedTuple):
     state: Tensor
 
 
-def heard(
-    activations: Tensor, eligible: Tensor, usual: Tensor | None = None, zero: Tensor | None = None
-) -> Tensor:
+def heard(activations: Tensor, eligible: Tensor, usual: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
     """Return `activations [batch, seq, N]` at tokens that can be hot, and 0 at all others.
 
     Args:
