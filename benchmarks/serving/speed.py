@@ -1,10 +1,14 @@
 """Time that a guardrail adds to vLLM's passes, as ratios to the same engine without it.
 
-    python -m benchmarks.serving.speed FOLDER              # in the environment of `nox -s vllm`
+    python -m benchmarks.serving.speed demo FOLDER         # in the environment of `nox -s vllm`
+    python -m benchmarks.serving.speed gemma-2-2b FOLDER
 
-`FOLDER` is that of `reference`. One engine; in each round every arm runs once, in an order drawn at random: `none`,
-with vLLM's own layer and `execute_model`; `idle`, text on which the gate does not fire; and `firing`, text on which it
-does. Seconds are of this process's CPU time, one thread. Writes `benchmarks/results/serving_speed.json`.
+`demo` is Gemma 3 270M with the guardrail `FOLDER/prefix` of `reference`; `gemma-2-2b` is the shape of `shape` with
+random weights and a random guardrail, written to `FOLDER`. One engine; in each round every arm runs once, in an order
+drawn at random: `none`, with vLLM's own layer and `execute_model`; `idle`, with a threshold out of reach; and `firing`,
+with one that each row exceeds at its first token. Ratios are of this process's CPU time (user and system), one thread.
+Inside is the share of a round's wall time that the guardrail's own code takes. Writes
+`benchmarks/results/serving_speed.json` and `serving_speed_2b.json`.
 """
 
 import json
@@ -25,15 +29,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.speed.timing import compare, machine
+from benchmarks.serving.shape import save_shape
+from benchmarks.speed.timing import compare, machine, median_interval
 
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_speed.json"
-ROWS = {1: 24, 8: 12, 32: 8}
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+FILES = {"demo": "serving_speed.json", "gemma-2-2b": "serving_speed_2b.json"}
+ROWS = {"demo": {1: 40, 8: 30, 32: 20}, "gemma-2-2b": {1: 16, 8: 12, 32: 8}}
 """Rounds by the number of rows that are decoded."""
 STEPS = 6
 """Decoding steps of a round."""
-PREFILL_ROUNDS = 12
+PREFILL_ROUNDS = {"demo": 20, "gemma-2-2b": 6}
+THRESHOLDS = {"none": 1e6, "idle": 1e6, "firing": -1e6}
 PROMPT = 24
 """Tokens of the prompts that are decoded."""
 PREFILL = (4, 128)
@@ -41,36 +48,37 @@ PREFILL = (4, 128)
 
 
 class Bench:
-    """An engine with a guardrail that can be taken away, and texts of both sides."""
+    """An engine with a guardrail that can be taken away."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         import vllm
 
         from sae_unlearn.demo.model import demo_model_folder
-        from sae_unlearn.demo.texts import load_demo_texts
 
+        settings: dict[str, Any] = {"paths": [str(folder / "prefix")]}
+        options: dict[str, Any] = {"skip_tokenizer_init": True}
+        model = demo_model_folder()
+        if name != "demo":
+            model = folder / name
+            save_shape(model, folder / "random")
+            settings = {"paths": [str(folder / "random")], "check_base": False}
+            options["load_format"] = "dummy"
         self._params = vllm.SamplingParams
         self.llm = vllm.LLM(
-            str(demo_model_folder()),
+            str(model),
             dtype="float32",
             enforce_eager=True,
             max_model_len=512,
             max_num_batched_tokens=1024,
-            max_num_seqs=max(ROWS),
+            max_num_seqs=32,
             enable_prefix_caching=False,
             seed=0,
-            additional_config={"sae_guardrail": {"paths": [str(folder / "prefix")]}},
+            additional_config={"sae_guardrail": settings},
+            **options,
         )
-        tokenizer = self.llm.get_tokenizer()
-        texts = load_demo_texts()
-        self.tokens = {
-            arm: [token for text in side for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-            for arm, side in (("idle", texts.retain), ("firing", texts.forget))
-        }
-        self.tokens["none"] = self.tokens["idle"]
-        self.bos = tokenizer.bos_token_id
+        self._draw = np.random.default_rng(0)
         self._count = 0
-        self.inside: dict[str, list[float]] = {}  # by arm: seconds inside the guardrail, and of all passes
+        self.inside: dict[str, list[float]] = {}  # by arm: the share of each round inside the guardrail
         worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         self.worker, self.guards = worker, worker.sae_guardrail
         self.layers = [
@@ -79,7 +87,11 @@ class Bench:
 
     @contextmanager
     def arm(self, name: str) -> Iterator[None]:
-        """Run without the guardrail if the arm is `none`."""
+        """Run with the arm's threshold, and without the guardrail if the arm is `none`."""
+        for guard in self.guards.guards:
+            guard.config.threshold = THRESHOLDS[name]
+            while guard.config.never_fires:  # a threshold out of reach is refused
+                guard.config.threshold /= 2
         if name != "none":
             yield
             return
@@ -95,11 +107,10 @@ class Bench:
                 layer.__class__ = cls
 
     def add(self, arm: str, rows: int, length: int, tokens: int) -> list[str]:
-        """Add requests whose prompts follow each other in the arm's text."""
+        """Add requests of random tokens."""
         names = []
-        for row in range(rows):
-            begin = (row * length) % (len(self.tokens[arm]) - length)
-            ids = [self.bos, *self.tokens[arm][begin : begin + length - 1]]
+        for _ in range(rows):
+            ids = [2, *self._draw.integers(1000, 200_000, length - 1).tolist()]
             self._count += 1
             names.append(f"{arm}-{self._count}")
             params = self._params(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
@@ -118,13 +129,13 @@ class Bench:
 
     def _timed(self, arm: str, steps: int) -> float:
         """CPU seconds of some steps; notes the share of their wall time that is inside the guardrail."""
-        counts, inside = self.guards.counts, self.inside.setdefault(arm, [0.0, 0.0])
+        counts = self.guards.counts
         guard, wall, begin = counts.total_seconds, time.perf_counter(), time.process_time()
         for _ in range(steps):
             self.llm.llm_engine.step()
         seconds = time.process_time() - begin
-        inside[1] += time.perf_counter() - wall
-        inside[0] += counts.total_seconds - guard
+        wall = time.perf_counter() - wall
+        self.inside.setdefault(arm, []).append((counts.total_seconds - guard) / wall)
         return seconds
 
     def prefill(self, arm: str) -> float:
@@ -141,7 +152,7 @@ class Bench:
         self.guards.records.end(list(self.guards.records._running))
         found: dict[str, list[bool]] = {}
         for name, by in self.guards.records.take().items():
-            found.setdefault(name.split("-")[0], []).append(by["prefix"]["fired"])
+            found.setdefault(name.split("-")[0], []).append(next(iter(by.values()))["fired"])
         return {arm: float(np.mean(values)) for arm, values in found.items()}
 
 
@@ -159,28 +170,31 @@ def measure(bench: Bench, call: Callable[[str], float], rounds: int) -> dict[str
     arrays = {arm: np.array(values) for arm, values in times.items()}
     found: dict[str, Any] = {arm: compare(arrays, arm, "none") for arm in ("idle", "firing")}
     found["none_ms"] = float(np.median(arrays["none"]) * 1e3)
-    found["inside"] = {arm: bench.inside[arm][0] / bench.inside[arm][1] for arm in ("idle", "firing")}
+    found["inside"] = {}
+    for arm in ("idle", "firing"):
+        shares = np.array(bench.inside[arm][1:])
+        found["inside"][arm] = [float(np.median(shares)), *median_interval(shares)]
     found["fired"] = bench.fired()
     return found
 
 
-def main(folder: str) -> None:
+def main(name: str, folder: str) -> None:
     """Measure all cases and write the results after each."""
     import vllm
 
-    bench = Bench(Path(folder))
+    bench, file = Bench(name, Path(folder)), RESULTS / FILES[name]
     rows, length = PREFILL
     cases: dict[str, tuple[Callable[[str], float], int]] = {
         f"decode, {count} rows": (lambda arm, count=count: bench.decode(arm, count), rounds)
-        for count, rounds in ROWS.items()
+        for count, rounds in ROWS[name].items()
     }
-    cases[f"prefill, {rows} prompts of {length} tokens"] = bench.prefill, PREFILL_ROUNDS
+    cases[f"prefill, {rows} prompts of {length} tokens"] = bench.prefill, PREFILL_ROUNDS[name]
     found: dict[str, Any] = {"vllm": vllm.__version__, "machine": machine(), "cases": {}}
-    for name, (call, rounds) in cases.items():
-        found["cases"][name] = measure(bench, call, rounds)
-        print(name, json.dumps(found["cases"][name]), flush=True)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    for case, (call, rounds) in cases.items():
+        found["cases"][case] = measure(bench, call, rounds)
+        print(case, json.dumps(found["cases"][case]), flush=True)
+        file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

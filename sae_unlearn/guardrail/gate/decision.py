@@ -257,8 +257,8 @@ def _value(
     `lowest` is zeros for ratio. `peak` is None if it is the statistic itself.
     """
     if config.statistic == "windowed":
-        earlier = (None, None) if before is None else (before.lowest, before.peak)
-        return windowed_value(hits, tokens, config.statistic_kwargs, *earlier, by_count)
+        lowest, peak = (None, None) if before is None else (before.lowest, before.peak)
+        return windowed_value(hits, tokens, config.statistic_kwargs, lowest, peak, by_count)
     floor = hits.new_zeros(hits.shape[0], 1) if before is None else before.lowest
     return hits / tokens.clamp(min=config.statistic_kwargs.min_tokens), floor.expand_as(hits), None
 

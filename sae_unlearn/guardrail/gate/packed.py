@@ -151,9 +151,9 @@ def decide_one_each(
         by_count (Tensor, *optional*): From `ConfigTables.by_count`.
         also (Sequence[Tensor], *optional*): `[R]` float32 each, further columns of the state.
     """
-    column = (None if values is None else values[:, None] for values in (ends, kept))
-    after = [values[:, None] for values in also]
-    one = decide_padded(hot[:, None], counted[:, None], config, before, None, *column, by_count, after)
+    ends, kept = (None if values is None else values[:, None] for values in (ends, kept))
+    columns = [values[:, None] for values in also]
+    one = decide_padded(hot[:, None], counted[:, None], config, before, None, ends, kept, by_count, columns)
     return Decision(one.fire[:, 0], one.state[:, 0])
 
 
