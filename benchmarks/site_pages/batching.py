@@ -55,29 +55,3 @@ def equal_share() -> str:
     """Answers of all runs with a guardrail that have the tokens of `generate()`, of how many."""
     runs = [run for scenario, run in _runs() if scenario["adapter"] != "none"]
     return f"{sum(run['tokens'] for run in runs)} of {sum(run['prompts'] for run in runs)}"
-
-
-def _cells() -> dict[str, Any]:
-    found: dict[str, Any] = read_json("batching_speed.json")["cells"]
-    return found
-
-
-def speed() -> str:
-    """One line for each cell: time of a step and of the guardrail in it, idle and firing."""
-    rows = []
-    for name, cell in _cells().items():
-        what = f"{cell['rows']} rows" if name.startswith("decode") else f"{cell['rows']} prompts"
-        times = [f"{cell[arm]['guardrail_ms']:.2f}" for arm in ("idle", "firing")]
-        ratios = [_ratio(cell[arm]) for arm in ("idle", "firing")]
-        rows.append([what, f"{cell['idle']['step_ms']:.0f}", *times, *ratios, str(cell["steps"])])
-    return table(["", "ms a step", "ms idle", "ms firing", "ratio idle", "ratio firing", "steps"], rows)
-
-
-def _ratio(found: dict[str, float]) -> str:
-    return f"{found['ratio']:.4f} ({found['ratio_low']:.4f} to {found['ratio_high']:.4f})"
-
-
-def cost(arm: str) -> str:
-    """Range over the decoding cells of what an arm adds, in percent."""
-    added = [100 * (cell[arm]["ratio"] - 1) for name, cell in _cells().items() if name.startswith("decode")]
-    return f"{min(added):.1f} to {max(added):.1f} %"

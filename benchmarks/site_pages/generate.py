@@ -34,7 +34,9 @@ from . import (
     index,
     models,
     serving,
+    serving_speed,
     speed,
+    transcripts,
     windowed,
 )
 from .markdown_text import number, shown
@@ -57,7 +59,9 @@ MODULES = {
     "index": index,
     "models": models,
     "serving": serving,
+    "serving_speed": serving_speed,
     "speed": speed,
+    "transcripts": transcripts,
     "windowed": windowed,
 }
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)

@@ -11,6 +11,7 @@ from . import (
     gates,
     models,
     serving,
+    serving_speed,
     speed,
     windowed,
 )
@@ -215,7 +216,15 @@ def speed_table() -> str:
         ),
         _row("prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "speed.inference"),
         _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "speed.inference"),
-        _row("batching", "added to a step of generate_batch", batching.cost("firing"), "", "", "serving.throughput"),
+        _row("serving", "share of a pass of vLLM", serving_speed.inside("demo"), "", "", "serving.speed"),
+        _row(
+            "batching",
+            "added to a step of generate_batch",
+            serving_speed.cost("demo", "firing"),
+            "",
+            "",
+            "serving.throughput",
+        ),
         _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "speed.growth"),
         _row(
             "kernels",

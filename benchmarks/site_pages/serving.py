@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .markdown_text import figure, number, percent, table
+from .markdown_text import table
 from .results import read_json
 
 
@@ -47,42 +47,10 @@ def all_equal() -> bool:
     return True
 
 
-def speed() -> str:
-    """One line for each case: the time of the unguarded engine, and its ratio idle and firing."""
-    rows = []
-    for name, case in _speed()["cases"].items():
-        ratios = [case[arm] for arm in ("idle", "firing")]
-        shown = [figure(one["ratio"], one["ratio_low"], one["ratio_high"], 3) for one in ratios]
-        inside = [percent(case["inside"][arm], 1) for arm in ("idle", "firing")]
-        rows.append([name, str(ratios[0]["rounds"]), number(case["none_ms"], 0), *shown, *inside])
-    return table(["pass", "rounds", "ms without", "idle", "firing", "inside, idle", "inside, firing"], rows)
-
-
-def largest_inside() -> float:
-    """The largest share of a pass that is inside the guardrail."""
-    return max(float(case["inside"][arm]) for case in _speed()["cases"].values() for arm in ("idle", "firing"))
-
-
-def inside(least: bool = False) -> str:
-    """The largest share of a pass that is inside the guardrail, or the smallest."""
-    shares = [case["inside"][arm] for case in _speed()["cases"].values() for arm in ("idle", "firing")]
-    return percent(min(shares) if least else largest_inside(), 1)
-
-
-def _speed() -> Any:
-    return read_json("serving_speed.json")
-
-
 def soak() -> dict[str, Any]:
     """What was measured of requests at random."""
     found: dict[str, Any] = read_json("serving_soak.json")
     return found
-
-
-def soak_growth(begin: int = 0) -> str:
-    """MiB that the process grew by in the five tenths of the requests from `begin` on, of which the first warms up."""
-    curve = soak()["mib_by_tenth"]
-    return number(curve[begin + 4] - curve[max(begin - 1, 0)], 0)
 
 
 def fails_closed(when: str) -> str:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import served
+import torch
 from hub_stand_in import OWNER
 
 from sae_unlearn import GuardrailError
@@ -138,6 +139,13 @@ def test_a_guardrail_is_served_by_its_absolute_path(folder, started, monkeypatch
     settings = json.loads(options(words)["--additional-config"])["sae_guardrail"]
     assert settings == {"paths": [str(folder / "guard")], "per_request": True, "log": str(log)}
     assert "sae_unlearn" in environment["VLLM_PLUGINS"]
+
+
+def test_on_a_gpu_no_graphs_are_captured(folder, started, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for more in ([], ["--", "--enforce-eager"]):
+        assert run(folder, "guard", *more) == 0
+        assert started.pop()[0].count("--enforce-eager") == 1
 
 
 def test_sequence_scope_says_what_to_do(folder, started, capsys):

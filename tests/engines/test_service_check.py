@@ -1,93 +1,15 @@
 """`check --url`: what it says of servers that guard, that do not, and that say so falsely. The server is a stand-in."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlparse
-
 import pytest
 import served
+from service_stand_in import MESSAGE, OTHER, QUIET, TOPIC, Server, entry, save_guardrails, stored
 
 from sae_unlearn.cli.main import main
-from sae_unlearn.files.digest import sha256
-
-
-FIRED = {"fired": True, "statistic": 0.9, "threshold": 0.5, "tokens": 9, "at_token": 2, "enabled": True}
-QUIET = FIRED | {"fired": False, "statistic": 0.1, "at_token": None}
-TOPIC, OTHER = [5, 6, 7], [8, 9]
-MESSAGE = [201, 202]
-
-
-class Server(ThreadingHTTPServer):
-    """A server of one model that fires on prompts with a 5 or the word "topic"."""
-
-    def __init__(self, guardrails, action="clamp"):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
-        self.engine = "vllm"
-        self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-    def _send(self, value, status=200):
-        body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        url = urlparse(self.path)
-        server = self.server
-        if url.path == "/v1/models":
-            self._send(b"<html>" if server.broken else {"data": [{"id": "m"}]})
-        elif url.path == "/sae_guardrail/guardrails" and server.guardrails is not None:
-            self._send({"engine": server.engine, "per_request": server.per_request, "guardrails": server.guardrails})
-        elif url.path == "/sae_guardrail/records":
-            name = parse_qs(url.query)["request_id"][0]
-            self._send({f"{name}-xyz": server.records[name]} if name in server.records else {})
-        else:
-            self._send({}, 404)
-
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.asked.append((self.path, body, self.headers.get("Authorization")))
-        prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
-        fires = 5 in prompt if isinstance(prompt, list) else "topic" in prompt
-        name = f"cmpl-{len(server.asked)}"
-        if server.keeps_records:
-            server.records[name] = {"guard": (FIRED if fires else QUIET) | {"action": server.action}}
-        said = {"message": {"content": "x"}} if "messages" in body else {"text": "x"}
-        self._send({"id": name, "choices": [{**said, "token_ids": server.answer_ids}]})
-
-
-def stored(path):
-    return json.loads((path / "adapter_config.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Guardrails with a probe whose gate fires on `TOPIC`: `guard`, one that refuses, and one for a chat."""
-    folder = tmp_path_factory.mktemp("service")
-    model = served.save_model(folder, "gemma3")
-    probe = {"probe": {"forget": [TOPIC], "retain": [OTHER]}, "statistic_forget": [0.9], "statistic_retain": [0.1]}
-    fields = {"action": "refuse", "refusal_ids": MESSAGE, "refusal": "no"}
-    for name, more in (("guard", {"calibration": probe}), ("chat", {"calibration": {"chat_template": True}})):
-        served.save_guardrail(folder, model, name, **more)
-    served.save_guardrail(folder, model, "refuse", calibration=probe, **fields)
-    for path in (folder / name for name in ("guard", "chat", "refuse")):
-        seal = {"weights_sha256": sha256((path / "adapter_model.safetensors").read_bytes())}
-        (path / "adapter_config.json").write_text(json.dumps(stored(path) | seal))
-    return folder
+    return save_guardrails(tmp_path_factory.mktemp("service"))
 
 
 @pytest.fixture
@@ -96,8 +18,7 @@ def start(folder):
     servers = []
 
     def started(name="guard", **more):
-        seals = {seal: stored(folder / name).get(seal) for seal in ("weights_sha256", "config_sha256")}
-        server = Server([{"name": "guard", "layer": 1, "action": "clamp", "gate_scope": "prefix", **seals}], **more)
+        server = Server([entry(folder / name)], **more)
         servers.append(server)
         return server
 

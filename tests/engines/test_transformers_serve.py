@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_serve_available
 
+from sae_unlearn.cli.main import main
 from sae_unlearn.engines.probe_check import NO_PROBE
 from sae_unlearn.engines.transformers_serve import GuardedServing
 from sae_unlearn.errors import GuardrailError, UnlearnError
@@ -99,10 +100,19 @@ def test_answers_and_records(tiny, batching):
         _, served = ask(port, "/sae_guardrail/guardrails")
         assert [each["name"] for each in served["guardrails"]] == ["guard", "second"]
         assert all("it judges" in each["check"] for each in served["guardrails"])
+        fires = [records["guard"][0] for _, records in wanted]
+        for side in (True, False):
+            texts = [body["prompt"] for body, fired in zip(bodies, fires, strict=True) if fired == side]
+            (tiny / f"{side}.txt").write_text("\n\n".join(texts))
+        if batching:  # records come with continuous batching only
+            data = ["--forget", tiny / "True.txt", "--retain", tiny / "False.txt"]
+            check = ["check", "--url", f"http://127.0.0.1:{port}", "--adapter", tiny / "guard", *data]
+            assert main([*map(str, check)]) == 0
         if find_spec("prometheus_client"):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
                 counted = answer.read().decode()
-            assert f'requests_total{{guardrail="guard",model_name="{tiny / "gemma3"}"}} {len(ROWS)}.0' in counted
+            requests = len(ROWS) * (2 if batching else 1)  # and those of the check
+            assert f'requests_total{{guardrail="guard",model_name="{tiny / "gemma3"}"}} {requests}.0' in counted
     finally:
         process.terminate()
         process.wait(60)

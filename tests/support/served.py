@@ -44,6 +44,13 @@ MODELS = {  # head_dim 32 is the smallest of vLLM's attention on a CPU
         **_SHARED, **_GATED, head_dim=32, sliding_window=48, query_pre_attn_scalar=32, layer_types=_BOTH * 2
     ),
     "llama": lambda: t.LlamaConfig(**_SHARED, **_GATED),
+    "mixtral": lambda: t.MixtralConfig(**_SHARED, **_GATED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: t.Qwen3MoeConfig(
+        **_SHARED, **_GATED, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    ),
+    "gpt_oss": lambda: t.GptOssConfig(
+        **_SHARED, **_GATED, head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=48
+    ),
     "gpt2": lambda: t.GPT2Config(
         **{k: v for k, v in _SHARED.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
         n_embd=WIDTH,

@@ -7,7 +7,7 @@ from torch import nn
 
 from sae_unlearn.backbone.identity import differences
 from sae_unlearn.backbone.layers import max_positions, text_config
-from sae_unlearn.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
@@ -21,7 +21,13 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
 
     Raises:
         GuardrailError: If hidden size, number of layers or weights differ, or the gate could never fire.
+        GuardrailUnsupported: If transformers has split the model's matrices over processes.
     """
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise GuardrailUnsupported(
+            f"tp_size={model.tp_size}: expected a model that is whole in each process, since guardrails were not "
+            "tested with transformers' tensor parallelism. Load it without tp_plan, or serve it with vLLM."
+        )
     width, depth = text_config(model).hidden_size, text_config(model).num_hidden_layers
     origin = config.base_model_name_or_path or "another model"
     for what, expected, found in (

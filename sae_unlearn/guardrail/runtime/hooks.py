@@ -155,8 +155,10 @@ class BackboneHooks:
 
         Also while no guardrail is enabled: another thread may enable one within the pass.
         """
-        call.packed, packed = True, running_guards().pass_of(given)
-        note(INPUTS, inputs._replace(input_ids=given["input_ids"], refused=call.refused, packed=packed))
+        ids = given.get("input_ids")
+        ids = call.input_ids if ids is None else ids  # a multimodal model passes embeddings to its text backbone
+        call.packed, packed = True, running_guards().pass_of({**given, "input_ids": ids})
+        note(INPUTS, inputs._replace(input_ids=ids, refused=call.refused, packed=packed))
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs: ForwardInputs | None = own_note(INPUTS, self)

@@ -123,7 +123,13 @@ class PagedGuards:
         Raises:
             GuardrailNotReady: If it is not that of the step's requests.
         """
-        ids, requests, self.passed = given["input_ids"], self.requests, True
+        ids, places, requests, self.passed = given["input_ids"], given.get("position_ids"), self.requests, True
+        if ids is None or places is None or places.shape != ids.shape:
+            shapes = [getattr(each, "shape", None) for each in (places, ids)]
+            raise GuardrailUnsupported(
+                f"position_ids={shapes[0]}, input_ids={shapes[1]}: expected one position of each token in continuous "
+                "batching. Use generate() with this model."
+            )
         if ids.shape != (1, sum(request.length for request in requests)):
             raise GuardrailNotReady(
                 f"input_ids={tuple(ids.shape)}: expected the {sum(r.length for r in requests)} tokens of the "
@@ -134,7 +140,7 @@ class PagedGuards:
         lengths_of, computed, prompt_left = rows.to(ids.device).unbind()
         starts = lengths_of.cumsum(0) - lengths_of
         of_token = torch.arange(len(requests)).repeat_interleave(rows[0]).to(ids.device)
-        positions = given["position_ids"][0].long()
+        positions = places[0].long()
         index = PagedIndex(self.layout, given, starts, computed)
         slots = CacheSlots(
             of_token=index.at(of_token, positions, BEGINNING),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from continuous import (
     INFERENCE_MODE,
     RETURNS_SAMPLES,
@@ -16,8 +17,11 @@ from continuous import (
     settings,
 )
 from served import expected, prompts, save_guardrail, save_model
+from transformers import AutoModelForCausalLM
 
-from sae_unlearn import detach_guardrail, record_firings
+from sae_unlearn import attach_guardrail, detach_guardrail, record_firings
+from sae_unlearn.errors import GuardrailUnsupported
+from sae_unlearn.guardrail.runtime.paged_guards import PagedGuards, Request
 
 
 ROWS = prompts(30)
@@ -48,6 +52,33 @@ def check(folder, name, guards, rows=FEW, **options):
 def test_thirty_prompts_in_pieces(tiny, name):
     model = save_model(tiny, name)
     check(tiny, name, [save_guardrail(tiny, model, f"{name}-guard")], ROWS)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_mixtures_of_experts(tiny, name):
+    check(tiny, name, [save_guardrail(tiny, save_model(tiny, name), f"{name}-guard")])
+
+
+def test_text_of_a_multimodal_model(tiny):
+    """Its text backbone gets embeddings in the place of token ids."""
+    text = transformers.AutoConfig.from_pretrained(tiny / "gemma3").to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    weights = AutoModelForCausalLM.from_pretrained(tiny / "gemma3").state_dict()
+    model.model.language_model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()}, strict=False)
+    model.lm_head.load_state_dict({"weight": weights["lm_head.weight"]})
+    guard = tiny / "gemma3-guard"
+    guarded = attach_guardrail(model, guard, adapter_name=guard.name)
+    same(answers(guarded, FEW), expected(tiny / "gemma3", [guard], FEW))
+
+
+def test_positions_of_several_axes_are_refused():
+    guards = PagedGuards.__new__(PagedGuards)
+    guards.requests = [Request("a", 0, 3, 3)]
+    with pytest.raises(GuardrailUnsupported, match="position_ids"):
+        guards.pass_of({"input_ids": torch.zeros(1, 3).long(), "position_ids": torch.zeros(3, 1, 3).long()})
 
 
 def test_prefixes_that_requests_share(tiny, monkeypatch):
