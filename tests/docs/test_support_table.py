@@ -98,7 +98,8 @@ TESTED = {
     "data parallel": ("", "", ""),
     "`sae-unlearn serve`, test before traffic": (
         f"{VLLM_HTTP}: test_it_was_checked_before_it_took_traffic",
-        f"{COMMAND}: test_without_vllm_transformers_serves; {SERVER}: test_a_guardrail_of_another_model_stops_the_start "
+        f"{COMMAND}: test_without_vllm_transformers_serves; "
+        f"{SERVER}: test_a_guardrail_of_another_model_stops_the_start "
         "test_guardrails_are_tested_when_they_are_attached",
         "",
     ),
