@@ -3,7 +3,8 @@
     python -m benchmarks.serving.equality FOLDER [SCENARIO ...]   # in the environment of `nox -s vllm`
     python -m benchmarks.serving.equality FOLDER --write          # benchmarks/results/serving_equality.json
 
-`FOLDER` is that of `reference`; a scenario that is there already is kept.
+`FOLDER` is that of `reference`; a scenario that is there already is kept. Exits with 1 if an answer or a record is not
+that of `generate()`.
 """
 
 import json
@@ -21,7 +22,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from benchmarks.serving.kept import run_or_write
 from benchmarks.serving.reference import FIELDS, TOKENS
-from benchmarks.serving.scenarios import SCENARIOS, Scenario
+from benchmarks.serving.scenarios import ON_A_GPU, SCENARIOS, Scenario
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_equality.json"
@@ -46,7 +47,10 @@ def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
     }
     options |= scenario.engine
     if scenario.adapter != "none":
-        options["additional_config"] = {"sae_guardrail": {"paths": [str(folder / scenario.adapter)]}}
+        settings: dict[str, Any] = {"paths": [str(folder / scenario.adapter)]}
+        if scenario.untested:
+            settings["untested"] = True
+        options["additional_config"] = {"sae_guardrail": settings}
     engine = vllm.LLM(str(demo_model_folder()), **options)
     counters = count_passes(engine)
     sampling = {"temperature": 0, "max_tokens": TOKENS, "detokenize": False} | scenario.sampling
@@ -138,4 +142,5 @@ def _lora(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    run_or_write(Path(sys.argv[1]), "run", SCENARIOS, sys.argv[2:], run, RESULTS)
+    known = ON_A_GPU if set(sys.argv[2:]) & set(ON_A_GPU) else SCENARIOS
+    sys.exit(not run_or_write(Path(sys.argv[1]), "run", known, sys.argv[2:], run, RESULTS))

@@ -19,6 +19,7 @@ class Scenario:
         sampling: options of `vllm.SamplingParams`.
         repeat: how many times all prompts are sent.
         lora: whether requests come with a LoRA adapter whose product is 0.
+        untested: allow what was never run: graphs and the second model runner, which need a GPU.
     """
 
     adapter: str
@@ -27,6 +28,7 @@ class Scenario:
     sampling: dict[str, Any] = field(default_factory=dict)
     repeat: int = 1
     lora: bool = False
+    untested: bool = False
 
 
 SCENARIOS = {
@@ -50,3 +52,12 @@ SCENARIOS = {
     ),
 }
 """By name. `drafts` comes last: vLLM 0.32 on a CPU starts no second engine in a process after it."""
+
+ON_A_GPU = {
+    "graphs": Scenario("prefix", "piecewise CUDA graphs", {"enforce_eager": False}, untested=True),
+    "second_runner": Scenario("prefix", "the second model runner, pieces of 64 tokens", CHUNKS, untested=True),
+    "second_runner_graphs": Scenario(
+        "prefix", "the second model runner with graphs", {"enforce_eager": False}, untested=True
+    ),
+}
+"""Those that `benchmarks/on_a_gpu.sh` adds; the second runner also needs VLLM_USE_V2_MODEL_RUNNER=1."""

@@ -6,9 +6,9 @@
 `demo` is Gemma 3 270M with the guardrail `FOLDER/prefix` of `reference`; `gemma-2-2b` is the shape of `shape` with
 random weights and a random guardrail, written to `FOLDER`. One engine; in each round every arm runs once, in an order
 drawn at random: `none`, with vLLM's own layer and `execute_model`; `idle`, with a threshold out of reach; and `firing`,
-with one that each row exceeds at its first token. Ratios are of this process's CPU time (user and system), one thread.
-Inside is the share of a round's wall time that the guardrail's own code takes. Writes
-`benchmarks/results/serving_speed.json` and `serving_speed_2b.json`; a case that is there already is kept.
+with one that each row exceeds at its first token. Ratios are of this process's CPU time (user and system), one thread; on a GPU, of wall
+time. Inside is the share of a round's wall time that the guardrail's own code takes. Writes `serving_speed.json` and
+`serving_speed_2b.json` to `benchmarks/results`; a case that is there already is kept.
 """
 
 import json
@@ -28,6 +28,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import torch
 
 from benchmarks.serving.shape import save_shape
 from benchmarks.speed.timing import compare, machine, median_interval
@@ -43,6 +44,7 @@ PREFILL_ROUNDS = {"demo": 16, "gemma-2-2b": 6}
 THRESHOLDS = {"none": 1e6, "idle": 1e6, "firing": -1e6}
 PROMPT = {"demo": 24, "gemma-2-2b": 4}
 """Tokens of the prompts that are decoded."""
+CLOCK = time.perf_counter if torch.cuda.is_available() else time.process_time
 PREFILL = (4, 128)
 """Rows and tokens of each in a pass of prompts."""
 
@@ -131,10 +133,10 @@ class Bench:
     def _timed(self, arm: str, steps: int) -> float:
         """CPU seconds of some steps; notes the share of their wall time that is inside the guardrail."""
         counts = self.guards.counts
-        guard, wall, begin = counts.total_seconds, time.perf_counter(), time.process_time()
+        guard, wall, begin = counts.total_seconds, time.perf_counter(), CLOCK()
         for _ in range(steps):
             self.llm.llm_engine.step()
-        seconds = time.process_time() - begin
+        seconds = CLOCK() - begin
         wall = time.perf_counter() - wall
         self.inside.setdefault(arm, []).append((counts.total_seconds - guard) / wall)
         return seconds
@@ -179,11 +181,11 @@ def measure(bench: Bench, call: Callable[[str], float], rounds: int) -> dict[str
     return found
 
 
-def main(name: str, folder: str) -> None:
-    """Measure all cases and write the results after each."""
+def main(name: str, folder: str, results: str = "") -> None:
+    """Measure all cases and write the results after each, to another folder if one is given."""
     import vllm
 
-    bench, file = Bench(name, Path(folder)), RESULTS / FILES[name]
+    bench, file = Bench(name, Path(folder)), (Path(results) if results else RESULTS) / FILES[name]
     rows, length = PREFILL
     cases: dict[str, tuple[Callable[[str], float], int]] = {
         f"decode, {count} rows": (lambda arm, count=count: bench.decode(arm, count), rounds)
