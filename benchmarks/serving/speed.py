@@ -6,9 +6,9 @@
 `demo` is Gemma 3 270M with the guardrail `FOLDER/prefix` of `reference`; `gemma-2-2b` is the shape of `shape` with
 random weights and a random guardrail, written to `FOLDER`. One engine; in each round every arm runs once, in an order
 drawn at random: `none`, with vLLM's own layer and `execute_model`; `idle`, with a threshold out of reach; and `firing`,
-with one that each row exceeds at its first token. Ratios are of this process's CPU time (user and system), one thread; on a GPU, of wall
-time. Inside is the share of a round's wall time that the guardrail's own code takes. Writes `serving_speed.json` and
-`serving_speed_2b.json` to `benchmarks/results`; a case that is there already is kept.
+with one that each row exceeds at its first token. Ratios are of this process's CPU time (user and system), one thread;
+on a GPU, of wall time. Inside is the share of a round's wall time that the guardrail's own code takes. Writes
+`serving_speed.json` and `serving_speed_2b.json` to `benchmarks/results`; a case that is there already is kept.
 """
 
 import json
