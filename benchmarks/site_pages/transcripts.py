@@ -1,5 +1,6 @@
 """The transcript of a guarded server: commands, and what they printed."""
 
+import json
 import textwrap
 from typing import Any
 
@@ -33,10 +34,24 @@ def says(title: str, *parts: str) -> bool:
 
 def _block(entry: dict[str, str]) -> str:
     lines: list[str] = []
-    for line in [f"$ {entry['command']}", *entry["output"].splitlines()]:
-        folded = textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False, drop_whitespace=False)
-        lines += [each.rstrip() for each in folded] or [""]
+    for line in [f"$ {entry['command']}", *map(_without_null, entry["output"].splitlines())]:
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False) or [""]
     return f"{entry['title']}:\n\n```console\n" + "\n".join(lines) + "\n```"
+
+
+def _without_null(line: str) -> str:
+    """Return a line; of JSON, without the fields that are null."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return line
+    return json.dumps(_kept(found), ensure_ascii=False)
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _kept(each) for name, each in value.items() if each is not None}
+    return [_kept(each) for each in value] if isinstance(value, list) else value
 
 
 def version() -> Any:
