@@ -34,7 +34,8 @@ def guard_at_random(model: nn.Module) -> nn.Module:
         clamp_value=-1.0,
         gate_scope="prefix",
         statistic_kwargs=StatisticKwargs(min_tokens=8),
-        tokens=TokenRules(special_ids=[0, 1, 2], outlier_norm=1e6),
+        tokens=TokenRules(special_ids=[0, 1, 2], outlier_norm=1e4),
+        calibration={"residual_norm_median": 1e3},
     )
     return attach_guardrail(model, config, sae=synthetic_sae(shape().hidden_size, FEATURES, "cpu"))
 

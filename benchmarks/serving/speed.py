@@ -36,11 +36,11 @@ from benchmarks.speed.timing import compare, machine, median_interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FILES = {"demo": "serving_speed.json", "gemma-2-2b": "serving_speed_2b.json"}
-ROWS = {"demo": {1: 40, 8: 30, 32: 12}, "gemma-2-2b": {1: 12, 8: 10, 32: 8}}
+ROWS = {"demo": {1: 40, 8: 30, 32: 8}, "gemma-2-2b": {1: 8, 8: 6, 32: 5}}
 """Rounds by the number of rows that are decoded."""
 STEPS = 6
 """Decoding steps of a round."""
-PREFILL_ROUNDS = {"demo": 16, "gemma-2-2b": 6}
+PREFILL_ROUNDS = {"demo": 10, "gemma-2-2b": 4}
 THRESHOLDS = {"none": 1e6, "idle": 1e6, "firing": -1e6}
 PROMPT = {"demo": 24, "gemma-2-2b": 4}
 """Tokens of the prompts that are decoded."""
