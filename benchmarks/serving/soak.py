@@ -4,10 +4,12 @@
 
 A small Gemma 3 of random weights, written to `FOLDER`. Each arm runs in processes of its own, in turns: `bare` without
 the package's settings, and `guarded`. Requests come, end and are aborted at random, up to 12 at once. Resident memory
-is read after each tenth of the requests. Writes `benchmarks/results/serving_soak_memory.json`.
+is read after each tenth of the requests. Writes `benchmarks/results/serving_soak_memory.json` after each process; those
+that are there already are kept.
 """
 
 import gc
+import itertools
 import json
 import os
 import random
@@ -24,7 +26,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_soak_memory.json"
-REQUESTS = 3000
+REQUESTS = 2000
 RUNS = 2
 ARMS = ("bare", "guarded")
 VOCABULARY = 512
@@ -114,14 +116,13 @@ def main(folder: str, arm: str = "", seed: str = "0") -> None:
         print(json.dumps(serve(arm, out, int(seed))))
         return
     save(out)
-    runs = []
-    for number in range(RUNS):
-        for each in ARMS:
-            command = [sys.executable, "-m", "benchmarks.serving.soak", folder, each, str(number)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            runs.append(json.loads(done.stdout.splitlines()[-1]))
-            print(runs[-1], flush=True)
-    RESULTS.write_text(json.dumps({"requests": REQUESTS, "runs": runs}, indent=1) + "\n")
+    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
+    for number, each in list(itertools.product(range(RUNS), ARMS))[len(runs) :]:
+        command = [sys.executable, "-m", "benchmarks.serving.soak", folder, each, str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+        print(runs[-1], flush=True)
+        RESULTS.write_text(json.dumps({"requests": REQUESTS, "runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
