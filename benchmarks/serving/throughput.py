@@ -21,13 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
 
 from benchmarks.serving.shape import guard_at_random, shape
-from benchmarks.speed.timing import machine, median_interval
+from benchmarks.speed.timing import machine
 from sae_unlearn import attach_guardrail
 from sae_unlearn.demo.model import load_demo_model
 from sae_unlearn.guardrail import guard_layers
@@ -123,14 +122,13 @@ def main(name: str, folder: str = "") -> None:
                 answer(model, ids, tokens)
             counted = [step for step in steps[1:] if step[1]] if tokens > 1 else [s for s in steps if s[1]]
             cell = cells.setdefault(case, {"rows": rows, "prompt": prompt, "steps": len(counted)})
-            ratios = np.array([whole / (whole - part) for whole, part in counted])
-            low, high = median_interval(ratios)
+            ratios = sorted(whole / (whole - part) for whole, part in counted)
             cell[arm] = {
                 "step_ms": 1e3 * statistics.median(whole for whole, _ in counted),
                 "guardrail_ms": 1e3 * statistics.median(part for _, part in counted),
-                "ratio": float(np.median(ratios)),
-                "ratio_low": low,
-                "ratio_high": high,
+                "ratio": statistics.median(ratios),
+                "ratio_low": ratios[len(ratios) // 10],
+                "ratio_high": ratios[-1 - len(ratios) // 10],
             }
             print(case, arm, cell[arm], flush=True)
     (RESULTS / FILES[name]).write_text(json.dumps({"machine": machine(), "cells": cells}, indent=1) + "\n")

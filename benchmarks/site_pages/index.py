@@ -72,6 +72,7 @@ def _serving() -> list[list[str]]:
     return [
         _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "serving.equality"),
         _row("serving-fails-closed", failing, str(serving.failing_parts()), "", "", "serving.fails_closed"),
+        _row("serving-transcript", "a server, word for word", "transcript", "", "", "serving.transcript"),
         _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "serving.batching"),
     ]
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .markdown_text import figure, number, percent, table
-from .results import read_json
+from .results import RESULTS, read_json
 
 
 ARMS = ("idle", "firing")
@@ -11,6 +11,18 @@ AIMS = {"demo": 0.03, "gemma-2-2b": 0.01}
 """Largest share that a guardrail should add, by model."""
 VLLM = {"demo": "serving_speed.json", "gemma-2-2b": "serving_speed_2b.json"}
 BATCHING = {"demo": "batching_speed.json", "gemma-2-2b": "batching_speed_2b.json"}
+
+MEMORY = "serving_soak_memory.json"
+
+
+def has(model: str, engine: str = "vllm") -> bool:
+    """Whether a model was timed in an engine."""
+    return (RESULTS / {"vllm": VLLM, "batching": BATCHING}[engine][model]).is_file()
+
+
+def has_memory() -> bool:
+    """Whether the growth of processes was measured, of both kinds."""
+    return (RESULTS / MEMORY).is_file() and {run["arm"] for run in memory()["runs"]} == {"bare", "guarded"}
 
 
 def _cases(model: str) -> dict[str, Any]:
@@ -87,7 +99,7 @@ def cost(model: str, arm: str) -> str:
 
 def memory() -> dict[str, Any]:
     """What was measured of the growth of processes."""
-    found: dict[str, Any] = read_json("serving_soak_memory.json")
+    found: dict[str, Any] = read_json(MEMORY)
     return found
 
 

@@ -114,7 +114,7 @@ class SlotTable:
         return torch.add(ids, stamps, alpha=FACTOR)
 
     def summands(self, ids: Tensor, numbers: Tensor) -> Tensor:
-        """Return what each token adds to its row's `u`, `[T]` int64; `numbers [T]` counts a row's tokens from 1."""
+        """Return what each token adds to its row's `u`, `[T]` int64. `numbers [T]`: from 1 in each row."""
         return ids * self._inverse_powers[numbers]
 
     def to_sum(self, stamps: Tensor, numbers: Tensor) -> Tensor:
