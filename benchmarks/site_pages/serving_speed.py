@@ -20,6 +20,18 @@ def has(model: str, engine: str = "vllm") -> bool:
     return (RESULTS / {"vllm": VLLM, "batching": BATCHING}[engine][model]).is_file()
 
 
+def untimed() -> str:
+    """A sentence on the kinds of passes of vLLM that were not timed, if any."""
+    kinds = {"decode, 32 rows": "32 rows", "prefill, 4 prompts of 128 tokens": "prompts"}
+    names = {"demo": "Gemma 3 270M", "gemma-2-2b": "the 2B shape"}
+    missing = [
+        f"{' and of '.join(what for kind, what in kinds.items() if kind not in _cases(model))} of {names[model]}"
+        for model in names
+        if has(model) and not set(kinds) <= set(_cases(model))
+    ]
+    return f"Not timed: passes of {'; of '.join(missing)}." if missing else ""
+
+
 def has_memory() -> bool:
     """Whether the growth of processes was measured, of both kinds."""
     return (RESULTS / MEMORY).is_file() and {run["arm"] for run in memory()["runs"]} == {"bare", "guarded"}
