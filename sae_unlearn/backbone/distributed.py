@@ -5,14 +5,19 @@ distributed, so results do not depend on W, up to the rounding of sums. Without 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from sae_unlearn.errors import UnlearnError
+
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=30)
 
 
 class LaunchError(UnlearnError):
@@ -50,6 +55,41 @@ def gathered(value: Any) -> list[Any]:
             f"Another process of this launch has ended or cannot be reached ({error}). Read that process's own error."
         ) from error
     return found
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Return what `work` returns in process 0, in every process. The others wait, for days if need be.
+
+    Args:
+        work (Callable): Called in process 0 alone. What it returns is pickled for the others.
+
+    Raises:
+        LaunchError: In the others, if it fails in process 0 or that process ends.
+    """
+    if process_count() == 1:
+        return work()
+    patient = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    sent: list[Any] = [None, None]  # result, message of an error
+    failure: Exception | None = None
+    try:
+        if process_index() == 0:
+            try:
+                sent[0] = work()
+            except Exception as error:
+                failure, sent[1] = error, str(error)
+        dist.broadcast_object_list(sent, src=0, group=patient)
+    except RuntimeError as error:
+        if failure is None:
+            raise LaunchError(
+                f"Process 0 of this launch has ended ({error}). Read that process's own error."
+            ) from error
+    finally:
+        dist.destroy_process_group(patient)
+    if failure is not None:
+        raise failure
+    if sent[1] is not None:
+        raise LaunchError(f"Another process of this launch has ended: {sent[1]}")
+    return sent[0]
 
 
 def summed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

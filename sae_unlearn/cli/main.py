@@ -54,7 +54,7 @@ COMMANDS = {
     "env": env,
 }
 
-SHARED = ("fit", "train", "evaluate")  # commands that several processes of a launch can share
+SHARED = ("fit", "train", "train-sae", "evaluate")  # commands that several processes of a launch can share
 
 INTERRUPTED = 130
 

@@ -17,6 +17,7 @@ EXAMPLES = f"""examples:
   sae-unlearn train-sae --model demo --layer 9 --texts texts.txt --max-tokens 400000 --output my-sae
   sae-unlearn train-sae --model demo --texts texts.txt --estimate --output my-sae
 
+several processes share the forward passes: accelerate launch --num_processes 4 -m sae_unlearn train-sae ...
 an SAE knows the topics of its texts: give text of your topic, of its neighbors, and of everything else
 
 {TEXTS}"""
@@ -36,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.backbone.distributed import process_index
     from sae_unlearn.cli.data_sets import texts_in
     from sae_unlearn.cli.inputs import drawn, load_model, output_folder
     from sae_unlearn.sae.training.train import METRICS, Training
@@ -48,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     training = Training(model, tokenizer, texts, output, config)
     plan = training.estimate()
-    print(plan.describe(), flush=True)
+    if process_index() == 0:
+        print(plan.describe(), flush=True)
     args.layer = plan.layer
     if args.estimate:
         return 0
     training.run()
+    if process_index() > 0:  # all processes of a launch end with the same SAE
+        return 0
     print(describe(json.loads((output / METRICS).read_text(encoding="utf-8"))))
     print(f"\nWritten to {output}: the SAE in SAELens' format, and {METRICS}")
     return 0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.adapters_off import is_adapter_module
+from sae_unlearn.backbone.distributed import by_first, gathered, process_count, process_index
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, text_config
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.atomic import write_whole
@@ -25,8 +26,8 @@ from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.train_sae import SAETrainingConfig
 from sae_unlearn.sae.autoencoder import SparseAutoencoder
 from sae_unlearn.sae.training.folding import Standardization, folded, threshold_for
-from sae_unlearn.sae.training.harvest import SAMPLE, harvest, layer_outputs, usual_tokens
-from sae_unlearn.sae.training.measures import measure_sae
+from sae_unlearn.sae.training.harvest import SAMPLE, Activations, harvest, layer_outputs, usual_tokens
+from sae_unlearn.sae.training.measures import LOSS_ROWS, measure_sae
 from sae_unlearn.sae.training.plan import TrainingPlan, plan_training, row_limit
 from sae_unlearn.sae.training.rows import rows_of_texts, split, texts_in
 from sae_unlearn.sae.training.trainer import sae_lens, seconds_per_step, train
@@ -56,6 +57,8 @@ def train_sae(
     into the weights, so the SAE reads the model's activations as they are. An SAE knows the topics of the texts that
     it was trained on: let them hold text of the topic and of everything near it.
 
+    Processes of a launch share the forward passes, one of them trains, and all return the SAE.
+
     Args:
         model (nn.Module): A causal language model of transformers.
         tokenizer (PreTrainedTokenizerBase): The model's.
@@ -74,7 +77,8 @@ def train_sae(
     given = merged(SAETrainingConfig, config, options, UnlearnError)
     sae_lens()
     run = Training(model, tokenizer, texts, output, given)
-    logger.warning(run.plan.describe())
+    if process_index() == 0:
+        logger.warning(run.plan.describe())
     return run.run()
 
 
@@ -111,7 +115,7 @@ class Training:
         layers = len(find_decoder_layers(self.model).layers)
         self.plan: TrainingPlan = plan_training(config, layers, d_in, len(self.rows))
         self.rows = self.rows[: self.plan.rows]
-        for warning in self.plan.warnings():
+        for warning in self.plan.warnings() if process_index() == 0 else ():
             warnings.warn(warning, stacklevel=3)
 
     def estimate(self) -> TrainingPlan:
@@ -122,18 +126,23 @@ class Training:
             started = time.monotonic()
             list(layer_outputs(self.model, self.plan.layer, part, size))
             times.append((time.monotonic() - started) / len(part))
-        step = seconds_per_step(self.plan, self.config.batch_size, self.folder)
+        row = max(gathered(times[1]))
+        step = by_first(lambda: seconds_per_step(self.plan, self.config.batch_size, self.folder))
         layers = len(find_decoder_layers(self.model).layers) / (self.plan.layer + 1)
-        passes = times[1] * (len(self.rows) + len(self.held_out) + 3 * layers * min(64, len(self.held_out)))
+        alone = len(self.held_out) + 3 * layers * min(LOSS_ROWS, len(self.held_out))  # rows that one process runs
+        passes = row * (len(self.rows) / process_count() + alone)
         return replace(self.plan, seconds=passes + step * self.plan.steps)
 
     def run(self) -> SparseAutoencoder:
-        """Do it and write the result."""
-        config, plan, started = self.config, self.plan, time.monotonic()
+        """Do it and write the result. Processes of a launch share the forward passes; one of them trains."""
+        config, started = self.config, time.monotonic()
         activations = harvest(
-            self.model, plan.layer, self.rows, self.folder, config.rows_per_pass, progress=config.progress
+            self.model, self.plan.layer, self.rows, self.folder, config.rows_per_pass, progress=config.progress
         )
-        harvested = time.monotonic()
+        return by_first(lambda: self._train(activations, started))
+
+    def _train(self, activations: Activations, started: float) -> SparseAutoencoder:
+        config, plan, harvested = self.config, self.plan, time.monotonic()
         kept = usual_tokens(activations)
         draw = torch.Generator().manual_seed(config.seed)
         sample = kept[torch.randperm(len(kept), generator=draw)[:SAMPLE]]
