@@ -1,5 +1,6 @@
 """Texts from documents: PDF, HTML, Parquet, Markdown, and folders of them."""
 
+import codecs
 import re
 import warnings
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
+from sae_unlearn.files.rows import ENCODING
 from sae_unlearn.install import install_command
 
 
@@ -17,7 +19,7 @@ DOCUMENTS = (".txt", ".md", ".pdf", ".html", ".htm")
 READABLE = (*DOCUMENTS, ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 LEAST_WORDS = 4  # of a page or a paragraph; less is a page number or a label
 MAX_FILES = 10_000
-_LEFT_OUT = ("script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template")
+_LEFT_OUT = ("head", "script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template")
 _INNER = ("p", "li", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "td", "th", "dt", "dd", "figcaption")
 _BLOCKS = (*_INNER, "div", "section", "article", "main", "body")
 
@@ -26,7 +28,7 @@ def files_of(folder: Path) -> list[Path] | None:
     """The files of a folder of documents, sorted by name, hidden ones left out; None if it is not one.
 
     Raises:
-        UnlearnError: If there are too many.
+        UnlearnError: If there are too many, or none of any kind.
     """
     found, others = [], Counter[str]()
     for path in folder.rglob("*"):
@@ -38,6 +40,8 @@ def files_of(folder: Path) -> list[Path] | None:
             others[path.suffix.lower() or path.name] += 1
         if len(found) > MAX_FILES:
             raise UnlearnError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
+    if not found and not others:
+        raise UnlearnError(f"{folder} holds no files. Give a folder with texts.")
     if not any(path.suffix.lower() in DOCUMENTS for path in found):
         return None
     if others:
@@ -65,21 +69,29 @@ def read_pdf(path: Path) -> list[str]:
     return texts
 
 
-def read_html(path: Path, text: str) -> list[str]:
+def read_html(path: Path) -> list[str]:
     """Text of the innermost blocks of an HTML page, without menus, scripts and footers.
+
+    The encoding is the one that the page declares, or else UTF-8.
 
     Raises:
         ImportError: If Beautiful Soup is not installed; names the extra.
+        UnlearnError: If it is not text in that encoding.
     """
     bs4 = _imported("bs4", path)
+    content = path.read_bytes()
+    declared = bs4.dammit.EncodingDetector.find_declared_encoding(content, is_html=True)
+    if declared in (None, "utf-8") or content.startswith(codecs.BOM_UTF8):
+        declared = ENCODING
+    text = read_text(path, declared)
     soup = bs4.BeautifulSoup(text, "html.parser")
     for tag in soup(_LEFT_OUT):
         tag.decompose()
     found: dict[int, list[str]] = {}
     last = None
     for string in soup.find_all(string=True):
-        block = string.find_parent(_BLOCKS)
-        if block is not None and type(string) is bs4.NavigableString:  # not a comment
+        block = string.find_parent(_BLOCKS) or soup
+        if type(string) is bs4.NavigableString:  # not a comment
             apart = " " if block is not last else ""  # another block stands in between
             found.setdefault(id(block), []).append(f"{apart}{string}")
             last = block

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sae_unlearn.checks import check_integer
 from sae_unlearn.cli.document_files import READABLE, files_of, read_folder, read_html, read_pdf
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.files.rows import ENCODING, load_split, rows_of_file
+from sae_unlearn.files.rows import load_split, read_text, rows_of_file
 
 
 if TYPE_CHECKING:
@@ -215,14 +215,10 @@ def _read_file(path: Path, column: str) -> list[str]:
     kind = path.suffix.lower()
     if kind == ".pdf":
         return read_pdf(path)
-    if kind in (".txt", ".md", ".html", ".htm"):
-        try:
-            text = path.read_text(encoding=ENCODING)
-        except UnicodeDecodeError as error:
-            raise UnlearnError(f"{path}: expected UTF-8, got {error}.") from error
-        if kind in (".html", ".htm"):
-            return read_html(path, text)
-        return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+    if kind in (".html", ".htm"):
+        return read_html(path)
+    if kind in (".txt", ".md"):
+        return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", read_text(path)) if paragraph.strip()]
     return [_text(row, number, path, column) for number, row in enumerate(rows_of_file(path), 1)]
 
 

@@ -1,6 +1,7 @@
 """Rows of a file, and splits of a dataset."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,36 @@ def rows_of_file(path: Path) -> list[Any]:
         return _parquet(path)
     try:
         if kind in (".csv", ".tsv"):
-            with path.open(encoding=ENCODING, newline="") as file:
-                return list(csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ","))
-        text = path.read_text(encoding=ENCODING)
+            lines = io.StringIO(read_text(path), newline="")
+            return list(csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ","))
+        text = read_text(path)
         return json_lines(text) if kind == ".jsonl" else _json(text)
-    except UnicodeDecodeError as error:
-        raise UnlearnError(f"{path}: expected UTF-8, got {error}.") from error
     except json.JSONDecodeError as error:
         raise UnlearnError(f"{path}: expected JSON, got {error}.") from error
     except csv.Error as error:
         raise UnlearnError(f"{path}: expected CSV, got {error}. Save it as .jsonl.") from error
+
+
+def read_text(path: Path, encoding: str = ENCODING) -> str:
+    """Return the text of a file, its lines ended by a newline character.
+
+    Args:
+        path (Path): The file.
+        encoding (str, *optional*, defaults to UTF-8): Its encoding, for UTF-8 with or without a byte order mark.
+
+    Raises:
+        UnlearnError: If it is in another encoding, or no text.
+    """
+    try:
+        text = path.read_bytes().decode(encoding)
+    except UnicodeDecodeError as error:
+        name = "UTF-8" if encoding == ENCODING else encoding
+        raise UnlearnError(f"{path}: expected {name}, got {error}. Save it as UTF-8.") from error
+    except LookupError as error:
+        raise UnlearnError(f"{path}: expected a known encoding, got {encoding!r:.40}. Save it as UTF-8.") from error
+    if "\0" in text:
+        raise UnlearnError(f"{path}: expected a text, got bytes that are 0. Give another file.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _json(text: str) -> list[Any]:

@@ -174,6 +174,14 @@ def json_lines(text: str) -> list[Any]:
     `splitlines` would also split at U+2028 and others, which JSON strings may contain.
 
     Raises:
-        json.JSONDecodeError: If a line is not JSON.
+        json.JSONDecodeError: If a line is not JSON, with the line's number in the text.
     """
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    values, start = [], 0
+    for line in text.split("\n"):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise json.JSONDecodeError(error.msg, text, start + error.pos) from None
+        start += len(line) + 1
+    return values

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -117,17 +116,60 @@ def test_near_duplicates_are_found_in_other_spelling_and_inside_longer_texts():
 
 
 @needs("bs4")
-def test_text_outside_of_paragraphs_is_read_too():
+def test_text_outside_of_paragraphs_is_read_too(tmp_path):
     page = (
         "<html><head><title>not this title</title></head><body>text of the body itself<!-- not this comment either -->"
     )
     page += "<div>words of a box <b>in bold</b><p>an inner paragraph of it</p>and after that</div></body></html>"
-    found = document_files.read_html(Path("a.html"), page)
-    assert found == [
+    (tmp_path / "a.html").write_text(page)
+    assert document_files.read_html(tmp_path / "a.html") == [
         "text of the body itself",
         "words of a box in bold and after that",
         "an inner paragraph of it",
     ]
+    (tmp_path / "b.html").write_text("<b>Words</b> without any block<p>and a paragraph with words")
+    assert document_files.read_html(tmp_path / "b.html") == ["Words without any block", "and a paragraph with words"]
+
+
+@needs("bs4")
+def test_a_page_is_read_in_the_encoding_that_it_declares(tmp_path):
+    page = "<html><head><meta charset='{}'></head><p>Zwölf Boxkämpfer jagen Viktor</p></html>"
+    for name in ("iso-8859-1", "utf-8", "windows-1252"):
+        (tmp_path / "a.html").write_bytes(page.format(name).encode(name))
+        assert read_texts(str(tmp_path / "a.html")) == ["Zwölf Boxkämpfer jagen Viktor"]
+    (tmp_path / "a.html").write_bytes(b"\xef\xbb\xbf" + page.format("iso-8859-1").encode())
+    assert read_texts(str(tmp_path / "a.html")) == ["Zwölf Boxkämpfer jagen Viktor"]
+    for content in (page.format("no-such-one").encode(), page.format("").encode("iso-8859-1")):
+        (tmp_path / "a.html").write_bytes(content)
+        with pytest.raises(ValueError, match="Save it as UTF-8"):
+            read_texts(str(tmp_path / "a.html"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl", "a.md"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"text\nwith a \0 in it", "bytes that are 0"), ("text\nen français".encode("latin-1"), "Save it as UTF-8")],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_texts(str(tmp_path / name))
+
+
+def test_lines_may_end_as_on_windows_and_a_bad_line_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\n\r\nthree")
+    assert read_texts(str(tmp_path / "a.txt")) == ["one\ntwo", "three"]
+    (tmp_path / "a.csv").write_bytes(b'text,n\r\n"one\r\ntwo",1\r\nthree,2\r\n')
+    assert read_texts(str(tmp_path / "a.csv")) == ["one\ntwo", "three"]
+    (tmp_path / "a.jsonl").write_bytes(b'"one"\r\n\r\n{"text": \r\n')
+    with pytest.raises(ValueError, match="line 3 column"):
+        read_texts(str(tmp_path / "a.jsonl"))
+
+
+def test_a_folder_without_files_is_named(tmp_path):
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(ValueError, match="holds no files"):
+        read_texts(str(tmp_path))
 
 
 def test_files_that_are_not_read_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """The directory of published SAEs: what is listed, suggested, found by its name, and refused."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -14,7 +15,7 @@ from sae_unlearn.cli.main import main
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder, published_saes
 from sae_unlearn.sae.choice import sae_for
 from sae_unlearn.sae.directory import lookup, table
-from sae_unlearn.sae.directory.entry import PublishedSAE
+from sae_unlearn.sae.directory.entry import REFUSED_PLACES, PublishedSAE
 from sae_unlearn.sae.directory.lookup import find_sae, suggest, suggested_sae
 from sae_unlearn.sae.directory.registry import entries_of, read_registry, registry_file
 from sae_unlearn.sae.directory.table import SHIPPED, Directory, from_registry, read_shipped, to_bytes
@@ -80,6 +81,19 @@ def test_layers_and_widths_are_read_from_the_names(name, layer, width):
 def test_other_places_are_refused_by_name(name, reason):
     with pytest.raises(SAEFormatError, match=reason):
         SparseAutoencoder.from_pretrained(name)
+
+
+def test_every_other_place_of_the_directory_is_refused_with_its_reason():
+    known = table.directory()
+    assert {place for ids in known.refused.values() for place in ids.values()} <= {*REFUSED_PLACES}
+    for release, ids in known.refused.items():
+        for id, place in ids.items():
+            if id not in known.saes.get(release, {}):
+                with pytest.raises(SAEFormatError, match=re.escape(REFUSED_PLACES[place])):
+                    find_sae(f"{release}/{id or 'anything'}")
+    listed = [entry for saes in known.saes.values() for entry in saes.values()]
+    assert not [entry.name for entry in listed if re.search(r"mlp_out|attn_out|hook_z|transcoder", entry.name)]
+    assert all(entry.layer >= 0 for entry in listed)  # what `auto` chooses from
 
 
 def test_an_id_that_is_not_there_names_near_ones():
