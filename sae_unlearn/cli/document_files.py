@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.files.rows import ENCODING
+from sae_unlearn.files.rows import ENCODING, read_text
 from sae_unlearn.install import install_command
 
 

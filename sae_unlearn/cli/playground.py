@@ -37,28 +37,29 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.inputs import load_model, output_folder, read_texts, with_adapter
+    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
+    if not args.adapter:
+        raise UnlearnError(NO_ADAPTER.format(option="playground"))
     examples = [str(text) for text in read_texts(args.examples)] if args.examples else _demo_prompts(args.model)
     title = args.title or f"Guardrail {Path(args.adapter).name}"
+    folder = GuardrailFolder.open(args.adapter, **hub_of(args))
+    folder.artefact()  # report a wrong name or a missing file before anything is written or loaded
+    labels = labels_of(args, folder)
     if args.space:
         from sae_unlearn.playground.space import write_space
 
         target = output_folder(args.space)
-        write_space(target, args.model, args.adapter, title, examples)
+        pinned = {name: getattr(args, name) for name in ("model_revision", "adapter_revision", "adapter_subfolder")}
+        write_space(target, args.model, args.adapter, title, examples, labels, **pinned)
         print(f"Written to {target}: app.py, requirements.txt and README.md; upload them to a Space.")
         return 0
-    from sae_unlearn.cli.arguments import hub_of
-    from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.playground.page import build_page, gradio, serve
     from sae_unlearn.playground.session import Session
 
-    if not args.adapter:
-        raise UnlearnError(NO_ADAPTER.format(option="playground"))
     gradio()
-    folder = GuardrailFolder.open(args.adapter, **hub_of(args))
-    folder.artefact()  # report a wrong name or a missing file before the model is loaded
-    labels = labels_of(args, folder)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = with_adapter(model, args.adapter, args.adapter_revision, args.adapter_subfolder)
     page = build_page(Session(guarded, tokenizer), title, examples, labels)

@@ -101,14 +101,15 @@ def build_page(
         tokens = gr.HTML(label="Tokens", elem_id="tokens")
         with gr.Accordion("Settings of the next answer", elem_id="settings"):
             with gr.Row():
-                enabled = gr.Checkbox(True, label="Guardrail", elem_id="enabled")
+                enabled = gr.Checkbox(True, label="Guardrail", elem_id="enabled", min_width=180)
                 template = gr.Checkbox(
                     session.has_template,
                     label="Chat template" if session.has_template else "Chat template (the tokenizer has none)",
                     interactive=session.has_template,
                     elem_id="template",
+                    min_width=260,
                 )
-                action = gr.Radio(ACTIONS, value=OWN, label="Action", elem_id="action")
+                action = gr.Radio(ACTIONS, value=OWN, label="Action", elem_id="action", scale=2, min_width=260)
             with gr.Row():
                 low, high = session.config.threshold_bounds
                 low, high = max(low, min(0.0, 4 * threshold)), min(0.999 * high, max(1.0, 4 * threshold))

@@ -138,16 +138,27 @@ def test_the_terminal_shows_both_answers_and_the_gate(session):
 def test_a_space_holds_the_guardrail_and_no_local_model(tmp_path):
     (tmp_path / "guardrail").mkdir()
     (tmp_path / "guardrail/adapter_config.json").write_text("{}")
-    write_space(tmp_path / "space", "me/model", str(tmp_path / "guardrail"), 'A "title"', ["one", "two"])
+    given = {"labels": {7: "a label"}, "model_revision": "main", "adapter_subfolder": "inner"}
+    write_space(tmp_path / "space", "me/model", str(tmp_path / "guardrail"), 'A "title"', ["one", "two"], **given)
     app = (tmp_path / "space/app.py").read_text()
     compile(app, "app.py", "exec")
-    assert "ADAPTER, TITLE = 'me/model', 'guardrail'" in app
+    assert "load_model('me/model', revision='main')" in app
+    assert "with_adapter(model, 'guardrail', revision=None, subfolder='inner')" in app
+    assert "LABELS = {7: 'a label'}" in app
     assert (tmp_path / "space/guardrail/adapter_config.json").is_file()
     assert "playground" in (tmp_path / "space/requirements.txt").read_text()
     title = re.search(r"^title: (.*)$", (tmp_path / "space/README.md").read_text(), re.MULTILINE)[1]
     assert json.loads(title) == 'A "title"'
     with pytest.raises(UnlearnError, match="Hub id"):
         write_space(tmp_path / "other", str(tmp_path), "me/guardrail", "t", [])
+
+
+def test_a_space_of_no_guardrail_is_not_written(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for adapter in (tmp_path / "empty", tmp_path / "nowhere"):
+        assert main(["playground", "me/model", str(adapter), "--space", str(tmp_path / "space")]) == 2
+        assert adapter.name in capsys.readouterr().err
+        assert not (tmp_path / "space").exists()
 
 
 @pytest.mark.slow
