@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     verdict = judge(calibration, output.as_posix())
     if verdict is not None:
         print(f"Verdict\n\n{verdict}\n")
+        args.ready = verdict.ready
     print(describe(folder))
     print(f"\nWritten to {output}: the adapter and its card (README.md); {picture}")
     if args.push_to_hub:
@@ -114,7 +115,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """Return the command to run after this one."""
+    """Return the command to run after this one; none if the verdict names another thing to do first."""
+    if not getattr(args, "ready", True):
+        return ""
     if args.for_serving:
         return f"sae-unlearn serve {args.model} --adapter {Path(args.output).as_posix()}"
     return f"sae-unlearn check --model {args.model} --adapter {Path(args.output).as_posix()}"

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_unlearn import attach_guardrail
 from sae_unlearn.cli.main import main
+from sae_unlearn.guardrail.tuning.verdict import Verdict
 
 
 def test_fit_writes_adapter_card_and_picture(parts):
@@ -28,6 +29,16 @@ def test_fit_prints_its_calibration(parts, tmp_path, capsys):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert len(config["feature_ids"]) == 10
     assert config["calibration"]["threshold_percentile"] == 80
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_fit_names_one_thing_to_do_next(parts, tmp_path, capsys, monkeypatch, ready):
+    step = "Check it." if ready else "Give more topic text."
+    monkeypatch.setattr("sae_unlearn.guardrail.tuning.verdict.judge", lambda *given: Verdict(ready, (), step, ready))
+    assert main(fit_arguments(parts, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert f"Next: {step}" in printed
+    assert ("Next: sae-unlearn check" in printed) == ready
 
 
 def test_fit_zero_shot(parts, tmp_path, capsys):

@@ -24,11 +24,13 @@ class Verdict:
         works: Whether nothing speaks against using it.
         lines: The judgement, one sentence or two for each question.
         step: The one next thing to do, as a sentence.
+        ready: Whether that is to check it on other text, and not to change it first.
     """
 
     works: bool
     lines: tuple[str, ...]
     step: str
+    ready: bool
 
     def __str__(self) -> str:
         return "\n".join([*(f"  {line}" for line in self.lines), f"  Next: {self.step}"])
@@ -67,7 +69,9 @@ def judge(calibration: dict[str, Any], where: str = "FOLDER") -> Verdict | None:
     false_alarms = (real(alarms.get("low")) or 0.0) > expected + 0.02
     step = _step(auroc, recall, recall_rate, false_alarms, edit, calibration, where)
     works = auroc >= FAIR and recall_rate >= LEAST_RECALL and not false_alarms
-    return Verdict(works, tuple(lines), step)
+    ready = step is None
+    step = step or f"Check it on text that had no part in the fit: `sae-unlearn check MODEL {where} ...`."
+    return Verdict(works, tuple(lines), step, ready)
 
 
 def _topic(auroc: float) -> str:
@@ -101,7 +105,8 @@ def _step(
     edit: float | None,
     calibration: dict[str, Any],
     where: str,
-) -> str:
+) -> str | None:
+    """The one thing to change, as a sentence; None if nothing has to be."""
     if (recall.get("n") or 0) < FEW_ROWS:
         return f"Give more topic text: {recall.get('n')} held-out rows say little; 100 paragraphs are a good start."
     if auroc < FAIR:
@@ -115,7 +120,7 @@ def _step(
         return f"Give more retain text that is near the topic, or ask for fewer alarms: `sae-unlearn tune {where} ...`."
     if edit is not None and edit < WEAK_DOSE:
         return "Fit again with a larger --clamp-scale: the edit may be too weak to be noticed."
-    return f"Measure what it forgets and keeps: `sae-unlearn evaluate --model MODEL --adapter {where} ...`."
+    return None
 
 
 def _for_recall(calibration: dict[str, Any], where: str) -> str:

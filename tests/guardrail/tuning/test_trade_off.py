@@ -132,7 +132,7 @@ def rates(recall, alarms, n=60):
 @pytest.mark.parametrize(
     ("found", "works", "topic", "step"),
     [
-        ({"auroc": 0.99, **rates(0.95, 0.02)}, True, "tells it well", "evaluate"),
+        ({"auroc": 0.99, **rates(0.95, 0.02)}, True, "tells it well", "sae-unlearn check"),
         ({"auroc": 0.90, **rates(0.33, 0.02)}, False, "in part", "--target-recall 0.8"),
         ({"auroc": 0.90, "crowded": True, **rates(0.33, 0.02)}, False, "in part", "another layer"),
         ({"auroc": 0.70, **rates(0.33, 0.02)}, False, "hardly tells it", "scout"),
@@ -147,6 +147,7 @@ def test_the_verdict_names_one_next_step(found, works, topic, step):
     assert verdict.works == works
     assert topic in verdict.lines[0]
     assert step in verdict.step
+    assert verdict.ready == (step == "sae-unlearn check")
     assert "Next: " in str(verdict)
 
 
