@@ -59,6 +59,21 @@ def rate(name: str, role: str, what: str = "fire_rate") -> str:
     return f"{percent(found['rate'])} ({interval(100 * found['low'], 100 * found['high'], 0)} %, n {found['n']})"
 
 
+def checked(name: str, command: str, question: str) -> str:
+    """The share of rows on which the gate fires by `check`, with interval and n; the question is `fires` or `quiet`."""
+    rate, low, high, n = check_cells(name, command, question)
+    return f"{rate} % ({low} to {high} %, n {n})"
+
+
+def check_cells(name: str, command: str, question: str) -> tuple[str, str, str, str]:
+    """The share of rows in percent, its bounds, and n, as `check` printed them."""
+    output = run(name)["commands"][command]["output"]
+    found = re.search(rf"^\w+ +{question}: The gate fires on (\d+)% \((\d+)% to (\d+)%\) of (\d+) rows", output, re.M)
+    if found is None:
+        raise ValueError(f"{RUNS[name]}: {command} does not say on how many rows the gate fires")
+    return found[1], found[2], found[3], found[4]
+
+
 def value(name: str, key: str, digits: int = 3) -> str:
     """A number of the calibration."""
     return number(run(name)["calibration"][key], digits)

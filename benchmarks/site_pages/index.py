@@ -159,8 +159,11 @@ def _second_model() -> list[list[str]]:
     percent = f"{100 * found['rate']:.0f} %"
     bounds = f"{100 * found['low']:.0f} to {100 * found['high']:.0f} %"
     own = "fires on a topic with an SAE trained in minutes"
+    fires, low, high, asked_n = any_model.check_cells("demo", "check", "fires")
+    new = "fires on a topic that nothing was tuned on"
     return [
         _row("any-model", own, percent, bounds, str(found["n"]), "any_model.run"),
+        _row("any-topic", new, f"{fires} %", f"{low} to {high} %", asked_n, "any_model.run"),
         _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "forget.demo_on_model"),
         _row("chat-template", "fires in the template if fitted in it", *_percent(rate), n, "forget.demo_on_model"),
         _row(

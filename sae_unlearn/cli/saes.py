@@ -21,7 +21,7 @@ the name of an SAE, RELEASE/ID, is what --sae takes; --sae auto takes the sugges
 """
 NONE = """No SAE of {model} is in {source}.
 
-Train one on your own texts: sae-unlearn train-sae --model {model} --layer LAYER --texts TEXTS --output FOLDER"""
+Train one on your own texts: sae-unlearn train-sae --model {model} --texts TEXTS --output FOLDER"""
 
 
 def add_arguments(parser: Parser) -> None:
