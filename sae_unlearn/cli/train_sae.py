@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
     args.layer = plan.layer
     if args.estimate:
         return 0
-    training.run()
+    try:
+        training.run()
+    except KeyboardInterrupt:
+        print(f"\nThe same command continues from {training.folder}.", file=sys.stderr)
+        raise
     if process_index() > 0:  # all processes of a launch end with the same SAE
         return 0
     print(describe(json.loads((output / METRICS).read_text(encoding="utf-8"))))

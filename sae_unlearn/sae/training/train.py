@@ -156,6 +156,7 @@ class Training:
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             seed=config.seed,
+            progress=config.progress,
         )
         trained = time.monotonic()
         sample = sample[: max(256, THRESHOLD_TOKENS // plan.d_sae)]
