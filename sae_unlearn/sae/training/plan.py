@@ -42,7 +42,9 @@ class TrainingPlan:
 
     def describe(self) -> str:
         """Return the plan in words."""
-        time = "" if self.seconds is None else f", about {max(1, round(self.seconds / 60)):,} minutes"
+        minutes = 0 if self.seconds is None else round(self.seconds / 60)
+        time = "less than a minute" if minutes < 1 else f"about {minutes:,} minute{'s' * (minutes > 1)}"
+        time = "" if self.seconds is None else f", {time}"
         return (
             f"SAE of layer {self.layer}: {self.d_sae:,} features of width {self.d_in:,}, L0 {self.l0}; "
             f"{self.tokens:,} tokens ({self.disk_bytes / 1e9:.2g} GB on disk), {self.steps:,} steps{time}."

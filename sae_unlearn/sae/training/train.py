@@ -77,8 +77,9 @@ def train_sae(
     given = merged(SAETrainingConfig, config, options, UnlearnError)
     sae_lens()
     run = Training(model, tokenizer, texts, output, given)
+    plan = run.estimate()
     if process_index() == 0:
-        logger.warning(run.plan.describe())
+        logger.warning(plan.describe())
     return run.run()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,11 @@ def test_sizes_follow_from_the_tokens():
     assert plan_training(SAETrainingConfig(max_disk_gb=0.1), 30, 576, 10**6).disk_bytes <= 1e8
     [warning] = plan_training(SAETrainingConfig(d_sae=65536), 30, 576, 500).warnings()
     assert "4,194,304 tokens are enough" in warning
+    assert [replace(small, seconds=s).describe().rpartition(", ")[2] for s in (20.0, 70.0, 420.0)] == [
+        "less than a minute.",
+        "about 1 minute.",
+        "about 7 minutes.",
+    ]
     with pytest.raises(UnlearnError, match="layer=30"):
         plan_training(SAETrainingConfig(layer=30), 30, 576, 500)
     with pytest.raises(UnlearnError, match="at least 2048"):
@@ -162,13 +168,14 @@ def test_measures_of_a_perfect_sae_and_of_one_that_gives_the_mean(model, rows):
 
 
 @pytest.mark.slow
-def test_a_small_sae_of_a_tiny_model_explains_it(model, tmp_path):
+def test_a_small_sae_of_a_tiny_model_explains_it(model, tmp_path, caplog):
     oracle("sae_lens")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"context": 16, "batch_size": 64, "d_sae": 64, "active_features": 8, "epochs": 2.0}
         options["learning_rate"] = 3e-3
         sae = train_sae(model, tiny_tokenizer(), TEXTS, tmp_path / "sae", layer=1, progress=False, **options)
+    assert "less than a minute" in caplog.text
     again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert (again.layer, again.architecture, again.d_sae) == (1, "batchtopk", 64)
     assert torch.equal(again.W_enc, sae.W_enc)
@@ -196,7 +203,7 @@ def test_the_command_estimates_and_trains(tmp_path, capsys):
     given += ["--epochs", "1"]
     given = [str(x) for x in [*given, "--output", tmp_path / "trained"]]
     assert main([*given, "--estimate"]) == 0
-    assert "minutes" in capsys.readouterr().out
+    assert "less than a minute" in capsys.readouterr().out
     assert not (tmp_path / "trained").exists()
     assert main(given) == 0
     shown = capsys.readouterr().out
