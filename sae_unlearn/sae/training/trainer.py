@@ -58,7 +58,7 @@ def train(
 ) -> dict[str, Tensor]:
     """Train on standardized activations, from the last checkpoint on, and return the weights.
 
-    A training of other sizes or steps than the one that left the checkpoint begins anew.
+    A training of other sizes or steps than the one that left the checkpoint starts again.
 
     Args:
         activations (Activations): On disk.
@@ -117,7 +117,7 @@ def _bar(shown: bool) -> Iterator[None]:
 
 
 def _same(file: Path, about: dict[str, Any]) -> bool:
-    """Whether the settings in the file are these."""
+    """Return True if the settings in the file are these."""
     try:
         return bool(json.loads(file.read_text(encoding="utf-8")) == about)
     except (OSError, ValueError):
