@@ -21,7 +21,7 @@ BATCHING_REFUSES = "guardrail/runtime/test_batching_fails_closed.py"
 SERVER = "engines/test_transformers_serve.py"
 COMMAND = "engines/test_serve_command.py"
 MODES = "guardrail/architectures/test_modes.py"
-SPLIT = "guardrail/base_model/test_tensor_parallel.py"
+SPLIT = "guardrail/base_model/test_tensor_parallel_refused.py"
 
 TESTED = {
     "clamp, record, refuse": (
