@@ -1,6 +1,7 @@
 """The fast tier has every subject, and the list of what is too costly for it names tests that exist."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 from tiers import TESTS, broad_tier, chosen
@@ -10,11 +11,14 @@ from tiers import TESTS, broad_tier, chosen
 WITHOUT = {
     "alignment/test_merged.py": "trains, merges and measures",
     "engines/vllm/test_http.py": "starts a server",
+    "engines/vllm/test_tensor_parallel.py": "starts an engine of two processes",
     "evaluation/test_evaluate_device_map.py": "writes a model to disk and evaluates it",
     "guardrail/architectures/test_naive_gates.py": "searches rows on which a naive gate goes wrong",
+    "guardrail/base_model/test_tensor_parallel_refused.py": "starts two processes",
     "guardrail/fit/test_fit_processes.py": "starts processes that import torch, 5 s of CPU each",
     "guardrail/kernels/test_peak_memory.py": "starts processes whose memory is measured",
     "sae/training/test_demo_script.py": "runs a script in a process of its own",
+    "sae/training/test_sae_in_processes.py": "starts two processes that train",
 }
 SLOWER = {"pytest.mark.slow", "pytest.mark.nightly"}
 
@@ -38,6 +42,11 @@ def test_every_test_that_is_named_exists_and_is_not_marked_slow():
     named = {name: name.split("::") for name in broad_tier()}
     stale = [name for name, (file, function) in named.items() if FOUND.get(file, {}).get(function) is not False]
     assert stale == []
+
+
+def test_names_of_test_files_are_unique():
+    counted = Counter(Path(file).name for file in FOUND)
+    assert [name for name, number in counted.items() if number > 1] == []
 
 
 def test_every_file_has_a_test_in_the_fast_tier():
