@@ -33,8 +33,8 @@ from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, fit_windowed
 
 
 DRAWS = 8
-JOINED, LONGEST = (160, 320, 640, 1280), (320, 640, 1280)
-"""Lengths of joined texts that thresholds are set on, and the longest of them in each variant."""
+LONGEST = (1, 640, 1280)
+"""Tokens that false alarms are held to; 1: no further than the longest rows that are counted."""
 
 
 def judged(topic: str, material: Material, read: Callable[[str, Any], Tensor], threshold: float) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def by_lengths(topic: str, draw: int, material: Material) -> list[dict[str, Any]
     corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in encoded]
     fit, found = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8), []
     for longest in LONGEST:
-        made = calibrate(fit.scores, ALPHA, MARGIN, joined=[n for n in JOINED if n <= longest])
+        made = calibrate(fit.scores, ALPHA, MARGIN, longest=longest)
         gate = Gate(
             lambda rows: fit.score.of(rows.active),
             lambda rows, made=made: statistics(padded(rows), made.parameters),

@@ -7,15 +7,30 @@ tokens of other text and of the topic (the symbols are those of `gate.windowed`)
     mu = m0            d = m0 + 0.8 (m1 - m0), to the nearest sixteenth
     A, B               least squares of Var(mean of the first n tokens) = A + B / n over n = 8, 16, 32, 64
     q_z                the (1 - a) quantile of (H - m0 N) / n / sqrt(A + B / n), the largest over lengths
-    q_c                that of P
-    t                  that of S = max(z / q_z, P / q_c)
+    q_c                that of P, and at least that of P over `longest` tokens by its tail
+    t                  the (1 - a) quantile of S = max(z / q_z, P / q_c), the largest over lengths
 
 The lengths are the first 20, 40 and 80 tokens of each row of other text, and 160 and 320 tokens of rows joined. The
-largest over lengths keeps false alarms at or below `a` at each of them. The threshold is then raised towards the topic:
+largest over lengths keeps false alarms at or below `a` at each of them.
+
+P never falls, so longer text needs a larger q_c, and the rows are too few to count which P a share `a` of texts of
+T = `longest` tokens exceeds. The equation of P gives it: P is the largest *excursion* of Y above its running minimum.
+An excursion begins anew at each minimum, so those of other text are nearly independent, and their heights have an
+exponential tail (Cramer 1930). With `u` the height that K of the excursions in M tokens of other text exceed, `e` their
+mean excess over it, and x > 0:
+
+    Pr(height > u + x | height > u) = (1 + x / (K e))^-K         exp(-x / e), if `e` is estimated from K excursions
+    Pr(P > u + x after T tokens)    = 1 - exp(-T K / M (1 + x / (K e))^-K)
+    q_c of T                        = u + K e ((T K / M / -log(1 - a))^(1 / K) - 1)
+
+K is 20, or -log(1 - a) M / T if that is more: then q_c is `u`.
+
+The threshold is then raised towards the topic:
 
     threshold = t + margin max(0, lower quartile of S over the topic's rows, of their first 20 tokens, - t)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +46,10 @@ from sae_unlearn.guardrail.gate.windowed import WindowedParameters, mean_part, w
 FOLDS = 4
 SPREAD_LENGTHS = (8, 16, 32, 64)
 PREFIXES, JOINED = (20, 40, 80), (160, 320)
+LONGEST = 1280
+"""Tokens of other text up to which `alpha` holds."""
+TAIL_EXCURSIONS = 20
+"""Smallest K of the tail of P."""
 DRIFT_SHARE = 0.8
 FEWEST_ROWS = 8
 _SMALLEST = 1e-6
@@ -84,7 +103,12 @@ def out_of_fold(
 
 
 def calibrate(
-    scores: OutOfFold, alpha: float, margin: float, min_tokens: int = 8, joined: Sequence[int] = JOINED
+    scores: OutOfFold,
+    alpha: float,
+    margin: float,
+    min_tokens: int = 8,
+    longest: int = LONGEST,
+    tail: int = TAIL_EXCURSIONS,
 ) -> Calibrated:
     """Return the constants and the threshold by the equations above, at a rate `alpha` of false alarms.
 
@@ -93,8 +117,9 @@ def calibrate(
         alpha (float): Share of rows of other text that may fire, between 0 and 1.
         margin (float): Share of the way from the lowest threshold to the topic, 0 to 1.
         min_tokens (int, *optional*, defaults to 8): Shorter rows are judged as if they had this many tokens.
-        joined (Sequence[int], *optional*, defaults to JOINED): Lengths of rows joined, in tokens. Longer ones keep
-            false alarms of long texts down and catch less.
+        longest (int, *optional*, defaults to LONGEST): Tokens of other text up to which `alpha` holds. A larger number
+            keeps false alarms of long texts down and catches less.
+        tail (int, *optional*, defaults to TAIL_EXCURSIONS): Smallest K of the tail of P.
 
     Raises:
         GuardrailError: If the topic's tokens do not score above other tokens.
@@ -108,10 +133,11 @@ def calibrate(
         )
     row_variance, token_variance = variance_of_means(scores.other)
     plain = WindowedParameters(m0, row_variance, token_variance, drift, 1.0, min_tokens)
-    samples = [padded(rows) for rows in at_lengths(scores.other, joined)]
+    samples = [padded(rows) for rows in at_lengths(scores.other)]
     means = [mean_part(*sample, plain)[:, -1] for sample in samples]
     sums = [peaks(sample, plain) for sample in samples]
     q_z, q_c = (max(_SMALLEST, *(_quantile(values, 1 - alpha) for values in some)) for some in (means, sums))
+    q_c = max(q_c, peak_quantile(excursions(scores.other, drift), sum(map(len, scores.other)), longest, alpha, tail))
     found = plain._replace(
         row_variance=row_variance * q_z**2, token_variance=token_variance * q_z**2, sum_weight=1 / q_c
     )
@@ -120,14 +146,43 @@ def calibrate(
     return Calibrated(found, lowest + margin * max(0.0, _quantile(topic, 0.25) - lowest), lowest)
 
 
-def at_lengths(rows: Sequence[Tensor], joined: Sequence[int] = JOINED) -> list[list[Tensor]]:
-    """Return rows at each length of `PREFIXES` (first tokens) and of `joined` (joined, from each row on)."""
+def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return rows at each length of `PREFIXES` (first tokens) and of `JOINED` (joined, from each row on)."""
     text = torch.cat([*rows, *rows])
-    while len(text) < sum(map(len, rows)) + joined[-1]:
+    while len(text) < sum(map(len, rows)) + JOINED[-1]:
         text = torch.cat([text, text])
     starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1].tolist()
     prefixes = [[row[:length] for row in rows] for length in PREFIXES]
-    return prefixes + [[text[start : start + length] for start in starts] for length in joined]
+    return prefixes + [[text[start : start + length] for start in starts] for length in JOINED]
+
+
+def excursions(rows: Sequence[Tensor], drift: float) -> Tensor:
+    """Return the heights above 0 of the excursions of `Y` above its running minimum, over rows joined, descending."""
+    y = (torch.cat([*rows]).double() - drift).cumsum(0)
+    height = y - y.cummin(0).values.clamp(max=0)
+    heights = torch.zeros(len(y) + 1, dtype=torch.float64)
+    heights.scatter_reduce_(0, (height == 0).cumsum(0), height, "amax")
+    return heights[heights > 0].sort(descending=True).values
+
+
+def peak_quantile(heights: Tensor, tokens: int, length: int, alpha: float, number: int) -> float:
+    """Return what `P` exceeds in a share `alpha` of texts of `length` tokens, by the tail of its excursions.
+
+    Args:
+        heights (Tensor): Heights of the excursions in `tokens` tokens of other text, descending.
+        tokens (int): M.
+        length (int): T.
+        alpha (float): Share of texts, between 0 and 1.
+        number (int): Smallest K. At most half of the excursions are used.
+    """
+    rate = -math.log1p(-alpha) / length
+    number = min(max(number, int(rate * tokens)), len(heights) // 2)
+    if number == 0:
+        return 0.0
+    u = float(heights[number])
+    excess = float(heights[:number].mean()) - u
+    times = max(1.0, number / tokens / rate)
+    return u + number * excess * (times ** (1 / number) - 1)
 
 
 def variance_of_means(rows: Sequence[Tensor]) -> tuple[float, float]:
