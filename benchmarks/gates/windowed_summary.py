@@ -40,19 +40,35 @@ def ranked(topic: Tensor, other: Tensor) -> dict[str, float]:
 
 def collected(folder: Path) -> dict[str, Any]:
     """Per topic and gate each figure's mean, smallest and largest over the draws."""
-    files = [json.loads(path.read_text()) for path in sorted(folder.glob("*-[0-9].json"))]
+    files = [json.loads(path.read_text()) for path in sorted(folder.glob("*-[0-9].json")) if not _of_lengths(path)]
     topics = sorted({file["topic"] for file in files})
     found: dict[str, Any] = {"draws": {t: sum(file["topic"] == t for file in files) for t in topics}, "topics": {}}
     for topic in topics:
         mine = [file["gates"] for file in files if file["topic"] == topic]
         found["topics"][topic] = {gate: over_draws([draw[gate] for draw in mine if gate in draw]) for gate in mine[0]}
-    if (folder / "by_lengths.json").exists():
-        found["by_lengths"] = by_lengths(json.loads((folder / "by_lengths.json").read_text())["all"])
     return found
 
 
+def lengths_collected(folder: Path) -> dict[str, Any]:
+    """What `lengths` measured: the mean over the new topics, each of them, and the demo's."""
+    files = [path for path in sorted(folder.glob("*-[0-9].json")) if _of_lengths(path)]
+    records = [record for path in files for record in json.loads(path.read_text())["all"]]
+    topics = sorted({record["topic"] for record in records})
+    each = {topic: [record for record in records if record["topic"] == topic] for topic in topics}
+    return {
+        "draws": {topic: len({record["draw"] for record in mine}) for topic, mine in each.items()},
+        "n": {t: {c: [n for _, n in both] for c, both in mine[0]["j"]["fires"].items()} for t, mine in each.items()},
+        "new topics": by_lengths([record for record in records if record["topic"] != "demo"]),
+        **{topic: by_lengths(mine) for topic, mine in each.items()},
+    }
+
+
+def _of_lengths(path: Path) -> bool:
+    return path.name.startswith("lengths-")
+
+
 def by_lengths(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
-    """By longest text of the calibration and condition: the mean share of the topic's texts and of others that fire."""
+    """By the length that alarms are held to and condition: mean share of the topic's texts and of others that fire."""
     found: dict[str, dict[str, list[float | None]]] = {}
     for longest in {record["lengths"]: None for record in records}:
         mine = [record["j"]["fires"] for record in records if record["lengths"] == longest]

@@ -7,7 +7,8 @@ from .markdown_text import number, table
 from .results import read_json
 
 
-RESULT = "windowed_gate.json"
+RESULT, LENGTHS = "windowed_gate.json", "windowed_lengths.json"
+BEFORE, HELD = "320", "1280"
 GATES = ("windowed", "probe", "today", "published", "TF-IDF", "TF-IDF, pieces", "embedding", "embedding, pieces")
 WORDS = (16, 64, 256, 1024)
 DIFFUSE = ("high_school_geography", "human_aging", "literature", "sport")
@@ -191,14 +192,34 @@ def aims() -> str:
     return table(["aim of the plan", "asked", "windowed", "probe"], rows)
 
 
-def longer() -> str:
-    """The windowed gate with thresholds that were set on longer texts, too."""
+def held(topic: str = "new topics") -> str:
+    """Caught and false alarms by length, with the threshold before and the one that is held to a length by the tail."""
+    columns = ["rows", "short", *(f"behind {w}" for w in WORDS), "filler 1024"]
+    rows = []
+    for longest in (BEFORE, HELD):
+        cells = [[_shown(both[0]), _shown(both[1])] for both in (lengths(longest, c, topic) for c in columns)]
+        rows.append([f"{int(longest):,} tokens", *(" / ".join(cell) for cell in cells)])
+    return table(["held to: caught / false alarms", *columns], rows)
+
+
+def lengths(longest: str, condition: str, topic: str = "new topics") -> list[float]:
+    """The share of the topic's texts and of others that fire, with alarms held to a length."""
+    return read_json(LENGTHS)[topic][longest][condition]
+
+
+def held_draws() -> int:
+    """The draws of each topic that were measured with both thresholds."""
+    return min(read_json(LENGTHS)["draws"].values())
+
+
+def joined() -> str:
+    """The windowed gate with thresholds of rows joined to longer texts, which was tried before."""
     columns = ["rows", "short", "behind 64", "behind 256", "behind 1024"]
     rows = []
     for longest, found in read_json(RESULT)["by_lengths"].items():
         cells = [f"{_shown(found[c][0])} / {_shown(found[c][1])}" for c in columns]
         rows.append([f"{int(longest):,} tokens", *cells])
-    return table(["longest: caught / false alarms", *columns], rows)
+    return table(["joined to: caught / false alarms", *columns], rows)
 
 
 def fillers() -> int:

@@ -1,5 +1,6 @@
 """The figures of the windowed gate's benchmark against their definitions, and the text gates beside it."""
 
+import json
 import math
 from functools import partial
 
@@ -10,7 +11,15 @@ import torch
 from benchmarks.gates.encoded_rows import Encoded
 from benchmarks.gates.text_gates import fit_text_gates, joined, pieces, tfidf_fit
 from benchmarks.gates.token_gates import Rowset
-from benchmarks.gates.windowed_summary import by_lengths, caught_at, log_auroc, over_draws, ranked
+from benchmarks.gates.windowed_summary import (
+    by_lengths,
+    caught_at,
+    collected,
+    lengths_collected,
+    log_auroc,
+    over_draws,
+    ranked,
+)
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 
 
@@ -45,6 +54,22 @@ def test_draws_are_summed_up_as_mean_smallest_and_largest():
 def test_variants_are_means_over_topics_of_any_size():
     records = [{"lengths": "320", "j": {"fires": {"rows": [[1, n], [0, 0]]}}} for n in (2, 4)]
     assert by_lengths(records) == {"320": {"rows": [0.375, None]}}
+
+
+def test_lengths_are_summed_up_over_topics_and_draws(tmp_path):
+    for topic, draw, fired in (("demo", 0, 4), ("git", 0, 1), ("git", 1, 3), ("sport", 0, 0)):
+        records = [
+            {"topic": topic, "draw": draw, "lengths": name, "j": {"fires": {"rows": [[fired * times, 8], [0, 9]]}}}
+            for name, times in (("320", 2), ("1280", 1))
+        ]
+        (tmp_path / f"lengths-{topic}-{draw}.json").write_text(json.dumps({"all": records}))
+    found = lengths_collected(tmp_path)
+    assert found["draws"] == {"demo": 1, "git": 2, "sport": 1}
+    assert found["n"]["git"] == {"rows": [8, 9]}
+    assert found["demo"] == {"320": {"rows": [1.0, 0.0]}, "1280": {"rows": [0.5, 0.0]}}
+    assert found["git"]["1280"]["rows"] == [0.25, 0.0]
+    assert found["new topics"]["1280"]["rows"] == [pytest.approx(4 / 24, abs=1e-4), 0.0]
+    assert collected(tmp_path)["draws"] == {}
 
 
 def test_rows_of_an_encoded_set_can_be_chosen():
