@@ -10,6 +10,7 @@ from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 from sae_unlearn.guardrail.fit.cross_calibration import (
     FOLDS,
     JOINED,
+    LONGEST,
     PREFIXES,
     Calibrated,
     OutOfFold,
@@ -40,9 +41,15 @@ class WindowedFit(NamedTuple):
 
 
 def fit_windowed(
-    topic: EncodedCorpus, other: EncodedCorpus, gate_features: int, alpha: float, margin: float, min_tokens: int
+    topic: EncodedCorpus,
+    other: EncodedCorpus,
+    gate_features: int,
+    alpha: float,
+    margin: float,
+    min_tokens: int,
+    longest: int = LONGEST,
 ) -> WindowedFit:
-    """Fit at most `gate_features` weights on all rows, and calibrate at a rate `alpha` of false alarms.
+    """Fit at most `gate_features` weights, and hold false alarms of up to `longest` tokens to the rate `alpha`.
 
     Raises:
         GuardrailError: If there are too few documents, or the topic's tokens do not score above others.
@@ -56,7 +63,7 @@ def fit_windowed(
         return held[0].split(score.of(held[0])), held[1].split(score.of(held[1]))
 
     scores = out_of_fold(topic.documents, other.documents, scored_without)
-    calibrated = calibrate(scores, alpha, margin, min_tokens)
+    calibrated = calibrate(scores, alpha, margin, min_tokens, longest)
     return WindowedFit(fit_features(topic.active, other.active, gate_features), calibrated, scores)
 
 

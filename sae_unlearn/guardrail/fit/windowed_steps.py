@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_parts.validation import check_config
+from sae_unlearn.guardrail.fit.cross_calibration import LONGEST
 from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import Rows
@@ -27,7 +28,8 @@ def fitted_gate(
         for role in ("forget", "retain")
     )
     alpha, smallest = 1 - plan.threshold_percentile / 100, config.statistic_kwargs.min_tokens
-    fit = fit_windowed(forget, retain, plan.num_gate_features, alpha, plan.margin, smallest)
+    longest = max(LONGEST, plan.read["max_length"]) if plan.for_serving else LONGEST
+    fit = fit_windowed(forget, retain, plan.num_gate_features, alpha, plan.margin, smallest, longest)
     weights = dict(zip(fit.score.feature_ids.tolist(), fit.score.weights.tolist(), strict=True))
     guarded = [*(config.feature_ids or ())]
     config.gate_feature_ids = [i for i in weights if i not in guarded]

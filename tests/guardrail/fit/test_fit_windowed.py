@@ -9,6 +9,7 @@ from zoo import base_model
 from sae_unlearn import GuardrailError, attach_guardrail, fit_guardrails, record_firings
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
+from sae_unlearn.guardrail.fit.cross_calibration import LONGEST
 from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, figures, fit_windowed, sentences
 
@@ -89,6 +90,14 @@ def test_several_topics_read_the_retain_text_once(fitted):
     alone, together = config_of(fitted), config_of(both, "one")
     assert alone.gate_feature_ids == together.gate_feature_ids
     assert alone.threshold == together.threshold
+
+
+def test_for_serving_holds_false_alarms_to_the_length_of_requests(fitted):
+    weights = [config_of(fitted).statistic_kwargs.sum_weight]
+    for length in (LONGEST, 20 * LONGEST):
+        served = config_of(fit(**WINDOWED, for_serving=True, max_length=length))
+        weights.append(served.statistic_kwargs.sum_weight)
+    assert weights[0] == weights[1] > weights[2]
 
 
 def test_the_fit_says_what_it_knows_in_words(fitted):
