@@ -15,7 +15,7 @@ largest over lengths keeps false alarms at or below `a` at each of them.
 
 P never falls, so longer text needs a larger q_c, and the rows are too few to count which P a share `a` of texts of
 T = `longest` tokens exceeds. The equation of P gives it: P is the largest *excursion* of Y above its running minimum.
-An excursion begins anew at each minimum, so those of other text are nearly independent, and their heights have an
+An excursion begins again at each minimum, so those of other text are nearly independent, and their heights have an
 exponential tail (Cramer 1930). With `u` the height that K of the excursions in M tokens of other text exceed, `e` their
 mean excess over it, and x > 0:
 
@@ -157,7 +157,7 @@ def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def excursions(rows: Sequence[Tensor], drift: float) -> Tensor:
-    """Return the heights above 0 of the excursions of `Y` above its running minimum, over rows joined, descending."""
+    """Return the heights of the excursions of `Y` above its running minimum over rows joined, descending."""
     y = (torch.cat([*rows]).double() - drift).cumsum(0)
     height = y - y.cummin(0).values.clamp(max=0)
     heights = torch.zeros(len(y) + 1, dtype=torch.float64)
@@ -166,12 +166,12 @@ def excursions(rows: Sequence[Tensor], drift: float) -> Tensor:
 
 
 def peak_quantile(heights: Tensor, tokens: int, length: int, alpha: float, number: int) -> float:
-    """Return what `P` exceeds in a share `alpha` of texts of `length` tokens, by the tail of its excursions.
+    """Return the value that `P` exceeds in a share `alpha` of texts, by the tail of its excursions.
 
     Args:
         heights (Tensor): Heights of the excursions in `tokens` tokens of other text, descending.
         tokens (int): M.
-        length (int): T.
+        length (int): T, tokens of a text.
         alpha (float): Share of texts, between 0 and 1.
         number (int): Smallest K. At most half of the excursions are used.
     """

@@ -49,7 +49,9 @@ def fit_windowed(
     min_tokens: int,
     longest: int = LONGEST,
 ) -> WindowedFit:
-    """Fit at most `gate_features` weights, and hold false alarms of up to `longest` tokens to the rate `alpha`.
+    """Fit at most `gate_features` weights on all rows, and calibrate at a rate `alpha` of false alarms.
+
+    The rate holds for other text of up to `longest` tokens.
 
     Raises:
         GuardrailError: If there are too few documents, or the topic's tokens do not score above others.
