@@ -12,6 +12,7 @@ import gc
 import os
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,9 @@ def pytest_cmdline_main(config):
     whole = all(Path(arg).resolve() in (TESTS, TESTS.parent) for arg in config.args)
     if whole and option.numprocesses is None and not option.tx:
         option.numprocesses = processes()
-        option.dist = "worksteal"  # neighbors share the fixtures of their module
     if option.numprocesses:
+        if option.dist == "no":
+            option.dist = "worksteal"  # neighbors share the fixtures of their module
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each process; more would compete for the same cores
 
 
@@ -82,6 +84,12 @@ def parameters(item: pytest.Item) -> dict[str, int]:
     return {name: id(value) for name, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
 
 
+@cache
+def subject(path: Path) -> str:
+    """The path of a file of tests below this folder."""
+    return path.relative_to(TESTS).as_posix()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest reads `-m`
 def pytest_collection_modifyitems(config, items):
     quick = defaultdict(list)
@@ -91,7 +99,7 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("real"):
             item.add_marker("broad")
         else:
-            name = f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', item.name)}"
+            name = f"{subject(item.path)}::{getattr(item, 'originalname', item.name)}"
             quick[name].append(item)
     kept = broad_tier()
     for name, cases in quick.items():

@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 from tiers import TESTS, broad_tier, chosen
@@ -35,12 +36,15 @@ def functions(path: Path) -> dict[str, bool]:
     }
 
 
-FOUND = {path.relative_to(TESTS).as_posix(): functions(path) for path in TESTS.rglob("test_*.py")}
+@cache
+def found() -> dict[str, dict[str, bool]]:
+    """The tests of each file."""
+    return {path.relative_to(TESTS).as_posix(): functions(path) for path in TESTS.rglob("test_*.py")}
 
 
 def test_every_test_that_is_named_exists_and_is_not_marked_slow():
     named = {name: name.split("::") for name in broad_tier()}
-    stale = [name for name, (file, function) in named.items() if FOUND.get(file, {}).get(function) is not False]
+    stale = [name for name, (file, function) in named.items() if found().get(file, {}).get(function) is not False]
     assert stale == []
 
 
@@ -53,7 +57,7 @@ def test_every_file_has_a_test_in_the_fast_tier():
     kept = broad_tier()
     without = {
         file
-        for file, tests in FOUND.items()
+        for file, tests in found().items()
         if not any(not slow and kept.get(f"{file}::{name}", 1) for name, slow in tests.items())
     }
     assert without == WITHOUT.keys()

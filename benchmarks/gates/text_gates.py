@@ -15,9 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.gates.new_topics import snippet
@@ -81,6 +78,10 @@ class Embeddings:
 
 def tfidf_fit(texts: Sequence[str], labels: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
     """A classifier of words and pairs of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
     found = make_pipeline(vectors, LogisticRegression(C=10.0, class_weight="balanced", max_iter=300))
     return found.fit(texts, labels).decision_function
@@ -88,6 +89,7 @@ def tfidf_fit(texts: Sequence[str], labels: np.ndarray) -> Callable[[Sequence[st
 
 def embedding_fit(embed: Embeddings) -> Callable[..., Callable[[Sequence[str]], np.ndarray]]:
     """The same of sentence embeddings."""
+    from sklearn.linear_model import LogisticRegression
 
     def fit(texts: Sequence[str], labels: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
         found = LogisticRegression(C=10.0, class_weight="balanced", max_iter=300).fit(embed(texts), labels)

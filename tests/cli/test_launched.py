@@ -88,7 +88,7 @@ def complaints(err):
 @pytest.mark.slow
 def test_bad_input_ends_all_processes_with_their_one_line(parts, tmp_path):
     arguments = fit_arguments(parts, tmp_path, "--forget=nowhere.txt")
-    _, err = launch(*COMMAND, *arguments, launcher=TORCHRUN, fails=True, timeout=120)
+    _, err = launch(*COMMAND, *arguments, launcher=TORCHRUN, fails=True)
     found = complaints(err)
     assert found  # the launcher ends the others as soon as one has ended
     assert all(re.fullmatch(r"sae-unlearn fit \(process [01]\): .*nowhere.txt.*", line) for line in found)
@@ -101,7 +101,7 @@ def test_a_launch_that_was_killed_goes_on_from_what_it_had_written(parts, tmp_pa
     sides[1].write_text(json.dumps(topic_texts("retain", 90, words=60)))
     arguments = fit_arguments(parts, tmp_path / "two", "--checkpoint-dir", tmp_path / "begun", sides=sides)
     script = Path(__file__).with_name("failing_in_one_process.py")
-    launch(script, "killed", *arguments, fails=True, timeout=120)
+    launch(script, "killed", *arguments, fails=True)
     assert files(tmp_path / "begun") == {"fit-0-of-2.pt", "fit-1-of-2.pt"}
     launch(*COMMAND, *arguments)
     assert files(tmp_path / "begun") == set()
@@ -113,7 +113,7 @@ def test_a_launch_that_was_killed_goes_on_from_what_it_had_written(parts, tmp_pa
 @pytest.mark.parametrize("how", ["raises", "killed"])
 def test_where_one_process_breaks_down_all_end_and_nothing_is_written(parts, tmp_path, how):
     script = Path(__file__).with_name("failing_in_one_process.py")
-    out, err = launch(script, how, *fit_arguments(parts, tmp_path / "out"), fails=True, timeout=120)
+    out, err = launch(script, how, *fit_arguments(parts, tmp_path / "out"), fails=True)
     assert "Written to" not in out
     assert files(tmp_path / "out") == set()
     if how == "raises":

@@ -4,6 +4,7 @@ import importlib
 import os
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,16 @@ def oracle(name: str) -> ModuleType:
     if os.environ.get(REQUIRED):
         return importlib.import_module(name)
     return pytest.importorskip(name, exc_type=ImportError)
+
+
+class LateOracle:
+    """The module `name`, imported by the first test that uses it: importing SAELens takes 2 s of each process."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(oracle(self._name), name)
 
 
 def with_package(name: str) -> pytest.MarkDecorator:

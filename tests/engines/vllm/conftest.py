@@ -1,5 +1,6 @@
 """Engines of vLLM in this process; without vLLM, the tests of this folder are skipped."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +14,10 @@ def is_installed():
 
 def pytest_collection_modifyitems(items):
     if not is_installed():
+        folder = f"{Path(__file__).parent}{os.sep}"
         reason = "vllm is not installed; `nox -s vllm` makes an environment with it"
         for item in items:
-            if Path(__file__).parent in item.path.parents:
+            if str(item.path).startswith(folder):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

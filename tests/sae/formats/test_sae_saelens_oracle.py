@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from oracles import oracle
+from oracles import LateOracle
 from sae_folders import D_IN, D_SAE, residual, tiny
 
 from sae_unlearn.sae import SparseAutoencoder
 
 
-sae_lens = oracle("sae_lens")
+sae_lens = LateOracle("sae_lens")
 
 H = residual(256, dtype=torch.float64)
 METADATA = {"hook_name": "blocks.9.hook_resid_post"}
