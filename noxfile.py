@@ -8,8 +8,11 @@
 Sessions that need the whole package share one environment, `.nox/project`, since it takes gigabytes.
 """
 
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +25,7 @@ CONSTRAINTS = {name: ROOT / ".ci" / f"{name}.txt" for name in ("constraints", "l
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
 FAST = ("-m", "fast")
 BROAD = ("-m", "fast or broad")
-# Offline; and byte code is kept, whatever the shell says: without it each process compiles all tests again, 10 s of CPU.
+# Offline; and byte code is kept whatever the shell says: else each process compiles all tests again, 10 s of CPU.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
 BOUNDED = ("-o", "faulthandler_timeout=240")  # seconds: an engine that hangs ends the run by the test's name
 
@@ -47,6 +50,7 @@ class Project:
     """The environment with the installed package and all that its tests compare with."""
 
     ready = False
+    tested = False  # whether the whole full tier has passed here
 
     def __init__(self, session: nox.Session) -> None:
         self.session = session
@@ -59,6 +63,12 @@ class Project:
     def run(self, program: str, *args: str, **env: str) -> None:
         """Run a program of this environment."""
         self.session.run(str(self.bin / program), *args, external=True, env=env or None)
+
+    def versions(self) -> set[tuple[str, str]]:
+        """Name and version of each package in this environment."""
+        command = (str(self.bin / "python"), "-m", "pip", "list", "--format=json")
+        found = json.loads(str(self.session.run(*command, external=True, silent=True, stderr=subprocess.DEVNULL)))
+        return comparable({each["name"]: each["version"] for each in found})
 
     def _install(self) -> None:
         if not self.folder.exists():
@@ -95,6 +105,20 @@ def other_versions(session: nox.Session, versions: str) -> None:
     install(session, "--upgrade", ".[test]", versions=versions)
     with away(session):
         session.run("pytest", *settings(), *BROAD, *chosen(session), env=ENVIRONMENT)
+
+
+def resolved(session: nox.Session, versions: str) -> set[tuple[str, str]]:
+    """Name and version of each package that `other_versions` would install."""
+    report = Path(session.create_tmp()) / "resolved.json"
+    install(session, "--dry-run", "--ignore-installed", "--report", str(report), ".[test]", versions=versions)
+    found = json.loads(report.read_text())["install"]
+    return comparable({each["metadata"]["name"]: each["metadata"]["version"] for each in found})
+
+
+def comparable(versions: dict[str, str]) -> set[tuple[str, str]]:
+    """Return packages and versions without what installs them, and with names in one form."""
+    named = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in versions.items()}
+    return {(name, version) for name, version in named if name not in {"pip", "setuptools", "wheel"}}
 
 
 @nox.session
@@ -148,7 +172,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """The broad tier, on the newest versions that the registry serves."""
+    """The broad tier, on the newest versions that the registry serves; not if `tests` has just run on the same ones."""
+    if Project.tested and resolved(session, "newest") <= Project(session).versions():
+        session.log("The pinned versions are the newest; the session `tests` has run the full tier on them.")
+        return
     other_versions(session, "newest")
 
 
@@ -167,6 +194,7 @@ def triton(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The full tier, on the pinned versions; no comparison with another package may be skipped."""
     Project(session).test(*chosen(session), SAE_UNLEARN_REQUIRE_ORACLES="1")
+    Project.tested = not session.posargs
 
 
 @nox.session(venv_backend="none")
