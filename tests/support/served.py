@@ -98,8 +98,21 @@ def prompts(count=8, seed=5, longest=160):
     return [torch.randint(2, VOCAB - 2, (n,), generator=generator).tolist() for n in lengths]
 
 
+_known = {}
+
+
 def expected(model, guardrails, rows, tokens=PARAMS["max_tokens"], dtype=torch.float32):
-    """What `generate()` answers to each row alone: tokens, and by guardrail `(fired, at_token, evidence, tokens)`."""
+    """What `generate()` answers to each row alone: tokens, and by guardrail `(fired, at_token, evidence, tokens)`.
+
+    The folders must not change: answers are kept by their paths.
+    """
+    asked = str(model), tuple(map(str, guardrails)), json.dumps(rows), tokens, dtype
+    if asked not in _known:
+        _known[asked] = _answers(model, guardrails, rows, tokens, dtype)
+    return copy.deepcopy(_known[asked])
+
+
+def _answers(model, guardrails, rows, tokens, dtype):
     guarded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     for path in guardrails:
         guarded = attach_guardrail(guarded, path, adapter_name=path.name)

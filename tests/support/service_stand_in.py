@@ -24,7 +24,7 @@ class Server(ThreadingHTTPServer):
         self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
         self.engine, self.names = "vllm", ["guard"]
         self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self):

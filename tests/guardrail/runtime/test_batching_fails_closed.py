@@ -1,5 +1,6 @@
 """`generate_batch` gives no answer where a guardrail did not see the tokens, and names the settings it refuses."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -97,6 +98,7 @@ def test_enabled_by_another_thread_it_is_not_skipped(tiny):
     """Whenever within a pass, the request ends with an error."""
     model = guarded(tiny)
     enable_guardrails(model, [])
+    model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.01))  # not at its end before we are there
     with manager_of(model) as manager:
         request = manager.add_request(ROWS[-1], max_new_tokens=400, streaming=True)
         assert manager.get_result(timeout=60).request_id == request
