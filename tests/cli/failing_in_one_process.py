@@ -25,7 +25,7 @@ def await_first():
     """The launcher ends the first process, too: not before it has written down where it stands, if it is to."""
     if "--checkpoint-dir" in sys.argv:
         written = Path(sys.argv[sys.argv.index("--checkpoint-dir") + 1]) / "fit-0-of-2.pt"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 200
         while not written.exists() and time.monotonic() < end:
             time.sleep(0.05)
 

@@ -120,13 +120,13 @@ def test_threads_in_one_compiled_model_are_kept_apart_where_its_graph_breaks():
     model = guarded("llama")
     ids, masks = requests(model)
     expected = {tokens: logits(model, ids, attention_mask=mask) for tokens, mask in masks.items()}
-    compiled, found, rounds = torch.compile(model, backend="eager"), Counter(), 12
+    compiled, found, rounds = torch.compile(model, backend="eager"), [], 12
     together = threading.Barrier(4)
 
     def run(tokens):
         with record_firings(model) as firings:
             right = torch.allclose(logits(compiled, ids, attention_mask=masks[tokens]), expected[tokens], atol=1e-5)
-        found[tokens, right, tuple(firing.tokens for firing in firings)] += 1
+        found.append((tokens, right, tuple(firing.tokens for firing in firings)))  # a counter could lose one
 
     for _ in range(2):  # compile while there is one thread, and once more for those that have made no call
         first = threading.Thread(target=lambda: [run(tokens) for tokens in masks])
@@ -148,7 +148,7 @@ def test_threads_in_one_compiled_model_are_kept_apart_where_its_graph_breaks():
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {(16, True, (16, 16)): 2 * rounds, (1, True, (1, 1)): 2 * rounds}
+    assert Counter(found) == {(16, True, (16, 16)): 2 * rounds, (1, True, (1, 1)): 2 * rounds}
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["alone", "beside one that goes on"])
