@@ -46,15 +46,24 @@ def lora():
     return get_peft_model(base_model("llama"), config, adapter_name="aligned").eval()
 
 
-@pytest.fixture(params=["guardrails", "a guardrail and a LoRA"])
-def model(request, tmp_path):
-    return with_guards(base_model("llama") if request.param == "guardrails" else lora(), tmp_path)
+@pytest.fixture(scope="module", params=["guardrails", "a guardrail and a LoRA"])
+def model(request, tmp_path_factory):
+    """Not to be changed."""
+    root = tmp_path_factory.mktemp("members")
+    return with_guards(base_model("llama") if request.param == "guardrails" else lora(), root)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    root = tmp_path_factory.mktemp("saved") / "bundle"
+    save_bundle(model, root)
+    return root
 
 
 @pytest.fixture
-def folder(model, tmp_path):
-    save_bundle(model, tmp_path / "bundle")
-    return tmp_path / "bundle"
+def folder(saved, tmp_path):
+    """A copy for each test."""
+    return shutil.copytree(saved, tmp_path / "bundle")
 
 
 def assert_untouched(model, plain):
