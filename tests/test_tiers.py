@@ -49,7 +49,7 @@ def test_every_test_that_is_named_exists_and_is_not_marked_slow():
 
 
 def test_names_of_test_files_are_unique():
-    counted = Counter(Path(file).name for file in FOUND)
+    counted = Counter(Path(file).name for file in found())
     assert [name for name, number in counted.items() if number > 1] == []
 
 
