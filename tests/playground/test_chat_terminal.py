@@ -23,6 +23,11 @@ pytestmark = [
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def hear_interrupts():
+    """Let a process hear Ctrl-C, as in a terminal: one that runs behind a shell's `&` is started deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A process in a pseudo-terminal of 100 columns."""
 
@@ -30,8 +35,9 @@ class Terminal:
         self.own, other = pty.openpty()
         env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
+        files = {"stdin": other, "stdout": other, "stderr": other}
         self.process = subprocess.Popen(
-            command, stdin=other, stdout=other, stderr=other, env=env, start_new_session=True, **options
+            command, **files, env=env, start_new_session=True, preexec_fn=hear_interrupts, **options
         )
         os.close(other)
         self.raw = ""
