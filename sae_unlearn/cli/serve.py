@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import shutil
+import socket
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ docs/serving.md). In another terminal, `sae-unlearn check --url URL --adapter FO
 """
 _SERVING = 'pip install "transformers[serving]"'
 ENGINES = ("auto", "vllm", "transformers")
+PORT = 8000
+"""Port on which both engines listen by default."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         from sae_unlearn.guardrail.runtime.firing import check_sink
 
         settings["log"] = str(check_sink(args.log))
+    check_port(args)
     whole = [str(folder) for folder in folders if folder.config().gate_scope == "sequence"]
     return {"vllm": _serve_with_vllm, "transformers": _serve_with_transformers}[engine](args, settings, whole)
 
@@ -75,6 +79,23 @@ def _engine(asked: str) -> str:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ImportError(f"--engine {asked}: no engine is installed. Install vLLM, or run: {_SERVING}.")
     return "transformers"
+
+
+def check_port(args: argparse.Namespace) -> None:
+    """Raise if the server could not listen, before it takes minutes to load a model."""
+    flags = {word.partition("=")[0] for word in args.engine_options}
+    if flags & {"--host", "--port", "--uds", "--headless"}:  # the engine listens elsewhere
+        return
+    port = PORT if args.port is None else args.port
+    if not 0 <= port < 2**16:
+        raise UnlearnError(f"--port {port}: expected a number from 0 to 65535. Correct it.")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(args.host or "localhost", port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise UnlearnError(f"--port {port}: the server cannot listen there ({error}). Pass another --port.") from error
 
 
 def _guardrails(args: argparse.Namespace) -> "list[GuardrailFolder]":

@@ -9,7 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote
 
 from sae_unlearn.checks import real
 from sae_unlearn.errors import GuardrailError
@@ -29,6 +31,10 @@ NO_ROUTES = (
 )
 _TOKENS = 16  # of an answer
 _LARGEST_VOCABULARY = 2**20  # the server refuses ids that its model does not have
+
+
+class NoAnswer(GuardrailError):
+    """The server is not there, has ended, takes too long, or does not speak HTTP and JSON."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Service:
         """Return the JSON that the server answers, None if it has no such path.
 
         Raises:
-            GuardrailError: If it does not answer, or with an error.
+            NoAnswer: If it does not answer.
+            GuardrailError: If it answers with an error.
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, self._headers)
@@ -83,10 +90,9 @@ class Service:
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
-            said = error.read(500).decode("utf-8", "replace")
-            raise GuardrailError(f"{self.url}{path} answered {error.code}: {said:.150}.") from error
-        except (OSError, ValueError) as error:
-            raise GuardrailError(f"{self.url}{path}: expected an answer in JSON, got {error!r:.120}.") from error
+            raise GuardrailError(f"{self.url}{path} answered {error.code}: {_said(error):.150}.") from error
+        except (OSError, ValueError, HTTPException) as error:
+            raise NoAnswer(f"{self.url}{path}: expected an answer in JSON, got {error!r:.120}.") from error
 
     def model(self) -> str:
         """Return the name of the served model.
@@ -119,9 +125,10 @@ class Service:
 
     def record(self, request: str, name: str) -> dict[str, Any] | None:
         """Return what a guardrail recorded of a request; None if nothing."""
-        found = self.ask(f"/sae_guardrail/records?request_id={request}") or {}
-        records = [by[name] for by in found.values() if isinstance(by, dict) and name in by]
-        return records[0] if records else None
+        found = self.ask(f"/sae_guardrail/records?request_id={quote(request)}")
+        requests = found.values() if isinstance(found, dict) else ()
+        records = [by.get(name) for by in requests if isinstance(by, dict)]
+        return next((record for record in records if isinstance(record, dict)), None)
 
 
 def check_service(
@@ -140,9 +147,12 @@ def check_service(
         The findings, in sentences. Without a problem the server is guarded.
 
     Raises:
-        GuardrailError: If no request on the topic is given or stored, or the folder has no guardrail.
+        GuardrailError: If no request on the topic is given or stored, or the folder has no guardrail, or a damaged one.
     """
-    config, stored = folder.config(), folder.read_json(CONFIG_NAME, CONFIG_LIMIT)
+    artefact, stored = folder.artefact(), folder.read_json(CONFIG_NAME, CONFIG_LIMIT)
+    if artefact.damage is not None:
+        raise GuardrailError(f"{folder}: {artefact.damage}. Download or fit it again.")
+    config = artefact.config
     questions = list(questions) or [_of_probe(row) for row in probe_rows(config, _LARGEST_VOCABULARY)]
     if not any(question.role == "forget" for question in questions):
         raise GuardrailError(f"forget: expected text on the topic, and {folder} stores none. Pass --forget DATA.")
@@ -154,7 +164,7 @@ def check_service(
         return CheckReport((Finding("server", "problem", f"{service.url} {NO_ROUTES}"),))
     if served.get("engine") == "transformers" and not all(isinstance(each.prompt, str) for each in questions):
         raise GuardrailError("forget: expected text, since this server takes no token ids. Pass --forget DATA.")
-    findings = [_identity(name, served.get("guardrails") or [], stored)]
+    findings = [_identity(name, served.get("guardrails"), stored)]
     if findings[0].status == "problem":
         return CheckReport(tuple(findings))
     choice = {"vllm_xargs": {"sae_guardrail": name}} if served.get("per_request") else {}
@@ -162,6 +172,8 @@ def check_service(
         own = [question for question in questions if question.role == role]
         if own:
             findings += _asked(service, model, name, choice, own, config)
+        if findings[-1].subject == "server":  # it answers no more
+            break
     return CheckReport(tuple(findings))
 
 
@@ -169,10 +181,18 @@ def _of_probe(row: ProbeRow) -> Question:
     return Question(row.role, row.ids, fires=row.fires)
 
 
-def _identity(name: str, served: list[Any], stored: dict[str, Any]) -> Finding:
-    found = [one for one in served if isinstance(one, dict) and one.get("name") == name]
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(500).decode("utf-8", "replace")
+    except (OSError, HTTPException):  # the server ended meanwhile
+        return "nothing"
+
+
+def _identity(name: str, served: Any, stored: dict[str, Any]) -> Finding:
+    listed = [one for one in served if isinstance(one, dict)] if isinstance(served, list) else []
+    found = [one for one in listed if one.get("name") == name]
     if not found:
-        names = [one.get("name") for one in served if isinstance(one, dict)]
+        names = [one.get("name") for one in listed]
         return Finding("guardrail", "problem", f"The server has no guardrail {name}, only {names}. Serve it.")
     seals = [seal for seal in SEALS if stored.get(seal) and seal in found[0]]
     different = [seal for seal in seals if found[0][seal] != stored[seal]]
@@ -202,6 +222,8 @@ def _asked(
         try:
             request, text, ids = service.answer(question, model, choice)
             record = service.record(request, name)
+        except NoAnswer as error:
+            return [*findings, Finding("server", "problem", f"It was lost at {subject}: {error}")]
         except GuardrailError as error:
             findings.append(Finding(subject, "problem", str(error)))
             continue
@@ -223,9 +245,13 @@ def _judged(
     if not record or not record.get("enabled", True) or not record.get("tokens"):
         return Finding(subject, "problem", "Not judged: the guardrail has no record of the request."), False
     fired, action = bool(record.get("fired")), str(record.get("action", config.action))
-    statistic = real(record.get("statistic"))
-    shown = "not finite" if statistic is None else f"{statistic:.3g}"
-    value = f"statistic {shown}, threshold {record.get('threshold'):.3g}, {record['tokens']} tokens"
+    if action not in ACTED:
+        return Finding(subject, "problem", f"The server names an unknown action: {action[:40]!r}."), fired
+    statistic, threshold = (
+        "not finite" if value is None else f"{value:.3g}"
+        for value in (real(record.get("statistic")), real(record.get("threshold")))
+    )
+    value = f"statistic {statistic}, threshold {threshold}, {record['tokens']} tokens"
     if question.fires is not None and _in_prompt(question, record, config) != question.fires:
         did = "fired" if question.fires else "did not fire"
         return Finding(subject, "problem", f"At the fit the gate {did} on this row, and here not so ({value})."), fired

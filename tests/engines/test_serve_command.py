@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 import sys
 from importlib.metadata import EntryPoint
 from itertools import pairwise
@@ -20,6 +21,7 @@ from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 SETTINGS = {"paths": ["/a/guard"]}
+CHECK_PORT = serve.check_port
 
 
 def options(words):
@@ -124,6 +126,7 @@ def started(monkeypatch, plugins):
     found = []
     monkeypatch.setattr(serve, "find_spec", lambda name: argparse)
     monkeypatch.setattr(command, "replace_process", lambda words, environment: found.append((words, environment)))
+    monkeypatch.setattr(serve, "check_port", lambda args: None)  # whatever else runs on this machine
     return found
 
 
@@ -168,6 +171,22 @@ def test_bad_input_is_refused_before_anything_starts(folder, started, capsys, mo
     assert run(folder, "guard", *more) == 2
     assert said in capsys.readouterr().err
     assert not started
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_port_that_is_in_use_is_refused_before_a_model_is_loaded(folder, started, capsys, monkeypatch, engine):
+    started_at = ["--engine", engine, "--port"]
+    monkeypatch.setattr(serve, "check_port", CHECK_PORT)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert run(folder, "guard", *started_at, port) == 2
+        assert f"--port {port}: the server cannot listen there" in capsys.readouterr().err
+        assert not started
+        assert run(folder, "guard", "--engine", engine, "--", "--port", port) == 0  # the engine says so
+    assert run(folder, "guard", *started_at, port) == 0
+    assert run(folder, "guard", *started_at, "99999") == 2
 
 
 def test_a_damaged_guardrail_is_not_served(folder, started, capsys):

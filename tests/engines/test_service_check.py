@@ -1,10 +1,32 @@
 """`check --url`: what it says of servers that guard, that do not, and that say so falsely. The server is a stand-in."""
 
+import json
+import shutil
+import socket
+import threading
+
 import pytest
 import served
-from service_stand_in import MESSAGE, OTHER, QUIET, TOPIC, Server, entry, save_guardrails, stored
+from service_stand_in import FIRED, MESSAGE, OTHER, QUIET, TOPIC, Server, entry, save_guardrails, stored
 
 from sae_unlearn.cli.main import main
+from sae_unlearn.guardrail.config_parts.layout import config_digest
+
+
+class AnyRequest(dict):
+    """Records of a server that has `record` of whatever request."""
+
+    def __init__(self, record):
+        self.record = record
+
+    def __contains__(self, name):
+        return True
+
+    def __getitem__(self, name):
+        return {"guard": self.record}
+
+    def __setitem__(self, name, record):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +163,82 @@ def test_no_server_and_no_model_server(start, check):
     assert check("http://127.0.0.1:1")[0] == 1
     code, out = check("localhost:8000")
     assert (code, "expected an address like http" in out) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("at", "last"),
+    [
+        ("/v1/models", "server: http"),
+        ("/sae_guardrail/guardrails", "server: http"),
+        ("/v1/completions", "server: It was lost at forget 1: http"),
+        ("/sae_guardrail/records", "server: It was lost at forget 1: http"),
+    ],
+)
+def test_a_server_that_ends_during_the_check_is_one_problem(start, check, at, last):
+    server = start()
+    server.ends_at = at
+    code, out = check(server)
+    assert code == 1
+    assert out.count("PROBLEM") == 1, out
+    assert f"PROBLEM  {last}" in out
+    assert "IncompleteRead" in out
+    assert len(server.asked) <= 1  # the other requests are not sent
+
+
+def test_an_address_that_is_none_and_a_server_that_does_not_speak_http(check):
+    code, out = check("http://localhost:eight")
+    assert (code, out.count("PROBLEM")) == (1, 1), out
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer():
+            one, _ = other.accept()
+            one.recv(100)
+            one.sendall(b"SSH-2.0\r\n")
+            one.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        code, out = check(f"http://127.0.0.1:{other.getsockname()[1]}")
+    assert (code, out.count("PROBLEM")) == (1, 1), out
+    assert "BadStatusLine" in out
+
+
+@pytest.mark.parametrize("record", [[], "fired", 1, {"tokens": 9, "action": "none"}, {"tokens": 0}])
+def test_records_that_are_none(start, check, record):
+    server = start()
+    server.records = AnyRequest(record)
+    code, out = check(server)
+    assert code == 1
+    assert ("Not judged" in out) or ("The server names an unknown action: 'none'" in out), out
+
+
+def test_a_record_without_numbers_is_shown_as_such(start, check, monkeypatch):
+    monkeypatch.setitem(FIRED, "threshold", None)
+    monkeypatch.setitem(FIRED, "statistic", None)
+    code, out = check(start())
+    assert code == 0, out
+    assert "Clamped (statistic not finite, threshold not finite, 9 tokens" in out
+
+
+@pytest.mark.parametrize("listed", [5, {"name": "guard"}, ["guard"], None])
+def test_a_list_of_guardrails_that_is_none(start, check, listed):
+    server = start()
+    server.guardrails = listed if listed is not None else [None]
+    code, out = check(server)
+    assert (code, "has no guardrail guard" in out) == (1, True), out
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_folder_is_not_compared(start, check, folder, file):
+    damaged = folder / f"damaged {file}"
+    shutil.copytree(folder / "guard", damaged)
+    if file.endswith("json"):
+        seal = {"config_sha256": config_digest(stored(damaged))}
+        (damaged / file).write_text(json.dumps(stored(damaged) | seal | {"threshold": 0.7}))
+    else:
+        data = (damaged / file).read_bytes()
+        (damaged / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    code, out = check(start(), damaged.name)
+    assert (code, f"{file} changed after it was saved" in out) == (2, True), out
 
 
 def test_a_server_that_takes_no_token_ids_needs_text(start, check):

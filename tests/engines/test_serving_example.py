@@ -108,6 +108,7 @@ def started(monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: argparse)
     monkeypatch.setattr(command, "serve_environment", lambda *args: {"VLLM_PLUGINS": "sae_unlearn"})
     monkeypatch.setattr(command, "replace_process", lambda words, environment: found.append(words))
+    monkeypatch.setattr(serve, "check_port", lambda args: None)  # whatever else runs on this machine
     return found
 
 

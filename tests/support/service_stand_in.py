@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
         self.engine, self.names = "vllm", ["guard"]
         self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
+        self.ends_at = None  # the path at which it is lost in the middle of an answer
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -37,8 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, value, status=200):
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        ended = self.server.ends_at is not None and self.path.startswith(self.server.ends_at)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + ended))
         self.end_headers()
         self.wfile.write(body)
 

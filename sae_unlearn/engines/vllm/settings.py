@@ -82,7 +82,7 @@ def chosen_names(params: Any, settings: Settings) -> tuple[str, ...]:
     if asked is None:
         return settings.names
     if isinstance(asked, str):
-        asked = [name.strip() for name in asked.split(",") if name.strip()]
+        asked = [name.strip() for name in asked.split(",")] if asked.strip() else []
     unknown = [name for name in asked if name not in settings.names] if isinstance(asked, list) else [asked]
     if unknown:
         raise GuardrailError(f"{KEY}={unknown[0]!r:.80}: expected names among {list(settings.names)}. Correct it.")
