@@ -216,7 +216,8 @@ def _asked(
     config: SAEGuardrailConfig,
 ) -> list[Finding]:
     """Ask all questions of a role, and return a finding for each and one on the rate."""
-    findings, fired, role = [], 0, questions[0].role
+    findings: list[Finding] = []
+    fired, role = 0, questions[0].role
     for number, question in enumerate(questions, 1):
         subject = f"{role} {number}"
         try:

@@ -31,7 +31,7 @@ from torch import nn
 from sae_unlearn.engines.attached_check import check_attached
 from sae_unlearn.engines.counts import Counts
 from sae_unlearn.engines.prometheus import GuardrailCollector
-from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
+from sae_unlearn.errors import GuardrailError, GuardrailUnsupported, UnlearnError
 from sae_unlearn.guardrail.attach import attach_guardrail
 from sae_unlearn.guardrail.config_parts.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
 from sae_unlearn.guardrail.gate.packed import check_packable
@@ -195,12 +195,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", metavar="FILE", help="add the record of each request to this file, as a line of JSON")
     args, rest = parser.parse_known_args(argv)
     batching = "--no-continuous-batching" not in rest
-    install(GuardedServing(args.guardrail, batching, args.log, args.model))
     if batching and "--continuous-batching" not in rest:
         rest.append("--continuous-batching")
-    run: Callable[[], None] = _command()
-    sys.argv = ["transformers", "serve", args.model, *rest]
-    run()
+    try:
+        install(GuardedServing(args.guardrail, batching, args.log, args.model))
+        run: Callable[[], None] = _command()
+        sys.argv = ["transformers", "serve", args.model, *rest]
+        run()
+    except UnlearnError as error:
+        raise SystemExit(f"{parser.prog}: {error}") from error
 
 
 def _command() -> Callable[[], None]:

@@ -16,6 +16,7 @@ from sae_unlearn import GuardrailError
 from sae_unlearn.cli import serve
 from sae_unlearn.cli.main import build_parser, main
 from sae_unlearn.engines.vllm import command
+from sae_unlearn.engines.vllm.settings import Settings, chosen_names
 from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
@@ -90,6 +91,33 @@ def test_a_package_that_is_not_installed_is_refused(plugins, group):
     plugins[group].remove("sae_unlearn")
     with pytest.raises(GuardrailNotReady, match=group):
         command.serve_environment({}, cuda=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (None, ("a", "b")),
+        ("", ()),
+        (" b , a", ("a", "b")),
+        (["b"], ("b",)),
+        (",", None),
+        ("a,", None),
+        ("a,c", None),
+        ([""], None),
+        (1, None),
+        (["a", ["b"]], None),
+    ],
+)
+def test_a_request_names_its_guardrails_or_is_refused(asked, found):
+    request = argparse.Namespace(extra_args={"sae_guardrail": asked})
+    settings = Settings(["/x/a", "/x/b"], per_request=True)
+    if found is None:
+        with pytest.raises(GuardrailError, match=r"expected names among \['a', 'b'\]"):
+            chosen_names(request, settings)
+    else:
+        assert chosen_names(request, settings) == found
+        request.extra_args = {"sae_guardrails": "a"}  # another entry, of which the guardrail knows nothing
+        assert chosen_names(request, settings) == ("a", "b")
 
 
 # ------------------------------------------------------------------------------------------------- the command line

@@ -123,8 +123,10 @@ def test_answers_and_records(tiny, batching):
 def test_a_guardrail_of_another_model_stops_the_start(tiny):
     other = save_guardrail(tiny, save_model(tiny, "llama"), "of-llama")
     process, port, log = start(tiny, [other])
-    assert process.wait(300) != 0
+    assert process.wait(300) == 1
+    assert "transformers_serve: The guardrail was fitted on" in log.read_text()
     assert "this is another model" in log.read_text()
+    assert "Traceback" not in log.read_text()
     with pytest.raises(OSError, match="refused"):
         ask(port, "/health")
 
