@@ -232,10 +232,10 @@ def oracles(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The playground in Chromium and in a terminal; without a Chromium the first is left out, and nox names that."""
-    install(session, ".[test,playground]", "playwright>=1.49")
+    """The playground in Chromium and in a terminal, and completion; nox names it if a Chromium is missing."""
+    install(session, ".[test,playground,completion]", "playwright>=1.49")
     found = chromium(session)
-    given = session.posargs or [str(ROOT / "tests" / "playground")]
+    given = session.posargs or [str(ROOT / "tests" / "playground"), str(ROOT / "tests" / "cli" / "test_start.py")]
     env = ENVIRONMENT | ({"SAE_UNLEARN_BROWSER": found} if found else {})
     with away(session):
         session.run("pytest", *settings(), *BOUNDED, "-n0", *given, env=env)

@@ -23,6 +23,9 @@ EXAMPLES = """examples:
 
 exit code: 0 without problems (warnings do not count), 1 with problems, 2 for bad input
 """
+ANOTHER = {"shape", "base model", "seal", "probe", "refusal"}
+"""Problems of a guardrail that does not belong to the model, or is damaged."""
+LEAST_RECALL = 0.9
 _MARKS = {"ok": "ok      ", "warning": "WARNING ", "problem": "PROBLEM "}
 
 
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         print("(other text: neutral paragraphs of this package; pass your own with --retain)")
     problems = sum(finding.status == "problem" for finding in report.findings)
     print("No problems." if report.ok else f"{problems} problem(s).")
+    args.problems = {finding.subject for finding in report.findings if finding.status == "problem"}
     return 0 if report.ok else 1
 
 
@@ -113,9 +117,24 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """Return the command to run after this one."""
+    """Return the command to run after this one: a fix of the worst problem, or else the evaluation."""
     if args.url is not None:
         return ""
+    problems: set[str] = getattr(args, "problems", set())
+    model, forget, retain = ["--model", args.model], args.forget or ["TOPIC"], args.retain or ["OTHER"]
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
-    given = ["--model", args.model, "--adapter", args.adapter, *inside, "--forget", "QUESTIONS", "--output", "report"]
-    return shlex.join(["sae-unlearn", "evaluate", *given])
+    adapter = ["--adapter", args.adapter, *inside]
+    fit = ["fit", *model, "--sae", "SAE", "--forget", "TOPIC", "--retain", "OTHER"]
+    step = ["evaluate", *model, *adapter, "--forget", "QUESTIONS", "--output", "report"]
+    if problems:
+        step = [*fit, "--output", "FOLDER"]  # for this model, or once more
+    if problems and problems.isdisjoint(ANOTHER):  # the worst first
+        if "margin" in problems:
+            step = ["scout", *model, "--forget", *forget, "--retain", *retain]
+        elif "dose" in problems:
+            step = [*fit, "--clamp-scale", "1", "--output", "FOLDER"]
+        elif "quiet" in problems:  # text like this was not among the retain text
+            step = [*fit, *(args.retain or ()), "--output", "FOLDER"]
+        else:
+            step = ["tune", *adapter, "--target-recall", str(LEAST_RECALL), "--output", f"{_name(args)}-tuned"]
+    return shlex.join(["sae-unlearn", *step])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DATA = "data"
 """Heading of the options."""
+LEAST_TEXTS = 8
+"""Fewest texts of a topic: the gate is measured on the part that is held out."""
 TEXTS = """texts: a .txt or .md file (paragraphs between blank lines), .json, .jsonl, .csv, .tsv or .parquet (see
 --text-column), .pdf or .html (extra `texts`), or a folder of such files; a dataset of the Hub or in a folder, with the
 package `datasets`; or a named data set or a file of questions, as for evaluate: each question is read with its
@@ -80,6 +82,43 @@ def texts_of(args: "argparse.Namespace", side: str) -> Iterable[Any] | None:
 def texts_in(sources: list[str], text_column: str = "text", split: str | None = None) -> list[str]:
     """Return the texts of all sources, one after the other."""
     return [plain(row, text_column) for source in sources for row in _texts(source, text_column, split)]
+
+
+def check_number(forget: Any) -> None:
+    """Check that a part of the topic's texts can be held out. A stream is not counted.
+
+    Args:
+        forget (Iterable[Any], *optional*): Texts of `--forget`.
+
+    Raises:
+        UnlearnError: If there are fewer than `LEAST_TEXTS`.
+    """
+    if hasattr(forget, "__len__") and len(forget) < LEAST_TEXTS:
+        raise UnlearnError(
+            f"--forget: expected at least {LEAST_TEXTS} texts, got {len(forget)}. 100 paragraphs are a good start; in "
+            "a .txt file, blank lines separate them."
+        )
+
+
+def check_differ(forget: Any, retain: Any, column: str = "text") -> None:
+    """Check that some text of the topic is not in the other text.
+
+    Args:
+        forget (Iterable[Any], *optional*): Texts of `--forget`.
+        retain (Iterable[Any], *optional*): Texts of `--retain`.
+        column (str, *optional*, defaults to "text"): Column or key that holds a text.
+
+    Raises:
+        UnlearnError: If each forget text is also a retain text.
+    """
+    if not (hasattr(forget, "__len__") and hasattr(retain, "__len__") and len(forget)):
+        return
+    others = {text for row in retain if isinstance(text := plain(row, column), str)}
+    if all(isinstance(text := plain(row, column), str) and text in others for row in forget):
+        raise UnlearnError(
+            "--forget, --retain: each forget text is among the retain texts, so nothing tells them apart. Pass other "
+            "retain text."
+        )
 
 
 def read_sets(

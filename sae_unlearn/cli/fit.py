@@ -13,7 +13,7 @@ from sae_unlearn.cli.arguments import (
     add_sae_arguments,
     options_from,
 )
-from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments
+from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments, check_differ, check_number
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.fit import GuardrailFitConfig
 
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     _check_search(args)
     output = output_folder(args.output)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
+    check_number(forget)
+    check_differ(forget, retain, config.text_column)
     _name_duplicates(forget, retain, config.text_column)
     sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)

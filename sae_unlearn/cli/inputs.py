@@ -50,11 +50,14 @@ def load_model(
 
         model, tokenizer = load_demo_model(torch.float32 if dtype == "auto" else getattr(torch, dtype))
         return model.to("cpu" if device == "auto" else device), tokenizer
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     placed = {"device_map": "auto"} if device == "auto" else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        name, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **placed
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **placed
+        )
+    except OSError as error:  # offline, the message of transformers does not name it
+        raise OSError(f"model={name!r}: {error}") from error
     return (model if placed else model.to(device)).eval(), tokenizer
 
 
@@ -128,11 +131,12 @@ def load_sae(
     return SparseAutoencoder.from_pretrained(name, subfolder=subfolder, revision=revision)
 
 
-def output_folder(name: str) -> Path:
+def output_folder(name: str, option: str = "--output") -> Path:
     """Return the output folder after a check, without creating it: a run that fails leaves no folder.
 
     Args:
-        name (str): Value of `--output`.
+        name (str): Value of the option.
+        option (str, *optional*, defaults to "--output"): Its name, for the errors.
 
     Raises:
         NotADirectoryError: If it is a file, or in one.
@@ -141,9 +145,27 @@ def output_folder(name: str) -> Path:
     path = Path(name).expanduser()
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"--output {name}: expected a folder, got the file {there}.")
+        raise NotADirectoryError(f"{option} {name}: expected a folder, got the file {there}.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"--output {name}: {there} cannot be written. Pass another folder.")
+        raise PermissionError(f"{option} {name}: {there} cannot be written. Pass another folder.")
+    return path
+
+
+def picture_file(name: str) -> Path:
+    """Return the file of a picture after a check that it can be written.
+
+    Args:
+        name (str): Value of `--picture`.
+
+    Raises:
+        NotADirectoryError: If its folder does not exist.
+        IsADirectoryError: If it is a folder.
+    """
+    path = Path(name).expanduser()
+    if not path.absolute().parent.is_dir():
+        raise NotADirectoryError(f"--picture {name}: expected a folder at {path.parent}, got none. Make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"--picture {name}: expected a file, got a folder.")
     return path
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.space:
         from sae_unlearn.playground.space import write_space
 
-        target = output_folder(args.space)
+        target = output_folder(args.space, "--space")
         pinned = {name: getattr(args, name) for name in ("model_revision", "adapter_revision", "adapter_subfolder")}
         write_space(target, args.model, args.adapter, title, examples, labels, **pinned)
         print(f"Written to {target}: app.py, requirements.txt and README.md; upload them to a Space.")
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.playground.session import Session
 
     gradio()
+    _check_address(args.host, args.port)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = with_adapter(model, args.adapter, args.adapter_revision, args.adapter_subfolder)
     page = build_page(Session(guarded, tokenizer), title, examples, labels)
@@ -70,6 +71,26 @@ def run(args: argparse.Namespace) -> int:
 def next_step(args: argparse.Namespace) -> str:
     """The command to run after this one: none."""
     return ""
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raise if the page cannot be served there, before the model is loaded.
+
+    Raises:
+        UnlearnError: If the address is not one of this machine, or the port is out of range or taken.
+    """
+    import socket
+
+    if port is not None and not 1 <= port <= 65535:
+        raise UnlearnError(f"--port {port}: expected a number from 1 to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        given = f"--host {host}" if port is None or isinstance(error, socket.gaierror) else f"--port {port}"
+        raise UnlearnError(f"{given}: cannot serve there ({error.strerror or error}). Pass another.") from error
 
 
 def _demo_prompts(model: str) -> list[str]:

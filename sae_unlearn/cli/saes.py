@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from sae_unlearn.cli.arguments import Parser
+from sae_unlearn.errors import UnlearnError
 
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.sae.directory.lookup import published_saes, suggested_sae
     from sae_unlearn.sae.directory.table import directory
 
+    if not args.model.strip():
+        raise UnlearnError("MODEL: expected a Hub id, a folder or demo, got an empty name.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = published_saes(args.model, checkpoints=args.all)

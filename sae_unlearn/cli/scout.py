@@ -35,8 +35,8 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     import warnings
 
-    from sae_unlearn.cli.data_sets import texts_of
-    from sae_unlearn.cli.inputs import load_model, load_sae
+    from sae_unlearn.cli.data_sets import check_differ, texts_of
+    from sae_unlearn.cli.inputs import load_model, load_sae, picture_file
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.fit.layer_scores import scout
     from sae_unlearn.sae.directory.lookup import published_saes, suggested_sae
@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
     if forget is None or retain is None:
         raise UnlearnError("--forget and --retain are both needed; give texts of the topic and other texts.")
+    check_differ(forget, retain, config.text_column)
+    if args.picture:
+        picture_file(args.picture)
     saes = [load_sae(name, model=args.model) for name in args.saes]
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     found = scout(model, tokenizer, forget, retain, saes, config=config)

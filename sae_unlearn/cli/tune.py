@@ -33,12 +33,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
+    from sae_unlearn.cli.inputs import output_folder, picture_file
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.guardrail.summary import curve_rows
     from sae_unlearn.guardrail.tuning.curve_plot import curve, draw_trade_off
     from sae_unlearn.guardrail.tuning.stored import tune_guardrail
-    from sae_unlearn.guardrail.tuning.trade_off import trade_off
+    from sae_unlearn.guardrail.tuning.trade_off import trade_off, with_trade_off
     from sae_unlearn.guardrail.tuning.verdict import judge
 
     asked = {name: getattr(args, name) for name in ("target_recall", "max_false_alarms", "threshold")}
@@ -49,12 +50,23 @@ def run(args: argparse.Namespace) -> int:
         raise UnlearnError("Nothing to write; give --target-recall, --max-false-alarms or --threshold.")
     if args.in_place and not Path(args.adapter).expanduser().is_dir():
         raise UnlearnError(f"--in-place: {args.adapter} is not a local folder; give --output.")
+    if args.output and output_folder(args.output).absolute() == Path(args.adapter).expanduser().absolute():
+        raise UnlearnError(f"--output {args.output}: it is the guardrail's own folder; give --in-place to write there.")
+    if args.picture:
+        picture_file(args.picture)
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     config = folder.artefact().config
     calibration = config.calibration or {}
+    if not calibration.get("statistic_forget") or not calibration.get("statistic_retain"):
+        raise UnlearnError(
+            f"{args.adapter}: expected a guardrail with the statistics of its rows, got one without. Fit it again, "
+            "with forget and retain texts."
+        )
     before = trade_off(calibration, threshold=config.tau)
-    print(f"Now      {before}")
     after = trade_off(calibration, **asked) if wanted else None
+    if after is not None:
+        with_trade_off(config, after)  # refuse a threshold out of range before anything is printed
+    print(f"Now      {before}")
     if after is not None:
         print(f"Chosen   {after}")
         if args.target_recall is not None:

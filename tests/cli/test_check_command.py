@@ -1,10 +1,13 @@
 """`sae-unlearn check` on a tiny model."""
 
+import shlex
+
+import pytest
 import torch
 from commands import fails
 from transformers import AutoModelForCausalLM
 
-from sae_unlearn.cli.main import main
+from sae_unlearn.cli.main import build_parser, main
 
 
 def check(parts, folder, *more, model="model"):
@@ -43,7 +46,33 @@ def test_check_tells_another_model(parts, tmp_path, capsys):
     for file in (parts / "model").glob("token*"):
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
     assert main([str(x) for x in ["check", tmp_path / "model", parts / "fitted", "--no-progress"]]) == 1
-    assert "PROBLEM  base model: The guardrail was fitted on" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "PROBLEM  base model: The guardrail was fitted on" in printed
+    assert "\nNext: sae-unlearn fit --model" in printed
+
+
+@pytest.mark.parametrize(
+    ("problems", "command", "among"),
+    [
+        (set(), "evaluate", "--adapter"),
+        ({"fires"}, "tune", "a-tuned"),
+        ({"quiet"}, "fit", "traffic.txt"),
+        ({"quiet", "fires"}, "fit", "traffic.txt"),
+        ({"dose", "fires"}, "fit", "--clamp-scale"),
+        ({"margin", "dose"}, "scout", "traffic.txt"),
+        ({"margin", "seal"}, "fit", "FOLDER"),
+        ({"shape"}, "fit", "FOLDER"),
+    ],
+)
+def test_the_next_command_is_about_the_worst_problem(problems, command, among):
+    from sae_unlearn.cli.check import next_step
+
+    args = build_parser().parse_args(["check", "m", "of/a", "--forget", "topic.txt", "--retain", "traffic.txt"])
+    args.problems = problems
+    program, name, *rest = shlex.split(next_step(args))
+    assert (program, name) == ("sae-unlearn", command)
+    assert among in rest
+    build_parser().parse_args([name, *rest])
 
 
 def test_check_refuses_bad_input(parts, tmp_path, capsys):

@@ -18,7 +18,7 @@ from sae_unlearn.version import __version__
 
 
 def check_threshold(threshold: float, config: ConfigFields, percentile: float | None) -> None:
-    """Raise if the gate could never fire at this threshold.
+    """Raise if the gate could never fire at this threshold, or would always.
 
     Args:
         threshold (float): The threshold.
@@ -31,14 +31,15 @@ def check_threshold(threshold: float, config: ConfigFields, percentile: float | 
     low, high = config.threshold_bounds
     if low <= threshold < high:
         return
-    cause = (
-        f"the {percentile}th percentile of the retain rows' {config.statistic!r} statistic is"
-        if percentile is not None
-        else "it is"
-    )
+    if percentile is None:
+        raise GuardrailError(
+            f"threshold={threshold}: expected a number in [{low}, {high}), the range of the statistic "
+            f"{config.statistic!r}. Pass one inside it."
+        )
     raise GuardrailError(
-        f"threshold={threshold}: {cause} outside [{low}, {high}). The features are active on nearly all tokens. Pass "
-        "more or other retain text, fewer features (num_features), or a threshold."
+        f"threshold={threshold}: the {percentile}th percentile of the retain rows' {config.statistic!r} statistic is "
+        f"outside [{low}, {high}). The features are nearly always active. Pass more or other retain text, fewer "
+        "features (num_features)."
     )
 
 

@@ -84,7 +84,7 @@ def _topic(auroc: float) -> str:
 
 
 def _short(short: float, auroc: float) -> str:
-    words = "as well" if short >= min(GOOD, auroc - 0.03) else "less well" if short >= FAIR else "badly"
+    words = "badly" if short < FAIR else "as well" if short >= min(GOOD, auroc - 0.03) else "less well"
     return f"Short text, a row's first words: separated {words} (AUROC {short:.3f})."
 
 
