@@ -80,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
     _check_search(args)
     output = output_folder(args.output)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
+    sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     check_number(forget)
     check_differ(forget, retain, config.text_column)
     _name_duplicates(forget, retain, config.text_column)
-    sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     if args.search:
         assert forget is not None

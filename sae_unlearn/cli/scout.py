@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
     if forget is None or retain is None:
         raise UnlearnError("--forget and --retain are both needed; give texts of the topic and other texts.")
-    check_differ(forget, retain, config.text_column)
     if args.picture:
         picture_file(args.picture)
     saes = [load_sae(name, model=args.model) for name in args.saes]
+    check_differ(forget, retain, config.text_column)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     found = scout(model, tokenizer, forget, retain, saes, config=config)
     names = ["raw probe"] * (len(found.scores) - len(args.saes)) + args.saes

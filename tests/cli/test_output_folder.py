@@ -21,7 +21,7 @@ def calls(parts):
     model, sae, text = (str(parts / name) for name in ("model", "sae", "forget.txt"))
     people = str(parts / "people.json")
     return {
-        "fit": ["--model", model, "--sae", sae, "--forget", text, "--retain", text],
+        "fit": ["--model", model, "--sae", sae, "--forget", text, "--retain", str(parts / "retain.json")],
         "train": ["--model", model, "--sae", sae, "--targets", people, "--known", people, "--unknown", people],
         "evaluate": ["--model", model, "--forget", text],
         "audit": ["--model", model, "--adapter", sae, "--forget", people, "--retain", people],
