@@ -56,12 +56,12 @@ def prompts() -> list[str]:
     return found
 
 
-def answers(model: nn.Module, ids: list[list[int]], guarded: bool) -> list[dict[str, Any]]:
+def answers(model: nn.Module, ids: list[list[int]], guarded: bool, tokens: int = TOKENS) -> list[dict[str, Any]]:
     """What `generate()` answers to each prompt alone: its tokens, and the record if the model is guarded."""
     found = []
     for row in ids:
         inputs = torch.tensor([row])
-        options = {"attention_mask": torch.ones_like(inputs), "max_new_tokens": TOKENS, "do_sample": False}
+        options = {"attention_mask": torch.ones_like(inputs), "max_new_tokens": tokens, "do_sample": False}
         with torch.inference_mode():
             if guarded:
                 with record_firings(model) as firings:
