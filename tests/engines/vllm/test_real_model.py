@@ -1,7 +1,8 @@
 """The demo's guardrail on the real Gemma 3 270M inside vLLM: tokens and records are those of `generate()`.
 
 Its config is the one in `model_cards`, its weights are rows of the demo's SAE; all features have one dose, and the gate
-judges prefixes, as in a service.
+judges prefixes, as in a service. One engine computes prompts in pieces and takes prefixes from its cache; the cache of
+another is too small.
 """
 
 import json
@@ -67,3 +68,7 @@ def test_pieces_of_64_tokens_and_cached_prefixes(reference):
     found = check(reference, "prefix")
     assert found["passes"]["pieces"] > 20
     assert found["runs"][1]["cached_tokens"] > found["runs"][0]["cached_tokens"]
+
+
+def test_preempted_prompts(reference):
+    assert check(reference, "preempted")["passes"]["resumed"] > 0
