@@ -38,8 +38,8 @@ def check_threshold(threshold: float, config: ConfigFields, percentile: float | 
         )
     raise GuardrailError(
         f"threshold={threshold}: the {percentile}th percentile of the retain rows' {config.statistic!r} statistic is "
-        f"outside [{low}, {high}). The features are nearly always active. Pass more or other retain text, fewer "
-        "features (num_features)."
+        f"outside [{low}, {high}). The features are nearly always active. Pass more or other retain text, or "
+        "fewer features (num_features)."
     )
 
 
