@@ -63,7 +63,7 @@ BAD = {
     "silent sae": ({"sae": silent_sae()}, "SAE is silent on .* forget text"),
     "features on all retain text": (
         {"sae": ever_active_sae(), "ratio_percentile": 0.0, "num_features": 200, "min_tokens": 1, "evidence": "any"},
-        r"threshold=1.0.*more or other retain text, fewer features",
+        r"threshold=1.0.*more or other retain text, or fewer features",
     ),
     "threshold too high": ({"threshold": 1.0}, r"threshold=1.0 is outside \[0.0, 1.0\)"),
     "threshold negative": ({"threshold": -0.5}, "threshold=-0.5"),
