@@ -11,6 +11,7 @@ import pytest
 import transformers
 from packaging.version import Version
 from transformers.cache_utils import DynamicLayer
+from transformers.generation.continuous_batching import cache as paged_cache
 from transformers.integrations import peft as integration
 
 
@@ -33,3 +34,11 @@ dynamic_caches_are_emptied = pytest.mark.xfail(
     strict=True,
 )
 """For tests that use a `DynamicCache` again after its `reset`."""
+
+multimodal_models_are_batched = pytest.mark.xfail(
+    hasattr(paged_cache, "find_num_kv_heads"),
+    reason=f"transformers {transformers.__version__}: generate_batch looks for the heads in the config of all modalities",
+    raises=ValueError,
+    strict=True,
+)
+"""For tests of `generate_batch` on a model of text and images."""

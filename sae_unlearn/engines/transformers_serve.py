@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.argv = ["transformers", "serve", args.model, *rest]
         run()
     except UnlearnError as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
+        sys.exit(f"{parser.prog}: {error}")
 
 
 def _command() -> Callable[[], None]:

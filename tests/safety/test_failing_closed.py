@@ -25,7 +25,7 @@ def test_a_cache_that_it_has_not_seen_stops_the_call():
         model(input_ids=IDS, **with_cache(model, cache))
     with pytest.raises(GuardrailNotReady, match=r"cache .* 12 .*'default' \(layer 1\).* 0:"):
         model(input_ids=IDS[:, :1], **with_cache(model, cache))
-    with pytest.raises(GuardrailUnsupported, match=r"^cache: .*tuple"):
+    with pytest.raises(GuardrailUnsupported, match=r"^(cache|past_key_values): .*tuple"):
         model(input_ids=IDS[:, :1], **with_cache(model, ((torch.zeros(1), torch.zeros(1)),)))
 
 

@@ -49,7 +49,7 @@ def test_a_recurrent_cache_goes_on_token_by_token_and_refuses_several_at_once():
         expected = model(input_ids=ids).logits
     with record_firings(model) as parts, torch.no_grad():
         out = model(input_ids=ids[:, :5], use_cache=True)
-        with pytest.raises(GuardrailUnsupported, match=r"^cache: .*recurrent"):
+        with pytest.raises(GuardrailUnsupported, match=r"^(cache|past_key_values): .*recurrent"):
             model(input_ids=ids[:, 5:], use_cache=True, **with_cache(model, cache_of(out)))
         for token in ids[:, 5:].split(1, dim=1):
             out = model(input_ids=token, use_cache=True, **with_cache(model, cache_of(out)))

@@ -18,6 +18,7 @@ from continuous import (
 )
 from served import expected, prompts, save_guardrail, save_model
 from transformers import AutoModelForCausalLM
+from upstream import multimodal_models_are_batched
 
 from sae_unlearn import attach_guardrail, detach_guardrail, record_firings
 from sae_unlearn.errors import GuardrailUnsupported
@@ -59,6 +60,7 @@ def test_mixtures_of_experts(tiny, name):
     check(tiny, name, [save_guardrail(tiny, save_model(tiny, name), f"{name}-guard")])
 
 
+@multimodal_models_are_batched
 def test_text_of_a_multimodal_model(tiny):
     """Its text backbone gets embeddings in the place of token ids."""
     text = transformers.AutoConfig.from_pretrained(tiny / "gemma3").to_dict()
