@@ -37,7 +37,7 @@ dynamic_caches_are_emptied = pytest.mark.xfail(
 
 multimodal_models_are_batched = pytest.mark.xfail(
     hasattr(paged_cache, "find_num_kv_heads"),
-    reason=f"transformers {transformers.__version__}: generate_batch looks for the heads in the config of all modalities",
+    reason=f"transformers {transformers.__version__}: generate_batch looks for heads in the whole config",
     raises=ValueError,
     strict=True,
 )
