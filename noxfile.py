@@ -2,7 +2,7 @@
 
     nox -l                     list the sessions
     nox -s lint types          without tests
-    nox -s fast                the fast tier: about four minutes on two cores
+    nox -s fast                the fast tier: under two minutes on two cores
     nox -s tests -- -k gate    arguments after -- go to pytest
 
 Sessions that need the whole package share one environment, `.nox/project`, since it takes gigabytes.
