@@ -29,7 +29,7 @@ class Reading(NamedTuple):
         statistics (Tensor): Statistic of each row `[batch]`.
         hot_activations (Tensor): Activations of the guarded features at hot tokens `[hot tokens, N]`.
         hot_norms (Tensor): Norms of the residual stream at hot tokens `[hot tokens]`.
-        hits (Tensor): How hot each token is, `[batch, seq]`; see `gate.hits_of`.
+        hits (Tensor): How hot each token is, `[batch, seq]`; see `gate.decision.hits_of`.
         counted (Tensor): The counted tokens, `[batch, seq]` bool.
         ends (Tensor or None): The tokens that end a message, `[batch, seq]` bool.
     """

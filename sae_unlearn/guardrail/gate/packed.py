@@ -94,7 +94,7 @@ def decide(
     """Judge the tokens of one forward pass.
 
     Args:
-        hot (Tensor): `[T]`, from `gate.hits_of`.
+        hot (Tensor): `[T]`, from `gate.decision.hits_of`.
         counted (Tensor): `[T]` bool.
         config (SAEGuardrailConfig): Names the statistic, its constants and the threshold.
         rows (Rows): The rows of the list.
@@ -219,7 +219,7 @@ def _by_message(
     rows: Rows,
     before: tuple[Tensor, ...] | list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the statistic with messages and its state, as `gate.by_message`; `[T]` each."""
+    """Return the statistic with messages and its state, as `gate.message_statistic.by_message`; `[T]` each."""
     at = torch.arange(len(ends), device=ends.device)
     latest = torch.where(ends, at, -1).cummax(dim=0).values  # the last boundary in the list up to each token
     ended_here = latest >= rows.start[rows.of_token]
