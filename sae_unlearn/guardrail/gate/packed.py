@@ -219,7 +219,7 @@ def _by_message(
     rows: Rows,
     before: tuple[Tensor, ...] | list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the statistic with messages and its state, as `gate.message_statistic.by_message`; `[T]` each."""
+    """Return the statistic with messages and its state, as `by_message`; `[T]` each."""
     at = torch.arange(len(ends), device=ends.device)
     latest = torch.where(ends, at, -1).cummax(dim=0).values  # the last boundary in the list up to each token
     ended_here = latest >= rows.start[rows.of_token]
