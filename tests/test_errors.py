@@ -1,4 +1,4 @@
-"""Errors that the package raises are those of `sae_unlearn.errors`, but for what Python defines for the case."""
+"""Errors that the package raises are those of `sae_unlearn.errors`, except what Python defines for the case."""
 
 import ast
 import builtins

@@ -11,8 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import bare_model, input_embeddings
 from sae_unlearn.errors import as_guardrail_error
-from sae_unlearn.guardrail.check import findings as check_findings
-from sae_unlearn.guardrail.check.findings import CheckReport, Finding
+from sae_unlearn.guardrail.check.findings import (
+    CheckReport,
+    Finding,
+    apart,
+    belonging,
+    dose,
+    fires,
+    message,
+    not_measured,
+    same_as_recorded,
+    stays_quiet,
+)
 from sae_unlearn.guardrail.check.probe import stored_probe
 from sae_unlearn.guardrail.fit.dose import EditMoments
 from sae_unlearn.guardrail.gate.offline import content_tokens, read_batch, rows_as_fitted, unguarded_residuals
@@ -80,7 +90,7 @@ def check_guardrail(
         local_files_only=local_files_only,
     ).artefact()
     config, bare = artefact.config, bare_model(model)
-    belongs = check_findings.belonging(config, bare)
+    belongs = belonging(config, bare)
     if belongs.subject == "shape":
         return CheckReport((belongs,))  # nothing can be measured on a model of another shape
     findings = [belongs]
@@ -95,19 +105,19 @@ def check_guardrail(
     for role, corpus in (("forget", forget), ("retain", retain)):
         rows = probe.get(role, []) if corpus is None else rows_as_fitted(corpus, tokenizer, role, config, text_column)
         if not rows:
-            findings.append(check_findings.not_measured(role))
+            findings.append(not_measured(role))
             continue
         measured[role] = _measure(artefact, bare, rows, batch_size)
         statistics = measured[role].statistics
         if corpus is None:
-            findings.append(check_findings.same_as_recorded(role, statistics, config))
+            findings.append(same_as_recorded(role, statistics, config))
         else:
-            judge = check_findings.fires if role == "forget" else check_findings.stays_quiet
+            judge = fires if role == "forget" else stays_quiet
             findings.append(judge(statistics, config))
     if forget is not None and retain is not None:  # two stored rows are too few to compare
-        findings.append(check_findings.apart(measured["forget"].statistics, measured["retain"].statistics))
-    findings += check_findings.message(config, tokenizer)
-    findings += check_findings.dose(config, _edit_size(measured, artefact.tensors["decoder.clamp"]))
+        findings.append(apart(measured["forget"].statistics, measured["retain"].statistics))
+    findings += message(config, tokenizer)
+    findings += dose(config, _edit_size(measured, artefact.tensors["decoder.clamp"]))
     findings += [Finding("fit", "warning", text) for text in fit_warnings(config.calibration or {})]
     return CheckReport(tuple(findings))
 

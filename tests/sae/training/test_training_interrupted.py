@@ -18,7 +18,7 @@ PLAN = TrainingPlan(layer=1, d_in=8, d_sae=16, l0=4, rows=40, tokens=400, steps=
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Trains in one folder, at most so many steps, and returns the weights and the number of steps."""
+    """Trains in one folder, at most a number of steps, and returns the weights and the number of steps."""
     oracle("sae_lens")
     from sae_lens.training.sae_trainer import SAETrainer
 
