@@ -12,7 +12,13 @@ TARGETS = ["q_proj", "down_proj"]
 
 
 def lora_config(**kwargs):
-    return LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM", **kwargs)
+    fields = {"target_modules": TARGETS} | kwargs
+    return LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **fields)
+
+
+def query_lora(**kwargs):
+    """A LoRA on one matrix of each layer."""
+    return lora_config(target_modules=["q_proj"], **kwargs)
 
 
 def loaded(model):

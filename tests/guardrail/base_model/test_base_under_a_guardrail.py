@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
+from peft_folders import query_lora
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 from zoo import base_model, guarded, logits_of, random_sae, token_ids
@@ -18,10 +19,6 @@ from sae_unlearn.guardrail.runtime.hooks import ModelHooks, hooks_of
 
 
 IDS = token_ids(8, 12)
-
-
-def lora_config(**fields):
-    return LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **fields)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +122,7 @@ def test_what_a_lora_trains_is_left_to_it(folder, fields):
 
 
 def lora_of(fields):
-    config = lora_config(**fields)
+    config = query_lora(**fields)
     if "bias" in fields:
         config.target_modules = {"c_attn"}
     return config
@@ -237,7 +234,7 @@ def test_what_is_no_training_does_not_warn(change, folder, tmp_path):
 
 
 def merged(folder):
-    model = get_peft_model(base_model("llama"), lora_config())
+    model = get_peft_model(base_model("llama"), query_lora())
     return attach_guardrail(model, folder).eval().merge_and_unload()
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
+from peft_folders import query_lora
 from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import GuardrailError, attach_guardrail, guardrail_status
@@ -11,16 +12,12 @@ from sae_unlearn import GuardrailError, attach_guardrail, guardrail_status
 IDS = token_ids(8, 12)
 
 
-def lora_config(**fields):
-    return LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **fields)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("order")
     guarded("llama").save_pretrained(root / "guard")
     torch.manual_seed(0)
-    get_peft_model(base_model("llama"), lora_config(modules_to_save=["lm_head"])).save_pretrained(root / "lora")
+    get_peft_model(base_model("llama"), query_lora(modules_to_save=["lm_head"])).save_pretrained(root / "lora")
     return root
 
 
@@ -41,7 +38,7 @@ def from_pretrained_named(model, folders):
 
 
 def fresh(model, folders):
-    get_peft_model(model, lora_config(), adapter_name="lora")
+    get_peft_model(model, query_lora(), adapter_name="lora")
 
 
 def fresh_ia3(model, folders):
@@ -73,7 +70,7 @@ def test_load_adapter_and_add_adapter_say_so_too(folders):
     with pytest.raises(GuardrailError, match=r"^adapter '(default|lora)': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
         model.load_adapter(folders / "lora", "lora")
     with pytest.raises(GuardrailError, match=r"^adapter '(default|lora)': .*(LORA|IA3).*`attach_guardrail\(PeftModel"):
-        model.add_adapter("lora", lora_config())
+        model.add_adapter("lora", query_lora())
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits_of(model, IDS), before)
 

@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
+from peft_folders import query_lora
 from zoo import EOS, base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import attach_guardrail, enable_guardrails, guardrail_status, list_guardrails
@@ -16,10 +17,6 @@ from sae_unlearn.guardrail import guard_layers
 
 
 IDS = token_ids(8, 12)
-
-
-def lora_config(**fields):
-    return LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **fields)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def guard_alone():
 
 @pytest.fixture
 def both(folder):
-    return attach_guardrail(get_peft_model(base_model("llama"), lora_config()), folder).eval()
+    return attach_guardrail(get_peft_model(base_model("llama"), query_lora()), folder).eval()
 
 
 def merged_layers(model):
@@ -51,7 +48,7 @@ def merged_layers(model):
 def test_a_refusal_is_written_in_a_plain_forward_pass_beside_a_lora(tmp_path):
     """PEFT 0.20 would call the model's `forward`, past the hooks that write it."""
     guarded("llama", action="refuse", refusal="w5", refusal_ids=[5, EOS], threshold=0.0).save_pretrained(tmp_path)
-    model = attach_guardrail(get_peft_model(base_model("llama"), lora_config()), tmp_path).eval()
+    model = attach_guardrail(get_peft_model(base_model("llama"), query_lora()), tmp_path).eval()
     assert logits_of(model, IDS)[:, -1].argmax(-1).tolist() == [5] * len(IDS)
 
 
@@ -117,7 +114,7 @@ def test_bypassed_guardrails_stay_bypassed_whatever_the_lora_does(both, plain):
 
 
 def test_attaching_and_switching_a_guardrail_leaves_the_modules_that_a_lora_trains_whole(folder):
-    model = get_peft_model(base_model("llama"), lora_config(modules_to_save=["lm_head"])).eval()
+    model = get_peft_model(base_model("llama"), query_lora(modules_to_save=["lm_head"])).eval()
     with torch.no_grad():
         model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(3)
     expected = logits_of(model, IDS)
