@@ -23,6 +23,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 from benchmarks.serving.kept import run_or_write
 from benchmarks.serving.reference import FIELDS, TOKENS
 from benchmarks.serving.scenarios import ON_A_GPU, SCENARIOS, Scenario
+from sae_unlearn.engines.request_ids import vllm_requests
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_equality.json"
@@ -106,7 +107,7 @@ def compare(reference: dict[str, Any], adapter: str, outputs: list[Any], ranks: 
             differing.append(number)
         if adapter == "none":
             continue
-        own = [by[adapter] for rank in ranks for name, by in rank.items() if belongs(name, output.request_id)]
+        own = [rank[name][adapter] for rank in ranks for name in vllm_requests(rank, output.request_id)]
         expected = [wanted["record"][field] for field in FIELDS]
         records += bool(own) and all([record[field] for field in FIELDS] == expected for record in own)
         fired += wanted["record"]["fired"]
@@ -119,12 +120,6 @@ def compare(reference: dict[str, Any], adapter: str, outputs: list[Any], ranks: 
         "changed": changed,
         "differ": differing,
     }
-
-
-def belongs(found: str, request: str) -> bool:
-    """Whether a request of a worker is `request`: vLLM adds a random end, and a number in front for each sample."""
-    first = found.split("-")[0]
-    return first == request or first.endswith(f"_{request}")
 
 
 def _lora(folder: Path) -> Any:

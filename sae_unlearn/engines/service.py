@@ -273,10 +273,10 @@ def _in_prompt(question: Question, record: dict[str, Any], config: SAEGuardrailC
 
 def _says(config: SAEGuardrailConfig, text: str, ids: list[int] | None) -> bool:
     """Return whether an answer begins with the refusal."""
-    message = list(config.refusal_ids or ())[:_TOKENS]
+    message, words = list(config.refusal_ids or ())[:_TOKENS], text.strip()[:40]
     if isinstance(ids, list):
-        return ids[: len(message)] == message[: len(ids)]
-    return bool(config.refusal) and str(config.refusal).startswith(text.strip()[:40])
+        return bool(ids) and ids[: len(message)] == message[: len(ids)]
+    return bool(words) and str(config.refusal or "").startswith(words)
 
 
 def _rate(role: str, fired: int, count: int, stored: bool) -> Finding:

@@ -31,6 +31,7 @@ from torch import nn
 from sae_unlearn.engines.attached_check import check_attached
 from sae_unlearn.engines.counts import Counts
 from sae_unlearn.engines.prometheus import GuardrailCollector
+from sae_unlearn.engines.request_ids import transformers_requests
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported, UnlearnError
 from sae_unlearn.guardrail.attach import attach_guardrail
 from sae_unlearn.guardrail.config_parts.layout import CONFIG_LIMIT, CONFIG_NAME, SEALS
@@ -142,7 +143,8 @@ class GuardedServing:
 
     def records(self, request_id: str = "", limit: int = 100) -> dict[str, Any]:
         """Return what `GET /sae_guardrail/records` answers: by request and guardrail, the fields of `Firing`."""
-        names = [name for name in list(self._records) if name.startswith(request_id)]
+        known = list(self._records)
+        names = transformers_requests(known, request_id) if request_id else known
         return {name: self._records[name] for name in names[-limit:]} if limit > 0 else {}
 
     def metrics(self) -> Any:

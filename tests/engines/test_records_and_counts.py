@@ -10,7 +10,7 @@ import zoo
 from sae_unlearn import GuardrailError
 from sae_unlearn.engines.counts import SECONDS, Counts
 from sae_unlearn.engines.vllm import records as module
-from sae_unlearn.engines.vllm.records import CHECK, Records
+from sae_unlearn.engines.vllm.records import Records
 from sae_unlearn.guardrail.gate.decision import State
 
 
@@ -37,9 +37,10 @@ def three():
     return found
 
 
-def test_records_are_found_by_the_beginning_of_an_id_and_stay(three):
+def test_records_are_found_by_their_id_and_stay(three):
     for _ in range(2):
         assert list(three.find("a")) == ["a-1"]
+        assert not three.find("a-")
         assert list(three.find()) == ["a-1", "b-2", "c-3"]
     three.end(["a-1", "c-3"])
     assert three.find("a")["a-1"]["guard"]["fired"]
@@ -58,11 +59,15 @@ def test_requests_are_counted_at_their_end_if_the_guardrail_was_on(three):
 
 def test_the_servers_own_check_is_recorded_and_not_counted(tmp_path):
     found = Records(str(tmp_path / "log"))
-    found.note(f"{CHECK}-guard-0-xy", "guard", config(), states(), 0)
-    found.end([f"{CHECK}-guard-0-xy"])
-    assert len(found.find(CHECK)) == 1
-    assert found.counts.guardrails == {}
-    assert (tmp_path / "log").read_text() == ""
+    found.expect_check("check-secret")
+    for name in ("check-secret-0-1-0123abcd", "check-other-0-1-0123abcd"):  # the second of a client
+        found.note(name, "guard", config(), states(), 0)
+        found.end([name])
+    assert list(found.find("check-secret-0-1")) == ["check-secret-0-1-0123abcd"]
+    assert list(found.find()) == ["check-other-0-1-0123abcd"]
+    assert found.counts.guardrails["guard"]["requests"] == 1
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert json.loads(line)["request"] == "check-other-0-1-0123abcd"
 
 
 def test_memory_is_bounded(monkeypatch):

@@ -76,9 +76,10 @@ def test_a_refusal_must_be_the_answer(start, check):
     server.answer_ids = [*MESSAGE, 3]
     code, out = check(server, "refuse")
     assert (code, "forget 1: Refused" in out) == (0, True), out
-    server.answer_ids = [1, 2, 3]
-    code, out = check(server, "refuse")
-    assert (code, "the answer is not the refusal" in out) == (1, True), out
+    for wrong in ([1, 2, 3], []):
+        server.answer_ids = wrong
+        code, out = check(server, "refuse")
+        assert (code, "the answer is not the refusal" in out) == (1, True), out
 
 
 def test_own_texts_are_sent_as_the_guardrail_was_fitted(start, check, tmp_path, monkeypatch):

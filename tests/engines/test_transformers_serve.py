@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from importlib.util import find_spec
 
 import pytest
@@ -21,6 +22,7 @@ from sae_unlearn.cli.main import main
 from sae_unlearn.engines.probe_check import NO_PROBE
 from sae_unlearn.engines.transformers_serve import GuardedServing
 from sae_unlearn.errors import GuardrailError, UnlearnError
+from sae_unlearn.guardrail.runtime.firing import Firing
 
 
 ROWS = prompts(6, longest=100)
@@ -149,6 +151,18 @@ def test_damaged_folders_and_equal_names_are_refused(tiny):
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
     with pytest.raises(GuardrailError, match=r"/damaged.*weights_sha256"):
         GuardedServing([str(damaged)])
+
+
+def test_a_record_is_found_by_the_id_of_its_answer_alone(tiny):
+    serving = GuardedServing([str(tiny / "guard")])
+    firing = Firing(*[0] * len(fields(Firing)))
+    for request in ("req_1", "req_10", "req_1__child#0", "req_1x"):
+        serving._keep(replace(firing, adapter="guard", request=request))
+    assert list(serving.records("req_1")) == list(serving.records("resp_req_1")) == ["req_1", "req_1__child#0"]
+    assert list(serving.records("req_10")) == ["req_10"]
+    assert serving.records("req") == serving.records("q_1") == {}
+    assert len(serving.records()) == 4
+    assert list(serving.records(limit=1)) == ["req_1x"]
 
 
 def test_guardrails_are_tested_when_they_are_attached(tiny):

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_unlearn import attach_guardrail, record_firings
 from sae_unlearn.backbone.identity import fingerprint
+from sae_unlearn.engines.request_ids import vllm_requests
 
 
 # Before vllm is imported: engines in this process, a small cache, no binding of threads.
@@ -169,7 +170,7 @@ class Engine:
         records = self.records()
         found = []
         for output in outputs:
-            own = [by for request, by in records.items() if belongs(request, output.request_id)]
+            own = [records[name] for name in vllm_requests(records, output.request_id)]
             read = {name: tuple(r[k] for k in FIELDS) for by in own for name, r in by.items()}
             found.append((list(output.outputs[0].token_ids), read))
         return found, outputs
@@ -187,13 +188,6 @@ class Engine:
 
 
 FIELDS = ("fired", "at_token", "evidence", "tokens")
-
-
-def belongs(found, request):
-    """Whether a request id of a worker is that of `request`: vLLM adds a random end, and `0_` for the first sample."""
-    return (
-        found == request or found.startswith(f"{request}-") or f"_{request}-" in found or found.endswith(f"_{request}")
-    )
 
 
 @contextmanager

@@ -30,6 +30,10 @@ class GuardrailWorker:
         """Return records without removing them, see `Records.find`. Called by `collective_rpc`."""
         return self.sae_guardrail.records.find(request, limit)
 
+    def sae_guardrail_expect_check(self, own: str) -> None:
+        """Name the server's own test requests, see `Records.expect_check`. Called by `collective_rpc`."""
+        self.sae_guardrail.records.expect_check(own)
+
     def sae_guardrail_counts(self) -> dict[str, Any]:
         """Return the counts since the start, see `Counts`. Called by `collective_rpc`."""
         return self.sae_guardrail.counts.snapshot()

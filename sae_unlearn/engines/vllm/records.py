@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sae_unlearn.engines.counts import Counts
+from sae_unlearn.engines.request_ids import vllm_requests
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.runtime.firing import check_sink, firing_of
 
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 MOST_KEPT = 10_000
 """Number of records of ended requests that are kept; the oldest are dropped first."""
-
-CHECK = "sae_guardrail-check"
-"""Prefix of the ids of a server's own test requests, which are neither logged nor counted."""
 
 
 class _Last(NamedTuple):
@@ -52,6 +50,17 @@ class Records:
         self.counts = counts or Counts()
         self._running: dict[str, dict[str, _Last]] = {}
         self._ended: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._own: str | None = None
+
+    def expect_check(self, own: str) -> None:
+        """Neither log, count nor list the server's own test requests, whose ids begin with `own`.
+
+        It must be a secret of the server: clients choose ids, too.
+        """
+        self._own = own
+
+    def _is_own(self, request: str) -> bool:
+        return self._own is not None and request.startswith(self._own)
 
     def note(
         self, request: str, name: str, config: SAEGuardrailConfig, states: Tensor, token: int, enabled: bool = True
@@ -74,7 +83,7 @@ class Records:
             record = self._ended[request] = _read(last)
             while len(self._ended) > MOST_KEPT:
                 self._ended.popitem(last=False)
-            if request.startswith(CHECK):
+            if self._is_own(request):
                 continue
             for name, found in record.items():
                 if found["enabled"]:
@@ -96,12 +105,12 @@ class Records:
         """Return the records of running and ended requests, the newest `limit`, without removing them.
 
         Args:
-            request (str, *optional*, defaults to ""): The beginning of the requests' ids. vLLM adds random letters.
+            request (str, *optional*, defaults to ""): The id of an answer, see `vllm_requests`. "" means all.
             limit (int, *optional*, defaults to 100): Largest number of records.
         """
-        ended = [name for name in self._ended if name.startswith(request)]
-        running = [name for name in self._running if name.startswith(request)]
-        names = [*ended, *running][-limit:] if limit > 0 else []
+        known = [*self._ended, *self._running]
+        found = vllm_requests(known, request) if request else [name for name in known if not self._is_own(name)]
+        names = found[-limit:] if limit > 0 else []
         return {name: _read(self._running[name]) if name in self._running else self._ended[name] for name in names}
 
     def take(self) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Check of a running engine by the probes of its guardrails, before a server takes traffic."""
 
+import secrets
 from typing import Any
 
 from sae_unlearn.engines.probe_check import finding, rows_to_test
-from sae_unlearn.engines.vllm.records import CHECK
 from sae_unlearn.engines.vllm.settings import KEY, Settings
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.check.probe import ProbeRow
@@ -40,16 +40,19 @@ async def check_engine_client(client: Any, settings: Settings) -> list[str]:
     vocabulary = int(client.vllm_config.model_config.get_vocab_size())
     configs = [GuardrailFolder.open(path).config() for path in settings.paths]
     first = min(config.layer for config in configs)
-    found = []
+    own = f"sae_guardrail-check-{secrets.token_hex(16)}"
+    await client.collective_rpc("sae_guardrail_expect_check", args=(own,))
+    found: list[str] = []
     for name, config in zip(settings.names, configs, strict=True):
         unedited = settings.per_request or config.layer == first
         rows = rows_to_test(config, vocabulary, limit)
-        fired = [await _fires(client, name, number, row, settings) for number, row in enumerate(rows)]
+        ids = [f"{own}-{len(found)}-{number}" for number in range(len(rows))]
+        fired = [await _fires(client, name, request, row, settings) for request, row in zip(ids, rows, strict=True)]
         found.append(finding(name, rows, fired, unedited))
     return found
 
 
-async def _fires(client: Any, name: str, number: int, row: ProbeRow, settings: Settings) -> bool:
+async def _fires(client: Any, name: str, request: str, row: ProbeRow, settings: Settings) -> bool:
     """Return whether the guardrail fired on a row.
 
     Raises:
@@ -57,7 +60,6 @@ async def _fires(client: Any, name: str, number: int, row: ProbeRow, settings: S
     """
     from vllm import SamplingParams
 
-    request = f"{CHECK}-{name}-{number}-"
     extra = {KEY: name} if settings.per_request else None
     params = SamplingParams(temperature=0, max_tokens=1, detokenize=False, extra_args=extra)
     async for _ in client.generate({"prompt_token_ids": row.ids}, params, request):

@@ -58,6 +58,7 @@ class WorkerGuards:
         worker.sae_guardrail = self
         worker.sae_guardrail_ready, worker.sae_guardrail_records = self.ready, self.records.take
         worker.sae_guardrail_find, worker.sae_guardrail_counts = self.records.find, self.counts.snapshot
+        worker.sae_guardrail_expect_check = self.records.expect_check
         worker.load_model = _then(worker.load_model, self._place)
         worker.initialize_from_config = _then(worker.initialize_from_config, self._allocate)
         worker.execute_model = functools.partial(self._execute, worker.execute_model)

@@ -1,7 +1,9 @@
 """Two workers, each with half of every matrix, in processes of their own."""
 
 import pytest
-from served import FIELDS, PARAMS, Engine, belongs, expected, prompts
+from served import FIELDS, PARAMS, Engine, expected, prompts
+
+from sae_unlearn.engines.request_ids import vllm_requests
 
 
 pytestmark = pytest.mark.slow
@@ -24,5 +26,5 @@ def test_two_workers_have_the_same_records(tiny):
     for output, (tokens, records) in zip(outputs, wanted, strict=True):
         assert list(output.outputs[0].token_ids) == tokens
         for rank in ranks:
-            (own,) = [by["guard"] for request, by in rank.items() if belongs(request, output.request_id)]
+            (own,) = [rank[name]["guard"] for name in vllm_requests(rank, output.request_id)]
             assert tuple(own[field] for field in FIELDS) == records["guard"]
