@@ -14,11 +14,11 @@ WITHOUT = {
     "engines/vllm/test_http.py": "starts a server",
     "engines/vllm/test_tensor_parallel.py": "starts an engine of two processes",
     "evaluation/test_evaluate_device_map.py": "writes a model to disk and evaluates it",
-    "guardrail/architectures/test_naive_gates.py": "searches rows on which a naive gate goes wrong",
+    "guardrail/runtime/test_naive_gates.py": "searches rows on which a naive gate goes wrong",
     "guardrail/base_model/test_tensor_parallel_refused.py": "starts two processes",
     "guardrail/fit/test_fit_processes.py": "starts processes that import torch, 5 s of CPU each",
     "guardrail/kernels/test_peak_memory.py": "starts processes whose memory is measured",
-    "sae/training/test_demo_script.py": "runs a script in a process of its own",
+    "examples/test_demo_script.py": "runs a script in a process of its own",
     "sae/training/test_sae_in_processes.py": "starts two processes that train",
 }
 SLOWER = {"pytest.mark.slow", "pytest.mark.nightly"}

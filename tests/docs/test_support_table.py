@@ -19,8 +19,8 @@ VLLM_HTTP = "engines/vllm/test_http.py"
 BATCHING = "guardrail/runtime/test_continuous_batching.py"
 BATCHING_REFUSES = "guardrail/runtime/test_batching_fails_closed.py"
 SERVER = "engines/test_transformers_serve.py"
-COMMAND = "engines/test_serve_command.py"
-MODES = "guardrail/architectures/test_modes.py"
+COMMAND = "cli/test_serve_command.py"
+MODES = "guardrail/runtime/test_architecture_modes.py"
 SPLIT = "guardrail/base_model/test_tensor_parallel_refused.py"
 
 TESTED = {
@@ -47,7 +47,7 @@ TESTED = {
         f"{IN_VLLM}: test_two_guardrails_at_one_layer_and_one_at_another; "
         f"{VLLM_HTTP}: test_it_was_checked_before_it_took_traffic",
         f"{BATCHING}: test_two_guardrails_at_one_layer_and_one_at_another; {SERVER}: test_answers_and_records",
-        "guardrail/test_several_at_a_time.py: test_two_guardrails_at_one_layer_add_their_edits; "
+        "guardrail/runtime/test_several_at_a_time.py: test_two_guardrails_at_one_layer_add_their_edits; "
         "guardrail/bundles/test_bundle.py: test_what_is_attached_is_what_was_saved",
     ),
     "choice by request": (
@@ -64,7 +64,7 @@ TESTED = {
     "speculative decoding": (
         "engines/vllm/test_drafts.py: test_drafts",
         "",
-        "guardrail/architectures/test_naive_gates.py: test_drafts_are_exact_where_state_on_the_module_is_not",
+        "guardrail/runtime/test_naive_gates.py: test_drafts_are_exact_where_state_on_the_module_is_not",
     ),
     "tensor parallel": (
         "engines/vllm/test_tensor_parallel.py: test_two_workers_have_the_same_records",
@@ -75,7 +75,7 @@ TESTED = {
     "text of a multimodal model": (
         "",
         f"{BATCHING}: test_text_of_a_multimodal_model",
-        "guardrail/test_embedded.py: test_special_tokens_are_not_counted test_a_refusal_is_told_to_its_end",
+        "guardrail/runtime/test_embedded.py: test_special_tokens_are_not_counted test_a_refusal_is_told_to_its_end",
     ),
     "CUDA graphs": (
         f"{VLLM_REFUSES}: test_settings_of_the_engine_are_refused_by_name; "

@@ -1,7 +1,7 @@
 """Bad input to every public function of the evaluation and the demo, and to every method of their classes: an error
 that names it, and never one from deep inside.
 
-A row is a call and words of the message that it has to raise; `tests/safety/test_bad_input.py` is of the package.
+A row is a call and words of the message that it has to raise; `tests/test_bad_input.py` is of the package.
 """
 
 import inspect

@@ -11,6 +11,15 @@ def usual():
     return fit()
 
 
+@pytest.fixture(scope="session")
+def expected():
+    """Logits with the guardrail, and without."""
+    from guarded_calls import logits
+    from zoo import base_model, guarded
+
+    return logits(guarded("llama")), logits(base_model("llama"))
+
+
 @pytest.fixture
 def by_operators(monkeypatch):
     """A function that leaves every step on the CPU to torch's operators from then on."""

@@ -13,15 +13,8 @@ from zoo import base_model, guarded, padded, token_ids, with_cache
 
 from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.guardrail.gate.decision import State
-from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.runtime.gate_history import GateHistory
 from sae_unlearn.guardrail.runtime.shown import SHOWN_AGAIN
-
-
-@pytest.fixture
-def by_operators(monkeypatch):
-    """A function that leaves every step on the CPU to torch's operators from then on."""
-    return lambda: monkeypatch.setattr(step_choice, "on_host", lambda hidden: False)
 
 
 SEQ = 12
