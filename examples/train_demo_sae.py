@@ -1,12 +1,12 @@
 """Train the SAE that the project ships for its demo model, and measure it.
 
-    export SAE_UNLEARN_DATA=FOLDER            # mmlu/ and wikitext2/, see demo_sae_texts.py
+    export SAE_UNLEARN_DATA=FOLDER            # mmlu/ and wikitext2/, see demo_sae/texts.py
     python train_demo_sae.py --packages FOLDER --work FOLDER --output FOLDER
     python train_demo_sae.py --packages FOLDER --work FOLDER --output FOLDER --model FOLDER_OR_ID --layer 15
 
 The second line does the same for another model.
 
-1. Texts: eleven sources (demo_sae_texts.py), cut into sequences of 128 tokens in one shuffled order, each of them
+1. Texts: eleven sources (demo_sae/texts.py), cut into sequences of 128 tokens in one shuffled order, each of them
    beginning with BOS if the model's tokenizer puts one there.
 2. Harvest: the outputs of decoder layer 9 (0-based; the forward pass stops there) go to disk as float32.
 3. Training: without first tokens and without outlier tokens (norm above twice the median), every dimension standardized
@@ -36,19 +36,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_sae_texts import SOURCES, held_out_texts, train_texts
-from torch.nn import functional as F
-from tqdm import tqdm
+from demo_sae.measures import SEQUENCE_LENGTH, held_out_activations, held_out_sequences, measure, rounding
+from demo_sae.texts import SOURCES, train_texts
 
 from sae_unlearn.cli.inputs import load_model
 from sae_unlearn.sae.training.folding import Standardization, folded, threshold_for
-from sae_unlearn.sae.training.harvest import OUTLIER_FACTOR, harvest, layer_outputs, usual_tokens
+from sae_unlearn.sae.training.harvest import harvest, usual_tokens
 from sae_unlearn.sae.training.plan import TrainingPlan
 from sae_unlearn.sae.training.rows import rows_of_texts
 from sae_unlearn.sae.training.trainer import train as train_weights
 
-
-SEQUENCE_LENGTH = 128
 
 logger = logging.getLogger("train_demo_sae")
 
@@ -143,129 +140,6 @@ def save(sae, folder: Path, dtype: torch.dtype, about: dict) -> None:
     config = json.loads(config_path.read_text())
     config["metadata"] |= about
     config_path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-# --- 5: measuring ----------------------------------------------------------------------------------------------
-
-
-def spliced_losses(model, layer: int, input_ids: torch.Tensor, replace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropies at every sixth position, with the layer's outputs but the first replaced by `replace(outputs)`.
-
-    Returns:
-        The losses `[batch, positions]` in nats and the outputs `[batch, seq, d_in]` as they were.
-    """
-    caught = []
-
-    def splice(module, args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        caught.append(hidden)
-        if replace is None:
-            return output
-        new = torch.cat([hidden[:, :1], replace(hidden[:, 1:])], dim=1)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    positions = torch.arange(1, input_ids.shape[1] - 1, 6)
-    handle = model.model.layers[layer].register_forward_hook(splice)
-    try:
-        with torch.no_grad():
-            last = model.model(input_ids, use_cache=False).last_hidden_state[:, positions]
-            logits = model.lm_head(last)
-    finally:
-        handle.remove()
-    losses = F.cross_entropy(logits.transpose(1, 2), input_ids[:, positions + 1], reduction="none")
-    return losses, caught[0]
-
-
-def held_out_sequences(tokenizer, args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Held-out sequences `[n, 128]` by domain, at most `--eval-sequences` of each."""
-    rows = {}
-    for name, documents in held_out_texts(args.data, args.packages).items():
-        documents = random.Random(1).sample(documents, len(documents))
-        rows[name] = rows_of_texts(tokenizer, documents, SEQUENCE_LENGTH, 127 * args.eval_sequences)
-    return rows
-
-
-def held_out_activations(model, layer: int, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sequences' layer outputs `[tokens, d_in]` without first tokens and outliers, by domain."""
-    flat = {}
-    for name, ids in tqdm(rows.items(), desc="held-out activations"):
-        flat[name] = torch.cat([outputs for _, outputs in layer_outputs(model, layer, ids, 16)]).flatten(0, 1)
-    median = torch.cat([x.norm(dim=-1) for x in flat.values()]).median()
-    return {name: x[x.norm(dim=-1) <= OUTLIER_FACTOR * median] for name, x in flat.items()}
-
-
-def measure(model, rows: dict, clean: dict, saes: dict, args: argparse.Namespace) -> dict[str, dict]:
-    """Quality of each SAE on held-out text, by domain: `{sae name: {domain: {figure: value}}}`.
-
-    Explained variance is `1 - |x - x'|^2 / |x - mean|^2`; standardized, every dimension is divided by its standard
-    deviation first. Loss recovered is `(mean-ablated - spliced) / (mean-ablated - loss)`; where the layer's output is
-    replaced, it is replaced on all tokens but the first, outliers included.
-    """
-    everything = torch.cat(list(clean.values()))
-    mean, scale = everything.mean(0), everything.std(0)
-
-    def figures(sae, x: torch.Tensor) -> dict:
-        features = torch.cat([sae.encode(part) for part in x.split(4096)])
-        error = sae.decode(features) - x
-        centred = x - x.mean(0)
-        return {
-            "tokens": len(x),
-            "explained_variance": round(float(1 - (error**2).sum() / (centred**2).sum()), 4),
-            "explained_variance_standardized": round(
-                float(1 - ((error / scale) ** 2).sum() / ((centred / scale) ** 2).sum()), 4
-            ),
-            "l0": round(float((features > 0).float().sum(-1).mean()), 2),
-        }
-
-    results: dict[str, dict] = {name: {} for name in saes}
-    for domain, ids in tqdm(rows.items(), desc="held-out losses"):
-        losses = {key: [] for key in ("base", "mean", *saes)}
-        for part in ids[: args.loss_sequences].split(8):
-            losses["base"].append(spliced_losses(model, args.layer, part, None)[0])
-            losses["mean"].append(spliced_losses(model, args.layer, part, mean.expand_as)[0])
-            for name, sae in saes.items():
-                losses[name].append(spliced_losses(model, args.layer, part, sae)[0])
-        ce = {key: float(torch.cat(parts).mean()) for key, parts in losses.items()}
-        for name, sae in saes.items():
-            results[name][domain] = figures(sae, clean[domain]) | {
-                "outlier_tokens_left_out": ids[:, 1:].numel() - len(clean[domain]),
-                "loss_positions": sum(part.numel() for part in losses["base"]),
-                "loss": round(ce["base"], 4),
-                "loss_spliced": round(ce[name], 4),
-                "loss_mean_ablated": round(ce["mean"], 4),
-                "loss_recovered": round((ce["mean"] - ce[name]) / (ce["mean"] - ce["base"]), 4),
-            }
-    for name, sae in saes.items():
-        domains = results[name]
-        total = figures(sae, everything)
-        weights = [row["loss_positions"] for row in domains.values()]
-        for key in ("loss", "loss_spliced", "loss_mean_ablated"):
-            pooled = np.average([row[key] for row in domains.values()], weights=weights)
-            total[key] = round(float(pooled), 4)
-        gap = total["loss_mean_ablated"] - total["loss"]
-        total["loss_recovered"] = round((total["loss_mean_ablated"] - total["loss_spliced"]) / gap, 4)
-        total["loss_positions"] = sum(weights)
-        fired = torch.stack([(sae.encode(part) > 0).any(0) for part in everything.split(4096)]).any(0)
-        total["features_that_never_fire"] = int((~fired).sum())
-        results[name] = {"all": total, **domains}
-    return results
-
-
-def rounding(stored: dict, x: torch.Tensor) -> dict[str, dict]:
-    """What storing W_enc and W_dec in 16 bits does to the SAE of `stored["float32"]`."""
-    x = x[torch.randperm(len(x))[:20_000]]
-    exact = stored["float32"].encode(x)
-    centred = ((x - x.mean(0)) ** 2).sum()
-    rows = {}
-    for name, sae in stored.items():
-        features = sae.encode(x)
-        both, either = (features > 0) & (exact > 0), (features > 0) | (exact > 0)
-        rows[name] = {
-            "l0": round(float((features > 0).float().sum(-1).mean()), 3),
-            "explained_variance": round(float(1 - ((sae.decode(features) - x) ** 2).sum() / centred), 5),
-            "features_in_common": round(float(both.sum() / either.sum()), 5),
-        }
-    return rows
 
 
 def main() -> None:

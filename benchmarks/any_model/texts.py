@@ -1,6 +1,6 @@
 """Texts of Debian packages: a topic (food and drink), other text, and a mix to train an SAE on.
 
-The packages are those of `examples/demo_sae_texts.py` without its two data sets, unpacked under one folder:
+The packages are those of `examples/demo_sae/texts.py` without its two data sets, unpacked under one folder:
 
     apt-get download wordnet-base dict-gcide anarchism r-cran-janeaustenr debian-handbook gnucash-docs \\
         python3.11-doc wesnoth-1.16-{did,httt,nr,sof,trow,utbs}
@@ -16,7 +16,7 @@ import json
 import random
 from pathlib import Path
 
-from examples.demo_sae_texts import SOURCES
+from examples.demo_sae.texts import SOURCES
 
 
 TOPIC = "13"  # number of the lexicographer file noun.food

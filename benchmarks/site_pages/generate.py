@@ -36,6 +36,7 @@ from . import (
     serving,
     serving_speed,
     speed,
+    speed_index,
     transcripts,
     windowed,
 )
@@ -61,6 +62,7 @@ MODULES = {
     "serving": serving,
     "serving_speed": serving_speed,
     "speed": speed,
+    "speed_index": speed_index,
     "transcripts": transcripts,
     "windowed": windowed,
 }

@@ -1,4 +1,4 @@
-"""The index tables: one row for each page, with its main figure."""
+"""The index table of `docs/evidence`: one row for each page, with its main figure."""
 
 from . import (
     alignment,
@@ -11,8 +11,6 @@ from . import (
     gates,
     models,
     serving,
-    serving_speed,
-    speed,
     windowed,
 )
 from .markdown_text import interval, number, table
@@ -42,26 +40,26 @@ def _forgetting() -> list[list[str]]:
     n = pooled["n"]
     total = len(forget.all_claims())
     return [
-        _row("demo", "the demo forgets its topic", *_demo(FACT), "sae-unlearn demo"),
-        _row("same-damage", more, *_cell(pooled["topic"]), n, baselines),
-        _row(
+        row("demo", "the demo forgets its topic", *_demo(FACT), "sae-unlearn demo"),
+        row("same-damage", more, *_cell(pooled["topic"]), n, baselines),
+        row(
             "same-damage-topics",
             "the same on each topic: astronomy",
             *_cell(astronomy["topic"]),
             _n(astronomy["fires"]),
             baselines,
         ),
-        _row(
+        row(
             "fourth-topic",
             "**does not hold** on a fourth topic; GradDiff there",
             *_cell(fresh["topic"]),
             _n(fresh_base["right, topic"]),
             baselines,
         ),
-        _row("trade-off", "forgetting against damage, curves", "picture", "", "", claims),
-        _row("paper-claims", "claims of the paper that hold", f"{forget.verdicts('holds')} of {total}", "", "", claims),
-        _row("paper-claims-tables", "**does not hold**: data efficiency", efficiency, "", n, claims),
-        _row("relearning", "share of forgetting left after relearning", left, "", n, claims),
+        row("trade-off", "forgetting against damage, curves", "picture", "", "", claims),
+        row("paper-claims", "claims of the paper that hold", f"{forget.verdicts('holds')} of {total}", "", "", claims),
+        row("paper-claims-tables", "**does not hold**: data efficiency", efficiency, "", n, claims),
+        row("relearning", "share of forgetting left after relearning", left, "", n, claims),
     ]
 
 
@@ -70,10 +68,10 @@ def _serving() -> list[list[str]]:
     batched = "answers of generate_batch equal to generate()"
     failing = "parts without which vLLM does not serve"
     return [
-        _row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "serving.equality"),
-        _row("serving-fails-closed", failing, str(serving.failing_parts()), "", "", "serving.fails_closed"),
-        _row("serving-transcript", "a server, word for word", "transcript", "", "", "serving.transcript"),
-        _row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "serving.batching"),
+        row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "serving.equality"),
+        row("serving-fails-closed", failing, str(serving.failing_parts()), "", "", "serving.fails_closed"),
+        row("serving-transcript", "a server, word for word", "transcript", "", "", "serving.transcript"),
+        row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "serving.batching"),
     ]
 
 
@@ -83,10 +81,10 @@ def _gate() -> list[list[str]]:
     diluted, stretches = gates.estimate_of("weighed, 40, ratio", 64), gates.wrapped_estimate(*STRETCHES)
     halves = gates.CONFORMAL.split(", ")[1]
     return [
-        _row(
+        row(
             "dilution", "default gate fires, 64 words around", *_share(diluted), gates.dilution_n(), "gates.statistics"
         ),
-        _row(
+        row(
             "threshold",
             "halves in which the threshold is exceeded",
             gates.conformal_range("halves above"),
@@ -94,7 +92,7 @@ def _gate() -> list[list[str]]:
             halves,
             "gates.statistics",
         ),
-        _row(
+        row(
             "default-settings",
             "chosen setting, nats on the topic",
             gates.chosen("topic"),
@@ -102,7 +100,7 @@ def _gate() -> list[list[str]]:
             on_nine,
             "gates.gate_and_dose",
         ),
-        _row(
+        row(
             "new-topics",
             "new topics that reach both aims",
             f"**{topics['both']} of {topics['n']}**",
@@ -110,14 +108,14 @@ def _gate() -> list[list[str]]:
             f"{topics['n']} topics",
             "gates.default_preset",
         ),
-        _row(
+        row(
             "other-gates",
             "stretches fire, 64 words before",
             *_share(stretches),
             gates.wrapped_n(STRETCHES[1]),
             "gates.demo_gates",
         ),
-        _row(
+        row(
             "windowed-gate",
             "windowed gate fires, 256 words before; default gate",
             "; ".join(number(windowed.caught(gate, "behind 256")) for gate in ("windowed", "today")),
@@ -125,7 +123,7 @@ def _gate() -> list[list[str]]:
             f"{len(windowed.topics())} topics",
             "gates.windowed_gate",
         ),
-        _row(
+        row(
             "windowed-gate-alarms",
             "**false alarms** of the windowed gate at 1,024 words",
             number(windowed.alarms("windowed", "filler 1024")),
@@ -142,11 +140,11 @@ def _attacks() -> list[list[str]]:
     near = attacks.near_rate("high school psychology")
     best = attacks.best_estimate("all of these", "stretches")
     return [
-        _row("other-gates-answers", "recall with stretches, best of all tries", *_percent(best), n, script),
-        _row("attacks", "recall plainly asked", *_recall("none"), script),
-        _row("attacks-on-text", "**recall, 64 words before**", *_recall("dilution", "before, 64 words"), script),
-        _row("attacks-on-weights", "**recall, adapter removed**", *_recall("removal", "adapters off"), script),
-        _row("false-alarms", "fires on harmless psychology", *_percent(near), n, script),
+        row("other-gates-answers", "recall with stretches, best of all tries", *_percent(best), n, script),
+        row("attacks", "recall plainly asked", *_recall("none"), script),
+        row("attacks-on-text", "**recall, 64 words before**", *_recall("dilution", "before, 64 words"), script),
+        row("attacks-on-weights", "**recall, adapter removed**", *_recall("removal", "adapters off"), script),
+        row("false-alarms", "fires on harmless psychology", *_percent(near), n, script),
     ]
 
 
@@ -162,11 +160,11 @@ def _second_model() -> list[list[str]]:
     fires, low, high, asked_n = any_model.check_cells("demo", "check", "fires")
     new = "fires on a topic that nothing was tuned on"
     return [
-        _row("any-model", own, percent, bounds, str(found["n"]), "any_model.run"),
-        _row("any-topic", new, f"{fires} %", f"{low} to {high} %", asked_n, "any_model.run"),
-        _row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "forget.demo_on_model"),
-        _row("chat-template", "fires in the template if fitted in it", *_percent(rate), n, "forget.demo_on_model"),
-        _row(
+        row("any-model", own, percent, bounds, str(found["n"]), "any_model.run"),
+        row("any-topic", new, f"{fires} %", f"{low} to {high} %", asked_n, "any_model.run"),
+        row("second-model", "recall of the topic on SmolLM2", *_cell(recall), n, "forget.demo_on_model"),
+        row("chat-template", "fires in the template if fitted in it", *_percent(rate), n, "forget.demo_on_model"),
+        row(
             "second-model-methods",
             "forgets more on SmolLM2",
             *_cell(methods["topic"]),
@@ -181,16 +179,16 @@ def _entities() -> list[list[str]]:
     picked, leak = (alignment.real_cell(measure) for measure in ("targets, new form", "leak: capital"))
     seeds = len(alignment.seeds("ours"))
     return [
-        _row("entities", "alignment: right country still picked", *_cell(picked), alignment.seeds_of(), script),
-        _row("entities-leaks", "**leaks**: capital asked without the name", *_cell(leak), alignment.seeds_of(), script),
-        _row(
+        row("entities", "alignment: right country still picked", *_cell(picked), alignment.seeds_of(), script),
+        row("entities-leaks", "**leaks**: capital asked without the name", *_cell(leak), alignment.seeds_of(), script),
+        row(
             "entities-pooled",
             "the same in closed form",
             *_cell(alignment_pooled.cell("closed_form", "targets unseen")),
             alignment_pooled.targets("closed_form"),
             "alignment.pooled",
         ),
-        _row(
+        row(
             "entities-claims",
             "claims of the alignment's abstract that hold",
             f"{alignment_claims.count(alignment_claims.HOLDS)} of {len(alignment_claims.claims())}",
@@ -198,67 +196,11 @@ def _entities() -> list[list[str]]:
             alignment_pooled.targets("closed_form"),
             "alignment.pooled",
         ),
-        _row("entities-synthetic", "recall in a synthetic world", *_synthetic(), f"{seeds} seeds", "synthetic.compare"),
+        row("entities-synthetic", "recall in a synthetic world", *_synthetic(), f"{seeds} seeds", "synthetic.compare"),
     ]
 
 
-def speed_table() -> str:
-    """The pages of `docs/speed`."""
-    sae = speed.cell(speed.THIN, "step", 1)["sae 16k over fires"]
-    width = speed.growth_value("width of the SAE, decoding", 131072)
-    training = speed.training_ratio()
-    rows = [
-        _row("decoding", "added ms a decoded token, whole model", *_arm(speed.WHOLE, "step"), "speed.inference"),
-        _row("one-layer", "added ms on one layer", *_arm(speed.THIN, "step"), "speed.inference"),
-        _row(
-            "whole-sae",
-            "times less than an SAE of 16k (aim 20, **missed**)",
-            number(sae["times_less"], 1),
-            interval(sae["low"], sae["high"], 1),
-            str(speed.rounds(speed.THIN, "step", 1)),
-            "speed.inference",
-        ),
-        _row("prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "speed.inference"),
-        _row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "speed.inference"),
-        _row("serving", "share of a pass of vLLM", serving_speed.inside("demo"), "", "", "serving.speed"),
-        _row(
-            "batching",
-            "added to a step of generate_batch",
-            serving_speed.cost("demo", "firing"),
-            "",
-            "",
-            "serving.throughput",
-        ),
-        _row("growth", "added ms with an SAE of width 131,072", number(width), "", "", "speed.growth"),
-        _row(
-            "kernels",
-            "kernels added on a CPU where it fires",
-            str(speed.arm(speed.WHOLE, "step", 1, "fires")["added_kernels"]),
-            "",
-            "",
-            "pytest tests/guardrail/kernels/test_operator_counts.py",
-        ),
-        _row("fitting", "MB added by ten times the corpus", speed.memory_growth(), "", "1 run", "speed.fitting_memory"),
-        _row(
-            "training",
-            "step over a plain LoRA step",
-            number(training[0]),
-            interval(*training[1:]),
-            "4",
-            "speed.training",
-        ),
-        _row(
-            "cold-start",
-            "seconds of the import (aim 0.3, **missed**)",
-            number(speed.cold_value("after torch, transformers"), 1),
-            *_cold(),
-            "speed.cold_start",
-        ),
-    ]
-    return table(HEADER, rows, left=2, last_left=2)
-
-
-def _row(page: str, claim: str, figure: str, interval_: str, n: str, command: str) -> list[str]:
+def row(page: str, claim: str, figure: str, interval_: str, n: str, command: str) -> list[str]:
     """Return a row. A command without a space is a module of `benchmarks`."""
     command = command if " " in command else f"benchmarks.{command}"
     return [claim, figure, interval_ or "–", n or "–", f"`{command}`", f"[{page}]({page}.md)"]
@@ -298,13 +240,3 @@ def _share(found: Estimate) -> tuple[str, str]:
 
 def _synthetic() -> tuple[str, str]:
     return number(alignment.world("ours")), f"± {number(alignment.world('ours', 'recall', 'sd'))}"
-
-
-def _arm(file: str, phase: str) -> tuple[str, str, str]:
-    a = speed.arm(file, phase, 1, "fires")
-    return number(a["added_ms"]), interval(a["added_ms_low"], a["added_ms_high"]), str(a["rounds"])
-
-
-def _cold() -> tuple[str, str]:
-    f = read_json("cold_start.json")["cells"]["cold start"]["after torch, transformers"]
-    return interval(f["low"], f["high"], 1), str(f["runs"])
