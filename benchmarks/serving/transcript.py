@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving.transcript FOLDER         # in the environment of `nox -s vllm`, with the demo's model
 
-`FOLDER/forget-biology` is a guardrail of the demo's topic, fitted with `for_serving=True, store_probe=True`. Writes
-`benchmarks/results/serving_transcript.json`: each command line with its output. The folder of the model stands there as
-`gemma-3-270m`.
+`FOLDER/forget-biology` is a guardrail of the demo's topic, fitted with `for_serving=True, store_probe=True` unless it
+is there. Writes `benchmarks/results/serving_transcript.json`: each command line with its output. The folder of the
+model stands there as `gemma-3-270m`.
 """
 
 import json
@@ -104,11 +104,25 @@ def ask(transcript: Transcript) -> None:
     transcript.run("The log, its first line", "head -n 1 firings.jsonl")
 
 
+def fit(folder: Path) -> None:
+    """Fit the demo's topic for a service, with stored rows, and save it."""
+    from sae_unlearn import fit_guardrail
+    from sae_unlearn.demo.model import load_demo_model, load_demo_sae
+    from sae_unlearn.demo.texts import load_demo_texts
+
+    (model, tokenizer), texts = load_demo_model(), load_demo_texts()
+    options: dict[str, Any] = {"for_serving": True, "store_probe": True}
+    fit_guardrail(model, tokenizer, load_demo_sae(), texts.forget, texts.retain, **options).save_pretrained(folder)
+
+
 def main(folder: str) -> None:
     """Start the server, ask it, and write what was said."""
     import vllm
 
     out = Path(folder).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "forget-biology").is_dir():
+        fit(out / "forget-biology")
     link, log = out / MODEL, out / "server.log"
     if not link.exists():
         link.symlink_to(demo_model_folder())

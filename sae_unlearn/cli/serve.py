@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 HELP = "serve a guarded model over HTTP, with vLLM or transformers, after a test of the guardrail"
 EXAMPLES = """examples:
-  sae-unlearn serve demo --adapter sae-unlearn-demo/forget-biology
+  sae-unlearn serve demo --adapter sae-unlearn-demo/forget-biology -- --max-model-len 1024 \\
+      --no-enable-prefix-caching --no-enable-chunked-prefill
   sae-unlearn serve google/gemma-2-2b-it --adapter forget-biology --port 8000 --log firings.jsonl
   sae-unlearn serve MODEL --adapter bundle --per-request -- --max-model-len 8192
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sae_unlearn.engines.vllm import command
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "serving"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
+DOCKERFILE = FOLDER / "Dockerfile"
 KEYS = {"build", "command", "depends_on", "deploy", "environment", "healthcheck", "image", "ports", "volumes"}
 """Keys of a service in the Compose specification that the example uses."""
 
@@ -45,7 +47,7 @@ def test_the_compose_file_is_whole():
         assert set(service) <= KEYS, name
         assert ("build" in service) != ("image" in service)
         if "build" in service:
-            assert (FOLDER / service["build"] / "Dockerfile").is_file()
+            assert (FOLDER / service["build"]["context"]).resolve() / service["build"]["dockerfile"] == DOCKERFILE
         for other, condition in service.get("depends_on", {}).items():
             assert condition == {"condition": "service_healthy"}
             assert "healthcheck" in SERVICES[other]
@@ -58,6 +60,18 @@ def test_the_compose_file_is_whole():
             assert re.fullmatch(r"(127\.0\.0\.1:)?\d+:\d+", port)
     named = {match[0] for match in re.findall(r"\$\{(\w+)(:-)?", (FOLDER / "compose.yaml").read_text())}
     assert all(f"{name}=" in (FOLDER / "README.md").read_text() for name in named)
+
+
+def test_the_image_has_what_the_package_is_built_from_and_needs():
+    text = DOCKERFILE.read_text()
+    root, project = FOLDER.parents[1], tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())
+    copied = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
+    assert all((root / name).exists() for name in copied)
+    built_from = {"pyproject.toml", "sae_unlearn", project["project"]["readme"], *project["project"]["license-files"]}
+    assert built_from <= {*copied}
+    of_vllm = {"torch", "transformers", "safetensors", "huggingface_hub", "jinja2"}
+    for needed in project["project"]["dependencies"]:
+        assert re.match(r"\w+", needed)[0] in of_vllm or f'"{needed}"' in text, needed
 
 
 def test_prometheus_reads_the_server():
@@ -120,7 +134,7 @@ def run(words, places):
 
 
 def test_the_container_runs_the_command_line():
-    assert 'ENTRYPOINT ["sae-unlearn"]' in (FOLDER / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["sae-unlearn"]' in DOCKERFILE.read_text()
     for words in readme_commands():
         build_parser().parse_args(words)
 

@@ -1,11 +1,12 @@
 """The plugin's patches of vLLM: workers, the executor's start, and incoming requests."""
 
 import functools
+import json
 from typing import Any
 
 from sae_unlearn.engines.prometheus import count_rejected
 from sae_unlearn.engines.vllm.limits import check_version
-from sae_unlearn.engines.vllm.settings import KEY, Settings, chosen_names
+from sae_unlearn.engines.vllm.settings import KEY, Settings, actions, chosen_names
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady
 
 
@@ -25,7 +26,7 @@ def install() -> None:
     _patch_workers()
     _patch_executors()
     _patch_requests()
-    _patch_graphs()
+    _patch_config()
 
 
 def _patch_workers() -> None:
@@ -114,15 +115,23 @@ def check_request(request: Any, settings: Settings) -> None:
     """
     refused = {"prompt_embeds": request.prompt_embeds, "pooling": request.pooling_params}
     refused["resumable"] = request.resumable or None
+    refused["images, sound or video"] = request.mm_features or None
     for name, given in refused.items():
         if given is not None:
             raise GuardrailError(f"{name}: expected none, since a guardrail cannot judge it. Send a prompt of tokens.")
     names = chosen_names(request.sampling_params, settings)
-    if names != settings.names:
-        request.cache_salt = f"{request.cache_salt or ''}|{KEY}:{','.join(names)}"
+    refusing = [name for name, action in actions(settings).items() if action == "refuse" and name in names]
+    if refusing and getattr(request.sampling_params, "prompt_logprobs", None) is not None:
+        raise GuardrailError(
+            f"prompt_logprobs: expected none, since {refusing[0]} refuses, and vLLM computes them without it. Leave "
+            "out prompt_logprobs, or echo with logprobs."
+        )
+    if settings.per_request and (names != settings.names or request.cache_salt is not None):
+        # JSON, so that no salt of a client is that of another choice
+        request.cache_salt = json.dumps([KEY, names, request.cache_salt])
 
 
-def _patch_graphs() -> None:
+def _patch_config() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     create = EngineArgs.create_engine_config
@@ -131,8 +140,10 @@ def _patch_graphs() -> None:
     def created(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = create(self, *args, **kwargs)
         settings = Settings.of(vllm_config)
-        if settings is not None and settings.untested and vllm_config.device_config.device_type != "cpu":
-            cut_graphs(vllm_config.compilation_config)
+        if settings is not None:
+            actions(settings)  # read before the model is loaded
+            if settings.untested and vllm_config.device_config.device_type != "cpu":
+                cut_graphs(vllm_config.compilation_config)
         return vllm_config
 
     EngineArgs.create_engine_config = created

@@ -1,5 +1,6 @@
 """Settings of a server's operator, and those that a request may have."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -7,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 KEY = "sae_guardrail"
@@ -44,6 +46,9 @@ class Settings:
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
             raise GuardrailError(f"{KEY}.paths: expected different names, got {repeated} twice. Rename a folder.")
+        for name in self.names:
+            if not name or (self.per_request and ("," in name or name != name.strip())):
+                raise GuardrailError(f"{KEY}.paths: expected names that a request can list, got {name!r}. Rename it.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,6 +70,20 @@ class Settings:
         if not isinstance(stored, dict) or "paths" not in stored or not set(stored) <= known:
             raise GuardrailError(f"{KEY}={stored!r:.120}: expected a mapping with paths, got other keys than {known}.")
         return cls(**stored)
+
+
+@functools.lru_cache(maxsize=8)
+def _actions(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(GuardrailFolder.open(path).config().action for path in paths)
+
+
+def actions(settings: Settings) -> dict[str, str]:
+    """Return the action of each guardrail by name, as its folder had it when this process first asked.
+
+    Raises:
+        GuardrailError: If a folder cannot be read.
+    """
+    return dict(zip(settings.names, _actions(tuple(settings.paths)), strict=True))
 
 
 def chosen_names(params: Any, settings: Settings) -> tuple[str, ...]:

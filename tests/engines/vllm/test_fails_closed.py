@@ -308,10 +308,27 @@ def test_requests_that_cannot_be_judged(tiny):
             with stopped(f"a request with {extra}", VLLMValidationError, match, "request"):
                 engine.answers(ROWS, extra=extra)
         assert all(records for _, records in engine.answers(ROWS)[0])
-    request = SimpleNamespace(prompt_embeds=None, pooling_params=None, resumable=False, sampling_params=None)
-    for name, value in (("prompt_embeds", torch.zeros(1)), ("pooling_params", object()), ("resumable", True)):
-        with stopped(f"a request with {name}", GuardrailError, name.removesuffix("_params"), "request"):
-            plugin.check_request(SimpleNamespace(**{**vars(request), name: value}), Settings(["guard"]))
+    plain = dict.fromkeys(("prompt_embeds", "pooling_params", "resumable", "mm_features", "sampling_params"))
+    for name, value, match in (
+        ("prompt_embeds", torch.zeros(1), "prompt_embeds"),
+        ("pooling_params", object(), "pooling"),
+        ("resumable", True, "resumable"),
+        ("mm_features", [object()], "images, sound or video"),
+    ):
+        with stopped(f"a request with {name}", GuardrailError, match, "request"):
+            plugin.check_request(SimpleNamespace(**plain | {name: value}), Settings(["guard"]))
+
+
+def test_logprobs_of_a_prompt_would_say_what_a_refusal_does_not(tiny):
+    """vLLM computes them from the hidden states, apart from the logits that a refusal is written into."""
+    from vllm.exceptions import VLLMValidationError
+
+    refuse = save_guardrail(tiny, tiny / "gemma3", "refuse", action="refuse", refusal_ids=[201, 202, 203, 204, 511])
+    with serving(tiny / "gemma3", [tiny / "guard", refuse], {"per_request": True}) as engine:
+        with stopped("a refusal in prompt_logprobs", VLLMValidationError, "refuse refuses", "request"):
+            engine.answers(ROWS, prompt_logprobs=3)
+        _, outputs = engine.answers(ROWS, {"sae_guardrail": "guard"}, prompt_logprobs=3)  # of the edited stream
+    assert all(len(output.prompt_logprobs) == len(row) for output, row in zip(outputs, ROWS, strict=True))
 
 
 def test_refusal_that_the_model_cannot_say(engine_config, tiny):

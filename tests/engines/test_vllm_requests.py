@@ -1,0 +1,67 @@
+"""What a request may ask of a guarded vLLM, without vLLM: salts of the prefix cache, names, types."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+from served import save_guardrail, save_model
+
+from sae_unlearn import GuardrailError
+from sae_unlearn.engines.vllm.plugin import check_request
+from sae_unlearn.engines.vllm.settings import KEY, Settings
+
+
+NAMES = ("guard", "second")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("requests")
+    model = save_model(folder, "llama")
+    paths = [str(save_guardrail(folder, model, name)) for name in NAMES]
+    return {chooses: Settings(paths, per_request=chooses) for chooses in (True, False)}
+
+
+def request(extra=None, salt=None):
+    plain = dict.fromkeys(("prompt_embeds", "pooling_params", "resumable", "mm_features"))
+    params = SimpleNamespace(extra_args=extra, prompt_logprobs=None)
+    return SimpleNamespace(**plain, sampling_params=params, cache_salt=salt)
+
+
+def salt_of(settings, choice, salt):
+    asked = request(None if choice is None else {KEY: choice}, salt)
+    check_request(asked, settings)
+    return asked.cache_salt
+
+
+def test_no_salt_of_a_client_is_that_of_another_choice(settings):
+    """Else it would find cached blocks which the guardrails in force have not seen, and stop the engine."""
+    seen = {}
+    salts = [None, "", "x", f"|{KEY}:second"]
+    for _ in range(2):  # the second time with all salts that the first has given
+        for choice, salt in product((None, "guard", "second", ""), list(salts)):
+            found = salt_of(settings[True], choice, salt)
+            assert seen.setdefault(found, (choice, salt)) == (choice, salt)
+            salts.append(found)
+    assert seen[None] == (None, None)  # one cache for all who ask for nothing
+
+
+def test_without_choices_salts_stay(settings):
+    assert [salt_of(settings[False], None, salt) for salt in (None, "x")] == [None, "x"]
+
+
+@pytest.mark.parametrize(
+    "choice", [0, 1.5, False, {}, ["guard", 3], [["guard"]], "guard;second", "Guard", "guard,", ","]
+)
+def test_a_choice_of_another_type_or_name_is_refused(settings, choice):
+    with pytest.raises(GuardrailError, match=KEY):
+        check_request(request({KEY: choice}), settings[True])
+
+
+@pytest.mark.parametrize("name", ["a,b", " a", "a "])
+def test_names_that_no_request_could_list_are_refused_at_the_start(name):
+    Settings([f"x/{name}"])
+    with pytest.raises(GuardrailError, match="a request can list"):
+        Settings([f"x/{name}"], per_request=True)
+    with pytest.raises(GuardrailError, match="a request can list"):
+        Settings(["/"])
