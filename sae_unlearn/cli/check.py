@@ -25,6 +25,8 @@ exit code: 0 without problems (warnings do not count), 1 with problems, 2 for ba
 """
 ANOTHER = {"shape", "base model", "seal", "probe", "refusal"}
 """Problems of a guardrail that does not belong to the model, or is damaged."""
+NOT_SERVED = {"server", "guardrail"}
+"""Problems of a server that does not answer, or does not have the guardrail."""
 LEAST_RECALL = 0.9
 _MARKS = {"ok": "ok      ", "warning": "WARNING ", "problem": "PROBLEM "}
 
@@ -95,13 +97,18 @@ def _check_model(args: argparse.Namespace) -> "CheckReport":
 
 
 def _check_server(args: argparse.Namespace) -> "CheckReport":
+    from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import plain, texts_of
+    from sae_unlearn.cli.inputs import DEMO
     from sae_unlearn.engines.service import Question, Service, check_service
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
-    chat = (folder.config().calibration or {}).get("chat_template") is True
+    config = folder.config()
+    name = str(config.base_model_name_or_path or "MODEL")
+    args.base = DEMO if name == DEMO_MODEL_NAME else name
+    chat = (config.calibration or {}).get("chat_template") is True
     questions = [
         Question(role, plain(row, args.text_column), chat)
         for role in ("forget", "retain")
@@ -118,23 +125,41 @@ def _name(args: argparse.Namespace) -> str:
 
 def next_step(args: argparse.Namespace) -> str:
     """Return the command to run after this one: a fix of the worst problem, or else the evaluation."""
-    if args.url is not None:
-        return ""
     problems: set[str] = getattr(args, "problems", set())
-    model, forget, retain = ["--model", args.model], args.forget or ["TOPIC"], args.retain or ["OTHER"]
+    if args.url is not None and not problems:
+        return ""
+    base = args.model if args.url is None else args.base
+    model, forget, retain = ["--model", base], args.forget or ["TOPIC"], args.retain or ["OTHER"]
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
     adapter = ["--adapter", args.adapter, *inside]
     fit = ["fit", *model, "--sae", "SAE", "--forget", "TOPIC", "--retain", "OTHER"]
-    step = ["evaluate", *model, *adapter, "--forget", "QUESTIONS", "--output", "report"]
-    if problems:
-        step = [*fit, "--output", "FOLDER"]  # for this model, or once more
-    if problems and problems.isdisjoint(ANOTHER):  # the worst first
-        if "margin" in problems:
-            step = ["scout", *model, "--forget", *forget, "--retain", *retain]
-        elif "dose" in problems:
-            step = [*fit, "--clamp-scale", "1", "--output", "FOLDER"]
-        elif "quiet" in problems:  # text like this was not among the retain text
-            step = [*fit, *(args.retain or ()), "--output", "FOLDER"]
-        else:
-            step = ["tune", *adapter, "--target-recall", str(LEAST_RECALL), "--output", f"{_name(args)}-tuned"]
-    return shlex.join(["sae-unlearn", *step])
+    steps = {
+        "evaluate": ["evaluate", *model, *adapter, "--forget", "QUESTIONS", "--output", "report"],
+        "fit": [*fit, "--output", "FOLDER"],  # for this model, or once more
+        "scout": ["scout", *model, "--forget", *forget, "--retain", *retain],
+        "dose": [*fit, "--clamp-scale", "1", "--output", "FOLDER"],
+        "more text": [*fit, *(args.retain or ()), "--output", "FOLDER"],  # text like this was not among the retain text
+        "tune": ["tune", *adapter, "--target-recall", str(LEAST_RECALL), "--output", f"{_name(args)}-tuned"],
+        "serve": ["serve", base, *adapter],
+        "check": ["check", *model, *adapter],
+    }
+    chosen = _step_for_model(problems) if args.url is None else _step_for_server(problems)
+    return shlex.join(["sae-unlearn", *steps[chosen]])
+
+
+def _step_for_model(problems: set[str]) -> str:
+    """The worst problem first."""
+    if not problems:
+        return "evaluate"
+    if problems & ANOTHER:
+        return "fit"
+    by_problem = {"margin": "scout", "dose": "dose", "quiet": "more text"}
+    return next((step for problem, step in by_problem.items() if problem in problems), "tune")
+
+
+def _step_for_server(problems: set[str]) -> str:
+    if problems & NOT_SERVED:
+        return "serve"
+    if problems - {"on the topic", "other text"}:  # single requests: does the guardrail itself do so?
+        return "check"
+    return "more text" if "other text" in problems else "tune"

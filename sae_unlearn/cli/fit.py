@@ -68,19 +68,26 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.distributed import process_index
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
     from sae_unlearn.cli.data_sets import texts_of
-    from sae_unlearn.cli.inputs import load_model, load_sae, output_folder
+    from sae_unlearn.cli.inputs import load_model, load_sae, load_saes, output_folder
     from sae_unlearn.cli.show import describe
     from sae_unlearn.guardrail import fit_guardrail, search_guardrail
     from sae_unlearn.guardrail.config_parts.layout import PICTURE
+    from sae_unlearn.guardrail.fit.topk_approximation import with_rule_for
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.guardrail.tuning.verdict import judge
+    from sae_unlearn.sae.choice import AUTO
 
     config = options_from(args, GuardrailFitConfig, progress=args.progress)
     _check_upload(args)
     _check_search(args)
     output = output_folder(args.output)
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
-    sae = load_sae(args.sae, args.sae_subfolder, args.sae_revision, model=args.model)
+    place = (args.sae_subfolder, args.sae_revision)
+    several = args.search and args.sae == AUTO and not any(place)
+    saes = load_saes([AUTO], args.model) if several else [load_sae(args.sae, *place, model=args.model)]
+    saes += load_saes(args.search_saes or (), args.model)
+    if args.sae == AUTO and not args.search:
+        config = with_rule_for(config, saes[0])
     check_number(forget)
     check_differ(forget, retain, config.text_column)
     _name_duplicates(forget, retain, config.text_column)
@@ -88,11 +95,10 @@ def run(args: argparse.Namespace) -> int:
     if args.search:
         assert forget is not None
         assert retain is not None
-        saes = [sae, *(load_sae(name, model=args.model) for name in args.search_saes or ())]
         minutes = {} if args.search_minutes is None else {"minutes": args.search_minutes}
         guarded = search_guardrail(model, tokenizer, saes, forget, retain, config=config, **minutes)
     else:
-        guarded = fit_guardrail(model, tokenizer, sae, forget, retain, config=config)
+        guarded = fit_guardrail(model, tokenizer, saes[0], forget, retain, config=config)
     if process_index() > 0:  # all processes of a launch end with the same guardrail
         return 0
     guarded.save_pretrained(output)

@@ -131,6 +131,28 @@ def load_sae(
     return SparseAutoencoder.from_pretrained(name, subfolder=subfolder, revision=revision)
 
 
+def load_saes(names: Iterable[str], model: str) -> "list[SparseAutoencoder]":
+    """Load the SAEs of a search; "auto" stands for suggested ones of several layers.
+
+    Args:
+        names (Iterable[str]): As for `load_sae`.
+        model (str): Name of the model.
+    """
+    from sae_unlearn.sae import SparseAutoencoder
+    from sae_unlearn.sae.choice import AUTO, about
+    from sae_unlearn.sae.directory.lookup import suggest_layers
+
+    found = []
+    for name in names:
+        if name != AUTO or model == DEMO:
+            found.append(load_sae(name, model=model))
+            continue
+        for chosen in suggest_layers(model):
+            print(about(chosen))
+            found.append(SparseAutoencoder.from_pretrained(chosen.name))
+    return found
+
+
 def output_folder(name: str, option: str = "--output") -> Path:
     """Return the output folder after a check, without creating it: a run that fails leaves no folder.
 

@@ -36,6 +36,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     import warnings
 
+    from sae_unlearn.cli.inputs import DEMO
     from sae_unlearn.sae.directory.lookup import published_saes, suggested_sae
     from sae_unlearn.sae.directory.table import directory
 
@@ -60,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"Suggested: {chosen.name}\n\n{_about(chosen)}\n")
     print(_every(shown) if args.all or args.layer is not None else _releases(shown))
     print(f"\nFrom {directory().source}.")
-    args.suggested = chosen.name
+    args.suggested = ["--sae", chosen.name, *(["--topk", "threshold"] if chosen.approximate else [])]
+    if args.model == DEMO:
+        print("The demo's own SAE, of layer 9, is called demo and needs no download.")
+        args.suggested = ["--sae", DEMO]
     return 0
 
 
@@ -69,7 +73,7 @@ def next_step(args: argparse.Namespace) -> str:
     if args.json or not getattr(args, "suggested", None):
         return ""
     rest = ["--forget", "TOPIC", "--retain", "OTHER", "--output", "FOLDER"]
-    return shlex.join(["sae-unlearn", "fit", "--model", args.model, "--sae", args.suggested, *rest])
+    return shlex.join(["sae-unlearn", "fit", "--model", args.model, *args.suggested, *rest])
 
 
 def _about(entry: "PublishedSAE") -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from sae_unlearn.backbone.layers import bare_model
 from sae_unlearn.sae.autoencoder import SparseAutoencoder
 from sae_unlearn.sae.directory.entry import PublishedSAE
-from sae_unlearn.sae.directory.lookup import suggest
+from sae_unlearn.sae.directory.lookup import suggest, suggest_layers
 
 
 AUTO = "auto"
@@ -36,6 +36,25 @@ def sae_for(sae: Any, model: nn.Module, layer: int | None = None) -> Any:
     chosen = suggest(str(getattr(bare_model(model), "name_or_path", "") or ""), layer)
     logger.warning(about(chosen))
     return SparseAutoencoder.from_pretrained(chosen.name)
+
+
+def saes_for(saes: Any, model: nn.Module, layer: int | None = None) -> list[Any]:
+    """Return the SAEs that `saes` means: one or several of what `sae_for` takes.
+
+    "auto" stands for suggested ones of several layers.
+
+    Raises:
+        SAEFormatError: If none is known for the model, or one cannot be read.
+    """
+    found = []
+    for sae in [saes] if isinstance(saes, (str, SparseAutoencoder)) else saes:
+        if isinstance(sae, str) and sae == AUTO:
+            for chosen in suggest_layers(str(getattr(bare_model(model), "name_or_path", "") or ""), layer):
+                logger.warning(about(chosen))
+                found.append(SparseAutoencoder.from_pretrained(chosen.name))
+        else:
+            found.append(sae_for(sae, model, layer))
+    return found
 
 
 def about(chosen: PublishedSAE) -> str:

@@ -75,6 +75,32 @@ def test_the_next_command_is_about_the_worst_problem(problems, command, among):
     build_parser().parse_args([name, *rest])
 
 
+@pytest.mark.parametrize(
+    ("problems", "words"),
+    [
+        (set(), []),
+        ({"server"}, ["serve", "base", "--adapter", "of/a"]),
+        ({"guardrail", "on the topic"}, ["serve", "base", "--adapter", "of/a"]),
+        ({"forget 3", "on the topic"}, ["check", "--model", "base", "--adapter", "of/a"]),
+        ({"on the topic"}, ["tune", "--adapter", "of/a", "--target-recall", "0.9", "--output", "a-tuned"]),
+        ({"on the topic", "other text"}, ["fit", "--retain", "OTHER", "traffic.txt"]),
+    ],
+)
+def test_after_a_server_failed_the_next_command_is_about_the_worst_problem(problems, words):
+    from sae_unlearn.cli.check import next_step
+
+    given = ["--url", "http://localhost:1", "--adapter", "of/a", "--retain", "traffic.txt"]
+    args = build_parser().parse_args(["check", *given])
+    args.problems, args.base = problems, "base"
+    found = shlex.split(next_step(args))
+    if not words:
+        assert found == []
+        return
+    assert found[:2] == ["sae-unlearn", words[0]]
+    assert {*words} <= {*found}
+    build_parser().parse_args(found[1:])
+
+
 def test_check_refuses_bad_input(parts, tmp_path, capsys):
     fails(capsys, check(parts, tmp_path / "nothing"), "neither a folder here nor")
     fails(capsys, check(parts, parts / "fitted", "--forget", "none.txt"), "none.txt does not exist")

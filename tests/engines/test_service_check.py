@@ -66,6 +66,7 @@ def test_it_prints_what_happened_to_a_request_on_the_topic(start, check, action,
     server = start(action=action)
     code, out = check(server)
     assert code == 0, out
+    assert "Next: " not in out
     assert f"forget 1: {said} (statistic 0.9, threshold 0.5, 9 tokens, after 2)" in out
     assert "retain 1: Not touched" in out
     assert [body["prompt"] for _, body, _ in server.asked] == [TOPIC, OTHER]
@@ -102,6 +103,7 @@ def test_a_topic_on_which_it_does_not_fire_is_a_problem(start, check, tmp_path):
     code, out = check(start(), "guard", "--forget", str(tmp_path / "topic.txt"))
     assert code == 1
     assert "PROBLEM  on the topic: The guardrail fired on 0 of 1" in out
+    assert "Next: sae-unlearn tune --adapter" in out
 
 
 # ------------------------------------------------------------------------------------------- servers that do not guard
@@ -113,6 +115,7 @@ def test_a_server_without_the_plugin(start, check):
     code, out = check(server)
     assert code == 1
     assert "it is not guarded" in out
+    assert "Next: sae-unlearn serve" in out
 
 
 def test_a_server_with_another_guardrail(start, check):
@@ -139,6 +142,7 @@ def test_a_server_that_does_not_judge(start, check):
     code, out = check(server)
     assert code == 1
     assert "Not judged" in out
+    assert "Next: sae-unlearn check --model" in out
 
 
 def test_a_gate_that_does_something_else_than_at_the_fit(start, check, monkeypatch):

@@ -22,12 +22,13 @@ from sae_unlearn.guardrail.base_model.same_guardrail import warn_of_same_weights
 from sae_unlearn.guardrail.fit.options import plan_fit
 from sae_unlearn.guardrail.fit.passes import FitPasses
 from sae_unlearn.guardrail.fit.steps import Fit
+from sae_unlearn.guardrail.fit.topk_approximation import with_rule_for
 from sae_unlearn.guardrail.model import guard_layers
 from sae_unlearn.guardrail.storage.reading import Artefact
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
-from sae_unlearn.sae.choice import sae_for
+from sae_unlearn.sae.choice import AUTO, sae_for
 
 
 def place_fitted(model: nn.Module, artefacts: Mapping[str, Artefact], passes: Iterable[FitPasses]) -> PeftModel:
@@ -98,7 +99,10 @@ def fit_guardrail(
     ```
     """
     given = merged(GuardrailFitConfig, config, options, GuardrailError)
-    plan = plan_fit(model, tokenizer, sae_for(sae, model, given.layer), forget, retain, given)
+    chosen = sae_for(sae, model, given.layer)
+    if isinstance(sae, str) and sae == AUTO:
+        given = with_rule_for(given, chosen)
+    plan = plan_fit(model, tokenizer, chosen, forget, retain, given)
     fit = Fit(plan)
     fit.corpora.read("forget", forget)
     fit.corpora.read("retain", retain)

@@ -30,7 +30,7 @@ from sae_unlearn.guardrail.fit.steps import Fit
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig, filled
 from sae_unlearn.sae import SparseAutoencoder
-from sae_unlearn.sae.choice import sae_for
+from sae_unlearn.sae.choice import saes_for
 
 
 FITTED, CHOSEN_ON, REPORTED = (0, 1, 2), 3, 4  # numbers of documents modulo `CYCLE`
@@ -78,7 +78,8 @@ def search_guardrail(
     Args:
         model (nn.Module): As for `fit_guardrail`.
         tokenizer (PreTrainedTokenizerBase, *optional*): As for `fit_guardrail`.
-        saes (Sequence): SAEs of the model's layers, or names of them; or a single one.
+        saes (Sequence): SAEs of the model's layers, or names of them; or a single one. `"auto"` stands for published
+            ones of three layers: the suggested one, and near a third and two thirds of the depth.
         forget (Iterable): As for `fit_guardrail`; at least 40 documents.
         retain (Iterable): As for `fit_guardrail`; at least 40 documents.
         minutes (float, *optional*, defaults to 20.0): Time after which no candidate is begun. The last fit comes on
@@ -100,10 +101,14 @@ def search_guardrail(
     for name in _FIXED:
         if getattr(given, name) != getattr(usual, name):
             raise GuardrailError(f"{name}={getattr(given, name)!r:.80}: expected none in a search. Use fit_guardrail.")
-    several = [saes] if isinstance(saes, (str, SparseAutoencoder)) else list(saes)
-    loaded = [sae_for(sae, model, given.layer) for sae in several]
+    loaded = saes_for(saes, model, given.layer)
     if not loaded:
         raise GuardrailError("saes: expected at least one SAE, got none.")
+    if not any(not isinstance(sae, SparseAutoencoder) or sae.exact_in_slices for sae in loaded):
+        raise GuardrailError(
+            "saes: expected one whose features are sliced exactly, got top-k or normalized inputs alone. Use "
+            "fit_guardrail with topk='threshold'."
+        )
     corpora = {"forget": list(forget), "retain": list(retain)}
     search = _Search(model, tokenizer, loaded, corpora, given, time.monotonic() + 60 * minutes)
     search.run()

@@ -21,10 +21,11 @@ from sae_unlearn.guardrail.fit.options import plan_fit
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of, settings_of
 from sae_unlearn.guardrail.fit.row_statistics import RowStatistics
 from sae_unlearn.guardrail.fit.steps import Fit
+from sae_unlearn.guardrail.fit.topk_approximation import with_rule_for
 from sae_unlearn.options.field import merged, takes_options
 from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
-from sae_unlearn.sae.choice import sae_for
+from sae_unlearn.sae.choice import AUTO, sae_for
 
 
 @takes_options(GuardrailFitConfig)
@@ -73,6 +74,8 @@ def fit_guardrails(
             f"adapter_name={given.adapter_name!r}: expected None, since each guardrail has the name of its topic."
         )
     chosen = sae_for(sae, model, given.layer)
+    if isinstance(sae, str) and sae == AUTO:
+        given = with_rule_for(given, chosen)
     folder = None if given.checkpoint_dir is None else Path(given.checkpoint_dir)
     fits: dict[str, Fit] = {}
     for name, texts in forget.items():

@@ -26,6 +26,7 @@ from sae_unlearn.guardrail.fit.corpus_sums import CorpusSums
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import FitPasses
+from sae_unlearn.guardrail.fit.reconstruction import reconstruction_warning
 from sae_unlearn.guardrail.fit.row_statistics import RowStatistics
 from sae_unlearn.guardrail.fit.selection import feature_figures, log_ratios, select_features
 from sae_unlearn.guardrail.fit.serving_lengths import joined_rows
@@ -210,7 +211,8 @@ class Fit:
                 found["auroc_short"] = auroc(self.short["forget"], self.short["retain"])
             explained = {role: sums.reconstruction.explained() for role, sums in self.sums.items()}
             found["explained_variance"] = {role: value for role, value in explained.items() if value is not None}
-            found["warnings"] = warnings_of(found)
+            doubt = reconstruction_warning(found)
+            found["warnings"] = [*([] if doubt is None else [doubt]), *warnings_of(found)]
             found["features"] = feature_figures(self.part.feature_ids, self.sums, self.plan.importance)
         if self.windowed is not None:
             found |= measured(self.windowed, self.config.tau)

@@ -18,13 +18,16 @@ Their disagreement is measured on the report rows, which were used neither for t
 faithful preset, which holds no rows out, on all rows).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.options.fit import GuardrailFitConfig
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.equations import EPSILON
 from sae_unlearn.sae.slice import not_sliceable
@@ -48,6 +51,18 @@ def check_topk(sae: SparseAutoencoder, rule: str | None) -> None:
         raise GuardrailError(
             f"topk={rule!r}: expected None with architecture={sae.architecture!r}, whose features are sliced exactly."
         )
+
+
+def with_rule_for(given: GuardrailFitConfig, sae: SparseAutoencoder) -> GuardrailFitConfig:
+    """Return the options for an SAE that "auto" chose; one that cannot be sliced is approximated."""
+    if given.topk is not None or sae.exact_in_slices:
+        return given
+    warnings.warn(
+        "sae='auto': only SAEs with top-k or normalized inputs are published for this model, so topk='threshold' "
+        "approximates their features.",
+        stacklevel=3,
+    )
+    return replace(given, topk="threshold")
 
 
 class TrueTopK(nn.Module):

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_unlearn.checks import real
+from sae_unlearn.guardrail.fit.reconstruction import fits_layer, knows_topic, reconstruction_warning
 
 
 GOOD, FAIR = 0.95, 0.85
 """AUROC from which on the SAE separates the topic well, and in part."""
 LEAST_RECALL = 0.8
 FEW_ROWS = 20
-UNEXPLAINED = 0.1
-"""Gap of explained variance between other text and the topic above which the SAE may not know it."""
 WEAK_DOSE, STRONG_DOSE = 0.25, 2.0
 """Norm of the edit in units of the residual stream's."""
 
@@ -50,14 +49,9 @@ def judge(calibration: dict[str, Any], where: str = "FOLDER") -> Verdict | None:
         return None
     edit = real(calibration.get("edit_to_residual"))
     expected = 1 - (real(calibration.get("threshold_percentile")) or 95.0) / 100
-    explained = calibration.get("explained_variance") or {}
-    known, other = real(explained.get("forget")), real(explained.get("retain"))
-    lines = [_topic(auroc)]
-    if known is not None and other is not None and known < other - UNEXPLAINED:
-        lines.append(
-            f"Reconstruction: the SAE explains {known:.2f} of the topic's variance and {other:.2f} of other text's; it "
-            "may not know the topic."
-        )
+    doubt = reconstruction_warning(calibration)
+    lines = [] if doubt is None else [f"Reconstruction: {doubt}"]
+    lines.append(_topic(auroc, doubt is not None))
     if short is not None:
         lines.append(_short(short, auroc))
     lines.append(
@@ -68,19 +62,20 @@ def judge(calibration: dict[str, Any], where: str = "FOLDER") -> Verdict | None:
         lines.append(_dose(edit))
     false_alarms = (real(alarms.get("low")) or 0.0) > expected + 0.02
     step = _step(auroc, recall, recall_rate, false_alarms, edit, calibration, where)
-    works = auroc >= FAIR and recall_rate >= LEAST_RECALL and not false_alarms
+    works = doubt is None and auroc >= FAIR and recall_rate >= LEAST_RECALL and not false_alarms
     ready = step is None
     step = step or f"Check it on text that had no part in the fit: `sae-unlearn check MODEL {where} ...`."
     return Verdict(works, tuple(lines), step, ready)
 
 
-def _topic(auroc: float) -> str:
+def _topic(auroc: float, doubted: bool) -> str:
+    sae = "even so, this SAE" if doubted and auroc >= FAIR else "this SAE"
     means = f"a topic row scores above another row in {auroc:.0%} of pairs (AUROC {auroc:.3f})"
     if auroc >= GOOD:
-        return f"Topic: this SAE tells it well; {means}."
+        return f"Topic: {sae} tells it well; {means}."
     if auroc >= FAIR:
-        return f"Topic: this SAE tells it in part; {means}."
-    return f"Topic: this SAE hardly tells it; {means}. No threshold will do."
+        return f"Topic: {sae} tells it in part; {means}."
+    return f"Topic: {sae} hardly tells it; {means}. No threshold will do."
 
 
 def _short(short: float, auroc: float) -> str:
@@ -107,6 +102,11 @@ def _step(
     where: str,
 ) -> str | None:
     """The one thing to change, as a sentence; None if nothing has to be."""
+    if not fits_layer(calibration):
+        return (
+            "Take an SAE of this model and layer: `sae-unlearn saes MODEL` lists the published ones, and `sae-unlearn "
+            "train-sae` trains one."
+        )
     if (recall.get("n") or 0) < FEW_ROWS:
         return f"Give more topic text: {recall.get('n')} held-out rows say little; 100 paragraphs are a good start."
     if auroc < FAIR:
@@ -114,6 +114,8 @@ def _step(
             "Try another layer (`sae-unlearn scout` measures all of them), or an SAE trained on your texts "
             "(`sae-unlearn train-sae`)."
         )
+    if not knows_topic(calibration):
+        return "Train an SAE on texts that hold the topic (`sae-unlearn train-sae`), and fit again."
     if recall_rate < LEAST_RECALL:
         return _for_recall(calibration, where)
     if false_alarms:

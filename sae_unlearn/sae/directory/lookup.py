@@ -104,6 +104,27 @@ def suggest(model: str, layer: int | None = None) -> PublishedSAE:
     return found
 
 
+def suggest_layers(model: str, layer: int | None = None) -> list[PublishedSAE]:
+    """Return SAEs of several layers: the suggested one, and near a third and two thirds of the depth.
+
+    Args:
+        model (str): As for `published_saes`.
+        layer (int, *optional*): 0-based decoder layer; only one SAE is returned then.
+
+    Raises:
+        SAEFormatError: If none is known for the model.
+    """
+    found = [suggest(model, layer)]
+    if layer is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `suggest` has warned
+            entries = published_saes(model)
+        depth = LAYERS.get(base_key(found[0].model)) or 1 + max(entry.layer for entry in entries)
+        near = [suggested_sae(entries, round(share * (depth - 1))) for share in (1 / 3, 2 / 3)]
+        found += [entry for entry in near if entry is not None]
+    return list({entry.layer: entry for entry in reversed(found)}.values())[::-1]
+
+
 def find_sae(name: str) -> PublishedSAE | None:
     """Return the SAE called `RELEASE/ID`, as SAELens names it; None if the first part is not a release.
 

@@ -7,7 +7,7 @@ import torch
 from fitting import FORGET, RETAIN, config_of, fit, random_sae, tensors, token_rows
 from zoo import BOS, base_model
 
-from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail
+from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail, search_guardrail
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail import guard_layers
 from sae_unlearn.guardrail.fit.topk_approximation import Disagreement, TopKThresholds
@@ -44,6 +44,17 @@ def test_it_has_to_be_asked_for_and_the_error_says_how():
     zero_shot = {"features": [1], "threshold": 0.5, "clamp_value": -5.0, "forget": None, "retain": None}
     with pytest.raises(GuardrailError, match=r"topk=.*`forget` and `retain`"):
         fit(sae=SAE, topk="threshold", **zero_shot)
+
+
+def test_auto_asks_for_it_where_no_other_sae_is_published(monkeypatch):
+    from sae_unlearn.guardrail.fit import fit as module
+
+    monkeypatch.setattr(module, "sae_for", lambda sae, model, layer: SAE)
+    with pytest.warns(UserWarning, match=r"sae='auto': only .*topk='threshold'"):
+        guarded = fit(sae="auto")
+    assert config_of(guarded).calibration["topk"]["rule"] == "threshold"
+    with pytest.raises(GuardrailError, match=r"saes: .*fit_guardrail with topk='threshold'"):
+        search_guardrail(base_model("llama"), None, [SAE], FORGET, RETAIN)
 
 
 def test_a_config_alone_cannot_have_a_topk_sae():

@@ -158,12 +158,30 @@ def test_short_text_is_judged_where_it_was_measured_and_nothing_where_nothing_wa
     assert judge({"auroc": "0.9"}) is None
 
 
-def test_a_topic_that_the_sae_does_not_know_is_named():
-    known = {"forget": 0.75, "retain": 0.8}
-    usual = calibration(TOPIC, MANY, auroc=0.9, **rates(0.95, 0.02))
-    assert "Reconstruction" not in str(judge(usual | {"explained_variance": known}))
-    unknown = judge(usual | {"explained_variance": {"forget": 0.4, "retain": 0.8}})
-    assert "explains 0.40 of the topic's variance and 0.80" in unknown.lines[1]
+@pytest.mark.parametrize(
+    ("explained", "says", "step"),
+    [
+        ({"forget": 0.75, "retain": 0.8}, None, "sae-unlearn check"),
+        (
+            {"forget": 0.4, "retain": 0.8},
+            "explains 40% of the variance of the topic and 80% of other",
+            "on texts that hold",
+        ),
+        ({"forget": -4.1, "retain": 0.8}, "explains none of the variance of the topic and 80%", "on texts that hold"),
+        ({"forget": -48.81, "retain": -40.0}, "does not fit this layer: it explains none", "sae-unlearn saes MODEL"),
+        ({"forget": 0.5, "retain": 0.41}, "may be of another layer: it explains 41% of the", "sae-unlearn saes MODEL"),
+        ({"forget": -1.0}, "explains none of the variance of the topic", "sae-unlearn saes MODEL"),
+        ({"forget": "0.1", "retain": None}, None, "sae-unlearn check"),
+        ("damaged", None, "sae-unlearn check"),
+    ],
+)
+def test_an_sae_that_cannot_rebuild_the_text_is_named_before_all_else(explained, says, step):
+    verdict = judge(calibration(TOPIC, MANY, auroc=0.99, explained_variance=explained, **rates(0.95, 0.02)))
+    assert verdict.works == verdict.ready == (says is None)
+    assert (says or "Topic: this SAE tells it well") in verdict.lines[0]
+    assert step in verdict.step
+    if says is not None:
+        assert "Topic: even so, this SAE tells it well" in verdict.lines[1]
 
 
 def test_explained_variance_is_that_of_its_equation():

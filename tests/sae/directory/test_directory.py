@@ -13,10 +13,10 @@ from sae_folders import write_gemma_scope_2
 from benchmarks.published_saes import PAGE, tables
 from sae_unlearn.cli.main import main
 from sae_unlearn.sae import SAEFormatError, SparseAutoencoder, published_saes
-from sae_unlearn.sae.choice import sae_for
+from sae_unlearn.sae.choice import sae_for, saes_for
 from sae_unlearn.sae.directory import lookup, table
 from sae_unlearn.sae.directory.entry import REFUSED_PLACES, PublishedSAE
-from sae_unlearn.sae.directory.lookup import find_sae, suggest, suggested_sae
+from sae_unlearn.sae.directory.lookup import find_sae, suggest, suggest_layers, suggested_sae
 from sae_unlearn.sae.directory.registry import entries_of, read_registry, registry_file
 from sae_unlearn.sae.directory.table import SHIPPED, Directory, from_registry, read_shipped, to_bytes
 from sae_unlearn.sae.formats.saelens_config import architecture_of
@@ -159,6 +159,14 @@ def test_the_suggestion_is_exact_in_slices_in_the_middle_and_of_usual_size():
         suggest("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
+def test_a_search_gets_the_suggestion_first_and_then_other_depths():
+    assert [e.layer for e in suggest_layers("google/gemma-2-2b")] == [12, 8, 17]
+    assert [e.layer for e in suggest_layers("google/gemma-2-9b-it")] == [20, 9, 31]
+    assert [e.layer for e in suggest_layers("google/gemma-2-2b", layer=3)] == [3]
+    assert [e.layer for e in suggest_layers("google/gemma-2b-it")] == [12]  # the only one
+    assert suggest_layers("google/gemma-2-2b")[0] == suggest("google/gemma-2-2b")
+
+
 def test_a_release_of_saelens_loads_from_the_hub_and_auto_takes_it(stand_in, tmp_path, monkeypatch, tiny_named_model):
     sub = "resid_post/layer_9_width_16k_l0_small"
     write_gemma_scope_2(tmp_path / "served" / sub, config={"hf_hook_point_in": "model.layers.9.output"})
@@ -172,6 +180,7 @@ def test_a_release_of_saelens_loads_from_the_hub_and_auto_takes_it(stand_in, tmp
     assert sae.source["neuronpedia_id"] == "tiny/9-mine"
     assert torch.equal(SparseAutoencoder.from_pretrained("mine", subfolder="the-id").W_enc, sae.W_enc)
     assert torch.equal(sae_for("auto", tiny_named_model).W_enc, sae.W_enc)
+    assert [each.layer for each in saes_for(["auto", sae], tiny_named_model)] == [9, 9]
     assert sae_for(sae, tiny_named_model) is sae
 
 
@@ -217,6 +226,13 @@ def test_the_command_lists_and_suggests(capsys):
     assert f"Suggested: {CANONICAL}" in shown
     assert "CC-BY-4.0" in shown
     assert f"Next: sae-unlearn fit --model google/gemma-2-2b-it --sae {CANONICAL}" in shown
+
+    with pytest.warns(UserWarning, match="whose activations differ"):
+        approximate = suggest("Qwen/Qwen3-8B")
+    assert main(["saes", "Qwen/Qwen3-8B"]) == 0
+    assert f"--sae {approximate.name} --topk threshold --forget" in capsys.readouterr().out
+    assert main(["saes", "demo"]) == 0
+    assert "Next: sae-unlearn fit --model demo --sae demo --forget" in capsys.readouterr().out
 
     assert main(["saes", "google/gemma-2-2b", "--layer", "3"]) == 0
     assert "gemma-scope-2b-pt-res-canonical/layer_3/width_16k/canonical" in capsys.readouterr().out
