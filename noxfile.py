@@ -235,7 +235,9 @@ def browser(session: nox.Session) -> None:
     """The playground in Chromium and in a terminal, and completion; nox names it if a Chromium is missing."""
     install(session, ".[test,playground,completion]", "playwright>=1.49")
     found = chromium(session)
-    given = session.posargs or [str(ROOT / "tests" / "playground"), str(ROOT / "tests" / "cli" / "test_start.py")]
+    given = chosen(session, "tests/playground")
+    if not session.posargs:
+        given.append(str(ROOT / "tests" / "cli" / "test_start.py"))
     env = ENVIRONMENT | ({"SAE_UNLEARN_BROWSER": found} if found else {})
     with away(session):
         session.run("pytest", *settings(), *BOUNDED, "-n0", *given, env=env)

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import read_sets, texts_in
-    from sae_unlearn.cli.inputs import load_model, output_folder, with_adapter
+    from sae_unlearn.cli.inputs import load_model, with_adapter
+    from sae_unlearn.cli.outputs import output_folder
     from sae_unlearn.evaluation import add_to_card, audit
 
     where = hub_of(args)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HELP = "try a guardrail in the terminal: bare and guarded answers, and what the gate sees"
 EXAMPLES = """examples:
   sae-unlearn chat google/gemma-2-2b-it forget-biology
-  sae-unlearn chat --model demo --adapter sae-unlearn-demo/guardrail --prompt "What is a cell?"
+  sae-unlearn chat --model demo --adapter sae-unlearn-demo/forget-biology --prompt "What is a cell?"
 
 each line is a prompt of its own. /off and /on switch the guardrail, /action clamp, /threshold 0.5, /dose 2,
 /tokens 100, /template off change it while the command runs, /quit ends; nothing of what is typed is kept
@@ -109,6 +109,8 @@ def show(console: Any, session: "Session", prompt: str, settings: "Settings") ->
     with Live(console=console, refresh_per_second=8, transient=False) as live:
         for found in session.answers(prompt, settings):
             live.update(_columns(found.bare, found.guarded, settings.enabled))
+    if not console.is_terminal:  # a file gets no new line after the answers
+        console.print()
     if found is not None and found.gate is not None:
         _print_gate(console, found.gate)
 

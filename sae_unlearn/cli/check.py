@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
 from sae_unlearn.errors import UnlearnError
@@ -54,6 +55,9 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     if (args.url is None) == (args.model is None):
         raise UnlearnError("--model, --url: expected one of them. Pass a model, or the address of a server.")
+    check_integer("--batch-size", args.batch_size, 1)
+    if not args.timeout > 0:
+        raise UnlearnError(f"--timeout {args.timeout:g}: expected a number of seconds above 0.")
     report = _check_model(args) if args.url is None else _check_server(args)
     from sae_unlearn.files.terminal import printable
 
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_model(args: argparse.Namespace) -> "CheckReport":
     from sae_unlearn.cli.arguments import hub_of
-    from sae_unlearn.cli.data_sets import texts_of
+    from sae_unlearn.cli.data_sets import check_differ, texts_of
     from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.demo import load_demo_texts
     from sae_unlearn.guardrail.check.check import check_guardrail
@@ -82,6 +86,7 @@ def _check_model(args: argparse.Namespace) -> "CheckReport":
     except BundleGiven as found:
         raise UnlearnError(f"Pass --adapter-subfolder: check reads one guardrail. {found}.") from found
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
+    check_differ(forget, retain, args.text_column)
     if retain is None:
         retain = load_demo_texts().heldout["retain"]
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)

@@ -84,20 +84,31 @@ def texts_in(sources: list[str], text_column: str = "text", split: str | None = 
     return [plain(row, text_column) for source in sources for row in _texts(source, text_column, split)]
 
 
-def check_number(forget: Any) -> None:
+def check_number(forget: Any, column: str = "text") -> None:
     """Check that a part of the topic's texts can be held out. A stream is not counted.
 
     Args:
         forget (Iterable[Any], *optional*): Texts of `--forget`.
+        column (str, *optional*, defaults to "text"): Column or key that holds a text.
 
     Raises:
-        UnlearnError: If there are fewer than `LEAST_TEXTS`.
+        UnlearnError: If there are fewer than `LEAST_TEXTS` different ones.
     """
-    if hasattr(forget, "__len__") and len(forget) < LEAST_TEXTS:
+    if not hasattr(forget, "__len__"):
+        return
+    found = len(forget) - repeated(forget, column)
+    if found < LEAST_TEXTS:
+        kind = "texts" if found == len(forget) else "different texts"
         raise UnlearnError(
-            f"--forget: expected at least {LEAST_TEXTS} texts, got {len(forget)}. 100 paragraphs are a good start; in "
-            "a .txt file, blank lines separate them."
+            f"--forget: expected at least {LEAST_TEXTS} {kind}, got {found}. 100 paragraphs are a good start; in a "
+            ".txt file, blank lines separate them."
         )
+
+
+def repeated(corpus: Iterable[Any], column: str = "text") -> int:
+    """Return how many texts of a corpus are exact repeats of an earlier one."""
+    texts = [text for row in corpus if isinstance(text := plain(row, column), str)]
+    return len(texts) - len({*texts})
 
 
 def check_differ(forget: Any, retain: Any, column: str = "text") -> None:

@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sae_unlearn.cli.inputs import output_folder
+    from sae_unlearn.cli.outputs import output_folder
     from sae_unlearn.demo import load_demo_model, load_demo_sae, load_demo_texts, run_demo
     from sae_unlearn.demo.run import Steps
 

@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import read_sets
-    from sae_unlearn.cli.inputs import load_model, output_folder, with_adapter
+    from sae_unlearn.cli.inputs import load_model, with_adapter
+    from sae_unlearn.cli.outputs import output_folder
     from sae_unlearn.evaluation import Report, compare, evaluate
     from sae_unlearn.evaluation.report.report import draw_reports
 

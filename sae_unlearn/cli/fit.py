@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.distributed import process_index
     from sae_unlearn.cards.plotting import NO_MATPLOTLIB
     from sae_unlearn.cli.data_sets import texts_of
-    from sae_unlearn.cli.inputs import load_model, load_sae, load_saes, output_folder
+    from sae_unlearn.cli.inputs import load_model, load_sae, load_saes
+    from sae_unlearn.cli.outputs import output_folder
     from sae_unlearn.cli.show import describe
     from sae_unlearn.guardrail import fit_guardrail, search_guardrail
     from sae_unlearn.guardrail.config_parts.layout import PICTURE
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     saes += load_saes(args.search_saes or (), args.model)
     if args.sae == AUTO and not args.search:
         config = with_rule_for(config, saes[0])
-    check_number(forget)
+    check_number(forget, config.text_column)
     check_differ(forget, retain, config.text_column)
     _name_duplicates(forget, retain, config.text_column)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
@@ -132,13 +133,17 @@ def next_step(args: argparse.Namespace) -> str:
 
 
 def _name_duplicates(forget: Any, retain: Any, column: str) -> None:
-    """Say which texts stand in both corpora."""
-    from sae_unlearn.cli.data_sets import plain
+    """Say which texts stand in a corpus twice, or in both."""
+    from sae_unlearn.cli.data_sets import plain, repeated
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.fit.near_duplicates import near_duplicates
 
     if forget is None or retain is None or os.environ.get("RANK", "0") != "0":  # one process of a launch says it
         return
+    for role, corpus in (("forget", forget), ("retain", retain)):
+        count = repeated(corpus, column) if hasattr(corpus, "__len__") else 0
+        if count:
+            print(f"{count} {role} texts repeat another one, so held-out rows were seen by the fit; remove them.")
     pairs = near_duplicates(*((plain(row, column) for row in corpus) for corpus in (forget, retain)))
     if pairs:
         print(f"{len(pairs)} forget texts are near duplicates of retain texts; remove them from one side:")

@@ -1,10 +1,8 @@
-"""Loading of a command's inputs: models, adapters, SAEs, texts and the output folder."""
+"""Loading of a command's inputs: models, adapters, SAEs and texts."""
 
-import os
 import random
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +35,15 @@ def load_model(
 
     Raises:
         OSError: If transformers cannot find it.
+        UnlearnError: If it is the folder of something else, or this machine has no such device.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sae_unlearn.backbone.distributed import join_launch
 
+    _check_device(device)
+    check_kind("model", name, "a model")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     join_launch(cpu=device == "cpu")
     if name == DEMO:
@@ -56,9 +57,47 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **placed
         )
-    except OSError as error:  # offline, the message of transformers does not name it
+    except (OSError, ValueError) as error:  # offline, the message of transformers does not name it
         raise OSError(f"model={name!r}: {error}") from error
     return (model if placed else model.to(device)).eval(), tokenizer
+
+
+KINDS = {
+    "adapter_config.json": "a guardrail or another adapter",
+    "sae_weights.safetensors": "an SAE",
+    "config.json": "a model",
+}
+"""File of a folder -> the kind of thing that the folder holds; the first one counts."""
+
+
+def check_kind(option: str, name: str, wanted: str) -> None:
+    """Check that a local folder is not of another kind; anything else is left to its loader.
+
+    Args:
+        option (str): Name of the argument, for the error.
+        name (str): Its value.
+        wanted (str): One of the values of `KINDS`.
+
+    Raises:
+        UnlearnError: If it holds another kind of thing.
+    """
+    folder = Path(name).expanduser()
+    found = [kind for file, kind in KINDS.items() if (folder / file).is_file()]
+    if found and wanted not in found:
+        raise UnlearnError(f"{option}={name!r:.120}: expected {wanted}, got the folder of {found[0]}. Pass another.")
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    if device in (None, "auto"):
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UnlearnError(
+            f"--device {device:.40}: expected a device of this machine, got {str(error).splitlines()[0]:.120} Pass cpu."
+        ) from error
 
 
 def with_adapter(
@@ -83,6 +122,8 @@ def with_adapter(
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     inside = clean_subfolder(subfolder)
+    if not inside:
+        check_kind("adapter", source, KINDS["adapter_config.json"])
     folder = GuardrailFolder.open(source, revision=revision)
     if inside and folder.find_bundle() is not None:
         return attach_bundle(model, folder, names=[inside])
@@ -113,12 +154,15 @@ def load_sae(
     from sae_unlearn.sae.choice import AUTO, about
     from sae_unlearn.sae.directory.lookup import suggest
 
+    if not subfolder:
+        check_kind("sae", name, "an SAE")
     if name == AUTO and model is not None:
         if subfolder or revision:
             raise UnlearnError(
                 "--sae auto chooses repository and folder; leave out --sae-subfolder and --sae-revision."
             )
         if model == DEMO:
+            print("sae='auto' takes the demo's own SAE: output of layer 9.")
             name = DEMO
         else:
             chosen = suggest(model)
@@ -153,61 +197,6 @@ def load_saes(names: Iterable[str], model: str) -> "list[SparseAutoencoder]":
     return found
 
 
-def output_folder(name: str, option: str = "--output") -> Path:
-    """Return the output folder after a check, without creating it: a run that fails leaves no folder.
-
-    Args:
-        name (str): Value of the option.
-        option (str, *optional*, defaults to "--output"): Its name, for the errors.
-
-    Raises:
-        NotADirectoryError: If it is a file, or in one.
-        PermissionError: If it cannot be written.
-    """
-    path = Path(name).expanduser()
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{option} {name}: expected a folder, got the file {there}.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{option} {name}: {there} cannot be written. Pass another folder.")
-    return path
-
-
-def picture_file(name: str) -> Path:
-    """Return the file of a picture after a check that it can be written.
-
-    Args:
-        name (str): Value of `--picture`.
-
-    Raises:
-        NotADirectoryError: If its folder does not exist.
-        IsADirectoryError: If it is a folder.
-    """
-    path = Path(name).expanduser()
-    if not path.absolute().parent.is_dir():
-        raise NotADirectoryError(f"--picture {name}: expected a folder at {path.parent}, got none. Make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"--picture {name}: expected a file, got a folder.")
-    return path
-
-
-@contextmanager
-def not_left_empty(path: Path) -> Iterator[None]:
-    """Remove the new folder `path` if the block fails or is interrupted and it is empty.
-
-    Args:
-        path (Path): The output folder of a command whose libraries create it before they write.
-    """
-    before = path.exists()
-    try:
-        yield
-    except BaseException:
-        if not before:
-            with suppress(OSError):  # it does not exist, or is not empty
-                path.rmdir()
-        raise
-
-
 SUFFIXES = READABLE
 
 
@@ -237,6 +226,10 @@ def read_texts(source: str, column: str = "text", split: str | None = None) -> I
         if not texts:
             raise UnlearnError(f"{source} holds no texts.")
         return texts
+    if source.startswith(("http://", "https://")):
+        raise UnlearnError(
+            f"{source:.120}: expected a file, a folder or a data set, got an address. Download it first."
+        )
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         raise FileNotFoundError(f"The file {source} does not exist.")
     return _read_dataset(source, column, split)
@@ -272,8 +265,11 @@ def _text(row: Any, number: int, path: Path, column: str) -> str:
         return text
     if isinstance(row, dict) and column not in row:
         columns = ", ".join(map(str, row))
-        raise UnlearnError(f"Row {number} of {path} has no {column!r}, only {columns}. Pass --text-column.")
-    raise UnlearnError(f"Row {number} of {path} is a {type(text).__name__}: expected a text.")
+        asks = bool({"prompt", "question"} & {*row})
+        hint = "Facts need prompt and answers, choices need question, choices and answer." if asks else ""
+        raise UnlearnError(f"Row {number} of {path} has no {column!r}, only {columns}. {hint or 'Pass --text-column.'}")
+    kind = "nothing" if text is None else f"a {type(text).__name__}"
+    raise UnlearnError(f"Row {number} of {path} is {kind}: expected a text.")
 
 
 def _read_dataset(source: str, column: str, split: str | None) -> Iterable[Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae_unlearn.cli.arguments import (
     NO_ADAPTER,
@@ -10,24 +11,33 @@ from sae_unlearn.cli.arguments import (
     add_labels_argument,
     add_model_arguments,
 )
+from sae_unlearn.cli.data_sets import add_column_argument
 from sae_unlearn.cli.show import labels_of
 from sae_unlearn.errors import UnlearnError
 
 
+if TYPE_CHECKING:
+    from sae_unlearn.playground.session import Session
+
 HELP = "try a guardrail in a browser: bare and guarded answers side by side, and what the gate sees"
 EXAMPLES = """examples:
   sae-unlearn playground google/gemma-2-2b-it forget-biology
-  sae-unlearn playground --model demo --adapter sae-unlearn-demo/guardrail --examples prompts.txt
+  sae-unlearn playground --model demo --adapter sae-unlearn-demo/forget-biology --examples prompts.txt
   sae-unlearn playground --model google/gemma-2-2b-it --adapter me/forget-biology --space my-space
 
 it serves on this machine only, unless --host says otherwise; nothing of what is typed is kept
 """
 
 
+PROMPT_TOKENS = 16
+"""Tokens of a stored row that are shown as a prompt."""
+
+
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser, positional=True)
     add_adapter_arguments(parser, "folder or Hub id of a guardrail", positional=True)
     add_labels_argument(parser)
+    add_column_argument(parser)
     page = parser.group("page")
     page.add_argument("--examples", metavar="FILE", help="prompts to click on: a .txt, .json, .jsonl or .csv file")
     page.add_argument("--title", metavar="TEXT", help="heading of the page (default: the guardrail's name)")
@@ -38,17 +48,22 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
-    from sae_unlearn.cli.inputs import load_model, output_folder, read_texts, with_adapter
+    from sae_unlearn.cli.inputs import load_model, read_texts, with_adapter
+    from sae_unlearn.cli.outputs import output_folder
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     if not args.adapter:
         raise UnlearnError(NO_ADAPTER.format(option="playground"))
-    examples = [str(text) for text in read_texts(args.examples)] if args.examples else _demo_prompts(args.model)
+    examples = (
+        [str(text) for text in read_texts(args.examples, args.text_column)]
+        if args.examples
+        else _demo_prompts(args.model)
+    )
     title = args.title or f"Guardrail {Path(args.adapter).name}"
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     folder.artefact()  # report a wrong name or a missing file before anything is written or loaded
     labels = labels_of(args, folder)
-    if args.space:
+    if args.space is not None:
         from sae_unlearn.playground.space import write_space
 
         target = output_folder(args.space, "--space")
@@ -63,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     _check_address(args.host, args.port)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     guarded = with_adapter(model, args.adapter, args.adapter_revision, args.adapter_subfolder)
-    page = build_page(Session(guarded, tokenizer), title, examples, labels)
+    session = Session(guarded, tokenizer)
+    page = build_page(session, title, examples or _stored_prompts(session), labels)
     serve(page, server_name=args.host, server_port=args.port, share=False)
     return 0
 
@@ -91,6 +107,15 @@ def _check_address(host: str, port: int | None) -> None:
     except OSError as error:
         given = f"--host {host}" if port is None or isinstance(error, socket.gaierror) else f"--port {port}"
         raise UnlearnError(f"{given}: cannot serve there ({error.strerror or error}). Pass another.") from error
+
+
+def _stored_prompts(session: "Session") -> list[str]:
+    """Beginnings of the rows that the guardrail stores (`--store-probe`), half of its topic."""
+    from sae_unlearn.guardrail.check.probe import probe_rows
+
+    rows = probe_rows(session.config, len(session.tokenizer))
+    found = (session.tokenizer.decode(row.ids[:PROMPT_TOKENS], skip_special_tokens=True).strip() for row in rows)
+    return [text for text in found if text]
 
 
 def _demo_prompts(model: str) -> list[str]:

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     import warnings
 
     from sae_unlearn.cli.data_sets import check_differ, texts_of
-    from sae_unlearn.cli.inputs import load_model, load_sae, picture_file
+    from sae_unlearn.cli.inputs import load_model, load_sae
+    from sae_unlearn.cli.outputs import new_file, picture_file
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.fit.layer_scores import scout
     from sae_unlearn.sae.directory.lookup import published_saes, suggested_sae
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise UnlearnError("--forget and --retain are both needed; give texts of the topic and other texts.")
     if args.picture:
         picture_file(args.picture)
+    if args.scores:
+        new_file(args.scores, "--scores")
     saes = [load_sae(name, model=args.model) for name in args.saes]
     check_differ(forget, retain, config.text_column)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)

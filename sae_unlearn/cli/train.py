@@ -55,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sae_unlearn.cli.inputs import not_left_empty, output_folder
+    from sae_unlearn.cli.outputs import not_left_empty, output_folder
 
     if not args.candidates and not (args.known and args.unknown):
         raise UnlearnError("Pass --known and --unknown, or --candidates to have the model label them.")

@@ -40,13 +40,17 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.backbone.distributed import process_index
     from sae_unlearn.cli.data_sets import texts_in
-    from sae_unlearn.cli.inputs import drawn, load_model, output_folder
+    from sae_unlearn.cli.inputs import drawn, load_model
+    from sae_unlearn.cli.outputs import output_folder
+    from sae_unlearn.guardrail.fit.reconstruction import LEAST_EXPLAINED
     from sae_unlearn.sae.training.train import METRICS, Training
     from sae_unlearn.sae.training.trainer import sae_lens
 
     sae_lens()
     config = options_from(args, SAETrainingConfig, progress=args.progress)
     output = output_folder(args.output)
+    if config.work_dir is not None:
+        output_folder(config.work_dir, "--work-dir")
     texts = drawn(texts_in(args.texts, args.text_column, args.split), args.limit, args.seed)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     training = Training(model, tokenizer, texts, output, config)
@@ -63,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
         raise
     if process_index() > 0:  # all processes of a launch end with the same SAE
         return 0
-    print(describe(json.loads((output / METRICS).read_text(encoding="utf-8"))))
+    metrics = json.loads((output / METRICS).read_text(encoding="utf-8"))
+    print(describe(metrics))
+    args.poor = metrics["held_out"]["explained_variance"] < LEAST_EXPLAINED
+    if args.poor:
+        print("\nIt explains less than a half of the variance of held-out text, too little for a guardrail.")
     print(f"\nWritten to {output}: the SAE in SAELens' format, and {METRICS}")
     return 0
 
@@ -72,6 +80,9 @@ def next_step(args: argparse.Namespace) -> str:
     """The command to run after this one."""
     if args.estimate:
         return ""
+    if getattr(args, "poor", False):
+        more = ["--model", args.model, "--layer", str(args.layer), "--texts", *args.texts, "MORE_TEXTS"]
+        return shlex.join(["sae-unlearn", "train-sae", *more, "--output", "FOLDER"])
     given = ["--model", args.model, "--sae", Path(args.output).as_posix(), "--forget", "TOPIC", "--retain", "OTHER"]
     return shlex.join(["sae-unlearn", "fit", *given, "--output", "FOLDER"])
 

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
-    from sae_unlearn.cli.inputs import output_folder, picture_file
+    from sae_unlearn.cli.outputs import output_folder, picture_file
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
     from sae_unlearn.guardrail.summary import curve_rows
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     asked = {name: getattr(args, name) for name in ("target_recall", "max_false_alarms", "threshold")}
     wanted = any(value is not None for value in asked.values())
+    if args.output is not None:
+        output_folder(args.output)
     if args.in_place and args.output:
         raise UnlearnError("--in-place and --output are given; give one of them.")
     if (args.in_place or args.output) and not wanted:

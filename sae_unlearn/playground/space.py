@@ -71,12 +71,14 @@ def write_space(
         adapter_subfolder (str, *optional*): Folder of the guardrail inside `adapter`.
 
     Raises:
-        UnlearnError: If the model is a local folder, which a Space cannot read.
+        UnlearnError: If the model is a local folder, which a Space cannot read, or `folder` is the guardrail's own.
         HFValidationError: If the guardrail is neither a folder nor a Hub id.
     """
     if Path(model).expanduser().exists() or model == "demo":
         raise UnlearnError(f"model={model!r:.80}: expected a Hub id, which a Space can load. Upload the model first.")
     local = Path(adapter).expanduser()
+    if folder.absolute() == local.absolute():
+        raise UnlearnError(f"folder={str(folder)!r:.80}: expected a new one, got the guardrail's own. Pass another.")
     if not local.is_dir():
         validate_repo_id(adapter)
     about: dict[str, Any] = {"model": model, "title": title, "examples": examples, "labels": dict(labels or {})}

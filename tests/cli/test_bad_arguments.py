@@ -27,6 +27,9 @@ def parts(tmp_path_factory):
     written = {"f": forget, "r": retain, "one": forget[:1], "seven": forget[:7], "giant": [" ".join(forget * 20)]}
     for name, texts in written.items():
         (folder / f"{name}.txt").write_text("\n\n".join(texts))
+    (folder / "repeated.txt").write_text("\n\n".join(forget[:3] * 10))
+    (folder / "null.jsonl").write_text('{"text": null}\n' * 9)
+    (folder / "facts.json").write_text('[{"prompt": "w3 w4"}]')
     (folder / "empty").mkdir()
     return folder
 
@@ -54,6 +57,37 @@ def parts(tmp_path_factory):
         ("tune unmeasured --threshold 1 --output out", "unmeasured: expected a guardrail with the statistics"),
         ("playground me/model guardrail --space f.txt", "--space f.txt"),
         ("saes  ", "MODEL: expected a Hub id"),
+        # texts that are none, or say one thing many times
+        (f"{FIT} --forget repeated.txt --retain r.txt", "--forget: expected at least 8 different texts, got 3"),
+        (f"{FIT} --forget https://a.example/b.txt --retain r.txt", "https://a.example/b.txt: expected a file"),
+        (f"{FIT} --forget null.jsonl --retain r.txt", "Row 1 of null.jsonl is nothing: expected a text"),
+        ("evaluate --model model --forget facts.json --output out", "Facts need prompt and answers"),
+        ("check model guardrail --forget f.txt --retain f.txt", "each forget text is among the retain texts"),
+        # folders of another kind
+        ("fit --model guardrail --sae sae --output out --forget f.txt --retain r.txt", "got the folder of a guardrail"),
+        ("scout --model sae --forget f.txt --retain r.txt", "model='sae': expected a model, got the folder of an SAE"),
+        (
+            f"{SCOUT} --forget f.txt --retain r.txt --saes guardrail",
+            "sae='guardrail': expected an SAE, got the folder of",
+        ),
+        ("fit --model model --sae model --output out --forget f.txt --retain r.txt", "got the folder of a model"),
+        ("evaluate --model model --adapter sae --forget f.txt --output out", "adapter='sae': expected a guardrail"),
+        ("playground me/model guardrail --space guardrail", "got the guardrail's own"),
+        # outputs, named before anything is loaded
+        ("fit --model model --sae sae --forget f.txt --retain r.txt --output=", "--output: expected a folder"),
+        (f"{TUNE} --target-recall 0.5 --output=", "--output: expected a folder"),
+        ("playground me/model guardrail --space=", "--space: expected a folder"),
+        (f"{SCOUT} --forget f.txt --retain r.txt --scores none/x.json", "--scores none/x.json"),
+        (
+            f"{SCOUT} --forget f.txt --retain r.txt --picture x.jpg",
+            "--picture x.jpg: expected a name that ends in .png",
+        ),
+        (f"{TUNE} --picture x.jpg", "--picture x.jpg: expected a name that ends in .png"),
+        # values
+        (f"{FIT} --forget f.txt --retain r.txt --device gpu0", "--device gpu0: expected a device of this machine"),
+        (f"{FIT} --forget f.txt --retain r.txt --action refuse", "action='refuse': expected a message"),
+        ("check model guardrail --batch-size 0", "--batch-size=0"),
+        ("check --url http://localhost:1 --adapter guardrail --forget f.txt --timeout -1", "--timeout -1"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(line, message, parts, monkeypatch, capsys):

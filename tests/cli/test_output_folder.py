@@ -5,6 +5,7 @@ from commands import fails
 from tiny_topic import save_corpora, save_parts, topic_texts
 
 from sae_unlearn.cli import inputs as loading
+from sae_unlearn.cli import outputs
 from sae_unlearn.cli.main import main
 
 
@@ -62,7 +63,7 @@ def test_a_folder_that_a_library_made_goes_where_it_is_empty(tmp_path):
 
 
 def made_and_interrupted(folder, kept):
-    with loading.not_left_empty(folder):
+    with outputs.not_left_empty(folder):
         (folder / "checkpoint" if kept else folder).mkdir(parents=True)
         raise KeyboardInterrupt
 

@@ -13,6 +13,7 @@ from tiny_topic import save_adapters
 from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.cli.chat import show, switched
 from sae_unlearn.cli.main import main
+from sae_unlearn.cli.playground import PROMPT_TOKENS, _stored_prompts
 from sae_unlearn.errors import GuardrailError, UnlearnError
 from sae_unlearn.playground.session import GateView, Session, Settings, TokenView
 from sae_unlearn.playground.space import write_space
@@ -52,6 +53,20 @@ def test_the_guardrail_changes_answers_on_the_topic_only_and_can_be_switched_off
     assert last[1].bare == last[1].guarded
     off = list(session.answers(PROMPT, Settings(max_new_tokens=NEW, enabled=False)))[-1]
     assert off.bare == off.guarded == last[0].bare
+
+
+def test_prompts_to_try_are_the_beginnings_of_stored_rows(session):
+    assert _stored_prompts(session) == []
+    ids = {"forget": [session.prompt_ids(PROMPT)], "retain": [session.prompt_ids(OTHER)]}
+    session.config.calibration["probe"] = ids
+    try:
+        found = _stored_prompts(session)
+    finally:
+        del session.config.calibration["probe"]
+    assert [len(text.split()) for text in found] == [
+        min(len(text.split()), PROMPT_TOKENS - 1) for text in (PROMPT, OTHER)
+    ]
+    assert all(given.startswith(text) for given, text in zip((PROMPT, OTHER), found, strict=True))
 
 
 def test_the_gate_is_read_as_the_fit_reads_rows(session):

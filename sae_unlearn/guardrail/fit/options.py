@@ -87,6 +87,8 @@ def plan_fit(
     layer = check_sae(sae, bare, asked.layer)
     check_topk(sae, asked.topk)
     name = free_name(model, asked.adapter_name)
+    if asked.action == "refuse" and asked.refusal is None:
+        raise GuardrailError("action='refuse': expected a message as refusal, got none. Pass the text of the answer.")
     refusal_ids = None
     if asked.refusal is not None:
         refusal_ids = message_ids(asked.refusal, tokenizer, getattr(bare, "generation_config", None))
