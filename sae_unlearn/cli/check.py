@@ -102,17 +102,15 @@ def _check_model(args: argparse.Namespace) -> "CheckReport":
 
 
 def _check_server(args: argparse.Namespace) -> "CheckReport":
-    from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
     from sae_unlearn.cli.arguments import hub_of
     from sae_unlearn.cli.data_sets import plain, texts_of
-    from sae_unlearn.cli.inputs import DEMO
+    from sae_unlearn.cli.inputs import base_name
     from sae_unlearn.engines.service import Question, Service, check_service
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     folder = GuardrailFolder.open(args.adapter, **hub_of(args))
     config = folder.config()
-    name = str(config.base_model_name_or_path or "MODEL")
-    args.base = DEMO if name == DEMO_MODEL_NAME else name
+    args.base = base_name(config)
     chat = (config.calibration or {}).get("chat_template") is True
     questions = [
         Question(role, plain(row, args.text_column), chat)

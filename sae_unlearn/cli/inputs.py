@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sae_unlearn.guardrail import SAEGuardrailConfig
     from sae_unlearn.sae import SparseAutoencoder
 
 
@@ -60,6 +61,14 @@ def load_model(
     except (OSError, ValueError) as error:  # offline, the message of transformers does not name it
         raise OSError(f"model={name!r}: {error}") from error
     return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def base_name(config: "SAEGuardrailConfig") -> str:
+    """Return the name of a guardrail's base model as commands take it; "MODEL" if it is not recorded."""
+    from sae_unlearn.cards.provenance import DEMO_MODEL_NAME
+
+    name = config.base_model_name_or_path
+    return DEMO if name == DEMO_MODEL_NAME else str(name or "MODEL")
 
 
 KINDS = {

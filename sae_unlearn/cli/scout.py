@@ -22,6 +22,12 @@ without --saes every layer is measured by a raw probe, which is what an SAE of t
 {TEXTS}"""
 
 
+HOPELESS = (
+    "No layer tells the topic from the other text, so no guardrail can. Give texts of the topic that differ more from "
+    "the other text, or more of both."
+)
+
+
 def add_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     parser.group("SAE").add_argument("--saes", nargs="+", metavar="SAE", default=[], help="SAEs to measure, as for fit")
@@ -40,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.outputs import new_file, picture_file
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.fit.layer_scores import scout
+    from sae_unlearn.guardrail.tuning.verdict import FAIR
     from sae_unlearn.sae.directory.lookup import published_saes, suggested_sae
 
     config = options_from(args, ScoutConfig, progress=args.progress)
@@ -71,9 +78,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"Picture: {found.plot(args.picture)}")
     if args.scores:
         Path(args.scores).write_text(json.dumps([asdict(score) for score in found.scores], indent=1), encoding="utf-8")
-    near = suggested_sae([entry for entry in published if entry.layer == best.layer], best.layer)
-    args.best = best.layer
-    args.near = names[found.scores.index(best)] if args.saes else None if near is None else near.name
+    probe = max((score for score in found.scores if score.sae is None), key=lambda score: score.auroc)
+    told = best.auroc >= FAIR
+    if not told and probe.auroc < FAIR:
+        print(HOPELESS)
+        return 0
+    if not told:
+        print(f"None of these SAEs tells the topic; layer {probe.layer} does, so take another SAE of it.")
+    args.best = best.layer if told else probe.layer
+    near = suggested_sae([entry for entry in published if entry.layer == args.best], args.best)
+    args.near = names[found.scores.index(best)] if args.saes and told else None if near is None else near.name
     return 0
 
 

@@ -33,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
+    from sae_unlearn.cli.inputs import base_name
     from sae_unlearn.cli.outputs import output_folder, picture_file
     from sae_unlearn.files.terminal import table
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
@@ -87,11 +88,11 @@ def run(args: argparse.Namespace) -> int:
     if target:
         tune_guardrail(folder, target, **asked)
         print(f"\nWritten to {target}")
-        args.written = target
+        args.written, args.base = target, base_name(config)
     return 0
 
 
 def next_step(args: argparse.Namespace) -> str:
     """The command to run after this one."""
     target = getattr(args, "written", None)
-    return shlex.join(["sae-unlearn", "check", "--model", "MODEL", "--adapter", target]) if target else ""
+    return shlex.join(["sae-unlearn", "check", "--model", args.base, "--adapter", target]) if target else ""

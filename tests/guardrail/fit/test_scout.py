@@ -10,7 +10,7 @@ from sae_unlearn import scout
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.fit import layer_scores
-from sae_unlearn.guardrail.fit.layer_scores import _discriminant, _evidence, _pool
+from sae_unlearn.guardrail.fit.layer_scores import LayerScore, Scouting, _discriminant, _evidence, _pool
 from sae_unlearn.options.scout import ScoutConfig
 from sae_unlearn.stats import auc
 
@@ -109,3 +109,30 @@ def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
     assert f"fit --model {tmp_path / 'model'} --sae {tmp_path / 'sae'}" in shown
     assert (tmp_path / "layers.png").read_bytes()[:4] == b"\x89PNG"
     assert {row["layer"] for row in json.loads((tmp_path / "scores.json").read_text())} >= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("probes", "sae", "says", "step"),
+    [
+        ([0.6, 0.7], None, "No layer tells the topic", None),
+        ([0.6, 0.7], 0.5, "No layer tells the topic", None),
+        ([0.6, 0.9], 0.7, "layer 1 does, so take another SAE of it", "train-sae --model"),
+        ([0.6, 0.9], 0.88, "Best: layer 0", "fit --model"),
+    ],
+)
+def test_the_command_says_early_and_plainly_if_nothing_tells_the_topic(
+    probes, sae, says, step, tmp_path, capsys, monkeypatch
+):
+    save_parts(tmp_path)
+    save_corpora(tmp_path)
+    scores = [LayerScore(layer, None, value, value, 2.0) for layer, value in enumerate(probes)]
+    scores += [] if sae is None else [LayerScore(0, "sae", sae, sae, 2.0)]
+    monkeypatch.setattr(layer_scores, "scout", lambda *args, **options: Scouting(tuple(scores), (40, 80)))
+    given = ["--model", tmp_path / "model", "--forget", tmp_path / "forget.txt", "--retain", tmp_path / "retain.json"]
+    given += [] if sae is None else ["--saes", tmp_path / "sae"]
+    assert main([str(x) for x in ["scout", *given, "--no-progress"]]) == 0
+    shown = capsys.readouterr().out
+    assert says in shown
+    assert ("Next: " in shown) == (step is not None)
+    if step is not None:
+        assert f"Next: sae-unlearn {step}" in shown

@@ -105,7 +105,9 @@ def test_the_command_writes_a_guardrail_that_attaches(tmp_path, capsys):
     assert "Topic: " in shown
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["tune", str(source), "--target-recall", "0.6", "--output", str(target)]) == 0
-    assert "Chosen" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Chosen" in shown
+    assert "Next: sae-unlearn check --model tiny-llama --adapter" in shown
 
     from transformers import AutoModelForCausalLM
 
