@@ -44,7 +44,6 @@ def load_model(
     from sae_unlearn.backbone.distributed import join_launch
 
     _check_device(device)
-    check_kind("model", name, "a model")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     join_launch(cpu=device == "cpu")
     if name == DEMO:
@@ -59,6 +58,7 @@ def load_model(
             name, revision=revision, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **placed
         )
     except (OSError, ValueError) as error:  # offline, the message of transformers does not name it
+        check_kind("model", name, MODEL)
         raise OSError(f"model={name!r}: {error}") from error
     return (model if placed else model.to(device)).eval(), tokenizer
 
@@ -71,16 +71,18 @@ def base_name(config: "SAEGuardrailConfig") -> str:
     return DEMO if name == DEMO_MODEL_NAME else str(name or "MODEL")
 
 
+ADAPTER, SAE, MODEL = "a guardrail or another adapter", "an SAE", "a model"
 KINDS = {
-    "adapter_config.json": "a guardrail or another adapter",
-    "sae_weights.safetensors": "an SAE",
-    "config.json": "a model",
+    "adapter_config.json": ADAPTER,
+    "sae_weights.safetensors": SAE,
+    "tokenizer_config.json": MODEL,  # config.json is in folders of some SAEs, too
+    "generation_config.json": MODEL,
 }
 """File of a folder -> the kind of thing that the folder holds; the first one counts."""
 
 
 def check_kind(option: str, name: str, wanted: str) -> None:
-    """Check that a local folder is not of another kind; anything else is left to its loader.
+    """Raise if a local folder, which could not be loaded, is of another kind.
 
     Args:
         option (str): Name of the argument, for the error.
@@ -131,8 +133,6 @@ def with_adapter(
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
     inside = clean_subfolder(subfolder)
-    if not inside:
-        check_kind("adapter", source, KINDS["adapter_config.json"])
     folder = GuardrailFolder.open(source, revision=revision)
     if inside and folder.find_bundle() is not None:
         return attach_bundle(model, folder, names=[inside])
@@ -141,6 +141,7 @@ def with_adapter(
     except ValueError as error:
         if not inside and folder.find_bundle() is not None:
             return attach_bundle(model, folder)
+        check_kind("adapter", source, ADAPTER)
         named = f"{source} --adapter-subfolder {inside}" if inside else source
         raise FileNotFoundError(f"--adapter {named} is neither a folder with an adapter nor one on the Hub.") from error
     if isinstance(kind, SAEGuardrailConfig):
@@ -163,8 +164,6 @@ def load_sae(
     from sae_unlearn.sae.choice import AUTO, about
     from sae_unlearn.sae.directory.lookup import suggest
 
-    if not subfolder:
-        check_kind("sae", name, "an SAE")
     if name == AUTO and model is not None:
         if subfolder or revision:
             raise UnlearnError(
@@ -181,7 +180,11 @@ def load_sae(
         from sae_unlearn.demo import load_demo_sae
 
         return load_demo_sae()
-    return SparseAutoencoder.from_pretrained(name, subfolder=subfolder, revision=revision)
+    try:
+        return SparseAutoencoder.from_pretrained(name, subfolder=subfolder, revision=revision)
+    except (UnlearnError, OSError):
+        check_kind("sae", name, SAE)
+        raise
 
 
 def load_saes(names: Iterable[str], model: str) -> "list[SparseAutoencoder]":

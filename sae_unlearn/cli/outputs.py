@@ -46,7 +46,7 @@ def new_file(name: str, option: str) -> Path:
     path = Path(name).expanduser()
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise NotADirectoryError(f"{option} {name}: expected a folder at {path.parent}, got none. Make it first.")
+        raise NotADirectoryError(f"{option} {name}: the folder {path.parent} does not exist. Make it first.")
     if path.is_dir():
         raise IsADirectoryError(f"{option} {name}: expected a file, got a folder.")
     if not os.access(path if path.exists() else folder, os.W_OK):

@@ -53,6 +53,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.arguments import hub_of
+    from sae_unlearn.cli.inputs import base_name
+    from sae_unlearn.cli.outputs import new_file
     from sae_unlearn.guardrail.storage.bundle_index import BundleGiven
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     labels: dict[int, str] = {}
     try:
         print(describe(folder))
+        args.base = base_name(folder.config())
         labels = labels_of(args, folder)
         if args.labels:
             print(f"\n{describe_labels(labels, folder)}")
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             raise UnlearnError(f"Pass --adapter-subfolder: a page and labels are of one guardrail. {found}.") from found
         print(describe_bundle(folder, found.bundle))
     if args.html:
-        path = _target(args.html)
+        path = new_file(args.html, "--html")
         replace(_picture(args, folder), labels=labels).save(path)
         print(f"\nPage: {path}")
     return 0
@@ -100,18 +103,8 @@ def describe_labels(labels: dict[int, str], folder: "GuardrailFolder") -> str:
 def next_step(args: argparse.Namespace) -> str:
     """Return the command to run after this one."""
     inside = ["--adapter-subfolder", args.adapter_subfolder] if args.adapter_subfolder else []
-    given = ["--model", args.model or "MODEL", "--adapter", args.adapter, *inside]
+    given = ["--model", args.model or getattr(args, "base", "MODEL"), "--adapter", args.adapter, *inside]
     return shlex.join(["sae-unlearn", "check", *given])
-
-
-def _target(name: str) -> Path:
-    """Return the file of the page, after a check before anything slow."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise IsADirectoryError(f"--html {name}: expected a file, got a folder.")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--html {name}: the folder {path.parent} does not exist.")
-    return path
 
 
 def _picture(args: argparse.Namespace, folder: "GuardrailFolder") -> "GuardrailPicture":
