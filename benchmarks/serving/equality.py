@@ -11,6 +11,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,29 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving_equality.js
 def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
     """Answer all prompts, and return what was the same and what happened."""
     import vllm
+
+    found: dict[str, Any] = {"what": scenario.what, "adapter": scenario.adapter, "vllm": vllm.__version__}
+    with started(folder, scenario) as (engine, counters):
+        ask = partial(asked, engine, folder, scenario.adapter, scenario.sampling, scenario.lora)
+        found["runs"] = [ask() for _ in range(scenario.repeat)]
+    found["passes"] = counters
+    return found
+
+
+@contextmanager
+def started(folder: Path, scenario: Scenario, among: Sequence[str] = ()) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Start an engine, and give it with the counts of what happens in it.
+
+    Args:
+        folder (Path): That of `reference`.
+        scenario (Scenario): The engine's.
+        among (Sequence[str], *optional*): Guardrails among which requests choose, in the place of the scenario's.
+    """
+    import vllm
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     from sae_unlearn.demo.model import demo_model_folder
 
-    reference = json.loads((folder / "reference.json").read_text())
     options: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -48,30 +69,35 @@ def run(folder: Path, scenario: Scenario) -> dict[str, Any]:
     }
     options |= scenario.engine
     if scenario.adapter != "none":
-        settings: dict[str, Any] = {"paths": [str(folder / scenario.adapter)]}
+        settings: dict[str, Any] = {"paths": [str(folder / name) for name in among or (scenario.adapter,)]}
+        if among:
+            settings["per_request"] = True
         if scenario.untested:
             settings["untested"] = True
         options["additional_config"] = {"sae_guardrail": settings}
     engine = vllm.LLM(str(demo_model_folder()), **options)
-    counters = count_passes(engine)
-    sampling = {"temperature": 0, "max_tokens": TOKENS, "detokenize": False} | scenario.sampling
+    try:
+        yield engine, count_passes(engine)
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+        del engine
+        cleanup_dist_env_and_memory()
+
+
+def asked(engine: Any, folder: Path, adapter: str, sampling: dict[str, Any], lora: bool = False) -> dict[str, Any]:
+    """Answer all prompts once, and return what was the same as in `reference.json`."""
+    import vllm
+
+    reference = json.loads((folder / "reference.json").read_text())
+    sampling = {"temperature": 0, "max_tokens": TOKENS, "detokenize": False} | sampling
     inputs = [{"prompt_token_ids": ids} for ids in reference["ids"]]
-    lora = _lora(folder) if scenario.lora else None
-    found: dict[str, Any] = {"what": scenario.what, "adapter": scenario.adapter, "vllm": vllm.__version__}
-    found["runs"] = []
-    for _ in range(scenario.repeat):
-        begin = time.perf_counter()
-        outputs = engine.generate(inputs, vllm.SamplingParams(**sampling), use_tqdm=False, lora_request=lora)
-        seconds = round(time.perf_counter() - begin, 1)
-        ranks = engine.collective_rpc("sae_guardrail_records") if scenario.adapter != "none" else [{}]
-        compared = compare(reference, scenario.adapter, outputs, ranks)
-        cached = sum(output.num_cached_tokens or 0 for output in outputs)
-        found["runs"].append({**compared, "cached_tokens": cached, "seconds": seconds})
-    found["passes"] = counters
-    engine.llm_engine.engine_core.shutdown()
-    del engine
-    cleanup_dist_env_and_memory()
-    return found
+    begin = time.perf_counter()
+    lora_request = _lora(folder) if lora else None
+    outputs = engine.generate(inputs, vllm.SamplingParams(**sampling), use_tqdm=False, lora_request=lora_request)
+    seconds = round(time.perf_counter() - begin, 1)
+    ranks = engine.collective_rpc("sae_guardrail_records") if adapter != "none" else [{}]
+    cached = sum(output.num_cached_tokens or 0 for output in outputs)
+    return {**compare(reference, adapter, outputs, ranks), "cached_tokens": cached, "seconds": seconds}
 
 
 def count_passes(engine: Any) -> dict[str, int]:

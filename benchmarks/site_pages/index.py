@@ -67,9 +67,12 @@ def _serving() -> list[list[str]]:
     claim = "answers inside vLLM equal to generate()"
     batched = "answers of generate_batch equal to generate()"
     failing = "parts without which vLLM does not serve"
+    checked = "parts which serve and check --url miss by name"
+    parts, more = str(serving.failing_parts("start", "pass", "request")), str(serving.failing_parts("serve", "check"))
     return [
         row("serving", claim, serving.equal_share(), "", str(serving.prompts()), "serving.equality"),
-        row("serving-fails-closed", failing, str(serving.failing_parts()), "", "", "serving.fails_closed"),
+        row("serving-fails-closed", failing, parts, "", "", "serving.fails_closed"),
+        row("serving-checks", checked, more, "", "", "serving.fails_closed"),
         row("serving-transcript", "a server, word for word", "transcript", "", "", "serving.transcript"),
         row("batching", batched, batching.equal_share(), "", str(batching.prompts()), "serving.batching"),
     ]

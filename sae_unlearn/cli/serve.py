@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.log is not None:
         from sae_unlearn.guardrail.runtime.firing import check_sink
 
-        settings["log"] = str(check_sink(args.log))
+        settings["log"] = str(check_sink(args.log, "--log"))
     check_port(args)
     whole = [str(folder) for folder in folders if folder.config().gate_scope == "sequence"]
     return {"vllm": _serve_with_vllm, "transformers": _serve_with_transformers}[engine](args, settings, whole)

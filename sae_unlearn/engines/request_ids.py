@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 _SAMPLE = re.compile(r"\d+_(?=.)")  # in front of the id of each sample, if a request asks for several
 _END = re.compile(r"-[0-9a-f]{8}")  # vLLM's random end, which makes ids unique
-_INDEX = re.compile(r"[-_]\d+")  # which prompt, conversation or turn of a request
-_BEAM = re.compile(r"-[0-9a-f]{32}-beam-\d+")
+_PART = re.compile(
+    r"[-_]\d+|([-_]\d+)?-[0-9a-f]{16,32}-beam-\d+"
+)  # which prompt, conversation or turn; or a beam of it
 _CHILD = re.compile(r"__child#\d+")  # transformers' forks
 _INDEXED = "cmpl-"
 """Ids of vLLM's completions begin so. They alone have the prompt's index even if there is one prompt."""
@@ -29,7 +30,7 @@ def vllm_requests(names: Iterable[str], request: str) -> list[str]:
             whole.append(name)
         if request in forms:
             plain.append(name)
-        elif any(_is_part(form, request) for form in forms):
+        elif any(_rest(form, request, _PART) for form in forms):
             indexed.append(name)
     return whole or ((indexed or plain) if request.startswith(_INDEXED) else (plain or indexed))
 
@@ -49,10 +50,6 @@ def _without_additions(name: str) -> set[str]:
     """Return the ids which a name may be of: without its random end, and without the number of a sample."""
     found = {name} | ({name[:-9]} if _END.fullmatch(name[-9:]) else set())
     return found | {_SAMPLE.sub("", form, count=1) for form in found if _SAMPLE.match(form)}
-
-
-def _is_part(form: str, request: str) -> bool:
-    return _rest(form, request, _INDEX) or _rest(form, request, _BEAM)
 
 
 def _rest(name: str, request: str, pattern: re.Pattern[str]) -> bool:

@@ -82,7 +82,7 @@ class GuardedServing:
                         f'gate_scope="sequence" of {name}: expected "prefix", since continuous batching cuts prompts. '
                         "Fit with --for-serving, or add --no-continuous-batching."
                     )
-        self._log = None if log is None else check_sink(log)
+        self._log = None if log is None else check_sink(log, "--log")
         self.counts = Counts()
         for name, config in self._configs.items():
             self.counts.add_guardrail(name, config.action)

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import served
 import torch
+from fails_closed import note, stopped
 from hub_stand_in import OWNER
 
 from sae_unlearn import GuardrailError
@@ -60,7 +61,7 @@ def test_settings_of_other_plugins_are_kept(given):
     ],
 )
 def test_options_that_would_leave_the_server_unguarded_are_refused(given):
-    with pytest.raises(GuardrailError, match=given[0].partition("=")[0]):
+    with stopped(f"with -- {' '.join(given)}", GuardrailError, given[0].partition("=")[0], "serve"):
         command.serve_command("M", SETTINGS, given)
 
 
@@ -89,7 +90,7 @@ def test_other_plugins_stay_and_no_foreign_route_is_added(plugins):
 @pytest.mark.parametrize("group", ["vllm.general_plugins", "vllm.endpoint_plugins"])
 def test_a_package_that_is_not_installed_is_refused(plugins, group):
     plugins[group].remove("sae_unlearn")
-    with pytest.raises(GuardrailNotReady, match=group):
+    with stopped(f"the entry point of {group}", GuardrailNotReady, group, "serve"):
         command.serve_environment({}, cuda=False)
 
 
@@ -182,22 +183,25 @@ def test_on_a_gpu_no_graphs_are_captured(folder, started, monkeypatch):
 def test_sequence_scope_says_what_to_do(folder, started, capsys):
     assert run(folder, "whole") == 2
     said = capsys.readouterr().err
+    note('gate_scope="prefix"', said, "serve")
     assert "--for-serving" in said
     assert "--no-enable-prefix-caching --no-enable-chunked-prefill" in said
     assert run(folder, "whole", "--", "--no-enable-prefix-caching", "--no-enable-chunked-prefill") == 0
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("part", "more", "said"),
     [
-        (["--log", "nowhere/log"], "cannot be written"),
-        (["--device", "cpu"], "--device"),
-        (["--adapter-subfolder", "nowhere"], "nowhere"),
+        ("a folder for the log", ["--log", "nowhere/log"], "--log='nowhere/log' cannot be written"),
+        ("with --device cpu", ["--device", "cpu"], "--device"),
+        ("the subfolder", ["--adapter-subfolder", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_refused_before_anything_starts(folder, started, capsys, more, said):
+def test_bad_input_is_refused_before_anything_starts(folder, started, capsys, part, more, said):
     assert run(folder, "guard", *more) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    note(part, error, "serve")
+    assert said in error
     assert not started
 
 
@@ -210,7 +214,9 @@ def test_a_port_that_is_in_use_is_refused_before_a_model_is_loaded(folder, start
         other.listen()
         port = str(other.getsockname()[1])
         assert run(folder, "guard", *started_at, port) == 2
-        assert f"--port {port}: the server cannot listen there" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        note("a free port", said.replace(port, "8000"), "serve")
+        assert f"--port {port}: the server cannot listen there" in said
         assert not started
         assert run(folder, "guard", "--engine", engine, "--", "--port", port) == 0  # the engine says so
     assert run(folder, "guard", *started_at, port) == 0
@@ -222,15 +228,22 @@ def test_a_damaged_guardrail_is_not_served(folder, started, capsys):
     stored = damaged / "adapter_config.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"weights_sha256": "0" * 64}))
     assert run(folder, "damaged") == 2
-    assert "after it was saved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    note("weights that were changed after saving", said, "serve")
+    assert "after it was saved" in said
     assert not started
 
 
 def test_without_an_engine_the_command_says_so(folder, monkeypatch, capsys):
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
-    for more, said in (([], "no engine is installed"), (["--engine", "vllm"], "vllm is not installed")):
+    for part, more, said in (
+        ("an engine", [], "no engine is installed"),
+        ("vLLM, with --engine vllm", ["--engine", "vllm"], "vllm is not installed"),
+    ):
         assert run(folder, "guard", *more) == 2
-        assert said in capsys.readouterr().err
+        error = capsys.readouterr().err
+        note(part, error, "serve")
+        assert said in error
 
 
 def test_without_vllm_transformers_serves(folder, started, monkeypatch):
@@ -250,7 +263,9 @@ def test_what_the_server_of_transformers_has_not_is_refused(folder, started, cap
         ("whole", [], "--for-serving"),
     ):
         assert run(folder, name, "--engine", "transformers", *more) == 2
-        assert said in capsys.readouterr().err
+        error = capsys.readouterr().err
+        note(" ".join(["with --engine transformers", *more]) + (f", {name}" if name == "whole" else ""), error, "serve")
+        assert said in error
     assert not started
     assert run(folder, "whole", "--engine", "transformers", "--", "--no-continuous-batching") == 0
 

@@ -13,6 +13,8 @@ PAGE = TESTS.parent / "docs" / "serving.md"
 UNTESTED = ("–", "no", "not tested")
 """Cells that promise nothing begin so."""
 
+REAL = "engines/vllm/test_real_model.py"
+REAL_NIGHTLY = "engines/vllm/test_real_features.py"
 IN_VLLM = "engines/vllm/test_equal_to_generate.py"
 VLLM_REFUSES = "engines/vllm/test_fails_closed.py"
 VLLM_HTTP = "engines/vllm/test_http.py"
@@ -26,7 +28,7 @@ SPLIT = "guardrail/base_model/test_tensor_parallel_refused.py"
 TESTED = {
     "clamp, record, refuse": (
         f"{IN_VLLM}: test_chunks_and_cached_prefixes test_a_guardrail_that_only_records_changes_nothing "
-        "test_a_refusal_is_written_token_by_token",
+        f"test_a_refusal_is_written_token_by_token; {REAL_NIGHTLY}: test_record test_refuse",
         f"{BATCHING}: test_thirty_prompts_in_pieces test_a_guardrail_that_only_records_changes_nothing "
         "test_a_refusal_is_written_token_by_token",
         "guardrail/runtime/test_refusal.py: test_every_way_of_generating_tells_the_message "
@@ -56,22 +58,28 @@ TESTED = {
         "guardrail/test_manage.py: test_generation_follows_the_switch",
     ),
     "chunked prefill, prefix cache, preemption": (
-        f"{IN_VLLM}: test_chunks_and_cached_prefixes test_preempted_rows",
+        f"{IN_VLLM}: test_chunks_and_cached_prefixes test_preempted_rows; "
+        f"{REAL}: test_pieces_of_64_tokens_and_cached_prefixes test_preempted_prompts",
         f"{BATCHING}: test_thirty_prompts_in_pieces test_prefixes_that_requests_share "
         "test_requests_that_are_computed_again_since_the_cache_was_full",
         "",
     ),
     "speculative decoding": (
-        "engines/vllm/test_drafts.py: test_drafts",
+        f"engines/vllm/test_drafts.py: test_drafts; {REAL_NIGHTLY}: test_drafts",
         "",
         "guardrail/runtime/test_naive_gates.py: test_drafts_are_exact_where_state_on_the_module_is_not",
     ),
     "tensor parallel": (
-        "engines/vllm/test_tensor_parallel.py: test_two_workers_have_the_same_records",
+        "engines/vllm/test_tensor_parallel.py: test_two_workers_have_the_same_records; "
+        f"{REAL_NIGHTLY}: test_a_server_with_two_workers",
         f"{SPLIT}: test_a_model_that_is_split_over_processes_is_refused_by_name",
         f"{SPLIT}: test_a_model_that_is_split_over_processes_is_refused_by_name",
     ),
-    "mixture of experts": ("", f"{BATCHING}: test_mixtures_of_experts", f"{MODES}: test_mode"),
+    "mixture of experts": (
+        f"{IN_VLLM}: test_mixtures_of_experts",
+        f"{BATCHING}: test_mixtures_of_experts",
+        f"{MODES}: test_mode",
+    ),
     "text of a multimodal model": (
         "",
         f"{BATCHING}: test_text_of_a_multimodal_model",
@@ -104,7 +112,8 @@ TESTED = {
         "",
     ),
     "records and metrics over HTTP": (
-        f"{VLLM_HTTP}: test_answers_records_and_choices test_metrics_count_what_was_enabled",
+        f"{VLLM_HTTP}: test_answers_records_and_choices test_metrics_count_what_was_enabled; "
+        f"{REAL_NIGHTLY}: test_a_server_with_two_workers",
         f"{SERVER}: test_answers_and_records",
         "guardrail/runtime/test_recording.py: test_json_lines_are_added_to_a_file",
     ),

@@ -5,7 +5,7 @@ import pytest
 from sae_unlearn.engines.request_ids import transformers_requests, vllm_requests
 
 
-BEAM = "cmpl-e-0-" + "0a" * 16 + "-beam-3"
+BEAM = "cmpl-e-0-" + "0a" * 8 + "-beam-3"
 NAMES = [
     "cmpl-a-0-0123abcd",  # two prompts
     "cmpl-a-1-0123abcd",
@@ -35,7 +35,7 @@ NAMES = [
         ("chatcmpl-r_1", [6]),
         ("chatcmpl-batch", [7, 8]),
         ("resp_c", [9, 10]),
-        ("cmpl-e-0", [11]),
+        ("cmpl-e", [11]),
         ("1", [12]),
         ("10", [13]),
         ("cmpl-plain", [14]),

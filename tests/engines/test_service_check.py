@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import served
+from fails_closed import note
 from service_stand_in import FIRED, MESSAGE, OTHER, QUIET, TOPIC, Server, entry, save_guardrails, stored
 
 from sae_unlearn.cli.main import main
@@ -81,6 +82,7 @@ def test_a_refusal_must_be_the_answer(start, check):
         server.answer_ids = wrong
         code, out = check(server, "refuse")
         assert (code, "the answer is not the refusal" in out) == (1, True), out
+    note("the refusal", out, "check")
 
 
 def test_own_texts_are_sent_as_the_guardrail_was_fitted(start, check, tmp_path, monkeypatch):
@@ -101,6 +103,7 @@ def test_own_texts_are_sent_as_the_guardrail_was_fitted(start, check, tmp_path, 
 def test_a_topic_on_which_it_does_not_fire_is_a_problem(start, check, tmp_path):
     (tmp_path / "topic.txt").write_text("something else")
     code, out = check(start(), "guard", "--forget", str(tmp_path / "topic.txt"))
+    note("text on the topic", out, "check")
     assert code == 1
     assert "PROBLEM  on the topic: The guardrail fired on 0 of 1" in out
     assert "Next: sae-unlearn tune --adapter" in out
@@ -113,19 +116,21 @@ def test_a_server_without_the_plugin(start, check):
     server = start()
     server.guardrails = None
     code, out = check(server)
+    note("the routes of the plugin", out, "check")
     assert code == 1
     assert "it is not guarded" in out
     assert "Next: sae-unlearn serve" in out
 
 
 def test_a_server_with_another_guardrail(start, check):
-    for guardrails, said in (
-        ([], "has no guardrail guard"),
-        ([{"name": "guard", "weights_sha256": "0"}], "weights_sha256 differ"),
+    for part, guardrails, said in (
+        ("the guardrail", [], "has no guardrail guard"),
+        ("the guardrail's weights", [{"name": "guard", "weights_sha256": "0"}], "weights_sha256 differ"),
     ):
         server = start()
         server.guardrails = guardrails
         code, out = check(server)
+        note(part, out, "check")
         assert (code, said in out) == (1, True), out
 
 
@@ -140,6 +145,7 @@ def test_a_server_that_does_not_judge(start, check):
     server = start()
     server.keeps_records = False
     code, out = check(server)
+    note("records", out, "check")
     assert code == 1
     assert "Not judged" in out
     assert "Next: sae-unlearn check --model" in out
@@ -149,6 +155,7 @@ def test_a_gate_that_does_something_else_than_at_the_fit(start, check, monkeypat
     monkeypatch.setitem(QUIET, "fired", True)
     monkeypatch.setitem(QUIET, "at_token", 1)
     code, out = check(start())
+    note("a gate that does what it did at the fit", out, "check")
     assert code == 1
     assert "At the fit the gate did not fire on this row" in out
 
@@ -165,8 +172,11 @@ def test_no_server_and_no_model_server(start, check):
     server = start()
     server.broken = True
     assert check(server)[0] == 1
-    assert check("http://127.0.0.1:1")[0] == 1
+    code, out = check("http://127.0.0.1:1")
+    note("the server", out, "check")
+    assert code == 1
     code, out = check("localhost:8000")
+    note("http:// in the address", out, "check")
     assert (code, "expected an address like http" in out) == (2, True)
 
 
@@ -185,6 +195,7 @@ def test_a_server_that_ends_during_the_check_is_one_problem(start, check, at, la
     code, out = check(server)
     assert code == 1
     assert out.count("PROBLEM") == 1, out
+    note(f"the server, from {at} on", out.replace(server.url, "http://localhost:8000"), "check")
     assert f"PROBLEM  {last}" in out
     assert "IncompleteRead" in out
     assert len(server.asked) <= 1  # the other requests are not sent
@@ -243,6 +254,7 @@ def test_a_damaged_folder_is_not_compared(start, check, folder, file):
         data = (damaged / file).read_bytes()
         (damaged / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     code, out = check(start(), damaged.name)
+    note(f"{file} as it was saved", out, "check")
     assert (code, f"{file} changed after it was saved" in out) == (2, True), out
 
 
@@ -250,11 +262,13 @@ def test_a_server_that_takes_no_token_ids_needs_text(start, check):
     server = start()
     server.engine = "transformers"
     code, out = check(server)
+    note("--forget, with transformers' server", out, "check")
     assert (code, "Pass --forget" in out) == (2, True), out
 
 
 def test_bad_input(start, check, folder, capsys):
     code, out = check(start("chat"), "chat")
+    note("stored rows, and --forget", out, "check")
     assert (code, "Pass --forget" in out) == (2, True), out
     assert main(["check", "--adapter", str(folder / "guard")]) == 2
     assert main(["check", "m", "--url", "http://x", "--adapter", "a"]) == 2

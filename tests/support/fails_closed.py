@@ -1,6 +1,7 @@
 """What a guarded engine says when a part is taken away, gathered for the docs if a file is named.
 
 SAE_UNLEARN_FAILS_CLOSED=FILE pytest tests/engines/vllm/test_fails_closed.py
+SAE_UNLEARN_FAILS_CLOSED=FILE pytest tests/cli/test_serve_command.py tests/engines/test_service_check.py
 python -m benchmarks.serving.fails_closed FILE
 """
 
@@ -26,8 +27,14 @@ def stopped(part, error=Exception, match=None, when="start"):
     """
     with pytest.raises(error, match=match) as raised:
         yield raised
+    note(part, str(raised.value), when)
+
+
+def note(part, said, when):
+    """Note what is said if `part` is missing; of several lines, the first with a problem."""
     file = os.environ.get(VARIABLE)
     if file:
-        line = {"part": part, "when": when, "error": type(raised.value).__name__, "said": str(raised.value)}
+        problems = [line for line in said.splitlines() if line.startswith(("PROBLEM", "sae-unlearn"))]
+        said = (problems or said.splitlines())[0].removeprefix("PROBLEM").removeprefix("sae-unlearn: ").strip()
         with open(file, "a") as lines:
-            lines.write(json.dumps(line) + "\n")
+            lines.write(json.dumps({"part": part, "when": when, "said": said}) + "\n")

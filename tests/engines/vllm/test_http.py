@@ -1,25 +1,55 @@
-"""vLLM's own server with a guardrail, over HTTP: worker in a process of its own, records, refusals, settings."""
+"""vLLM's own server with a guardrail, over HTTP: worker in a process of its own, records, refusals, odd requests."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from served import ask, expected, prompts, save_guardrail
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from vllm_server import metrics, vllm_server
 
 from sae_unlearn.cli.main import main
 
 
 pytestmark = pytest.mark.slow
 ROWS = prompts(6, longest=100)
+BODY = {"model": "tiny", "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+KEY = "sae_guardrail"
+LONG = (ROWS[-1] * 2)[:150]  # more than a block of the cache
+JUDGED = {  # number of records by what is asked
+    "one token": ({"prompt": [5]}, 1),
+    "two prompts": ({"prompt": ROWS[:2]}, 2),
+    "samples with a seed": ({"prompt": ROWS[3], "n": 3, "seed": 7, "temperature": 1}, 3),
+    "prompts and samples": ({"prompt": ROWS[:2], "n": 2, "temperature": 1}, 4),
+    "text": ({"prompt": "w5 w6 w7 w8"}, 1),
+    "stop strings": ({"prompt": ROWS[2], "stop": ["w7", "w9", "w1"]}, 1),
+    "logprobs": ({"prompt": ROWS[2], "logprobs": 3}, 1),
+    "echo with logprobs": ({"prompt": ROWS[2], "echo": True, "logprobs": 2}, 1),
+    "few tokens allowed": ({"prompt": ROWS[2], "allowed_token_ids": [7, 8]}, 1),
+    "beams": ({"prompt": ROWS[1], "n": 2, "use_beam_search": True, "max_tokens": 2}, 3),
+    "a salt like that of a choice": ({"prompt": LONG, "cache_salt": f"|{KEY}:second"}, 1),
+    "a choice": ({"prompt": LONG, "vllm_xargs": {KEY: "second"}}, 1),
+    "the salt of that choice": ({"prompt": LONG, "cache_salt": json.dumps([KEY, ["second"], None])}, 1),
+    "no salt": ({"prompt": LONG}, 1),
+}
+REFUSED = {
+    "no token": {"prompt": []},
+    "empty text": {"prompt": ""},
+    "longer than the model's limit": {"prompt": [5] * 300},
+    "a token that is none": {"prompt": [5, 512]},
+    "a negative token": {"prompt": [5, -1]},
+    "a number as choice": {"prompt": ROWS[0], "vllm_xargs": {KEY: 3}},
+    "a list with a number": {"prompt": ROWS[0], "vllm_xargs": {KEY: ["guard", 3]}},
+    "a list of lists": {"prompt": ROWS[0], "vllm_xargs": {KEY: [["guard"]]}},
+    "choices that are none": {"prompt": ROWS[0], "vllm_xargs": KEY},
+    "an unknown name": {"prompt": ROWS[0], "vllm_xargs": {KEY: "guard,third"}},
+    "embeddings": {"prompt_embeds": "AAAA", "prompt": None},
+    "a message without a template": {"messages": [{"role": "user", "content": "w5"}]},
+}
 
 
 def save_bundle(folder, guardrails):
@@ -51,37 +81,11 @@ def server(tiny):
     PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="w511").save_pretrained(tiny / "gemma3")
     second = save_guardrail(tiny, tiny / "gemma3", "second", seed=3)
     bundle = save_bundle(tiny / "bundle", [tiny / "guard", second])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = ["--adapter", bundle, "--port", port, "--dtype", "float32", "--per-request", "--log", tiny / "log.jsonl"]
+    own = ["--dtype", "float32", "--per-request", "--log", tiny / "log.jsonl"]
     engine = ["--served-model-name", "tiny", "--enforce-eager", "--max-model-len", 256, "--max-num-seqs", 8]
     engine += ["--max-num-batched-tokens", 64]
-    command = [sys.executable, "-m", "sae_unlearn", "serve", tiny / "gemma3", *own, "--", *engine]
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    with open(tiny / "server.log", "w") as log:
-        process = subprocess.Popen([*map(str, command)], env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 200
-        while True:
-            assert process.poll() is None, (tiny / "server.log").read_text()[-3000:]
-            assert time.monotonic() < deadline, (tiny / "server.log").read_text()[-3000:]
-            try:
-                if ask(port, "/health")[0] == 200:
-                    break
-            except OSError:
-                time.sleep(1)
+    with vllm_server(tiny / "gemma3", bundle, tiny / "server.log", *own, "--", *engine) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def metrics(port):
-    """The metrics of the guardrails, by name and labels in one text."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if line.startswith("sae_guardrail:")]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 def test_it_was_checked_before_it_took_traffic(server, tiny):
@@ -156,3 +160,91 @@ def test_check_from_outside(server, tiny, capsys):
     code, said = check(shutil.copytree(tiny / "bundle" / "guard", tiny / "other"))
     assert code == 1
     assert "The server has no guardrail other" in said
+
+
+# ------------------------------------------------------------------------------------------------------ odd requests
+
+
+def send(port, fields):
+    path = "/v1/chat/completions" if "messages" in fields else "/v1/completions"
+    return ask(port, path, {**BODY, **fields})
+
+
+def lives(port):
+    """The server answers as `generate()`, with both guardrails."""
+    status, answer = send(port, {"prompt": ROWS[0]})
+    return status == 200 and bool(ask(port, f"/{KEY}/records?request_id={answer['id']}")[1])
+
+
+@pytest.mark.nightly
+def test_they_are_judged(server):
+    for name, (fields, count) in JUDGED.items():
+        status, answer = send(server, fields)
+        assert status == 200, (name, answer)
+        _, records = ask(server, f"/{KEY}/records?request_id={answer['id']}")
+        assert len(records) >= count if name == "beams" else len(records) == count, (name, records)
+        assert all(by["second"]["enabled"] and by["second"]["tokens"] for by in records.values()), (name, records)
+    assert lives(server)
+
+
+@pytest.mark.nightly
+def test_they_are_refused(server):
+    for name, fields in REFUSED.items():
+        status, answer = send(server, fields)
+        assert 400 <= status < 500, (name, status, answer)
+        assert lives(server), name
+
+
+@pytest.mark.nightly
+def test_fifty_clients_at_once_of_whom_some_leave(server, tiny):
+    both = [tiny / "guard", tiny / "second"]
+    wanted = expected(tiny / "gemma3", both, ROWS, tokens=8)
+
+    def client(number):
+        row = number % len(ROWS)
+        body = {**BODY, "prompt": ROWS[row]}
+        if number % 5 == 4:  # leaves as soon as it has sent
+            data = json.dumps({**body, "stream": True, "max_tokens": 100}).encode()
+            with socket.create_connection(("127.0.0.1", server)) as line:
+                head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
+                line.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
+            return None
+        status, answer = ask(server, "/v1/completions", body)
+        assert status == 200, answer
+        _, records = ask(server, f"/{KEY}/records?request_id={answer['id']}")
+        (by_guardrail,) = records.values()
+        found = {
+            name: tuple(by_guardrail[name][k] for k in ("fired", "at_token", "evidence", "tokens"))
+            for name in by_guardrail
+        }
+        return row, (answer["choices"][0]["token_ids"], found)
+
+    with ThreadPoolExecutor(50) as clients:
+        answers = list(clients.map(client, range(50)))
+    for row, found in filter(None, answers):
+        assert found == wanted[row], row
+    assert lives(server)
+
+
+@pytest.mark.nightly
+def test_a_client_cannot_pass_for_the_servers_own_check(server):
+    before = metrics(server)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server}/v1/completions",
+        json.dumps({**BODY, "prompt": ROWS[0]}).encode(),
+        {"Content-Type": "application/json", "X-Request-Id": "sae_guardrail-check-guard-0-"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found = json.load(answer)
+    assert "sae_guardrail-check" in found["id"]
+    assert lives(server)  # and ends the one before
+    name = 'sae_guardrail:requests_total{guardrail="guard",model_name="tiny"}'
+    assert metrics(server)[name] - before[name] >= 1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("query", "status"), [("limit=-1", 200), ("limit=x", 422), ("request_id=%00", 200)])
+def test_odd_queries_of_records(server, query, status):
+    found = ask(server, f"/{KEY}/records?{query}")
+    assert found[0] == status
+    assert status != 200 or found[1] == {}

@@ -4,6 +4,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
+from fails_closed import stopped
 from served import save_guardrail, save_model
 
 from sae_unlearn import GuardrailError
@@ -19,12 +20,14 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("requests")
     model = save_model(folder, "llama")
     paths = [str(save_guardrail(folder, model, name)) for name in NAMES]
-    return {chooses: Settings(paths, per_request=chooses) for chooses in (True, False)}
+    refuse = save_guardrail(folder, model, "refuse", action="refuse", refusal_ids=[201, 202])
+    found = {chooses: Settings(paths, per_request=chooses) for chooses in (True, False)}
+    return found | {"refuse": Settings([*paths, str(refuse)], per_request=True)}
 
 
-def request(extra=None, salt=None):
-    plain = dict.fromkeys(("prompt_embeds", "pooling_params", "resumable", "mm_features"))
-    params = SimpleNamespace(extra_args=extra, prompt_logprobs=None)
+def request(extra=None, salt=None, prompt_logprobs=None, **more):
+    plain = dict.fromkeys(("prompt_embeds", "pooling_params", "resumable", "mm_features")) | more
+    params = SimpleNamespace(extra_args=extra, prompt_logprobs=prompt_logprobs)
     return SimpleNamespace(**plain, sampling_params=params, cache_salt=salt)
 
 
@@ -56,6 +59,20 @@ def test_without_choices_salts_stay(settings):
 def test_a_choice_of_another_type_or_name_is_refused(settings, choice):
     with pytest.raises(GuardrailError, match=KEY):
         check_request(request({KEY: choice}), settings[True])
+
+
+def test_logprobs_of_a_prompt_are_refused_where_a_guardrail_refuses(settings):
+    for count in (0, 3):
+        with stopped("a refusal in prompt_logprobs", GuardrailError, "refuse refuses", "request"):
+            check_request(request(prompt_logprobs=count), settings["refuse"])
+    check_request(request({KEY: "guard"}, prompt_logprobs=3), settings["refuse"])
+    check_request(request(prompt_logprobs=3), settings[True])
+
+
+def test_images_are_refused(settings):
+    with stopped("a request with mm_features", GuardrailError, "images, sound or video", "request"):
+        check_request(request(mm_features=[object()]), settings[True])
+    check_request(request(mm_features=[]), settings[True])
 
 
 @pytest.mark.parametrize("name", ["a,b", " a", "a "])
