@@ -11,7 +11,8 @@ from sae_unlearn.errors import GuardrailUnsupported
 def find_layers(model: nn.Module, depth: int) -> nn.ModuleList:
     """Return the decoder layers of a model, by their number in the whole model.
 
-    With pipeline parallelism, too, vLLM's list has all layers; those of other stages are placeholders.
+    Of a model of text and images only the language model is searched, since a tower may have as many layers. With
+    pipeline parallelism, too, vLLM's list has all layers; those of other stages are placeholders.
 
     Args:
         model (nn.Module): The model of a worker.
@@ -20,9 +21,10 @@ def find_layers(model: nn.Module, depth: int) -> nn.ModuleList:
     Raises:
         GuardrailUnsupported: If the model does not have exactly one list of that length with a decoder layer in it.
     """
+    language = getattr(model, "get_language_model", None)  # vLLM's `SupportsMultiModal`
     lists = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in (model if language is None else language()).named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth and not is_elsewhere(module[0], module[-1])
     }
     if len(lists) != 1:

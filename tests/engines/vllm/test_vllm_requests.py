@@ -1,4 +1,4 @@
-"""What a request may ask of a guarded vLLM, without vLLM: salts of the prefix cache, names, types."""
+"""What a request may ask of a guarded vLLM, and which layers are guarded, without vLLM."""
 
 from itertools import product
 from types import SimpleNamespace
@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import pytest
 from fails_closed import stopped
 from served import save_guardrail, save_model
+from torch import nn
 
 from sae_unlearn import GuardrailError
+from sae_unlearn.engines.vllm.layers import find_layers
 from sae_unlearn.engines.vllm.plugin import check_request
 from sae_unlearn.engines.vllm.settings import KEY, Settings
+from sae_unlearn.errors import GuardrailUnsupported
 
 
 NAMES = ("guard", "second")
@@ -82,3 +85,21 @@ def test_names_that_no_request_could_list_are_refused_at_the_start(name):
         Settings([f"x/{name}"], per_request=True)
     with pytest.raises(GuardrailError, match="a request can list"):
         Settings(["/"])
+
+
+def test_a_tower_with_as_many_layers_as_the_language_model_is_not_searched():
+    def model_of(*names):
+        found = nn.Module()
+        for name in names:
+            setattr(found, name, nn.ModuleList([nn.Identity(), nn.Identity()]))
+        return found
+
+    model = nn.Module()
+    model.tower, model.language = model_of("layers"), model_of("layers")
+    with pytest.raises(GuardrailUnsupported, match=r"language.layers.*tower.layers"):
+        find_layers(model, 2)
+    model.get_language_model = lambda: model.language  # as vLLM's models of text and images have
+    assert find_layers(model, 2) is model.language.layers
+    model.language.more = model_of("layers").layers
+    with pytest.raises(GuardrailUnsupported, match="expected one list of 2 decoder layers"):
+        find_layers(model, 2)
