@@ -82,14 +82,18 @@ def long_text(encoder: Encoder, running: list[str], i: int) -> Any:
     return encoder.encoded([row], encoder.run([row]))
 
 
+def drawn(topic: str, draw: int, sets: dict[str, Rowset]) -> Iterator[tuple[str, list[int]]]:
+    """The names and rows of what a draw fits on."""
+    for name in (f"{topic}-forget", "demo-retain" if topic == "demo" else "other"):
+        number = len(sets[name].encoded.lengths)
+        yield name, random.Random(f"{topic} {draw} {name}").sample(range(number), int(SHARE * number))
+
+
 def fits(topic: str, sets: dict[str, Rowset]) -> Iterator[WindowedFit]:
     """The gate on some draws of the documents."""
     for draw in range(DRAWS):
-        corpora = []
-        for name in (f"{topic}-forget", "demo-retain" if topic == "demo" else "other"):
-            number = len(sets[name].encoded.lengths)
-            rows = random.Random(f"{topic} {draw} {name}").sample(range(number), int(SHARE * number))
-            corpora.append(EncodedCorpus(sets[name].rows(rows).active, torch.arange(len(rows))))
+        parts = [sets[name].rows(rows) for name, rows in drawn(topic, draw, sets)]
+        corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in parts]
         yield fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8)
 
 

@@ -49,7 +49,7 @@ def guardrail_facts(config: SAEGuardrailConfig, clamp: Sequence[float]) -> dict[
         + f"scope {config.gate_scope}, "
         + ("stays fired" if config.sticky else "may stop firing")
         + f", at least {config.statistic_kwargs.min_tokens} tokens"
-        + (", also each message by itself" if config.tokens.boundary_ids else ""),
+        + (f", also each {parts_in_words(config)} by itself" if config.tokens.boundary_ids else ""),
         "action": config.action,
         **message_in_words(config),
         "dose": f"clamp {config.clamp_mode} features at {min(clamp):.4g} to {max(clamp):.4g}"
@@ -76,7 +76,14 @@ def _fingerprint_in_words(config: SAEGuardrailConfig) -> str:
 def statistic_in_words(config: SAEGuardrailConfig) -> str:
     """Return the description of the statistic that is compared with the threshold."""
     words = WEIGHED_STATISTICS if config.feature_evidence else STATISTICS
-    return words[config.statistic] + (" (the largest of its messages')" if config.tokens.boundary_ids else "")
+    return words[config.statistic] + (
+        f" (the largest of its {parts_in_words(config)}s')" if config.tokens.boundary_ids else ""
+    )
+
+
+def parts_in_words(config: SAEGuardrailConfig) -> str:
+    """Return what the boundaries of the config end: a message, or a paragraph."""
+    return "paragraph" if config.tokens.paragraph_ids else "message"
 
 
 def tokens_in_words(config: SAEGuardrailConfig) -> list[str]:

@@ -183,6 +183,15 @@ def windowed_fields(num_features: int) -> dict[str, Any]:
     }
 
 
+PARAGRAPHS: dict[str, Any] = {
+    "statistic": "windowed",
+    "threshold": 0.6,
+    "boundary_ids": [*range(40, 60)],
+    "message_weight": 0.7,
+}
+"""A gate that judges paragraphs, which content tokens end."""
+
+
 def plant(model: nn.Module, adapter_name: str = "default", seed: int = 0, dose: float = 3.0) -> None:
     """Fill a guardrail with random directions whose thresholds make about half of random tokens hot."""
     generator = torch.Generator().manual_seed(seed)

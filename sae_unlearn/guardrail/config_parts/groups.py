@@ -21,7 +21,7 @@ from sae_unlearn.guardrail.config_parts.values import (
 
 G = TypeVar("G")
 COUNTING = ("content", "columns")
-_POSITIVE = {"row_variance": 0.0, "token_variance": 1e-12, "sum_weight": 1e-12}
+_POSITIVE = {"row_variance": 0.0, "token_variance": 1e-12, "sum_weight": 1e-12, "message_weight": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class StatisticKwargs:
     )
     sum_weight: float = field(
         default=1.0, metadata={"help": "Weight of the cumulative sum against the mean in 'windowed'."}
+    )
+    message_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the mean of a message or paragraph against that of the row in 'windowed'."},
     )
 
     def __post_init__(self) -> None:
@@ -75,8 +79,8 @@ class TokenRules:
     boundary_ids: Sequence[int] | None = field(
         default=None,
         metadata={
-            "help": "Tokens that a chat template puts between messages. 'ratio' is then taken of each message, too, "
-            "and its largest value counts."
+            "help": "Tokens that a chat template puts between messages, and with paragraphs those that hold a blank "
+            "line. The mean is then taken of each message or paragraph, too, and its largest value counts."
         },
     )
     outlier_norm: float | None = field(
@@ -93,6 +97,12 @@ class TokenRules:
             object.__setattr__(self, name, as_token_ids(f"tokens.{name}", getattr(self, name)))
         if self.outlier_norm is not None:
             check_real("tokens.outlier_norm", self.outlier_norm)
+
+    @property
+    def paragraph_ids(self) -> list[int]:
+        """Boundaries that are content, so they end paragraphs. Those of a chat template are special tokens."""
+        special = {*(self.special_ids or ())}
+        return [token for token in self.boundary_ids or () if token not in special]
 
 
 @dataclass(frozen=True)

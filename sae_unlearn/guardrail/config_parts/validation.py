@@ -193,6 +193,12 @@ def check_outlier_norm(config: ConfigFields) -> None:
 
 
 def _check_messages(config: ConfigFields) -> None:
+    weight = config.statistic_kwargs.message_weight
+    if weight != 1 and not (config.statistic == "windowed" and config.tokens.boundary_ids):
+        raise GuardrailError(
+            f"statistic_kwargs.message_weight={weight}: expected 1, unless statistic='windowed' and "
+            "tokens.boundary_ids names the ends of messages. Leave it out."
+        )
     if not config.tokens.boundary_ids:
         return
     if config.tokens.counting != "content" or not config.sticky:

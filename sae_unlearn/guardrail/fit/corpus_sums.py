@@ -12,7 +12,7 @@ from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
 from sae_unlearn.guardrail.fit.selection import FeatureSums
-from sae_unlearn.guardrail.gate.offline import content_tokens
+from sae_unlearn.guardrail.gate.offline import content_tokens, message_ends
 
 
 class CorpusSums:
@@ -65,7 +65,8 @@ class CorpusSums:
         content = batch.residual[kept].float()
         sums = self.sums[role] if is_mine(batch.number) else None
         if self._plan.cross_fitted and is_mine(batch.number):
-            self.encoded[role].add(batch, kept)
+            ends = message_ends(batch, self._plan.config) if self._plan.paragraphs else None
+            self.encoded[role].add(batch, kept, ends)
         for owner, tokens in self._passes.outliers.filter(sums, content):
             owner.add(tokens)
 

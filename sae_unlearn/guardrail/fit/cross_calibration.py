@@ -25,6 +25,8 @@ mean excess over it, and x > 0:
 
 K is 20, or -log(1 - a) M / T if that is more: then q_c is `u`.
 
+If paragraphs are judged, too, `fit.paragraphs` gives their weight. The threshold stays as it is without them.
+
 The threshold is then raised towards the topic:
 
     threshold = t + margin max(0, lower quartile of S over the topic's rows, of their first 20 tokens, - t)
@@ -32,6 +34,7 @@ The threshold is then raised towards the topic:
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +43,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_parts.validation import DRIFT_STEP
-from sae_unlearn.guardrail.gate.windowed import WindowedParameters, mean_part, windowed_value
+from sae_unlearn.guardrail.fit.paragraphs import COUNTS, highest, paragraphs_of, values_of
+from sae_unlearn.guardrail.gate.message_statistic import by_message
+from sae_unlearn.guardrail.gate.windowed import WindowedParameters, mean_part, message_part, windowed_value
 
 
 FOLDS = 4
@@ -56,10 +61,23 @@ _SMALLEST = 1e-6
 
 
 class OutOfFold(NamedTuple):
-    """Scores of rows by weights that were fitted without them, `[tokens]` for each row."""
+    """Scores of rows by weights that were fitted without them, `[tokens]` for each row.
+
+    Attributes:
+        topic, other (list[Tensor]): The scores.
+        topic_ends, other_ends (list[Tensor], *optional*): `[tokens]` bool for each row, True where a paragraph ends,
+            which the last token of a row does. None: the gate judges no paragraphs.
+    """
 
     topic: list[Tensor]
     other: list[Tensor]
+    topic_ends: list[Tensor] | None = None
+    other_ends: list[Tensor] | None = None
+
+    @property
+    def paragraphs(self) -> list[Tensor]:
+        """Paragraphs of other text; empty if the gate judges none."""
+        return [] if self.other_ends is None else paragraphs_of(self.other, self.other_ends)
 
 
 class Calibrated(NamedTuple):
@@ -86,8 +104,8 @@ def out_of_fold(
     Raises:
         GuardrailError: If a corpus has fewer than eight documents, two for each fold.
     """
-    for name, documents in (("forget", topic_documents), ("retain", other_documents)):
-        found = len(documents.unique())
+    for name, numbers in (("forget", topic_documents), ("retain", other_documents)):
+        found = len(numbers.unique())
         if found < 2 * FOLDS:
             raise GuardrailError(f"{name}={found} documents: expected at least {2 * FOLDS}. Pass more texts.")
     topic: list[Any] = [None] * len(topic_documents)
@@ -134,16 +152,33 @@ def calibrate(
     row_variance, token_variance = variance_of_means(scores.other)
     plain = WindowedParameters(m0, row_variance, token_variance, drift, 1.0, min_tokens)
     samples = [padded(rows) for rows in at_lengths(scores.other)]
-    means = [mean_part(*sample, plain)[:, -1] for sample in samples]
+    means = [mean_part(sample.hits, sample.tokens, plain)[:, -1] for sample in samples]
     sums = [peaks(sample, plain) for sample in samples]
     q_z, q_c = (max(_SMALLEST, *(_quantile(values, 1 - alpha) for values in some)) for some in (means, sums))
     q_c = max(q_c, peak_quantile(excursions(scores.other, drift), sum(map(len, scores.other)), longest, alpha, tail))
     found = plain._replace(
         row_variance=row_variance * q_z**2, token_variance=token_variance * q_z**2, sum_weight=1 / q_c
     )
+    if scores.other_ends is not None:
+        found = found._replace(message_weight=message_weight(scores.paragraphs, found, alpha, tail))
     lowest = max(_quantile(statistics(sample, found), 1 - alpha) for sample in samples)
-    topic = statistics(padded([row[: PREFIXES[0]] for row in scores.topic]), found)
+    topic = statistics(first_tokens(scores.topic, None, PREFIXES[0]), found)
     return Calibrated(found, lowest + margin * max(0.0, _quantile(topic, 0.25) - lowest), lowest)
+
+
+def message_weight(paragraphs: Sequence[Tensor], parameters: WindowedParameters, alpha: float, tail: int) -> float:
+    """Return `lambda`, the weight of a paragraph against a row; see `fit.paragraphs`.
+
+    Args:
+        paragraphs (Sequence[Tensor]): Scores of paragraphs of other text, `[tokens]` each.
+        parameters (WindowedParameters): The constants, scaled for rows.
+        alpha (float): Share of documents of other text that may fire, between 0 and 1.
+        tail (int): Smallest K of the tail.
+    """
+    values = values_of(paragraphs, parameters)
+    counted = max(_quantile(highest(values, count), 1 - alpha) for count in COUNTS)
+    by_tail = peak_quantile(values.sort(descending=True).values.double(), len(values), COUNTS[-1], alpha, tail)
+    return 1 / max(1.0, counted, by_tail)
 
 
 def at_lengths(rows: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -202,27 +237,41 @@ def variance_of_means(rows: Sequence[Tensor]) -> tuple[float, float]:
 
 
 class Padded(NamedTuple):
-    """`H` and `N` along rows, `[rows, longest]`; after a row's end both stay as they are."""
+    """`H` and `N` along rows, `[rows, longest]`; after a row's end both stay as they are.
+
+    `ends [rows, longest]` is True where a paragraph ends; None if the gate judges none.
+    """
 
     hits: Tensor
     tokens: Tensor
+    ends: Tensor | None = None
 
 
-def padded(rows: Sequence[Tensor]) -> Padded:
-    """Return the running sums of rows."""
+def padded(rows: Sequence[Tensor], ends: Sequence[Tensor] | None = None) -> Padded:
+    """Return the running sums of rows, and where their paragraphs end."""
     scores = pad_sequence([row.float() for row in rows], batch_first=True)
     there = torch.arange(scores.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    return Padded(scores.cumsum(dim=1), there.float().cumsum(dim=1))
+    last = None if ends is None else pad_sequence([*ends], batch_first=True)
+    return Padded(scores.cumsum(dim=1), there.float().cumsum(dim=1), last)
+
+
+def first_tokens(rows: Sequence[Tensor], ends: Sequence[Tensor] | None, length: int | None) -> Padded:
+    """Return the first `length` tokens of rows, or all of them, as `padded` does."""
+    return padded([row[:length] for row in rows], None if ends is None else [last[:length] for last in ends])
 
 
 def statistics(rows: Padded, parameters: WindowedParameters) -> Tensor:
-    """Return `[rows]`: `S` at each row's end."""
-    return windowed_value(*rows, parameters, None, None)[0][:, -1]
+    """Return `[rows]`: `S` at each row's end, of its paragraphs, too, if `rows` says where they end."""
+    value = windowed_value(rows.hits, rows.tokens, parameters, None, None)[0]
+    if rows.ends is not None:
+        part = partial(message_part, parameters=parameters)
+        value = by_message(value, rows.hits, rows.tokens, rows.ends, part, None).value
+    return value[:, -1]
 
 
 def peaks(rows: Padded, parameters: WindowedParameters) -> Tensor:
     """Return `[rows]`: `P` at each row's end."""
-    return windowed_value(*rows, parameters, None, None)[2][:, -1]
+    return windowed_value(rows.hits, rows.tokens, parameters, None, None)[2][:, -1]
 
 
 def _quantile(values: Tensor, share: float) -> float:

@@ -16,22 +16,30 @@ _ELEMENTS = 2**24  # activations in memory at a time
 
 
 class EncodedRows:
-    """Active features at each content token, `4 L0 + 8` bytes a token, without activation values."""
+    """Active features at each content token, `4 L0 + 8` bytes a token, without activation values.
+
+    With ends of paragraphs, one byte more.
+    """
 
     def __init__(self, sae: SparseAutoencoder) -> None:
         self._sae = sae
         none, parts = torch.zeros(0, dtype=torch.long), ("index", "lengths", "counts", "features", "norms")
         self._parts: dict[str, list[Tensor]] = {name: [none.int() if name == "features" else none] for name in parts}
-        self._parts["norms"] = [none.float()]
+        self._parts |= {"norms": [none.float()], "ends": [none.bool()]}
 
     @torch.no_grad()
-    def add(self, batch: ResidualBatch, content: Tensor) -> None:
-        """Add the rows of a batch, with the tokens at which `content [batch, seq]` is True."""
+    def add(self, batch: ResidualBatch, content: Tensor, ends: Tensor | None = None) -> None:
+        """Add the rows of a batch, with the tokens at which `content [batch, seq]` is True.
+
+        `ends [batch, seq]` is True at the boundaries, which separate paragraphs. Pass it for all batches or for none.
+        """
         tokens = batch.residual[content]
         active = [self._sae.encode(some.to(self._sae.device)) > 0 for some in tokens.split(self._block)]
         self._add("index", torch.tensor(batch.index, dtype=torch.long))
         self._add("lengths", content.sum(dim=1).cpu())
         self._add("norms", tokens.float().norm(dim=-1).cpu())
+        if ends is not None:
+            self._add("ends", last_content(content, ends).cpu())
         for some in active:
             self._add("counts", some.sum(dim=1).cpu())
             self._add("features", some.nonzero()[:, 1].int().cpu())
@@ -60,7 +68,11 @@ class EncodedRows:
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         order = found["index"].argsort()
         active = ActiveFeatures(found["lengths"], starts, features).rows(order)
-        return EncodedCorpus(active, torch.tensor(documents, dtype=torch.long)[found["index"][order]])
+        ends = None
+        if len(found["ends"]):
+            by_row = found["ends"].split(found["lengths"].tolist())
+            ends = [by_row[i] for i in order.tolist()]
+        return EncodedCorpus(active, torch.tensor(documents, dtype=torch.long)[found["index"][order]], ends)
 
     @property
     def _block(self) -> int:
@@ -68,3 +80,16 @@ class EncodedRows:
 
     def _add(self, name: str, values: Tensor) -> None:
         self._parts[name].append(values)
+
+
+def last_content(content: Tensor, ends: Tensor) -> Tensor:
+    """Return `[content tokens]` bool: True at the last content token up to each boundary, and of each row.
+
+    `content` and `ends` are `[batch, seq]` bool. A boundary may be content itself or not.
+    """
+    earlier = ends.cumsum(dim=1) - ends.long()  # boundaries before each token
+    found = []
+    for kept, counts in zip(content, earlier, strict=True):
+        own = counts[kept]
+        found.append(torch.cat([own.diff() > 0, own.new_ones(min(len(own), 1), dtype=torch.bool)]))
+    return torch.cat(found)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_unlearn.backbone.blank_lines import blank_line_ids
 from sae_unlearn.backbone.identity import fingerprint
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers
 from sae_unlearn.backbone.tokens import begins_bare, message_boundary_ids, special_token_ids
@@ -51,6 +52,8 @@ class FitPlan(NamedTuple):
     importance: str
     by_message: bool
     """True if the gate also decides on each message by itself."""
+    paragraphs: bool
+    """True if it does on each paragraph, with a weight of their own."""
     usual_dose: bool
     """True if the dose is the default one."""
     begins_bare: bool
@@ -110,7 +113,7 @@ def plan_fit(
         tokens=TokenRules(
             counting="columns" if faithful else "content",
             special_ids=special_token_ids(tokenizer, bare.config, asked.chat_template),
-            boundary_ids=message_boundary_ids(tokenizer) or None if by_message and tokenizer is not None else None,
+            boundary_ids=_boundaries(tokenizer, by_message, asked.paragraphs),
         ),
         gate_scope=asked.gate_scope,
         sticky=asked.sticky,
@@ -149,6 +152,7 @@ def plan_fit(
         margin=asked.margin,
         importance=asked.importance,
         by_message=by_message,
+        paragraphs=asked.paragraphs,
         usual_dose=options.clamp_scale is None and asked.clamp_value is None,
         begins_bare=begins_bare(tokenizer, [*(config.tokens.special_ids or ())]),
         read={name: getattr(asked, name) for name in ("max_length", "chat_template", "text_column")},
@@ -159,6 +163,16 @@ def plan_fit(
         checkpoint_dir=asked.checkpoint_dir,
         progress=asked.progress,
     )
+
+
+def _boundaries(tokenizer: PreTrainedTokenizerBase | None, by_message: bool, paragraphs: bool) -> list[int] | None:
+    """Return the tokens that end messages and paragraphs, or None."""
+    if tokenizer is None:
+        if paragraphs:
+            raise GuardrailError("paragraphs=True: expected a tokenizer, which tells blank lines. Pass it.")
+        return None
+    found = {*message_boundary_ids(tokenizer)} if by_message else set()
+    return sorted(found | {*blank_line_ids(tokenizer)} if paragraphs else found) or None
 
 
 def _provenance(sae: SparseAutoencoder) -> dict[str, Any]:

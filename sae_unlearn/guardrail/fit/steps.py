@@ -223,7 +223,8 @@ class Fit:
             found["warnings"] = [approximation_warning(found["topk"]), *found["warnings"]]
         if self.rows and not self.plan.read["chat_template"] and getattr(self.plan.tokenizer, "chat_template", None):
             found["warnings"] = [PLAIN_TEXT, *found["warnings"]]
-        if self.rows and self.plan.by_message and not self.config.tokens.boundary_ids:
+        messages = {*(self.config.tokens.boundary_ids or ())} - {*self.config.tokens.paragraph_ids}
+        if self.rows and self.plan.by_message and not messages:
             found["warnings"] = [NO_BOUNDARIES, *found["warnings"]]
         return found
 

@@ -14,22 +14,29 @@ from sae_unlearn.guardrail.fit.cross_calibration import (
     PREFIXES,
     Calibrated,
     OutOfFold,
+    Padded,
     at_lengths,
     calibrate,
+    first_tokens,
     out_of_fold,
     padded,
     statistics,
 )
 from sae_unlearn.guardrail.fit.gate_score import FeatureScore, fit_features
+from sae_unlearn.guardrail.fit.paragraphs import COUNTS, documents
 from sae_unlearn.guardrail.gate.windowed import WindowedParameters
 from sae_unlearn.stats import auc
 
 
 class EncodedCorpus(NamedTuple):
-    """Rows of a corpus: active features, and the number of each row's document, `[rows]` int64."""
+    """Rows of a corpus: active features, and the number of each row's document, `[rows]` int64.
+
+    `ends` is `[tokens]` bool for each row, True where a paragraph ends; None if the gate judges none.
+    """
 
     active: ActiveFeatures
     documents: Tensor
+    ends: list[Tensor] | None = None
 
 
 class WindowedFit(NamedTuple):
@@ -65,13 +72,18 @@ def fit_windowed(
         return held[0].split(score.of(held[0])), held[1].split(score.of(held[1]))
 
     scores = out_of_fold(topic.documents, other.documents, scored_without)
+    if topic.ends is not None and other.ends is not None:
+        topic_ends, other_ends = ([end for end in ends if len(end)] for ends in (topic.ends, other.ends))
+        scores = scores._replace(topic_ends=topic_ends, other_ends=other_ends)
     calibrated = calibrate(scores, alpha, margin, min_tokens, longest)
     return WindowedFit(fit_features(topic.active, other.active, gate_features), calibrated, scores)
 
 
-def row_values(rows: Sequence[Tensor], parameters: WindowedParameters) -> Tensor:
-    """Return `[rows]`: the statistic of rows of scores."""
-    return statistics(padded(rows), parameters) if rows else torch.zeros(0)
+def row_values(
+    rows: Sequence[Tensor], ends: Sequence[Tensor] | None, parameters: WindowedParameters, length: int | None = None
+) -> Tensor:
+    """Return `[rows]`: the statistic of rows of scores, or of their first `length` tokens."""
+    return statistics(first_tokens(rows, ends, length), parameters) if rows else torch.zeros(0)
 
 
 def figures(fit: WindowedFit) -> dict[str, Any]:
@@ -81,30 +93,32 @@ def figures(fit: WindowedFit) -> dict[str, Any]:
         `auroc` and `auroc_short` (of the first 20 tokens); and `by_length`, by the number of tokens and for whole rows
         (`"all"`): `forget` and `retain`, the share of rows that fire, and `spread`, the smallest and the largest share
         among the four folds of documents, which estimates the effect of another draw of documents. Rows of 160 and 320
-        tokens are joined rows; for the topic, they are the first tokens of a topic row after other text.
+        tokens are joined rows; for the topic, they are the first tokens of a topic row after other text. If the gate
+        judges paragraphs, `by_paragraphs` is the share of documents that fire, by their number of paragraphs of other
+        text, and `message_weight`.
     """
-    parameters, threshold = fit.calibrated.parameters, fit.calibrated.threshold
+    parameters, threshold, scores = fit.calibrated.parameters, fit.calibrated.threshold, fit.scores
+    sides = (scores.topic, scores.topic_ends), (scores.other, scores.other_ends)
     found: dict[str, Any] = {}
     for name, length in (("auroc", None), ("auroc_short", PREFIXES[0])):
-        topic, other = ([row[:length] for row in rows] for rows in fit.scores)
-        found[name] = round(auc(row_values(topic, parameters), row_values(other, parameters)), 4)
-    samples = {
-        "all": (fit.scores.topic, fit.scores.other),
-        **{
-            str(length): (
-                _behind(fit.scores, length) if length in JOINED else [row[:length] for row in fit.scores.topic],
-                other,
-            )
-            for length, other in zip((*PREFIXES, *JOINED), at_lengths(fit.scores.other), strict=True)
-        },
-    }
+        topic, other = (row_values(*side, parameters, length) for side in sides)
+        found[name] = round(auc(topic, other), 4)
+    values = {"all": tuple(row_values(*side, parameters) for side in sides)}
+    lengths = at_lengths(scores.other)
+    ends = [None] * len(lengths) if scores.other_ends is None else at_lengths(scores.other_ends)
+    for length, rows, last in zip((*PREFIXES, *JOINED), lengths, ends, strict=True):
+        some = _behind(scores, length) if length in JOINED else first_tokens(*sides[0], length)
+        values[str(length)] = statistics(some, parameters), row_values(rows, last, parameters)
     found["by_length"] = {
-        length: {
-            "forget": _share(row_values(topic, parameters) > threshold),
-            "retain": _share(row_values(other, parameters) > threshold),
-        }
-        for length, (topic, other) in samples.items()
+        length: {role: _share(some > threshold) for role, some in zip(("forget", "retain"), both, strict=True)}
+        for length, both in values.items()
     }
+    if scores.other_ends is not None:
+        found["message_weight"] = round(parameters.message_weight, 4)
+        found["by_paragraphs"] = {
+            str(count): _share(row_values(*documents(scores.paragraphs, count), parameters) > threshold)
+            for count in COUNTS
+        }
     return found
 
 
@@ -112,6 +126,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     """Return the figures in sentences."""
     rows, short = found["by_length"]["all"], found["by_length"][str(PREFIXES[0])]
     long = found["by_length"][str(JOINED[-1])]
+    by_paragraphs = found.get("by_paragraphs", {}).items()
     return [
         f"On documents held out from the weights, AUROC is {found['auroc']:.3f} of rows and "
         f"{found['auroc_short']:.3f} of their first {PREFIXES[0]} tokens.",
@@ -121,14 +136,37 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"tokens, {_said(long['retain'])} of {JOINED[-1]} tokens of them.",
         "In brackets: the lowest and highest share among four parts of the documents. Expect another draw of documents "
         "to move the shares about as far.",
+        *(
+            [
+                "Of documents of other text in paragraphs it fires on "
+                + ", ".join(f"{share['share']:.1%} ({count})" for count, share in by_paragraphs)
+                + ", by the number of paragraphs."
+            ]
+            if by_paragraphs
+            else []
+        ),
     ]
 
 
-def _behind(scores: OutOfFold, length: int) -> list[Tensor]:
-    """Return the first 20 tokens of each topic row after other rows, `length` tokens in all."""
-    filler = torch.cat([*scores.other] * (1 + length * len(scores.topic) // max(1, sum(map(len, scores.other)))))
+def _behind(scores: OutOfFold, length: int) -> Padded:
+    """Return the first 20 tokens of each topic row after other rows, `length` tokens in all.
+
+    The topic begins a paragraph, if the gate judges them.
+    """
+    rows = _after(scores.topic, scores.other, length)
+    if scores.topic_ends is None or scores.other_ends is None:
+        return padded(rows)
+    ends = _after(scores.topic_ends, scores.other_ends, length)
+    for end, row in zip(ends, scores.topic_ends, strict=True):
+        end[length - len(row[: PREFIXES[0]]) - 1] = True
+    return padded(rows, ends)
+
+
+def _after(topic: Sequence[Tensor], other: Sequence[Tensor], length: int) -> list[Tensor]:
+    """Return the first 20 values of each topic row after values of other rows, `length` in all."""
+    filler = torch.cat([*other] * (1 + length * len(topic) // max(1, sum(map(len, other)))))
     found = []
-    for i, row in enumerate(scores.topic):
+    for i, row in enumerate(topic):
         short = row[: PREFIXES[0]]
         number = length - len(short)
         start = i * number % (len(filler) - number + 1)

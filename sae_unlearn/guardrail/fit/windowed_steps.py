@@ -43,7 +43,9 @@ def fitted_gate(
 
 def out_of_fold_values(fit: WindowedFit) -> dict[str, Tensor]:
     """Return the out-of-fold statistics of all rows; those of other text set the threshold as well."""
-    topic, other = (row_values(rows, fit.calibrated.parameters) for rows in fit.scores)
+    scores, constants = fit.scores, fit.calibrated.parameters
+    topic = row_values(scores.topic, scores.topic_ends, constants)
+    other = row_values(scores.other, scores.other_ends, constants)
     return {"threshold": other, "forget": topic, "retain": other}
 
 

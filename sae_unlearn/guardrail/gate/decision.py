@@ -47,7 +47,7 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate.message_statistic import by_message, share_of
-from sae_unlearn.guardrail.gate.windowed import mean_part, windowed_value
+from sae_unlearn.guardrail.gate.windowed import mean_part, message_part, windowed_value
 
 
 class State(NamedTuple):
@@ -229,7 +229,7 @@ def statistic_of(values: Sequence[float], config: SAEGuardrailConfig) -> float:
     found = torch.maximum(mean_part(hits, tokens, given), given.sum_weight * peak)
     if messages:
         begun_hits, begun_tokens, ended = messages
-        share = mean_part(hits - begun_hits, tokens - begun_tokens, given)
+        share = message_part(hits - begun_hits, tokens - begun_tokens, given)
         found = torch.maximum(torch.maximum(found, share), ended)
     return float(found)
 

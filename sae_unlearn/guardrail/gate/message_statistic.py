@@ -1,13 +1,18 @@
-"""The ratio of a conversation: message by message, so that one message does not dilute another.
+"""The statistic message by message, or paragraph by paragraph, so that one does not dilute another.
 
 A chat template puts special tokens between messages (`tokens.boundary_ids`). A message is what stands between two of
-them: a system prompt, a question, the reply so far. With the running sums `H_t` and `N_t` of `gate`, `m = min_tokens`,
-and `b(t)` the last boundary before token `t` (`H_b = N_b = 0` if there is none):
+them: a system prompt, a question, the reply so far. If the fit asked for paragraphs, tokens that hold a blank line are
+boundaries, too, and a paragraph is a message in all that follows. With the running sums `H_t` and `N_t` of `gate`,
+`m = min_tokens`, and `b(t)` the last boundary before token `t` (`H_b = N_b = 0` if there is none):
 
     R_t = (H_t - H_b(t)) / max(N_t - N_b(t), m)                   of the message that t belongs to
     S_t = max(H_t / max(N_t, m), R_t, max_{boundaries s <= t} R_s)
 
-and with `statistic="windowed"` `R_t = z(H_t - H_b(t), N_t - N_b(t))` and its own `S_t` in the place of the first term,
+and with `statistic="windowed"`
+
+    R_t = message_weight z(H_t - H_b(t), N_t - N_b(t))
+
+and its own `S_t` in the place of the first term,
 
 so the row's statistic is the largest of its messages' and of the row as a whole, the first term. A boundary belongs to
 the message that it ends. Since the whole row is among them, boundaries can only make the gate fire more: to scatter
@@ -21,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
-from sae_unlearn.guardrail.gate.windowed import mean_part
+from sae_unlearn.guardrail.gate.windowed import message_part
 
 
 # The fields that a state has beyond those of `gate`, after them in the last dimension.
@@ -72,7 +77,7 @@ def share_of(config: SAEGuardrailConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `R` of a message's sums."""
     given = config.statistic_kwargs
     if config.statistic == "windowed":
-        return lambda hits, tokens: mean_part(hits, tokens, given)
+        return lambda hits, tokens: message_part(hits, tokens, given)
     return lambda hits, tokens: hits / tokens.clamp(min=given.min_tokens)
 
 

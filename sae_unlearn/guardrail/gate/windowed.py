@@ -16,6 +16,14 @@ strays: its variance is `A + B / n`, with a part `A` that differs between rows a
 faint everywhere. `P` is Page's cumulative sum with drift `d`: it grows where the score stays above `d` and forgets what
 came before, so text around a passage does not dilute it. It never falls. `kappa = 1 / q_c` puts it on the scale of `z`.
 
+If the config names boundaries, the tokens that end a chat's messages or a text's paragraphs, `z_c` of each of them is a
+candidate, too, from the sums of its own tokens alone:
+
+    S_t = max(z_t, kappa P_t, lambda max_{c begun by t} z_c)
+
+Each is one more chance of a false alarm. With `lambda = 1 / q_p` a text of many is allowed no more of them than a text
+of one; see `fit.paragraphs`. `lambda` is 1 if the fit did not ask for paragraphs.
+
 Scores are multiples of a quarter and `d` of a sixteenth, so the sums are exact in float32 up to a million tokens, and
 `S` does not depend on how a row was cut into forward passes.
 
@@ -47,6 +55,9 @@ class WindowedConstants(Protocol):
     def sum_weight(self) -> float: ...
 
     @property
+    def message_weight(self) -> float: ...
+
+    @property
     def min_tokens(self) -> int: ...
 
 
@@ -60,6 +71,7 @@ class WindowedParameters(NamedTuple):
         drift (float): `d`, a multiple of a sixteenth.
         sum_weight (float): `kappa > 0`.
         min_tokens (int, *optional*, defaults to 8): `m >= 1`.
+        message_weight (float, *optional*, defaults to 1.0): `lambda > 0`, read if there are boundaries.
     """
 
     other_mean: float
@@ -68,6 +80,7 @@ class WindowedParameters(NamedTuple):
     drift: float
     sum_weight: float
     min_tokens: int = 8
+    message_weight: float = 1.0
 
 
 class CountTerms(NamedTuple):
@@ -123,3 +136,9 @@ def mean_part(hits: Tensor, tokens: Tensor, parameters: WindowedConstants) -> Te
     """Return `z`, of the same shape as `hits` and `tokens`."""
     terms = CountTerms.of(tokens, parameters)
     return (hits - terms.mean) / terms.spread
+
+
+def message_part(hits: Tensor, tokens: Tensor, parameters: WindowedConstants) -> Tensor:
+    """Return `lambda z` of the sums of a message or paragraph, of the same shape as `hits` and `tokens`."""
+    share = mean_part(hits, tokens, parameters)
+    return share if parameters.message_weight == 1 else parameters.message_weight * share

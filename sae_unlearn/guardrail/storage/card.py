@@ -158,6 +158,7 @@ def _gate(config: SAEGuardrailConfig) -> str:
     }[config.gate_scope]
     stays = " and stays fired" if config.sticky else ""
     messages = ", and message by message of a conversation" if config.tokens.boundary_ids else ""
+    messages = ", and paragraph by paragraph" if config.tokens.paragraph_ids else messages
     tokens = "".join(f", {words}" for words in tokens_in_words(config))
     tokens += "," if tokens else ""
     return f"fires{stays} when the statistic `{config.statistic}`{tokens} exceeds {config.threshold}, {scope}{messages}"

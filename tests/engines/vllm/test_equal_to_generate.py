@@ -6,6 +6,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 from served import expected, prompts, save_guardrail, save_model, serving
+from zoo import PARAGRAPHS
 
 
 ROWS = prompts()
@@ -68,6 +69,7 @@ def test_sequence_scope_with_whole_prompts(tiny):
         ("loose", {"sticky": False}),
         ("windowed", {"statistic": "windowed", "threshold": 0.8}),
         ("turns", {"boundary_ids": list(range(40, 60))}),
+        ("paragraphs", PARAGRAPHS),
         ("usual", {"outlier_norm": 30.0, "calibration": {"residual_norm_median": 1.0}}),
     ],
 )

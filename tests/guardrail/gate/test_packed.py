@@ -31,6 +31,7 @@ def configs(draw):
         drift=draw(st.sampled_from([0.25, 0.4375])),
         feature_evidence=[4.0] * (9 if windowed else 6),
         boundary_ids=[TURN] if messages else None,
+        message_weight=draw(st.sampled_from([1.0, 0.6])) if windowed and messages else 1.0,
     )
 
 

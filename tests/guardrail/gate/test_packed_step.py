@@ -102,7 +102,8 @@ def same(found, expected):
 def test_states_at_slots_follow_rows_through_chunks_decoding_and_recomputation(seed):
     rng = random.Random(seed)
     messages = {"boundary_ids": [TURN], "special_ids": [PAD, BOS, EOS, TURN]}
-    fields = rng.choice([{}, messages, WINDOWED, WINDOWED | messages])
+    paragraphs = WINDOWED | messages | {"message_weight": 0.6, "special_ids": [PAD, BOS, EOS]}
+    fields = rng.choice([{}, messages, WINDOWED, WINDOWED | messages, paragraphs])
     rows = rng.randint(1, 4)
     setting = Setting(rows, seed=seed, known=rng.random() < 0.5, **fields)
     done, seen = [0] * rows, [[] for _ in range(rows)]

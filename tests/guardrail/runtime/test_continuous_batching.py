@@ -19,6 +19,7 @@ from continuous import (
 from served import expected, prompts, save_guardrail, save_model
 from transformers import AutoModelForCausalLM
 from upstream import multimodal_models_are_batched
+from zoo import PARAGRAPHS
 
 from sae_unlearn import attach_guardrail, detach_guardrail, record_firings
 from sae_unlearn.errors import GuardrailUnsupported
@@ -136,6 +137,7 @@ def test_canceled_requests_leave_no_trace(tiny):
         ("loose", {"sticky": False}),
         ("windowed", {"statistic": "windowed", "threshold": 0.8}),
         ("turns", {"boundary_ids": list(range(40, 60))}),
+        ("paragraphs", PARAGRAPHS),
         ("usual", {"outlier_norm": 30.0, "calibration": {"residual_norm_median": 1.0}}),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
-from zoo import base_model, guarded, plant, planted_config, random_sae, token_ids
+from zoo import PARAGRAPHS, base_model, guarded, plant, planted_config, random_sae, token_ids
 
 from sae_unlearn import attach_guardrail, record_firings
 from sae_unlearn.errors import GuardrailUnsupported, UnlearnError
@@ -63,6 +63,7 @@ def test_logits_and_records_are_those_of_each_text_alone(name, scope, implementa
         {"clamp_mode": "all"},
         {"sticky": False},
         {"boundary_ids": list(range(40, 60))},
+        PARAGRAPHS,
         {"action": "record"},
         {"action": "refuse", "refusal_ids": [7, 8, 96]},
     ],
