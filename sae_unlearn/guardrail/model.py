@@ -20,7 +20,7 @@ from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.layer import SAEGuardrailLayer
 from sae_unlearn.guardrail.peft_type import CHILD, METHOD
 from sae_unlearn.guardrail.runtime.callers import unhook_tuners
-from sae_unlearn.guardrail.runtime.compiled import compile_again, use_earlier_code
+from sae_unlearn.guardrail.runtime.compiled import compile_again, refuse_unnoticed, use_earlier_code
 from sae_unlearn.guardrail.runtime.continuous_batching import watch_generation
 from sae_unlearn.guardrail.runtime.hooks import BackboneHooks, ModelHooks, hooks_of, refuse_rows_by_name
 from sae_unlearn.guardrail.weights import PARTS
@@ -100,6 +100,7 @@ class SAEGuardrailModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
+        refuse_unnoticed()
         place = find_decoder_layers(self.model)
         if hasattr(target, CHILD):
             getattr(target, CHILD).update_layer(adapter_name, peft_config, target)

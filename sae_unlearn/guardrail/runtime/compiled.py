@@ -1,15 +1,18 @@
 """Recompilation of a guarded module when its guardrails change, without that of other modules.
 
 Compiled code does not check for later hooks (tested: torch 2.13, `skip_nnmodule_hook_guards`): text would pass a
-guardrail unseen. But it checks whether a module that it runs has a `forward` of its own, and its code
-(`guard_to_detect_forward_monkeypatching`). So a guarded module gets a copy of its class's `forward`, a new one whenever
-its guardrails change: the same bytecode in another code object.
+guardrail unseen. But it checks whether a module that it runs has a `forward` of its own, and which one
+(`guard_to_detect_forward_monkeypatching`). So a guarded module gets another `forward` whenever its guardrails change: a
+copy of its class's, the same bytecode in another code object. If the module has a `forward` of its own (accelerate's
+hooks set one), it gets a new object that calls that one.
 
-`torch._dynamo.reset()`, which drops the compiled code of every model of the process, remains for modules with another
-`forward` (accelerate's hooks set one), and for a torch that does not check it.
+Only code that runs the guarded module is compiled again. If this torch does not check it, attaching is refused.
 """
 
+import functools
 import sys
+import warnings
+from collections.abc import Callable
 from functools import cache
 from types import FunctionType, MethodType
 from typing import Any
@@ -17,12 +20,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae_unlearn.errors import GuardrailUnsupported
+
+
+class CallOfOwn:
+    """Call of a module's own `forward`. Compiled code compares the object, so a new one has it compiled again.
+
+    Args:
+        forward (`Callable`): The `forward` of the module, in `__wrapped__`.
+    """
+
+    __wrapped__: Callable[..., Any]
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+
+def refuse_unnoticed() -> None:
+    """Check that code compiled so far is compiled again after `compile_again`. Call it before hooks change.
+
+    Raises:
+        GuardrailUnsupported: If it is not.
+    """
+    if _has_compiled() and not _is_noticed():
+        raise GuardrailUnsupported(
+            f"torch={torch.__version__}: expected compiled code that checks a module's `forward`. Attach guardrails "
+            "before code is compiled, or call `torch.compiler.reset()` first."
+        )
+
 
 def compile_again(module: nn.Module) -> None:
     """Have code that runs `module` compiled again at its next call. Call it after its hooks have changed."""
     found, original = vars(module).get("forward"), type(module).forward
     if not isinstance(original, FunctionType) or (found is not None and not _is_copy(module, found)):
-        _reset()
+        module.forward = CallOfOwn(found.__wrapped__ if isinstance(found, CallOfOwn) else module.forward)
         return
     code, closure = original.__code__.replace(), original.__closure__
     copied = FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
@@ -30,8 +64,6 @@ def compile_again(module: nn.Module) -> None:
         setattr(copied, name, getattr(original, name))
     vars(copied).update(vars(original))
     module.forward = MethodType(copied, module)
-    if _has_compiled() and not _is_noticed():
-        _reset()
 
 
 def use_earlier_code(module: nn.Module) -> None:
@@ -39,11 +71,18 @@ def use_earlier_code(module: nn.Module) -> None:
     found = vars(module).get("forward")
     if found is None:
         return
-    known = _is_copy(module, found)
-    if known:
+    if isinstance(found, CallOfOwn):
+        module.forward = found.__wrapped__
+    elif _is_copy(module, found):
         del module.forward
-    if not known or (_has_compiled() and not _is_noticed()):
-        _reset()
+    else:  # set while the module was guarded: code that was compiled with it runs the hooks
+        module.forward = CallOfOwn(found)
+    if _has_compiled() and not _is_noticed():
+        warnings.warn(
+            f"torch={torch.__version__}: code that was compiled with the guardrail still runs it. Call "
+            "`torch.compiler.reset()`.",
+            stacklevel=2,
+        )
 
 
 def _is_copy(module: nn.Module, forward: Any) -> bool:
@@ -64,12 +103,6 @@ def _has_compiled() -> bool:
     return frames is not None and bool(getattr(getattr(frames, "input_codes", None), "seen", True))
 
 
-def _reset() -> None:
-    dynamo = sys.modules.get("torch._dynamo")  # if it was never imported, nothing was compiled
-    if dynamo is not None:
-        dynamo.reset()
-
-
 class _Probe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2
@@ -77,7 +110,7 @@ class _Probe(nn.Module):
 
 @cache
 def _is_noticed() -> bool:
-    """True if this torch compiles again after `compile_again`, tried once on a small module."""
+    """True if this torch compiles again after `compile_again`, tried once on a small module with both forms."""
     probe, x = _Probe(), torch.ones(1)
 
     def run(x: Tensor) -> Tensor:
@@ -87,7 +120,12 @@ def _is_noticed() -> bool:
     try:
         compiled(x)
         probe.register_forward_hook(lambda module, args, output: output + 1)
-        vars(probe)["forward"] = MethodType(FunctionType(_Probe.forward.__code__.replace(), globals()), probe)
-        return float(compiled(x)) == 3.0
+        compile_again(probe)
+        once = float(compiled(x))
+        probe.forward = CallOfOwn(probe.forward)
+        compiled(x)
+        probe.register_forward_hook(lambda module, args, output: output + 1)
+        compile_again(probe)
+        return (once, float(compiled(x))) == (3.0, 4.0)
     except Exception:  # any exception of a compiler, also if it must not compile again
         return False

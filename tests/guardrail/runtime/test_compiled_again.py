@@ -3,15 +3,18 @@
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import get_peft_model
 from torch import nn
 from zoo import base_model, guarded, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import detach_guardrail
 from sae_unlearn.backbone.layers import find_decoder_layers
+from sae_unlearn.errors import GuardrailUnsupported
 from sae_unlearn.guardrail.runtime import compiled
 
 
@@ -119,30 +122,84 @@ def modules_of(bare):
     return [bare, place.backbone, place.layers[planted_config().layer]]
 
 
-def test_a_forward_of_the_modules_own_is_kept_and_all_code_is_dropped(monkeypatch):
-    bare, dropped = base_model("llama"), []
-    monkeypatch.setattr(torch._dynamo, "reset", lambda: dropped.append(1))
-    layer = modules_of(bare)[2]
+def by_a_function(layer):
     own = layer.forward
     layer.forward = lambda *args, **kwargs: own(*args, **kwargs)
+
+
+def by_accelerate(layer):
+    add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+
+
+OWN_FORWARDS = [by_a_function, by_accelerate]
+
+
+@pytest.mark.usefixtures("no_reset")
+@pytest.mark.parametrize("set_forward", OWN_FORWARDS)
+def test_a_module_with_a_forward_of_its_own_is_compiled_again_and_no_other(set_forward, counting):
+    bare, other = base_model("llama"), base_model("llama")
+    layer = modules_of(bare)[2]
+    set_forward(layer)
     found = layer.forward
+    ours, theirs = torch.compile(bare, backend=counting), torch.compile(other, backend=counting)
+    plain = logits_of(ours, IDS)
+    torch.testing.assert_close(logits_of(theirs, IDS), plain)
+    for _ in range(2):
+        before = counting.graphs
+        model = attach(bare)
+        torch.testing.assert_close(logits_of(theirs, IDS), plain)
+        assert counting.graphs == before
+        assert inspect.signature(layer.forward) == inspect.signature(found)
+        expected = logits_of(model, IDS)
+        torch.testing.assert_close(logits_of(ours, IDS), expected)
+        assert not torch.allclose(expected, plain)
+        assert counting.graphs > before
+        before = counting.graphs
+        detach_guardrail(model)
+        assert layer.forward is found
+        torch.testing.assert_close(logits_of(theirs, IDS), plain)
+        assert counting.graphs == before
+        torch.testing.assert_close(logits_of(ours, IDS), plain)
+
+
+@pytest.mark.usefixtures("no_reset")
+@pytest.mark.parametrize("set_forward", OWN_FORWARDS)
+def test_a_forward_that_was_set_under_a_guardrail_runs_without_it_afterwards(set_forward, counting):
+    bare = base_model("llama")
+    plain = logits_of(bare, IDS)
     model = attach(bare)
-    assert layer.forward is found
-    assert len(dropped) == 1
+    set_forward(modules_of(bare)[2])
+    ours = torch.compile(bare, backend=counting)
+    torch.testing.assert_close(logits_of(ours, IDS), logits_of(model, IDS))
     detach_guardrail(model)
-    assert layer.forward is found
-    assert len(dropped) == 2
+    torch.testing.assert_close(logits_of(ours, IDS), plain)
 
 
-def test_where_the_compiler_does_not_look_all_code_is_dropped(monkeypatch):
-    dropped = []
-    monkeypatch.setattr(torch._dynamo, "reset", lambda: dropped.append(1))
+def test_a_copy_of_a_module_with_a_forward_of_its_own_calls_the_copy():
+    bare = base_model("llama")
+    by_accelerate(modules_of(bare)[2])
+    copied = copy.deepcopy(attach(bare)).eval()
+    layer = modules_of(copied.get_base_model())[2]
+    seen = []
+    layer.mlp.register_forward_hook(lambda *call: seen.append(1))
+    torch.testing.assert_close(logits_of(copied, IDS), logits_of(guarded("llama").eval(), IDS))
+    assert seen == [1]
+
+
+def test_where_compiled_code_would_not_notice_it_is_refused(monkeypatch):
+    bare = base_model("llama")
+    plain = logits_of(bare, IDS)
     monkeypatch.setattr(compiled, "_is_noticed", lambda: False)
     monkeypatch.setattr(compiled, "_has_compiled", lambda: True)
+    with pytest.raises(GuardrailUnsupported, match=f"torch={re.escape(torch.__version__)}"):
+        get_peft_model(bare, planted_config())
+    assert [module for module in bare.modules() if "forward" in vars(module) or module._forward_hooks] == []
+    assert torch.equal(logits_of(bare, IDS), plain)
+    monkeypatch.setattr(compiled, "_has_compiled", lambda: False)  # nothing runs without the guardrail
     model = attach(base_model("llama"))
-    assert len(dropped) == 3
-    detach_guardrail(model)
-    assert len(dropped) == 6
+    monkeypatch.setattr(compiled, "_has_compiled", lambda: True)
+    with pytest.warns(UserWarning, match=f"torch={re.escape(torch.__version__)}"):
+        detach_guardrail(model)
 
 
 @pytest.mark.parametrize("copied", [None, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
