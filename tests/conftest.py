@@ -29,10 +29,13 @@ pytest.register_assert_rewrite(
     "architecture_case",
     "attached",
     "commands",
+    "family_equations",
     "fitting",
     "forward_modes",
+    "frozen_reference",
     "generation_modes",
     "guarded_calls",
+    "html_page",
     "tiny_trainer",
 )
 

@@ -3,12 +3,11 @@
 A row is a call and words of the message of its `UnlearnError`; a file that is not there may raise an `OSError`.
 """
 
-import inspect
 from functools import cached_property
 
 import pytest
 import torch
-from public_calls import methods
+from public_calls import public_calls
 from sae_folders import D_IN, D_SAE, tensors, tiny
 from tiny_entities import parts, settings
 from tiny_topic import tiny_tokenizer
@@ -287,19 +286,7 @@ WITHOUT_A_ROW = {
 }
 
 
-def public_calls():
-    """By name, every public function and class of the package, and the methods of the classes that are given
-    something."""
-    for name in sae_unlearn.__all__:
-        found = getattr(sae_unlearn, name)
-        if not callable(found) or (inspect.isclass(found) and issubclass(found, Exception)):
-            continue
-        yield name, found
-        if inspect.isclass(found):
-            yield from methods(name, found)
-
-
 def test_every_public_function_and_method_has_a_row():
-    tested, public = {row[0] for row in BAD}, dict(public_calls())
+    tested, public = {row[0] for row in BAD}, dict(public_calls(sae_unlearn))
     assert [name for name, call in public.items() if call not in tested and name not in WITHOUT_A_ROW] == []
     assert set(WITHOUT_A_ROW) <= set(public)

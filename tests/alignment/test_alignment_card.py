@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from huggingface_hub import HfApi, ModelCard
 from tiny_entities import parts, settings
 

@@ -3,7 +3,7 @@
 import huggingface_hub
 import pytest
 import torch
-from hub_stand_in import OWNER, READER, STRANGER
+from hub_requests import OWNER, READER, STRANGER
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from peft import PeftModel

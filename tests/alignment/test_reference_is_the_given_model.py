@@ -3,32 +3,21 @@ which are refused by name."""
 
 import dataclasses
 import re
-import warnings
 
 import pytest
 import torch
-from peft import (
-    IA3Config,
-    LoraConfig,
-    PeftModel,
-    PeftType,
-    PromptTuningConfig,
-    get_peft_model,
-    inject_adapter_in_model,
-)
+from frozen_reference import assert_reference_holds, lora, predictions, put_on, trainer
+from peft import LoraConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import LoraRuntimeConfig
-from tiny_entities import parts, settings
-from zoo import token_ids
+from tiny_entities import parts
 
-from sae_unlearn.alignment import AlignmentError, SAEAlignmentTrainer
-from sae_unlearn.alignment.adapter import adapter_on
+from sae_unlearn.alignment import AlignmentError
 from sae_unlearn.alignment.adapter_checks import REFUSED_TYPES
 from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
 
-LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 INITS_SERVED = {True, False, "gaussian", "orthogonal", "mica"}
 INITS_REFUSED = {"eva", "olora", "pissa", "pissa_niter_[number of iters]", "corda", "loftq", "lora_ga"}
 # Every field of LoraConfig, with a value that is not its default: those that are served ...
@@ -84,38 +73,6 @@ WITHOUT_EFFECT = {
 }
 
 
-def trainer(folder, model=None, peft_config=None, name="llama", **options) -> SAEAlignmentTrainer:
-    torch.manual_seed(0)
-    given = parts(name) | ({} if model is None else {"model": model})
-    return SAEAlignmentTrainer(args=settings(folder, **options), **given, peft_config=peft_config)
-
-
-def predictions(model) -> torch.Tensor:
-    model.eval()
-    with torch.no_grad():
-        return model(input_ids=token_ids(2, 9)).logits
-
-
-def assert_reference_holds(it, given) -> None:
-    """Train, and see that what was frozen stays frozen and that the model without its adapter is the given one."""
-    frozen = {name: p.detach().clone() for name, p in it.model.named_parameters() if not p.requires_grad}
-    flags = {name: p.requires_grad for name, p in it.model.named_parameters()}
-    it.train()
-    it.evaluate()
-    assert {name: p.requires_grad for name, p in it.model.named_parameters()} == flags
-    for name, parameter in it.model.named_parameters():
-        if name in frozen:
-            assert torch.equal(parameter, frozen[name]), name
-    assert not torch.equal(predictions(it.model), given)
-    with adapters_off(it.model):
-        assert torch.equal(predictions(it.model), given)
-
-
-def put_on(model, config) -> PeftModel:
-    with adapter_on(model, config, 1, [5, 6, 7, 8]) as tuned_model:
-        return tuned_model
-
-
 def assert_only_the_adapter_can_move(config) -> None:
     """Whatever training makes of the trainable parameters, the model without its adapter is the given one."""
     torch.manual_seed(0)
@@ -129,12 +86,6 @@ def assert_only_the_adapter_can_move(config) -> None:
     assert not torch.equal(predictions(tuned_model), given)
     with adapters_off(tuned_model):
         assert torch.equal(predictions(tuned_model), given)
-
-
-def lora(**fields) -> LoraConfig:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return LoraConfig(**{**LORA, **fields})
 
 
 # --- every initialization, every field, every method of the installed PEFT ----------------------------------------
@@ -250,123 +201,3 @@ def test_a_method_that_changes_the_base_and_is_not_known_to_do_so_is_noticed(mon
     monkeypatch.setattr("sae_unlearn.alignment.adapter.get_peft_model", rewriting)
     with pytest.raises(AlignmentError, match=r"^peft_config: .*LoraConfig.*use_rslora"):
         put_on(parts()["model"], lora(use_rslora=True))
-
-
-# --- models that come with adapters --------------------------------------------------------------------------------
-
-
-def tuned(*names, inference=False, **fields) -> PeftModel:
-    torch.manual_seed(0)
-    model = get_peft_model(parts()["model"], lora(inference_mode=inference, **fields), adapter_name=names[0])
-    for name in names[1:]:
-        model.add_adapter(name, lora(**fields))
-    return model
-
-
-def merged():
-    model = tuned("default")
-    model.merge_adapter()
-    return model
-
-
-def disabled():
-    model = tuned("default")
-    model.base_model.disable_adapter_layers()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return model
-
-
-def several():
-    model = tuned("one", "two")
-    model.base_model.set_adapter(["one", "two"])
-    return model
-
-
-def with_another_that_rewrites():
-    model = tuned("default")
-    model.add_adapter("other", lora(init_lora_weights="pissa"))
-    return model
-
-
-def unfrozen():
-    model = tuned("default")
-    model.get_base_model().model.norm.weight.requires_grad_(True)
-    return model
-
-
-def of_transformers():
-    return inject_adapter_in_model(lora(), parts()["model"])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (merged, "not merged.*unmerge_adapter"),
-        (disabled, "got a disabled one"),
-        (several, "one active adapter, got 'one', 'two'"),
-        (with_another_that_rewrites, r"peft_config\['other'\]\.init_lora_weights='pissa'"),
-        (lambda: tuned("default", bias="all"), r"peft_config\['default'\]\.bias"),
-        (unfrozen, r"1 trainable parameters of it, such as model\.norm\.weight"),
-        (of_transformers, "without adapters"),
-        (lambda: get_peft_model(tuned("default"), lora(target_modules=["k_proj"])), "two of them"),
-        (lambda: tuned("default", inference=True), "with trainable weights"),
-        (
-            lambda: get_peft_model(parts()["model"], PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
-            "PROMPT_TUNING",
-        ),
-    ],
-)
-def test_a_model_that_is_not_the_given_one_without_its_adapter_is_refused(make, message):
-    with pytest.raises(AlignmentError, match=message):
-        put_on(make(), None)
-
-
-def test_adapters_beside_the_trained_one_stay_as_they_are(tmp_path):
-    given = predictions(parts()["model"])
-    model = tuned("chat", "forget")
-    model.set_adapter("forget")
-    assert_reference_holds(trainer(tmp_path, model, max_steps=2), given)
-    assert model.active_adapters == ["forget"]
-
-
-def test_what_the_user_froze_of_the_adapter_stays_frozen(tmp_path):
-    given = predictions(parts()["model"])
-    model = tuned("default")
-    for name, parameter in model.named_parameters():
-        if "lora_A" in name:
-            parameter.requires_grad_(False)
-    it = trainer(tmp_path, model, max_steps=2)
-    assert_reference_holds(it, given)
-    it.portrait()
-    assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_A" in name)
-
-
-def test_what_is_unfrozen_after_the_start_is_noticed_at_the_first_step(tmp_path):
-    it = trainer(tmp_path)
-    it.model.get_base_model().model.norm.weight.requires_grad_(True)
-    with pytest.raises(AlignmentError, match=r"model\.norm\.weight"):
-        it.train()
-
-
-def test_a_trained_copy_of_the_head_is_compared_with_the_base_s_own(tmp_path):
-    it = trainer(tmp_path, peft_config=lora(modules_to_save=["lm_head"]), max_steps=3)
-    it.train()
-    batch = it.data_collator([it.train_dataset[i] for i in range(4)])
-    base = parts()["model"].eval()
-    rows = {"input_ids": batch["retain_ids"], "attention_mask": batch["retain_mask"]}
-    with torch.no_grad():
-        found = it._kl(it.model.eval(), batch)
-        before, after = (m(**rows).logits.log_softmax(-1)[batch["retain_at"]] for m in (base, it.model))
-    torch.testing.assert_close(found, (before.exp() * (before - after)).sum(), atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.parametrize("config", [lora(modules_to_save=["lm_head"]), IA3Config(task_type="CAUSAL_LM")])
-def test_a_refusal_takes_every_kind_of_adapter_off_again(tmp_path, config):
-    model = parts()["model"]
-    names, given, use_cache = list(model.state_dict()), predictions(model), model.config.use_cache
-    with pytest.raises(AlignmentError, match="min_separation"):
-        trainer(tmp_path, model, config, min_separation=1.0, num_known_latents=1, num_unknown_latents=0)
-    assert list(model.state_dict()) == names
-    assert torch.equal(predictions(model), given)
-    assert model.config.use_cache == use_cache

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from tiny_topic import save_corpora, save_parts, tiny_parts, topic_texts
 
 from sae_unlearn import attach_guardrail, fit_guardrail

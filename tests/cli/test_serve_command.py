@@ -11,7 +11,7 @@ import pytest
 import served
 import torch
 from fails_closed import note, stopped
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 
 from sae_unlearn import GuardrailError
 from sae_unlearn.cli import serve

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from peft import LoraConfig, get_peft_model
 from zoo import base_model, guarded
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from pages import DOCS, ROOT, Block, blocks_of, commands
 from tiny_entities import entities
 from tiny_topic import tiny_parts, topic_texts

@@ -17,6 +17,7 @@ REAL = "engines/vllm/test_real_model.py"
 REAL_NIGHTLY = "engines/vllm/test_real_features.py"
 IN_VLLM = "engines/vllm/test_equal_to_generate.py"
 VLLM_REFUSES = "engines/vllm/test_fails_closed.py"
+VLLM_LIMITS = "engines/vllm/test_limits.py"
 VLLM_HTTP = "engines/vllm/test_http.py"
 BATCHING = "guardrail/runtime/test_continuous_batching.py"
 BATCHING_REFUSES = "guardrail/runtime/test_batching_fails_closed.py"
@@ -31,8 +32,8 @@ TESTED = {
         f"test_a_refusal_is_written_token_by_token; {REAL_NIGHTLY}: test_record test_refuse",
         f"{BATCHING}: test_thirty_prompts_in_pieces test_a_guardrail_that_only_records_changes_nothing "
         "test_a_refusal_is_written_token_by_token",
-        "guardrail/runtime/test_refusal.py: test_every_way_of_generating_tells_the_message "
-        "test_the_action_of_a_set_can_be_changed_by_name",
+        "guardrail/runtime/test_refusal.py: test_every_way_of_generating_tells_the_message; "
+        "guardrail/runtime/test_refusal_settings.py: test_the_action_of_a_set_can_be_changed_by_name",
     ),
     '`gate_scope="prefix"`': (
         f"{IN_VLLM}: test_chunks_and_cached_prefixes",
@@ -86,19 +87,19 @@ TESTED = {
         "guardrail/runtime/test_embedded.py: test_special_tokens_are_not_counted test_a_refusal_is_told_to_its_end",
     ),
     "CUDA graphs": (
-        f"{VLLM_REFUSES}: test_settings_of_the_engine_are_refused_by_name; "
+        f"{VLLM_LIMITS}: test_settings_of_the_engine_are_refused_by_name; "
         f"{COMMAND}: test_on_a_gpu_no_graphs_are_captured",
         f"{BATCHING_REFUSES}: test_settings_are_refused_by_name",
         "",
     ),
     "second model runner of vLLM": (
-        f"{VLLM_REFUSES}: test_settings_of_the_engine_are_refused_by_name; "
+        f"{VLLM_LIMITS}: test_settings_of_the_engine_are_refused_by_name; "
         f"{COMMAND}: test_other_plugins_stay_and_no_foreign_route_is_added",
         "",
         "",
     ),
     "KV connectors, disaggregation, sleep mode": (
-        f"{VLLM_REFUSES}: test_settings_of_the_engine_are_refused_by_name",
+        f"{VLLM_LIMITS}: test_settings_of_the_engine_are_refused_by_name",
         f"{BATCHING_REFUSES}: test_settings_are_refused_by_name",
         "",
     ),

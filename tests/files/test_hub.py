@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from huggingface_hub import HfApi
 
 from sae_unlearn.errors import UnlearnError

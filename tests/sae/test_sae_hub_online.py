@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hub_stand_in import OWNER, READER, STRANGER
+from hub_requests import OWNER, READER, STRANGER
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from sae_folders import write_gemma_scope_2

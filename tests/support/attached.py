@@ -4,8 +4,9 @@ import json
 from functools import partial
 
 from safetensors.torch import load_file, save_file
-from zoo import logits_of, planted_config, random_sae, token_ids
+from zoo import base_model, logits_of, planted_config, random_sae, token_ids
 
+from sae_unlearn import fit_guardrail
 from sae_unlearn.guardrail import guard_layers
 
 
@@ -17,6 +18,21 @@ COMMIT, OTHER = "a" * 40, "b" * 40
 
 def by_hand(**fields):
     return planted_config(**{"feature_ids": [3, 8, 21], "clamp_value": -6.0, "threshold": 0.15} | fields)
+
+
+def fitted_by_hand(**fields):
+    """A tiny model with that guardrail."""
+    given = {"features": [3, 8, 21], "threshold": 0.15, "clamp_value": -6.0} | fields
+    return fit_guardrail(base_model("llama"), None, tiny_sae(), **given)
+
+
+def state_of(model):
+    """Modules, hooks and configs, by name: what a failed attachment may not change."""
+    modules = {
+        name: (type(module), len(module._forward_hooks), len(module._forward_pre_hooks), len(module._buffers))
+        for name, module in model.named_modules()
+    }
+    return modules, list(model.state_dict()), sorted(vars(model)), list(getattr(model, "model_tags", None) or [])
 
 
 def assert_untouched(model):

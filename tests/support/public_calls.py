@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 
@@ -13,3 +14,14 @@ def methods(name: str, kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
         given = inspect.signature(call).parameters.keys() - {"self"} if inspect.isroutine(call) else ()
         if not method.startswith("_") and given:
             yield f"{name}.{method}", call
+
+
+def public_calls(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """By name, every public function and class of a module but its errors, and the methods of the classes."""
+    for name in module.__all__:
+        found = getattr(module, name)
+        if not callable(found) or (inspect.isclass(found) and issubclass(found, Exception)):
+            continue
+        yield name, found
+        if inspect.isclass(found):
+            yield from methods(name, found)

@@ -1,17 +1,12 @@
 """Fixtures that these files share."""
 
 import pytest
-from attached import logits, tiny_sae
-from zoo import base_model
-
-from sae_unlearn import fit_guardrail
+from attached import fitted_by_hand, logits
 
 
 @pytest.fixture(scope="session")
 def fitted():
-    model = fit_guardrail(
-        base_model("llama"), None, tiny_sae(), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0, min_tokens=1
-    )
+    model = fitted_by_hand(min_tokens=1)
     return model, logits(model)
 
 

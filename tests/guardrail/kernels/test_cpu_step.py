@@ -8,8 +8,7 @@ import torch
 from decoding import Decoding, added
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import FIELDS, LEFT_TO_OPERATORS, counted, generated, two_guardrails
-from transformers import StaticCache
+from step_cases import FIELDS, generated, two_guardrails
 from zoo import LayerTap, guarded, planted_config, token_ids, with_cache
 
 from benchmarks.speed.kernel_count import kernels, waits
@@ -18,21 +17,12 @@ from sae_unlearn.backbone.call_arguments import cache_of
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate.decision import STATE_SIZE, decide, heard, hits_of, hot_tokens
 from sae_unlearn.guardrail.kernels import cpu_step as host
-from sae_unlearn.guardrail.kernels import dispatch as step_choice
 from sae_unlearn.guardrail.kernels.selfcheck import first_difference
 from sae_unlearn.guardrail.runtime.gate_history import MOST_LATER, DynamicGateHistory
 from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder
 
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """How often the step served: one entry for each time."""
-    step, calls = counted(host.host_step)
-    monkeypatch.setattr(step_choice, "host_step", step)
-    return calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -65,13 +55,6 @@ def test_two_guardrails_at_a_layer_add_their_edits_as_with_the_operators(dtype, 
     torch.testing.assert_close(found[1], expected[1], atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-5)
     assert found[2] == expected[2]
     assert len({(firing.adapter, firing.fired) for firing in found[2]}) > 2
-
-
-def test_a_layer_of_which_one_guardrail_is_left_to_the_operators_is_left_to_them_whole(steps):
-    model = two_guardrails()
-    model.peft_config["second"].action = "record"
-    generated(model)
-    assert steps == []
 
 
 def test_beams_are_those_of_the_operators(steps, by_operators):
@@ -191,54 +174,6 @@ def test_where_no_row_fires_the_stream_is_the_very_same():
     with LayerTap(model) as tap:
         decoding.step()
     assert torch.equal(tap.edits(), torch.zeros(2, 1, 32))
-
-
-@pytest.mark.parametrize("fields", LEFT_TO_OPERATORS.values(), ids=LEFT_TO_OPERATORS)
-def test_what_it_does_not_compute_is_left_to_the_operators(fields, steps):
-    generated(guarded("llama", **fields))
-    assert steps == []
-
-
-def test_prompts_and_static_caches_are_left_to_the_operators(steps):
-    model = guarded("llama")
-    model(input_ids=token_ids(2, 6), use_cache=True)
-    Decoding(model, "static").step()
-    model(input_ids=token_ids(2, 1), **with_cache(model, StaticCache(config=model.config, max_cache_len=8)))
-    assert steps == []
-
-
-def test_what_others_watch_or_float32_cannot_hold_is_left_to_the_operators(monkeypatch):
-    hidden, config = torch.zeros(2, 1, 32), planted_config()
-
-    def chosen(hidden, home=CPU):
-        return step_choice.step_for(config, hidden, home)
-
-    assert chosen(hidden) is host.host_step
-    assert chosen(hidden.clone().requires_grad_()) is None
-    assert chosen(hidden.double()) is None
-    assert chosen(hidden.as_subclass(type("Own", (torch.Tensor,), {}))) is None
-    assert chosen(hidden, None) is None
-    assert chosen(hidden, torch.device("meta")) is None
-    assert chosen(hidden.expand(2, 2, 32)) is None
-    assert chosen(hidden[:1].expand(host.LARGEST // config.num_features, 1, 32)) is host.host_step
-    assert chosen(hidden[:1].expand(host.LARGEST // config.num_features + 1, 1, 32)) is None
-    monkeypatch.setattr(torch._C, "_get_tracing_state", lambda: object())
-    assert chosen(hidden) is None
-
-
-@pytest.mark.parametrize("change", ["trained", "doubled", "strided"])
-def test_weights_that_it_cannot_read_as_they_lie_are_left_to_the_operators(change, steps):
-    model = guarded("llama")
-    guard = model.get_base_model().model.layers[1].guardrail
-    _, encoder, decoder = guard.guardrail("default")
-    if change == "trained":
-        encoder.weight.requires_grad_()
-    elif change == "doubled":
-        encoder.double(), decoder.double()
-    else:
-        encoder.weight.data = encoder.weight.data.T.contiguous().T
-    Decoding(model).step()
-    assert steps == []
 
 
 def test_a_mask_in_bfloat16_is_read():

@@ -4,44 +4,13 @@ import threading
 
 import pytest
 import torch
-from peft import get_peft_model
+from refusing import IDS, MESSAGE, fired_rows, generate, refusing, told
 from tiny_topic import tiny_tokenizer
 from transformers import TextIteratorStreamer
-from zoo import EOS, base_model, guarded, padded, plant, planted_config, token_ids, with_cache
+from zoo import EOS, base_model, padded, token_ids, with_cache
 
-from sae_unlearn import GuardrailError, GuardrailNotReady, attach_guardrail, record_firings, set_action
+from sae_unlearn import GuardrailNotReady, record_firings
 from sae_unlearn.backbone.call_arguments import cache_of
-from sae_unlearn.guardrail import guard_layers
-
-
-MESSAGE = [40, 41, 40, 42, EOS]
-IDS = token_ids(12, 10)
-
-
-def refusing(name="llama", message=MESSAGE, **fields):
-    settings = {"action": "refuse", "refusal": "w40 w41 w40 w42", "refusal_ids": message} | fields
-    model = guarded(name, **settings).eval()
-    if "threshold" not in fields:  # half of the rows fire, in every architecture
-        with record_firings(model) as firings, torch.no_grad():
-            model(input_ids=IDS)
-        model.peft_config["default"].threshold = sorted(f.statistic for f in firings)[len(IDS) // 2]
-    return model
-
-
-def fired_rows(model, ids=IDS, **inputs):
-    with record_firings(model) as firings, torch.no_grad():
-        model(input_ids=ids, **inputs)
-    return torch.tensor([f.fired for f in firings])
-
-
-def generate(model, ids=IDS, **settings):
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": EOS, "pad_token_id": 0} | settings
-    return model.generate(input_ids=ids, **settings)[:, ids.shape[1] :]
-
-
-def told(row):
-    row = row.tolist()
-    return row[: row.index(EOS) + 1] if EOS in row else row
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "falcon_h1", "mamba"])
@@ -248,94 +217,3 @@ def test_what_is_streamed_is_what_is_generated(action):
         assert text == tokenizer.decode(generate(model, ids)[0], skip_special_tokens=True)
         if action == "refuse" and fired[row]:
             assert text == "w40 w41 w40 w42"
-
-
-# ------------------------------------------------------------------------------------------------------------- settings
-
-
-def test_it_is_saved_and_attached_with_its_message(tmp_path):
-    model = refusing()
-    model.save_pretrained(tmp_path)
-    again = attach_guardrail(base_model("llama"), tmp_path)
-    assert again.peft_config["default"].refusal == "w40 w41 w40 w42"
-    assert torch.equal(generate(again), generate(model))
-
-
-def test_two_that_refuse_give_the_message_of_the_first_layer():
-    model = refusing(threshold=0.0)
-    model.add_adapter("second", planted_config(layer=2, threshold=0.0, action="refuse", refusal_ids=[95, EOS]))
-    plant(model, "second", seed=1)
-    for layer in guard_layers(model):
-        layer.set_adapter(["default", "second"])
-    assert {tuple(told(row)) for row in generate(model)} == {tuple(MESSAGE)}
-    model.set_adapter("second")
-    assert {tuple(told(row)) for row in generate(model)} == {(95, EOS)}
-
-
-def test_the_action_of_a_set_can_be_changed_by_name(tmp_path):
-    model, tokenizer = refusing(action="clamp", message=None), tiny_tokenizer()
-    clamped = generate(model)
-    fired = fired_rows(model)
-    set_action(model, "default", "refuse", message="w7 w8", tokenizer=tokenizer)
-    found = generate(model)
-    assert all(told(found[row]) == [7, 8, EOS] for row in fired.nonzero().flatten())
-    set_action(model, "default", "record")
-    assert torch.equal(generate(model), generate(base_model("llama")))
-    set_action(model, "default", "clamp")
-    assert torch.equal(generate(model), clamped)
-    set_action(model, "default", "refuse")
-    assert torch.equal(generate(model), found)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("other", "clamp", {}), "name='other'.*'default'"),
-        (("default", "forget", {}), "action='forget'"),
-        (("default", "refuse", {}), "needs `refusal_ids`"),
-        (("default", "refuse", {"message": "w7"}), "tokenizer=None"),
-        (("default", "refuse", {"message": " ", "tokenizer": tiny_tokenizer()}), "refusal=' '"),
-    ],
-)
-def test_an_action_that_cannot_be_set_is_refused_and_nothing_changes(arguments, message):
-    model = refusing(action="clamp", message=None)
-    before = generate(model)
-    name, action, options = arguments
-    with pytest.raises(GuardrailError, match=message):
-        set_action(model, name, action, **options)
-    assert model.peft_config["default"].action == "clamp"
-    assert torch.equal(generate(model), before)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"refusal_ids": None}, "needs `refusal_ids`"),
-        ({"refusal_ids": []}, "1 to 512 token ids"),
-        ({"refusal_ids": [1] * 600}, "1 to 512 token ids"),
-        ({"refusal_ids": ["w"]}, "refusal_ids"),
-        ({"refusal": 5, "refusal_ids": [5]}, "must be a text"),
-        ({"sticky": False, "refusal_ids": [5]}, "sticky=True"),
-    ],
-)
-def test_a_config_that_cannot_refuse_is_refused(fields, message):
-    with pytest.raises(GuardrailError, match=message):
-        planted_config(action="refuse", **fields)
-
-
-def test_taken_off_it_leaves_no_hook():
-    model = get_peft_model(base_model("llama"), planted_config(action="refuse", refusal_ids=MESSAGE))
-    plant(model)
-    base = model.unload()
-    assert not base._forward_hooks
-    assert not base._forward_pre_hooks
-
-
-def test_the_message_goes_to_the_device_once():
-    model = refusing()
-    made = guard_layers(model)[0].tables.made
-    generate(model)
-    [first] = [table for key, table in made.items() if key[0] == "message"]
-    generate(model)
-    assert [table is first for key, table in made.items() if key[0] == "message"] == [True]
-    assert first.tolist() == [*MESSAGE, EOS]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_metadata import metadata_errors
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from huggingface_hub import HfApi, ModelCard
 from tiny_report import report
 from tiny_topic import WORDS, tiny_parts, topic_texts

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from tiny_report import report

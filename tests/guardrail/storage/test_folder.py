@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from zoo import base_model, guarded, logits_of, token_ids
 
 from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, save_bundle

@@ -8,41 +8,30 @@ import json
 import random
 import shutil
 import struct
+from functools import cache
 
 import pytest
 import torch
 from config_fields import PLACES
 from config_fields import with_fields as edited
 from damage import CASES, DAMAGE, cut, in_time
-from hypothesis import HealthCheck, given, settings
+from fuzzing import JSON, QUICK
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo import PAD, VOCAB, base_model, guarded, random_sae
+from zoo import base_model, random_sae
 
-from sae_unlearn import (
-    GuardrailError,
-    SAEGuardrailConfig,
-    UnlearnError,
-    attach_guardrail,
-    fit_guardrail,
-    record_firings,
-)
-from sae_unlearn.backbone.tokens import read_corpus
+from sae_unlearn import GuardrailError, SAEGuardrailConfig, attach_guardrail, fit_guardrail, record_firings
 from sae_unlearn.guardrail.config_parts.layout import CONFIG_NAME, WEIGHTS_NAME
 from sae_unlearn.guardrail.config_parts.validation import CHOICES
-from sae_unlearn.guardrail.fit.calibration import fire_rate, percentile_threshold
-from sae_unlearn.guardrail.gate.decision import decide, row_statistic
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
-QUICK = settings(
-    max_examples=CASES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
 SOME = settings(QUICK, max_examples=CASES // 8)
-FEW = settings(QUICK, max_examples=max(20, CASES // 20))
+
+
+@cache
+def bare():
+    return base_model("llama")
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +116,6 @@ def test_a_header_of_any_length_is_refused_at_once(sound, tmp_path):
             GuardrailFolder.open(tmp_path / "guard").artefact()
 
 
-# -------------------------------------------------------------------------------------------------------------- configs
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
 NEAR = st.one_of(
     JSON,
     st.integers(-2, 40),
@@ -194,7 +175,7 @@ MEANT = {
 def test_a_config_that_is_accepted_edits_the_rows_that_fire_and_no_others(sound, tmp_path_factory, meant, odd):
     folder = tmp_path_factory.getbasetemp() / "attached"
     with_fields(sound, folder, meant | odd)
-    base = MODELS.setdefault("base", base_model("llama"))
+    base = bare()
     try:
         model = attach_guardrail(copy.deepcopy(base), folder)
     except GuardrailError:
@@ -210,129 +191,3 @@ def test_a_config_that_is_accepted_edits_the_rows_that_fire_and_no_others(sound,
             assert changed == edited
         else:  # the hot tokens may have come before it fired
             assert changed <= edited
-
-
-# -------------------------------------------------------------------------------------------- what calibration is given
-
-
-ROW = st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=9)
-ODD = st.one_of(
-    JSON,
-    st.binary(max_size=4),
-    st.fixed_dictionaries({"text": JSON}),
-    st.fixed_dictionaries({"input_ids": ROW | st.lists(ROW, max_size=3) | JSON}),
-    st.fixed_dictionaries({"input_ids": st.lists(ROW, max_size=3), "attention_mask": st.lists(ROW, max_size=3) | JSON}),
-)
-DTYPES = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.int16]
-
-
-@pytest.mark.slow
-@QUICK
-@given(st.lists(ODD, max_size=4) | ODD)
-@in_time()
-def test_a_corpus_is_read_or_refused(corpus):
-    try:
-        documents = list(read_corpus(corpus, None, "forget", 16))
-    except UnlearnError:
-        return
-    for document in documents:
-        assert all(row and all(isinstance(token, int) for token in row) for row in document.rows)
-
-
-@pytest.mark.slow
-@QUICK
-@given(st.data(), st.integers(0, 4), st.integers(0, 9), st.sampled_from(DTYPES), st.sampled_from(DTYPES))
-@in_time()
-def test_a_batch_gives_the_rows_that_its_mask_keeps(data, batch, seq, kind, mask_kind):
-    numbers = st.lists(st.lists(st.integers(0, 1), min_size=seq, max_size=seq), min_size=batch, max_size=batch)
-    ids = torch.tensor(data.draw(numbers)).reshape(batch, seq).to(kind)
-    mask = torch.tensor(data.draw(numbers)).reshape(batch, seq).to(mask_kind)
-    try:
-        rows = [
-            row for d in read_corpus([{"input_ids": ids, "attention_mask": mask}], None, "retain", 16) for row in d.rows
-        ]
-    except UnlearnError:
-        assert kind == torch.float32
-        return
-    assert rows == [ids[i][mask[i].bool()].tolist() for i in range(batch) if mask[i].any()]
-
-
-@pytest.mark.slow
-@QUICK
-@given(
-    st.lists(st.floats(0, 1, width=32), max_size=12),
-    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12),
-    st.floats(0, 100),
-)
-@in_time()
-def test_a_threshold_is_one_of_its_range_whatever_the_statistics(forget, retain, percentile):
-    threshold = percentile_threshold(torch.tensor(retain), percentile)
-    assert min(retain) - 1e-6 <= threshold <= max(retain) + 1e-6
-    rate = fire_rate(torch.tensor(forget), threshold)
-    assert rate["n"] == len(forget)
-    assert 0 <= rate["low"] <= rate["high"] <= 1
-
-
-@pytest.mark.slow
-@QUICK
-@given(
-    st.data(),
-    st.integers(1, 12),
-    st.sampled_from(CHOICES["statistic"]),
-    st.sampled_from(CHOICES["gate_scope"]),
-    st.integers(1, 6),
-    st.floats(0, 0.9),
-)
-@in_time()
-def test_a_row_is_judged_alike_whole_and_in_pieces(data, seq, statistic, scope, size, threshold):
-    """The gate over a row at once, and token by token from a carried state, whatever is padding and what is hot."""
-    flags = st.lists(st.booleans(), min_size=seq, max_size=seq)
-    counted = torch.tensor([data.draw(flags)])
-    hot = torch.tensor([data.draw(flags)]) & counted
-    config = SAEGuardrailConfig(
-        feature_ids=[0],
-        statistic=statistic,
-        gate_scope=scope,
-        threshold=threshold,
-        statistic_kwargs={"min_tokens": size},
-    )
-    value = float(row_statistic(hot, counted, config))
-    whole = decide(hot, counted, config)
-    assert bool(whole.fire[0, -1]) == (value > torch.tensor(threshold))
-    assert value == value
-    state, fired = None, []
-    for t in range(seq):
-        step = decide(hot[:, t : t + 1], counted[:, t : t + 1], config, state)
-        state = step.state[:, -1]
-        fired.append(bool(step.fire[0, 0]))
-    if scope == "prefix":
-        assert fired == whole.fire[0].tolist()
-
-
-@FEW
-@given(
-    st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8), min_size=1, max_size=4),
-    st.sampled_from(["left", "right"]),
-    st.sampled_from([torch.int64, torch.bool, torch.float32]),
-)
-@in_time()
-def test_any_batch_is_guarded_row_by_row(rows, side, dtype):
-    """Lengths, masks of any dtype, rows of padding and special tokens alone: each row is judged, as it is alone."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), PAD)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place], mask[i, place] = torch.tensor(row), 1
-    model = MODELS.setdefault("guarded", guarded("llama"))
-    with record_firings(model) as firings, torch.no_grad():
-        model(input_ids=ids, attention_mask=mask.to(dtype))
-    alone = []
-    for row in rows:
-        with record_firings(model) as one, torch.no_grad():
-            model(input_ids=torch.tensor([row]))
-        alone += [(f.evidence, f.tokens, f.fired) for f in one]
-    assert [(f.evidence, f.tokens, f.fired) for f in firings] == alone
-
-
-MODELS: dict = {}

@@ -1,38 +1,17 @@
 """A guardrail's way to the Hub and back, through the real `huggingface_hub` and a stand-in of the Hub's interface."""
 
 import json
-import shutil
-from functools import partial
 
 import pytest
 import torch
-from hub_stand_in import OWNER, READER, STRANGER
+from hub_guardrails import REPO, attach, guarded, logits, origin
+from hub_requests import OWNER, READER, STRANGER
 from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
-from zoo import base_model, logits_of, plant, planted_config, token_ids
+from zoo import base_model
 
-from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, record_firings
+from sae_unlearn import GuardrailError, attach_guardrail, list_guardrails, record_firings
 from sae_unlearn.cli.main import main
-from sae_unlearn.guardrail import GuardedModel
-
-
-IDS = token_ids(8, 12)
-logits = partial(logits_of, input_ids=IDS)
-REPO = "me/forget"
-
-
-def guarded(seed=0, **fields):
-    model = GuardedModel(base_model("llama"), planted_config(**fields))
-    plant(model, seed=seed)
-    return model.eval()
-
-
-def attach(source=REPO, **kwargs):
-    return attach_guardrail(base_model("llama"), source, **kwargs)
-
-
-def origin(model):
-    return model.peft_config["default"].origin
 
 
 # -------------------------------------------------------------------------------------------------------------- pushing
@@ -155,94 +134,6 @@ def test_what_peft_knows_is_handed_on(stand_in, tmp_path):
     assert list((tmp_path / "guard").iterdir()) == []
 
 
-# -------------------------------------------------------------------------------------------------------- pull requests
-
-
-def as_one(model, **kwargs):
-    return model.push_to_hub(REPO, token=OWNER, **kwargs)
-
-
-def as_bundle(model, **kwargs):
-    return push_bundle(model, REPO, token=OWNER, **kwargs)
-
-
-@pytest.mark.parametrize(("push", "put_on"), [(as_one, attach_guardrail), (as_bundle, attach_bundle)])
-def test_a_pull_request_leaves_main_as_it_is_and_can_be_tried(stand_in, push, put_on):
-    first, second = guarded(), guarded(seed=1)
-    old = push(first).oid
-    found = push(second, create_pr=True, commit_message="Another seed", commit_description="Why, at length.")
-    assert found.pr_url.endswith("/me/forget/discussions/1")
-    assert stand_in.repositories[REPO].at("main").oid == old
-    offered = stand_in.repositories[REPO].at("refs/pr/1")
-    assert (offered.oid, offered.message, offered.description) == (found.oid, "Another seed", "Why, at length.")
-    assert torch.equal(logits(put_on(base_model("llama"), REPO)), logits(first))
-    assert torch.equal(logits(put_on(base_model("llama"), REPO, revision="refs/pr/1")), logits(second))
-
-
-@pytest.mark.parametrize("push", [as_one, as_bundle])
-def test_a_pull_request_to_another_branch_is_refused(stand_in, push):
-    with pytest.raises(GuardrailError, match=r"revision='trial'.*create_pr=True"):
-        push(guarded(), create_pr=True, revision="trial")
-    assert stand_in.repositories == {}
-
-
-# ------------------------------------------------------------------------------------------------------------ revisions
-
-
-def test_a_pinned_commit_is_honoured_after_a_newer_push(stand_in):
-    first, second = guarded(), guarded(seed=1)
-    old = first.push_to_hub(REPO, token=OWNER).oid
-    new = second.push_to_hub(REPO, token=OWNER, commit_message="again").oid
-    assert old != new
-    assert torch.equal(logits(attach(revision=old)), logits(first))
-    assert origin(attach(revision=old))["revision"] == old
-    assert torch.equal(logits(attach()), logits(second))
-    assert origin(attach())["revision"] == new
-
-
-def test_branches_and_tags_are_revisions(stand_in):
-    first, second = guarded(), guarded(seed=1)
-    old = first.push_to_hub(REPO, token=OWNER).oid
-    HfApi(token=OWNER).create_tag(REPO, tag="v1")
-    branch = second.push_to_hub(REPO, token=OWNER, revision="trial").oid
-    assert stand_in.repositories[REPO].at("main").oid == old
-    for revision, commit in (("v1", old), ("trial", branch), ("main", old)):
-        assert origin(attach(revision=revision))["revision"] == commit
-    assert torch.equal(logits(attach(revision="trial")), logits(second))
-
-
-def test_a_push_between_two_downloads_does_not_mix_two_commits(stand_in, monkeypatch, tmp_path):
-    first, second = guarded(), guarded(seed=1, num_features=5)
-    old = first.push_to_hub(REPO, token=OWNER).oid
-    resolve, pushed = type(stand_in).resolve, []
-
-    def and_then_push(hub, call):
-        found = resolve(hub, call)
-        if hub.requests[-1][0] == "GET" and call.path == "adapter_config.json" and not pushed:
-            pushed.append(True)
-            second.push_to_hub(REPO, token=OWNER)
-        return found
-
-    monkeypatch.setattr(type(stand_in), "resolve", and_then_push)
-    found = attach(cache_dir=tmp_path)  # the other machine's push locks the files of its own cache
-    assert pushed
-    assert origin(found)["revision"] == old
-    assert torch.equal(logits(found), logits(first))
-
-
-@pytest.mark.parametrize("revision", ["absent", "c" * 40])
-def test_a_revision_that_is_not_there_is_named(stand_in, revision):
-    guarded().push_to_hub(REPO, token=OWNER)
-    with pytest.raises(GuardrailError, match=rf"me/forget .*'{revision}'"):
-        attach(revision=revision)
-
-
-def test_a_revision_of_a_local_folder_is_refused(tmp_path):
-    guarded().save_pretrained(tmp_path)
-    with pytest.raises(GuardrailError, match="revision='main'"):
-        attach(tmp_path, revision="main")
-
-
 # --------------------------------------------------------------------------------------------------------- who may read
 
 
@@ -299,91 +190,3 @@ def test_metadata_that_the_hub_does_not_take_stops_the_push_before_anything_is_s
         guarded().push_to_hub(REPO, token=OWNER, license="proprietary")
     assert stand_in.repositories[REPO].at("main").files == {}
     assert stand_in.storage == {}
-
-
-# -------------------------------------------------------------------------------------------------------- broken lines
-
-
-@pytest.mark.parametrize("where", ["POST .*/preupload/", "POST .*objects/batch", "PUT /storage/", "POST .*/commit/"])
-def test_an_interrupted_upload_leaves_nothing_and_can_be_repeated(stand_in, where):
-    model = guarded()
-    stand_in.break_at = where
-    with pytest.raises(GuardrailError, match=r"^The upload to me/forget "):
-        model.push_to_hub(REPO, token=OWNER)
-    assert stand_in.repositories[REPO].at("main").files == {}
-    with pytest.raises(GuardrailError, match=r"me/forget .*adapter_config\.json"):
-        attach()
-    stand_in.break_at = None
-    commit = model.push_to_hub(REPO, token=OWNER)
-    found = attach()
-    assert origin(found)["revision"] == commit.oid
-    assert torch.equal(logits(found), logits(model))
-
-
-def test_an_interrupted_upload_leaves_the_guardrail_that_was_there(stand_in):
-    first = guarded()
-    old = first.push_to_hub(REPO, token=OWNER).oid
-    stand_in.break_at = "POST .*/commit/"
-    with pytest.raises(GuardrailError, match=r"^The upload to me/forget .*RemoteProtocolError"):
-        guarded(seed=1).push_to_hub(REPO, token=OWNER)
-    found = attach()
-    assert origin(found)["revision"] == old
-    assert torch.equal(logits(found), logits(first))
-
-
-def test_a_repeated_upload_does_not_send_again_what_arrived(stand_in):
-    stand_in.break_at = "POST .*/commit/"
-    with pytest.raises(GuardrailError):
-        guarded().push_to_hub(REPO, token=OWNER)
-    stand_in.break_at = None
-    stand_in.requests.clear()
-    guarded().push_to_hub(REPO, token=OWNER)
-    assert not [path for method, path in stand_in.requests if method == "PUT"]
-
-
-def test_an_interrupted_download_attaches_nothing_and_can_be_repeated(stand_in):
-    model = guarded()
-    model.push_to_hub(REPO, token=OWNER)
-    stand_in.break_at = "GET /storage/"
-    base = base_model("llama")
-    plain = logits(base)
-    with pytest.raises(GuardrailError, match=r"adapter_model\.safetensors from me/forget"):
-        attach_guardrail(base, REPO)
-    assert torch.equal(logits(base), plain)
-    assert not hasattr(base, "peft_config")
-    stand_in.break_at = None
-    assert torch.equal(logits(attach_guardrail(base, REPO)), logits(model))
-
-
-def test_what_was_attached_once_is_there_without_the_hub(stand_in):
-    model = guarded()
-    commit = model.push_to_hub(REPO, token=OWNER).oid
-    attach()
-    stand_in.stop()
-    for kwargs in ({}, {"revision": commit}, {"local_files_only": True}):
-        found = attach(**kwargs)
-        assert torch.equal(logits(found), logits(model))
-        assert origin(found)["revision"] == commit
-
-
-def test_a_hub_that_hangs_up_is_as_good_as_none(stand_in, caplog):
-    commit = guarded().push_to_hub(REPO, token=OWNER).oid
-    attach()
-    stand_in.break_at = "."
-    assert origin(attach())["revision"] == commit
-    assert "using the cached copy" in caplog.text
-
-
-def test_what_was_never_attached_is_not_there_without_the_hub(stand_in, tmp_path):
-    guarded().push_to_hub(REPO, token=OWNER)
-    with pytest.raises(GuardrailError, match="not cached"):
-        attach(local_files_only=True)
-    stand_in.stop()
-    with pytest.raises(GuardrailError, match="not cached"):
-        attach(cache_dir=tmp_path / "other")
-
-
-def test_a_cache_below_a_folder_named_snapshots_does_not_mislead(stand_in, tmp_path):
-    commit = guarded().push_to_hub(REPO, token=OWNER).oid
-    assert origin(attach(cache_dir=tmp_path / "snapshots" / "hub"))["revision"] == commit
-    shutil.rmtree(tmp_path / "snapshots")

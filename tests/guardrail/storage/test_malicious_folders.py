@@ -4,31 +4,20 @@ left on the model; see the modules `malicious_*` for the lies."""
 import os
 import re
 import shutil
-import sys
-import threading
-from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
 import torch
+from attached import fitted_by_hand, state_of
 from lies import CONFIG, WEIGHTS, Payload, trace_of
-from malicious_bundles import BUNDLES, LORA
+from malicious_bundles import BUNDLES
 from malicious_guardrails import GUARDRAILS
 from malicious_saes import SAES
-from peft import LoraConfig, PeftModel, get_peft_model
-from zoo import base_model, logits_of, planted_config, random_sae, token_ids
+from peft import PeftModel
+from watched import watching
+from zoo import base_model, logits_of, planted_config, token_ids
 
-from sae_unlearn import (
-    GuardrailError,
-    SAEFormatError,
-    SparseAutoencoder,
-    UnlearnError,
-    attach_bundle,
-    attach_guardrail,
-    fit_guardrail,
-    record_firings,
-    save_bundle,
-)
+from sae_unlearn import GuardrailError, SAEFormatError, UnlearnError, attach_guardrail, record_firings
 from sae_unlearn.guardrail import attach, guard_layers
 
 
@@ -39,9 +28,7 @@ logits = partial(logits_of, input_ids=IDS)
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A sound folder, and the logits that it gives."""
-    model = fit_guardrail(
-        base_model("llama"), None, random_sae(120), features=[3, 8, 21], threshold=0.15, clamp_value=-6.0
-    )
+    model = fitted_by_hand()
     folder = tmp_path_factory.mktemp("sound") / "guard"
     model.save_pretrained(folder)
     return folder, logits(model)
@@ -51,37 +38,6 @@ def sound(tmp_path_factory):
 def folder(sound, tmp_path):
     shutil.copytree(sound[0], tmp_path / "guard")
     return tmp_path / "guard"
-
-
-# ---------------------------------------------------------------------------------------------- what loading may not do
-
-
-class Watch:
-    """What Python's audit hooks report while it is on: imports, sockets, processes, unpickled names, code."""
-
-    FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "pickle.find_class")
-    ALSO = ("exec", "import", "os.mkdir", "marshal.loads", "ctypes.dlopen", "urllib.Request")
-
-    def __init__(self):
-        self.thread = None
-        self.seen = []
-        sys.addaudithook(self.hook)  # cannot be taken off; it is quiet outside of `watching`
-
-    def hook(self, event, args):
-        if self.thread == threading.get_ident() and (event.startswith(self.FORBIDDEN) or event in self.ALSO):
-            self.seen.append((event, str(args)[:200]))
-
-
-WATCH = Watch()
-
-
-@contextmanager
-def watching():
-    WATCH.seen, WATCH.thread = [], threading.get_ident()
-    try:
-        yield WATCH.seen
-    finally:
-        WATCH.thread = None
 
 
 def test_the_watch_sees_what_it_is_there_to_see(tmp_path):
@@ -96,18 +52,9 @@ def test_the_watch_sees_what_it_is_there_to_see(tmp_path):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _everything_is_imported(sound, tmp_path_factory):
+def _everything_is_imported(sound):
     """Modules that are loaded late, by us or by PEFT, are there before anybody watches."""
     attach_guardrail(base_model("llama"), sound[0])
-    for write in (
-        lambda f: random_sae(120).save_pretrained(f),
-        SAES["SAE: zip bomb"][0],
-        SAES["SAE: torch file that runs"][0],
-    ):
-        folder = tmp_path_factory.mktemp("sae")
-        write(folder)
-        with suppress(SAEFormatError):
-            SparseAutoencoder.from_pretrained(folder)
 
 
 def test_loading_a_sound_guardrail_opens_no_socket_and_imports_and_unpickles_nothing(folder, sound):
@@ -133,15 +80,6 @@ def test_the_hub_client_is_the_only_one_that_is_asked(monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------------- guardrails
-
-
-def state_of(model):
-    """Modules, hooks and configs, by name: what a failed attachment may not change."""
-    modules = {
-        name: (type(module), len(module._forward_hooks), len(module._forward_pre_hooks), len(module._buffers))
-        for name, module in model.named_modules()
-    }
-    return modules, list(model.state_dict()), sorted(vars(model)), list(getattr(model, "model_tags", None) or [])
 
 
 @pytest.mark.parametrize(("lie", "message"), GUARDRAILS.values(), ids=GUARDRAILS)
@@ -302,50 +240,6 @@ def test_attaching_that_fails_half_way_is_taken_back(folder, sound, monkeypatch)
     assert state_of(guarded) == guarded_before
     assert list(guarded.peft_config) == ["default"]
     assert torch.equal(logits(guarded), sound[1])
-
-
-# ----------------------------------------------------------------------------------------------------------------- SAEs
-
-
-@pytest.mark.parametrize(("write", "message"), SAES.values(), ids=SAES)
-def test_an_sae_that_lies_is_refused_and_nothing_of_it_is_run(write, message, tmp_path):
-    folder = tmp_path / "sae"
-    folder.mkdir()
-    write(folder)
-    with watching() as seen, pytest.raises(UnlearnError, match=message) as caught:
-        SparseAutoencoder.from_pretrained(folder)
-    assert seen == []
-    assert str(caught.value).isprintable()
-    assert not trace_of(folder).exists()
-
-
-# -------------------------------------------------------------------------------------------------------------- bundles
-
-
-@pytest.fixture(scope="module")
-def sound_bundle(sound, tmp_path_factory):
-    torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
-    lora = get_peft_model(base_model("llama"), config, adapter_name=LORA).eval()
-    folder = tmp_path_factory.mktemp("bundle") / "sound"
-    save_bundle(attach_guardrail(lora, sound[0], adapter_name="topic"), folder)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("lie", "message"), BUNDLES.values(), ids=BUNDLES)
-def test_a_bundle_that_lies_is_refused_and_nothing_is_left_of_it(lie, message, sound_bundle, tmp_path):
-    folder = tmp_path / "bundle"
-    shutil.copytree(sound_bundle, folder)
-    attach_bundle(base_model("llama"), folder)
-    lie(folder)
-    model = base_model("llama")
-    before, plain = state_of(model), logits(model)
-    with pytest.raises(GuardrailError, match=message):
-        attach_bundle(model, folder)
-    assert not trace_of(folder).exists()
-    assert state_of(model) == before
-    assert torch.equal(logits(model), plain)
 
 
 def test_every_refusal_is_of_one_family():

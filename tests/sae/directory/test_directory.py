@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from huggingface_hub import HfApi
 from sae_folders import write_gemma_scope_2
 

@@ -1,0 +1,15 @@
+"""Fixtures that these files share."""
+
+import pytest
+from step_cases import counted
+
+from sae_unlearn.guardrail.kernels import cpu_step as host
+from sae_unlearn.guardrail.kernels import dispatch as step_choice
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """How often the step served: one entry for each time."""
+    step, calls = counted(host.host_step)
+    monkeypatch.setattr(step_choice, "host_step", step)
+    return calls
