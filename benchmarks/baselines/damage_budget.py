@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from benchmarks.baselines.rows import Batch, scored_logits
+from sae_unlearn.errors import UnlearnError
 
 
 class DamageBudget:
@@ -62,10 +63,10 @@ class DamageBudget:
         """Put the kept state back into the model's adapter.
 
         Raises:
-            RuntimeError: no state was within the budget.
+            UnlearnError: no state was within the budget.
         """
         if self.step is None:
-            raise RuntimeError(f"No state was within {self.budget:g} nats per token: {self.curve}.")
+            raise UnlearnError(f"budget={self.budget:g}: expected a state within it, got {self.curve} nats per token.")
         set_peft_model_state_dict(model, self._state)
 
     @torch.no_grad()

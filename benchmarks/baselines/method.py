@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.baselines.rows import Batch, TextRow
+from sae_unlearn.errors import UnlearnError
 
 
 Reference = Callable[[], AbstractContextManager[Any]]
@@ -42,12 +43,12 @@ def register(name: str) -> Callable[[Callable[..., Method]], Callable[..., Metho
     """Makes `get_method(name, **options)` call the decorated function.
 
     Raises:
-        ValueError: the name is taken.
+        UnlearnError: the name is taken.
     """
 
     def add(make: Callable[..., Method]) -> Callable[..., Method]:
         if name in _REGISTRY:
-            raise ValueError(f"A baseline {name!r} is registered already.")
+            raise UnlearnError(f"name={name!r}: expected a name of no other baseline.")
         _REGISTRY[name] = make
         return make
 
@@ -63,10 +64,10 @@ def get_method(name: str, **options: Any) -> Method:
     """The baseline of this name with its options, which are those of the function that makes it.
 
     Raises:
-        ValueError: no such baseline.
+        UnlearnError: no such baseline.
     """
     if name not in _REGISTRY:
         close = difflib.get_close_matches(name, _REGISTRY, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"No baseline {name!r}{hint} There are {', '.join(_REGISTRY)}.")
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UnlearnError(f"name={name!r}: expected one of {', '.join(_REGISTRY)}.{hint}")
     return _REGISTRY[name](**options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines.method import Method, Reference, register
 from benchmarks.baselines.rows import Batch, TextRow, cross_entropy
+from sae_unlearn.errors import UnlearnError
 
 
 REFUSALS = ("I don't know.", "I'm not sure.", "I have no information about that.", "That is not known to me.")
@@ -29,7 +30,7 @@ def refusal(refusals: Sequence[str] = REFUSALS, retain_weight: float = 1.0) -> M
     def rewrite(rows: Sequence[TextRow]) -> list[TextRow]:
         asked = [row.prompt for row in rows if row.answer]
         if not asked:
-            raise ValueError("None of the forget rows is a question with an answer; there is nothing to refuse.")
+            raise UnlearnError("forget: expected questions with answers, got none. There is nothing to refuse.")
         return [RefusalRow(prompt, refusals[i % len(refusals)]) for i, prompt in enumerate(asked)]
 
     def loss(model: nn.Module, forget: Batch, retain: Batch, reference: Reference) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.errors import UnlearnError
 
 
 class TextRow(Protocol):
@@ -62,7 +63,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TextRow], max_leng
         scored = [last > start and last > first for first, last in offsets]
         predicts[i, : len(scored) - 1] = torch.tensor(scored[1:], dtype=torch.bool)
         if not predicts[i].any():
-            raise ValueError(f"No token of {texts[i]!r} is scored within max_length={max_length}; use longer rows.")
+            raise UnlearnError(f"max_length={max_length}: expected a scored token of {texts[i]!r}. Use longer rows.")
     return Batch(ids, mask, predicts)
 
 

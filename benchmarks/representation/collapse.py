@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.checks import check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.stats import percentile_interval, times_drawn
 
@@ -53,19 +54,19 @@ def collapse_ratio(targets: Tensor, unknown: Tensor, draws: int = 1000, seed: in
             entities each, as many templates and dimensions in both.
 
     Raises:
-        ValueError: fewer than two entities on a side, shapes that do not fit, or unknowns that do not vary at all.
+        UnlearnError: fewer than two entities on a side, shapes that do not fit, or unknowns that do not vary at all.
     """
     check_is(targets, Tensor, "targets")
     check_is(unknown, Tensor, "unknown")
     if len(targets) < 2 or len(unknown) < 2 or targets.shape[1:] != unknown.shape[1:]:
-        raise ValueError(
-            f"targets {list(targets.shape)} and unknown {list(unknown.shape)}; expected [entities, templates, d] with "
+        raise UnlearnError(
+            f"targets={list(targets.shape)}, unknown={list(unknown.shape)}: expected [entities, templates, d] with "
             "at least two entities and the same templates and dimensions."
         )
     targets, unknown = targets.double(), unknown.double()
     varies = _variance(unknown) > 0
     if not bool(varies.any()):
-        raise ValueError("The unknown entities do not vary in any dimension; pass pre-activations, not activations.")
+        raise UnlearnError("unknown: expected states that vary, got equal ones. Pass pre-activations, not activations.")
     targets, unknown = targets[..., varies], unknown[..., varies]
     generator = torch.Generator().manual_seed(seed)
     found = []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.checks import check_counts, check_is
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.tensor_checks import check_tensors
@@ -71,16 +72,16 @@ def held_out_firing(
         targets, known, unknown: `[entities, templates, d_in]`.
 
     Raises:
-        ValueError: no latents, or one that the SAE has not.
+        UnlearnError: no latents, or one that the SAE has not.
     """
     if not ids:
-        raise ValueError("No latents to read: none that was left out tells known from unknown.")
+        raise UnlearnError("ids=[]: expected latents. None that was left out separates known from unknown.")
 
     check_is(sae, SparseAutoencoder, "sae")
     check_tensors(3, targets=targets, known=known, unknown=unknown)
     wrong = [i for i in ids if not 0 <= i < sae.d_sae]
     if wrong:
-        raise ValueError(f"ids holds {wrong[0]}; the SAE has {sae.d_sae} latents, from 0.")
+        raise UnlearnError(f"ids={wrong[0]}: expected 0 to {sae.d_sae - 1}, the latents of the SAE.")
 
     def firing(states: Tensor) -> Estimate:
         return Estimate.mean(_firing(sae, states)[:, ids].mean(dim=1), seed)

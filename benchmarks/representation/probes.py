@@ -41,7 +41,7 @@ def classifier(kind: Kind) -> Pipeline:
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: an unknown kind.
+        UnlearnError: an unknown kind.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -54,7 +54,7 @@ def classifier(kind: Kind) -> Pipeline:
         return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
     if kind == "kernel":
         return make_pipeline(StandardScaler(), SVC(kernel="rbf", gamma="scale", class_weight="balanced"))
-    raise ValueError(f"kind={kind!r}; expected 'linear' or 'kernel'.")
+    raise UnlearnError(f"kind={kind!r}: expected 'linear' or 'kernel'.")
 
 
 @dataclass(frozen=True)
@@ -179,19 +179,19 @@ def refit_discriminator(
         folds: of each side; n of them, or more, leave out one pair at a time.
 
     Raises:
-        ValueError: fewer than four entities on a side, or shapes that do not fit.
+        UnlearnError: fewer than four entities on a side, or shapes that do not fit.
         ImportError: scikit-learn is not installed.
     """
     shapes = {"targets": targets.shape[1:], "known": known.shape[1:], "unknown": unknown.shape[1:]}
     if len(set(shapes.values())) > 1:
         found = {name: list(shape) for name, shape in shapes.items()}
-        raise ValueError(f"[templates, d] differ: {found}; read all with the same templates and layer.")
+        raise UnlearnError(f"[templates, d]={found}: expected equal ones. Read all with the same templates and layer.")
     most = min(len(targets), len(known), len(unknown) // 2)
     n = most if n is None else n
     if not 4 <= n <= most:
-        raise ValueError(
-            f"n={n} entities on each side; expected 4 to {most}: there are {len(targets)} targets, {len(known)} known "
-            f"and {len(unknown)} unknown entities, and the floor takes two groups of unknown ones."
+        raise UnlearnError(
+            f"n={n}: expected 4 to {most} entities on each side, got targets={len(targets)}, known={len(known)}, "
+            f"unknown={len(unknown)}. The floor takes two groups of unknown ones."
         )
 
     def auc(first: Tensor, second: Tensor | None) -> Estimate:

@@ -14,6 +14,7 @@ from sae_unlearn.backbone.adapters_off import adapters_off
 from sae_unlearn.backbone.layers import base_model_of
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.checks import check_all
+from sae_unlearn.errors import UnlearnError
 
 
 def entity_states(
@@ -42,10 +43,10 @@ def entity_states(
 
     Raises:
         AlignmentError: a name cannot be located in its prompt.
-        ValueError: no entities, or types with different numbers of templates.
+        UnlearnError: no entities, or types with different numbers of templates.
     """
     if not len(entities):
-        raise ValueError("No entities to read; pass at least one.")
+        raise UnlearnError("entities=[]: expected at least one.")
     check_all(entities, Entity, "entities")
     if templates is None or isinstance(templates, Mapping):
         chosen = [entity_templates(entity.entity_type, templates, held_out) for entity in entities]
@@ -53,7 +54,7 @@ def entity_states(
         chosen = [tuple(templates)] * len(entities)
     if len({len(of_entity) for of_entity in chosen}) > 1:
         numbers = {e.entity_type: len(of_entity) for e, of_entity in zip(entities, chosen, strict=True)}
-        raise ValueError(f"Numbers of templates differ by type: {numbers}; read one type at a time.")
+        raise UnlearnError(f"templates={numbers}: expected equal numbers. Read one type at a time.")
     rows, places = [], []
     for entity, of_entity in zip(entities, chosen, strict=True):
         for template in of_entity:

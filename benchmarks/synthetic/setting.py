@@ -14,6 +14,7 @@ from benchmarks.synthetic.model import ModelConfig, pretrain
 from benchmarks.synthetic.sae import SAEConfig, explained_variance, harvest, train_sae
 from benchmarks.synthetic.world import World, WorldConfig
 from sae_unlearn import SparseAutoencoder
+from sae_unlearn.errors import UnlearnError
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def prepare(config: SettingConfig, folder: Path | None = None) -> Setting:
     """Train what is not in `folder` yet (its `base`, `gold` and `sae`), and read what is.
 
     Raises:
-        ValueError: the folder holds models of other sizes.
+        UnlearnError: the folder holds models of other sizes.
     """
     world = World(config.world)
     tokenizer = world.tokenizer()
@@ -75,7 +76,7 @@ def prepare(config: SettingConfig, folder: Path | None = None) -> Setting:
         folder.mkdir(parents=True, exist_ok=True)
         record = folder / "setting.json"
         if record.exists() and json.loads(record.read_text()) != json.loads(json.dumps(asdict(config))):
-            raise ValueError(f"{folder} holds models of other settings ({record}); take another folder.")
+            raise UnlearnError(f"folder={str(folder)!r}: expected the settings of {record}. Use another folder.")
         record.write_text(json.dumps(asdict(config), indent=1))
     facts: dict[str, Any] = {}
 

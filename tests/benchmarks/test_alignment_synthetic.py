@@ -9,6 +9,7 @@ from benchmarks.synthetic.methods import lora, validation_batches
 from benchmarks.synthetic.setting import SettingConfig, prepare
 from benchmarks.synthetic.world import REFUSAL, World, WorldConfig
 from sae_unlearn.alignment.entities import overlap
+from sae_unlearn.errors import UnlearnError
 
 
 OPTIONS = {
@@ -132,5 +133,5 @@ def test_the_last_state_within_the_budget_comes_back(setting):
 
 
 def test_an_unknown_baseline_is_named_with_what_was_perhaps_meant():
-    with pytest.raises(ValueError, match="did you mean 'npo'"):
+    with pytest.raises(UnlearnError, match=r"^name=.*'npo'"):
         get_method("npoo")

@@ -8,6 +8,7 @@ from zoo import base_model
 
 from benchmarks.representation.states import entity_states
 from sae_unlearn.alignment.entities import EntitySet
+from sae_unlearn.errors import UnlearnError
 
 
 LAYER = 1
@@ -60,10 +61,10 @@ def test_the_types_own_templates_and_those_held_out():
 
 def test_types_with_different_numbers_of_templates_are_refused():
     mixed = EntitySet([{"entity": "w20", "entity_type": "city"}, {"entity": "w21", "entity_type": "song"}])
-    with pytest.raises(ValueError, match=r"Numbers of templates differ by type: \{'city': 4, 'song': 3\}"):
+    with pytest.raises(UnlearnError, match=r"^templates=\{'city': 4, 'song': 3\}"):
         entity_states(base_model("llama"), tiny_tokenizer(), mixed, LAYER)
 
 
 def test_no_entities_are_refused():
-    with pytest.raises(ValueError, match="pass at least one"):
+    with pytest.raises(UnlearnError, match=r"^entities=\[\]"):
         entity_states(base_model("llama"), tiny_tokenizer(), EntitySet(), LAYER)
