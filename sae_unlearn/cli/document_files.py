@@ -41,7 +41,7 @@ def files_of(folder: Path) -> list[Path] | None:
         if len(found) > MAX_FILES:
             raise UnlearnError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
     if not found and not others:
-        raise UnlearnError(f"{folder} holds no files. Give a folder with texts.")
+        raise UnlearnError(f"{folder}: expected files, got none. Give a folder with texts.")
     if not any(path.suffix.lower() in DOCUMENTS for path in found):
         return None
     if others:

@@ -57,14 +57,14 @@ def of_transformers():
     ("make", "message"),
     [
         (merged, "not merged.*unmerge_adapter"),
-        (disabled, "got a disabled one"),
-        (several, "one active adapter, got 'one', 'two'"),
+        (disabled, "^model: .*disabled"),
+        (several, "^model: .*got 'one', 'two'"),
         (with_another_that_rewrites, r"peft_config\['other'\]\.init_lora_weights='pissa'"),
         (lambda: tuned("default", bias="all"), r"peft_config\['default'\]\.bias"),
-        (unfrozen, r"1 trainable parameters of it, such as model\.norm\.weight"),
+        (unfrozen, r"^model: .*got 1 .*model\.norm\.weight"),
         (of_transformers, "without adapters"),
         (lambda: get_peft_model(tuned("default"), lora(target_modules=["k_proj"])), "two of them"),
-        (lambda: tuned("default", inference=True), "with trainable weights"),
+        (lambda: tuned("default", inference=True), "^model: .*is_trainable=True"),
         (
             lambda: get_peft_model(parts()["model"], PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
             "PROMPT_TUNING",

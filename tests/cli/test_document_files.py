@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 
@@ -141,14 +142,14 @@ def test_a_page_is_read_in_the_encoding_that_it_declares(tmp_path):
     assert read_texts(str(tmp_path / "a.html")) == ["Zwölf Boxkämpfer jagen Viktor"]
     for content in (page.format("no-such-one").encode(), page.format("").encode("iso-8859-1")):
         (tmp_path / "a.html").write_bytes(content)
-        with pytest.raises(ValueError, match="Save it as UTF-8"):
+        with pytest.raises(ValueError, match=r"a\.html: .*UTF-8"):
             read_texts(str(tmp_path / "a.html"))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl", "a.md"])
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"text\nwith a \0 in it", "bytes that are 0"), ("text\nen français".encode("latin-1"), "Save it as UTF-8")],
+    [(b"text\nwith a \0 in it", "got bytes"), ("text\nen français".encode("latin-1"), "UTF-8")],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -168,7 +169,7 @@ def test_lines_may_end_as_on_windows_and_a_bad_line_is_named(tmp_path):
 
 def test_a_folder_without_files_is_named(tmp_path):
     (tmp_path / "inner").mkdir()
-    with pytest.raises(ValueError, match="holds no files"):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: ")):
         read_texts(str(tmp_path))
 
 

@@ -61,9 +61,9 @@ def other_weights():
 
 
 WRONG = [
-    (lambda: base_model("qwen2"), r"'qwen2' model and not 'llama'"),
-    (shorter, "number of layers 4, but LlamaForCausalLM has 3"),
-    (wider, "hidden size 32, but LlamaForCausalLM has 64"),
+    (lambda: base_model("qwen2"), r"'qwen2'.*'llama'"),
+    (shorter, "layers 4,.* 3"),
+    (wider, "hidden size 32,.* 64"),
     (other_weights, r"sampled embedding weights differ"),
 ]
 

@@ -54,7 +54,7 @@ def test_both_files_are_of_one_commit(hub, fitted, monkeypatch):
     ("source", "message"),
     [
         ("me/nothing", "not cached"),
-        ("no/such/folder", "neither a folder here nor the name of a Hub repository"),
+        ("no/such/folder", "no/such/folder"),
         ("", "."),
     ],
 )

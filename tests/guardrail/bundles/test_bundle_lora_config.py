@@ -32,13 +32,13 @@ def test_a_lora_without_a_task_type_is_bundled(task_type, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS': expected 'CAUSAL_LM' or None"),
-        ({"r": 0}, "r=0: expected an integer from 1 to 4096"),
-        ({"lora_dropout": 1.5}, "lora_dropout=1.5: expected a number of at least 0 and below 1"),
-        ({"target_modules": "(a+)+"}, "expected a list of module names, since a pattern can take hours"),
-        ({"init_lora_weights": "pissa"}, "since the others read files or edit the base"),
+        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS': .*'CAUSAL_LM'"),
+        ({"r": 0}, "r=0: .*1 to 4096"),
+        ({"lora_dropout": 1.5}, r"lora_dropout=1\.5: "),
+        ({"target_modules": "(a+)+"}, r"target_modules='\(a\+\)\+': "),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa': "),
         ({"modules_to_save": ["lm_head"]}, "replace modules"),
-        ({"new_in_peft": True}, "new_in_peft=True: expected a field of PEFT .*Install a newer PEFT"),
+        ({"new_in_peft": True}, "new_in_peft=True: "),
     ],
 )
 def test_the_reason_is_that_of_the_field(fields, reason):

@@ -166,7 +166,7 @@ def test_other_topics_are_not_gone_on_with(unbroken_several, tmp_path):
     with pytest.raises(Killed):
         run_several(model, tmp_path)
     one = {"first": FORGET}
-    with pytest.raises(GuardrailError, match="of another fit: second differ"):
+    with pytest.raises(GuardrailError, match="fit: second "):
         run_several(folder=tmp_path, topics=one)
     with pytest.raises(GuardrailError, match=r"second: checkpoint_dir"):
         run_several(folder=tmp_path, topics=TOPICS | {"second": FORGET})

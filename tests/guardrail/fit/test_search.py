@@ -107,9 +107,9 @@ def test_no_candidate_is_begun_after_the_time(parts, monkeypatch):
         ({"features": [1, 2]}, "features="),
         ({"threshold": 0.5}, "threshold="),
         ({"preset": "faithful"}, "preset="),
-        ({"forget": TOPIC[:39]}, "forget: expected at least 40"),
-        ({"retain": OTHER[:20]}, "retain: expected at least 40"),
-        ({"saes": []}, "saes: expected at least one"),
+        ({"forget": TOPIC[:39]}, "^forget: .*40"),
+        ({"retain": OTHER[:20]}, "^retain: .*40"),
+        ({"saes": []}, "^saes: "),
     ],
 )
 def test_what_leaves_nothing_to_search_is_refused(parts, options, match):

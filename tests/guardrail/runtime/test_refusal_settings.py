@@ -69,10 +69,10 @@ def test_an_action_that_cannot_be_set_is_refused_and_nothing_changes(arguments, 
     ("fields", "message"),
     [
         ({"refusal_ids": None}, "needs `refusal_ids`"),
-        ({"refusal_ids": []}, "1 to 512 token ids"),
-        ({"refusal_ids": [1] * 600}, "1 to 512 token ids"),
+        ({"refusal_ids": []}, "refusal_ids.*1 to 512"),
+        ({"refusal_ids": [1] * 600}, "refusal_ids.*1 to 512"),
         ({"refusal_ids": ["w"]}, "refusal_ids"),
-        ({"refusal": 5, "refusal_ids": [5]}, "must be a text"),
+        ({"refusal": 5, "refusal_ids": [5]}, "refusal=5"),
         ({"sticky": False, "refusal_ids": [5]}, "sticky=True"),
     ],
 )

@@ -164,11 +164,11 @@ def test_a_repository_without_a_guardrail_is_named(stand_in):
 @pytest.mark.parametrize(
     ("repo_id", "token", "message"),
     [
-        (REPO, READER, "does not let this token write to me/forget"),
-        (REPO, None, "does not let this token write to me/forget"),
-        (REPO, STRANGER, "does not let this token write to me/forget"),
-        ("me/for get", OWNER, "cannot be the name of a Hub repository"),
-        ("me/forget/biology", OWNER, "cannot be the name of a Hub repository"),
+        (REPO, READER, "token.* me/forget"),
+        (REPO, None, "token.* me/forget"),
+        (REPO, STRANGER, "token.* me/forget"),
+        ("me/for get", OWNER, "'me/for get'"),
+        ("me/forget/biology", OWNER, "'me/forget/biology'"),
     ],
 )
 def test_a_push_that_is_not_allowed_is_refused_with_the_mend(stand_in, repo_id, token, message):

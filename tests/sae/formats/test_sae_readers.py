@@ -207,12 +207,12 @@ def test_the_hook_name_gives_the_layer(tmp_path, name, layer):
     ("change", "message"),
     [
         *(
-            ({"metadata": {"hook_name": name}}, "not the output of a decoder layer")
+            ({"metadata": {"hook_name": name}}, repr(name))
             for name in ["blocks.3.hook_mlp_out", "blocks.3.attn.hook_z", "blocks.0.hook_resid_pre", "hook_embed"]
         ),
-        ({"metadata": {"hf_hook_name": "model.layers.3.mlp.output"}}, "not the output of a decoder layer"),
+        ({"metadata": {"hf_hook_name": "model.layers.3.mlp.output"}}, "'model.layers.3.mlp.output'"),
         ({"metadata": {"hook_name": 3}}, "hook name is 3"),
-        ({"metadata": {"hook_head_index": 2}}, "one attention head"),
+        ({"metadata": {"hook_head_index": 2}}, "hook_head_index=2"),
         ({"metadata": [1]}, "metadata"),
         ({"normalize_activations": "constant_norm_rescale"}, "constant_norm_rescale"),
         ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
@@ -221,7 +221,7 @@ def test_the_hook_name_gives_the_layer(tmp_path, name, layer):
         ({"reshape_activations": "hook_z"}, "hook_z"),
         ({"architecture": "transcoder"}, "transcoder"),
         ({"architecture": ["jumprelu"]}, "expected one of standard"),
-        ({"architecture": "standard"}, "holds threshold, which a 'standard' SAE does not have"),
+        ({"architecture": "standard"}, "threshold.*'standard'"),
         ({"architecture": ..., "activation_fn": "tanh-relu"}, "tanh-relu"),
         ({"architecture": "topk", "k": 2.5}, "k in .* is 2.5"),
         ({"architecture": "topk"}, "k in .* is None"),
@@ -255,7 +255,7 @@ def test_a_wrong_subfolder_gets_the_nearest_right_ones(tmp_path):
         write_gemma_scope(tmp_path / f"layer_3/width_16k/average_l0_{l0}")
     with pytest.raises(SAEFormatError, match="subfolder='layer_3/width_16k/average_l0_142' or"):
         load(tmp_path, subfolder="layer_3/width_16k/average_l0_141")
-    with pytest.raises(SAEFormatError, match="2 folders hold SAEs"):
+    with pytest.raises(SAEFormatError, match="2 folders"):
         load(tmp_path)
 
 
