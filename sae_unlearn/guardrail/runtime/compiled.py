@@ -122,7 +122,7 @@ def _is_noticed() -> bool:
         probe.register_forward_hook(lambda module, args, output: output + 1)
         compile_again(probe)
         once = float(compiled(x))
-        probe.forward = CallOfOwn(probe.forward)
+        vars(probe)["forward"] = CallOfOwn(probe.forward)
         compiled(x)
         probe.register_forward_hook(lambda module, args, output: output + 1)
         compile_again(probe)
