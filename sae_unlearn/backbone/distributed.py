@@ -24,6 +24,12 @@ class LaunchError(UnlearnError):
     """Another process of the launch has ended or cannot be reached."""
 
 
+def _lost(process: str, said: object) -> LaunchError:
+    return LaunchError(
+        f"{process} of this launch has ended or cannot be reached ({said}). Read that process's own error."
+    )
+
+
 def process_count() -> int:
     """Return the number of processes that share the work."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -51,9 +57,7 @@ def gathered(value: Any) -> list[Any]:
     try:
         dist.all_gather_object(found, value)
     except RuntimeError as error:
-        raise LaunchError(
-            f"Another process of this launch has ended or cannot be reached ({error}). Read that process's own error."
-        ) from error
+        raise _lost("Another process", error) from error
     return found
 
 
@@ -80,15 +84,13 @@ def by_first(work: Callable[[], T]) -> T:
         dist.broadcast_object_list(sent, src=0, group=patient)
     except RuntimeError as error:
         if failure is None:
-            raise LaunchError(
-                f"Process 0 of this launch has ended ({error}). Read that process's own error."
-            ) from error
+            raise _lost("Process 0", error) from error
     finally:
         dist.destroy_process_group(patient)
     if failure is not None:
         raise failure
     if sent[1] is not None:
-        raise LaunchError(f"Another process of this launch has ended: {sent[1]}")
+        raise _lost("Process 0", sent[1])
     return sent[0]
 
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_model(args: argparse.Namespace) -> "CheckReport":
     from sae_unlearn.cli.arguments import hub_of
-    from sae_unlearn.cli.data_sets import check_differ, texts_of
+    from sae_unlearn.cli.data_sets import check_differ, held_texts, texts_of
     from sae_unlearn.cli.inputs import load_model
     from sae_unlearn.demo import load_demo_texts
     from sae_unlearn.guardrail.check.check import check_guardrail
@@ -86,7 +86,7 @@ def _check_model(args: argparse.Namespace) -> "CheckReport":
     except BundleGiven as found:
         raise UnlearnError(f"Pass --adapter-subfolder: check reads one guardrail. {found}.") from found
     forget, retain = texts_of(args, "forget"), texts_of(args, "retain")
-    check_differ(forget, retain, args.text_column)
+    check_differ(held_texts(forget, args.text_column), held_texts(retain, args.text_column))
     if retain is None:
         retain = load_demo_texts().heldout["retain"]
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)

@@ -84,19 +84,28 @@ def texts_in(sources: list[str], text_column: str = "text", split: str | None = 
     return [plain(row, text_column) for source in sources for row in _texts(source, text_column, split)]
 
 
-def check_number(forget: Any, column: str = "text") -> None:
+def held_texts(corpus: Any, column: str = "text") -> list[Any] | None:
+    """Return the texts of a corpus that has a length, read once for the checks below; None for a stream and for None.
+
+    Args:
+        corpus (Iterable[Any], *optional*): Texts of `--forget` or `--retain`.
+        column (str, *optional*, defaults to "text"): Column or key that holds a text.
+    """
+    return [plain(row, column) for row in corpus] if hasattr(corpus, "__len__") else None
+
+
+def check_number(forget: list[Any] | None) -> None:
     """Check that a part of the topic's texts can be held out. A stream is not counted.
 
     Args:
-        forget (Iterable[Any], *optional*): Texts of `--forget`.
-        column (str, *optional*, defaults to "text"): Column or key that holds a text.
+        forget (list, *optional*): `held_texts` of `--forget`.
 
     Raises:
         UnlearnError: If there are fewer than `LEAST_TEXTS` different ones.
     """
-    if not hasattr(forget, "__len__"):
+    if forget is None:
         return
-    found = len(forget) - repeated(forget, column)
+    found = len(forget) - repeated(forget)
     if found < LEAST_TEXTS:
         kind = "texts" if found == len(forget) else "different texts"
         raise UnlearnError(
@@ -105,27 +114,26 @@ def check_number(forget: Any, column: str = "text") -> None:
         )
 
 
-def repeated(corpus: Iterable[Any], column: str = "text") -> int:
-    """Return how many texts of a corpus are exact repeats of an earlier one."""
-    texts = [text for row in corpus if isinstance(text := plain(row, column), str)]
-    return len(texts) - len({*texts})
+def repeated(texts: list[Any]) -> int:
+    """Return how many of the texts are exact repeats of an earlier one."""
+    found = [text for text in texts if isinstance(text, str)]
+    return len(found) - len({*found})
 
 
-def check_differ(forget: Any, retain: Any, column: str = "text") -> None:
+def check_differ(forget: list[Any] | None, retain: list[Any] | None) -> None:
     """Check that some text of the topic is not in the other text.
 
     Args:
-        forget (Iterable[Any], *optional*): Texts of `--forget`.
-        retain (Iterable[Any], *optional*): Texts of `--retain`.
-        column (str, *optional*, defaults to "text"): Column or key that holds a text.
+        forget (list, *optional*): `held_texts` of `--forget`.
+        retain (list, *optional*): `held_texts` of `--retain`.
 
     Raises:
         UnlearnError: If each forget text is also a retain text.
     """
-    if not (hasattr(forget, "__len__") and hasattr(retain, "__len__") and len(forget)):
+    if not forget or retain is None:
         return
-    others = {text for row in retain if isinstance(text := plain(row, column), str)}
-    if all(isinstance(text := plain(row, column), str) and text in others for row in forget):
+    others = {text for text in retain if isinstance(text, str)}
+    if all(isinstance(text, str) and text in others for text in forget):
         raise UnlearnError(
             "--forget, --retain: each forget text is among the retain texts, so nothing tells them apart. Pass other "
             "retain text."

@@ -13,7 +13,7 @@ from sae_unlearn.cli.arguments import (
     add_sae_arguments,
     options_from,
 )
-from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments, check_differ, check_number
+from sae_unlearn.cli.data_sets import TEXTS, add_text_arguments, check_differ, check_number, held_texts
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.fit import GuardrailFitConfig
 
@@ -89,9 +89,10 @@ def run(args: argparse.Namespace) -> int:
     saes += load_saes(args.search_saes or (), args.model)
     if args.sae == AUTO and not args.search:
         config = with_rule_for(config, saes[0])
-    check_number(forget, config.text_column)
-    check_differ(forget, retain, config.text_column)
-    _name_duplicates(forget, retain, config.text_column)
+    texts = held_texts(forget, config.text_column), held_texts(retain, config.text_column)
+    check_number(texts[0])
+    check_differ(*texts)
+    _name_duplicates(*texts)
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     if args.search:
         assert forget is not None
@@ -132,19 +133,18 @@ def next_step(args: argparse.Namespace) -> str:
     return f"sae-unlearn check --model {args.model} --adapter {Path(args.output).as_posix()}"
 
 
-def _name_duplicates(forget: Any, retain: Any, column: str) -> None:
-    """Say which texts stand in a corpus twice, or in both."""
-    from sae_unlearn.cli.data_sets import plain, repeated
+def _name_duplicates(forget: list[Any] | None, retain: list[Any] | None) -> None:
+    """Say which texts stand in a corpus twice, or in both. Streams are not read for it."""
+    from sae_unlearn.cli.data_sets import repeated
     from sae_unlearn.files.terminal import printable
     from sae_unlearn.guardrail.fit.near_duplicates import near_duplicates
 
-    if forget is None or retain is None or os.environ.get("RANK", "0") != "0":  # one process of a launch says it
+    if os.environ.get("RANK", "0") != "0":  # one process of a launch says it
         return
-    for role, corpus in (("forget", forget), ("retain", retain)):
-        count = repeated(corpus, column) if hasattr(corpus, "__len__") else 0
-        if count:
+    for role, texts in (("forget", forget), ("retain", retain)):
+        if count := repeated(texts or []):
             print(f"{count} {role} texts repeat another one, so held-out rows were seen by the fit; remove them.")
-    pairs = near_duplicates(*((plain(row, column) for row in corpus) for corpus in (forget, retain)))
+    pairs = near_duplicates(forget or (), retain or ())
     if pairs:
         print(f"{len(pairs)} forget texts are near duplicates of retain texts; remove them from one side:")
     for pair in pairs[:5]:

@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     import warnings
 
-    from sae_unlearn.cli.data_sets import check_differ, texts_of
+    from sae_unlearn.cli.data_sets import check_differ, held_texts, texts_of
     from sae_unlearn.cli.inputs import load_model, load_sae
     from sae_unlearn.cli.outputs import new_file, picture_file
     from sae_unlearn.files.terminal import table
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.scores:
         new_file(args.scores, "--scores")
     saes = [load_sae(name, model=args.model) for name in args.saes]
-    check_differ(forget, retain, config.text_column)
+    check_differ(held_texts(forget, config.text_column), held_texts(retain, config.text_column))
     model, tokenizer = load_model(args.model, args.model_revision, args.device, args.dtype)
     found = scout(model, tokenizer, forget, retain, saes, config=config)
     names = ["raw probe"] * (len(found.scores) - len(args.saes)) + args.saes

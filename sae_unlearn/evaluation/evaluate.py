@@ -18,7 +18,7 @@ from sae_unlearn.evaluation.figures import choice_figures, fact_figures, text_fi
 from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import Choice
 from sae_unlearn.evaluation.metrics.recall import Fact
-from sae_unlearn.evaluation.report.figure import Figure, fingerprint
+from sae_unlearn.evaluation.report.figure import Figure, rows_digest
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.options.evaluation import EvaluationConfig
 from sae_unlearn.options.field import merged, takes_options
@@ -129,7 +129,7 @@ def _sets(given: Any, side: str, text_column: str) -> dict[str, list[Any]]:
 
 def _check_alike(sides: Mapping[str, Mapping[str, list[Any]]]) -> None:
     named = [[side, data, repr(row)] for side, sets in sides.items() for data, rows in sets.items() for row in rows]
-    if len({*gathered(fingerprint(named))}) > 1:
+    if len({*gathered(rows_digest(named))}) > 1:
         raise UnlearnError(
             "forget, retain: expected the same rows in every process, got different ones. "
             "Pass the same rows in one order."

@@ -24,7 +24,7 @@ from sae_unlearn.evaluation.metrics.firing import fired_rows, row_firings
 from sae_unlearn.evaluation.metrics.recall import Fact, Recall, is_right, recall, rouge_l, tokens_needed, verdict
 from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergences, row_losses
 from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
-from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, rows_digest
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.guardrail import record_firings
 
@@ -53,7 +53,7 @@ def fact_figures(it: Measurement, facts: Sequence[Fact], side: str, data: str) -
         )
         mine = [i for i in range(len(facts)) if is_mine(i // settings.batch_size)]
         fired = fired_rows(firings, mine, shared=True) if firings is not None else {}
-    rows = fingerprint([[astuple(fact) for fact in facts], tokens, settings.chat_template])
+    rows = rows_digest([[astuple(fact) for fact in facts], tokens, settings.chat_template])
     return recall_figures(found, fired, side, data, rows, it.notes)
 
 
@@ -132,7 +132,7 @@ def choice_figures(
         )
     shown = choices[0].shown
     model, tokenizer, settings = it.model, it.tokenizer, it.settings
-    rows = fingerprint([[astuple(choice) for choice in choices], settings.chat_template])
+    rows = rows_digest([[astuple(choice) for choice in choices], settings.chat_template])
     figure = partial(figure_of_rows, side, data, subjects=[choice.subject for choice in choices], rows=rows)
     likelihoods = option_likelihoods(
         model,
@@ -158,7 +158,7 @@ def choice_figures(
             settings.bar(side, data, "letters"),
             shared=True,
         )
-        in_orders = fingerprint([rows, hits.shape[1]])
+        in_orders = rows_digest([rows, hits.shape[1]])
         # a question with fewer options repeats some orders, which do not count
         means = torch.stack([row[: len(c.options)].mean() for row, c in zip(hits, choices, strict=True)])
         figures.append(figure("letter_accuracy", "share", means, rows=in_orders))
@@ -210,7 +210,7 @@ def text_figures(it: Measurement, texts: Sequence[str], side: str, data: str) ->
         data (str): Name of the set.
     """
     model, tokenizer, settings = it.model, it.tokenizer, it.settings
-    rows = fingerprint([list(texts), settings.max_length])
+    rows = rows_digest([list(texts), settings.max_length])
     figure = partial(figure_of_rows, side, data, subjects=[""] * len(texts), rows=rows)
     sizes = (settings.batch_size, settings.max_length)
     losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"), shared=True)

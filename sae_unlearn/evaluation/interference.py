@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.firing import row_firings
 from sae_unlearn.evaluation.metrics.text import row_losses
-from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, rows_digest
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.guardrail import GuardrailError, enable_guardrails, list_guardrails
 
@@ -92,7 +92,7 @@ def _figures(
     sizes: tuple[int, int],
     progress: bool,
 ) -> list[Figure]:
-    rows, alone = fingerprint([texts, sizes[1]]), [""] * len(texts)
+    rows, alone = rows_digest([texts, sizes[1]]), [""] * len(texts)
 
     def losses(active: list[str], title: str) -> Tensor:
         enable_guardrails(model, active)

@@ -77,7 +77,7 @@ def stream_moments(
 ) -> Moments:
     """Return the second moments over `rows`, by one truncated forward pass with the adapters disabled.
 
-    With a cache folder the result is stored in a folder named by a fingerprint of the base weights, the rows, their
+    With a cache folder the result is stored in a folder named by a digest of the base weights, the rows, their
     weights and the layers, and is read from there the next time. An interrupted run resumes at its last save: the order
     of the batches is fixed, so the result is the same to the bit.
 
@@ -86,10 +86,10 @@ def stream_moments(
         rows (Sequence[StayRow]): The rows.
         sites (Sequence[Projection]): The projections.
         batch_size (int): Rows per forward pass.
-        cache (Path, *optional*): A folder. For each fingerprint it gets one float32 matrix `[d_in, d_in]` per layer.
+        cache (Path, *optional*): A folder. For each digest it gets one float32 matrix `[d_in, d_in]` per layer.
     """
     weights = token_weights(rows)
-    key = fingerprint(model, rows, weights, sites, batch_size)
+    key = inputs_digest(model, rows, weights, sites, batch_size)
     store = None if cache is None else _Store(Path(cache) / key)
     done, matrices = (0, {}) if store is None else store.load()
     batches = -(-len(rows) // batch_size)
@@ -114,7 +114,7 @@ def stream_moments(
     return Moments(matrices)
 
 
-def fingerprint(
+def inputs_digest(
     model: nn.Module,
     rows: Sequence[StayRow],
     weights: Sequence[Sequence[float]],
@@ -136,7 +136,7 @@ def fingerprint(
 
 
 class _Store:
-    """The moments of one fingerprint on disk, whole or up to some batch."""
+    """The moments of one digest on disk, whole or up to some batch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

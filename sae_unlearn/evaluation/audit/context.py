@@ -20,7 +20,7 @@ from sae_unlearn.evaluation.figures import check_answers, fact_figures, recall_f
 from sae_unlearn.evaluation.measurement import Measurement
 from sae_unlearn.evaluation.metrics.choices import Choice, lettered
 from sae_unlearn.evaluation.metrics.recall import Fact
-from sae_unlearn.evaluation.report.figure import Figure, fingerprint
+from sae_unlearn.evaluation.report.figure import Figure, rows_digest
 from sae_unlearn.options.evaluation import AuditConfig
 
 
@@ -111,7 +111,7 @@ class Inquiry(Measurement):
     def talked(self, talks: Conversations, side: str) -> Figures:
         """Return the figures of facts that were asked in conversations."""
         self.asked += len(talks.found)
-        rows = fingerprint([one.fact.prompt for one in talks.found])
+        rows = rows_digest([one.fact.prompt for one in talks.found])
         return tuple(recall_figures(talks.found, talks.fired, side, "facts", rows, self.notes))
 
     def rows(self, attack: str, run: Run) -> list[AuditRow]:

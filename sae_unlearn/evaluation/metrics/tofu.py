@@ -15,7 +15,7 @@ from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_
 from sae_unlearn.evaluation.metrics.recall import Fact, recall, rouge_l, tokens_needed
 from sae_unlearn.evaluation.metrics.truth_ratio import log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.estimate import Estimate
-from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, fingerprint, group_sums
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, group_sums, rows_digest
 from sae_unlearn.stats import percentile_interval, ratio_draws
 
 
@@ -112,7 +112,7 @@ def model_utility(
             "rouge_l_recall": rouge_l(said).recall,
             "truth_score": truth_scores(log_truth_ratios(questions.choices, options)),
         }
-        rows = fingerprint([[fact.prompt, fact.answers] for fact in questions.facts])
+        rows = rows_digest([[fact.prompt, fact.answers] for fact in questions.facts])
         subjects = [fact.subject for fact in questions.facts]
         for metric, values in measures.items():
             part = figure_of_rows("retain", name, metric, "score", values, subjects, rows)

@@ -1,6 +1,5 @@
 """Figures of a report: measurements with their interval and the rows they come from."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from sae_unlearn.checks import check_choice
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.files import read_as
+from sae_unlearn.files.digest import sha256
 from sae_unlearn.stats import percentile_interval, ratio_draws, wilson_interval
 
 
@@ -143,7 +143,7 @@ def figure_of_rows(
         unit (Unit): See `Unit`.
         values (Tensor): `[n]`.
         subjects (sequence of str): Subject of each row, "" for an independent row.
-        rows (str): Fingerprint of the rows, see `fingerprint`.
+        rows (str): Digest of the rows, see `rows_digest`.
         weights (Tensor, *optional*): `[n]`. None for equal weights.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
@@ -193,9 +193,9 @@ def group_numbers(subjects: Sequence[str]) -> list[int]:
     return [numbers[name] for name in names]
 
 
-def fingerprint(rows: Sequence[Any]) -> str:
+def rows_digest(rows: Sequence[Any]) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of rows as JSON."""
-    return hashlib.sha256(json.dumps(list(rows), ensure_ascii=False).encode()).hexdigest()[:16]
+    return sha256(json.dumps(list(rows), ensure_ascii=False).encode())[:16]
 
 
 def plain_estimate(estimate: Estimate) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import torch
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Estimate, Figure, Report, compare
-from sae_unlearn.evaluation.report.figure import figure_of_rows, fingerprint, group_numbers
+from sae_unlearn.evaluation.report.figure import figure_of_rows, group_numbers, rows_digest
 from sae_unlearn.stats import bootstrap_interval, ratio_draws
 
 
@@ -68,7 +68,7 @@ def test_draws_of_a_ratio_are_those_of_its_transcription():
 
 def test_rows_without_a_subject_stand_alone():
     assert group_numbers(SUBJECTS) == [0, 0, 1, 2, 3, 4, 4, 4]
-    assert fingerprint(["a", "b"]) != fingerprint(["b", "a"]) != fingerprint(["ab"])
+    assert rows_digest(["a", "b"]) != rows_digest(["b", "a"]) != rows_digest(["ab"])
 
 
 def reports():

@@ -36,7 +36,8 @@ def test_one_process_works_and_all_have_its_result_or_its_error(tmp_path):
     shown = sorted(line for line in out.splitlines() if "disk" in line)
     assert shown == [
         "0 ValueError the disk is full",
-        "1 LaunchError Another process of this launch has ended: the disk is full",
+        "1 LaunchError Process 0 of this launch has ended or cannot be reached (the disk is full). Read that process's "
+        "own error.",
     ]
 
 
