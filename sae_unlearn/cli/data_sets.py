@@ -85,7 +85,7 @@ def texts_in(sources: list[str], text_column: str = "text", split: str | None = 
 
 
 def held_texts(corpus: Any, column: str = "text") -> list[Any] | None:
-    """Return the texts of a corpus that has a length, read once for the checks below; None for a stream and for None.
+    """Return the texts of a corpus, read once for the checks below; None for a stream and for None.
 
     Args:
         corpus (Iterable[Any], *optional*): Texts of `--forget` or `--retain`.

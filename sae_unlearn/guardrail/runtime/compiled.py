@@ -24,7 +24,7 @@ from sae_unlearn.errors import GuardrailUnsupported
 
 
 class CallOfOwn:
-    """Call of a module's own `forward`. Compiled code compares the object, so a new one has it compiled again.
+    """Call of a module's own `forward`, in a new object, which compiled code notices.
 
     Args:
         forward (`Callable`): The `forward` of the module, in `__wrapped__`.
@@ -40,7 +40,7 @@ class CallOfOwn:
 
 
 def refuse_unnoticed() -> None:
-    """Check that code compiled so far is compiled again after `compile_again`. Call it before hooks change.
+    """Check that compiled code notices a changed `forward`. Call it before hooks change.
 
     Raises:
         GuardrailUnsupported: If it is not.
@@ -110,7 +110,7 @@ class _Probe(nn.Module):
 
 @cache
 def _is_noticed() -> bool:
-    """True if this torch compiles again after `compile_again`, tried once on a small module with both forms."""
+    """True if this torch compiles again after `compile_again`, tried on a module with both forms."""
     probe, x = _Probe(), torch.ones(1)
 
     def run(x: Tensor) -> Tensor:
