@@ -10,6 +10,7 @@ from . import (
     forget,
     gates,
     models,
+    paragraphs,
     serving,
     windowed,
 )
@@ -133,6 +134,14 @@ def _gate() -> list[list[str]]:
             "",
             f"{len(windowed.topics())} topics",
             "gates.windowed_gate",
+        ),
+        row(
+            "paragraphs",
+            "windowed gate fires behind 256 words and a blank line; with paragraphs",
+            "; ".join(number(paragraphs.share(gate, "caught behind 256")) for gate in ("without", "with")),
+            "",
+            f"{paragraphs.topics()} topics",
+            "gates.paragraph_gate",
         ),
     ]
 
