@@ -92,11 +92,13 @@ class GuardrailFitConfig:
         group=_FEATURES,
     )
 
-    statistic: Literal["ratio", "windowed"] = option(
-        "ratio",
+    statistic: Literal["ratio", "windowed"] | None = option(
+        None,
         "statistic that the gate compares with its threshold; windowed: signed weights of features, fitted on windows "
         "of tokens, which text around the topic dilutes less",
         group=_GATE,
+        shown="windowed; ratio with evidence, topk or a threshold by hand, without one of the corpora, with no-sticky "
+        "or with preset faithful",
     )
     num_gate_features: int = option(
         300, "features that the gate reads with statistic windowed, besides the guarded ones", group=_GATE
@@ -230,7 +232,11 @@ def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
     found |= {name: value for name, value in PRESETS[config.preset].items() if found[name] is None}
     if config.for_serving:
         found["gate_scope"] = "prefix"
-    if config.statistic == "windowed":
+    if config.statistic is None:
+        asks_ratio = config.preset == "faithful" or config.topk is not None or not config.sticky
+        by_hand = config.evidence is not None or config.threshold is not None
+        found["statistic"] = "ratio" if asks_ratio or by_hand or not texts else "windowed"
+    if found["statistic"] == "windowed":
         if config.evidence is not None:
             raise GuardrailError(
                 f"evidence={config.evidence!r}: statistic='windowed' weighs features itself. Leave it out."

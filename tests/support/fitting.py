@@ -20,7 +20,9 @@ SAE = random_sae()
 
 
 def fit(model=None, forget=FORGET, retain=RETAIN, tokenizer=TOKENIZER, sae=SAE, **kwargs):
-    settings = {"num_features": 5, "ratio_percentile": 90.0, "threshold_percentile": 90.0, "progress": False} | kwargs
+    """Fit with `statistic="ratio"` unless another is asked for: `windowed` has tests of its own."""
+    settings = {"num_features": 5, "ratio_percentile": 90.0, "threshold_percentile": 90.0, "progress": False}
+    settings |= {"statistic": "ratio"} | kwargs
     return fit_guardrail(base_model("llama") if model is None else model, tokenizer, sae, forget, retain, **settings)
 
 

@@ -35,7 +35,7 @@ from sae_unlearn.sae.choice import saes_for
 
 FITTED, CHOSEN_ON, REPORTED = (0, 1, 2), 3, 4  # numbers of documents modulo `CYCLE`
 CYCLE = 5
-STATISTICS = ("ratio", "windowed")
+STATISTICS = ("windowed", "ratio")
 COUNTS = (20, 40, 80)
 LEAST_ROWS = 8
 _FIXED = ("features", "threshold", "preset", "topk", "checkpoint_dir", "store_probe")
@@ -72,7 +72,7 @@ def search_guardrail(
 ) -> PeftModel:
     """Fit a guardrail with the best SAE, statistic and number of features, and attach it to the model.
 
-    A statistic other than "ratio" and a `num_features` that are given are kept. Every fifth document has no part in any
+    A `statistic` and a `num_features` that are given are kept. Every fifth document has no part in any
     choice, and the report of the guardrail is on these alone.
 
     Args:
@@ -139,8 +139,9 @@ class _Search:
 
     def run(self) -> None:
         """Measure candidates until all are measured, or the time is over."""
-        count, statistic = filled(self.given, texts=True)["num_features"], self.given.statistic
-        statistics = STATISTICS if statistic == "ratio" else (statistic,)
+        usual = filled(self.given, texts=True)
+        count, statistic = usual["num_features"], usual["statistic"]
+        statistics = STATISTICS if self.given.statistic is None and statistic == STATISTICS[0] else (statistic,)
         counts = COUNTS if self.given.num_features is None else (count,)
         first = Candidate(0, statistic, count)
         total = len(self.saes) + len(statistics) + len(counts) - 2
