@@ -42,7 +42,7 @@ GUARDS = {
     "static clamp": Guard({"num_features": 20, "threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
     "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
     "DSG faithful, ratio": Guard({"preset": "faithful"}, ABSOLUTE_DOSES),
-    "DSG default, ratio": Guard({}, RESIDUAL_DOSES),
+    "DSG default, ratio": Guard({"statistic": "ratio"}, RESIDUAL_DOSES),
     "DSG counted, ratio": Guard(COUNTED),
 }
 PROMPTS = {

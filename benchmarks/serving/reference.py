@@ -26,8 +26,8 @@ FIELDS = ("fired", "at_token", "evidence", "tokens")
 """Of a record, what is compared."""
 
 ADAPTERS: dict[str, dict[str, Any]] = {
-    "prefix": {"gate_scope": "prefix"},
-    "sequence": {"gate_scope": "sequence"},
+    "prefix": {"gate_scope": "prefix", "statistic": "ratio"},
+    "sequence": {"gate_scope": "sequence", "statistic": "ratio"},
 }
 """The guardrails that are fitted, and the options of each fit."""
 

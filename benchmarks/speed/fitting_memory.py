@@ -60,7 +60,15 @@ def measure(procedure: str, model_name: str, rows: int, max_held_out: int, d_sae
         forget_peak()
         if procedure == "fit":
             guarded = fit_guardrail(
-                model, None, sae, **sides, layer=layer, max_held_out=max_held_out, batch_size=BATCH, progress=False
+                model,
+                None,
+                sae,
+                **sides,
+                layer=layer,
+                statistic="ratio",
+                max_held_out=max_held_out,
+                batch_size=BATCH,
+                progress=False,
             )
             guarded.save_pretrained(folder)
         else:
