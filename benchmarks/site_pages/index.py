@@ -121,7 +121,7 @@ def _gate() -> list[list[str]]:
         ),
         row(
             "windowed-gate",
-            "windowed gate fires, 256 words before; default gate",
+            "windowed gate fires, 256 words before; `ratio` gate",
             "; ".join(number(windowed.caught(gate, "behind 256")) for gate in ("windowed", "today")),
             "",
             f"{len(windowed.topics())} topics",

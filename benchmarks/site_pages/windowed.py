@@ -7,7 +7,8 @@ from .markdown_text import number, table
 from .results import read_json
 
 
-RESULT = "windowed_gate.json"
+RESULT, LENGTHS = "windowed_gate.json", "windowed_lengths.json"
+BEFORE, HELD = "320", "1280"
 GATES = ("windowed", "probe", "today", "published", "TF-IDF", "TF-IDF, pieces", "embedding", "embedding, pieces")
 WORDS = (16, 64, 256, 1024)
 DIFFUSE = ("high_school_geography", "human_aging", "literature", "sport")
@@ -26,8 +27,8 @@ def draws(gate: str = "windowed") -> str:
 
 
 def label(gate: str) -> str:
-    """The name of a gate on a page. "today", in the results, is the default gate."""
-    return "default" if gate == "today" else gate
+    """The name of a gate on a page. "today", in the results, is the gate of the statistic `ratio`."""
+    return "`ratio`" if gate == "today" else gate
 
 
 def of(gate: str, topic: str) -> dict[str, Any]:
@@ -189,6 +190,26 @@ def aims() -> str:
         ],
     ]
     return table(["aim of the plan", "asked", "windowed", "probe"], rows)
+
+
+def held(topic: str = "new topics") -> str:
+    """Caught and false alarms by length, with the threshold before and the one that is held to a length by the tail."""
+    columns = ["rows", "short", *(f"behind {w}" for w in WORDS), "filler 1024"]
+    rows = []
+    for longest in (BEFORE, HELD):
+        cells = [[_shown(both[0]), _shown(both[1])] for both in (lengths(longest, c, topic) for c in columns)]
+        rows.append([f"{int(longest):,} tokens", *(" / ".join(cell) for cell in cells)])
+    return table(["held to: caught / false alarms", *columns], rows)
+
+
+def lengths(longest: str, condition: str, topic: str = "new topics") -> list[float]:
+    """The share of the topic's texts and of others that fire, with alarms held to a length."""
+    return read_json(LENGTHS)[topic][longest][condition]
+
+
+def held_draws() -> int:
+    """The draws of each topic that were measured with both thresholds."""
+    return min(read_json(LENGTHS)["draws"].values())
 
 
 def joined() -> str:

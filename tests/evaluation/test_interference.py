@@ -19,7 +19,7 @@ def parts():
     model, tokenizer, sae = tiny_parts()
     topics = {"first": topic_texts("forget", 40), "second": [f"{t} w2 w3 w4" for t in topic_texts("retain", 40)]}
     retain = [" ".join(f"w{i}" for i in range(40 + n % 7, 54 + n % 7)) for n in range(64)]
-    guarded = fit_guardrails(model, tokenizer, sae, topics, retain, progress=False)
+    guarded = fit_guardrails(model, tokenizer, sae, topics, retain, statistic="ratio", progress=False)
     return guarded, tokenizer
 
 

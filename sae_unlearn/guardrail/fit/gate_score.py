@@ -9,7 +9,10 @@ The weights come from windows of 16 tokens, one every 8, and of 64, one every 32
 window's tokens at which feature j is active, they minimize the logistic loss plus `L2 / 2 |w|^2`; the topic and other
 text, and both sizes of window, have equal weight. The features of the solution with the largest `|w_j| sd(x_j)` are
 kept and fitted again. The weights are then scaled so that the score's standard deviation over tokens of other text is
-1, and rounded to quarters; features whose weight is then 0 are left out.
+c, and rounded to quarters; features whose weight is then 0 are left out. c is 1, or the smallest power of two up to
+`LARGEST_SCALE` at which rounding moves the score by at most `ROUNDING` standard deviations (root mean square over other
+text). It is above 1 where many features are active at a token, each with a small weight. No weight is made larger than
+`LARGEST_EVIDENCE`.
 
 A probe is fitted in the same way on the means of the residual stream, in units of each dimension's standard deviation
 over other text, clamped at `PROBE_LIMIT`: outlying tokens must not dominate a window.
@@ -20,12 +23,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_unlearn.guardrail.config_parts.validation import LARGEST_EVIDENCE
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 from sae_unlearn.guardrail.fit.logistic import L2, Windows, deviations_of_shares, logistic, logistic_of_shares
 
 
 SCORE_STEP = 0.25
 GATE_FEATURES = 300
+ROUNDING = 0.5
+LARGEST_SCALE = 16
 PROBE_L2 = 1e-2
 PROBE_LIMIT = 8.0
 
@@ -60,9 +66,19 @@ def fit_features(topic: ActiveFeatures, other: ActiveFeatures, number: int = GAT
     kept = weight.argsort(descending=True, stable=True)[:number]
     kept = kept[weight[kept] > 0]
     weights, bias = logistic_of_shares(joined.only(kept), windows, len(kept), L2)
-    scale = other.only(kept).scores(weights).std().clamp(min=1e-6)
-    weights, bias = in_steps(weights / scale), float(in_steps(torch.tensor(bias) / scale))
+    quiet = other.only(kept)
+    largest = float(weights.abs().max()) if len(weights) else 0.0
+    scale = max(1e-6, float(quiet.scores(weights).std()), largest / LARGEST_EVIDENCE)
+    times, most = 1, min(LARGEST_SCALE, LARGEST_EVIDENCE * scale / max(largest, 1e-6))
+    while 2 * times <= most and _rounding(weights / scale, times, quiet) > ROUNDING:
+        times *= 2
+    weights, bias = in_steps(weights / scale * times), float(in_steps(torch.tensor(bias / scale * times)))
     return FeatureScore(kept[weights != 0], weights[weights != 0], bias)
+
+
+def _rounding(weights: Tensor, times: int, tokens: ActiveFeatures) -> float:
+    """Return how far rounding moves a score of standard deviation 1 if it is scaled by `times`, without its mean."""
+    return float(tokens.scores(in_steps(weights * times) / times - weights).std())
 
 
 class ProbeScore(NamedTuple):

@@ -5,7 +5,7 @@ import torch
 from tiny_topic import LAYER, tiny_parts, topic_texts
 from zoo import BOS
 
-from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
+from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails, record_firings
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import feature_contexts
@@ -19,7 +19,8 @@ TOP, AROUND = 4, 3
 @pytest.fixture(scope="module")
 def parts():
     model, tokenizer, sae = tiny_parts()
-    guarded = fit_guardrail(model, tokenizer, sae, topic_texts("forget", 40), topic_texts("retain", 80), progress=False)
+    texts = topic_texts("forget", 40), topic_texts("retain", 80)
+    guarded = fit_guardrail(model, tokenizer, sae, *texts, statistic="ratio", progress=False)
     return guarded, tokenizer, sae
 
 
@@ -88,6 +89,20 @@ def test_statistics_are_those_of_the_gate(found, everything, parts):
         least = config.statistic_kwargs.min_tokens
         mean = [total / max(len(row) - 1, least) for total, row in zip(said, rows, strict=True)]
         assert found.statistics[role] == pytest.approx(mean, abs=1e-6)
+
+
+def test_statistics_of_the_windowed_gate_read_its_own_features(parts):
+    _, tokenizer, sae = parts
+    model = tiny_parts()[0]
+    fitted = fit_guardrail(model, tokenizer, sae, topic_texts("forget", 40), topic_texts("retain", 80), progress=False)
+    config = fitted.peft_config["default"]
+    assert config.statistic == "windowed"
+    read = feature_contexts(fitted, tokenizer, **TEXTS, contexts=TOP, around=AROUND, batch_size=5, progress=False)
+    for role, texts in TEXTS.items():
+        with record_firings(fitted) as firings, torch.no_grad():
+            for text in texts:
+                fitted(**tokenizer(text, return_tensors="pt"))
+        assert read.statistics[role] == pytest.approx([firing.statistic for firing in firings], abs=1e-6)
 
 
 def test_batches_and_a_guardrail_in_force_change_nothing(parts, found):

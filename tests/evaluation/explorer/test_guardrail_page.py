@@ -23,7 +23,8 @@ SCRIPT = "<script>alert(1)</script>"
 
 def fitted():
     model, tokenizer, sae = tiny_parts()
-    guarded = fit_guardrail(model, tokenizer, sae, topic_texts("forget", 40), topic_texts("retain", 80), progress=False)
+    texts = topic_texts("forget", 40), topic_texts("retain", 80)
+    guarded = fit_guardrail(model, tokenizer, sae, *texts, statistic="ratio", progress=False)
     return guarded, tokenizer
 
 

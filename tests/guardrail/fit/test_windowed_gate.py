@@ -144,6 +144,27 @@ def test_features_of_the_topic_are_kept_and_scores_are_quarters() -> None:
     assert values.tolist() == expected
 
 
+def test_small_weights_of_many_features_survive_the_rounding() -> None:
+    draw = torch.Generator().manual_seed(4)
+    topic, other = (
+        ActiveFeatures.of([torch.rand(40, 400, generator=draw) < rate for _ in range(24)]) for rate in (0.62, 0.58)
+    )
+    score = fit_features(topic, other, 400)
+    assert len(score.weights) > 200
+    assert float(score.of(topic).mean() - score.of(other).mean()) > 1.0
+    assert float(score.of(other).std()) > 1.5
+
+
+def test_weights_of_features_that_other_text_hardly_has_stay_within_the_format() -> None:
+    topic, other = ([torch.zeros(40, 3, dtype=torch.bool) for _ in range(24)] for _ in range(2))
+    for row in topic:
+        row[::3, 0] = True
+    other[0][0, 1] = True
+    score = fit_features(ActiveFeatures.of(topic), ActiveFeatures.of(other), 3)
+    assert score.weights.abs().max() <= 16
+    assert score.of(ActiveFeatures.of(topic)).mean() > score.of(ActiveFeatures.of(other)).mean() + 1
+
+
 def test_rows_and_features_can_be_chosen() -> None:
     some = rows(6, 0.3, 3)
     active = ActiveFeatures.of(some)
