@@ -108,7 +108,7 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
     calibration = config.calibration or {}
     corpora = calibration["corpora"]
     rows = [["", "before", "after", "change", "n"], *(line.cells() for line in lines)]
-    unit = " nats a token" if config.feature_evidence else ""
+    unit = " nats a token" if config.feature_evidence and config.statistic == "ratio" else ""
     text = [
         "What it forgets and what it keeps, on text and facts that had no part in the fit (95 % intervals in brackets)",
         "",

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     rows = served.prompts(4, seed=9, longest=60)
     fired = [records["guard"][0] for _, records in served.expected(model, [plain], rows, tokens=1)]
     for name, wanted in (("honest", True), ("false", False)):
-        probe = {"probe": {"forget": rows}, "statistic_forget": [float(did == wanted) for did in fired]}
+        probe = {"probe": {"forget": rows}, "probe_statistics": {"forget": [float(did == wanted) for did in fired]}}
         served.save_guardrail(folder, model, name, calibration=probe)
     served.save_guardrail(folder, model, "later", layer=2, seed=3, calibration=probe)
     return folder

@@ -11,8 +11,7 @@ from sae_unlearn.guardrail.check.probe import probe_rows
 def config(forget=(0.9, 0.1), retain=(0.2,), special=(0, 60)):
     calibration = {
         "probe": {"forget": [[n, n] for n in range(len(forget))], "retain": [[7, 8, 9] for _ in retain]},
-        "statistic_forget": list(forget),
-        "statistic_retain": list(retain),
+        "probe_statistics": {"forget": list(forget), "retain": list(retain)},
     }
     return zoo.planted_config(layer=1, threshold=0.5, calibration=calibration, special_ids=list(special))
 

@@ -172,7 +172,7 @@ def test_guardrails_are_tested_when_they_are_attached(tiny):
     assert serving.guardrails()["guardrails"][0]["check"] == NO_PROBE
     assert serving.counts.guardrails == {"guard": {"action": "clamp", "requests": 0, "fired": 0, "not_finite": 0}}
     ((_, records),) = expected(tiny / "gemma3", [tiny / "guard"], ROWS[-1:], tokens=1)
-    wrong = {"probe": {"forget": ROWS[-1:]}, "statistic_forget": [float(not records["guard"][0])]}
+    wrong = {"probe": {"forget": ROWS[-1:]}, "probe_statistics": {"forget": [float(not records["guard"][0])]}}
     false = save_guardrail(tiny, tiny / "gemma3", "false", calibration=wrong)
     with pytest.raises(GuardrailError, match="guardrail false"):
         GuardedServing([str(false)]).attach(AutoModelForCausalLM.from_pretrained(tiny / "gemma3").eval())

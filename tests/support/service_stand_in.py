@@ -90,7 +90,7 @@ def entry(path, name="guard"):
 def save_guardrails(folder):
     """Save guardrails with a probe whose gate fires on `TOPIC`: `guard`, one that refuses, and one for a chat."""
     model = served.save_model(folder, "gemma3")
-    probe = {"probe": {"forget": [TOPIC], "retain": [OTHER]}, "statistic_forget": [0.9], "statistic_retain": [0.1]}
+    probe = {"probe": {"forget": [TOPIC], "retain": [OTHER]}, "probe_statistics": {"forget": [0.9], "retain": [0.1]}}
     fields = {"action": "refuse", "refusal_ids": MESSAGE, "refusal": "no"}
     for name, more in (("guard", {"calibration": probe}), ("chat", {"calibration": {"chat_template": True}})):
         served.save_guardrail(folder, model, name, **more)

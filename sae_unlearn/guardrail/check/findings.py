@@ -12,7 +12,7 @@ from sae_unlearn.backbone.identity import compared_matrices, fingerprint
 from sae_unlearn.checks import real
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.base_model.match import check_belongs
-from sae_unlearn.guardrail.check.probe import STATISTIC_TOLERANCE
+from sae_unlearn.guardrail.check.probe import STATISTIC_TOLERANCE, probe_statistics
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.fit.calibration import fire_rate
 from sae_unlearn.guardrail.refusal_text import difference
@@ -141,8 +141,7 @@ def same_as_recorded(role: str, statistics: Tensor, config: SAEGuardrailConfig) 
     subject = "fires" if role == "forget" else "quiet"
     fired = int((statistics > config.tau).sum())
     count = f"The gate fires on {fired} of the {len(statistics)} stored {role} rows"
-    recorded = (config.calibration or {}).get(f"statistic_{role}")
-    then = [real(value) for value in recorded[: len(statistics)]] if isinstance(recorded, list) else []
+    then = probe_statistics(config, role)[: len(statistics)]
     if len(then) < len(statistics) or None in then:
         return Finding(subject, "warning", f"{count}; their statistics at the fit are not recorded.")
     before = torch.tensor(then, dtype=torch.float64)

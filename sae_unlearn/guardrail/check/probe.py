@@ -54,6 +54,13 @@ def stored_probe(config: SAEGuardrailConfig, vocabulary: int) -> tuple[dict[str,
     return probe, None
 
 
+def probe_statistics(config: SAEGuardrailConfig, role: str) -> list[float | None]:
+    """Return the statistics of a role's stored rows at the fit, None for what is no number: the file is untrusted."""
+    found = (config.calibration or {}).get("probe_statistics")
+    values = found.get(role) if isinstance(found, dict) else None
+    return [real(value) for value in values[:_PROBE_LIMIT]] if isinstance(values, list) else []
+
+
 def probe_rows(config: SAEGuardrailConfig, vocabulary: int, longest: int | None = None) -> list[ProbeRow]:
     """Return the stored rows with what the gate did on them at the fit; empty without a sound probe.
 
@@ -64,9 +71,9 @@ def probe_rows(config: SAEGuardrailConfig, vocabulary: int, longest: int | None 
     """
     found = []
     for role, rows in stored_probe(config, vocabulary)[0].items():
-        recorded = (config.calibration or {}).get(f"statistic_{role}")
+        recorded = probe_statistics(config, role)
         for number, ids in enumerate(rows):
-            value = real(recorded[number]) if isinstance(recorded, list) and number < len(recorded) else None
+            value = recorded[number] if number < len(recorded) else None
             cut = longest is not None and len(ids) > longest
             fires = None if value is None or cut else _fires(value, config.tau)
             found.append(ProbeRow(role, ids[:longest], fires))

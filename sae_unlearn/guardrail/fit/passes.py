@@ -25,6 +25,7 @@ RETAIN_CYCLE = ("select", "threshold", "select", "report")
 PUT_ASIDE_CYCLE = ("select", "threshold", "select")  # if the rows of the report are given apart
 PUBLISHED_CYCLE = ("all",)
 CROSS_FITTED_CYCLE = ("select",)
+PROBE_ROWS = 2  # of each corpus, stored with `store_probe`
 DOSE_DOCUMENTS = 64  # of the forget text, run a second time to measure the dose where no rows are put aside
 
 
@@ -94,7 +95,7 @@ def rows_of(plan: FitPlan, role: str, corpus: Any) -> Rows:
         cycle = PUT_ASIDE_CYCLE
     keep = plan.max_held_out if not plan.sae.exact_in_slices else 0
     if plan.cross_fitted:
-        cycle, keep = CROSS_FITTED_CYCLE, DOSE_DOCUMENTS if role == "forget" else 0
+        cycle, keep = CROSS_FITTED_CYCLE, DOSE_DOCUMENTS if role == "forget" else PROBE_ROWS
     return Rows(read_corpus(corpus, plan.tokenizer, role, **plan.read), cycle, plan.max_held_out, keep)
 
 

@@ -25,7 +25,7 @@ from sae_unlearn.guardrail.fit.checkpoint import Stateful
 from sae_unlearn.guardrail.fit.corpus_sums import CorpusSums
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.options import FitPlan
-from sae_unlearn.guardrail.fit.passes import FitPasses
+from sae_unlearn.guardrail.fit.passes import PROBE_ROWS, FitPasses
 from sae_unlearn.guardrail.fit.reconstruction import reconstruction_warning
 from sae_unlearn.guardrail.fit.row_statistics import RowStatistics
 from sae_unlearn.guardrail.fit.selection import feature_figures, log_ratios, select_features
@@ -149,7 +149,7 @@ class Fit:
         if self.topk is not None:
             warnings.warn(approximation_warning(self.config.calibration["topk"]), stacklevel=4)
         if plan.store_probe:
-            self.config.calibration["probe"] = {role: rows.report[:2] for role, rows in self.rows.items()}
+            self.config.calibration |= self._probe()
         return Artefact(self.config, tensors, None)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -188,8 +188,8 @@ class Fit:
                     "rows": rows.rows,
                     "tokens": rows.tokens,
                     "selection_rows": rows.selection_rows,
-                    "threshold_rows": len(rows.threshold),
-                    "report_rows": len(rows.report),
+                    "threshold_rows": len(rows.threshold) if self.windowed is None else rows.selection_rows,
+                    "report_rows": len(rows.report) if self.windowed is None else rows.selection_rows,
                 }
                 for role, rows in self.rows.items()
             },
@@ -227,6 +227,12 @@ class Fit:
         if self.rows and self.plan.by_message and not messages:
             found["warnings"] = [NO_BOUNDARIES, *found["warnings"]]
         return found
+
+    def _probe(self) -> dict[str, Any]:
+        """Return some rows, and what the gate says of them: reported ones, or the first ones if all were fitted on."""
+        rows = {role: (rows.report or rows.again)[:PROBE_ROWS] for role, rows in self.rows.items()}
+        statistics = {role: self._statistics(some, f"{role}: probe").whole.tolist() for role, some in rows.items()}
+        return {"probe": rows, "probe_statistics": statistics}
 
     def _held_out(self, role: str) -> Tensor:
         rows = self.rows[role].report

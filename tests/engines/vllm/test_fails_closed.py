@@ -194,7 +194,9 @@ def self_check(engine, paths):
 def test_a_server_that_does_not_do_what_the_fit_did_does_not_listen(tiny):
     rows = prompts(4, seed=9, longest=60)
     fired = [records["guard"][0] for _, records in expected(tiny / "gemma3", [tiny / "guard"], rows, tokens=1)]
-    honest, wrong = ({"probe": {"forget": rows}, "statistic_forget": [float(f == x) for f in fired]} for x in (1, 0))
+    honest, wrong = (
+        {"probe": {"forget": rows}, "probe_statistics": {"forget": [float(f == x) for f in fired]}} for x in (1, 0)
+    )
     probed = save_guardrail(tiny, tiny / "gemma3", "probed", calibration=honest)
     false = save_guardrail(tiny, tiny / "gemma3", "false", calibration=wrong)
     with serving(tiny / "gemma3", [probed, false, tiny / "guard"]) as engine:

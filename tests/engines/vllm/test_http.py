@@ -62,8 +62,8 @@ def save_bundle(folder, guardrails):
             role: [row for row, (fired, *_) in zip(ROWS, answers, strict=True) if fired == (role == "forget")][:2]
             for role in ("forget", "retain")
         }
-        config["calibration"] = {"probe": rows}
-        config["calibration"] |= {f"statistic_{role}": [float(role == "forget")] * len(rows[role]) for role in rows}
+        recorded = {role: [float(role == "forget")] * len(rows[role]) for role in rows}
+        config["calibration"] = {"probe": rows, "probe_statistics": recorded}
         config.pop("config_sha256", None)
         shutil.copytree(path, folder / path.name)
         (folder / path.name / "adapter_config.json").write_text(json.dumps(config))

@@ -97,7 +97,7 @@ def test_it_measures_what_the_fit_measured(fitted):
     recorded = artefact.config.calibration
     rows = recorded["probe"]["forget"]
     measured = module._measure(artefact, model, rows, 8)
-    assert measured.statistics.tolist() == pytest.approx(recorded["statistic_forget"][: len(rows)], abs=1e-5)
+    assert measured.statistics.tolist() == pytest.approx(recorded["probe_statistics"]["forget"], abs=1e-5)
 
 
 def test_a_model_of_another_shape(fitted, tmp_path):
@@ -205,7 +205,7 @@ def test_a_malformed_probe(fitted, tmp_path, probe):
 @pytest.mark.parametrize("value", ["x", [None], {"a": 1}, pytest.param(10**300, id="huge"), True])
 def test_a_malformed_calibration(fitted, tmp_path, value):
     model, tokenizer, folder = fitted
-    names = ("statistic_forget", "statistic_retain", "edit_to_residual", "threshold_percentile", "max_length")
+    names = ("probe_statistics", "edit_to_residual", "threshold_percentile", "max_length")
     spoilt = changed(folder, tmp_path, calibration=dict.fromkeys((*names, "warnings"), value))
     check_guardrail(model, spoilt, tokenizer)
     check_guardrail(model, spoilt, tokenizer, FORGET, RETAIN)

@@ -155,12 +155,14 @@ def test_action_record_never_edits():
 
 
 def test_a_probe_is_stored_only_when_asked(usual):
-    assert "probe" not in config_of(usual).calibration
-    probe = config_of(fit(store_probe=True)).calibration["probe"]
-    assert probe == {
+    assert not {"probe", "probe_statistics"} & {*config_of(usual).calibration}
+    calibration = config_of(fit(store_probe=True)).calibration
+    assert calibration["probe"] == {
         "forget": [token_rows(FORGET)[2], token_rows(FORGET)[6]],
         "retain": [token_rows(RETAIN)[3], token_rows(RETAIN)[7]],
     }
+    for role, found in calibration["probe_statistics"].items():
+        assert found == pytest.approx(calibration[f"statistic_{role}"][:2], abs=1e-5)
 
 
 def test_nothing_of_the_text_is_in_the_folder(usual, tmp_path):
