@@ -42,7 +42,8 @@ GUARDS = {
     "static clamp": Guard({"num_features": 20, "threshold": 0.0}, (0.05, 0.1, *RESIDUAL_DOSES[:2])),
     "DSG faithful, published dose": Guard({"preset": "faithful"}, ABSOLUTE_DOSES[:1]),
     "DSG faithful, ratio": Guard({"preset": "faithful"}, ABSOLUTE_DOSES),
-    "DSG default, ratio": Guard({"statistic": "ratio"}, RESIDUAL_DOSES),
+    "DSG windowed": Guard({"statistic": "windowed"}),
+    "DSG ratio": Guard({"statistic": "ratio"}),
     "DSG counted, ratio": Guard(COUNTED),
 }
 PROMPTS = {
@@ -61,4 +62,5 @@ METHODS = ("base", *GUARDS, *PROMPTS, *GRADIENTS)
 REMOVED = ("per-token clamp", *(f"DSG {p}, {name}" for p in ("faithful", "default") for name in ("window", "cusum")))
 """Methods of stored results whose gate statistic the package no longer has."""
 MEASURED = (*METHODS, *REMOVED)
-OURS = "DSG default, ratio"
+OURS = "DSG windowed"
+"""What `fit_guardrail` makes by default."""
