@@ -143,6 +143,14 @@ def _gate() -> list[list[str]]:
             f"{paragraphs.topics()} topics",
             "gates.paragraph_gate",
         ),
+        row(
+            "windowed-gate-lengths",
+            "the same, held to 1,280 tokens",
+            number(windowed.lengths(windowed.HELD, "filler 1024")[1]),
+            "",
+            f"{len(windowed.topics())} topics",
+            "gates.windowed_gate",
+        ),
     ]
 
 

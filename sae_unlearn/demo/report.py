@@ -108,7 +108,6 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
     calibration = config.calibration or {}
     corpora = calibration["corpora"]
     rows = [["", "before", "after", "change", "n"], *(line.cells() for line in lines)]
-    unit = " nats a token" if config.feature_evidence and config.statistic == "ratio" else ""
     text = [
         "What it forgets and what it keeps, on text and facts that had no part in the fit (95 % intervals in brackets)",
         "",
@@ -116,7 +115,7 @@ def measured_text(lines: list[Line], config: SAEGuardrailConfig) -> str:
         "",
         f"  guardrail   {config.num_features} features after layer {config.layer}, chosen on "
         f"{corpora['forget']['selection_rows']} + {corpora['retain']['selection_rows']} paragraphs",
-        f"  gate        fires above {config.threshold:.3f}{unit}, between the "
+        f"  gate        fires above {config.threshold:.3f}, between the "
         f"{calibration['threshold_percentile']:g}th percentile of {corpora['retain']['threshold_rows']} other "
         f"paragraphs and the lower quartile of {corpora['forget']['threshold_rows']} of the topic",
         f"  dose        edits of {calibration['edit_to_residual']:.3f} of the residual stream's norm at hot tokens",

@@ -199,10 +199,11 @@ def _fit(calibration: dict[str, Any]) -> str:
     parts = []
     for role, counts in _mapping(calibration.get("corpora")).items():
         n = {name: shown(_mapping(counts).get(name), ".0f") for name in _COUNTS}
-        parts.append(
-            f"{n['documents']} documents of {as_plain_text(role)} text, {n['tokens']} tokens ({n['selection_rows']} "
-            f"rows for the features, {n['threshold_rows']} for the threshold, {n['report_rows']} held out)"
-        )
+        use = f"{n['selection_rows']} rows for the features, {n['threshold_rows']} for the threshold, "
+        use += f"{n['report_rows']} held out"
+        if calibration.get("windowed"):
+            use = f"{n['selection_rows']} rows, each scored by weights that were fitted without it"
+        parts.append(f"{n['documents']} documents of {as_plain_text(role)} text, {n['tokens']} tokens ({use})")
     if not parts:
         return "none; features and threshold were set by hand"
     settings = [
