@@ -54,7 +54,7 @@ def test_choices_are_those_of_the_guardrail():
 
 def test_defaults_are_those_of_the_guardrail_where_it_has_them():
     own = {each.name: each.default for each in fields(SAEGuardrailConfig)}
-    for name in ("statistic", "gate_scope", "sticky", "action"):
+    for name in ("gate_scope", "sticky", "action"):
         assert own[name] == getattr(GuardrailFitConfig(), name), name
 
 

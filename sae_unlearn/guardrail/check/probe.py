@@ -55,7 +55,7 @@ def stored_probe(config: SAEGuardrailConfig, vocabulary: int) -> tuple[dict[str,
 
 
 def probe_statistics(config: SAEGuardrailConfig, role: str) -> list[float | None]:
-    """Return the statistics of a role's stored rows at the fit, None for what is no number: the file is untrusted."""
+    """Return the recorded statistics of a role's stored rows, with None for what is not a number."""
     found = (config.calibration or {}).get("probe_statistics")
     values = found.get(role) if isinstance(found, dict) else None
     return [real(value) for value in values[:_PROBE_LIMIT]] if isinstance(values, list) else []

@@ -77,7 +77,7 @@ def fit_features(topic: ActiveFeatures, other: ActiveFeatures, number: int = GAT
 
 
 def _rounding(weights: Tensor, times: int, tokens: ActiveFeatures) -> float:
-    """Return how far rounding moves a score of standard deviation 1 if it is scaled by `times`, without its mean."""
+    """Return the standard deviation of the rounding error, for a score of deviation 1 scaled by `times`."""
     return float(tokens.scores(in_steps(weights * times) / times - weights).std())
 
 

@@ -229,7 +229,10 @@ class Fit:
         return found
 
     def _probe(self) -> dict[str, Any]:
-        """Return some rows, and what the gate says of them: reported ones, or the first ones if all were fitted on."""
+        """Return some rows and their statistics.
+
+        They are rows of the report, or the first ones if all were fitted on.
+        """
         rows = {role: (rows.report or rows.again)[:PROBE_ROWS] for role, rows in self.rows.items()}
         statistics = {role: self._statistics(some, f"{role}: probe").whole.tolist() for role, some in rows.items()}
         return {"probe": rows, "probe_statistics": statistics}

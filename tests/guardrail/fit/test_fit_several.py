@@ -7,7 +7,7 @@ from zoo import token_ids
 
 from sae_unlearn import GuardrailError, fit_guardrail, fit_guardrails, list_guardrails
 from sae_unlearn.guardrail import guard_layers
-from sae_unlearn.guardrail.fit.passes import FitPasses
+from sae_unlearn.guardrail.fit.passes import DOSE_DOCUMENTS, FitPasses
 
 
 TOPICS = {"first": topic_texts("forget", 40), "second": topic_texts("forget", 48, seed=5, words=9)}
@@ -44,7 +44,8 @@ def test_each_topic_gets_the_guardrail_that_it_would_get_alone(options):
         assert all(torch.equal(a, b) for a, b in zip(tensors(together, name), tensors(alone, "default"), strict=True))
 
 
-def test_every_retain_row_is_run_once(monkeypatch):
+@pytest.mark.parametrize("statistic", ["ratio", "windowed"])
+def test_every_retain_row_is_run_once(monkeypatch, statistic):
     seen = []
     run = FitPasses.run
 
@@ -54,9 +55,10 @@ def test_every_retain_row_is_run_once(monkeypatch):
             yield batch
 
     monkeypatch.setattr(FitPasses, "run", counted)
-    fit_guardrails(*tiny_parts(), TOPICS, RETAIN, progress=False)
+    fit_guardrails(*tiny_parts(), TOPICS, RETAIN, statistic=statistic, progress=False)
     assert sum(n for role, n in seen if role == "retain") == len(RETAIN)
-    assert sum(n for role, n in seen if role == "forget") == sum(map(len, TOPICS.values()))
+    again = sum(min(DOSE_DOCUMENTS, len(texts)) for texts in TOPICS.values()) if statistic == "windowed" else 0
+    assert sum(n for role, n in seen if role == "forget") == sum(map(len, TOPICS.values())) + again
 
 
 def test_retain_text_that_can_be_read_only_once_is_enough():
