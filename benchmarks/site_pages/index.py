@@ -86,7 +86,7 @@ def _gate() -> list[list[str]]:
     halves = gates.CONFORMAL.split(", ")[1]
     return [
         row(
-            "dilution", "default gate fires, 64 words around", *_share(diluted), gates.dilution_n(), "gates.statistics"
+            "dilution", "`ratio` gate fires, 64 words around", *_share(diluted), gates.dilution_n(), "gates.statistics"
         ),
         row(
             "threshold",
