@@ -233,3 +233,13 @@ def _shown(value: float | None) -> str:
 
 def _name(topic: str) -> str:
     return topic.replace("_", " ") + ("\\*" if topic in DIFFUSE else "")
+
+
+def missed(condition: str, topic: str = "new topics") -> str:
+    """The share of the topic's texts on which the gate as it is fitted now does not fire."""
+    return f"{1 - lengths(HELD, condition, topic)[0]:.0%}".replace("%", " %")
+
+
+def near() -> str:
+    """The share of texts near a topic on which the gate as it is fitted now fires."""
+    return f"{lengths(HELD, 'near neighbors')[1]:.0%}".replace("%", " %")
