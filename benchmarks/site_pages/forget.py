@@ -5,12 +5,13 @@ from .results import RESULTS, Row, estimate, one, read_json, text_tables
 
 
 BASELINES, CLAIMS = "guardrail_baselines.txt", "guardrail_claims.txt"
-DEFAULT = "DSG ratio"
+DEFAULT, RATIO = "DSG windowed", "DSG ratio"
 COUNTED = "DSG counted, ratio"
 GRADIENT = ("gradient ascent", "GradDiff", "NPO", "RMU")
 ALL = "all topics"
 NAMES = {
-    "DSG ratio": "**guardrail, default**",
+    "DSG windowed": "**guardrail, default**",
+    "DSG ratio": "guardrail, `ratio`",
     "DSG default, window": "guardrail, window",
     "DSG default, cusum": "guardrail, CUSUM",
     "DSG counted, ratio": "guardrail, hot tokens counted",

@@ -171,7 +171,7 @@ def _attacks() -> list[list[str]]:
 def _second_model() -> list[list[str]]:
     file, asked = "smollm2_baselines.txt", "fitted in the template, asked in it"
     recall, rate = models.smollm2_cell(FACT), models.chat_rate(asked, "forget")
-    methods = forget.row("nutrition", forget.DEFAULT, file)
+    methods = forget.row("nutrition", forget.RATIO, file)
     n = models.smollm2_cell(FACT, "n")
     found = any_model.run("smollm2")["calibration"]["fire_rate_forget"]
     percent = f"{100 * found['rate']:.0f} %"

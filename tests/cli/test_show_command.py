@@ -18,7 +18,7 @@ def test_show_tells_what_is_in_it(parts, capsys):
     size = sum(
         (parts / "fitted" / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors")
     )
-    for part in ("1 (its output)", "40: ", "jumprelu", "ratio above", "4 in unit residual", "holds rows", "AUROC"):
+    for part in ("1 (its output)", "40: ", "jumprelu", "windowed above", "4 in unit residual", "holds rows", "AUROC"):
         assert part in printed
     assert f"{size / 1e3:,.1f} kB" in printed
     assert "retain percentile" in printed

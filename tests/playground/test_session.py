@@ -8,8 +8,9 @@ import re
 import pytest
 import torch
 from playground_setting import OTHER, PROMPT, tiny_session
-from tiny_topic import save_adapters
+from tiny_topic import save_adapters, tiny_parts, topic_texts
 
+from sae_unlearn import fit_guardrail, record_firings
 from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.cli.chat import show, switched
 from sae_unlearn.cli.main import main
@@ -81,6 +82,19 @@ def test_the_gate_is_read_as_the_fit_reads_rows(session):
     assert hot
     assert all(token.features for token in hot)
     assert seen.tokens[0].evidence == 0  # BOS
+
+
+def test_the_windowed_gate_is_read_too():
+    model, tokenizer, sae = tiny_parts()
+    texts = topic_texts("forget", 40), topic_texts("retain", 80)
+    guarded = fit_guardrail(model, tokenizer, sae, *texts, statistic="windowed", progress=False)
+    session = Session(guarded, tokenizer)
+    ids = session.prompt_ids(PROMPT)
+    seen = session.gate(ids)
+    with record_firings(guarded) as firings, torch.no_grad():
+        guarded(torch.tensor([ids]))
+    assert seen.values[-1] == pytest.approx(firings[0].statistic, abs=1e-5)
+    assert [token for token in seen.tokens if token.evidence]
 
 
 def test_settings_hold_for_one_prompt_and_then_all_is_as_before(session):

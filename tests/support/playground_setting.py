@@ -14,7 +14,8 @@ def tiny_session() -> Session:
     """A session whose gate fires on `PROMPT` and not on `OTHER`."""
     model, tokenizer, sae = tiny_parts()
     texts = topic_texts("forget", 40), topic_texts("retain", 80)
-    found = Session(fit_guardrail(model, tokenizer, sae, *texts, clamp_scale=4.0, progress=False), tokenizer)
+    options = {"statistic": "ratio", "clamp_scale": 4.0, "progress": False}
+    found = Session(fit_guardrail(model, tokenizer, sae, *texts, **options), tokenizer)
     topic, other = (found.gate(found.prompt_ids(prompt)).values[-1] for prompt in (PROMPT, OTHER))
     assert topic > other
     found.config.threshold = (topic + 3 * other) / 4
