@@ -272,11 +272,12 @@ def _in_prompt(question: Question, record: dict[str, Any], config: SAEGuardrailC
 
 
 def _says(config: SAEGuardrailConfig, text: str, ids: list[int] | None) -> bool:
-    """Return whether an answer begins with the refusal."""
-    message, words = list(config.refusal_ids or ())[:_TOKENS], text.strip()[:40]
-    if isinstance(ids, list):
-        return bool(ids) and ids[: len(message)] == message[: len(ids)]
-    return bool(words) and str(config.refusal or "").startswith(words)
+    """Return whether an answer is the refusal, or the beginning of a longer one."""
+    message, said = list(config.refusal_ids or ())[:_TOKENS], text.strip().rstrip("\ufffd")
+    if isinstance(ids, list):  # the last id may only end the answer
+        return len(ids) >= max(len(message) - 1, 1) and ids[: len(message)] == message[: len(ids)]
+    whole = str(config.refusal or "").strip()
+    return bool(said) and (said == whole or (len(said) >= _TOKENS and whole.startswith(said)))  # or it was cut
 
 
 def _rate(role: str, fired: int, count: int, stored: bool) -> Finding:

@@ -83,6 +83,11 @@ def test_a_refusal_must_be_the_answer(start, check):
         code, out = check(server, "refuse")
         assert (code, "the answer is not the refusal" in out) == (1, True), out
     note("the refusal", out, "check")
+    server.answer_ids = None  # a server that gives none
+    for text, refused in (("no", True), (" no\n", True), ("n", False), ("", False), ("no, but", False)):
+        server.text = text
+        code, out = check(server, "refuse")
+        assert (code, "forget 1: Refused" in out) == (0 if refused else 1, refused), (text, out)
 
 
 def test_own_texts_are_sent_as_the_guardrail_was_fitted(start, check, tmp_path, monkeypatch):

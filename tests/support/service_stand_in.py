@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
         self.engine, self.names = "vllm", ["guard"]
         self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
+        self.text = "x"
         self.ends_at = None  # the path at which it is lost in the middle of an answer
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -69,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.keeps_records:
             record = (FIRED if fires else QUIET) | {"action": server.action}
             server.records[name] = dict.fromkeys(server.names, record)
-        said = {"message": {"content": "x"}} if "messages" in body else {"text": "x"}
+        said = {"message": {"content": server.text}} if "messages" in body else {"text": server.text}
         self._send({"id": name, "choices": [{**said, "token_ids": server.answer_ids}]})
 
 
