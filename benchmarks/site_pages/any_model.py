@@ -74,6 +74,15 @@ def check_cells(name: str, command: str, question: str) -> tuple[str, str, str, 
     return found[1], found[2], found[3], found[4]
 
 
+def perplexity(name: str, role: str) -> str:
+    """The perplexity of a side's texts before and after, with intervals, as `evaluate` printed it."""
+    output = run(name)["commands"]["evaluate"]["output"]
+    cells = re.search(rf"^\| {role} \|[^|]+\| perplexity \|([^|]+)\|([^|]+)\|[^|]+\| *(\d+) \|", output, re.M)
+    if cells is None:
+        raise ValueError(f"{RUNS[name]}: evaluate does not say the perplexity of {role}")
+    return f"from {cells[1].strip()} to {cells[2].strip()}, n {cells[3]}"
+
+
 def value(name: str, key: str, digits: int = 3) -> str:
     """A number of the calibration."""
     return number(run(name)["calibration"][key], digits)
@@ -123,6 +132,11 @@ def saes() -> str:
         )
     head = ["SAE of", "features", "tokens", "explained variance", "standardized", "L0", "silent", "loss recovered"]
     return table(head, rows)
+
+
+def more_tokens() -> str:
+    """How many times as many tokens the demo's SAE was trained on."""
+    return number(_demo()["training"]["tokens"] / run("smollm2")["sae"]["training"]["tokens"], 0)
 
 
 def _demo() -> dict[str, Any]:
