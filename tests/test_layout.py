@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tiers import TESTS
 
 
@@ -15,6 +16,10 @@ OTHERS = {
     "examples": "runs examples/",
     "support": "what the tests share: tiny models, a stand-in for the Hub, oracles",
 }
+
+
+LONGEST = {"sae_unlearn": 299, "benchmarks": 400, "examples": 400, "tests": 400}
+"""Lines of a file of Python, at most."""
 
 
 def folders_with(pattern: str, root: Path) -> set[str]:
@@ -34,3 +39,9 @@ def test_each_folder_of_tests_is_of_a_folder_or_a_module_of_the_package():
 
 def test_folders_that_mirror_another_have_one():
     assert [name for name in OTHERS if name != "support" and not (ROOT / name).is_dir()] == []
+
+
+@pytest.mark.parametrize("folder", LONGEST)
+def test_no_file_is_longer_than_can_be_read_at_once(folder):
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert [str(path) for path, number in lines.items() if number > LONGEST[folder]] == []
