@@ -22,6 +22,8 @@ ARMS = {
     "lora 16": "LoRA of rank 16",
 }
 
+OF_RATIO = 'The gates have `statistic="ratio"`; the default, `windowed`, reads some hundred columns more.'
+
 
 def cell(file: str, phase: str, batch: int) -> dict[str, Any]:
     """Return what was timed at one batch size: "step", "prefill" or "compiled"."""
