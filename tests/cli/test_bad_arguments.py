@@ -42,7 +42,7 @@ def parts(tmp_path_factory):
         (f"{FIT} --forget giant.txt --retain r.txt", "--forget: expected at least 8 texts, got 1"),
         (f"{FIT} --forget r.txt --retain r.txt", "each forget text is among the retain texts"),
         (f"{FIT} --forget empty --retain r.txt", "empty: expected files"),
-        (f"{FIT} --forget f.txt --retain seven.txt", "retain: 2 of its 7 rows"),
+        (f"{FIT} --forget f.txt --retain seven.txt", "retain=7 documents: expected at least 8"),
         (f"{FIT} --forget f.txt --retain r.txt --search --search-minutes 0", "minutes=0.0"),
         ("fit --model nomodel --sae sae --output out --forget f.txt --retain r.txt", "model='nomodel'"),
         (f"{SCOUT} --forget r.txt --retain r.txt", "each forget text is among the retain texts"),
