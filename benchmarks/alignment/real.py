@@ -170,6 +170,7 @@ def _align(
     with tempfile.TemporaryDirectory() as folder:
         settings = SAEAlignmentConfig(
             output_dir=folder,
+            init="zero",
             layer=parts.sae.layer,
             max_steps=STEPS,
             per_device_train_batch_size=10,

@@ -34,7 +34,13 @@ def entities(kind: str, number: int) -> EntitySet:
 def trainer(folder: str, device: str) -> SAEAlignmentTrainer:
     model, tokenizer = load_demo_model()
     args = SAEAlignmentConfig(
-        folder, use_cpu=device == "cpu", report_to=[], disable_tqdm=True, min_separation=0.0, max_generic_frequency=1.0
+        folder,
+        init="zero",
+        use_cpu=device == "cpu",
+        report_to=[],
+        disable_tqdm=True,
+        min_separation=0.0,
+        max_generic_frequency=1.0,
     )
     return SAEAlignmentTrainer(
         model=model,

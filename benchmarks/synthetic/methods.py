@@ -116,6 +116,7 @@ def _align(
             model=model,
             args=SAEAlignmentConfig(
                 output_dir=folder,
+                init="zero",
                 layer=setting.sae.layer,
                 max_steps=steps,
                 per_device_train_batch_size=20,

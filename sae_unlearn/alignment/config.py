@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sae_unlearn.alignment.loss import AWAY, PARTS, TOWARD
-from sae_unlearn.alignment.settings_checks import check_followed
+from sae_unlearn.alignment.settings_checks import check_followed, check_without_steps
 from sae_unlearn.checks import check_choice, check_integer
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.options.train import TrainOptions
@@ -16,7 +16,7 @@ PRESETS = {
     "default": {"toward": "paired", "away": "hinge"},
     "centroid": {"toward": "centroid", "away": "repel"},
 }
-INITS = ("zero", "closed_form")
+INITS = ("closed_form", "zero")
 # Distances that can balance repulsion. The others are bounded, and repulsion is not.
 _REPELLABLE = ("paired", "centroid")
 
@@ -45,11 +45,11 @@ class SAEAlignmentConfig(TrainingArguments):
             skips these rows.
         mse_weight (float, *optional*, defaults to 0.5): Weight of the squared change of hidden states of known
             neighbors and unknown entities. 0 skips them.
-        init (str, *optional*, defaults to "zero"): "zero" starts from a LoRA of zero and trains it. "closed_form"
-            solves for it at the start of `train`, with forward passes only (see `solve_alignment`), within
-            `retain_budget`, which is 0.04 if None. `max_steps` steps of training follow, by default none, whatever
-            `num_train_epochs` is. Without a `peft_config` the LoRA then has rank 16 and covers the MLPs' output
-            projections of `solve_layers`.
+        init (str, *optional*, defaults to "closed_form"): "closed_form" solves for the LoRA at the start of `train`,
+            with forward passes only (see `solve_alignment`), within `retain_budget`, which is 0.04 if None. `max_steps`
+            steps of training follow, by default none; epochs, evaluations and checkpoints are then refused, since no
+            step reaches them. Without a `peft_config` the LoRA has rank 16 and covers the MLPs' output projections of
+            `solve_layers`. "zero" starts from a LoRA of zero and trains it.
         solve_layers (list of int, *optional*): 0-based layers that the closed form changes. None takes the aligned
             layer and the four below it.
         solve_sweeps (int, *optional*, defaults to 2): Sweeps over these layers.
@@ -88,8 +88,8 @@ class SAEAlignmentConfig(TrainingArguments):
         retain_positions (int, *optional*, defaults to 8): Tokens of a retain row at which predictions are compared: its
             last one and random others. None compares all. The output head, most of the work with a large vocabulary,
             runs at no other token.
-        retain_budget (float, *optional*): Stop if `eval_kl` exceeds this number of nats per token (needs
-            `eval_strategy`, and `kl_weight` > 0). None never stops.
+        retain_budget (float, *optional*): Largest damage of the closed form, in nats per token; None is 0.04. Steps of
+            training stop if `eval_kl` exceeds it (needs `eval_strategy`, and `kl_weight` > 0), and never with None.
         chat_template (bool, *optional*, defaults to False): Put prompts into the tokenizer's chat template.
         reference_batch_size (int, *optional*, defaults to 32): Rows per forward pass of the base model at the start.
         license (str, *optional*): License of the adapter as the Hub names licenses ("gemma"), for its card.
@@ -132,7 +132,7 @@ class SAEAlignmentConfig(TrainingArguments):
     retain_max_length: int = field(default=64, metadata={"help": "Tokens of a retain row."})
     retain_positions: int | None = field(default=8, metadata={"help": "Tokens of a retain row that are compared."})
     retain_budget: float | None = field(default=None, metadata={"help": "Stop above this eval_kl, in nats per token."})
-    init: str = field(default=TrainOptions.init, metadata={"help": "zero or closed_form"})
+    init: str = field(default=TrainOptions.init, metadata={"help": "closed_form or zero"})
     solve_layers: list[int] | None = field(default=None, metadata={"help": "Layers that the closed form changes."})
     solve_sweeps: int = field(default=2, metadata={"help": "Sweeps of the closed form over its layers."})
     solve_lam: float | None = field(
@@ -186,17 +186,18 @@ class SAEAlignmentConfig(TrainingArguments):
         self._check_solve()
         self._check_repulsion()
         check_followed(self)
-        steps: bool = self.init != "closed_form" or vars(self)["max_steps"] > 0
-        if not steps:
+        if self.solves_only:
+            check_without_steps(self)
             self.num_train_epochs, self.max_steps = 0.0, -1
         super().__post_init__()
-        if self.retain_budget is not None and self.eval_strategy == "no" and steps:
+        if self.retain_budget is None or self.solves_only:
+            return
+        if self.eval_strategy == "no":
             raise AlignmentError(
                 f"retain_budget={self.retain_budget:g}: expected evaluations, which measure eval_kl. Set "
                 'eval_strategy="steps" and eval_steps.'
             )
-
-        if self.retain_budget is not None and self.kl_weight == 0:
+        if self.kl_weight == 0:
             raise AlignmentError(
                 f"retain_budget={self.retain_budget:g}: expected kl_weight > 0, which measures eval_kl. "
                 "Set a small one."
@@ -205,6 +206,11 @@ class SAEAlignmentConfig(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the Hub's token, which a pickle of the settings must not contain."""
         return self.__dict__ | {"hub_token": None}
+
+    @property
+    def solves_only(self) -> bool:
+        """True if the LoRA is solved for and no step of training follows."""
+        return self.init == "closed_form" and not vars(self)["max_steps"] > 0
 
     @property
     def weights(self) -> dict[str, float]:

@@ -1,9 +1,13 @@
 """Checks of `TrainingArguments` fields that an alignment cannot follow, each with its reason."""
 
+import dataclasses
+import logging
 from typing import Any
 
 from sae_unlearn.errors import AlignmentError
 
+
+logger = logging.getLogger(__name__)
 
 _PASSES = "passes over entities end inside the model"
 # Fields that must be "off", with the reason. `tests/alignment/test_settings.py` has all other fields.
@@ -52,3 +56,46 @@ def check_followed(args: Any) -> None:
         value = getattr(args, name, wanted)
         if value != wanted:
             raise AlignmentError(f"{name}={value!r:.40}: expected {wanted!r}, since {reason}. Omit it.")
+
+
+# What happens at a step or between steps, and what leaves it out, besides the field's default.
+_BETWEEN_STEPS = {
+    "num_train_epochs": (0,),
+    "eval_strategy": ("no",),
+    "save_strategy": ("no",),
+    "save_steps": (),
+    "load_best_model_at_end": (),
+}
+_OF_STEPS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def check_without_steps(args: Any) -> None:
+    """Raise if something is asked for between steps that are not taken; warn of settings of steps.
+
+    Args:
+        args (SAEAlignmentConfig): With `init="closed_form"`, and without `max_steps`.
+
+    Raises:
+        AlignmentError: If epochs, evaluations or checkpoints are asked for. The message names the setting.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(args)}
+    next_step = 'Set max_steps to train on from the solution, or init="zero" to train'
+    for name, off in _BETWEEN_STEPS.items():
+        value = getattr(args, name)
+        if value != default[name] and value not in off:
+            raise AlignmentError(
+                f'{name}={value!r:.40}: expected none, since init="closed_form" takes no step without max_steps. '
+                f"{next_step}, or omit it."
+            )
+    unused = [f"{name}={getattr(args, name)!r:.40}" for name in _OF_STEPS if getattr(args, name) != default[name]]
+    if unused:
+        logger.warning('%s: no effect, since init="closed_form" takes no step. %s.', ", ".join(unused), next_step)

@@ -50,7 +50,10 @@ logger = logging.getLogger(__name__)
 
 
 class SAEAlignmentTrainer(MeasuringTrainer):
-    """Trains a LoRA that makes targets look like unknown entities in the latent space of an SAE.
+    """Finds a LoRA that makes targets look like unknown entities, in closed form or by training.
+
+    With `init="closed_form"`, the default, `train` solves for the LoRA with forward passes only: see `solve_alignment`.
+    With `init="zero"`, and for `max_steps` steps after a solution, it is trained in the latent space of an SAE on
 
         loss = toward_weight * toward(z) + away_weight * away(z) + mse_weight * mse + kl_weight * kl
 
@@ -78,8 +81,9 @@ class SAEAlignmentTrainer(MeasuringTrainer):
         compute_metrics (Callable, *optional*): Called as in `Trainer`, with predictions `[rows, d_in]`, the residual
             stream, and label ids (number of the entity, number of its template). Its result is added to the metrics.
         callbacks, optimizers (*optional*): As in `Trainer`.
-        peft_config (LoraConfig, *optional*): The adapter. None is a LoRA of rank 8 on every linear module of the layers
-            up to the aligned one.
+        peft_config (LoraConfig, *optional*): The adapter. None is a LoRA of rank 16 on the output projections of the
+            MLPs of `solve_layers`; with `init="zero"` one of rank 8 on every linear module of the layers up to the
+            aligned one.
         sae (SparseAutoencoder or None): An autoencoder of one of the model's layers. None aligns the raw hidden states,
             the control that shows the effect of the SAE; it needs `args.layer`.
         known (EntitySet or rows): Entities that the model knows, of the targets' types, without any target.
@@ -182,14 +186,23 @@ class SAEAlignmentTrainer(MeasuringTrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does. With `init="closed_form"` first solve for the LoRA.
 
-        Nothing is solved if a checkpoint is resumed. `solution` is then the `Solution`, and the logs have its numbers.
+        `solution` is then the `Solution`, and the logs have its numbers. Nothing is solved if a checkpoint is resumed.
 
         Raises:
-            AlignmentError: With `init="closed_form"`, if the model is sharded or `solve_alignment` refuses it.
+            AlignmentError: With `init="closed_form"`, if the model is sharded or `solve_alignment` refuses it, or a
+                checkpoint is to be resumed without `max_steps`.
         """
+        if self.args.solves_only and resume_from_checkpoint:
+            raise AlignmentError(
+                f"resume_from_checkpoint={resume_from_checkpoint!r:.80}: expected steps to resume, and "
+                'init="closed_form" takes none. Omit it, or set max_steps or init="zero" as in that run.'
+            )
         if self.args.init == "closed_form" and not resume_from_checkpoint:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise AlignmentError('init="closed_form": expected a model that is not sharded. Run it without FSDP.')
+                raise AlignmentError(
+                    'init="closed_form": expected a model that neither FSDP nor DeepSpeed prepares. Run it without '
+                    'them, or set init="zero".'
+                )
             ways = self._ways.training
             rows = TargetRows(
                 [r.input_ids for r in ways.rows], ways.base, ways.unknown, self.setting.spread, self.setting.layer

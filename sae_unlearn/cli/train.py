@@ -135,7 +135,8 @@ def _trainer(
     own = {each.name: getattr(options, each.name) for each in options_of(TrainOptions)}
     given = {name: value for name, value in own.items() if name not in _NOT_OF_THE_CONFIG}
     given["per_device_train_batch_size"] = options.batch_size
-    if options.retain_budget is not None or options.eval_steps is not None:
+    steps = options.init == "zero" or options.max_steps > 0
+    if options.eval_steps is not None or (steps and options.retain_budget is not None):
         given |= {"eval_strategy": "steps", "eval_steps": options.eval_steps or 10}
     saving = {"save_strategy": "steps", "save_steps": options.save_steps} if options.save_steps else {}
     given |= saving or {"save_strategy": "no"}

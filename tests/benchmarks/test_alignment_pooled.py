@@ -6,7 +6,10 @@ from scipy.stats import ttest_rel
 from benchmarks.alignment.pooled_data import PER_COUNTRY, SIZE, _sets
 from benchmarks.alignment.pooled_relearning import pooled_points
 from benchmarks.alignment.pooled_summary import paired, pooled
+from benchmarks.site_pages import alignment_pooled as page
 from sae_unlearn.alignment import EntitySet
+from sae_unlearn.alignment.closed_form import solve
+from sae_unlearn.options.train import TrainOptions
 
 
 def test_no_city_is_in_two_sets_and_no_country_fills_one():
@@ -69,6 +72,32 @@ def test_recipes_are_paired_over_the_sets_that_both_have():
 def test_one_set_gives_no_difference():
     one = [{**cell(1, 9, 18, 0.02), "set": 1}]
     assert paired(one, one) == {"sets": [1]}
+
+
+def test_the_default_recipe_is_the_one_that_the_rule_of_the_plan_chooses(monkeypatch):
+    assert TrainOptions().init == ("closed_form" if page.is_better() else "zero")
+    measured = page.read_json(page.RESULTS)
+    for key, part, value in (
+        ("sets", None, [1, 2, 3, 4, 5]),
+        ("targets unseen", "high", 0.001),
+        ("damage", "first", 0.031),
+        ("others unseen", "value", -0.031),
+    ):
+        found = {**measured["against"]["gradient"]}
+        found[key] = value if part is None else {**found[key], part: value}
+        monkeypatch.setattr(page, "read_json", lambda name, found=found: {"against": {"gradient": found}})
+        assert not page.is_better(), key
+
+
+def test_the_page_counts_the_sets_in_which_the_search_of_the_library_ends_at_once(monkeypatch):
+    ends = (solve._SPENT * solve.BUDGET, solve.BUDGET)
+    assert ends == pytest.approx(page.ENDS)
+    assert solve._START == 20.0
+    cells = [{"recipe": "closed_form", "solve_damage": at} for at in (0.02, 0.03, 0.035, 0.039, 0.05)]
+    monkeypatch.setattr(page, "read_json", lambda name: {"cells": [*cells, {"recipe": "base"}]})
+    said = page.searched()
+    assert "In 3 of 5 sets" in said
+    assert "In 1 sets it would go on to a larger" in said
 
 
 def test_relearning_is_pooled_by_recipe_side_and_measure():

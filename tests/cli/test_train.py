@@ -28,6 +28,13 @@ def parts(tmp_path_factory):
 
 
 def arguments(parts, output, *more):
+    """A few steps of training."""
+    few = ["--init=zero", "--max-steps=12", "--learning-rate=0.01", "--batch-size=4"]
+    return solving(parts, output, *few, *more)
+
+
+def solving(parts, output, *more):
+    """The recipe that is the default."""
     named = [
         f"--{name}={parts / file}"
         for name, file in {
@@ -39,8 +46,7 @@ def arguments(parts, output, *more):
             "retain": "retain.json",
         }.items()
     ]
-    few = ["--max-steps=12", "--learning-rate=0.01", "--batch-size=4", "--no-progress"]
-    return ["train", *named, f"--output={output}", *few, *map(str, more)]
+    return ["train", *named, f"--output={output}", "--no-progress", *map(str, more)]
 
 
 @pytest.mark.slow
@@ -63,14 +69,22 @@ def test_train_writes_a_lora_its_card_and_its_picture(parts, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_train_solves_without_a_step(parts, tmp_path, capsys):
-    more = ["--init=closed_form", "--max-steps=0", f"--covariance-cache={tmp_path / 'kept'}", "--retain-budget=0.5"]
-    assert main(arguments(parts, tmp_path / "out", "--min-separation=0", *more)) == 0
+    more = [f"--covariance-cache={tmp_path / 'kept'}", "--retain-budget=0.5"]
+    assert main(solving(parts, tmp_path / "out", "--min-separation=0", *more)) == 0
     assert "part of the way to unknown entities that is left" in capsys.readouterr().out
     assert list((tmp_path / "kept").iterdir())
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parts / "model"), tmp_path / "out")
     changed = [n for n, p in model.named_parameters() if "lora_B" in n and p.abs().max() > 0]
     assert changed
     assert all("down_proj" in name for name in changed)
+
+
+def test_what_needs_steps_is_refused_where_the_lora_is_only_solved_for(parts, tmp_path, capsys):
+    for more in ("--num-train-epochs=1", "--eval-steps=5", "--save-steps=5"):
+        assert main(solving(parts, tmp_path / "out", "--min-separation=0", more)) == 2
+        said = capsys.readouterr().err
+        assert more.lstrip("-").split("=")[0].replace("-", "_").replace("eval_steps", "eval_strategy") in said
+        assert 'init="zero"' in said
 
 
 def test_train_says_what_is_wrong_in_one_line(parts, tmp_path, capsys):

@@ -44,8 +44,9 @@ def parts(name: str = "llama") -> dict:
 
 
 def settings(folder: object, **options: object) -> SAEAlignmentConfig:
-    """Settings for a few quick and deterministic steps."""
+    """Settings for a few quick and deterministic steps of training."""
     options = {
+        "init": "zero",
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,

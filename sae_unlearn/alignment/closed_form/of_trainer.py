@@ -90,7 +90,7 @@ def solve_for(
     if not judged and args.solve_lam is None:
         raise AlignmentError(
             'init="closed_form": expected held-out retain rows to measure the damage on, got none. Give retain text, '
-            "known entities with attributes, or solve_lam."
+            'known entities with attributes, or solve_lam, or set init="zero".'
         )
     solution = solve_alignment(
         bare,

@@ -161,8 +161,8 @@ def _within(budget: float, attempt: Callable[[float], Solution]) -> Solution:
     if best is None:
         shown = ", ".join(f"{spent:.3g} at lam {at:.3g}" for at, spent in tried[-3:])
         raise AlignmentError(
-            f"retain_budget={budget:g}: expected a damage within it, got {shown}. Set a larger budget, fewer targets "
-            "or fewer solve_layers."
+            f"retain_budget={budget:g}: expected a damage within it, got {shown}. Set a larger budget, fewer targets, "
+            'fewer solve_layers, or init="zero".'
         )
     return Solution(**{**vars(best), "tried": tried})
 
@@ -206,10 +206,12 @@ def lora_on(site: Projection, adapter: str) -> Any:
     if not isinstance(module, LoraLayer) or adapter not in module.lora_A:
         raise AlignmentError(
             f'init="closed_form": expected a LoRA on {site.name}, got none. Add {site.name.rpartition(".")[2]} to '
-            "target_modules, or leave peft_config out."
+            'target_modules, leave peft_config out, or set init="zero".'
         )
     if module.use_dora.get(adapter, False):
-        raise AlignmentError('init="closed_form": expected use_dora=False, got a DoRA. Set it to False.')
+        raise AlignmentError(
+            'init="closed_form": expected use_dora=False, got a DoRA. Set it to False, or init="zero".'
+        )
     if bool(module.lora_B[adapter].weight.ne(0).any()):
         raise AlignmentError(
             f'init="closed_form": expected a LoRA that starts at zero, got a trained one on {site.name}. '
