@@ -114,9 +114,17 @@ def test_a_cell_without_a_number_is_refused() -> None:
 
 
 def test_recipes_are_compared_only_over_enough_shared_sets(monkeypatch) -> None:
-    row = {"first": 0.2, "second": 0.6, "value": -0.4, "low": -0.5, "high": -0.3}
-    found = {"sets": list(range(alignment_pooled.ENOUGH)), "targets unseen": row}
-    monkeypatch.setattr(alignment_pooled, "read_json", lambda name: {"against": {"gradient": found}})
-    assert "| picks the country | 0.20 | 0.60 | -0.40 (-0.50 to -0.30) |" in alignment_pooled.beside_training()
+    row = {"first": 0.2, "second": 0.6, "value": -0.4, "low": -0.5, "high": -0.004}
+    measured = alignment_pooled.read_json(alignment_pooled.RESULTS)
+    found = {**measured["against"]["gradient"], "targets unseen": row}
+    found["sets"] = list(range(alignment_pooled.ENOUGH))
+    results_ = {"against": {"gradient": found}, "cells": measured["cells"]}
+    monkeypatch.setattr(alignment_pooled, "read_json", lambda name: results_)
+    said = alignment_pooled.beside_training()
+    assert "| picks the country | 0.200 | 0.600 | -0.400 (-0.500 to -0.004) |" in said
+    assert "0.400 (0.004 to 0.500) fewer" in said
+    assert "committed before, yes" in said
+    row["high"] = 0.001
+    assert "committed before, no" in alignment_pooled.beside_training()
     found["sets"].pop()
     assert "|" not in alignment_pooled.beside_training()
