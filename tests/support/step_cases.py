@@ -1,7 +1,7 @@
 """What the steps for a decoded token are compared on with torch's operators, which they stand for."""
 
 import torch
-from zoo import guarded, padded, plant, planted_config, token_ids
+from zoo import PARAGRAPHS, guarded, padded, plant, planted_config, token_ids
 
 from sae_unlearn import enable_guardrails, record_firings
 
@@ -22,6 +22,7 @@ LEFT_TO_OPERATORS = {
     "record": {"action": "record"},
     "columns": {"counting": "columns"},
     "messages": {"boundary_ids": [96]},
+    "paragraphs": PARAGRAPHS,
 }
 
 
