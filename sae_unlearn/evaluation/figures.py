@@ -80,7 +80,7 @@ def recall_figures(
         fired (mapping): Firings on each of them by guardrail, `[n]` bool. Empty without guardrails.
         side (str): "forget" or "retain".
         data (str): Name of the set.
-        rows (str): Fingerprint of the prompts.
+        rows (str): Digest of the prompts.
         notes (list of str): Receives a line if ROUGE-L is skipped.
     """
     figure = partial(figure_of_rows, side, data, subjects=[one.fact.subject for one in found], rows=rows)

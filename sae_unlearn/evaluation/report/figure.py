@@ -63,7 +63,7 @@ class Figure:
             weights.
         groups (tuple of int, *optional*, defaults to ()): Number of each row's subject. Rows of one subject are drawn
             together.
-        rows (str, *optional*, defaults to ""): Fingerprint of the rows, to match figures of the same data. No text is
+        rows (str, *optional*, defaults to ""): Digest of the rows, to match figures of the same data. No text is
             kept.
     """
 
