@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         target = output_folder(args.space, "--space")
         pinned = {name: getattr(args, name) for name in ("model_revision", "adapter_revision", "adapter_subfolder")}
         write_space(target, args.model, args.adapter, title, examples, labels, **pinned)
-        print(f"Written to {target}: app.py, requirements.txt and README.md; upload them to a Space.")
+        print(f"Written to {target}: app.py, requirements.txt and README.md; {_to_do(target)}.")
         return 0
     from sae_unlearn.playground.page import build_page, gradio, serve
     from sae_unlearn.playground.session import Session
@@ -107,6 +107,12 @@ def _check_address(host: str, port: int | None) -> None:
     except OSError as error:
         given = f"--host {host}" if port is None or isinstance(error, socket.gaierror) else f"--port {port}"
         raise UnlearnError(f"{given}: cannot serve there ({error.strerror or error}). Pass another.") from error
+
+
+def _to_do(space: Path) -> str:
+    """Return in words how the written files become a Space."""
+    unknown = "fill in" in (space / "requirements.txt").read_text(encoding="utf-8")
+    return ("fill in the address in requirements.txt, and " if unknown else "") + "upload them to a Space"
 
 
 def _stored_prompts(session: "Session") -> list[str]:

@@ -14,7 +14,7 @@ from sae_unlearn import fit_guardrail, record_firings
 from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.cli.chat import show, switched
 from sae_unlearn.cli.main import main
-from sae_unlearn.cli.playground import PROMPT_TOKENS, _stored_prompts
+from sae_unlearn.cli.playground import PROMPT_TOKENS, _stored_prompts, _to_do
 from sae_unlearn.errors import GuardrailError, UnlearnError
 from sae_unlearn.playground.session import GateView, Session, Settings, TokenView
 from sae_unlearn.playground.space import write_space
@@ -180,6 +180,10 @@ def test_a_space_holds_the_guardrail_and_no_local_model(tmp_path):
     assert json.loads(title) == 'A "title"'
     with pytest.raises(UnlearnError, match="Hub id"):
         write_space(tmp_path / "other", str(tmp_path), "me/guardrail", "t", [])
+    requirements = tmp_path / "space/requirements.txt"
+    assert _to_do(requirements.parent).startswith("fill in") == ("YOUR-GIT-HOST" in requirements.read_text())
+    requirements.write_text("sae-unlearn[playground] @ git+https://a.example/b@0")
+    assert _to_do(requirements.parent) == "upload them to a Space"
 
 
 def test_a_space_of_no_guardrail_is_not_written(tmp_path, capsys):
