@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_stand_in import OWNER
+from hub_requests import OWNER
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from tiny_entities import HELD_OUT, QUESTIONS, TEMPLATES, parts
@@ -33,10 +33,11 @@ SIZES = {
 TRAINING = {"init": "zero", "retain_budget": None, "max_steps": 2}
 
 
-def trainer(folder, peft_config=None, **options):
+def trainer(folder, given=None, **options):
+    """A trainer on the tiny parts, with other arguments of it in `given`, and options of its settings."""
     torch.manual_seed(0)
     args = SAEAlignmentConfig(str(folder), **{**SIZES, **options})
-    return SAEAlignmentTrainer(args=args, peft_config=peft_config, **parts())
+    return SAEAlignmentTrainer(args=args, **{**parts(), **(given or {})})
 
 
 def logits(model):
@@ -65,6 +66,13 @@ def test_nothing_but_a_solve_is_the_default(solved):
     assert ranks == {16}
     assert any("solve_lam" in log for log in it.state.log_history)
     assert not list(Path(it.args.output_dir).glob("checkpoint-*"))
+
+
+def test_the_lora_is_the_same_without_an_sae(solved, tmp_path):
+    it = trainer(tmp_path, {"sae": None}, layer=solved[0].setting.layer)
+    it.train()
+    assert it.latents is None
+    assert all(torch.equal(weight, lora_weights(solved[0])[name]) for name, weight in lora_weights(it).items())
 
 
 def test_the_solution_is_saved_with_its_card_and_loads_with_peft_alone(solved, tmp_path):
@@ -151,7 +159,7 @@ def test_a_checkpoint_is_not_resumed_without_steps(tmp_path):
 def test_a_lora_elsewhere_and_sharding_are_refused_with_the_recipe_that_takes_them(tmp_path):
     elsewhere = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     with pytest.raises(AlignmentError, match=r'down_proj.*init="zero"'):
-        trainer(tmp_path, peft_config=elsewhere).train()
+        trainer(tmp_path, {"peft_config": elsewhere}).train()
     it = trainer(tmp_path)
     it.is_fsdp_enabled = True
     with pytest.raises(AlignmentError, match=r'FSDP.*init="zero"'):
