@@ -193,8 +193,9 @@ def test_a_small_sae_of_a_tiny_model_explains_it(model, tmp_path, caplog):
     torch.testing.assert_close(theirs.encode(h), sae.encode(h), rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_estimates_and_trains(tmp_path, capsys):
+def test_the_command_estimates_and_trains(tmp_path, capsys, monkeypatch):
     oracle("sae_lens")
+    monkeypatch.setattr("sae_unlearn.guardrail.fit.reconstruction.LEAST_EXPLAINED", -100.0)
     save_parts(tmp_path)
     save_corpora(tmp_path)
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
@@ -209,4 +210,9 @@ def test_the_command_estimates_and_trains(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "loss recovered" in shown
     assert f"--sae {tmp_path / 'trained'}" in shown.replace("\\", "/")
+    monkeypatch.setattr("sae_unlearn.guardrail.fit.reconstruction.LEAST_EXPLAINED", 1.0)
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "too little for a guardrail" in shown
+    assert f"Next: sae-unlearn train-sae --model {tmp_path / 'model'} --layer 1" in shown
     assert SparseAutoencoder.from_pretrained(tmp_path / "trained").layer == 1
