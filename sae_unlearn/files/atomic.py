@@ -6,7 +6,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -50,8 +50,9 @@ def staged(folder: Path, first: Sequence[str] = (), key: str | None = None) -> I
     _move(stage, folder, list(first), key)
     shutil.rmtree(stage, ignore_errors=True)
     for left in folder.glob(f"{STAGE}*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has just ended its save
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from moments import MOMENTS
 
 from sae_unlearn import Entity, EntitySet, LabeledEntities, SparseAutoencoder
 from sae_unlearn.alignment.labeling.answer_log import Asked
-from sae_unlearn.files.atomic import staged
+from sae_unlearn.files.atomic import staged, write_whole
 
 
 @pytest.mark.parametrize("what", ["an SAE", "labeled entities", "any files"])
@@ -40,3 +40,16 @@ def test_files_of_two_saves_never_stand_beside_each_other(what, tmp_path):
     assert len(found) > 3
     assert all(files in (None, old, new) for files in found)
     assert found[0] == old != new
+
+
+def test_a_save_of_another_process_may_end_while_old_ones_are_looked_for(tmp_path, monkeypatch):
+    """Processes that share a folder each have a stage there, which can go between its listing and a look at its age."""
+    gone = tmp_path / ".saving-0123456789abcdef"
+    listed = type(tmp_path).glob
+
+    def glob(path, pattern):
+        return [*listed(path, pattern), gone]
+
+    monkeypatch.setattr(type(tmp_path), "glob", glob)
+    write_whole(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
