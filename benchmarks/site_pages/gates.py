@@ -22,6 +22,7 @@ WRAPPED_GATES = (
 )
 REPORTS = {
     "second": "default_preset_report_second.json",
+    "weighed": "default_preset_report_second_weighed.json",
     "counted": "default_preset_report_second_counted.json",
     "fresh": "default_preset_report_fresh.json",
     "paragraphs": "default_preset_report_paragraphs.json",
@@ -163,8 +164,9 @@ def means(name: str = "second") -> dict[str, float]:
 def all_means() -> str:
     """Mean changes of each set of defaults on topics that it had not seen."""
     labels = {
-        "second": "current: weighed tokens, 40 features",
-        "counted": "before: hot tokens counted, 20 features",
+        "second": "current: windowed gate, 40 features",
+        "weighed": "before: weighed tokens, 40 features",
+        "counted": "before that: hot tokens counted, 20 features",
         "fresh": "99th percentile, 16 times the mean activation",
         "paragraphs": "95th percentile, 12 times the mean activation",
         "questions": "the same, on questions of MMLU",
