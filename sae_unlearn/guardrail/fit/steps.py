@@ -189,7 +189,7 @@ class Fit:
                     "tokens": rows.tokens,
                     "selection_rows": rows.selection_rows,
                     "threshold_rows": len(rows.threshold) if self.windowed is None else rows.selection_rows,
-                    "report_rows": len(rows.report) if self.windowed is None else rows.selection_rows,
+                    "report_rows": len(rows.report) or (0 if self.windowed is None else rows.selection_rows),
                 }
                 for role, rows in self.rows.items()
             },

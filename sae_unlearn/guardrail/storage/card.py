@@ -203,6 +203,8 @@ def _fit(calibration: dict[str, Any]) -> str:
         use += f"{n['report_rows']} held out"
         if calibration.get("windowed"):
             use = f"{n['selection_rows']} rows, each scored by weights that were fitted without it"
+            if n["report_rows"] != n["selection_rows"]:  # a search put some aside
+                use += f", and {n['report_rows']} rows held out"
         parts.append(f"{n['documents']} documents of {as_plain_text(role)} text, {n['tokens']} tokens ({use})")
     if not parts:
         return "none; features and threshold were set by hand"
