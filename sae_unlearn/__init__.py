@@ -45,6 +45,7 @@ if TYPE_CHECKING or not _is_own_command():
         record_firings,
         save_bundle,
         scout,
+        search_guardrail,
         set_action,
         set_threshold,
     )

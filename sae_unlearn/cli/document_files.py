@@ -42,6 +42,9 @@ def files_of(folder: Path) -> list[Path] | None:
             raise UnlearnError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
     if not found and not others:
         raise UnlearnError(f"{folder}: expected files, got none. Give a folder with texts.")
+    card = folder / "README.md"
+    if card in found and not any(path.suffix.lower() in DOCUMENTS for path in found if path != card) and len(found) > 1:
+        return None  # a data set of the Hub, whose card is not one of its texts
     if not any(path.suffix.lower() in DOCUMENTS for path in found):
         return None
     if others:

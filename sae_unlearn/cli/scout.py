@@ -87,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"None of these SAEs tells the topic; layer {probe.layer} does, so take another SAE of it.")
     args.best = best.layer if told else probe.layer
     near = suggested_sae([entry for entry in published if entry.layer == args.best], args.best)
-    args.near = names[found.scores.index(best)] if args.saes and told else None if near is None else near.name
+    args.near, args.approximate = (None, False) if near is None else (near.name, near.approximate)
+    if args.saes and told:
+        args.near = names[found.scores.index(best)]
+        args.approximate = not saes[args.saes.index(args.near)].exact_in_slices
     return 0
 
 
@@ -99,4 +102,5 @@ def next_step(args: argparse.Namespace) -> str:
         given = ["sae-unlearn", "train-sae", "--model", args.model, "--layer", str(args.best)]
         return shlex.join([*given, "--texts", *args.forget, *args.retain, "--output", "SAE"])
     texts = ["--forget", *args.forget, "--retain", *args.retain]
-    return shlex.join(["sae-unlearn", "fit", "--model", args.model, "--sae", args.near, *texts, "--output", "FOLDER"])
+    sae = ["--sae", args.near, *(["--topk", "threshold"] if args.approximate else [])]
+    return shlex.join(["sae-unlearn", "fit", "--model", args.model, *sae, *texts, "--output", "FOLDER"])

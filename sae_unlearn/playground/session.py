@@ -3,6 +3,7 @@
 Prompts are not kept: a `Session` holds the model and the guardrail.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -18,8 +19,10 @@ from sae_unlearn.backbone.call_arguments import cache_name, cache_of
 from sae_unlearn.backbone.layers import bare_model, input_device
 from sae_unlearn.backbone.residual_stream import ResidualBatch, evaluation_mode
 from sae_unlearn.backbone.tokens import turn_prompt
+from sae_unlearn.checks import check_choice
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import clamp_of, the_guardrail
+from sae_unlearn.guardrail.config_parts.validation import CHOICES
 from sae_unlearn.guardrail.gate.offline import content_tokens, read_batch, unguarded_residuals
 
 
@@ -53,7 +56,13 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= LONGEST:
             raise UnlearnError(f"max_new_tokens={self.max_new_tokens}: expected 1 to {LONGEST}. Pass another number.")
-        if self.dose < 0:
+        if self.action is not None:
+            check_choice("action", self.action, CHOICES["action"])
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UnlearnError(
+                f"threshold={self.threshold}: expected a finite number, or None for the guardrail's own."
+            )
+        if not 0 <= self.dose < math.inf:
             raise UnlearnError(f"dose={self.dose}: expected 0 or more. Pass 1 for the guardrail's own.")
 
 

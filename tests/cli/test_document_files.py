@@ -183,3 +183,14 @@ def test_files_that_are_not_read_are_named(tmp_path):
         pytest.warns(UserWarning, match=r"1 files hold no texts: empty"),
     ):
         assert read_texts(str(tmp_path)) == ["one text of four words"]
+
+
+def test_the_card_of_a_cloned_data_set_is_no_text_of_it(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "# A data set\n\nThis paragraph says what the data set is about and who made it."
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"text": "a row of the data set itself, of some words"}))
+    assert document_files.files_of(tmp_path) is None
+    (tmp_path / "data" / "train.jsonl").unlink()
+    assert document_files.files_of(tmp_path) == [tmp_path / "README.md"]

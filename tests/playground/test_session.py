@@ -120,8 +120,13 @@ def test_what_cannot_be_asked_is_refused(session):
         list(session.answers("  "))
     with pytest.raises(UnlearnError, match="max_new_tokens=0"):
         Settings(max_new_tokens=0)
-    with pytest.raises(UnlearnError, match="dose=-1"):
-        Settings(dose=-1)
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(UnlearnError, match=f"dose={wrong}"):
+            Settings(dose=wrong)
+    with pytest.raises(UnlearnError, match="threshold=nan"):
+        Settings(threshold=float("nan"))
+    with pytest.raises(UnlearnError, match="action='foo'"):
+        Settings(action="foo")
     with pytest.raises(GuardrailError, match="other"):
         Session(session.model, session.tokenizer, "other")
 

@@ -22,8 +22,9 @@ DEMO = {"demo": "google/gemma-3-270m"}
 def published_saes(model: str, checkpoints: bool = False) -> list[PublishedSAE]:
     """Return the published residual SAEs of a model, by layer, width and L0.
 
-    A model is recognized by the last part of its name, so copies and local folders of that name match. If no SAE was
-    published for a chat model or a quantized model, those of its base model are returned, and a warning says so.
+    A model is recognized by the last part of its name, so copies and local folders of that name match. If none
+    matches, those of another form of the model are returned (quantized, renamed), or else those of a chat model's base,
+    and a warning says so.
 
     Args:
         model (str): Hub id or folder, e.g. `"google/gemma-2-2b-it"`; `"demo"` is the demo's model.
@@ -42,12 +43,13 @@ def published_saes(model: str, checkpoints: bool = False) -> list[PublishedSAE]:
     found = [entry for entry in everything if key(entry.model) == key(model)]
     if not found:
         found = [entry for entry in everything if base_key(entry.model) == base_key(model)]
-        plain = [entry for entry in found if not tuning(entry.model)]
-        found = plain or found
+        same = [entry for entry in found if tuning(entry.model) == tuning(model)]
+        found = same or found
         if found:
+            about = f"{model} is not listed by this name" if same else f"No SAE was published for {model}"
             warnings.warn(
-                f"No SAE was published for {model}; these are of {found[0].model}, whose activations differ. Check the "
-                "AUROC of the fit before you trust it.",
+                f"{about}; these are of {found[0].model}, whose activations can differ. Check the AUROC of the fit "
+                "before you trust it.",
                 stacklevel=2,
             )
     return sorted(_once(found), key=lambda e: (e.layer, e.width or 0, e.l0 or 0.0, e.release))

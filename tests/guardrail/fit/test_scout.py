@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_topic import save_corpora, save_parts, tiny_parts, topic_texts
 
-from sae_unlearn import scout
+from sae_unlearn import SparseAutoencoder, scout
 from sae_unlearn.cli.main import main
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.fit import layer_scores
@@ -136,3 +136,16 @@ def test_the_command_says_early_and_plainly_if_nothing_tells_the_topic(
     assert ("Next: " in shown) == (step is not None)
     if step is not None:
         assert f"Next: sae-unlearn {step}" in shown
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_the_next_command_approximates_a_top_k_sae(approximate, monkeypatch, tmp_path, capsys):
+    save_parts(tmp_path)
+    save_corpora(tmp_path)
+    if approximate:
+        monkeypatch.setattr(SparseAutoencoder, "exact_in_slices", False)
+    scores = (LayerScore(0, None, 0.9, 0.9, 2.0), LayerScore(0, "sae", 0.9, 0.9, 2.0))
+    monkeypatch.setattr(layer_scores, "scout", lambda *args, **options: Scouting(scores, (40, 80)))
+    given = ["--model", tmp_path / "model", "--forget", tmp_path / "forget.txt", "--retain", tmp_path / "retain.json"]
+    assert main([str(x) for x in ["scout", *given, "--saes", tmp_path / "sae", "--no-progress"]]) == 0
+    assert ("--topk threshold" in capsys.readouterr().out) == approximate

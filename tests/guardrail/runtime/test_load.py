@@ -97,16 +97,16 @@ def test_memory_is_flat_over_thousands_of_calls():
     gc.collect()
     tracemalloc.start()
     objects, (before, _) = len(gc.get_objects()), tracemalloc.get_traced_memory()
-    calls(1000)
-    gc.collect()
-    first = tracemalloc.get_traced_memory()[0] - before
-    calls(1000)
-    gc.collect()
-    second = tracemalloc.get_traced_memory()[0] - before
+    held = []
+    for _ in range(3):
+        calls(1000)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0] - before)
     tracemalloc.stop()
     assert len(gc.get_objects()) - objects < 200
-    assert second < 100_000
-    assert second - first < 20_000  # 20 bytes per call would be seen
+    assert held[-1] < 100_000
+    # 20 bytes per call would be seen in both; caches that fill up are seen in the first
+    assert min(held[1] - held[0], held[2] - held[1]) < 20_000
     layer = guard_layers(model)[0]
     assert layer.recorders == []
     assert len(layer.tables.made) <= 1

@@ -120,6 +120,9 @@ def test_copies_and_folders_of_a_model_are_recognized(model):
     [
         ("google/gemma-2-2b-it", "google/gemma-2-2b"),
         ("unsloth/gemma-2-2b-it-bnb-4bit", "google/gemma-2-2b"),
+        ("unsloth/gemma-2-9b-it-bnb-4bit", "google/gemma-2-9b-it"),
+        ("unsloth/gemma-3-4b-it-bnb-4bit", "google/gemma-3-4b-it"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
         ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base"),
         ("mistralai/Mistral-7B-Instruct-v0.2", None),
         ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
@@ -227,7 +230,7 @@ def test_the_command_lists_and_suggests(capsys):
     assert "CC-BY-4.0" in shown
     assert f"Next: sae-unlearn fit --model google/gemma-2-2b-it --sae {CANONICAL}" in shown
 
-    with pytest.warns(UserWarning, match="whose activations differ"):
+    with pytest.warns(UserWarning, match="these are of Qwen/Qwen3-8B-Base"):
         approximate = suggest("Qwen/Qwen3-8B")
     assert main(["saes", "Qwen/Qwen3-8B"]) == 0
     assert f"--sae {approximate.name} --topk threshold --forget" in capsys.readouterr().out
