@@ -1,5 +1,6 @@
 """Training arguments of an alignment, in addition to those of `Trainer`."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ from transformers import TrainingArguments
 
 from sae_unlearn.alignment.loss import AWAY, PARTS, TOWARD
 from sae_unlearn.alignment.settings_checks import check_followed, check_without_steps
-from sae_unlearn.checks import check_choice, check_integer
+from sae_unlearn.checks import check_bool, check_choice, check_integer, check_number
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.options.train import TrainOptions
 
@@ -19,6 +20,20 @@ PRESETS = {
 INITS = ("closed_form", "zero")
 # Distances that can balance repulsion. The others are bounded, and repulsion is not.
 _REPELLABLE = ("paired", "centroid")
+_OPTIONAL = ("retain_budget", "solve_lam", "solve_gamma")
+_NUMBERS = (
+    *("toward_weight", "away_weight", "kl_weight", "mse_weight"),
+    *("max_generic_frequency", "min_separation", "held_out_fraction"),
+    *_OPTIONAL,
+)
+_COLLECTIONS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("solve_layers", (list, tuple), "a list of layers"),
+    ("templates", dict, "prompts by entity type"),
+    ("held_out_templates", dict, "prompts by entity type"),
+    ("questions", dict, "prompts by entity type and attribute"),
+    ("covariance_cache", (str, os.PathLike), "a folder"),
+    ("license", str, "the name of a license"),
+)
 
 
 @dataclass
@@ -149,6 +164,7 @@ class SAEAlignmentConfig(TrainingArguments):
     license: str | None = field(default=None, metadata={"help": "The adapter's own license, for its card."})
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_choice("preset", self.preset, PRESETS, AlignmentError)
         self.toward = PRESETS[self.preset]["toward"] if self.toward is None else self.toward
         self.away = PRESETS[self.preset]["away"] if self.away is None else self.away
@@ -216,6 +232,17 @@ class SAEAlignmentConfig(TrainingArguments):
     def weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""
         return {part: getattr(self, f"{part}_weight") for part in PARTS}
+
+    def _check_types(self) -> None:
+        """Raise unless numbers, switches and collections are of their type; their ranges are checked apart."""
+        for name in _NUMBERS:
+            if not (name in _OPTIONAL and getattr(self, name) is None):
+                check_number(name, getattr(self, name), AlignmentError)
+        for name in ("question_forms", "chat_template"):
+            check_bool(name, getattr(self, name), AlignmentError)
+        for name, kind, wanted in _COLLECTIONS:
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), kind):
+                raise AlignmentError(f"{name}={getattr(self, name)!r}: expected {wanted}, or None.")
 
     def _check_solve(self) -> None:
         check_choice("init", self.init, INITS, AlignmentError)

@@ -174,3 +174,25 @@ def test_settings_survive_a_copy_and_a_round_trip(tmp_path):
     values = {k: v for k, v in args.to_dict().items() if k in {f.name for f in dataclasses.fields(args) if f.init}}
     values["accelerator_config"] = None  # which transformers does not read back as it wrote it
     assert SAEAlignmentConfig(**values).kl_weight == args.kl_weight
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kl_weight", "1"),
+        ("min_separation", "a"),
+        ("held_out_fraction", None),
+        ("retain_budget", "x"),
+        ("solve_lam", "q"),
+        ("solve_gamma", True),
+        ("solve_layers", 3),
+        ("question_forms", "yes"),
+        ("chat_template", 1),
+        ("license", 3),
+        ("templates", 3),
+        ("covariance_cache", 3),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(tmp_path, field, value):
+    with pytest.raises(AlignmentError, match=f"^{field}="):
+        SAEAlignmentConfig(str(tmp_path), **{field: value})
