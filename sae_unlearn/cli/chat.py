@@ -11,7 +11,8 @@ from sae_unlearn.install import install_command
 
 
 if TYPE_CHECKING:
-    from sae_unlearn.playground.session import GateView, Session, Settings
+    from sae_unlearn.playground.session import GateView, Session
+    from sae_unlearn.playground.settings import Settings
 
 HELP = "try a guardrail in the terminal: bare and guarded answers, and what the gate sees"
 EXAMPLES = """examples:
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from sae_unlearn.cli.inputs import load_model, with_adapter
     from sae_unlearn.errors import UnlearnError
     from sae_unlearn.guardrail.storage.folder import GuardrailFolder
-    from sae_unlearn.playground.session import Session, Settings
+    from sae_unlearn.playground.session import Session
+    from sae_unlearn.playground.settings import Settings
 
     console = _console()
     settings = Settings(max_new_tokens=args.max_new_tokens, chat_template=not args.plain)

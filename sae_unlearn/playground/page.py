@@ -7,7 +7,8 @@ from typing import Any
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.install import install_command
-from sae_unlearn.playground.session import Session, Settings
+from sae_unlearn.playground.session import Session
+from sae_unlearn.playground.settings import Settings
 from sae_unlearn.playground.view import STYLE, gate_html, tokens_html, verdict_html
 
 

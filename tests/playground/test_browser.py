@@ -15,7 +15,7 @@ import pytest
 from playground_setting import OTHER, PROMPT, tiny_session
 from tiny_topic import save_adapters
 
-from sae_unlearn.playground.session import Settings
+from sae_unlearn.playground.settings import Settings
 from sae_unlearn.playground.space import write_space
 
 

@@ -16,7 +16,8 @@ from sae_unlearn.cli.chat import show, switched
 from sae_unlearn.cli.main import main
 from sae_unlearn.cli.playground import PROMPT_TOKENS, _stored_prompts, _to_do
 from sae_unlearn.errors import GuardrailError, UnlearnError
-from sae_unlearn.playground.session import GateView, Session, Settings, TokenView
+from sae_unlearn.playground.session import GateView, Session, TokenView
+from sae_unlearn.playground.settings import Settings
 from sae_unlearn.playground.space import write_space
 from sae_unlearn.playground.view import gate_html, tokens_html, verdict_html
 
