@@ -7,6 +7,9 @@ from .markdown_text import figure, number, table
 from .results import Estimate, estimate, one, read_json, text_tables
 
 
+OF_RATIO = """Measured with `statistic="ratio"`, the default before [`windowed`](../methods/windowed-gate.md)."""
+"""A paragraph of pages whose figures are not of the default gate."""
+
 STATISTICS, CHOICE, WRAPPED = "gate_statistics.txt", "gate_and_dose.txt", "demo_gates.txt"
 AT_97 = "Thresholds at the 97.5th percentile of other texts of all lengths; 3 topics."
 CONFORMAL = "Split-conformal thresholds, 500 halves"

@@ -97,14 +97,10 @@ def ensure(condition: bool, claim: str) -> str:
     return ""
 
 
-OF_RATIO = """Measured with `statistic="ratio"`, the default before [`windowed`](../methods/windowed-gate.md)."""
-"""A paragraph of pages whose figures are not of the default gate."""
-
-
 def render(template: Path) -> str:
     """Return the page of a template, wrapped to 100 columns."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.globals.update(MODULES, ensure=ensure, shown=shown, of_ratio=OF_RATIO)
+    environment.globals.update(MODULES, ensure=ensure, shown=shown)
     environment.filters["two"] = number
     text = environment.from_string(template.read_text(encoding="utf-8")).render()
     return wrap(text).strip("\n") + "\n"

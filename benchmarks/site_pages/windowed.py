@@ -3,7 +3,7 @@
 from statistics import mean
 from typing import Any
 
-from .markdown_text import number, table
+from .markdown_text import number, percent, table
 from .results import read_json
 
 
@@ -237,9 +237,9 @@ def _name(topic: str) -> str:
 
 def missed(condition: str, topic: str = "new topics") -> str:
     """The share of the topic's texts on which the gate as it is fitted now does not fire."""
-    return f"{1 - lengths(HELD, condition, topic)[0]:.0%}".replace("%", " %")
+    return percent(1 - lengths(HELD, condition, topic)[0])
 
 
 def near() -> str:
     """The share of texts near a topic on which the gate as it is fitted now fires."""
-    return f"{lengths(HELD, 'near neighbors')[1]:.0%}".replace("%", " %")
+    return percent(lengths(HELD, "near neighbors")[1])

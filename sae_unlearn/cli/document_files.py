@@ -42,10 +42,9 @@ def files_of(folder: Path) -> list[Path] | None:
             raise UnlearnError(f"{folder} holds more than {MAX_FILES:,} files; give a smaller folder.")
     if not found and not others:
         raise UnlearnError(f"{folder}: expected files, got none. Give a folder with texts.")
-    card = folder / "README.md"
-    if card in found and not any(path.suffix.lower() in DOCUMENTS for path in found if path != card) and len(found) > 1:
-        return None  # a data set of the Hub, whose card is not one of its texts
-    if not any(path.suffix.lower() in DOCUMENTS for path in found):
+    documents = [path for path in found if path.suffix.lower() in DOCUMENTS]
+    card_alone = documents == [folder / "README.md"] and len(found) > 1  # of a data set of the Hub: none of its texts
+    if not documents or card_alone:
         return None
     if others:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common(5))
