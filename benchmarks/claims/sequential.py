@@ -61,7 +61,7 @@ def _without(barred: set[str], texts: Any) -> Any:
 def _stacked(
     setting: Setting, texts: dict[str, Any], measured: dict[str, list[str]], base: dict[str, torch.Tensor]
 ) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """Guardrails with `statistic="ratio"` and the default settings otherwise, one joining the others."""
+    """Guardrails with the default settings, one joining the others."""
     model, table, refused = setting.model, [], {}
     for name, mine in texts.items():
         try:
@@ -72,7 +72,6 @@ def _stacked(
                 mine.fit,
                 mine.other_fit,
                 adapter_name=name,
-                statistic="ratio",
                 max_length=setting.size.max_length,
                 progress=False,
             )
