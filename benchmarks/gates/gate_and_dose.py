@@ -34,7 +34,7 @@ from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
 from sae_unlearn.guardrail.fit.dose import EditMoments, clamp_values
 from sae_unlearn.guardrail.fit.selection import log_ratios, select_features
 from sae_unlearn.guardrail.gate.offline import read_batch
-from sae_unlearn.guardrail.weights import GuardrailEncoder
+from sae_unlearn.guardrail.weights import EncoderRows, GuardrailEncoder
 from sae_unlearn.options.fit import PRESETS
 
 
@@ -84,7 +84,7 @@ def measure(model, tokenizer, sae, topic) -> dict[str, Any]:
             feature_evidence=log_ratios(forget, other, ids) if "evidence" in options else None,
             **{name: value for name, value in options.items() if name != "num_features"},
         )
-        encoder = GuardrailEncoder.of(part)
+        encoder = GuardrailEncoder.of(EncoderRows.of(part))
         found["statistic"][gate] = {
             name: [round(float(read_batch(b, encoder, config).statistics), 4) for b in some]
             for name, some in kept.items()

@@ -26,7 +26,7 @@ from benchmarks.gates.encoded_rows import Encoder
 from benchmarks.gates.token_gates import ALPHA, MARGIN, Rows, Rowset
 from sae_unlearn.demo.texts import load_demo_texts
 from sae_unlearn.guardrail.fit.cross_calibration import calibrate, padded, statistics
-from sae_unlearn.guardrail.fit.gate_score import GATE_FEATURES
+from sae_unlearn.guardrail.fit.gate_score import fit_features
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, WindowedFit, fit_windowed
 
 
@@ -94,7 +94,7 @@ def fits(topic: str, sets: dict[str, Rowset]) -> Iterator[WindowedFit]:
     for draw in range(DRAWS):
         parts = [sets[name].rows(rows) for name, rows in drawn(topic, draw, sets)]
         corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in parts]
-        yield fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8)
+        yield fit_windowed(*corpora, fit_features, ALPHA, MARGIN, 8)
 
 
 def judged(values: Tensor, threshold: float) -> float:

@@ -38,7 +38,7 @@ from sae_unlearn.guardrail.fit.cross_calibration import (
     padded,
     statistics,
 )
-from sae_unlearn.guardrail.fit.gate_score import GATE_FEATURES
+from sae_unlearn.guardrail.fit.gate_score import fit_features
 from sae_unlearn.guardrail.fit.paragraphs import COUNTS, highest, values_of
 from sae_unlearn.guardrail.fit.paragraphs import documents as joined_paragraphs
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, WindowedFit, fit_windowed
@@ -211,7 +211,7 @@ def choose(folder: Path, path: Path) -> dict[str, Any]:
     for topic in long_text.TOPICS:
         for draw in range(len(found.get(topic, [])), long_text.DRAWS):
             corpora = [corpus(sets[name].rows(rows)) for name, rows in long_text.drawn(topic, draw, sets)]
-            fit = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8)
+            fit = fit_windowed(*corpora, fit_features, ALPHA, MARGIN, 8)
             found.setdefault(topic, []).append(chosen(topic, fit, sets, docs))
             write(path, found)
             print(topic, draw, flush=True)
@@ -221,7 +221,7 @@ def choose(folder: Path, path: Path) -> dict[str, Any]:
 def measured(topic: str, draw: int, material: Material, docs: Documents) -> dict[str, Any]:
     """Both gates on a draw of a topic of the report."""
     corpora = [corpus(material.sets[name].rows(rows)) for name, rows in fit_rows(topic, draw, material)]
-    fit = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8)
+    fit = fit_windowed(*corpora, fit_features, ALPHA, MARGIN, 8)
     reader = TokenReader(material, fit.score)  # type: ignore[arg-type]  # only its rows are read
     reader.scores = lambda name: material.sets[name].active.split(fit.score.of(material.sets[name].active))  # type: ignore[method-assign]
     mine, their = numbers(topic)

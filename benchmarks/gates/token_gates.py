@@ -11,8 +11,9 @@ from benchmarks.gates.encoded_rows import Encoded
 from sae_unlearn.demo.model import load_demo_sae
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures, ranges
 from sae_unlearn.guardrail.fit.calibration import between, percentile_threshold
-from sae_unlearn.guardrail.fit.cross_calibration import OutOfFold, calibrate, out_of_fold, padded, statistics
-from sae_unlearn.guardrail.fit.gate_score import GATE_FEATURES, fit_probe
+from sae_unlearn.guardrail.fit.cross_calibration import OutOfFold, calibrate, padded, statistics
+from sae_unlearn.guardrail.fit.direction_score import ResidualTokens, fit_direction
+from sae_unlearn.guardrail.fit.gate_score import fit_features
 from sae_unlearn.guardrail.fit.passes import FORGET_CYCLE, RETAIN_CYCLE
 from sae_unlearn.guardrail.fit.selection import OUTLIER_FACTOR, FeatureSums, log_ratios, select_features
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, fit_windowed
@@ -53,7 +54,7 @@ class Gate(NamedTuple):
 def windowed(topic: Rowset, other: Rowset) -> Gate:
     """The windowed gate, by the functions of the product."""
     corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in (topic, other)]
-    fit = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8)
+    fit = fit_windowed(*corpora, fit_features, ALPHA, MARGIN, 8)
     return Gate(
         lambda rows: fit.score.of(rows.active),
         lambda rows: statistics(padded(rows), fit.calibrated.parameters),
@@ -62,19 +63,23 @@ def windowed(topic: Rowset, other: Rowset) -> Gate:
 
 
 def probe(topic: Rowset, other: Rowset) -> Gate:
-    """The same over a direction of the residual stream."""
-    parts = [part.active.split(part.encoded.residual.float()) for part in (topic, other)]
-    lengths = [part.encoded.lengths for part in (topic, other)]
+    """The same over a direction of the residual stream, which `gate_reads="direction"` fits."""
+    limit = OUTLIER_FACTOR * float(other.encoded.norms.median())
+    corpora = [
+        EncodedCorpus(residual_tokens(part, limit), torch.arange(len(part.encoded.lengths))) for part in (topic, other)
+    ]
+    fit = fit_windowed(*corpora, fit_direction, ALPHA, MARGIN, 8)
+    return Gate(
+        lambda rows: fit.score.of(residual_tokens(rows, limit)),
+        lambda rows: statistics(padded(rows), fit.calibrated.parameters),
+        fit.calibrated.threshold,
+    )
 
-    def without(fit_a: Tensor, fit_b: Tensor, held_a: Tensor, held_b: Tensor) -> tuple[Rows, Rows]:
-        some = [torch.cat([part[i] for i in chosen]) for part, chosen in zip(parts, (fit_a, fit_b), strict=True)]
-        score = fit_probe(some[0], lengths[0][fit_a], some[1], lengths[1][fit_b])
-        held = [[score.of(part[i]) for i in rows] for part, rows in zip(parts, (held_a, held_b), strict=True)]
-        return held[0], held[1]
 
-    score = fit_probe(torch.cat(parts[0]), lengths[0], torch.cat(parts[1]), lengths[1])
-    scores = out_of_fold(*(torch.arange(len(some)) for some in lengths), without)
-    return calibrated(lambda rows: score.of(rows.encoded.residual), scores)
+def residual_tokens(rows: Rowset, limit: float) -> ResidualTokens:
+    """The residual stream of the tokens; those of norms above the limit are outlying."""
+    encoded = rows.encoded
+    return ResidualTokens(encoded.lengths, encoded.residual.float(), encoded.norms <= limit)
 
 
 def calibrated(score: Callable[[Rowset], Tensor], scores: OutOfFold) -> Gate:

@@ -29,7 +29,7 @@ from benchmarks.gates.text_gates import Embeddings, embedding_fit, fit_text_gate
 from benchmarks.gates.token_gates import ALPHA, GATES, MARGIN, Gate
 from benchmarks.gates.windowed_conditions import Material, TextReader, TokenReader, conditions, fit_rows
 from sae_unlearn.guardrail.fit.cross_calibration import JOINED, LONGEST, calibrate, padded, statistics
-from sae_unlearn.guardrail.fit.gate_score import GATE_FEATURES
+from sae_unlearn.guardrail.fit.gate_score import fit_features
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, fit_windowed
 
 
@@ -81,7 +81,7 @@ def by_lengths(topic: str, draw: int, material: Material) -> list[dict[str, Any]
     """The windowed gate with false alarms held to shorter and to longer texts: one fit, calibrated once more."""
     encoded = [material.sets[name].rows(rows) for name, rows in fit_rows(topic, draw, material)]
     corpora = [EncodedCorpus(part.active, torch.arange(len(part.encoded.lengths))) for part in encoded]
-    fit, found = fit_windowed(*corpora, GATE_FEATURES, ALPHA, MARGIN, 8), []
+    fit, found = fit_windowed(*corpora, fit_features, ALPHA, MARGIN, 8), []
     for longest in (BEFORE, LONGEST):
         made = calibrate(fit.scores, ALPHA, MARGIN, longest=longest)
         gate = Gate(

@@ -27,7 +27,7 @@ from sae_unlearn.guardrail.runtime.callers import hook_tuners
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.guarded_model import GuardedModel
 from sae_unlearn.guardrail.storage.reading import Artefact, check_plain_text
-from sae_unlearn.guardrail.weights import check_tensors, tensors_of
+from sae_unlearn.guardrail.weights import EncoderRows, check_tensors, tensors_of
 from sae_unlearn.sae import SparseAutoencoder
 
 
@@ -233,6 +233,11 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
             f"source: expected a config with feature_ids, threshold and clamp_value, got {config.feature_ids}, "
             f"{config.threshold} and {config.clamp_value}. Measure them with `fit_guardrail`."
         )
+    if config.gate_levels:
+        raise GuardrailError(
+            f"gate_levels={config.gate_levels}: expected 0 in a config without weights, since no SAE holds a direction "
+            "that a fit has found. Attach the folder that the fit saved."
+        )
     if sae is None:
         source = config.sae_source or {}
         if not source.get("id") or source.get("local"):
@@ -254,7 +259,8 @@ def _from_config(config: SAEGuardrailConfig, sae: SparseAutoencoder | None) -> A
             "`fit_guardrail(..., topk='threshold')`."
         )
     part = sae.slice([*config.feature_ids, *(config.gate_feature_ids or ())])
-    tensors = tensors_of(part, torch.full((config.num_features,), float(config.clamp_value)))
+    clamp = torch.full((config.num_features,), float(config.clamp_value))
+    tensors = tensors_of(EncoderRows.of(part), part.W_dec[: len(clamp)], clamp)
     check_tensors(tensors, "the SAE")
     return Artefact(config, tensors, None)
 

@@ -66,6 +66,13 @@ class SAEGuardrailConfig(PeftConfig):
             "help": "Further features that only the gate reads, with statistic='windowed'. They are not clamped."
         },
     )
+    gate_levels: int = field(
+        default=0,
+        metadata={
+            "help": "Number of levels of a direction of the residual stream that the gate reads in place of "
+            "gate_feature_ids, with statistic='windowed'. They are the encoder's last rows, and no SAE's."
+        },
+    )
     statistic_kwargs: StatisticKwargs = field(default=StatisticKwargs(), metadata={"help": "Its parameters."})
     tokens: TokenRules = field(default=TokenRules(), metadata={"help": "Which tokens count, and which can be hot."})
     feature_evidence: Sequence[float] | None = field(
@@ -74,7 +81,7 @@ class SAEGuardrailConfig(PeftConfig):
             "help": "How hot a token is: the sum of these over the features active there. Of each feature, the log of "
             "how much likelier it is active on the topic than on other text, in quarters of a nat, 0.25 to 16. None: a "
             "token is hot, and counts 1, if a guarded feature is active. With statistic='windowed' the weights of the "
-            "features and then of gate_feature_ids, of either sign or 0, in quarters."
+            "features and then of gate_feature_ids or the levels, of either sign or 0, in quarters."
         },
     )
     gate_scope: str = field(
@@ -196,8 +203,8 @@ class SAEGuardrailConfig(PeftConfig):
 
     @property
     def num_encoded(self) -> int:
-        """Number of features that the encoder computes: the guarded ones, then those of `gate_feature_ids`."""
-        return self.num_features + len(self.gate_feature_ids or ())
+        """Number of the encoder's rows: guarded features, those of `gate_feature_ids`, and `gate_levels`."""
+        return self.num_features + len(self.gate_feature_ids or ()) + self.gate_levels
 
     @property
     def width(self) -> int:

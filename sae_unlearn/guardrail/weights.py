@@ -16,16 +16,36 @@ from sae_unlearn.sae.equations import without_autocast
 from sae_unlearn.sae.slice import SAESlice
 
 
-def tensors_of(part: SAESlice, clamp: Tensor) -> dict[str, Tensor]:
-    """Return a slice of an SAE and its clamp values `[N]` as a guardrail's tensors, float32 on the CPU.
+class EncoderRows(NamedTuple):
+    """Rows of a guardrail's encoder: `weight [n, d_in]`, `bias [n]`, `threshold [n]`."""
 
-    The slice may have more than N features. The gate reads those after them, and they have no decoder row.
+    weight: Tensor
+    bias: Tensor
+    threshold: Tensor
+
+    @classmethod
+    def of(cls, part: SAESlice) -> "EncoderRows":
+        """Return the encoder of a slice of an SAE."""
+        return cls(part.W_enc.T, part.b_enc, part.threshold)
+
+    def joined(self, other: "EncoderRows") -> "EncoderRows":
+        """Return these rows, and then those of `other`, in the device and dtype of these."""
+        return EncoderRows(*(torch.cat([mine, more.to(mine)]) for mine, more in zip(self, other, strict=True)))
+
+
+def tensors_of(rows: EncoderRows, W_dec: Tensor, clamp: Tensor) -> dict[str, Tensor]:
+    """Return a guardrail's tensors, float32 on the CPU.
+
+    Args:
+        rows (EncoderRows): Of the N guarded features, and then M that only the gate reads.
+        W_dec (Tensor): Decoder rows of the guarded features, `[N, d_in]`.
+        clamp (Tensor): Their clamp values `[N]`.
     """
     tensors = {
-        "encoder.weight": part.W_enc.T,
-        "encoder.bias": part.b_enc,
-        "encoder.threshold": part.threshold,
-        "decoder.weight": part.W_dec[: len(clamp)],
+        "encoder.weight": rows.weight,
+        "encoder.bias": rows.bias,
+        "encoder.threshold": rows.threshold,
+        "decoder.weight": W_dec,
         "decoder.clamp": clamp,
     }
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
@@ -65,15 +85,12 @@ class GuardrailEncoder(FullPrecision):
         self.threshold = _empty(num_features)
 
     @classmethod
-    def of(cls, part: SAESlice) -> "GuardrailEncoder":
-        """Return the encoder of a slice of an SAE, in float32."""
-        encoder = cls(*part.W_enc.shape)
-        for parameter, tensor in (
-            (encoder.weight, part.W_enc.T),
-            (encoder.bias, part.b_enc),
-            (encoder.threshold, part.threshold),
-        ):
-            parameter.data.copy_(tensor)
+    def of(cls, rows: EncoderRows) -> "GuardrailEncoder":
+        """Return the encoder of these rows, in float32."""
+        n, d_in = rows.weight.shape
+        encoder = cls(d_in, n)
+        for name, tensor in rows._asdict().items():
+            getattr(encoder, name).data.copy_(tensor)
         return encoder
 
     def forward(self, hidden: Tensor) -> Tensor:

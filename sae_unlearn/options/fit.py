@@ -103,6 +103,12 @@ class GuardrailFitConfig:
     num_gate_features: int = option(
         300, "features that the gate reads with statistic windowed, besides the guarded ones", group=_GATE
     )
+    gate_reads: Literal["features", "direction"] = option(
+        "features",
+        "what statistic windowed scores tokens by; direction: one direction of the residual stream, without features "
+        "that explain it",
+        group=_GATE,
+    )
     paragraphs: bool = option(
         False,
         "judge each paragraph by itself, too, with statistic windowed; needs a tokenizer that writes a blank line as "
@@ -244,10 +250,11 @@ def filled(config: GuardrailFitConfig, texts: bool) -> dict[str, Any]:
         found["evidence"] = "windowed"
     elif found["evidence"] is None:
         found["evidence"] = "log_ratio" if texts and config.threshold is None else "any"
-    if config.paragraphs and found["statistic"] != "windowed":
-        raise GuardrailError(
-            f"paragraphs=True: expected statistic='windowed', got {found['statistic']!r}. Set one of them."
-        )
+    for name, usual in (("paragraphs", False), ("gate_reads", "features")):
+        if found[name] != usual and found["statistic"] != "windowed":
+            raise GuardrailError(
+                f"{name}={found[name]!r}: expected statistic='windowed', got {found['statistic']!r}. Set one of them."
+            )
     if config.preset == "faithful" and config.clamp_value is None and config.clamp_scale is None:
         found["clamp_value"] = PUBLISHED_CLAMP_VALUE
     if found["clamp_value"] is not None:

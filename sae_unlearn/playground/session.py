@@ -210,9 +210,8 @@ class Session:
         return found
 
     def _features(self, row: Tensor) -> tuple[tuple[int, float], ...]:
-        ids = [*(self.config.feature_ids or ()), *(getattr(self.config, "gate_feature_ids", None) or ())]
-        ids = ids if len(ids) == len(row) else list(range(len(row)))
-        active = [(ids[i], round(float(row[i]), 3)) for i in row.nonzero().flatten().tolist()]
+        ids = [*(self.config.feature_ids or ()), *(self.config.gate_feature_ids or ())]
+        active = [(ids[i], round(float(row[i]), 3)) for i in row[: len(ids)].nonzero().flatten().tolist()]
         return tuple(sorted(active, key=lambda pair: -pair[1])[:5])
 
     def _step(self, stream: _Stream, guarded: bool) -> None:

@@ -21,6 +21,7 @@ _BEHAVIOUR = (
     "clamp_mode",
     "feature_evidence",
     "gate_feature_ids",
+    "gate_levels",
     "gate_scope",
     "refusal_ids",
     "statistic",

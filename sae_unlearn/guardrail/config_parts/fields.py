@@ -12,6 +12,7 @@ class ConfigFields(Protocol):
     layer: int
     feature_ids: Sequence[int] | None
     gate_feature_ids: Sequence[int] | None
+    gate_levels: int
     statistic: str
     statistic_kwargs: StatisticKwargs
     tokens: TokenRules

@@ -119,6 +119,7 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
 
 
 def _check_features(config: ConfigFields) -> None:
+    check_integer("gate_levels", config.gate_levels, 0, LARGEST_ID)
     for name in ("feature_ids", "gate_feature_ids"):
         given = getattr(config, name)
         if given is None or (name == "gate_feature_ids" and not given):
@@ -165,9 +166,15 @@ def _check_evidence(config: ConfigFields) -> None:
 def _check_windowed(config: ConfigFields) -> None:
     """Raise unless the fields of statistic="windowed" are consistent, and absent for other statistics."""
     if config.statistic != "windowed":
-        if config.gate_feature_ids:
-            raise GuardrailError("gate_feature_ids goes with statistic='windowed'. Leave it out.")
+        for name in ("gate_feature_ids", "gate_levels"):
+            if getattr(config, name):
+                raise GuardrailError(f"{name} goes with statistic='windowed'. Leave it out.")
         return
+    if config.gate_levels and config.gate_feature_ids:
+        raise GuardrailError(
+            f"gate_levels={config.gate_levels}: expected 0 with gate_feature_ids, since the gate reads one of the two. "
+            "Fit again."
+        )
     if config.tokens.counting != "content" or not config.sticky:
         raise GuardrailError(
             f"statistic='windowed' goes with counting='content' and sticky=True, not with "

@@ -8,7 +8,7 @@ from sae_unlearn.backbone.distributed import gathered, is_mine, summed
 from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.fit.checkpoint import Stateful
-from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
+from sae_unlearn.guardrail.fit.encoded_rows import CollectedRows, EncodedRows, ResidualRows
 from sae_unlearn.guardrail.fit.options import FitPlan
 from sae_unlearn.guardrail.fit.passes import FitPasses, Rows, rows_of
 from sae_unlearn.guardrail.fit.selection import FeatureSums
@@ -25,14 +25,14 @@ class CorpusSums:
     Attributes:
         rows (dict[str, Rows]): Rows by role, "forget" or "retain".
         sums (dict[str, FeatureSums]): Sums over their selection rows.
-        encoded (dict[str, EncodedRows]): Their active features, with a cross-fitted gate only.
+        encoded (dict[str, CollectedRows]): What the gate reads of them, with a cross-fitted gate only.
     """
 
     def __init__(self, plan: FitPlan, passes: FitPasses) -> None:
         self._plan, self._passes = plan, passes
         self.rows: dict[str, Rows] = {}
         self.sums: dict[str, FeatureSums] = {}
-        self.encoded: dict[str, EncodedRows] = {}
+        self.encoded: dict[str, CollectedRows] = {}
 
     def read(self, role: str, corpus: Any) -> None:
         """Run the selection rows of a corpus and sum their activations."""
@@ -49,7 +49,8 @@ class CorpusSums:
         """Set the rows of a corpus and empty sums, before they are run."""
         self.rows[role], self.sums[role] = rows, FeatureSums(self._plan.sae)
         if self._plan.cross_fitted:
-            self.encoded[role] = EncodedRows(self._plan.sae)
+            sae, reads = self._plan.sae, self._plan.gate_reads
+            self.encoded[role] = ResidualRows(sae.d_in) if reads == "direction" else EncodedRows(sae)
 
     def parts(self, role: str) -> dict[str, Tensor | Stateful]:
         """Return the sums of the pass over the selection rows of a corpus."""

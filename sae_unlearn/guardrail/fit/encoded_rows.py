@@ -1,5 +1,6 @@
-"""Active features of all rows of a corpus, collected during a pass."""
+"""Tokens of all rows of a corpus as the gate reads them: active features, or the residual stream."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -8,24 +9,21 @@ from torch import Tensor
 from sae_unlearn.backbone.distributed import gathered
 from sae_unlearn.backbone.residual_stream import ResidualBatch
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
-from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus
+from sae_unlearn.guardrail.fit.direction_score import ResidualTokens
+from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, GateTokens
 from sae_unlearn.sae import SparseAutoencoder
 
 
 _ELEMENTS = 2**24  # activations in memory at a time
 
 
-class EncodedRows:
-    """Active features at each content token, `4 L0 + 8` bytes a token, without activation values.
+class CollectedRows(ABC):
+    """Content tokens of the rows of a corpus, with their norms and, if asked for, the ends of paragraphs."""
 
-    With ends of paragraphs, one byte more.
-    """
-
-    def __init__(self, sae: SparseAutoencoder) -> None:
-        self._sae = sae
-        none, parts = torch.zeros(0, dtype=torch.long), ("index", "lengths", "counts", "features", "norms")
-        self._parts: dict[str, list[Tensor]] = {name: [none.int() if name == "features" else none] for name in parts}
-        self._parts |= {"norms": [none.float()], "ends": [none.bool()]}
+    def __init__(self, **parts: Tensor) -> None:
+        none = torch.zeros(0, dtype=torch.long)
+        parts = {"index": none, "lengths": none, "norms": none.float(), "ends": none.bool(), **parts}
+        self._parts = {name: [part] for name, part in parts.items()}
 
     @torch.no_grad()
     def add(self, batch: ResidualBatch, content: Tensor, ends: Tensor | None = None) -> None:
@@ -34,15 +32,20 @@ class EncodedRows:
         `ends [batch, seq]` is True at the boundaries, which separate paragraphs. Pass it for all batches or for none.
         """
         tokens = batch.residual[content]
-        active = [self._sae.encode(some.to(self._sae.device)) > 0 for some in tokens.split(self._block)]
         self._add("index", torch.tensor(batch.index, dtype=torch.long))
         self._add("lengths", content.sum(dim=1).cpu())
         self._add("norms", tokens.float().norm(dim=-1).cpu())
         if ends is not None:
             self._add("ends", last_content(content, ends).cpu())
-        for some in active:
-            self._add("counts", some.sum(dim=1).cpu())
-            self._add("features", some.nonzero()[:, 1].int().cpu())
+        self._add_tokens(tokens)
+
+    @abstractmethod
+    def _add_tokens(self, tokens: Tensor) -> None:
+        """Add what the gate reads of `tokens [n, d_in]`."""
+
+    @abstractmethod
+    def _tokens(self, found: Mapping[str, Tensor], usual: Tensor) -> GateTokens:
+        """Return what was added, with `usual [tokens]` False at outlying tokens."""
 
     def state(self) -> dict[str, Tensor]:
         """Return all that was added."""
@@ -57,29 +60,57 @@ class EncodedRows:
 
         Args:
             documents (Sequence[int]): Number of the document of each row.
-            largest_norm (float or None): Norm above which a token has no active features; None to keep all.
+            largest_norm (float or None): Norm above which the gate reads nothing of a token; None to read all.
         """
         states = gathered(self.state())
         found = {name: torch.cat([state[name] for state in states]) for name in states[0]}
-        counts, features = found["counts"], found["features"]
-        if largest_norm is not None:
-            usual = found["norms"] <= largest_norm
-            features, counts = features[usual.repeat_interleave(counts)], counts * usual
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        limit = torch.inf if largest_norm is None else largest_norm
         order = found["index"].argsort()
-        active = ActiveFeatures(found["lengths"], starts, features).rows(order)
+        tokens = self._tokens(found, found["norms"] <= limit).rows(order)
         ends = None
         if len(found["ends"]):
             by_row = found["ends"].split(found["lengths"].tolist())
             ends = [by_row[i] for i in order.tolist()]
-        return EncodedCorpus(active, torch.tensor(documents, dtype=torch.long)[found["index"][order]], ends)
-
-    @property
-    def _block(self) -> int:
-        return max(1, _ELEMENTS // self._sae.d_sae)
+        return EncodedCorpus(tokens, torch.tensor(documents, dtype=torch.long)[found["index"][order]], ends)
 
     def _add(self, name: str, values: Tensor) -> None:
         self._parts[name].append(values)
+
+
+class EncodedRows(CollectedRows):
+    """Active features at each content token, `4 L0 + 8` bytes a token, without activation values.
+
+    With ends of paragraphs, one byte more.
+    """
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        none = torch.zeros(0, dtype=torch.long)
+        super().__init__(counts=none, features=none.int())
+        self._sae = sae
+
+    def _add_tokens(self, tokens: Tensor) -> None:
+        for some in tokens.split(max(1, _ELEMENTS // self._sae.d_sae)):
+            active = self._sae.encode(some.to(self._sae.device)) > 0
+            self._add("counts", active.sum(dim=1).cpu())
+            self._add("features", active.nonzero()[:, 1].int().cpu())
+
+    def _tokens(self, found: Mapping[str, Tensor], usual: Tensor) -> ActiveFeatures:
+        features = found["features"][usual.repeat_interleave(found["counts"])]
+        counts = (found["counts"] * usual).cumsum(0)
+        return ActiveFeatures(found["lengths"], torch.cat([counts.new_zeros(1), counts]), features)
+
+
+class ResidualRows(CollectedRows):
+    """The residual stream at each content token, `4 d_in` bytes a token."""
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__(residual=torch.zeros(0, d_in))
+
+    def _add_tokens(self, tokens: Tensor) -> None:
+        self._add("residual", tokens.float().cpu())
+
+    def _tokens(self, found: Mapping[str, Tensor], usual: Tensor) -> ResidualTokens:
+        return ResidualTokens(found["lengths"], found["residual"], usual)
 
 
 def last_content(content: Tensor, ends: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Token scores of the windowed gate: signed weights of SAE features, or a direction (probe).
+"""Token scores of the windowed gate: signed weights of SAE features.
 
 With `a_j` the activations of the gate's features G and weights of either sign,
 
-    s_t = b + sum_{j in G} w_j [a_j(t) > 0]                                                     of features
-    s_t = b + w . h_t, to the nearest quarter                                                   of a direction (a probe)
+    s_t = b + sum_{j in G} w_j [a_j(t) > 0]
 
 The weights come from windows of 16 tokens, one every 8, and of 64, one every 32, of all rows. With `x_j` the share of a
 window's tokens at which feature j is active, they minimize the logistic loss plus `L2 / 2 |w|^2`; the topic and other
@@ -12,10 +11,7 @@ kept and fitted again. The weights are then scaled so that the score's standard 
 c, and rounded to quarters; features whose weight is then 0 are left out. c is 1, or the smallest power of two up to
 `LARGEST_SCALE` at which rounding moves the score by at most `ROUNDING` standard deviations (root mean square over other
 text). It is above 1 where many features are active at a token, each with a small weight. No weight is made larger than
-`LARGEST_EVIDENCE`.
-
-A probe is fitted in the same way on the means of the residual stream, in units of each dimension's standard deviation
-over other text, clamped at `PROBE_LIMIT`: outlying tokens must not dominate a window.
+`LARGEST_EVIDENCE`. `direction_score` has the score of a direction of the residual stream.
 """
 
 from typing import NamedTuple
@@ -25,15 +21,13 @@ from torch import Tensor
 
 from sae_unlearn.guardrail.config_parts.validation import LARGEST_EVIDENCE
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
-from sae_unlearn.guardrail.fit.logistic import L2, Windows, deviations_of_shares, logistic, logistic_of_shares
+from sae_unlearn.guardrail.fit.logistic import L2, Windows, deviations_of_shares, logistic_of_shares
 
 
 SCORE_STEP = 0.25
 GATE_FEATURES = 300
 ROUNDING = 0.5
 LARGEST_SCALE = 16
-PROBE_L2 = 1e-2
-PROBE_LIMIT = 8.0
 
 
 class FeatureScore(NamedTuple):
@@ -79,44 +73,6 @@ def fit_features(topic: ActiveFeatures, other: ActiveFeatures, number: int = GAT
 def _rounding(weights: Tensor, times: int, tokens: ActiveFeatures) -> float:
     """Return the standard deviation of the rounding error, for a score of deviation 1 scaled by `times`."""
     return float(tokens.scores(in_steps(weights * times) / times - weights).std())
-
-
-class ProbeScore(NamedTuple):
-    """A score of the residual stream.
-
-    Attributes:
-        center (Tensor): Mean of each dimension over other text, `[d_in]`.
-        deviation (Tensor): Standard deviation of each dimension over other text, `[d_in]`.
-        direction (Tensor): Direction `[d_in]` on the standardized residual stream.
-        bias (float): Bias of the score.
-    """
-
-    center: Tensor
-    deviation: Tensor
-    direction: Tensor
-    bias: float
-
-    def of(self, residual: Tensor) -> Tensor:
-        """Return the score of each token, `[tokens]`, of the residual stream `[tokens, d_in]`."""
-        return in_steps(standardized(residual, self.center, self.deviation) @ self.direction + self.bias)
-
-
-def fit_probe(
-    topic: Tensor, topic_lengths: Tensor, other: Tensor, other_lengths: Tensor, l2: float = PROBE_L2
-) -> ProbeScore:
-    """Fit a direction on the residual stream of rows, `[tokens, d_in]`, whose lengths are `[rows]`."""
-    center, deviation = other.float().mean(dim=0), other.float().std(dim=0) + 1e-3
-    tokens = torch.cat([standardized(part, center, deviation) for part in (topic, other)])
-    windows = Windows.of(topic_lengths, other_lengths)
-    means = windows.means(tokens)
-    direction, bias = logistic(lambda w: means @ w, lambda g: g @ means, means.shape[1], windows, l2)
-    scale = float((tokens[len(topic) :] @ direction).std().clamp(min=1e-6))
-    return ProbeScore(center, deviation, direction / scale, bias / scale)
-
-
-def standardized(residual: Tensor, center: Tensor, deviation: Tensor) -> Tensor:
-    """Return `[tokens, d_in]` float32, in units of `deviation` and within `PROBE_LIMIT`."""
-    return ((residual.float() - center) / deviation).clamp(-PROBE_LIMIT, PROBE_LIMIT)
 
 
 def in_steps(values: Tensor) -> Tensor:

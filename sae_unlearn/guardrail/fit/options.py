@@ -40,6 +40,7 @@ class FitPlan(NamedTuple):
     """True if weights and threshold of the gate are fitted on all rows (`statistic="windowed"`)."""
     put_aside: bool
     """True if the rows of the report are given apart from the corpora."""
+    gate_reads: str
     num_gate_features: int
     evidence: str
     threshold: float | None
@@ -141,6 +142,7 @@ def plan_fit(
         given_features=asked.features is not None,
         cross_fitted=cross_fitted,
         put_aside=False,
+        gate_reads=asked.gate_reads,
         num_gate_features=asked.num_gate_features,
         evidence=asked.evidence,
         threshold=asked.threshold,

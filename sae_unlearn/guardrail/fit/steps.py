@@ -35,7 +35,7 @@ from sae_unlearn.guardrail.fit.windowed_fit import WindowedFit
 from sae_unlearn.guardrail.fit.windowed_steps import fitted_gate, measured, out_of_fold_values
 from sae_unlearn.guardrail.gate.offline import content_tokens, read_batch
 from sae_unlearn.guardrail.storage.reading import Artefact
-from sae_unlearn.guardrail.weights import GuardrailEncoder, check_lowers, check_tensors, tensors_of
+from sae_unlearn.guardrail.weights import EncoderRows, GuardrailEncoder, check_lowers, check_tensors, tensors_of
 from sae_unlearn.sae.slice import SAESlice
 
 
@@ -78,6 +78,7 @@ class Fit:
             )
         self.outliers_left_out = sum(gathered(self.outliers.dropped))
         many = self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
+        many = many or self.plan.gate_reads == "direction"  # one such token would move it by HIGHEST
         if (many or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
             self.config.tokens = replace(self.config.tokens, outlier_norm=self.outliers.limit)
         if self.plan.evidence == "log_ratio":
@@ -89,13 +90,13 @@ class Fit:
         std = None if self.topk is None else self.topk.std
         self.part: SAESlice = self.sae.slice(self.config.feature_ids, thresholds, std)
         check_lowers(self.part.W_enc.T, self.part.W_dec, "the SAE")
-        self.encoder_part = self.part
+        self.encoder_rows = EncoderRows.of(self.part)
         if self.plan.cross_fitted:
-            self.windowed = fitted_gate(self.plan, self.config, self.corpora.encoded, self.rows)
+            self.windowed, self.encoder_rows = fitted_gate(
+                self.plan, self.config, self.corpora.encoded, self.rows, self.encoder_rows
+            )
             self.corpora.encoded.clear()
-            ids = [*self.config.feature_ids, *(self.config.gate_feature_ids or ())]
-            self.encoder_part = self.sae.slice(ids, thresholds, std)
-        self.encoder = GuardrailEncoder.of(self.encoder_part)
+        self.encoder = GuardrailEncoder.of(self.encoder_rows)
         self.moments = EditMoments(self.part.W_dec, self.config.clamp_mode)
 
     def calibrate(self) -> None:
@@ -173,7 +174,7 @@ class Fit:
         self.clamp = clamp_values(
             self.plan.clamp_unit, self.scale, mean_active, self.moments, self.outliers.median, self.config.num_features
         )
-        tensors = tensors_of(self.encoder_part, self.clamp)
+        tensors = tensors_of(self.encoder_rows, self.part.W_dec, self.clamp)
         check_tensors(tensors, "the SAE")
         return tensors
 

@@ -1,7 +1,7 @@
 """Fit of the windowed gate on encoded rows: score, constants and threshold, and its measurements."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,19 +22,25 @@ from sae_unlearn.guardrail.fit.cross_calibration import (
     padded,
     statistics,
 )
-from sae_unlearn.guardrail.fit.gate_score import FeatureScore, fit_features
+from sae_unlearn.guardrail.fit.direction_score import DirectionScore, ResidualTokens
+from sae_unlearn.guardrail.fit.gate_score import FeatureScore
 from sae_unlearn.guardrail.fit.paragraphs import COUNTS, documents
 from sae_unlearn.guardrail.gate.windowed import WindowedParameters
 from sae_unlearn.stats import auc
 
 
-class EncodedCorpus(NamedTuple):
-    """Rows of a corpus: active features, and the number of each row's document, `[rows]` int64.
+GateTokens: TypeAlias = ActiveFeatures | ResidualTokens
+GateScore: TypeAlias = FeatureScore | DirectionScore
 
-    `ends` is `[tokens]` bool for each row, True where a paragraph ends; None if the gate judges none.
+
+class EncodedCorpus(NamedTuple):
+    """Rows of a corpus: their tokens as the gate reads them, and the numbers of their documents.
+
+    `documents` is `[rows]` int64, the number of each row's document. `ends` is `[tokens]` bool for each row, True where
+    a paragraph ends; None if the gate judges none.
     """
 
-    active: ActiveFeatures
+    tokens: GateTokens
     documents: Tensor
     ends: list[Tensor] | None = None
 
@@ -42,7 +48,7 @@ class EncodedCorpus(NamedTuple):
 class WindowedFit(NamedTuple):
     """A fitted gate, and the out-of-fold scores of its calibration."""
 
-    score: FeatureScore
+    score: GateScore
     calibrated: Calibrated
     scores: OutOfFold
 
@@ -50,15 +56,16 @@ class WindowedFit(NamedTuple):
 def fit_windowed(
     topic: EncodedCorpus,
     other: EncodedCorpus,
-    gate_features: int,
+    fit_score: Callable[[Any, Any], GateScore],
     alpha: float,
     margin: float,
     min_tokens: int,
     longest: int = LONGEST,
 ) -> WindowedFit:
-    """Fit at most `gate_features` weights on all rows, and calibrate at a rate `alpha` of false alarms.
+    """Fit the score on all rows, and calibrate at a rate `alpha` of false alarms.
 
-    The rate holds for other text of up to `longest` tokens.
+    The rate holds for other text of up to `longest` tokens. `fit_score` is `fit_features` or `fit_direction`: it takes
+    the tokens of both corpora.
 
     Raises:
         GuardrailError: If there are too few documents, or the topic's tokens do not score above others.
@@ -67,8 +74,8 @@ def fit_windowed(
     def scored_without(
         fit_topic: Tensor, fit_other: Tensor, rows_topic: Tensor, rows_other: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
-        score = fit_features(topic.active.rows(fit_topic), other.active.rows(fit_other), gate_features)
-        held = topic.active.rows(rows_topic), other.active.rows(rows_other)
+        score: Any = fit_score(topic.tokens.rows(fit_topic), other.tokens.rows(fit_other))
+        held = topic.tokens.rows(rows_topic), other.tokens.rows(rows_other)
         return held[0].split(score.of(held[0])), held[1].split(score.of(held[1]))
 
     scores = out_of_fold(topic.documents, other.documents, scored_without)
@@ -76,7 +83,7 @@ def fit_windowed(
         topic_ends, other_ends = ([end for end in ends if len(end)] for ends in (topic.ends, other.ends))
         scores = scores._replace(topic_ends=topic_ends, other_ends=other_ends)
     calibrated = calibrate(scores, alpha, margin, min_tokens, longest)
-    return WindowedFit(fit_features(topic.active, other.active, gate_features), calibrated, scores)
+    return WindowedFit(fit_score(topic.tokens, other.tokens), calibrated, scores)
 
 
 def row_values(

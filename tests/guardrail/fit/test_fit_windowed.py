@@ -1,5 +1,7 @@
 """A fit of the windowed statistic: on a model, saved and loaded, in several parts, and what it says in words."""
 
+from functools import partial
+
 import pytest
 import torch
 from fitting import FORGET, RETAIN, SAE, TOKENIZER, config_of, fit, same_fit, tensors
@@ -11,6 +13,7 @@ from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 from sae_unlearn.guardrail.fit.cross_calibration import LONGEST
 from sae_unlearn.guardrail.fit.encoded_rows import EncodedRows
+from sae_unlearn.guardrail.fit.gate_score import fit_features
 from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, figures, fit_windowed, sentences
 
 
@@ -59,7 +62,7 @@ def test_the_gate_on_the_model_computes_what_was_calibrated(fitted):
     corpus = encoded.corpus([*range(6)], config.tokens.outlier_norm)
     table = torch.zeros(SAE.d_sae)
     table[[*config.feature_ids, *config.gate_feature_ids]] = torch.tensor(config.feature_evidence)
-    scores = corpus.active.split(corpus.active.scores(table, config.statistic_kwargs.bias))
+    scores = corpus.tokens.split(corpus.tokens.scores(table, config.statistic_kwargs.bias))
     found = fires(fitted, FORGET[:6])
     assert [f.evidence for f in found] == [float(row.sum()) for row in scores]
     assert [f.tokens for f in found] == [len(row) for row in scores]
@@ -132,7 +135,7 @@ def test_figures_are_shares_of_out_of_fold_rows():
     for row in rows[:32]:
         row[:, :5] |= torch.rand(30, 5, generator=draw) < 0.5
     corpora = [EncodedCorpus(ActiveFeatures.of(part), torch.arange(len(part))) for part in (rows[:32], rows[32:])]
-    made = fit_windowed(*corpora, 10, 0.025, 0.25, 8)
+    made = fit_windowed(*corpora, partial(fit_features, number=10), 0.025, 0.25, 8)
     found = figures(made)
     assert found["auroc"] > 0.95
     assert found["by_length"]["all"]["retain"]["share"] <= 0.05

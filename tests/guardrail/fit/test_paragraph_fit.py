@@ -125,7 +125,7 @@ def test_the_gate_on_the_model_computes_what_was_calibrated(fitted):
     assert [int(end.sum()) for end in corpus.ends] == [2] * 6
     table = torch.zeros(SAE.d_sae)
     table[[*config.feature_ids, *config.gate_feature_ids]] = torch.tensor(config.feature_evidence)
-    of_rows = corpus.active.split(corpus.active.scores(table, config.statistic_kwargs.bias))
+    of_rows = corpus.tokens.split(corpus.tokens.scores(table, config.statistic_kwargs.bias))
     expected = row_values(of_rows, corpus.ends, config.statistic_kwargs)
     found = []
     for row in rows:

@@ -19,7 +19,7 @@ from sae_unlearn.guardrail.fit.cross_calibration import (
     statistics,
     variance_of_means,
 )
-from sae_unlearn.guardrail.fit.gate_score import fit_features, fit_probe
+from sae_unlearn.guardrail.fit.gate_score import fit_features
 from sae_unlearn.guardrail.fit.logistic import L2, Windows, deviations_of_shares, logistic_of_shares
 from sae_unlearn.guardrail.gate.windowed import WindowedParameters, windowed_value
 
@@ -284,17 +284,3 @@ def test_threshold_is_the_largest_quantile_over_lengths_and_rises_by_the_margin(
 def test_a_topic_that_scores_no_higher_is_refused() -> None:
     with pytest.raises(GuardrailError, match="forget"):
         calibrate(OutOfFold(synthetic(0, 50, -0.6, (30, 90)), synthetic(1, 50, -0.5, (30, 90))), 0.025, 0.0)
-
-
-def test_probe_tells_a_direction_of_the_residual_stream() -> None:
-    draw = torch.Generator().manual_seed(0)
-    topic, other = torch.randn(1500, 12, generator=draw), torch.randn(3000, 12, generator=draw) * 3 + 5
-    topic = topic * 3 + 5
-    topic[:, 4] += 3
-    lengths = torch.full((30,), 50), torch.full((60,), 50)
-    probe = fit_probe(topic, lengths[0], other, lengths[1])
-    assert int(probe.direction.abs().argmax()) == 4
-    scores = probe.of(other)
-    assert torch.equal(scores * 4, (scores * 4).round())
-    assert float(scores.std()) == pytest.approx(1, abs=0.05)
-    assert float(probe.of(topic).mean() - scores.mean()) > 0.7
