@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from fitting import FORGET, RETAIN, SAE, TOKENIZER, config_of, fit, same_fit
+from fitting import FORGET, SAE, TOKENIZER, config_of, fit
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_topic import topic_texts
 from zoo import base_model
 
-from sae_unlearn import GuardrailError, attach_guardrail, fit_guardrails, record_firings
+from sae_unlearn import GuardrailError, attach_guardrail, record_firings
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail.fit.direction_score import (
     HIGHEST,
@@ -117,37 +116,6 @@ def test_the_gate_on_the_model_computes_what_was_calibrated(fitted):
     rows, found = tokens.split(score.of(tokens)), fires(fitted, FORGET[:6])
     assert [f.evidence for f in found] == [float(row.sum()) for row in rows]
     assert [f.tokens for f in found] == [len(row) for row in rows]
-
-
-def test_it_fires_on_the_topic_and_is_quiet_elsewhere(fitted):
-    forget, retain = (fires(fitted, topic_texts(side, 24, seed=9)) for side in ("forget", "retain"))
-    caught, alarms = (sum(f.fired for f in found) for found in (forget, retain))
-    assert alarms < 3
-    assert caught > alarms + 2
-
-
-def test_saved_and_loaded_it_is_the_same(fitted, tmp_path):
-    fitted.save_pretrained(tmp_path)
-    loaded = attach_guardrail(base_model("llama"), tmp_path)
-    same_fit(fitted, loaded)
-    assert "direction of the residual stream" in (tmp_path / "README.md").read_text()
-    texts = topic_texts("forget", 4, seed=5)
-    assert [f.statistic for f in fires(fitted, texts)] == [f.statistic for f in fires(loaded, texts)]
-
-
-def test_several_topics_and_one_are_fitted_alike(fitted):
-    both = fit_guardrails(
-        base_model("llama"),
-        TOKENIZER,
-        SAE,
-        {"one": FORGET},
-        RETAIN,
-        num_features=5,
-        ratio_percentile=90.0,
-        progress=False,
-        **DIRECTION,
-    )
-    assert config_of(fitted).threshold == config_of(both, "one").threshold
 
 
 @pytest.mark.parametrize(

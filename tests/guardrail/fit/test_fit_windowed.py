@@ -20,9 +20,22 @@ from sae_unlearn.guardrail.fit.windowed_fit import EncodedCorpus, figures, fit_w
 WINDOWED = {"statistic": "windowed", "num_gate_features": 12, "threshold_percentile": 97.5}
 
 
+DIRECTION = WINDOWED | {"gate_reads": "direction"}
+
+
 @pytest.fixture(scope="module")
 def fitted():
     return fit(**WINDOWED)
+
+
+@pytest.fixture(scope="module")
+def along_direction():
+    return fit(**DIRECTION)
+
+
+@pytest.fixture(params=["fitted", "along_direction"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 def fires(model, texts):
@@ -45,8 +58,8 @@ def test_the_gate_reads_features_of_its_own_and_clamps_the_others(fitted):
     assert min(config.feature_evidence) < 0 < max(config.feature_evidence)
 
 
-def test_it_fires_on_the_topic_and_is_quiet_elsewhere(fitted):
-    forget, retain = (fires(fitted, topic_texts(side, 24, seed=9)) for side in ("forget", "retain"))
+def test_it_fires_on_the_topic_and_is_quiet_elsewhere(either):
+    forget, retain = (fires(either, topic_texts(side, 24, seed=9)) for side in ("forget", "retain"))
     caught, alarms = (sum(f.fired for f in found) for found in (forget, retain))
     assert alarms < 3
     assert caught > alarms + 2  # rows of 15 tokens on a random model are hard to tell apart
@@ -68,17 +81,19 @@ def test_the_gate_on_the_model_computes_what_was_calibrated(fitted):
     assert [f.tokens for f in found] == [len(row) for row in scores]
 
 
-def test_saved_and_loaded_it_is_the_same(fitted, tmp_path):
-    fitted.save_pretrained(tmp_path)
+def test_saved_and_loaded_it_is_the_same(either, tmp_path):
+    either.save_pretrained(tmp_path)
     loaded = attach_guardrail(base_model("llama"), tmp_path)
-    same_fit(fitted, loaded)
+    same_fit(either, loaded)
     card = (tmp_path / "README.md").read_text()
-    assert all(text in card for text in config_of(fitted).calibration["words"])
+    assert all(text in card for text in config_of(either).calibration["words"])
+    assert ("direction of the residual stream" in card) == bool(config_of(either).gate_levels)
     texts = topic_texts("forget", 4, seed=5)
-    assert [f.statistic for f in fires(fitted, texts)] == [f.statistic for f in fires(loaded, texts)]
+    assert [f.statistic for f in fires(either, texts)] == [f.statistic for f in fires(loaded, texts)]
 
 
-def test_several_topics_read_the_retain_text_once(fitted):
+@pytest.mark.parametrize(("name", "options"), [("fitted", WINDOWED), ("along_direction", DIRECTION)])
+def test_several_topics_read_the_retain_text_once(name, options, request):
     both = fit_guardrails(
         base_model("llama"),
         TOKENIZER,
@@ -88,9 +103,9 @@ def test_several_topics_read_the_retain_text_once(fitted):
         num_features=5,
         ratio_percentile=90.0,
         progress=False,
-        **WINDOWED,
+        **options,
     )
-    alone, together = config_of(fitted), config_of(both, "one")
+    alone, together = config_of(request.getfixturevalue(name)), config_of(both, "one")
     assert alone.gate_feature_ids == together.gate_feature_ids
     assert alone.threshold == together.threshold
 
