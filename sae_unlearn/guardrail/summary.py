@@ -90,7 +90,7 @@ def tokens_in_words(config: SAEGuardrailConfig) -> list[str]:
     """Return how the gate counts tokens, if not 1 for each hot one."""
     weighed = ["tokens weighted by the evidence of their features"] if config.feature_evidence else []
     if config.gate_levels:
-        weighed = ["tokens scored along one direction of the residual stream, which no feature explains"]
+        weighed = ["tokens scored along one direction of the residual stream"]
     norm = config.tokens.outlier_norm
     return weighed if norm is None else [*weighed, f"tokens of norms above {norm:.4g} left out"]
 
