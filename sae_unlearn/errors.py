@@ -1,7 +1,11 @@
 """All error classes of the package; `UnlearnError` is their base."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+_SUBJECT = re.compile(r"([^\s=:,]+(?:, [^\s=:,]+)*)(?:=|: )")
 
 
 class UnlearnError(ValueError):
@@ -9,11 +13,23 @@ class UnlearnError(ValueError):
 
     It is a `ValueError`, so code that does not import this package can catch it. Control characters in a message,
     which may quote a downloaded file, are escaped, so they cannot act on a terminal.
+
+    Args:
+        message (str, *optional*, defaults to ""): `name=value: expected X, got Y.`, and how to correct it.
     """
 
     def __init__(self, message: str = "") -> None:
         plain = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in message)
         super().__init__("".join(plain))
+
+    @property
+    def subject(self) -> str | None:
+        """Argument, option, field or file that the message begins with; None without one.
+
+        It is "topk" of "topk='all': expected ...", and "forget, retain" of "forget, retain: expected ...".
+        """
+        found = _SUBJECT.match(str(self))
+        return found[1] if found else None
 
 
 class GuardrailError(UnlearnError):

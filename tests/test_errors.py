@@ -2,6 +2,8 @@
 
 import ast
 import builtins
+import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from tiers import TESTS
 
 import sae_unlearn
-from sae_unlearn.errors import GuardrailNotReady, GuardrailUnsupported, UnlearnError
+from sae_unlearn.errors import GuardrailError, GuardrailNotReady, GuardrailUnsupported, UnlearnError, as_guardrail_error
 
 
 PACKAGE = Path(sae_unlearn.__file__).parent
@@ -67,3 +69,45 @@ def test_the_package_ends_no_process() -> None:
 def test_an_error_can_be_caught_without_this_package(error: type, builtin: type) -> None:
     assert issubclass(error, UnlearnError)
     assert issubclass(error, builtin)
+
+
+@pytest.mark.parametrize(
+    ("message", "subject"),
+    [
+        ("topk='all': expected None.", "topk"),
+        ("statistic_kwargs.drift='x': expected a finite number.", "statistic_kwargs.drift"),
+        ("forget, retain: expected the same rows.", "forget, retain"),
+        ("forget=None, retain=None: expected rows.", "forget"),
+        ("attention_mask['other']: expected 2-D.", "attention_mask['other']"),
+        ("--model, --url: expected one of them.", "--model, --url"),
+        ("/tmp/my.json: expected a list.", "/tmp/my.json"),
+        ("The upload to me/forget did not finish: try again.", None),
+        ("Features [3]: never active.", None),
+        ("", None),
+    ],
+)
+def test_an_error_has_the_argument_or_file_that_its_message_begins_with(message: str, subject: str | None) -> None:
+    assert UnlearnError(message).subject == subject
+    assert pickle.loads(pickle.dumps(GuardrailNotReady(message))).subject == subject
+    with pytest.raises(GuardrailError) as caught, as_guardrail_error():
+        raise UnlearnError(message)
+    assert caught.value.subject == subject
+
+
+def beginnings() -> Iterator[tuple[str, str]]:
+    """Of each message in the package that begins with `name=value`, the name, and the message with values filled in."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                first = node.exc.args[0]
+                parts = first.values if isinstance(first, ast.JoinedStr) else [first]
+                text = "".join(part.value if isinstance(part, ast.Constant) else "8" for part in parts)
+                name = re.match(r"([a-z_][\w.]*)=", text)
+                if name:
+                    yield name[1], text
+
+
+def test_every_message_about_an_argument_gives_it_as_the_subject() -> None:
+    found = [*beginnings()]
+    assert len(found) > 200
+    assert [text for name, text in found if UnlearnError(text).subject != name] == []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from sae_unlearn.errors import SAEFormatError
 from sae_unlearn.sae.equations import (
     affine_encode,
     cast_input,
@@ -19,13 +17,12 @@ from sae_unlearn.sae.equations import (
     topk_relu,
     without_autocast,
 )
-from sae_unlearn.sae.loading import StoredSAE, read_pretrained, read_saelens
-from sae_unlearn.sae.saving import save_saelens
+from sae_unlearn.sae.pretrained import PretrainedSAE
 from sae_unlearn.sae.slice import SAESlice, check_feature_ids, check_slice_settings, exact_in_slices, slice_of
-from sae_unlearn.sae.validate import check_dtype, check_sae
+from sae_unlearn.sae.validate import check_sae
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(PretrainedSAE):
     """A trained sparse autoencoder (SAE) over a residual stream, frozen.
 
     One form serves every architecture, because input scaling and the subtraction of `b_dec` are folded in at load:
@@ -106,87 +103,6 @@ class SparseAutoencoder(nn.Module):
         self.input_norm: str | None = input_norm
         self.eval()
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        id_or_path: str | os.PathLike[str],
-        subfolder: str | None = None,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> SparseAutoencoder:
-        """Load an SAE from a local folder or a repository of the Hugging Face Hub.
-
-        The format is detected from the files.
-
-        Args:
-            id_or_path (str or PathLike): A folder, a repository id such as "google/gemma-scope-2b-pt-res", or a release
-                and an id of SAELens such as "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical".
-            subfolder (str, *optional*): The folder inside it that holds the SAE, e.g.
-                "layer_3/width_16k/average_l0_142"; or the file if a folder holds one per layer, e.g. "layer9.sae.pt".
-            revision (str, *optional*): Branch, tag or commit of the repository. `source` keeps the commit.
-            device (device or str, *optional*, defaults to the CPU): Device of the weights.
-            dtype (dtype, *optional*, defaults to torch.float32): Dtype of the weights in memory, whatever the file's
-                is. Folding is done in float64 before.
-            cache_dir (str or PathLike, *optional*): As in `huggingface_hub`.
-            token (str or bool, *optional*): As in `huggingface_hub`.
-            local_files_only (bool, *optional*, defaults to False): As in `huggingface_hub`.
-
-        Raises:
-            SAEFormatError: If the format is unknown, a file is malformed, or the SAE cannot be represented exactly.
-            FileNotFoundError: If `id_or_path` is neither a folder nor a repository id.
-        """
-        check_dtype(dtype)
-        stored = read_pretrained(id_or_path, subfolder, revision, cache_dir, token, local_files_only)
-        return cls._from_stored(stored, device, dtype)
-
-    @classmethod
-    def from_saelens(
-        cls, sae: Any, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-    ) -> SparseAutoencoder:
-        """Convert a `sae_lens.SAE` in memory. `sae` is unchanged, and no weights are shared with it.
-
-        Args:
-            sae (Any): The SAE, with its `cfg` and `state_dict()`; also one in training.
-            device (device or str, *optional*, defaults to the CPU): Device of the weights.
-            dtype (dtype, *optional*, defaults to torch.float32): Dtype of the weights.
-
-        Raises:
-            UnlearnError: If `sae` has no `cfg.to_dict()` and `state_dict()`.
-            SAEFormatError: If it does not read the residual stream, or a setting cannot be represented exactly.
-        """
-        check_dtype(dtype)
-        return cls._from_stored(read_saelens(sae), device, dtype)
-
-    @classmethod
-    def _from_stored(
-        cls, stored: StoredSAE, device: torch.device | str | None, dtype: torch.dtype
-    ) -> SparseAutoencoder:
-        """Return an SAE of the folded weights, rounded to `dtype` once and checked."""
-
-        def placed(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(dtype).to(device)
-
-        weights = stored.weights
-        try:
-            return cls(
-                placed(weights.W_enc),
-                placed(weights.b_enc),
-                placed(weights.W_dec),
-                placed(weights.b_dec),
-                architecture=weights.architecture,
-                threshold=None if weights.threshold is None else placed(weights.threshold),
-                k=weights.k,
-                layer=weights.layer,
-                source=stored.source,
-                input_norm=weights.input_norm,
-            )
-        except ValueError as error:
-            raise SAEFormatError(f"{stored.where}: {error}") from error
-
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights, in which the SAE computes."""
@@ -207,6 +123,9 @@ class SparseAutoencoder(nn.Module):
 
         With `input_norm="layer"`, `h` is normalized first.
 
+        Args:
+            h (Tensor): Residual stream `[..., d_in]`.
+
         Raises:
             UnlearnError: If `h` is not a floating tensor `[..., d_in]`.
         """
@@ -218,6 +137,9 @@ class SparseAutoencoder(nn.Module):
         """Return feature activations: [..., d_in] -> [..., d_sae], all >= 0, in the SAE's dtype.
 
             a = relu(pre) * (pre > threshold)           or, for topk, the k largest of relu(pre)
+
+        Args:
+            h (Tensor): Residual stream `[..., d_in]`.
 
         Raises:
             UnlearnError: If `h` is not a floating tensor `[..., d_in]`.
@@ -232,6 +154,9 @@ class SparseAutoencoder(nn.Module):
 
         With an `input_norm`, this is the reconstruction of the normalized input.
 
+        Args:
+            a (Tensor): Activations `[..., d_sae]`.
+
         Raises:
             UnlearnError: If `a` is not a floating tensor `[..., d_sae]`.
         """
@@ -240,7 +165,11 @@ class SparseAutoencoder(nn.Module):
             return a @ self.W_dec + self.b_dec
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """Return the reconstruction `decode(encode(h))`, in the units of `h`: [..., d_in] -> [..., d_in]."""
+        """Return the reconstruction `decode(encode(h))`, in the units of `h`: [..., d_in] -> [..., d_in].
+
+        Args:
+            h (Tensor): Residual stream `[..., d_in]`.
+        """
         return restored(self.decode(self.encode(h)), h, self.input_norm)
 
     def slice(
@@ -262,26 +191,8 @@ class SparseAutoencoder(nn.Module):
         ids = check_feature_ids(feature_ids, self.d_sae)
         return slice_of(dict(self.named_parameters()), ids, threshold, std)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write the SAE in SAELens' on-disk format: `cfg.json` and `sae_weights.safetensors`.
-
-        The folded form is saved, so SAELens gives the same numbers. Gated and batchtopk become `jumprelu` there, with
-        their own name in the metadata. Weights keep the SAE's dtype. Files are saved atomically.
-
-        Raises:
-            UnlearnError: If the disk is full, or the folder cannot be written.
-        """
-        save_saelens(
-            save_directory,
-            dict(self.named_parameters()),
-            architecture=self.architecture,
-            k=self.k,
-            layer=self.layer,
-            input_norm=self.input_norm,
-            neuronpedia_id=self.source.get("neuronpedia_id"),
-        )
-
     def extra_repr(self) -> str:
+        """Return the sizes and settings, for `repr`."""
         k = "" if self.k is None else f", k={self.k}"
         k += "" if self.input_norm is None else f", input_norm={self.input_norm!r}"
         return f"d_in={self.d_in}, d_sae={self.d_sae}, architecture={self.architecture!r}{k}, layer={self.layer}"

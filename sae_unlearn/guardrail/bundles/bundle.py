@@ -24,6 +24,7 @@ from torch import nn
 from sae_unlearn.backbone.layers import bare_model, uncompiled
 from sae_unlearn.cards.card import SavedReport
 from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.files.upload import CommitOptions, make_repository
 from sae_unlearn.guardrail.adapter_names import free_name
 from sae_unlearn.guardrail.attach import attach_guardrail, detach_guardrail
 from sae_unlearn.guardrail.bundles.card import write_bundle_card, write_lora_card
@@ -34,7 +35,7 @@ from sae_unlearn.guardrail.storage.bundle_index import BUNDLE_NAME, BUNDLE_VERSI
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 from sae_unlearn.guardrail.storage.saving import saved_whole
-from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
+from sae_unlearn.guardrail.storage.upload import commit_folder
 
 
 @as_guardrail_error()
@@ -70,6 +71,7 @@ def save_bundle(
     _save(model, held, Path(folder), CardDetails(repo_id, license, {}, evaluation, audit), members or {})
 
 
+@as_guardrail_error()
 def push_bundle(
     model: nn.Module,
     repo_id: str,
@@ -144,6 +146,9 @@ def attach_bundle(
         token (str or bool, *optional*): As for `attach_guardrail`.
         cache_dir (str or PathLike, *optional*): As for `attach_guardrail`.
         local_files_only (bool, *optional*, defaults to False): As for `attach_guardrail`.
+
+    Returns:
+        PeftModel: The model with the members.
 
     Raises:
         GuardrailError: If a member is missing or malformed, does not belong to this model, or its name is taken. The

@@ -12,11 +12,12 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, PeftModelForCausalLM
 
 from sae_unlearn.cards.card import SavedReport
-from sae_unlearn.errors import GuardrailError
+from sae_unlearn.errors import GuardrailError, as_guardrail_error
+from sae_unlearn.files.upload import CommitOptions, make_repository
 from sae_unlearn.guardrail.base_model.nesting import check_joins
 from sae_unlearn.guardrail.storage.card import CardDetails, hub_licenses, write_card
 from sae_unlearn.guardrail.storage.saving import saved_whole
-from sae_unlearn.guardrail.storage.upload import CommitOptions, commit_folder, make_repository
+from sae_unlearn.guardrail.storage.upload import commit_folder
 
 
 # PEFT accepts any other argument and ignores it, except `state_dict`.
@@ -89,6 +90,7 @@ class GuardedModel(PeftModelForCausalLM):
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Do nothing. PEFT calls this from `save_pretrained`, which saves this package's own cards."""
 
+    @as_guardrail_error()
     def push_to_hub(
         self,
         repo_id: str,
