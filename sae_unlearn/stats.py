@@ -30,6 +30,11 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
 
     Unlike the bootstrap interval, it is not a single point if all or none succeed: 0 of 10 gives 0 to 0.28.
 
+    Args:
+        successes (float): Number of successes.
+        n (float): Number of trials.
+        level (float, *optional*, defaults to 0.95): Level of the interval.
+
     Raises:
         UnlearnError: If `n` is not above 0, or `successes` is not between 0 and n.
     """
@@ -45,6 +50,12 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of `values [n]`, drawn with a fixed seed.
+
+    Args:
+        values (Tensor): Values `[n]`.
+        level (float, *optional*, defaults to 0.95): Level of the interval.
+        draws (int, *optional*, defaults to 2000): Number of resampled means.
+        seed (int, *optional*, defaults to 0): Seed of the draws.
 
     Raises:
         UnlearnError: If `values` is empty, or `level` is not between 0 and 1.

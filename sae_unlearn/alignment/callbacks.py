@@ -30,6 +30,7 @@ class RetainBudgetCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        """Raise if training would end before the first evaluation."""
         by_step = args.eval_strategy == "steps"
         end = state.max_steps if by_step else state.num_train_epochs
         if args.eval_delay > end:
@@ -46,6 +47,7 @@ class RetainBudgetCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
+        """Stop training if `eval_kl` exceeds the budget."""
         if not metrics or "eval_loss" not in metrics:
             return  # an evaluation of other entities, under another prefix
         kl = metrics.get("eval_kl")

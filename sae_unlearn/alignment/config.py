@@ -98,7 +98,8 @@ class SAEAlignmentConfig(TrainingArguments):
             references.
         held_out_fraction (float, *optional*, defaults to 0.3): Share of them kept for the separation report and for
             evaluation.
-        min_separation (float, *optional*): AUC on held-out entities below which training is refused. 0 never refuses.
+        min_separation (float, *optional*, defaults to 0.8): AUC on held-out entities below which training is refused. 0
+            never refuses.
         retain_max_length (int, *optional*, defaults to 64): Tokens of a retain row.
         retain_positions (int, *optional*, defaults to 8): Tokens of a retain row at which predictions are compared: its
             last one and random others. None compares all. The output head, most of the work with a large vocabulary,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from sae_unlearn.alignment.entity import Entity, key_of, read_entity, with_columns
+from sae_unlearn.alignment.entity import Entity, key_of, linked, read_entity, with_columns
 from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import write_whole
@@ -22,9 +22,9 @@ class EntitySet(Sequence[Entity]):
     Entities of different types are different, even with equal names.
 
     Args:
-        entities (iterable): `Entity`s, or mappings with `entity`, `entity_type`, optionally `aliases`, and either
-            `attributes` (a mapping) or the attributes as further keys. An accepted answer is a text or a number, or a
-            list of those.
+        entities (iterable, *optional*, defaults to ()): `Entity`s, or mappings with `entity`, `entity_type`, optionally
+            `aliases`, and either `attributes` (a mapping) or the attributes as further keys. An accepted answer is a
+            text or a number, or a list of those.
         entity_type (str, *optional*): Type of mappings without one.
 
     Raises:
@@ -80,7 +80,10 @@ class EntitySet(Sequence[Entity]):
     ) -> EntitySet:
         """Read a JSON list of entities, or one entity per line in a `.jsonl` file.
 
-        The arguments are those of `from_file`.
+        Args:
+            path (str or Path): The file.
+            entity_type (str, *optional*): Type of rows without one.
+            columns (mapping, *optional*): As in `from_file`.
 
         Raises:
             AlignmentError: If the file is not JSON in UTF-8 or not a list, or an item is not an entity.
@@ -101,8 +104,12 @@ class EntitySet(Sequence[Entity]):
     ) -> EntitySet:
         """Read a CSV file with a header: `entity`, `entity_type`, optionally `aliases`, and attributes.
 
-        The arguments are those of `from_file`. Aliases and accepted answers are separated by `|`; an empty cell is not
-        an answer.
+        Aliases and accepted answers are separated by `|`; an empty cell is not an answer.
+
+        Args:
+            path (str or Path): The file.
+            entity_type (str, *optional*): Type of rows without one.
+            columns (mapping, *optional*): As in `from_file`.
 
         Raises:
             AlignmentError: If a column is missing, a row has more cells than the header, or the file is not CSV in
@@ -134,7 +141,10 @@ class EntitySet(Sequence[Entity]):
     ) -> EntitySet:
         """Read the rows of one split of a `datasets.Dataset`, or any rows with the columns of `from_csv`.
 
-        The arguments are those of `from_file`.
+        Args:
+            dataset (iterable of mappings): The rows.
+            entity_type (str, *optional*): Type of rows without one.
+            columns (mapping, *optional*): As in `from_file`.
 
         Raises:
             AlignmentError: If it is a `DatasetDict`, or a row is not an entity.
@@ -203,6 +213,9 @@ class EntitySet(Sequence[Entity]):
     def of_type(self, entity_type: str) -> EntitySet:
         """Return the entities of one type.
 
+        Args:
+            entity_type (str): The type, compared without case.
+
         Raises:
             AlignmentError: If the type is not a text.
         """
@@ -212,6 +225,9 @@ class EntitySet(Sequence[Entity]):
 
     def without(self, other: EntitySet) -> EntitySet:
         """Return the entities that share no name or alias, within their type, with any of `other`.
+
+        Args:
+            other (EntitySet or rows): The entities to leave out.
 
         Raises:
             AlignmentError: If `other` is not a set of entities, and cannot become one.
@@ -234,7 +250,7 @@ class EntitySet(Sequence[Entity]):
         return EntitySet(self[i] for i in sorted(chosen))
 
     def split(self, *fractions: float, seed: int = 0) -> tuple[EntitySet, ...]:
-        """Divide into sets that share no entity. Entities linked by a common name or alias stay together.
+        """Return parts that share no entity. Entities linked by a common name or alias stay together.
 
         Every type is divided in the same proportions, as near as whole entities allow. The division depends on `seed`
         and on the set, not on the set's order. Fractions that sum to less than 1 leave out the rest.
@@ -252,7 +268,7 @@ class EntitySet(Sequence[Entity]):
         side: dict[int, int] = {}
         for entity_type in sorted({key_of(t) for t in self.types}):
             members = [i for i, entity in enumerate(self) if key_of(entity.entity_type) == entity_type]
-            groups = self._linked(members)
+            groups = linked(self._entities, members)
             random.Random(f"{seed} {entity_type}").shuffle(groups)
             bounds = [round(len(members) * sum(fractions[: k + 1])) for k in range(len(fractions))]
             done = 0
@@ -263,19 +279,6 @@ class EntitySet(Sequence[Entity]):
                 done += len(group)
         parts = range(len(fractions))
         return tuple(EntitySet(self[i] for i in range(len(self)) if side.get(i) == part) for part in parts)
-
-    def _linked(self, members: list[int]) -> list[list[int]]:
-        """Groups of `members` that share names, directly or through others, in an order of their own."""
-        group_of: dict[tuple[str, str], list[int]] = {}
-        groups: dict[int, list[int]] = {}
-        for i in members:
-            merged = [i]
-            for old in {id(group_of[key]): group_of[key] for key in self[i].keys if key in group_of}.values():
-                merged += old
-                groups.pop(id(old))
-            groups[id(merged)] = merged
-            group_of |= {key: merged for j in merged for key in self[j].keys}
-        return sorted(groups.values(), key=lambda group: min(min(self[j].keys) for j in group))
 
 
 def as_entity_set(entities: EntitySet | Iterable[Mapping[str, Any]]) -> EntitySet:

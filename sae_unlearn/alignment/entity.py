@@ -133,6 +133,25 @@ def key_of(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def linked(entities: Sequence[Entity], members: Iterable[int]) -> list[list[int]]:
+    """Return groups of `members` that share names, directly or through others, in an order of their own.
+
+    Args:
+        entities (sequence of Entity): The entities.
+        members (iterable of int): Indices of those to group.
+    """
+    group_of: dict[tuple[str, str], list[int]] = {}
+    groups: dict[int, list[int]] = {}
+    for i in members:
+        merged = [i]
+        for old in {id(group_of[key]): group_of[key] for key in entities[i].keys if key in group_of}.values():
+            merged += old
+            groups.pop(id(old))
+        groups[id(merged)] = merged
+        group_of |= {key: merged for j in merged for key in entities[j].keys}
+    return sorted(groups.values(), key=lambda group: min(min(entities[j].keys) for j in group))
+
+
 def _text(value: Any, what: str, expected: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise AlignmentError(f"{what}={value!r}: expected {expected} of at least one character.")

@@ -181,6 +181,7 @@ class Separation:
         return max(value for value in (self.known, self.unknown, self.both) if value is not None)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
         return asdict(self)
 
     def require(self, minimum: float) -> None:

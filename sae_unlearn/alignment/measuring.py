@@ -1,6 +1,7 @@
 """`MeasuringTrainer`: measures entities in held-out templates, before and after training."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import EvalPrediction
 
 from sae_unlearn.alignment.dataset import AlignmentItems
 from sae_unlearn.alignment.entities import EntitySet, as_entity_set
+from sae_unlearn.alignment.loss import PartSums
 from sae_unlearn.alignment.metrics import COLLAPSED, Portrait, judge, portrait_of
 from sae_unlearn.alignment.publishing import PublishingTrainer
 from sae_unlearn.alignment.states import States, entity_states
@@ -27,6 +29,7 @@ class MeasuringTrainer(PublishingTrainer):
 
     _bare: nn.Module
     _ways: TargetWays
+    _sums: PartSums
     _judged: AlignmentItems | None = None
     _user_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
 
@@ -48,7 +51,11 @@ class MeasuringTrainer(PublishingTrainer):
 
         Args:
             eval_dataset (EntitySet or rows, *optional*): Other entities of the same types.
-            ignore_keys, metric_key_prefix (*optional*): As in `Trainer`.
+            ignore_keys (list of str, *optional*): As in `Trainer.evaluate`.
+            metric_key_prefix (str, *optional*, defaults to "eval"): As in `Trainer.evaluate`.
+
+        Returns:
+            dict[str, float]: The metrics.
         """
         items: Any = eval_dataset
         if eval_dataset is not None and not isinstance(eval_dataset, AlignmentItems):
@@ -56,10 +63,41 @@ class MeasuringTrainer(PublishingTrainer):
         self._judged = self.eval_dataset if items is None else items
         return super().evaluate(items, ignore_keys, metric_key_prefix)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of training rows.
+
+        Raises:
+            AlignmentError: If it has no batch.
+        """
+        loader = super().get_train_dataloader()
+        if not len(loader):
+            raise AlignmentError(
+                f"dataloader_drop_last=True: expected at least one whole batch, got {len(self.train_dataset)} rows for "
+                f"batches of {self._train_batch_size}. Set it to False, or a smaller per_device_train_batch_size."
+            )
+        return loader
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer` does, with the means of the parts of the loss."""
+        evaluated = next((key for key in logs if key.endswith("_loss")), None)
+        mode = "train" if "loss" in logs or evaluated is None else "eval"
+        prefix = "" if mode == "train" or evaluated is None else evaluated.removesuffix("loss")
+        means = self._sums.take_means(mode, lambda sums: self.accelerator.reduce(sums, "sum"))
+        logs.update({prefix + part: mean for part, mean in means.items()})
+        if mode == "eval" and means:
+            logs[prefix + "loss"] = sum(self.args.weights[part] * mean for part, mean in means.items())
+            if self.args.retain_budget is not None:
+                over = logs.get(prefix + "kl", 0.0) > self.args.retain_budget
+                logs[prefix + "budget_loss"] = math.inf if over else logs[prefix + "loss"]
+        super().log(logs, start_time)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return a loader of all rows, even with `dataloader_drop_last`.
 
         Otherwise a set smaller than a batch would not be measured.
+
+        Args:
+            eval_dataset (AlignmentItems, *optional*): Other rows. None takes those of `eval_dataset`.
         """
         wanted = self.eval_dataset if eval_dataset is None else eval_dataset
         kept: dict[str, Any] = getattr(

@@ -49,10 +49,18 @@ class PublishingTrainer(Trainer):
         """Upload as `Trainer` does. The card names the licenses of the base model and the SAE on the Hub.
 
         Args:
-            commit_message, blocking, token: As in `Trainer.push_to_hub`.
+            commit_message (str, *optional*, defaults to "End of training"): As in `Trainer.push_to_hub`.
+            blocking (bool, *optional*, defaults to True): As in `Trainer.push_to_hub`.
+            token (str, *optional*): As in `Trainer.push_to_hub`.
             private (bool, *optional*): Whether a repository that does not exist yet is made private. None takes
                 `args.hub_private_repo`.
             kwargs: `revision` as in `Trainer.push_to_hub`, and `license` as in `create_model_card`.
+
+        Returns:
+            Any: As from `Trainer.push_to_hub`.
+
+        Raises:
+            AlignmentError: If `license` is not a name of a license.
         """
         _check_license(kwargs.get("license"))
         self._ask_for_licenses(token)
@@ -73,6 +81,9 @@ class PublishingTrainer(Trainer):
                 one. None keeps that of the settings.
             model_name (str, *optional*): Argument of `Trainer`, not used: the card knows its repository.
             kwargs: Other arguments of `Trainer`, which the card does not use; a warning names them.
+
+        Raises:
+            AlignmentError: If `license` is not a name of a license.
         """
         unused = sorted(name for name, value in kwargs.items() if value)
         if unused:

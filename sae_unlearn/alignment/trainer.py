@@ -1,14 +1,12 @@
 """The trainer of an alignment, a `Trainer` of transformers."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_unlearn.alignment.adapter import (
@@ -80,7 +78,8 @@ class SAEAlignmentTrainer(MeasuringTrainer):
         processing_class (PreTrainedTokenizerFast): The tokenizer.
         compute_metrics (Callable, *optional*): Called as in `Trainer`, with predictions `[rows, d_in]`, the residual
             stream, and label ids (number of the entity, number of its template). Its result is added to the metrics.
-        callbacks, optimizers (*optional*): As in `Trainer`.
+        callbacks (list, *optional*): As in `Trainer`.
+        optimizers (tuple, *optional*, defaults to (None, None)): As in `Trainer`.
         peft_config (LoraConfig, *optional*): The adapter. None is a LoRA of rank 16 on the output projections of the
             MLPs of `solve_layers`; with `init="zero"` one of rank 8 on every linear module of the layers up to the
             aligned one.
@@ -88,14 +87,14 @@ class SAEAlignmentTrainer(MeasuringTrainer):
             the control that shows the effect of the SAE; it needs `args.layer`.
         known (EntitySet or rows): Entities that the model knows, of the targets' types, without any target.
         unknown (EntitySet or rows): Entities that it does not know, of the same types (see `label_entities`).
-        retain_dataset (*optional*): Ordinary text (list of strings, dataset with a "text" column, batches of token
-            ids). A tenth is kept for evaluation. None compares predictions only on questions about known entities'
-            attributes.
+        retain_dataset (iterable, *optional*): Ordinary text (list of strings, dataset with a "text" column, batches of
+            token ids). A tenth is kept for evaluation. None compares predictions only on questions about known
+            entities' attributes.
 
     Attributes:
-        separation: AUC of the codes on known and unknown entities that had no part in choosing them.
-        latents: The selected latents. None without an SAE.
-        setting: The frozen references.
+        separation (Separation): AUC of the codes on known and unknown entities that had no part in choosing them.
+        latents (Latents or None): The selected latents. None without an SAE.
+        setting (AlignmentSetting): The frozen references.
 
     Raises:
         AlignmentError: If entities, latents or settings cannot be used. The message says how to correct them.
@@ -177,16 +176,26 @@ class SAEAlignmentTrainer(MeasuringTrainer):
 
     @property
     def separation(self) -> Separation:
+        """AUC of the codes on known and unknown entities that had no part in choosing them."""
         return self.setting.separation
 
     @property
     def latents(self) -> Latents | None:
+        """The selected latents. None without an SAE."""
         return self.setting.latents
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does. With `init="closed_form"` first solve for the LoRA.
 
         `solution` is then the `Solution`, and the logs have its numbers. Nothing is solved if a checkpoint is resumed.
+
+        Args:
+            resume_from_checkpoint (str or bool, *optional*): As in `Trainer.train`.
+            args (Any): As in `Trainer.train`.
+            kwargs: As in `Trainer.train`.
+
+        Returns:
+            `TrainOutput`: As from `Trainer.train`.
 
         Raises:
             AlignmentError: With `init="closed_form"`, if the model is sharded or `solve_alignment` refuses it, or a
@@ -214,15 +223,6 @@ class SAEAlignmentTrainer(MeasuringTrainer):
             self.log(self.solution.to_dict())
         return found
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        loader = super().get_train_dataloader()
-        if not len(loader):
-            raise AlignmentError(
-                f"dataloader_drop_last=True: expected at least one whole batch, got {len(self.train_dataset)} rows for "
-                f"batches of {self._train_batch_size}. Set it to False, or a smaller per_device_train_batch_size."
-            )
-        return loader
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -230,6 +230,7 @@ class SAEAlignmentTrainer(MeasuringTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss; with `return_outputs` also the states `[rows, d_in]` of the targets, as "h"."""
         weights = self.args.weights
         mode = "train" if model.training else "eval"
         if mode == "train":
@@ -256,6 +257,7 @@ class SAEAlignmentTrainer(MeasuringTrainer):
         return (loss, {"loss": loss, "h": h.float()}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Return the loss of a step, after the first one with a check that the adapter got gradients."""
         if not self._gradients_seen:
             check_base_frozen(self._bare)  # again: user code may have unfrozen it since
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -263,19 +265,6 @@ class SAEAlignmentTrainer(MeasuringTrainer):
             require_gradients(model.parameters())
         self._gradients_seen = True
         return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        evaluated = next((key for key in logs if key.endswith("_loss")), None)
-        mode = "train" if "loss" in logs or evaluated is None else "eval"
-        prefix = "" if mode == "train" or evaluated is None else evaluated.removesuffix("loss")
-        means = self._sums.take_means(mode, lambda sums: self.accelerator.reduce(sums, "sum"))
-        logs.update({prefix + part: mean for part, mean in means.items()})
-        if mode == "eval" and means:
-            logs[prefix + "loss"] = sum(self.args.weights[part] * mean for part, mean in means.items())
-            if self.args.retain_budget is not None:
-                over = logs.get(prefix + "kl", 0.0) > self.args.retain_budget
-                logs[prefix + "budget_loss"] = math.inf if over else logs[prefix + "loss"]
-        super().log(logs, start_time)
 
     def _kl(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with torch.no_grad(), adapters_off(model):

@@ -24,13 +24,12 @@ from sae_unlearn.evaluation.metrics.recall import (
     AnswerCounts,
     Fact,
     Recall,
-    RougeL,
     ask,
     complete,
     count_answers,
     recall,
-    rouge_l,
 )
+from sae_unlearn.evaluation.metrics.rouge import RougeL, rouge_l
 from sae_unlearn.evaluation.metrics.text import row_divergences, row_losses
 from sae_unlearn.evaluation.metrics.tofu import ModelUtility, TofuSet, model_utility
 from sae_unlearn.evaluation.metrics.truth_ratio import ForgetQuality, forget_quality, log_truth_ratios, truth_scores

@@ -21,7 +21,8 @@ from sae_unlearn.evaluation.metrics.choices import (
     right_by_likelihood,
 )
 from sae_unlearn.evaluation.metrics.firing import fired_rows, row_firings
-from sae_unlearn.evaluation.metrics.recall import Fact, Recall, is_right, recall, rouge_l, tokens_needed, verdict
+from sae_unlearn.evaluation.metrics.recall import Fact, Recall, is_right, recall, tokens_needed, verdict
+from sae_unlearn.evaluation.metrics.rouge import rouge_l
 from sae_unlearn.evaluation.metrics.text import predicted_tokens, row_divergences, row_losses
 from sae_unlearn.evaluation.metrics.truth_ratio import forget_quality, log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, rows_digest

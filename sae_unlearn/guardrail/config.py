@@ -31,15 +31,21 @@ class SAEGuardrailConfig(PeftConfig):
     The tensors of a guardrail (encoder columns, biases, thresholds, decoder rows and clamp values of its `N` features)
     are in `adapter_model.safetensors` in the same folder. See `sae_unlearn.guardrail.layer` for the equation.
 
+    Args:
+        weights_sha256, config_sha256 (str, *optional*): Digests in a file that PEFT reads. They are accepted and not
+            kept.
+
     Attributes:
-        origin: Source of a loaded config: `id` (folder or Hub repository), `subfolder`, and `revision`, the commit,
-            None for a folder. None if it was not loaded. Not saved.
-        refusal_compared: True if a tokenizer has confirmed that `refusal` is the text of `refusal_ids`. Not saved.
-        version: Number of the latest change, which every assignment to a field replaces. Not saved. A running gate
-            compares it with that of the config which it checked. Lists become tuples and mappings become groups when
-            they are assigned, so they cannot change without an assignment. `calibration`, `sae_source` and
+        origin (dict or None): Source of a loaded config: `id` (folder or Hub repository), `subfolder`, and `revision`,
+            the commit, None for a folder. None if it was not loaded. Not saved.
+        refusal_compared (bool): True if a tokenizer has confirmed that `refusal` is the text of `refusal_ids`. Not
+            saved.
+        version (int): Number of the latest change, which every assignment to a field replaces. Not saved. A running
+            gate compares it with that of the config which it checked. Lists become tuples and mappings become groups
+            when they are assigned, so they cannot change without an assignment. `calibration`, `sae_source` and
             `base_model.fingerprint` can, and the gate reads none of them.
-        target_modules: Full name of the guarded module, set when it is on a model. PEFT reads it. Not saved.
+        target_modules (set or None): Full name of the guarded module, set when it is on a model. PEFT reads it. Not
+            saved.
 
     Raises:
         GuardrailError: From `__post_init__`, if a value is out of range. The message names the field and its value.

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from sae_unlearn.backbone.layers import execution_device, max_positions, residual_of, text_config
+from sae_unlearn.backbone.layers import max_positions, residual_of, text_config
 from sae_unlearn.backbone.private_api import forward_hook_owners
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -48,13 +48,19 @@ from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.runtime.shown import check_shown, shown_again, shown_before
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
-from sae_unlearn.guardrail.weights import GuardrailDecoder, GuardrailEncoder, LayerGuardrail
+from sae_unlearn.guardrail.weights import LayerGuardrail, new_weights
 
 
 class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     """The guardrails at one decoder layer, by adapter name.
 
     `tuner_layer` has PEFT's interface. `guard` is the forward hook.
+
+    Args:
+        decoder_layer (nn.Module): The layer, which gets the hook.
+        adapter_name (str): Name of its first guardrail.
+        config (SAEGuardrailConfig): Config of that guardrail.
+        model (nn.Module): The transformers model.
     """
 
     def __init__(self, decoder_layer: nn.Module, adapter_name: str, config: SAEGuardrailConfig, model: nn.Module):
@@ -79,17 +85,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SAEGuardrailConfig, decoder_layer: nn.Module) -> None:
         """Add a guardrail with empty weights, which are loaded or set afterwards."""
-        n, d_in = config.num_features, config.width
-        encoder, decoder = GuardrailEncoder(d_in, config.num_encoded), GuardrailDecoder(d_in, n)
-        if not config.init_weights:
-            nn.init.normal_(encoder.weight, std=d_in**-0.5)
-            decoder.weight.data.copy_(encoder.weight[:n])
-            nn.init.zeros_(encoder.bias), nn.init.zeros_(encoder.threshold)
-            nn.init.constant_(decoder.clamp, -1.0)
-        device = next((p.device for p in decoder_layer.parameters() if p.device.type != "meta"), None)
-        device = execution_device(decoder_layer) if device is None else device
-        if device is not None and not any(p.is_meta for p in encoder.parameters()):
-            encoder.to(device), decoder.to(device)
+        encoder, decoder = new_weights(config, decoder_layer)
         self.sae_guardrail_encoder[adapter_name] = encoder
         self.sae_guardrail_decoder[adapter_name] = decoder
         self.guard_config[adapter_name] = config
@@ -253,6 +249,9 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
     def guardrail(self, name: str) -> LayerGuardrail:
         """Return config, encoder and decoder of a guardrail.
 
+        Args:
+            name (str): The guardrail's adapter name.
+
         Raises:
             GuardrailError: If this layer has no guardrail of that name.
         """
@@ -294,4 +293,5 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         return self.there(names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse the call: the guardrail is a hook of its decoder layer."""
         raise GuardrailUnsupported("A SAEGuardrailLayer works as a hook of its decoder layer and is not called.")

@@ -27,11 +27,11 @@ class AttachedGuardrail:
         action (str): "clamp", "record" or "refuse".
         layer (int): The 0-based decoder layer whose output it guards.
         num_features (int): The number of guarded features.
-        threshold (float, *optional*): The gate fires if its statistic exceeds it.
-        source (str, *optional*): The folder or Hub repository it was loaded from. None if it was fitted in this process
+        threshold (float or None): The gate fires if its statistic exceeds it.
+        source (str or None): The folder or Hub repository it was loaded from. None if it was fitted in this process
             or loaded by PEFT itself.
-        subfolder (str, *optional*): The folder in `source`.
-        revision (str, *optional*): The commit of the repository.
+        subfolder (str or None): The folder in `source`.
+        revision (str or None): The commit of the repository.
     """
 
     name: str

@@ -33,12 +33,12 @@ class SAEGuardrailModel(BaseTuner):
 
     Args:
         model (nn.Module): The transformers model.
-        config (SAEGuardrailConfig or mapping): A config, or a mapping from adapter names to configs.
+        peft_config (SAEGuardrailConfig or mapping): A config, or a mapping from adapter names to configs.
         adapter_name (str): Name of the guardrail.
 
     Attributes:
-        model: The model, with the guardrails as children of its decoder layers.
-        peft_config: The configs by adapter name.
+        model (nn.Module): The model, with the guardrails as children of its decoder layers.
+        peft_config (dict): The configs by adapter name.
 
     Raises:
         GuardrailError: If the model is a `PeftModel` (PEFT would load no weights, and only warn), does not have the
@@ -226,6 +226,7 @@ class SAEGuardrailModel(BaseTuner):
         self.active_adapter = adapter_name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model through its hooks."""
         return self.model(*args, **kwargs)  # PEFT 0.20 calls the model's `forward`, past its hooks
 
     @contextmanager

@@ -135,6 +135,7 @@ class GuardrailTunerLayer(BaseTunerLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> "GuardrailTunerLayer":
+        """Return this layer, unmerged."""
         return self  # `SAEGuardrailModel._replace_module` removes the child and its hooks
 
     def _own(self, names: Iterable[str]) -> list[str]:

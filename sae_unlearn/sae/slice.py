@@ -141,6 +141,9 @@ class SAESlice:
 
             pre = h @ W_enc + b_enc ;  a = relu(pre) * (pre > threshold)
 
+        Args:
+            h (Tensor): Residual stream `[..., d_in]`.
+
         Raises:
             UnlearnError: If the last dimension of `h` is not d_in.
         """

@@ -34,8 +34,8 @@ class StayRow(NamedTuple):
     """A row whose states are to stay.
 
     Attributes:
-        input_ids: token ids.
-        groups: for each token its group, a key of `GROUPS`, or "" for a token that does not count.
+        input_ids (list of int): Token ids.
+        groups (list of str): For each token its group, a key of `GROUPS`, or "" for a token that does not count.
     """
 
     input_ids: list[int]
@@ -48,13 +48,17 @@ class Moments(NamedTuple):
         C_l = sum over groups g of  weight_g * mean over the tokens of g of  k k'
 
     Attributes:
-        matrices: for each layer `C_l`, `[d_in, d_in]` in float32.
+        matrices (dict[int, Tensor]): For each layer `C_l`, `[d_in, d_in]` in float32.
     """
 
     matrices: dict[int, Tensor]
 
     def factor(self, layer: int) -> Tensor:
-        """Return the Cholesky factor of `C_l + ridge * mean(diag C_l) * I`, `[d_in, d_in]` in float32."""
+        """Return the Cholesky factor of `C_l + ridge * mean(diag C_l) * I`, `[d_in, d_in]` in float32.
+
+        Args:
+            layer (int): 0-based decoder layer.
+        """
         c = self.matrices[layer].double()
         c.diagonal().add_(RIDGE * c.diagonal().mean().clamp(min=1e-12))
         factor: Tensor = torch.linalg.cholesky(c)

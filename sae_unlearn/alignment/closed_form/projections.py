@@ -40,13 +40,14 @@ class Projection:
     """The output projection of one layer's MLP.
 
     Attributes:
-        layer: 0-based decoder layer.
-        name: full name in the bare transformers model, without PEFT's `base_layer`.
-        module: the projection; with a LoRA on it, PEFT's layer around it.
-        gain: `[d_out]`, the elementwise weight of the RMS norm between the projection and the residual stream; None
-            without such a norm.
-        eps: of that norm.
-        scale: what the residual stream receives is this multiple of the (normalized) output.
+        layer (int): 0-based decoder layer.
+        name (str): full name in the bare transformers model, without PEFT's `base_layer`.
+        module (nn.Module): the projection; with a LoRA on it, PEFT's layer around it.
+        gain (Tensor, *optional*): `[d_out]`, the elementwise weight of the RMS norm between the projection and the
+            residual stream. None without such a norm.
+        eps (float, *optional*, defaults to 0.0): Constant of that norm.
+        scale (float, *optional*, defaults to 1.0): What the residual stream receives is this multiple of the
+            (normalized) output.
     """
 
     layer: int
@@ -57,8 +58,13 @@ class Projection:
     scale: float = 1.0
 
     def written(self, m: Tensor) -> Tensor:
-        """Return what an output `m` adds to the residual stream: `scale * m`, or with a norm
-        `scale * gain * m / sqrt(mean(m^2) + eps)`: `[..., d_out]`."""
+        """Return what an output adds to the residual stream, `[..., d_out]`.
+
+            scale * m     or, with a norm,     scale * gain * m / sqrt(mean(m^2) + eps)
+
+        Args:
+            m (Tensor): Outputs `[..., d_out]`.
+        """
         if self.gain is None:
             return self.scale * m
         return self.scale * self.gain * m / (m.square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
@@ -74,6 +80,9 @@ def find_projections(model: nn.Module, layers: Sequence[int], row: Sequence[int]
         model (nn.Module): The bare transformers model, with or without PEFT layers.
         layers (Sequence[int]): 0-based decoder layers.
         row (Sequence[int]): Token ids of one text, for the check.
+
+    Returns:
+        list[Projection]: One for each layer.
 
     Raises:
         AlignmentError: If a layer is a mixture of experts, has no such projection, or uses it in another way.

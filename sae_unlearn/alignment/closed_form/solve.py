@@ -34,13 +34,13 @@ class Solution:
     """The outcome of `solve_alignment`.
 
     Attributes:
-        changes: for each layer the change of its projection, of the rank asked for.
-        lam: weight of what is to stay.
-        gamma: overshoot of the last sweep.
-        damage: of the changes on the validation rows, in nats per token.
-        way: what is left of the way from targets to unknown entities, in the prompts of the solve.
-        energy: share of the changes' squared norm that is within the rank, the smallest of all layers.
-        tried: `(lam, damage)` of every try.
+        changes (mapping from int to Change): for each layer the change of its projection, of the rank asked for.
+        lam (float): weight of what is to stay.
+        gamma (float): overshoot of the last sweep.
+        damage (float): of the changes on the validation rows, in nats per token.
+        way (Way): what is left of the way from targets to unknown entities, in the prompts of the solve.
+        energy (float): share of the changes' squared norm that is within the rank, the smallest of all layers.
+        tried (sequence of tuple): `(lam, damage)` of every try.
     """
 
     changes: Mapping[int, Change]
@@ -52,7 +52,7 @@ class Solution:
     tried: Sequence[tuple[float, float]]
 
     def to_dict(self) -> dict[str, float]:
-        """The numbers, as a trainer logs them."""
+        """Return the numbers by the names under which a trainer logs them."""
         return {
             "solve_lam": self.lam,
             "solve_gamma": self.gamma,
@@ -109,6 +109,9 @@ def solve_alignment(
         sweeps (int, *optional*, defaults to 2): Sweeps over the layers.
         rank (int or mapping, *optional*, defaults to 16): Rank of each change, or the rank by layer.
         batch_size (int, *optional*, defaults to 32): Rows per forward pass.
+
+    Returns:
+        Solution: The changes, and what they do.
 
     Raises:
         AlignmentError: If no `lam` is within the budget.
@@ -182,6 +185,11 @@ def _next(low: tuple[float, float], high: tuple[float, float], budget: float) ->
 
 def write_lora(solution: Solution, sites: Sequence[Projection], adapter: str) -> None:
     """Write the changes into a LoRA that lies on the projections, `scaling * B A = dW`.
+
+    Args:
+        solution (Solution): From `solve_alignment`.
+        sites (sequence of Projection): The projections of its layers.
+        adapter (str): Name of the LoRA.
 
     Raises:
         AlignmentError: If a projection has no such LoRA, or it is not a plain one that starts at zero.

@@ -20,11 +20,11 @@ class TargetRows:
     """Targets in prompts that end with their names, with base states of target and unknown entity.
 
     Attributes:
-        input_ids: token rows. The last token of each is the name's last token.
-        base: `[rows, d]`, states of the targets in the base model.
-        unknown: `[rows, d]`, states of the paired unknown entity in the same prompt in the base model.
-        spread: `[d]`, unit of each dimension for `Way`.
-        layer: 0-based decoder layer of the states.
+        input_ids (sequence of list): token rows. The last token of each is the name's last token.
+        base (Tensor): `[rows, d]`, states of the targets in the base model.
+        unknown (Tensor): `[rows, d]`, states of the paired unknown entity in the same prompt in the base model.
+        spread (Tensor): `[d]`, unit of each dimension for `Way`.
+        layer (int): 0-based decoder layer of the states.
     """
 
     input_ids: Sequence[list[int]]
@@ -34,10 +34,19 @@ class TargetRows:
     layer: int
 
     def goals(self, gamma: float) -> Tensor:
-        """Return goals `g = u + gamma (u - b)` `[rows, d]`, beyond the unknown entity by a share `gamma`."""
+        """Return goals `g = u + gamma (u - b)` `[rows, d]`, beyond the unknown entity by a share `gamma`.
+
+        Args:
+            gamma (float): Overshoot, a share of the way from target to unknown entity.
+        """
         return self.unknown + gamma * (self.unknown - self.base)
 
     def to(self, device: torch.device) -> "TargetRows":
+        """Return the rows with their states on a device.
+
+        Args:
+            device (device): The device.
+        """
         moved = {name: getattr(self, name).to(device) for name in ("base", "unknown", "spread")}
         return replace(self, **moved)
 

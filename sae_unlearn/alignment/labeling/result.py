@@ -73,6 +73,9 @@ class LabeledEntities:
     def answers_about(self, entity: Entity) -> list[Asked]:
         """Return the questions about one entity.
 
+        Args:
+            entity (Entity): The entity.
+
         Raises:
             AlignmentError: If it is not an `Entity`, for example a name.
         """
@@ -133,6 +136,9 @@ class LabeledEntities:
     @classmethod
     def load(cls, folder: str | Path) -> "LabeledEntities":
         """Load what `save` wrote.
+
+        Args:
+            folder (str or Path): The folder that `save` wrote.
 
         Raises:
             AlignmentError: If a file is missing or malformed.

@@ -129,6 +129,9 @@ class AuditReport(StoredReport):
     def from_dict(cls, stored: Mapping[str, Any]) -> "AuditReport":
         """Return the report from a mapping that `to_dict` made.
 
+        Args:
+            stored (mapping): From `to_dict`.
+
         Raises:
             UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """

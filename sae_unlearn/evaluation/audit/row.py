@@ -43,12 +43,25 @@ class AuditRow:
     control: bool = False
 
     def find(self, metric: str = RECALL, side: str = "forget", base: bool = False) -> Figure | None:
-        """Return a figure of the audited model or of the base, or None."""
+        """Return a figure of the audited model or of the base, or None if it was not measured.
+
+        Args:
+            metric (str, *optional*, defaults to "alias_recall"): Name of the metric.
+            side (str, *optional*, defaults to "forget"): "forget" or "retain".
+            base (bool, *optional*, defaults to False): Take the figure of the base.
+        """
         figures = self.base if base else self.audited
         return next((figure for figure in figures if (figure.metric, figure.side) == (metric, side)), None)
 
     def fires(self, side: str = "forget") -> Figure | None:
-        """Return the share of facts on which any guardrail fired, or None without guardrails."""
+        """Return the share of facts on which any guardrail fired, or None without guardrails.
+
+        Args:
+            side (str, *optional*, defaults to "forget"): "forget" or "retain".
+
+        Raises:
+            UnlearnError: If the figures of the guardrails are of different rows.
+        """
         found = [figure for figure in self.audited if figure.metric.startswith("fires:") and figure.side == side]
         return any_of("fires", found) if found else None
 
@@ -71,6 +84,9 @@ class AuditRow:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "AuditRow":
         """Return the row from a mapping that `to_dict` made.
+
+        Args:
+            stored (mapping): From `to_dict`.
 
         Raises:
             UnlearnError: If a field is missing, unknown or of another type; the message names it.

@@ -19,6 +19,9 @@ def entity_facts(
         entities (iterable of Entity): Entities with accepted answers.
         attributes (collection of str, *optional*): Attributes to ask for. None asks for all.
         given (Questions, *optional*): Questions by type and attribute that replace those of the library.
+
+    Raises:
+        UnlearnError: If an item is not an `Entity`.
     """
     entities = list(entities)
     check_all(entities, Entity, "entities")

@@ -23,7 +23,7 @@ def mmlu_choices(subject: str, source: str = HUB_ID, split: str = "test", revisi
 
     Args:
         subject (str): Such as `college_biology`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "cais/mmlu"): A folder, or the id of a dataset on the Hub.
         split (str, *optional*, defaults to "test"): `test`, `dev`, or the source's name of a split.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 

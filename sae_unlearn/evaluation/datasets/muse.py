@@ -18,7 +18,7 @@ def muse_facts(split: str = "forget_qa", source: str = HUB_ID, revision: str | N
 
     Args:
         split (str, *optional*, defaults to "forget_qa"): `forget_qa` or `retain_qa`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "muse-bench/MUSE-News"): A folder, or the id of a dataset on the Hub.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
@@ -35,7 +35,7 @@ def muse_passages(split: str = "forget", source: str = HUB_ID, revision: str | N
 
     Args:
         split (str, *optional*, defaults to "forget"): The split.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "muse-bench/MUSE-News"): A folder, or the id of a dataset on the Hub.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
@@ -52,7 +52,7 @@ def muse_texts(split: str = "forget", source: str = HUB_ID, revision: str | None
 
     Args:
         split (str, *optional*, defaults to "forget"): `forget`, `retain1`, `retain2` or `holdout`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "muse-bench/MUSE-News"): A folder, or the id of a dataset on the Hub.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:

@@ -16,6 +16,9 @@ def read_questions(path: Path) -> list[Fact] | list[Choice] | None:
     Facts are rows with `prompt` and `answers` (a list, the canonical one first) or `answer`. Choices are rows with
     `question`, `choices` and `answer` (a 0-based index or a letter). Both may have a `subject`.
 
+    Args:
+        path (Path): The file.
+
     Raises:
         UnlearnError: If a later row is of another kind than the first.
     """

@@ -20,7 +20,7 @@ def rwku_facts(
     Args:
         subset (str, *optional*, defaults to "forget_level2"): `forget_level1` (a blank to fill), `forget_level2` (a
             question), `forget_level3` (the same under attack), `neighbor_level1` or `neighbor_level2`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "jinzhuoran/RWKU"): A folder, or the id of a dataset on the Hub.
         people (list of str, *optional*): Names of the people to ask about. None asks about all.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 

@@ -23,7 +23,7 @@ def tofu_facts(subset: str = "forget10", source: str = HUB_ID, revision: str | N
     Args:
         subset (str, *optional*, defaults to "forget10"): `forget01`, `forget05`, `forget10`, `retain90` ...,
             `real_authors`, `world_facts`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "locuslab/TOFU"): A folder, or the id of a dataset on the Hub.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
@@ -46,7 +46,7 @@ def tofu_choices(subset: str = "forget10", source: str = HUB_ID, revision: str |
 
     Args:
         subset (str, *optional*, defaults to "forget10"): As in `tofu_facts`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "locuslab/TOFU"): A folder, or the id of a dataset on the Hub.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:

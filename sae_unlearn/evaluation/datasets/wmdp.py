@@ -17,7 +17,7 @@ def wmdp_choices(subject: str = "bio", source: str = HUB_ID, revision: str | Non
 
     Args:
         subject (str, *optional*, defaults to "bio"): `bio`, `chem` or `cyber`.
-        source (str, *optional*, defaults to HUB_ID): A folder, or the id of a dataset on the Hub.
+        source (str, *optional*, defaults to "cais/wmdp"): A folder, or the id of a dataset on the Hub.
         revision (str, *optional*): Branch, tag or commit on the Hub.
 
     Raises:

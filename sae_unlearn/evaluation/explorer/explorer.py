@@ -50,7 +50,14 @@ class GuardrailPicture:
         return render_page(self.title, self.config, self.clamp, self.contexts, self.sweep, self.labels)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page and return its path."""
+        """Write the page and return its path.
+
+        Args:
+            path (str or PathLike): The file.
+
+        Raises:
+            UnlearnError: If it cannot be written. An earlier file is then unchanged.
+        """
         target = as_path(path).expanduser()
         write_whole(target, self.to_html())
         return target
@@ -75,7 +82,9 @@ def stored_picture(
         sweep (Sweep, *optional*): A sweep that was measured earlier.
         revision (str, *optional*): Branch, tag or commit of the Hub repository.
         subfolder (str, *optional*): Folder inside the source.
-        token, cache_dir, local_files_only: As in `huggingface_hub`.
+        token (str or bool, *optional*): As in `huggingface_hub`.
+        cache_dir (str or PathLike, *optional*): As in `huggingface_hub`.
+        local_files_only (bool, *optional*, defaults to False): As in `huggingface_hub`.
 
     Raises:
         GuardrailError: If the source has no guardrail or a malformed one, or the sweep is of another guardrail.

@@ -128,6 +128,9 @@ def feature_contexts(
         batch_size (int, *optional*, defaults to 8): Rows per forward pass. It changes only rounding.
         progress (bool, *optional*, defaults to True): Show progress bars.
 
+    Returns:
+        FeatureContexts: The contexts of each feature.
+
     Raises:
         GuardrailError: If the model has no such guardrail, no texts are given, or a corpus is empty.
         UnlearnError: If `contexts` or `around` is out of range.

@@ -72,7 +72,14 @@ class Sweep:
         return asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the sweep as JSON and return the path."""
+        """Write the sweep as JSON and return the path.
+
+        Args:
+            path (str or PathLike): The file.
+
+        Raises:
+            UnlearnError: If it cannot be written. An earlier file is then unchanged.
+        """
         target = as_path(path)
         write_whole(target, json.dumps(self.to_dict(), indent=1) + "\n")
         return target
@@ -99,6 +106,9 @@ class Sweep:
 
     def check_is_of(self, config: SAEGuardrailConfig) -> None:
         """Raise unless the sweep is of this guardrail.
+
+        Args:
+            config (SAEGuardrailConfig): Config of the guardrail.
 
         Raises:
             GuardrailError: If they differ. The message names the field.
@@ -160,6 +170,9 @@ def sweep_guardrail(
         text_column (str, *optional*, defaults to "text"): Column or key of the text in datasets and mappings.
         batch_size (int, *optional*, defaults to 4): Rows per forward pass. It changes only rounding.
         progress (bool, *optional*, defaults to True): Show progress bars.
+
+    Returns:
+        Sweep: The losses.
 
     Raises:
         GuardrailError: If the model has no such guardrail, no texts are given, or a corpus is empty.

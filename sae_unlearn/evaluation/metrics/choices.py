@@ -101,6 +101,10 @@ def option_likelihoods(
         progress (str, *optional*): Title of a progress bar. None shows no bar.
         shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
             must call, and receives the whole result.
+
+    Raises:
+        UnlearnError: If a choice is not a `Choice`, `batch_size` is not an integer of at least 1, or the logits are not
+            finite.
     """
     check_module(model)
     check_all(choices, Choice, "choices")
@@ -126,6 +130,9 @@ def right_by_likelihood(
         choices (sequence of Choice): The questions.
         likelihoods (sequence of AnswerLikelihoods): From `option_likelihoods`.
         per_character (bool, *optional*, defaults to False): Divide by the characters of the option.
+
+    Raises:
+        UnlearnError: If the numbers of choices and likelihoods differ.
     """
     check_same_number(choices=choices, likelihoods=likelihoods)
     found = []

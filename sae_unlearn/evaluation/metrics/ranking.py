@@ -49,6 +49,9 @@ def rank_answers(
             takes the mean over `scores`, which needs many prompts with different answers.
         subjects (sequence of str, *optional*): Subject of each prompt, for the interval. None for independent prompts.
 
+    Returns:
+        Ranks: The ranks, and what they sum up to.
+
     Raises:
         UnlearnError: If `right` is not one candidate index for each prompt.
     """

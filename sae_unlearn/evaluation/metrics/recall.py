@@ -1,12 +1,12 @@
-"""Recall of facts by completion: right, wrong or refused, and ROUGE-L against the accepted answers."""
+"""Recall of facts by completion: right, wrong or refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
@@ -18,7 +18,6 @@ from sae_unlearn.backbone.tokens import padding_id, prompt_ids
 from sae_unlearn.checks import check_all, check_counts, check_is
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
-from sae_unlearn.install import install_command
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,12 @@ def recall(
         progress (str, *optional*): Title of a progress bar. None shows no bar.
         shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
             must call, and receives the whole result.
+
+    Returns:
+        list[Recall]: One for each fact.
+
+    Raises:
+        UnlearnError: If a fact is not a `Fact`, a number is not an integer of at least 1, or the logits are not finite.
     """
     check_module(model)
     check_all(facts, Fact, "facts")
@@ -181,6 +186,9 @@ class AnswerCounts:
     """Shares of completions that are right, wrong or a refusal, which add up to one.
 
     The intervals are Wilson's, over subjects if the facts name them.
+
+    Attributes:
+        right, wrong, refused (Estimate): Share of the completions of this kind.
     """
 
     right: Estimate
@@ -208,12 +216,20 @@ def ask(
         batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
         refusals (sequence of str, *optional*, defaults to REFUSALS): See `verdict`.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
+
+    Raises:
+        UnlearnError: If `facts` is empty, a fact is not a `Fact`, a number is not an integer of at least 1, or the
+            logits are not finite.
     """
     return count_answers(recall(model, tokenizer, facts, max_new_tokens, batch_size, progress), refusals)
 
 
 def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -> AnswerCounts:
     """Return the shares of right, wrong and refused completions.
+
+    Args:
+        found (sequence of Recall): From `recall`.
+        refusals (sequence of str, *optional*, defaults to REFUSALS): See `verdict`.
 
     Raises:
         UnlearnError: If `found` is empty.
@@ -241,40 +257,6 @@ def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
 @lru_cache
 def _matcher(refusals: tuple[str, ...]) -> AnswerMatcher:
     return AnswerMatcher(refusals)
-
-
-class RougeL(NamedTuple):
-    """Scores of completions against the accepted answer with the highest score, `[n]` float64.
-
-    Attributes:
-        recall (Tensor): LCS / words of the answer, as TOFU and RWKU report it. Further text of the completion does not
-            lower it.
-        f1 (Tensor): Harmonic mean of that and of LCS / words of the completion, as MUSE reports it.
-    """
-
-    recall: Tensor
-    f1: Tensor
-
-
-def rouge_l(found: Sequence[Recall]) -> RougeL:
-    """Return ROUGE-L by the longest common subsequence of words (C.-Y. Lin, 2004).
-
-    Words are stemmed, and consist of Latin letters and digits. Answers in other scripts get 0.
-
-    Raises:
-        ImportError: If rouge-score is not installed.
-    """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError(f"ROUGE-L needs rouge-score; run: {install_command('eval')}") from error
-    check_all(found, Recall, "found")
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    scores = [[scorer.score(answer, one.completion)["rougeL"] for answer in one.fact.answers] for one in found]
-    return RougeL(
-        torch.tensor([max(score.recall for score in each) for each in scores], dtype=torch.float64),
-        torch.tensor([max(score.fmeasure for score in each) for each in scores], dtype=torch.float64),
-    )
 
 
 _LONGEST = 128

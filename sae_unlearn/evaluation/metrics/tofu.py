@@ -12,7 +12,8 @@ from sae_unlearn.checks import check_is
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.choices import Choice, option_likelihoods
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
-from sae_unlearn.evaluation.metrics.recall import Fact, recall, rouge_l, tokens_needed
+from sae_unlearn.evaluation.metrics.recall import Fact, recall, tokens_needed
+from sae_unlearn.evaluation.metrics.rouge import rouge_l
 from sae_unlearn.evaluation.metrics.truth_ratio import log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, group_sums, rows_digest

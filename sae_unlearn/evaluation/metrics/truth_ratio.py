@@ -37,6 +37,9 @@ def log_truth_ratios(
         likelihoods (sequence of AnswerLikelihoods): Of the options, from `option_likelihoods`.
         average (str, *optional*, defaults to "arithmetic"): Mean over the perturbed answers. "arithmetic" is the
             paper's equation; "geometric" is the mean of the losses, as in the authors' published code.
+
+    Raises:
+        UnlearnError: If `average` is another word, or the numbers of choices and likelihoods differ.
     """
     check_choice("average", average, ("arithmetic", "geometric"))
     check_same_number(choices=choices, likelihoods=likelihoods)
@@ -50,7 +53,14 @@ def log_truth_ratios(
 
 
 def truth_scores(log_ratios: Tensor) -> Tensor:
-    """Return max(0, 1 - R), `[n]`: the part of the truth ratio in TOFU's model utility."""
+    """Return max(0, 1 - R), `[n]`: the part of the truth ratio in TOFU's model utility.
+
+    Args:
+        log_ratios (Tensor): `[n]`, from `log_truth_ratios`.
+
+    Raises:
+        UnlearnError: If it is not a floating tensor `[n]`.
+    """
     check_tensors(1, log_ratios=log_ratios)
     return (1 - log_ratios.exp()).clamp(min=0)
 
@@ -82,6 +92,9 @@ def forget_quality(log_ratios: Tensor, reference: Tensor) -> ForgetQuality:
     Args:
         log_ratios (Tensor): `[n]`, of the model.
         reference (Tensor): `[m]`, of the reference model.
+
+    Returns:
+        ForgetQuality: The distance D, its band and its p-value.
 
     Raises:
         ImportError: If scipy is not installed.

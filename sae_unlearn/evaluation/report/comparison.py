@@ -22,7 +22,7 @@ class Change:
     """Change of one figure.
 
     Attributes:
-        side, data, metric, unit: As in `Figure`.
+        side, data, metric, unit (str): As in `Figure`.
         title (str): The metric in words.
         before, after (Estimate): The two figures.
         change (Estimate): After minus before, with the paired bootstrap interval over subjects, or over rows without

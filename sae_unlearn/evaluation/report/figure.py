@@ -102,6 +102,9 @@ class Figure:
     def from_dict(cls, stored: dict[str, Any]) -> "Figure":
         """Return the figure from a mapping that `to_dict` made.
 
+        Args:
+            stored (mapping): From `to_dict`.
+
         Raises:
             UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """

@@ -82,6 +82,9 @@ class Report(StoredReport):
     def from_dict(cls, stored: Mapping[str, Any]) -> "Report":
         """Return the report from a mapping that `to_dict` made.
 
+        Args:
+            stored (mapping): From `to_dict`.
+
         Raises:
             UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """

@@ -38,7 +38,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Findings of `check_guardrail`, in the order of the checks."""
+    """Findings of `check_guardrail`, in the order of the checks.
+
+    Attributes:
+        findings (tuple of Finding): The findings.
+    """
 
     findings: tuple[Finding, ...]
 

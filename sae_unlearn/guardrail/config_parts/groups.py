@@ -26,7 +26,11 @@ _POSITIVE = {"row_variance": 0.0, "token_variance": 1e-12, "sum_weight": 1e-12, 
 
 @dataclass(frozen=True)
 class StatisticKwargs:
-    """Parameters of the gate's statistic. Each statistic reads its own."""
+    """Parameters of the gate's statistic. Each statistic reads its own.
+
+    Raises:
+        GuardrailError: If a value has another type or is out of range. The message names the field.
+    """
 
     min_tokens: int = field(
         default=1, metadata={"help": "Shorter sequences are counted as if quiet tokens filled them up to this many."}
@@ -64,7 +68,11 @@ class StatisticKwargs:
 
 @dataclass(frozen=True)
 class TokenRules:
-    """Tokens that the gate counts, and tokens that can be hot."""
+    """Tokens that the gate counts, and tokens that can be hot.
+
+    Raises:
+        GuardrailError: If a value has another type or is out of range. The message names the field.
+    """
 
     counting: str = field(
         default="content",
@@ -107,7 +115,11 @@ class TokenRules:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """Base model of the guardrail, compared with the model when it is attached."""
+    """Base model of the guardrail, compared with the model when it is attached.
+
+    Raises:
+        GuardrailError: If a value has another type or is out of range. The message names the field.
+    """
 
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers."})

@@ -74,13 +74,13 @@ def fit_guardrail(
     Args:
         model (nn.Module): A causal language model of transformers, in any dtype, device map or quantization; or a
             `PeftModel` that the guardrail joins.
-        tokenizer (PreTrainedTokenizerBase, *optional*): Tokenizer of the model; None without text.
+        tokenizer (PreTrainedTokenizerBase or None): Tokenizer of the model; None without text.
         sae (SparseAutoencoder or str): An SAE of one of the model's layers; what `SparseAutoencoder.from_pretrained`
             takes; or `"auto"` for the suggested one of `published_saes`.
-        forget (*optional*): Text of the topic: a list of texts, a `datasets.Dataset` with a `text_column`, or an
-            iterable of either or of batches with `input_ids`. At least 8 documents; start with 100 paragraphs.
-        retain (*optional*): Other text, in the format and at the lengths of deployment, with near neighbors of the
-            topic. At least 32 documents.
+        forget (iterable, *optional*): Text of the topic: a list of texts, a `datasets.Dataset` with a `text_column`, or
+            an iterable of either or of batches with `input_ids`. At least 8 documents; start with 100 paragraphs.
+        retain (iterable, *optional*): Other text, in the format and at the lengths of deployment, with near neighbors
+            of the topic. At least 32 documents.
         config (GuardrailFitConfig, *optional*): The options; the defaults without one.
         **options (Any): Any field of `GuardrailFitConfig` by its name, in place of its value in `config`.
 

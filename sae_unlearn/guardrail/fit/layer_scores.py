@@ -95,10 +95,10 @@ class Scouting:
         return max(saes or self.scores, key=lambda score: (round(score.mean, 3), -score.layer))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw AUROC over layers, as a PNG.
+        """Draw AUROC over layers, as a PNG, and return its path.
 
-        Raises:
-            ImportError: If matplotlib is not installed; names the extra.
+        Args:
+            path (str or PathLike): File of the picture.
         """
         figure = new_canvas(7, 4.2)
         axes = figure.add_subplot()
@@ -145,7 +145,7 @@ def scout(
         tokenizer (PreTrainedTokenizerBase): The model's.
         forget (Iterable): Texts of the topic, or rows with a `text_column`; at least 8.
         retain (Iterable): Other texts; at least 8.
-        saes (Sequence, *optional*): SAEs, or names that `SparseAutoencoder.from_pretrained` takes.
+        saes (Sequence, *optional*, defaults to ()): SAEs, or names that `SparseAutoencoder.from_pretrained` takes.
         config (ScoutConfig, *optional*): The options; the defaults without one.
         options: Any field of `ScoutConfig` by its name, in place of its value in `config`.
 

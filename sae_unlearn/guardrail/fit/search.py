@@ -77,7 +77,7 @@ def search_guardrail(
 
     Args:
         model (nn.Module): As for `fit_guardrail`.
-        tokenizer (PreTrainedTokenizerBase, *optional*): As for `fit_guardrail`.
+        tokenizer (PreTrainedTokenizerBase or None): As for `fit_guardrail`.
         saes (Sequence): SAEs of the model's layers, or names of them; or a single one. `"auto"` stands for published
             ones of three layers: the suggested one, and near a third and two thirds of the depth.
         forget (Iterable): As for `fit_guardrail`; at least 40 documents.

@@ -44,7 +44,7 @@ def fit_guardrails(
 
     Args:
         model (nn.Module): As for `fit_guardrail`.
-        tokenizer (PreTrainedTokenizerBase, *optional*): As for `fit_guardrail`.
+        tokenizer (PreTrainedTokenizerBase or None): As for `fit_guardrail`.
         sae (SparseAutoencoder or str): As for `fit_guardrail`.
         forget (Mapping): The text of each topic, by the name that its guardrail gets. The text of another topic is not
             retain text, so a gate may fire on it; see `sae_unlearn.evaluation.interference`.

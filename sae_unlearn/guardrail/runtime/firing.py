@@ -30,9 +30,9 @@ class Firing:
         evidence (float): Sum over the content tokens of how hot each is: the number of hot tokens, or with
             `feature_evidence` the evidence of the active features in nats.
         tokens (int): Content tokens seen.
-        finite (bool): False if the residual stream was NaN or infinite at a content token. The row fires then, and
-            `evidence` is the number of its tokens.
-        request (str or None): Id of the request in `generate_batch`. None for all other calls.
+        finite (bool, *optional*, defaults to True): False if the residual stream was NaN or infinite at a content
+            token. The row fires then, and `evidence` is the number of its tokens.
+        request (str, *optional*): Id of the request in `generate_batch`. None for all other calls.
     """
 
     adapter: str

@@ -264,6 +264,9 @@ def record_firings(model: nn.Module, to: FiringSink | None = None) -> Iterator[F
         print(firing.adapter, firing.row, firing.statistic, firing.fired)
     ```
 
+    Yields:
+        Firings: The records, and what happened to them.
+
     Raises:
         GuardrailError: If the model has no guardrail, or `to` is not a sink; at the end, if records were dropped.
     """

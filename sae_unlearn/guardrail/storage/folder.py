@@ -30,6 +30,10 @@ class GuardrailFolder:
     `open` creates one. It resolves source, subfolder and commit once, so that all files are of one commit. No file is
     trusted: each is checked as in `docs/format.md`.
 
+    Args:
+        tree (FileTree): The files.
+        subfolder (str): The folder inside it, "" for none.
+
     Attributes:
         source (str): The local folder or the repository, as passed.
         subfolder (str): The folder inside it, "" for none.
@@ -92,6 +96,9 @@ class GuardrailFolder:
     def member(self, name: str) -> "GuardrailFolder":
         """Return a folder inside this one, of the same commit.
 
+        Args:
+            name (str): The folder, relative to this one.
+
         Raises:
             GuardrailError: If `name` leads out of this folder.
         """
@@ -101,6 +108,9 @@ class GuardrailFolder:
     @as_guardrail_error()
     def path(self, name: str) -> Path:
         """Return the path of a file on this machine, downloaded if needed.
+
+        Args:
+            name (str): The file, relative to this folder.
 
         Raises:
             GuardrailError: If the file does not exist or is a link out of the folder, or the Hub cannot be reached.

@@ -26,7 +26,7 @@ def set_action(
     Args:
         model (nn.Module): A model with guardrails.
         name (str, *optional*): The guardrail's adapter name. Not needed if the model has one guardrail.
-        action (str): "clamp", "record", or "refuse".
+        action (str, *optional*): "clamp", "record", or "refuse". None takes `name` as the action.
         message (str, *optional*): Answer of a refusal; needed the first time.
         tokenizer (PreTrainedTokenizerBase, *optional*): The model's tokenizer, for the message.
 

@@ -30,10 +30,10 @@ class TradeOff:
     """A threshold and what it does on the rows held out from the fit.
 
     Attributes:
-        threshold: The gate fires above it.
-        recall: Share of forget rows on which it fires, with `n`, `low` and `high` of the 95 % interval.
-        false_alarms: The same of retain rows.
-        asked: What it was chosen by, e.g. `{"target_recall": 0.9}`; empty if it was given.
+        threshold (float): The gate fires above it.
+        recall (dict): Share of forget rows on which it fires, with `n`, `low` and `high` of the 95 % interval.
+        false_alarms (dict): The same of retain rows.
+        asked (dict): What it was chosen by, e.g. `{"target_recall": 0.9}`; empty if it was given.
     """
 
     threshold: float

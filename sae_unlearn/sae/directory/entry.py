@@ -37,10 +37,10 @@ class PublishedSAE:
         repository (str): Hub id of the repository.
         subfolder (str): Folder, or file, in the repository; empty for its root.
         layer (int): 0-based decoder layer whose output it reads.
-        width (int or None): Number of features, if the name tells it.
-        l0 (float or None): Mean number of active features per token, if it was published.
-        license (str or None): SPDX id of the license of the weights, if it is known.
-        neuronpedia_id (str or None): Its page on Neuronpedia.
+        width (int, *optional*): Number of features, if the name tells it.
+        l0 (float, *optional*): Mean number of active features per token, if it was published.
+        license (str, *optional*): SPDX id of the license of the weights, if it is known.
+        neuronpedia_id (str, *optional*): Its page on Neuronpedia.
     """
 
     model: str

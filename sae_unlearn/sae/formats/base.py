@@ -29,11 +29,19 @@ class SAEFolder:
     label: str
 
     def has(self, name: str) -> bool:
-        """Return True if the optional file `name` is there."""
+        """Return True if the optional file `name` is there.
+
+        Args:
+            name (str): The file, relative to `path`.
+        """
         return name in self.files
 
     def file(self, name: str) -> Path:
-        """Return the path of one of `files` on this machine."""
+        """Return the path of one of `files` on this machine.
+
+        Args:
+            name (str): The file, relative to `path`.
+        """
         return self.path / name
 
 
@@ -41,12 +49,15 @@ class SAEFolder:
 class SAEWeights:
     """Output of a reader: folded weights in the file's dtype, or in float64 if folding changed them.
 
-    W_enc, b_enc, W_dec, b_dec, threshold, architecture, k, layer and input_norm are as in `SparseAutoencoder`.
-
     Attributes:
+        W_enc, b_enc, W_dec, b_dec (Tensor): As in `SparseAutoencoder`.
         weights_file (Path): The file of the tensors. Its sha256 identifies the SAE.
+        architecture (str): As in `SparseAutoencoder`.
+        threshold (Tensor, *optional*): As in `SparseAutoencoder`.
+        k, layer (int, *optional*): As in `SparseAutoencoder`.
         neuronpedia_id (str, *optional*): Id of its page at neuronpedia.org, "<model>/<layer and set>", if the files
             name one.
+        input_norm (str, *optional*): As in `SparseAutoencoder`.
     """
 
     W_enc: torch.Tensor
@@ -94,7 +105,12 @@ READERS: dict[str, Reader] = {}
 
 
 def needs(*required: str, optional: tuple[str, ...] = ()) -> Find:
-    """Return a `find` for fixed file names: all `required`, and those of `optional` that exist."""
+    """Return a `find` for fixed file names: all `required`, and those of `optional` that exist.
+
+    Args:
+        required (str): Files that the format needs, relative to the folder of the SAE.
+        optional (tuple of str, *optional*, defaults to ()): Files that it reads if they exist.
+    """
 
     def find(names: Collection[str]) -> tuple[str, ...] | None:
         if not all(name in names for name in required):
@@ -105,7 +121,11 @@ def needs(*required: str, optional: tuple[str, ...] = ()) -> Find:
 
 
 def one_of(file: re.Pattern[str]) -> Find:
-    """Return a `find` for formats with a file per layer: the only file that matches, None for several."""
+    """Return a `find` for formats with a file per layer: the only file that matches, None for several.
+
+    Args:
+        file (Pattern): Pattern of the whole name of the file.
+    """
 
     def find(names: Collection[str]) -> tuple[str, ...] | None:
         files = tuple(name for name in names if file.fullmatch(name))
@@ -116,6 +136,9 @@ def one_of(file: re.Pattern[str]) -> Find:
 
 def register_reader(reader: Reader) -> None:
     """Register a format for `SparseAutoencoder.from_pretrained`.
+
+    Args:
+        reader (Reader): The format.
 
     Raises:
         UnlearnError: If it is not a `Reader`, or a reader of that name is registered.
