@@ -82,7 +82,8 @@ TESTED = {
         f"{MODES}: test_mode",
     ),
     "text of a multimodal model": (
-        "",
+        "engines/vllm/test_multimodal.py: test_text_of_a_model_of_text_and_images; "
+        f"{VLLM_REFUSES}: test_requests_that_cannot_be_judged",
         f"{BATCHING}: test_text_of_a_multimodal_model",
         "guardrail/runtime/test_embedded.py: test_special_tokens_are_not_counted test_a_refusal_is_told_to_its_end",
     ),

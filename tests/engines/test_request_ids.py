@@ -31,6 +31,7 @@ NAMES = [
         ("cmpl-a", [0, 1]),
         ("cmpl-a-0", [4]),
         ("cmpl-b", [2, 3]),
+        ("cmpl-b-0", [2, 3]),  # `gen_ai.request.id` of a span
         ("chatcmpl-r", [5]),
         ("chatcmpl-r_1", [6]),
         ("chatcmpl-batch", [7, 8]),

@@ -78,6 +78,22 @@ def save_model(folder, name):
     return path
 
 
+def save_multimodal(folder):
+    """Save a tiny Gemma 3 of text and images whose language model is the tiny `gemma3`, and return its path."""
+    path = folder / "gemma3-images"
+    if not path.is_dir():
+        bare = AutoModelForCausalLM.from_pretrained(save_model(folder, "gemma3"))
+        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"image_size": 28, "patch_size": 14}
+        config = t.Gemma3Config(text_config=bare.config.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+        model = t.Gemma3ForConditionalGeneration(config).eval()
+        weights = {name.removeprefix("model."): weight for name, weight in bare.state_dict().items()}
+        model.lm_head.load_state_dict({"weight": weights.pop("lm_head.weight")})
+        model.model.language_model.load_state_dict(weights)
+        model.save_pretrained(path)
+    return path
+
+
 def save_guardrail(folder, model, name="guard", layer=LAYER, seed=0, **fields):
     """Save a guardrail with planted features for the model in `model`, and return its path."""
     path = folder / name

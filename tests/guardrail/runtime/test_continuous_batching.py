@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import transformers
 from continuous import (
     INFERENCE_MODE,
     RETURNS_SAMPLES,
@@ -16,8 +15,8 @@ from continuous import (
     matched_prefixes,
     settings,
 )
-from served import expected, prompts, save_guardrail, save_model
-from transformers import AutoModelForCausalLM
+from served import expected, prompts, save_guardrail, save_model, save_multimodal
+from transformers import Gemma3ForConditionalGeneration
 from upstream import multimodal_models_are_batched
 from zoo import PARAGRAPHS
 
@@ -64,14 +63,7 @@ def test_mixtures_of_experts(tiny, name):
 @multimodal_models_are_batched
 def test_text_of_a_multimodal_model(tiny):
     """Its text backbone gets embeddings in the place of token ids."""
-    text = transformers.AutoConfig.from_pretrained(tiny / "gemma3").to_dict()
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 28, "patch_size": 14}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    model = transformers.Gemma3ForConditionalGeneration(config).eval()
-    weights = AutoModelForCausalLM.from_pretrained(tiny / "gemma3").state_dict()
-    model.model.language_model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()}, strict=False)
-    model.lm_head.load_state_dict({"weight": weights["lm_head.weight"]})
+    model = Gemma3ForConditionalGeneration.from_pretrained(save_multimodal(tiny)).eval()
     guard = tiny / "gemma3-guard"
     guarded = attach_guardrail(model, guard, adapter_name=guard.name)
     same(answers(guarded, FEW), expected(tiny / "gemma3", [guard], FEW))
