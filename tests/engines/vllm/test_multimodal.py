@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from types import ModuleType
 
-import pytest
 from served import expected, prompts, save_multimodal, serving
 
 
@@ -15,7 +14,6 @@ ROWS = prompts()
 TORCHVISION = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
 
 
-@pytest.mark.slow
 def test_text_of_a_model_of_text_and_images(tiny):
     """In a process of its own, since a part of vLLM is replaced."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
