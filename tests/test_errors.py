@@ -27,6 +27,7 @@ PLACES = {
     ("guardrail/model.py", "AttributeError"): "the protocol of `__getattr__`",
     ("guardrail/tuner_layer.py", "AttributeError"): "the protocol of `__getattr__`",
     ("alignment/publishing.py", "NotImplementedError"): "a method that the subclass has",
+    ("evaluation/report/files.py", "NotImplementedError"): "a method that the subclass has",
     ("guardrail/runtime/gate_history.py", "NotImplementedError"): "a method that the subclass has",
 }
 """Where a builtin error is right, and why."""
@@ -111,3 +112,31 @@ def test_every_message_about_an_argument_gives_it_as_the_subject() -> None:
     found = [*beginnings()]
     assert len(found) > 200
     assert [text for name, text in found if UnlearnError(text).subject != name] == []
+
+
+OURS = {
+    *("UnlearnError", "GuardrailError", "GuardrailNotReady", "GuardrailUnsupported"),
+    *("AlignmentError", "SAEFormatError"),
+}
+VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
+PROSE = re.compile(r"(?<![\w\\=./-])[a-z]+(?: [a-z]+){2,}(?![\w=/])")
+
+
+def patterns(folder: Path) -> Iterator[tuple[str, str]]:
+    """Where a test matches the message of an error of ours, and the pattern, without the values in it."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and ast.unparse(node.args[0]).rpartition(".")[2] in OURS:
+                for pattern in [keyword.value for keyword in node.keywords if keyword.arg == "match"]:
+                    parts = pattern.values if isinstance(pattern, ast.JoinedStr) else [pattern]
+                    text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+                    yield f"{path.relative_to(folder)}:{node.lineno}", VALUE.sub("{}", text)
+
+
+def test_tests_match_what_an_error_is_about_and_not_its_sentences() -> None:
+    """Three plain words in a row are prose: match names, values and files, or the error's `subject`."""
+    found = [*patterns(TESTS)]
+    assert len(found) > 300
+    assert [(place, text) for place, text in found if PROSE.search(text)] == []
+    assert PROSE.search("the model has no layers")
+    assert not PROSE.search("^model: .* got none")

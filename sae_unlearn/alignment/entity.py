@@ -62,6 +62,18 @@ class Entity:
             "aliases": list(self.aliases),
         }
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Entity":
+        """Return the entity from a mapping that `to_dict` made, or a row that `EntitySet` takes.
+
+        Args:
+            row (mapping): The row.
+
+        Raises:
+            AlignmentError: If it is not a mapping, or lacks a name or a type.
+        """
+        return read_entity(row)
+
 
 def read_entity(row: Any, entity_type: str | None = None) -> Entity:
     """Return an entity from a row.

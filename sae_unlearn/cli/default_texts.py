@@ -6,7 +6,6 @@ corpus's spaces around punctuation are removed.
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
@@ -37,17 +36,16 @@ def default_texts(revision: str | None = None) -> list[str]:
         ImportError: If `pyarrow` is not installed; names the extra.
         UnlearnError: If the corpus cannot be downloaded, or its file holds other things.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from sae_unlearn.files.hub import FileTree
 
     try:
-        path = hf_hub_download(REPOSITORY, FILE, repo_type="dataset", revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        path = FileTree(REPOSITORY, revision=revision, dataset=True).fetch(FILE)
+    except Exception as error:  # any kind: no network, an unknown revision
         raise UnlearnError(
             f"--retain default: could not download {FILE} of {REPOSITORY} ({type(error).__name__}). Pass texts of "
             "yours."
         ) from error
-    rows: list[Any] = rows_of_file(Path(path))
+    rows: list[Any] = rows_of_file(path)
     found = [repaired(row[COLUMN]) for row in rows if isinstance(row.get(COLUMN), str)]
     found = [text for text in found if len(text.split()) >= LEAST_WORDS and not text.startswith("=")]
     if not found:

@@ -1,9 +1,9 @@
 """Measure what a model knows, with and without an adapter."""
 
 from sae_unlearn.evaluation.audit.audit import audit
-from sae_unlearn.evaluation.audit.card import add_to_card
 from sae_unlearn.evaluation.audit.report import AuditReport
 from sae_unlearn.evaluation.audit.row import AuditRow
+from sae_unlearn.evaluation.card import add_to_card
 from sae_unlearn.evaluation.datasets.entities import entity_facts
 from sae_unlearn.evaluation.evaluate import evaluate
 from sae_unlearn.evaluation.explorer.explorer import GuardrailPicture, picture_guardrail, stored_picture

@@ -71,6 +71,7 @@ def _short(error: BaseException) -> str:
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 50_000  # largest number listed in a local folder: a wrong path such as "/" must end soon
+REPO_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
@@ -109,6 +110,7 @@ class FileTree:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        dataset: bool = False,
     ) -> None:
         """Resolve the source. Nothing is read, and the Hub is not asked yet.
 
@@ -118,6 +120,7 @@ class FileTree:
             token (str or bool, *optional*): As in `huggingface_hub`.
             cache_dir (str or PathLike, *optional*): The Hub's cache. Defaults to that of `huggingface_hub`.
             local_files_only (bool, *optional*, defaults to False): Read the cache and do not ask the Hub.
+            dataset (bool, *optional*, defaults to False): The repository is one of the Hub's data sets, not a model.
 
         Raises:
             UnlearnError: If `source` or `revision` is not a text, or `revision` is given for a local folder.
@@ -131,7 +134,19 @@ class FileTree:
             raise UnlearnError(f"revision={revision!r}: expected None for the local folder {source}.")
         self.commit: str | None = None
         self._token, self._cache_dir, self._cached_only = token, cache_dir, local_files_only
+        self._kind = "dataset" if dataset else "model"
         self._cache_knows = False  # which commit the revision is
+
+    def check_source(self) -> None:
+        """Raise unless the source is a folder or can be the id of a repository. The Hub is not asked.
+
+        Raises:
+            FileNotFoundError: If it is neither.
+        """
+        if self.root is None and (Path(self.source).expanduser().exists() or not REPO_ID.fullmatch(self.source)):
+            raise FileNotFoundError(
+                f"source={self.source!r}: expected a folder, or the id of a Hub repository such as 'user/name'."
+            )
 
     def fetch(self, name: str) -> Path:
         """Return a file's path on this machine, downloaded if need be.
@@ -178,7 +193,7 @@ class FileTree:
                 )
             return found
         try:
-            info = HfApi(token=self._token).model_info(self.source, revision=wanted)
+            info = HfApi(token=self._token).repo_info(self.source, revision=wanted, repo_type=self._kind)
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception as error:  # no connection: its class depends on huggingface_hub's version
@@ -195,6 +210,7 @@ class FileTree:
             found = hf_hub_download(
                 self.source,
                 name,
+                repo_type=self._kind,
                 revision=revision,
                 cache_dir=self._cache_dir,
                 token=self._token,
@@ -220,11 +236,12 @@ class FileTree:
     def _cached(self, revision: str | None) -> tuple[str, ...] | None:
         """Return the cached files of the repository at `revision` and set its commit; None if there are none.
 
-        Layout: `models--org--name/refs/<branch or tag>` holds a commit, `snapshots/<commit>/` links to the files; see
+        Layout: `models--org--name/refs/<branch or tag>` holds a commit, `snapshots/<commit>/` links to the files, and
+        `datasets--org--name` is alike; see
         https://huggingface.co/docs/huggingface_hub/guides/manage-cache
         """
         cache = Path(self._cache_dir or constants.HF_HUB_CACHE).expanduser()
-        storage = cache / ("models--" + self.source.replace("/", "--"))
+        storage = cache / (f"{self._kind}s--" + self.source.replace("/", "--"))
         commit = revision or "main"
         if not _COMMIT.fullmatch(commit):
             ref = storage / "refs" / commit
@@ -251,6 +268,6 @@ def _list_files(root: Path) -> tuple[str, ...]:
 def _commit_of(path: Path) -> str | None:
     """Return the commit in a path of the Hub's cache, `.../models--user--name/snapshots/<commit>/...`."""
     for repository, folder, commit in zip(path.parts, path.parts[1:], path.parts[2:], strict=False):
-        if repository.startswith("models--") and folder == "snapshots":
+        if repository.startswith(("models--", "datasets--")) and folder == "snapshots":
             return commit
     return None

@@ -15,7 +15,7 @@ from typing import Any
 
 from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.files.digest import sha256
-from sae_unlearn.files.hub import FileTree, source_name
+from sae_unlearn.files.hub import REPO_ID, FileTree, source_name
 from sae_unlearn.files.untrusted import clean_subfolder
 from sae_unlearn.sae.directory.lookup import find_sae
 from sae_unlearn.sae.formats import find_reader, matching_readers
@@ -23,9 +23,6 @@ from sae_unlearn.sae.formats.base import SAEFolder, SAEWeights
 from sae_unlearn.sae.formats.saelens import TENSORS, fold_saelens
 from sae_unlearn.sae.formats.saelens_config import parse_config
 from sae_unlearn.sae.validate import check_names
-
-
-REPO_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
 def locate(

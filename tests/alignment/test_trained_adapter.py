@@ -51,7 +51,7 @@ def test_checkpoints_that_let_no_gradient_out_of_a_hook_are_refused_at_the_first
 
 def test_an_adapter_that_receives_no_gradient_is_refused_at_the_first_step(tmp_path):
     above = LoraConfig(target_modules=["q_proj"], layers_to_transform=[3], task_type="CAUSAL_LM")
-    with pytest.raises(AlignmentError, match="peft_config: expected a gradient"):
+    with pytest.raises(AlignmentError, match=r"^peft_config: .*gradient"):
         trainer(tmp_path, peft_config=above, kl_weight=0.0).train()
 
 

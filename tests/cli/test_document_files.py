@@ -180,7 +180,7 @@ def test_files_that_are_not_read_are_named(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with (
         pytest.warns(UserWarning, match=r"\.docx \(2\)"),
-        pytest.warns(UserWarning, match=r"1 files hold no texts: empty"),
+        pytest.warns(UserWarning, match=r"\b1 files .*: empty"),
     ):
         assert read_texts(str(tmp_path)) == ["one text of four words"]
 

@@ -113,7 +113,7 @@ def test_a_request_names_its_guardrails_or_is_refused(asked, found):
     request = argparse.Namespace(extra_args={"sae_guardrail": asked})
     settings = Settings(["/x/a", "/x/b"], per_request=True)
     if found is None:
-        with pytest.raises(GuardrailError, match=r"expected names among \['a', 'b'\]"):
+        with pytest.raises(GuardrailError, match=r"^sae_guardrail=.*\['a', 'b'\]"):
             chosen_names(request, settings)
     else:
         assert chosen_names(request, settings) == found

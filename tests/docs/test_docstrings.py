@@ -84,3 +84,33 @@ def test_a_wrong_entry_is_found(name: str, entry: str, fault: str | None) -> Non
     found = entries(f"Do it.\n\nArgs:\n    {entry}\n\nReturns:\n    {name} (str): No argument.")
     wrong = wrong_entry(inspect.signature(sample).parameters[name], found.get(name))
     assert (wrong is None) if fault is None else (wrong is not None and fault in wrong)
+
+
+ONE_WAY = {
+    "Separation.to_dict": "numbers of a trainer, for its card",
+    "Solution.to_dict": "numbers of a trainer, for its log",
+    "PublishedSAE.to_dict": "a row of a table",
+    "GuardrailPicture.save": "a page for people",
+    "GuardedModel.push_to_hub": "`attach_guardrail` reads it",
+    "GuardedModel.save_pretrained": "`attach_guardrail` reads it",
+    "SAEAlignmentTrainer.push_to_hub": "`PeftModel.from_pretrained` reads it",
+}
+"""Methods without their other half, and why."""
+
+
+def test_verbs_stand_in_pairs() -> None:
+    halves = {
+        "to_dict": ("from_dict",),
+        "to_json": ("from_json",),
+        "save": ("load",),
+        "load": ("save",),
+        "save_pretrained": ("from_pretrained",),
+        "push_to_hub": ("from_pretrained",),
+        "from_pretrained": ("save_pretrained", "push_to_hub"),
+        "from_dict": ("to_dict",),
+    }
+    alone = set()
+    for name in FOUND:
+        home, _, verb = name.partition(".")
+        alone |= {name for other in halves.get(verb, ()) if f"{home}.{other}" not in FOUND}
+    assert alone == set(ONE_WAY)

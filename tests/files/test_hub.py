@@ -3,8 +3,10 @@
 import hashlib
 
 import pytest
+from hub_repositories import Repository
 from hub_requests import OWNER
 from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.digest import sha256
@@ -69,3 +71,33 @@ def test_a_local_folder_has_no_commit_and_no_way_out(tmp_path):
 def test_a_file_and_its_bytes_have_one_digest(tmp_path):
     (tmp_path / "file").write_bytes(b"some bytes")
     assert sha256(tmp_path / "file") == sha256(b"some bytes") == hashlib.sha256(b"some bytes").hexdigest()
+
+
+def test_files_of_a_data_set_are_of_one_commit_and_stay_in_the_cache(stand_in):
+    repository = stand_in.repositories[REPO] = Repository(REPO)
+    old = repository.commit("main", "old", {"a.json": b"old", "b.json": b"old"}).oid
+    tree = FileTree(REPO, dataset=True)
+    assert tree.names() == ("a.json", "b.json")
+    repository.commit("main", "new", {"a.json": b"new", "b.json": b"new"})
+    assert [tree.fetch(name).read_bytes() for name in ("b.json", "a.json")] == [b"old", b"old"]
+    assert tree.commit == old
+    assert {path.split("/")[1] for _, path in stand_in.requests if "/resolve/" in path} == {"datasets"}
+    pinned = FileTree(REPO, dataset=True, revision=old)
+    assert pinned.fetch("a.json").read_bytes() == b"old"
+    stand_in.stop()
+    offline = FileTree(REPO, dataset=True, revision=old)
+    assert set(offline.names()) == {"a.json", "b.json"}
+    assert offline.fetch("b.json").read_bytes() == b"old"
+    assert offline.commit == old
+    with pytest.raises(LocalEntryNotFoundError):  # a model of that name is another repository
+        FileTree(REPO, local_files_only=True).names()
+
+
+@pytest.mark.parametrize("source", ["nowhere/at/all", "/nowhere", "./nowhere", "~/nowhere", "a b", "file"])
+def test_what_is_neither_a_folder_nor_an_id_is_refused_before_the_hub_is_asked(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match=f"source='{source}'"):
+        FileTree(source).check_source()
+    for right in (tmp_path, "user/name", "name"):
+        FileTree(right).check_source()

@@ -87,7 +87,7 @@ def test_the_repository_names_the_place_that_is_read(cache, tmp_path):
 
 
 def test_a_wrong_subfolder_of_a_repository_gets_a_hint(cache):
-    with pytest.raises(SAEFormatError, match=f"Did you mean subfolder='{SUBFOLDER}'"):
+    with pytest.raises(SAEFormatError, match=f"subfolder='{SUBFOLDER}'"):
         from_hub(cache, subfolder="layer_3/width_16k/average_l0_14")
 
 
@@ -104,10 +104,11 @@ def test_a_path_that_is_not_there_is_no_repository(tmp_path):
 
 def test_a_file_in_place_of_a_folder_and_a_revision_of_a_folder_are_refused(tmp_path):
     folder = write_saelens(tmp_path, tensors())
-    with pytest.raises(SAEFormatError, match="is a file"):
+    with pytest.raises(SAEFormatError, match=r"/cfg\.json "):
         SparseAutoencoder.from_pretrained(folder / "cfg.json")
-    with pytest.raises(UnlearnError, match="local folder"):
+    with pytest.raises(UnlearnError) as caught:
         SparseAutoencoder.from_pretrained(folder, revision="main")
+    assert caught.value.subject == "revision"
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "batchtopk", "topk"])
@@ -170,7 +171,7 @@ def test_a_save_cut_short_at_its_end_leaves_the_old_files(tmp_path, monkeypatch)
 
 def test_saving_onto_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="is a file"):
+    with pytest.raises(NotADirectoryError, match="/file "):
         tiny().save_pretrained(tmp_path / "file")
 
 

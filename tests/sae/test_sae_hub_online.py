@@ -61,7 +61,7 @@ def test_a_pinned_commit_is_honoured_after_a_newer_push(stand_in, commit, tmp_pa
 
 
 def test_nothing_is_downloaded_for_a_wrong_subfolder(stand_in, commit):
-    with pytest.raises(SAEFormatError, match=f"Did you mean subfolder='{SUBFOLDER}'"):
+    with pytest.raises(SAEFormatError, match=f"subfolder='{SUBFOLDER}'"):
         load(subfolder="resid_post/layer_9_width_16k")
     assert stand_in.downloads() == []
 

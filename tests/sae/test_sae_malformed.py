@@ -67,7 +67,7 @@ def test_pickle_in_an_npz_is_refused_and_never_run(tmp_path):
     with pytest.raises(SAEFormatError, match="expected only W_enc"):
         load(write_npz(tmp_path, {"evil.pkl": pickle.dumps(Trap())}))
     (tmp_path / "params.npz").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(SAEFormatError, match="not a valid"):
+    with pytest.raises(SAEFormatError, match=r"valid \.npz"):
         load(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_a_zip_bomb_that_hides_its_size_unpacks_no_more_than_it_declares(tmp_pat
     path = tmp_path / "params.npz"
     honest = 128 + 4 * D_SAE
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", honest + (1 << 20)), struct.pack("<I", honest)))
-    with pytest.raises(SAEFormatError, match=r"not a valid|longer than"):
+    with pytest.raises(SAEFormatError, match=r"valid \.npz|longer"):
         load(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_a_broken_checksum_or_a_cut_file_is_refused(tmp_path):
     with pytest.raises(SAEFormatError, match="CRC"):
         load(tmp_path)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SAEFormatError, match="not a valid"):
+    with pytest.raises(SAEFormatError, match=r"valid \.npz"):
         load(tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_a_dtype_too_narrow_for_the_weights_is_named(tmp_path):
     ("name", "shape"), [("W_dec", (D_IN, D_SAE)), ("b_enc", (1,)), ("b_dec", (D_SAE,)), ("W_enc", (D_IN * D_SAE,))]
 )
 def test_shapes_that_contradict_each_other_are_refused(tmp_path, write, name, shape):
-    with pytest.raises(SAEFormatError, match=f"{name} in .* expected (shape|a non-empty matrix|a matrix)"):
+    with pytest.raises(SAEFormatError, match=f"{name} in .* (shape|matrix)"):
         load(write(tmp_path, tensors() | {name: torch.zeros(shape)}))
 
 

@@ -19,7 +19,7 @@ ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
-    ("GET", rf"/api/models/{_REPO}(/revision/(?P<revision>[^/]+))?", "info"),
+    ("GET", rf"/api/(?:models|datasets)/{_REPO}(/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?", "tree"),
     ("POST", rf"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", "commit"),

@@ -8,7 +8,7 @@ import torch
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
-from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, plain_estimate
+from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows
 from sae_unlearn.evaluation.report.files import read_as
 
 
@@ -78,7 +78,7 @@ class AuditRow:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as a mapping that JSON can hold."""
         figures = {name: [f.to_dict() for f in getattr(self, name)] for name in ("audited", "base")}
-        change = None if self.change is None else plain_estimate(self.change)
+        change = None if self.change is None else self.change.to_dict()
         return self.__dict__ | figures | {"change": change}
 
     @classmethod
@@ -93,7 +93,7 @@ class AuditRow:
         """
         with read_as("row of an audit"):
             figures = {name: tuple(Figure.from_dict(one) for one in stored[name]) for name in ("audited", "base")}
-            change = None if stored["change"] is None else Estimate(**stored["change"])
+            change = None if stored["change"] is None else Estimate.from_dict(stored["change"])
             return cls(**(dict(stored) | figures | {"change": change}))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
+from sae_unlearn.files.hub import FileTree
 from sae_unlearn.files.rows import load_split, rows_of_file
 
 
@@ -24,18 +25,17 @@ def read_rows(
     Raises:
         FileNotFoundError: If the folder, the dataset or the part does not exist. The message names the patterns.
         ImportError: If `datasets` is needed and not installed. The message names the extra.
-        UnlearnError: If a file does not hold rows.
+        UnlearnError: If a file does not hold rows, or `revision` is given for a folder.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        for pattern in files:
-            found = sorted(folder.glob(pattern))
-            if found:
-                return [row for path in found for row in read_file(path)]
-        raise FileNotFoundError(f"source={source!r}: expected a folder with one of {', '.join(files)}.")
-    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise FileNotFoundError(f"source={source!r}: expected a folder that exists.")
-    return list(load_split(source, config, split, revision))
+    tree = FileTree(source, revision=revision, dataset=True)
+    tree.check_source()
+    if tree.root is None:  # `datasets` reads parts, whose files the Hub may keep in another format
+        return list(load_split(source, config, split, revision))
+    for pattern in files:
+        found = sorted(tree.root.glob(pattern))
+        if found:
+            return [row for path in found for row in read_file(path)]
+    raise FileNotFoundError(f"source={source!r}: expected a folder with one of {', '.join(files)}.")
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:

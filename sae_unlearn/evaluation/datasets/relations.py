@@ -6,12 +6,13 @@ Hub must have the same files.
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.recall import Fact
+from sae_unlearn.files.hub import FileTree
 
 
 def relation_facts(
@@ -31,7 +32,7 @@ def relation_facts(
 
     Raises:
         FileNotFoundError: If the source or the part does not exist.
-        UnlearnError: If the file is malformed, or does not have the template.
+        UnlearnError: If the file is malformed, or does not have the template; or `revision` is given for a folder.
     """
     path = _file(relation, source, revision)
     try:
@@ -53,20 +54,17 @@ def relation_facts(
 
 
 def _file(relation: str, source: str, revision: str | None) -> Path:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            pattern = [f"{relation}.json", f"*/{relation}.json"]
-            folder = Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=pattern))
-        except Exception as error:  # any kind: no network, an unknown dataset, an invalid id
-            raise FileNotFoundError(
-                f"source={source!r}: expected a folder or a Hub dataset, got {type(error).__name__}. "
-                "Pass a folder with the "
-                "files of github.com/evandez/relations."
-            ) from error
-    found = next((path for path in sorted(folder.rglob("*.json")) if path.stem == relation), None)
-    if found is None:
-        raise FileNotFoundError(f"source={source!r}: expected {relation}.json in it or below it.")
-    return found
+    tree = FileTree(source, revision=revision, dataset=True)
+    tree.check_source()
+    try:
+        name = next((name for name in sorted(tree.names()) if PurePosixPath(name).name == f"{relation}.json"), None)
+        if name is not None:
+            return tree.fetch(name)
+    except UnlearnError:
+        raise
+    except Exception as error:  # any kind: no network, an unknown dataset
+        raise FileNotFoundError(
+            f"source={source!r}: expected a folder or a Hub dataset, got {type(error).__name__}. Pass a folder with "
+            "the files of github.com/evandez/relations."
+        ) from error
+    raise FileNotFoundError(f"source={source!r}: expected {relation}.json in it or below it.")

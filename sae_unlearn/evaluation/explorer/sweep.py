@@ -11,7 +11,7 @@ thresholds costs one pass with the gate open. Under `"prefix"` every threshold i
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, alone_and_clamping, clamp_of
 from sae_unlearn.evaluation.metrics.text import batch_losses, predicted_rows
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.files import read_as
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.files.untrusted import as_path
 from sae_unlearn.guardrail import GuardrailError
@@ -97,12 +98,24 @@ class Sweep:
         """
         path = as_path(path)
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UnlearnError(f"{path}: expected a sweep that this package wrote, got {error}") from error
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Sweep":
+        """Return the sweep from a mapping that `to_dict` made.
+
+        Args:
+            stored (mapping): From `to_dict`.
+
+        Raises:
+            UnlearnError: If a field is missing or of another type; the message names it.
+        """
+        with read_as("sweep"):
             doses, thresholds = (tuple(map(_stored_point, stored[name])) for name in ("doses", "thresholds"))
             base = {str(role): float(loss) for role, loss in stored["base_loss"].items()}
             return cls(doses, thresholds, base, dict(stored["guardrail"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnlearnError(f"{path}: expected a sweep that this package wrote, got {error!r}.") from error
 
     def check_is_of(self, config: SAEGuardrailConfig) -> None:
         """Raise unless the sweep is of this guardrail.

@@ -1,20 +1,19 @@
 """Comparison of two reports on the same rows."""
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from sae_unlearn.checks import check_is
+from sae_unlearn.checks import check_all, check_choice, check_is
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
-from sae_unlearn.evaluation.report.figure import Figure, Unit, group_sums, in_unit, plain_estimate
-from sae_unlearn.evaluation.report.files import write_report
+from sae_unlearn.evaluation.report.figure import Figure, Unit, group_sums, in_unit
+from sae_unlearn.evaluation.report.files import StoredReport, read_as
 from sae_unlearn.evaluation.report.report import Report, cell, markdown_table, shown, shown_interval
 from sae_unlearn.stats import percentile_interval, ratio_draws
 
 
-NAME = "comparison"
+_ESTIMATES = ("before", "after", "change")
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,30 @@ class Change:
     after: Estimate
     change: Estimate
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the change as a mapping that JSON can hold."""
+        return self.__dict__ | {name: getattr(self, name).to_dict() for name in _ESTIMATES}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Change":
+        """Return the change from a mapping that `to_dict` made.
+
+        Args:
+            stored (mapping): From `to_dict`.
+
+        Raises:
+            UnlearnError: If a field is missing, unknown or of another type; the message names it.
+        """
+        with read_as("change of a comparison"):
+            words: dict[str, Any] = {name: value for name, value in stored.items() if name not in _ESTIMATES}
+            check_all(words.values(), str, "side, data, metric, title, unit")
+            found = cls(**(words | {name: Estimate.from_dict(stored[name]) for name in _ESTIMATES}))
+        check_choice("unit", found.unit, get_args(Unit))
+        return found
+
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(StoredReport):
     """Changes from one report to another.
 
     Attributes:
@@ -48,6 +68,10 @@ class Comparison:
         changes (tuple of Change): Changes of the figures that both have.
         only_after (tuple of Figure, *optional*, defaults to ()): Figures of the second report only, such as fire rates.
     """
+
+    stem = "comparison"
+    about_what = "a comparison"
+    has_picture = False
 
     before: str
     after: str
@@ -76,23 +100,23 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as a mapping that JSON can hold."""
-        changes = []
-        for one in self.changes:
-            estimates = {name: plain_estimate(getattr(one, name)) for name in ("before", "after", "change")}
-            changes.append(one.__dict__ | estimates)
-        only = [figure.to_dict() for figure in self.only_after]
+        changes, only = ([one.to_dict() for one in found] for found in (self.changes, self.only_after))
         return {"before": self.before, "after": self.after, "changes": changes, "only_after": only}
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write `comparison.json` and `comparison.md`, and return their paths.
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Comparison":
+        """Return the comparison from a mapping that `to_dict` made.
 
         Args:
-            folder (str or PathLike): Created if it does not exist.
+            stored (mapping): From `to_dict`.
 
         Raises:
-            UnlearnError: If the folder cannot be written.
+            UnlearnError: If a field is missing or of another type; the message names it.
         """
-        return write_report(folder, NAME, self.to_dict(), self.to_markdown())
+        with read_as("comparison"):
+            changes = tuple(Change.from_dict(one) for one in stored["changes"])
+            only = tuple(Figure.from_dict(one) for one in stored["only_after"])
+            return cls(str(stored["before"]), str(stored["after"]), changes, only)
 
 
 def compare(before: Report, after: Report, seed: int = 0) -> Comparison:

@@ -1,6 +1,7 @@
 """Estimates: measured numbers with interval and n, as means, shares and AUC."""
 
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sae_unlearn.checks import check_is
 from sae_unlearn.errors import UnlearnError
+from sae_unlearn.evaluation.report.files import read_as
 from sae_unlearn.stats import bootstrap_interval, percentile_interval, times_drawn, wilson_interval
 
 
@@ -67,11 +69,42 @@ class Estimate:
         return cls(total / n, low, high, n)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the estimate as a mapping that JSON can hold."""
-        return asdict(self)
+        """Return the estimate as a mapping that JSON can hold. Values that are not finite become None."""
+        return {name: finite(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Estimate":
+        """Return the estimate from a mapping that `to_dict` made.
+
+        Args:
+            stored (mapping): From `to_dict`.
+
+        Raises:
+            UnlearnError: If a field is missing, unknown or not a number.
+        """
+        with read_as("estimate of a report"):
+            return cls(**{name: number(value) for name, value in stored.items()})
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] (n={self.n})"
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it, None if it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def number(value: Any) -> Any:
+    """Return a number of a report's JSON, NaN for None.
+
+    Raises:
+        UnlearnError: If it is not a number.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UnlearnError(f"{value!r} is not a number")
+    return value
 
 
 def _by_subject(values: Iterable[Any], subjects: Iterable[Hashable]) -> dict[Hashable, list[Any]]:

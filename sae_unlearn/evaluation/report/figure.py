@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_unlearn.checks import check_choice
-from sae_unlearn.errors import UnlearnError
-from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.evaluation.report.estimate import Estimate, finite, number
 from sae_unlearn.evaluation.report.files import read_as
 from sae_unlearn.files.digest import sha256
 from sae_unlearn.stats import percentile_interval, ratio_draws, wilson_interval
@@ -94,8 +93,8 @@ class Figure:
     def to_dict(self) -> dict[str, Any]:
         """Return the figure as a mapping that JSON can hold. Values that are not finite become None."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        found["estimate"] = plain_estimate(self.estimate)
-        found["values"] = [_finite(value) for value in self.values]
+        found["estimate"] = self.estimate.to_dict()
+        found["values"] = [finite(value) for value in self.values]
         return found | {"weights": list(self.weights), "groups": list(self.groups)}
 
     @classmethod
@@ -109,11 +108,10 @@ class Figure:
             UnlearnError: If a field is missing, unknown or of another type; the message names it.
         """
         with read_as("figure of a report"):
-            numbers: dict[str, Any] = {name: _number(value) for name, value in stored["estimate"].items()}
-            estimate = Estimate(**numbers)
+            estimate = Estimate.from_dict(stored["estimate"])
             sequences = {
-                "values": tuple(_number(value) for value in stored["values"]),
-                "weights": tuple(_number(value) for value in stored["weights"]),
+                "values": tuple(number(value) for value in stored["values"]),
+                "weights": tuple(number(value) for value in stored["weights"]),
                 "groups": tuple(int(value) for value in stored["groups"]),
             }
             found = cls(**(stored | sequences | {"estimate": estimate}))
@@ -199,20 +197,3 @@ def group_numbers(subjects: Sequence[str]) -> list[int]:
 def rows_digest(rows: Sequence[Any]) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of rows as JSON."""
     return sha256(json.dumps(list(rows), ensure_ascii=False).encode())[:16]
-
-
-def plain_estimate(estimate: Estimate) -> dict[str, float | None]:
-    """Return an estimate as JSON can hold it. Values that are not finite become None."""
-    return {name: _finite(value) for name, value in estimate.to_dict().items()}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UnlearnError(f"{value!r} is not a number")
-    return value

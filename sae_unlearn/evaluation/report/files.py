@@ -81,15 +81,18 @@ class StoredReport(ABC):
     Attributes:
         stem (str): Name of the files, without their ending.
         about_what (str): Subject of the report, for errors.
+        has_picture (bool): True if a picture is drawn.
     """
 
     stem: ClassVar[str]
     about_what: ClassVar[str]
+    has_picture: ClassVar[bool] = True
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the report as JSON, as Markdown and, if matplotlib is installed, as a picture.
 
-        An evaluation is saved as `report.json`, `report.md` and `report.png`, an audit as `audit.json` and so on.
+        An evaluation is saved as `report.json`, `report.md` and `report.png`, an audit as `audit.json` and so on, and a
+        comparison as `comparison.json` and `comparison.md`.
 
         Args:
             folder (str or PathLike): Created if it does not exist.
@@ -100,7 +103,8 @@ class StoredReport(ABC):
         Raises:
             UnlearnError: If the folder cannot be written.
         """
-        return write_report(folder, self.stem, self.to_dict(), self.to_markdown(), self._draw)
+        draw = self._draw if self.has_picture else None
+        return write_report(folder, self.stem, self.to_dict(), self.to_markdown(), draw)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Self:
@@ -123,14 +127,18 @@ class StoredReport(ABC):
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
 
+    @abstractmethod
+    def to_card(self) -> str:
+        """Return the part that a card shows, as Markdown with the title as a first-level heading."""
+
     @classmethod
     @abstractmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         """Return the report from a mapping that `to_dict` made."""
 
-    @abstractmethod
     def _draw(self, path: Path) -> None:
         """Draw the picture at `path`."""
+        raise NotImplementedError
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_repositories import Repository
 
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation import Choice, Fact
@@ -150,7 +151,7 @@ def test_relations(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"source=.*capital\.json"):
         relation_facts("capital", str(tmp_path))
     write(tmp_path / "broken.json", {"samples": []})
-    with pytest.raises(UnlearnError, match="expected a relation"):
+    with pytest.raises(UnlearnError, match=r"/broken\.json: "):
         relation_facts("broken", str(tmp_path))
 
 
@@ -171,6 +172,32 @@ def test_the_hub_is_asked_where_there_is_no_folder(monkeypatch):
 
 
 READERS = [tofu_facts, tofu_choices, muse_facts, muse_passages, muse_texts, wmdp_choices, rwku_facts]
+
+
+def test_relations_of_the_hub_are_of_the_revision_that_is_asked_for(stand_in):
+    repository = stand_in.repositories["me/relations"] = Repository("me/relations")
+    stored = {"prompt_templates": ["{} speaks"], "samples": [{"subject": "Mali", "object": "French"}]}
+    old = repository.commit("main", "old", {"data/factual/language.json": json.dumps(stored).encode()}).oid
+    stored["samples"][0]["object"] = "Bambara"
+    repository.commit("main", "new", {"data/factual/language.json": json.dumps(stored).encode(), "x.json": b"1"})
+    assert relation_facts("language", "me/relations") == [Fact("Mali speaks", ("Bambara",), "Mali")]
+    assert relation_facts("language", "me/relations", revision=old)[0].answers == ("French",)
+    assert not [path for _, path in stand_in.requests if "x.json" in path]
+    for wrong in ({"relation": "capital"}, {"source": "me/absent"}, {"revision": "absent"}):
+        with pytest.raises(FileNotFoundError, match=wrong.get("relation", "source=")):
+            relation_facts(**({"relation": "language", "source": "me/relations"} | wrong))
+
+
+def test_a_folder_has_no_revisions(tmp_path):
+    write(tmp_path / "language.json", [])
+    write(tmp_path / "physics" / "test.json", EXAM)
+    for read in (
+        lambda **kwargs: relation_facts("language", str(tmp_path), **kwargs),
+        lambda **kwargs: mmlu_choices("physics", str(tmp_path), **kwargs),
+    ):
+        with pytest.raises(UnlearnError) as caught:
+            read(revision="main")
+        assert caught.value.subject == "revision"
 
 
 @pytest.mark.parametrize("reader", [*READERS, lambda source: mmlu_choices("x", source), relation_facts])

@@ -127,7 +127,7 @@ def test_bad_input_is_refused(parts):
 
 def test_it_is_kept_and_belongs_to_its_guardrail(parts, sweep, tmp_path):
     path = sweep.save(tmp_path / "sweep.json")
-    assert Sweep.load(path) == sweep
+    assert Sweep.load(path) == sweep == Sweep.from_dict(sweep.to_dict())
     sweep.check_is_of(parts[0].peft_config["default"])
     other = copy.deepcopy(parts[0].peft_config["default"])
     other.threshold = 0.123

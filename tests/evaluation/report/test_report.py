@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_unlearn.errors import UnlearnError
-from sae_unlearn.evaluation import Estimate, Figure, Report, compare
+from sae_unlearn.evaluation import Comparison, Estimate, Figure, Report, compare
 from sae_unlearn.evaluation.report.figure import figure_of_rows, group_numbers, rows_digest
 from sae_unlearn.stats import bootstrap_interval, ratio_draws
 
@@ -185,3 +185,40 @@ def test_what_is_no_report_is_refused(tmp_path):
 def test_a_figure_says_what_it_is():
     assert figure([1, 0], "fires:default").title == "gate fires (default)"
     assert Figure("forget", "x", "own", "nats", Estimate(1, 0, 2, 3)).title == "own"
+
+
+def test_a_comparison_comes_back_as_it_was(tmp_path):
+    found = compare(*reports()[:2])
+    written = found.save(tmp_path / "out")
+    for source in (tmp_path / "out", written[0]):
+        assert Comparison.load(source) == found
+    assert Comparison.load(tmp_path / "out").to_markdown() == written[1].read_text()
+
+
+def test_what_is_not_a_comparison_is_refused_by_the_field(tmp_path):
+    stored = compare(*reports()[:2]).to_dict()
+    changes = stored["changes"]
+    wrong = {
+        "only_after": stored | {"only_after": None},
+        "'after'": {name: value for name, value in stored.items() if name != "after"},
+        "'x'": stored | {"changes": [changes[0] | {"change": changes[0]["change"] | {"value": "x"}}]},
+        "unit='miles'": stored | {"changes": [changes[0] | {"unit": "miles"}]},
+        "side": stored | {"changes": [changes[0] | {"side": 3}]},
+        "'before'": stored | {"changes": [{k: v for k, v in changes[0].items() if k != "before"}]},
+    }
+    for name, value in wrong.items():
+        (tmp_path / "comparison.json").write_text(json.dumps(value))
+        with pytest.raises(UnlearnError, match=rf"comparison\.json: .*{'' if name == 'only_after' else name}"):
+            Comparison.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"comparison\.json"):
+        Comparison.load(tmp_path / "absent")
+
+
+def test_an_estimate_comes_back_and_is_made_of_numbers():
+    one = Estimate(0.5, 0.25, math.inf, 3)
+    assert one.to_dict() == {"value": 0.5, "low": 0.25, "high": None, "n": 3}
+    assert Estimate.from_dict(one.to_dict() | {"high": 1.0}) == Estimate(0.5, 0.25, 1.0, 3)
+    assert math.isnan(Estimate.from_dict(one.to_dict()).high)
+    for wrong in ({"value": "x"}, {"value": True}, {"mean": 1.0}):
+        with pytest.raises(UnlearnError):
+            Estimate.from_dict(one.to_dict() | wrong)

@@ -77,7 +77,7 @@ def test_another_model_is_refused_untouched(build, message, folder):
 
 
 def test_a_descendant_is_taken_with_a_warning_when_asked(folder):
-    with pytest.warns(UserWarning, match="this is another model"):
+    with pytest.warns(UserWarning, match="another model"):
         model = attach_guardrail(other_weights(), folder, check_base=False)
     with record_firings(model) as firings:
         logits(model)

@@ -166,13 +166,13 @@ def base_finding(model, folder):
 
 def test_a_guardrail_is_not_attached_to_a_tuned_base_without_a_word(folder):
     merged = lora(base_model("llama")).merge_and_unload()
-    with pytest.raises(GuardrailError, match=r"this is another model.* sampled matrices differ"):
+    with pytest.raises(GuardrailError, match=r"\d+ of \d+ .*_proj"):
         attach_guardrail(merged, folder)
-    with pytest.warns(UserWarning, match="sampled matrices differ"):
+    with pytest.warns(UserWarning, match=r"\d+ of \d+ .*_proj"):
         PeftModel.from_pretrained(merged, folder)
     assert base_finding(merged, folder).status == "problem"
     merged = lora(base_model("llama")).merge_and_unload()
-    with pytest.warns(UserWarning, match="sampled matrices differ"):
+    with pytest.warns(UserWarning, match=r"\d+ of \d+ .*_proj"):
         attach_guardrail(merged, folder, check_base=False)
 
 

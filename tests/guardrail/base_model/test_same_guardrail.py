@@ -46,14 +46,14 @@ def test_it_is_refused_beside_a_lora_and_of_one_that_peft_loaded(folders):
 
 def test_the_same_weights_with_other_settings_are_warned_of(folders):
     model = attach_guardrail(base_model("llama"), folders / "guard")
-    with pytest.warns(UserWarning, match="'default' on this model has the same weights"):
+    with pytest.warns(UserWarning, match=r"detach_guardrail\(model, 'default'\)"):
         attach_guardrail(model, folders / "higher")
     assert len(list_guardrails(model)) == 2
 
 
 def test_the_very_one_is_found_behind_another_with_the_same_weights(folders):
     model = attach_guardrail(base_model("llama"), folders / "higher", adapter_name="higher")
-    with pytest.warns(UserWarning, match="'higher' on this model has the same weights"):
+    with pytest.warns(UserWarning, match=r"detach_guardrail\(model, 'higher'\)"):
         model = attach_guardrail(model, folders / "guard", adapter_name="guard")
     with pytest.raises(GuardrailError, match=r"'guard': .*`detach_guardrail\(model, 'guard'\)`"):
         attach_guardrail(model, folders / "guard")
@@ -61,7 +61,7 @@ def test_the_very_one_is_found_behind_another_with_the_same_weights(folders):
 
 def test_under_a_name_that_was_chosen_it_is_warned_of(folders):
     model = attach_guardrail(base_model("llama"), folders / "guard")
-    with pytest.warns(UserWarning, match="'default' on this model has the same weights"):
+    with pytest.warns(UserWarning, match=r"detach_guardrail\(model, 'default'\)"):
         attach_guardrail(model, folders / "guard", adapter_name="second")
     assert len(list_guardrails(model)) == 2
 
@@ -75,7 +75,7 @@ def test_another_guardrail_is_neither(folders):
 
 def test_pefts_load_adapter_warns(folders):
     model = PeftModel.from_pretrained(base_model("llama"), folders / "guard")
-    with pytest.warns(UserWarning, match="'default' on this model has the same weights"):
+    with pytest.warns(UserWarning, match=r"detach_guardrail\(model, 'default'\)"):
         model.load_adapter(folders / "guard", "again")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*has the same weights")
@@ -84,6 +84,6 @@ def test_pefts_load_adapter_warns(folders):
 
 def test_a_fit_that_is_run_again_warns_and_keeps_what_it_found():
     model = fit()
-    with pytest.warns(UserWarning, match="has the same weights"):
+    with pytest.warns(UserWarning, match="detach_guardrail"):
         again = fit(model=model, adapter_name="again")
     assert len(list_guardrails(again)) == 2

@@ -45,7 +45,7 @@ def test_a_guarded_model_saved_by_transformers_warns_and_leaves_the_guardrail_ou
     model = make(folder)
     assert guardrail_status(model).verdict == "guarded"
     before = logits_of(model, IDS)
-    with pytest.warns(UserWarning, match="will come back unguarded"):
+    with pytest.warns(UserWarning, match="unguarded"):
         model.save_pretrained(tmp_path)
     assert not [key for file in tmp_path.glob("*.safetensors") for key in load_file(file) if "guard" in key]
     assert torch.equal(logits_of(model, IDS), before)
@@ -60,7 +60,7 @@ def test_a_part_that_holds_the_guarded_layer_is_saved_as_the_whole_is(name, tmp_
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and guard_layers(part)]
     assert len(parts) >= 2
     for index, part in enumerate(parts):
-        with pytest.warns(UserWarning, match="will come back unguarded"):
+        with pytest.warns(UserWarning, match="unguarded"):
             part.save_pretrained(tmp_path / str(index))
         files = list((tmp_path / str(index)).glob("*.safetensors"))
         assert files
@@ -87,7 +87,7 @@ def test_a_save_pretrained_of_the_models_own_is_called_and_given_back(folder, tm
 
     base.save_pretrained = own
     model = attach_guardrail(base, folder)
-    with pytest.warns(UserWarning, match="will come back unguarded"):
+    with pytest.warns(UserWarning, match="unguarded"):
         base.save_pretrained(tmp_path)
     assert seen == [(tmp_path,)]
     detach_guardrail(model)

@@ -110,7 +110,7 @@ def test_another_corpus_or_another_fit_is_refused(tmp_path):
         changed.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     with pytest.raises(GuardrailError, match="model differ"):
         run(changed, checkpoint_dir=tmp_path)
-    with pytest.raises(GuardrailError, match=r"another fit: .*sae"):
+    with pytest.raises(GuardrailError, match=r"fit: .*sae"):
         run(checkpoint_dir=tmp_path, sae=random_sae(d_sae=200))
 
 

@@ -155,7 +155,7 @@ def test_links_inside_of_the_hubs_cache_are_followed(folder, sound, tmp_path):
     assert torch.equal(logits(attach_guardrail(base_model("llama"), snapshot)), sound[1])
     (snapshot / CONFIG).unlink()
     (snapshot / CONFIG).symlink_to(folder / CONFIG)
-    with pytest.raises(GuardrailError, match="is a link to"):
+    with pytest.raises(GuardrailError, match=re.escape(f"{folder / CONFIG}")):
         attach_guardrail(base_model("llama"), snapshot)
 
 

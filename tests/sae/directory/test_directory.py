@@ -133,7 +133,7 @@ def test_chat_models_find_their_base_models_saes_with_a_warning(chat, base):
     if base is None:
         assert published_saes(chat) == []
         return
-    with pytest.warns(UserWarning, match=f"these are of {base}"):
+    with pytest.warns(UserWarning, match=f" {base}, "):
         found = published_saes(chat)
     assert {entry.model for entry in found} == {base}
 
@@ -230,7 +230,7 @@ def test_the_command_lists_and_suggests(capsys):
     assert "CC-BY-4.0" in shown
     assert f"Next: sae-unlearn fit --model google/gemma-2-2b-it --sae {CANONICAL}" in shown
 
-    with pytest.warns(UserWarning, match="these are of Qwen/Qwen3-8B-Base"):
+    with pytest.warns(UserWarning, match=" Qwen/Qwen3-8B-Base, "):
         approximate = suggest("Qwen/Qwen3-8B")
     assert main(["saes", "Qwen/Qwen3-8B"]) == 0
     assert f"--sae {approximate.name} --topk threshold --forget" in capsys.readouterr().out

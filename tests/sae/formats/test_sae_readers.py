@@ -51,7 +51,7 @@ def test_gemma_scope_is_read_as_it_is(tmp_path):
     ],
 )
 def test_gemma_scope_saes_of_other_places_are_refused(tmp_path, folder):
-    with pytest.raises(SAEFormatError, match=r"att|mlp|transcoders|token embedding"):
+    with pytest.raises(SAEFormatError, match=r"att|mlp|transcoders|embedding"):
         load(write_gemma_scope(tmp_path / folder))
 
 

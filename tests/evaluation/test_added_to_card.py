@@ -1,10 +1,10 @@
-"""The section "Audit" of an adapter's card."""
+"""The sections with results of an adapter's card."""
 
 import pytest
 import torch
 
 from sae_unlearn import UnlearnError
-from sae_unlearn.evaluation import AuditReport, AuditRow, add_to_card
+from sae_unlearn.evaluation import AuditReport, AuditRow, Comparison, Report, add_to_card, compare
 from sae_unlearn.evaluation.audit import report as audit_report
 from sae_unlearn.evaluation.audit.row import RECALL
 from sae_unlearn.evaluation.report.figure import figure_of_rows
@@ -91,3 +91,35 @@ def test_the_rest_of_the_card_keeps_its_lines(tmp_path):
 def test_no_card_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder=.*README\.md"):
         add_to_card(report(3), tmp_path)
+
+
+def measured(kind):
+    figure = report(3).rows[0].audited[0]
+    one = Report("Measured", (figure,))
+    return one if kind is Report else compare(one, one)
+
+
+@pytest.mark.parametrize("kind", [Report, Comparison])
+@pytest.mark.parametrize("audited", [False, True])
+def test_what_was_measured_is_added_as_saving_with_it_writes_it(tmp_path, kind, audited):
+    config = SAEGuardrailConfig(layer=1, feature_ids=[3, 4], threshold=0.5, clamp_value=-1.0)
+    audit = report(3) if audited else None
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    write_card(tmp_path / "a", config, torch.nn.Linear(1, 1), CardDetails(evaluation=measured(kind), audit=audit))
+    write_card(tmp_path / "b", config, torch.nn.Linear(1, 1), CardDetails(audit=audit))
+    assert "## What was measured" not in (tmp_path / "b" / "README.md").read_text()
+    for _ in range(2):  # the second takes the place of the first
+        add_to_card(measured(kind), tmp_path / "b")
+        assert (tmp_path / "a" / "README.md").read_text() == (tmp_path / "b" / "README.md").read_text()
+    assert kind.load(tmp_path / "b" / "evaluation") == measured(kind)
+
+
+def test_what_is_not_a_report_is_refused_and_the_card_stays(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# A LoRA\n")
+    for wrong in ({"title": "x"}, "report", None):
+        with pytest.raises(UnlearnError) as caught:
+            add_to_card(wrong, tmp_path)
+        assert caught.value.subject == "report"
+    assert card.read_text() == "# A LoRA\n"
