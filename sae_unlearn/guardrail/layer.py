@@ -31,6 +31,7 @@ from sae_unlearn.backbone.layers import max_positions, residual_of, text_config
 from sae_unlearn.backbone.private_api import forward_hook_owners
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.empty_weights import new_weights
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate.decision import Decision, decide, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.kernels.dispatch import step_for
@@ -48,7 +49,7 @@ from sae_unlearn.guardrail.runtime.recording import Recorder
 from sae_unlearn.guardrail.runtime.refusal import check_message, note_refusal
 from sae_unlearn.guardrail.runtime.shown import check_shown, shown_again, shown_before
 from sae_unlearn.guardrail.tuner_layer import GuardrailTunerLayer
-from sae_unlearn.guardrail.weights import LayerGuardrail, new_weights
+from sae_unlearn.guardrail.weights import LayerGuardrail
 
 
 class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
