@@ -27,7 +27,7 @@ FAST = ("-m", "fast")
 BROAD = ("-m", "fast or broad")
 # Offline; and byte code is kept whatever the shell says: else each process compiles all tests again, 10 s of CPU.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
-BOUNDED = ("-o", "faulthandler_timeout=240")  # seconds: an engine that hangs ends the run by the test's name
+BOUNDED = ("-o", "faulthandler_timeout=480")  # seconds: an engine that hangs ends the run by the test's name
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"  # uv does not find the CPU builds of torch by pip's settings

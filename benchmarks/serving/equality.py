@@ -84,11 +84,30 @@ def started(folder: Path, scenario: Scenario, among: Sequence[str] = ()) -> Iter
         cleanup_dist_env_and_memory()
 
 
-def asked(engine: Any, folder: Path, adapter: str, sampling: dict[str, Any], lora: bool = False) -> dict[str, Any]:
-    """Answer all prompts once, and return what was the same as in `reference.json`."""
+def asked(
+    engine: Any,
+    folder: Path,
+    adapter: str,
+    sampling: dict[str, Any],
+    lora: bool = False,
+    longest: int | None = None,
+) -> dict[str, Any]:
+    """Answer prompts once, and return what was the same as in `reference.json`.
+
+    Args:
+        engine (LLM): vLLM's.
+        folder (Path): That of `reference`.
+        adapter (str): The guardrail of the answers to compare with.
+        sampling (dict): As in `Scenario`.
+        lora (bool, *optional*, defaults to `False`): As in `Scenario`.
+        longest (int, *optional*): Leave out prompts of more tokens. Defaults to none.
+    """
     import vllm
 
     reference = json.loads((folder / "reference.json").read_text())
+    if longest is not None:
+        kept = [number for number, ids in enumerate(reference["ids"]) if len(ids) <= longest]
+        reference = {name: [rows[number] for number in kept] for name, rows in reference.items()}
     sampling = {"temperature": 0, "max_tokens": TOKENS, "detokenize": False} | sampling
     inputs = [{"prompt_token_ids": ids} for ids in reference["ids"]]
     begin = time.perf_counter()

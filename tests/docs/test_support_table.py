@@ -14,7 +14,6 @@ UNTESTED = ("–", "no", "not tested")
 """Cells that promise nothing begin so."""
 
 REAL = "engines/vllm/test_real_model.py"
-REAL_NIGHTLY = "engines/vllm/test_real_features.py"
 IN_VLLM = "engines/vllm/test_equal_to_generate.py"
 VLLM_REFUSES = "engines/vllm/test_fails_closed.py"
 VLLM_LIMITS = "engines/vllm/test_limits.py"
@@ -29,7 +28,7 @@ SPLIT = "guardrail/base_model/test_tensor_parallel_refused.py"
 TESTED = {
     "clamp, record, refuse": (
         f"{IN_VLLM}: test_chunks_and_cached_prefixes test_a_guardrail_that_only_records_changes_nothing "
-        f"test_a_refusal_is_written_token_by_token; {REAL_NIGHTLY}: test_record test_refuse",
+        f"test_a_refusal_is_written_token_by_token; {REAL}: test_record test_refuse",
         f"{BATCHING}: test_thirty_prompts_in_pieces test_a_guardrail_that_only_records_changes_nothing "
         "test_a_refusal_is_written_token_by_token",
         "guardrail/runtime/test_refusal.py: test_every_way_of_generating_tells_the_message; "
@@ -66,13 +65,13 @@ TESTED = {
         "",
     ),
     "speculative decoding": (
-        f"engines/vllm/test_drafts.py: test_drafts; {REAL_NIGHTLY}: test_drafts",
+        f"engines/vllm/test_drafts.py: test_drafts; {REAL}: test_drafts",
         "",
         "guardrail/runtime/test_naive_gates.py: test_drafts_are_exact_where_state_on_the_module_is_not",
     ),
     "tensor parallel": (
         "engines/vllm/test_tensor_parallel.py: test_two_workers_have_the_same_records; "
-        f"{REAL_NIGHTLY}: test_a_server_with_two_workers",
+        f"{REAL}: test_a_server_with_two_workers",
         f"{SPLIT}: test_a_model_that_is_split_over_processes_is_refused_by_name",
         f"{SPLIT}: test_a_model_that_is_split_over_processes_is_refused_by_name",
     ),
@@ -115,7 +114,7 @@ TESTED = {
     ),
     "records and metrics over HTTP": (
         f"{VLLM_HTTP}: test_answers_records_and_choices test_metrics_count_what_was_enabled; "
-        f"{REAL_NIGHTLY}: test_a_server_with_two_workers",
+        f"{REAL}: test_a_server_with_two_workers",
         f"{SERVER}: test_answers_and_records",
         "guardrail/runtime/test_recording.py: test_json_lines_are_added_to_a_file",
     ),

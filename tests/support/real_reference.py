@@ -33,20 +33,34 @@ def folder_of(temporary):
 
 
 def write(folder):
-    """Answer the prompts one by one; a guardrail that records stands for the bare model."""
+    """Answer the prompts one by one; a guardrail that records stands for the bare model.
+
+    A gate that has not fired has changed nothing, so prompts on which the one that records does not fire have the same
+    answer and record with any action. Those on which it fires are answered with each.
+    """
     from benchmarks.forget.demo_card import SHIPPED
     from benchmarks.serving.reference import answers, prompts
 
     model, tokenizer = load_demo_model()
-    found = {"ids": [tokenizer(prompt)["input_ids"] for prompt in prompts()]}
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts()]
     config = replace(GuardrailFolder.open(SHIPPED).config(), gate_scope="prefix", clamp_value=-1500.0)
     guarded = attach_guardrail(model, config, sae=load_demo_sae())
-    for name, action in (("prefix", "clamp"), ("record", "record"), ("refuse", "refuse")):
+
+    def save(name, action):
         set_action(guarded, action, message="I cannot help with that.", tokenizer=tokenizer)
         guarded.save_pretrained(folder / name)
-        found[name] = answers(guarded, found["ids"], guarded=True, tokens=TOKENS)
+
+    save("record", "record")
+    found = {"ids": ids, "record": answers(guarded, ids, guarded=True, tokens=TOKENS)}
+    fired = [number for number, one in enumerate(found["record"]) if one["record"]["fired"]]
+    rows = [ids[number] for number in fired]
     with guarded.disable_adapter():
-        bare = answers(guarded, found["ids"][:2], guarded=False, tokens=TOKENS)
-    assert [each["tokens"] for each in bare] == [each["tokens"] for each in found["record"][:2]]
+        bare = answers(guarded, rows[:2], guarded=False, tokens=TOKENS)
+    assert [each["tokens"] for each in bare] == [found["record"][number]["tokens"] for number in fired[:2]]
+    for name, action in (("prefix", "clamp"), ("refuse", "refuse")):
+        save(name, action)
+        found[name] = [*found["record"]]
+        for number, one in zip(fired, answers(guarded, rows, guarded=True, tokens=TOKENS), strict=True):
+            found[name][number] = one
     found["none"] = [{"tokens": each["tokens"], "record": None} for each in found["record"]]
     (folder / "reference.json").write_text(json.dumps(found))

@@ -15,6 +15,11 @@ def is_installed():
     return found is not None and found.origin is not None  # not this folder
 
 
+if is_installed():  # before torch is imported: where cores are shared, threads of one operator wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # of drafts by n-gram; they set those of torch, too
+
+
 def pytest_collection_modifyitems(items):
     if not is_installed():
         folder = f"{Path(__file__).parent}{os.sep}"
