@@ -158,11 +158,12 @@ def relearning() -> str:
             {**NAMES, "base": "base, the same cities", "never known": "base, unknown cities"}[point["recipe"]],
             {"lora": "LoRA", "full": "all weights"}[point["attack"]],
             point["cities"],
-            {"picks": "picks it", "says": "says it", "p": "probability"}[point["measure"]],
+            {"picks": "picks it", "says": "says it"}[point["measure"]],
             *(_share(point["steps"], step) for step in steps),
             str(point["n"]),
         ]
         for point in found
+        if point["measure"] != "p"
     ]
     return table(["", "attack", "cities", "measure", *(f"{step} steps" for step in steps), "n"], rows, left=4)
 
