@@ -23,7 +23,8 @@ LONG = (ROWS[-1] * 2)[:150]  # more than a block of the cache
 JUDGED = {  # number of records by what is asked
     "one token": ({"prompt": [5]}, 1),
     "two prompts": ({"prompt": ROWS[:2]}, 2),
-    "samples with a seed": ({"prompt": ROWS[3], "n": 3, "seed": 7, "temperature": 1}, 3),
+    # short: vLLM 0.32 on a CPU stops at a seed whose prompt comes in pieces ("CPU Generator does not use offset")
+    "samples with a seed": ({"prompt": ROWS[0], "n": 3, "seed": 7, "temperature": 1}, 3),
     "prompts and samples": ({"prompt": ROWS[:2], "n": 2, "temperature": 1}, 4),
     "text": ({"prompt": "w5 w6 w7 w8"}, 1),
     "stop strings": ({"prompt": ROWS[2], "stop": ["w7", "w9", "w1"]}, 1),
