@@ -1,7 +1,7 @@
 """Pages of options, made from the code. `python docs/option_tables.py` writes them.
 
-The pages of the commands and of the options of a fit are made whole. Of the page of guardrails it makes the table of
-the config's fields.
+The pages of the commands and of the options of a fit and of an alignment are made whole. Of the page of guardrails it
+makes the table of the config's fields.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from peft import PeftConfig
 from sae_unlearn import SAEGuardrailConfig
 from sae_unlearn.cli.arguments import Parser
 from sae_unlearn.cli.main import COMMANDS, build_parser
+from sae_unlearn.options.alignment import AlignmentOptions
 from sae_unlearn.options.field import Option, options_of
 from sae_unlearn.options.fit import GuardrailFitConfig
 
@@ -24,6 +25,7 @@ API = Path(__file__).parent / "api"
 COMMAND_LINE = API / "command-line.md"
 COMMAND_PAGES = API / "commands"
 FIT = API / "fit-options.md"
+ALIGNMENT = API / "alignment-options.md"
 GUARDRAIL = API / "guardrail.md"
 FIT_INTRODUCTION = """# Options of a fit
 
@@ -33,6 +35,12 @@ them in `config=GuardrailFitConfig(...)`; an option given by name takes the plac
 
 ::: sae_unlearn.guardrail.GuardrailFitConfig
     options: {members: false}
+"""
+ALIGNMENT_INTRODUCTION = """# Options of an alignment
+
+Which options does `SAEAlignmentConfig` have in addition to those of `TrainingArguments`? These.
+`sae-unlearn train` has some of them, see [its page](commands/train.md); `sae_unlearn.alignment.loss`
+has the equations of the [parts of the loss](../methods/alignment.md).
 """
 EVERYWHERE = "general"
 SHARED = "[Command line](../command-line.md) has the options of all commands, and the exit status."
@@ -88,12 +96,21 @@ def _parsers() -> dict[str, Parser]:
 
 def fit_page() -> str:
     """The page of `GuardrailFitConfig`."""
+    return _options_page(FIT_INTRODUCTION, GuardrailFitConfig)
+
+
+def alignment_page() -> str:
+    """The page of the own options of `SAEAlignmentConfig`."""
+    return _options_page(ALIGNMENT_INTRODUCTION, AlignmentOptions)
+
+
+def _options_page(introduction: str, options: type) -> str:
     parts: dict[str, list[str]] = {}
-    for each in options_of(GuardrailFitConfig):
+    for each in options_of(options):
         row = f"| `{each.name}` | {_values(each)} | {_cell(each.sentence)} |"
         parts.setdefault(each.group, []).append(row)
     tables = ["\n".join([f"| {group} | values | |", "|---|---|---|", *rows]) for group, rows in parts.items()]
-    return "\n\n".join([FIT_INTRODUCTION.strip("\n"), *tables]) + "\n"
+    return "\n\n".join([introduction.strip("\n"), *tables]) + "\n"
 
 
 def guardrail_page() -> str:
@@ -174,4 +191,5 @@ if __name__ == "__main__":
     for path, page in command_pages().items():
         path.write_text(page, encoding="utf-8")
     FIT.write_text(fit_page(), encoding="utf-8")
+    ALIGNMENT.write_text(alignment_page(), encoding="utf-8")
     GUARDRAIL.write_text(guardrail_page(), encoding="utf-8")

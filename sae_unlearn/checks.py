@@ -1,6 +1,6 @@
 """Argument checks that several modules share, and numbers of a config made fit to show."""
 
-from collections.abc import Collection, Iterable, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
@@ -26,6 +26,16 @@ def reals(values: Any) -> list[float]:
     """Return the numbers of a list as floats, without its other items."""
     found = [real(value) for value in values] if isinstance(values, list) else []
     return [value for value in found if value is not None]
+
+
+def check_list(name: str, value: Any, error: type[UnlearnError] = UnlearnError) -> None:
+    """Raise unless `value` is a collection, and neither a text nor a mapping.
+
+    Raises:
+        UnlearnError: If it is not.
+    """
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        raise error(f"{name}={_quoted(value)}: expected a list.")
 
 
 def check_all(items: Any, kind: type, what: str, least: int = 0) -> None:
@@ -72,7 +82,12 @@ def check_is(value: Any, kind: type, what: str) -> None:
 
 
 def check_integer(
-    name: str, value: Any, low: int | None = None, high: int | None = None, error: type[UnlearnError] = UnlearnError
+    name: str,
+    value: Any,
+    low: int | None = None,
+    high: int | None = None,
+    error: type[UnlearnError] = UnlearnError,
+    fix: str = "",
 ) -> int:
     """Return `value` if it is an int in a range.
 
@@ -81,25 +96,70 @@ def check_integer(
         value (Any): The value to check. A bool is not an int here.
         low, high (int, *optional*): Bounds, both included.
         error (type[UnlearnError], *optional*, defaults to UnlearnError): Class of the error.
+        fix (str, *optional*): A sentence after the message, which says what to do.
 
     Raises:
         UnlearnError: If it is not an int, or out of range.
     """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and (low is None or value >= low) and (high is None or value <= high):
-        return int(value)
-    span = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
-    raise error(f"{name}={_quoted(value)}: expected an integer{span}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not _inside(value, low, high, None, None):
+        raise error(f"{name}={_quoted(value)}: expected an integer{_range(low, high, None, None)}.{_after(fix)}")
+    return value
 
 
-def check_number(name: str, value: Any, error: type[UnlearnError] = UnlearnError) -> None:
-    """Raise unless `value` is an int or float that is finite in float32.
+def check_number(
+    name: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    error: type[UnlearnError] = UnlearnError,
+    fix: str = "",
+) -> float:
+    """Return `value` as a float if it is an int or float in a range that is finite in float32.
+
+    Args:
+        name (str): The name of the argument, for the error.
+        value (Any): The value to check. A bool is not a number here.
+        low, high (float, *optional*): Bounds, both included.
+        above, below (float, *optional*): Bounds, both excluded.
+        error (type[UnlearnError], *optional*, defaults to UnlearnError): Class of the error.
+        fix (str, *optional*): A sentence after the message, which says what to do.
 
     Raises:
-        UnlearnError: If it is not.
+        UnlearnError: If it is not a number, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST_FLOAT:
-        raise error(f"{name}={_quoted(value)}: expected a finite number.")
+    number = not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < LARGEST_FLOAT
+    if not number or not _inside(value, low, high, above, below):
+        raise error(f"{name}={_quoted(value)}: expected a finite number{_range(low, high, above, below)}.{_after(fix)}")
+    return float(value)
+
+
+def _inside(value: float, low: float | None, high: float | None, above: float | None, below: float | None) -> bool:
+    return (
+        (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def _range(low: float | None, high: float | None, above: float | None, below: float | None) -> str:
+    """Return a range in words that follow "a number"."""
+    if low is not None and high is not None:
+        return f" from {_bound(low)} to {_bound(high)}"
+    ends = [("of at least", low), ("above", above), ("of at most", high), ("below", below)]
+    found = [f"{words} {_bound(end)}" for words, end in ends if end is not None]
+    return "".join([" ", " and ".join(found)]) if found else ""
+
+
+def _bound(end: float) -> str:
+    return str(end) if isinstance(end, int) else f"{end:.4g}"
+
+
+def _after(fix: str) -> str:
+    return f" {fix}" if fix else ""
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any], error: type[UnlearnError] = UnlearnError) -> None:

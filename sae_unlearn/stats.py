@@ -6,6 +6,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from sae_unlearn.checks import check_number
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.tensor_checks import check_tensors
 
@@ -38,8 +39,8 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
     Raises:
         UnlearnError: If `n` is not above 0, or `successes` is not between 0 and n.
     """
-    if n <= 0 or not 0 <= successes <= n:
-        raise UnlearnError(f"successes={successes}, n={n}: expected 0 <= successes <= n and n > 0.")
+    check_number("n", n, above=0)
+    check_number("successes", successes, 0, n)
     z = NormalDist().inv_cdf((1 + level) / 2)
     share = successes / n
     middle = share + z * z / (2 * n)
@@ -61,8 +62,7 @@ def bootstrap_interval(values: Tensor, level: float = 0.95, draws: int = 2000, s
         UnlearnError: If `values` is empty, or `level` is not between 0 and 1.
     """
     check_tensors(1, values=values)
-    if not 0 < level < 1:
-        raise UnlearnError(f"level={level!r}: expected a share between 0 and 1, such as 0.95.")
+    check_number("level", level, above=0, below=1)
     if not len(values):
         raise UnlearnError("values: expected at least one, got none.")
     return percentile_interval(ratio_draws(values, torch.ones_like(values), draws, seed), level)

@@ -25,6 +25,7 @@ from sae_unlearn.backbone.checkpointing import is_reentrant, repeats_hooks, vers
 from sae_unlearn.backbone.layers import base_model_of, find_decoder_layers, text_config
 from sae_unlearn.backbone.logits import head_sees
 from sae_unlearn.backbone.residual_stream import truncated
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.sae import SparseAutoencoder
 from sae_unlearn.sae.compatibility import check_sae
@@ -238,8 +239,4 @@ def aligned_layer(model: nn.Module, sae: SparseAutoencoder | None, args: SAEAlig
     depth = text_config(model).num_hidden_layers
     if args.layer is None:
         raise AlignmentError("layer=None: expected a layer, since sae=None. Set layer= in the config.")
-    if args.layer >= depth:
-        raise AlignmentError(
-            f"layer={args.layer}: expected 0 to {depth - 1}, the layers of this {type(model).__name__}."
-        )
-    return args.layer
+    return check_integer("layer", args.layer, 0, depth - 1, AlignmentError)

@@ -17,6 +17,7 @@ from sae_unlearn.alignment.entities import EntitySet
 from sae_unlearn.alignment.entity import key_of
 from sae_unlearn.alignment.prompts import PromptRow
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import AlignmentError
 
 
@@ -166,8 +167,8 @@ def match_unknown(
     Raises:
         AlignmentError: If `unknown` has none for a target, or `per_target` is below 1.
     """
-    if per_target is not None and per_target < 1:
-        raise AlignmentError(f"per_target={per_target}: expected at least 1, or None for all of the type.")
+    if per_target is not None:
+        check_integer("per_target", per_target, 1, error=AlignmentError)
     lengths = [len(entity.entity) for entity in unknown]
     of_type: dict[str, list[int]] = {}
     for i, entity in enumerate(unknown):

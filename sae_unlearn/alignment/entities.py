@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from sae_unlearn.alignment.entity import Entity, key_of, linked, read_entity, with_columns
-from sae_unlearn.checks import check_integer
+from sae_unlearn.checks import check_integer, check_number
 from sae_unlearn.errors import AlignmentError
 from sae_unlearn.files.atomic import write_whole
 from sae_unlearn.files.untrusted import as_path, json_lines
@@ -262,9 +262,8 @@ class EntitySet(Sequence[Entity]):
         Raises:
             AlignmentError: If a fraction is not a positive number, or they sum to more than 1.
         """
-        numbers = bool(fractions) and all(isinstance(part, (int, float)) and part > 0 for part in fractions)
-        if not numbers or sum(fractions) > 1 + 1e-9:
-            raise AlignmentError(f"fractions={fractions}: expected positive numbers that sum to at most 1.")
+        whole = sum(check_number("fractions", part, above=0, error=AlignmentError) for part in fractions)
+        check_number("sum(fractions)", whole, above=0, high=1 + 1e-9, error=AlignmentError)
         side: dict[int, int] = {}
         for entity_type in sorted({key_of(t) for t in self.types}):
             members = [i for i, entity in enumerate(self) if key_of(entity.entity_type) == entity_type]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.backbone.layers import find_decoder_layers, input_device, input_embeddings, max_positions, residual_of
 from sae_unlearn.backbone.tokens import right_padded
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import UnlearnError
 
 
@@ -173,8 +174,7 @@ def residual_batches(
             finite.
     """
     place = find_decoder_layers(model)
-    if not 0 <= layer < len(place.layers):
-        raise UnlearnError(f"layer={layer}: expected 0 to {len(place.layers) - 1} for {type(model).__name__}.")
+    check_integer("layer", layer, 0, len(place.layers) - 1)
     device, limits = input_device(model), Limits.of(model, place.backbone)
     with evaluation_mode(model), stop_after(place.layers[layer]):
         for number, batch in enumerate(_batches(rows, batch_size, bucket)):

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from sae_unlearn.checks import check_integer
+from sae_unlearn.checks import check_integer, check_number
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
 from sae_unlearn.cli.data_sets import DATA, add_column_argument, add_text_arguments
 from sae_unlearn.errors import UnlearnError
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.url is None) == (args.model is None):
         raise UnlearnError("--model, --url: expected one of them. Pass a model, or the address of a server.")
     check_integer("--batch-size", args.batch_size, 1)
-    if not args.timeout > 0:
-        raise UnlearnError(f"--timeout {args.timeout:g}: expected a number of seconds above 0.")
+    check_number("--timeout", args.timeout, above=0)
     report = _check_model(args) if args.url is None else _check_server(args)
     from sae_unlearn.files.terminal import printable
 

@@ -9,8 +9,8 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.cli.inputs import load_model, with_adapter
-from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.likelihood import continuation_likelihoods
 
 
@@ -47,8 +47,7 @@ class HarnessModel(HFLM):
         batch_size: int | str = 8,
         **options: Any,
     ) -> None:
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise UnlearnError(f"batch_size={batch_size}: expected a number of at least 1.")
+        check_integer("batch_size", int(batch_size) if str(batch_size).isdigit() else batch_size, 1)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness passes "cuda:0" by default
         model, tokenizer = load_model(pretrained, revision, device, dtype)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.cli.arguments import (
     NO_ADAPTER,
     Parser,
@@ -97,8 +98,8 @@ def _check_address(host: str, port: int | None) -> None:
     """
     import socket
 
-    if port is not None and not 1 <= port <= 65535:
-        raise UnlearnError(f"--port {port}: expected a number from 1 to 65535.")
+    if port is not None:
+        check_integer("--port", port, 1, 65535)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as tried:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.cli.arguments import Parser, add_adapter_arguments, add_model_arguments
 from sae_unlearn.errors import UnlearnError
 
@@ -88,8 +89,7 @@ def check_port(args: argparse.Namespace) -> None:
     if flags & {"--host", "--port", "--uds", "--headless"}:  # the engine listens elsewhere
         return
     port = PORT if args.port is None else args.port
-    if not 0 <= port < 2**16:
-        raise UnlearnError(f"--port {port}: expected a number from 0 to 65535. Correct it.")
+    check_integer("--port", port, 0, 65535)
     try:
         family, kind, _, _, address = socket.getaddrinfo(args.host or "localhost", port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as listener:

@@ -132,7 +132,7 @@ def _trainer(
 
     from sae_unlearn.alignment import SAEAlignmentConfig, SAEAlignmentTrainer
 
-    own = {each.name: getattr(options, each.name) for each in options_of(TrainOptions)}
+    own = {each.name: getattr(options, each.name) for each in options_of(TrainOptions) if each.command_line}
     given = {name: value for name, value in own.items() if name not in _NOT_OF_THE_CONFIG}
     given["per_device_train_batch_size"] = options.batch_size
     steps = options.init == "zero" or options.max_steps > 0

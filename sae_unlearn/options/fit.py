@@ -1,11 +1,10 @@
 """Options of `fit_guardrail`, their presets and their checks."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from sae_unlearn.errors import GuardrailError
-from sae_unlearn.options.field import at_least, check_options, option
+from sae_unlearn.options.field import check_options, documented, option
 
 
 PRESETS: dict[str | None, dict[str, Any]] = {
@@ -46,6 +45,7 @@ def _shown(name: str) -> str:
     return f"{usual}; faithful: {published}"
 
 
+@documented
 @dataclass(kw_only=True)
 class GuardrailFitConfig:
     """Options of `fit_guardrail`, checked at construction.
@@ -65,7 +65,7 @@ class GuardrailFitConfig:
     """
 
     layer: int | None = option(
-        None, "0-based decoder layer whose output is guarded", group=_FEATURES, shown="the layer of the SAE"
+        None, "0-based decoder layer whose output is guarded", group=_FEATURES, shown="the layer of the SAE", low=0
     )
     preset: Literal["faithful"] | None = option(
         None,
@@ -73,7 +73,7 @@ class GuardrailFitConfig:
         group=_FEATURES,
     )
     num_features: int | None = option(
-        None, "number N of features that are guarded", group=_FEATURES, shown=_shown("num_features")
+        None, "number N of features that are guarded", group=_FEATURES, shown=_shown("num_features"), low=1
     )
     ratio_percentile: float | None = option(
         None,
@@ -81,11 +81,13 @@ class GuardrailFitConfig:
         "features that are active on most text",
         group=_FEATURES,
         shown=_shown("ratio_percentile"),
+        low=0,
+        high=100,
     )
     importance: Literal["mean_squared", "squared_mean"] | None = option(
         None, "score by which features are ranked", group=_FEATURES, shown=_shown("importance")
     )
-    features: list[int] | None = option(None, "ids of the features, instead of selecting them", group=_FEATURES)
+    features: list[int] | None = option(None, "ids of the features, instead of selecting them", group=_FEATURES, low=0)
     topk: Literal["threshold"] | None = option(
         None,
         "approximate each feature of a topk SAE, or of one with normalized inputs, by a threshold; measures the error",
@@ -101,7 +103,7 @@ class GuardrailFitConfig:
         "or with preset faithful",
     )
     num_gate_features: int = option(
-        300, "features that the gate reads with statistic windowed, besides the guarded ones", group=_GATE
+        300, "features that the gate reads with statistic windowed, besides the guarded ones", group=_GATE, low=1
     )
     gate_reads: Literal["features", "direction"] = option(
         "features",
@@ -135,6 +137,7 @@ class GuardrailFitConfig:
         "number of tokens up to which shorter rows are filled with quiet tokens",
         group=_GATE,
         shown=_shown("min_tokens"),
+        low=1,
     )
     threshold: float | None = option(
         None,
@@ -146,6 +149,8 @@ class GuardrailFitConfig:
         "the threshold is at least this percentile of the statistic over held-out retain rows",
         group=_GATE,
         shown=_shown("threshold_percentile"),
+        low=0,
+        high=100,
     )
     margin: float | None = option(
         None,
@@ -153,6 +158,8 @@ class GuardrailFitConfig:
         "to below 1",
         group=_GATE,
         shown=_shown("margin"),
+        low=0,
+        below=1,
     )
 
     clamp_unit: Literal["feature", "residual", "absolute"] = option("residual", "unit of the dose", group=_DOSE)
@@ -161,6 +168,7 @@ class GuardrailFitConfig:
         "dose in that unit; 0.5 residual: the edit has half the norm of the residual stream",
         group=_DOSE,
         shown=", ".join(f"{scale:g} {unit}" for unit, scale in CLAMP_SCALES.items()),
+        low=0,
     )
     clamp_value: float | None = option(
         None, "dose as the absolute value of the paper, such as -500, instead of unit and scale", group=_DOSE
@@ -180,11 +188,14 @@ class GuardrailFitConfig:
         group=_TEXTS,
     )
     text_column: str = option("text", "column or key that holds the text", group="data")
-    max_length: int = option(512, "tokens of a row; longer texts are cut into several rows", group=_TEXTS)
+    max_length: int = option(512, "tokens of a row; longer texts are cut into several rows", group=_TEXTS, low=1)
 
-    batch_size: int = option(8, "rows per forward pass", group=_RUN)
+    batch_size: int = option(8, "rows per forward pass", group=_RUN, low=1)
     max_held_out: int = option(
-        1024, "largest number of documents of each corpus that are held out for threshold and report", group=_RUN
+        1024,
+        "largest number of documents of each corpus that are held out for threshold and report",
+        group=_RUN,
+        low=1,
     )
     store_probe: bool = option(
         False,
@@ -199,26 +210,10 @@ class GuardrailFitConfig:
 
     def __post_init__(self) -> None:
         check_options(self, GuardrailError)
-        if isinstance(self.features, Iterable):
+        if self.features is not None:
             self.features = list(self.features)
-        at_least(
-            self,
-            {"num_features": 1, "num_gate_features": 1, "max_length": 1, "batch_size": 1, "max_held_out": 1},
-            GuardrailError,
-        )
         if self.for_serving and self.preset == "faithful":
             raise GuardrailError("for_serving=True: expected no preset, whose counting no engine has. Remove one.")
-        if self.margin is not None and not 0 <= self.margin < 1:
-            raise GuardrailError(f"margin={self.margin}: expected at least 0 and less than 1.")
-        for name in ("ratio_percentile", "threshold_percentile"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 100:
-                raise GuardrailError(f"{name}={value}: expected 0 to 100.")
-        if self.clamp_scale is not None and self.clamp_scale < 0:
-            raise GuardrailError(
-                f"clamp_scale={self.clamp_scale}: expected at least 0; features are clamped to minus this many units. "
-                f"Pass {-self.clamp_scale}."
-            )
         if self.clamp_value is not None and self.clamp_scale is not None:
             raise GuardrailError(f"clamp_value={self.clamp_value}, clamp_scale={self.clamp_scale}: expected only one.")
         for name in FIXED.get(self.preset or "", ()):

@@ -1,10 +1,8 @@
 """Settings of one answer of the playground."""
 
-import math
 from dataclasses import dataclass
 
-from sae_unlearn.checks import check_choice
-from sae_unlearn.errors import UnlearnError
+from sae_unlearn.checks import check_choice, check_integer, check_number
 from sae_unlearn.guardrail.config_parts.validation import CHOICES
 
 
@@ -32,13 +30,9 @@ class Settings:
     chat_template: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_new_tokens <= LONGEST:
-            raise UnlearnError(f"max_new_tokens={self.max_new_tokens}: expected 1 to {LONGEST}. Pass another number.")
+        check_integer("max_new_tokens", self.max_new_tokens, 1, LONGEST)
         if self.action is not None:
             check_choice("action", self.action, CHOICES["action"])
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise UnlearnError(
-                f"threshold={self.threshold}: expected a finite number, or None for the guardrail's own."
-            )
-        if not 0 <= self.dose < math.inf:
-            raise UnlearnError(f"dose={self.dose}: expected 0 or more. Pass 1 for the guardrail's own.")
+        if self.threshold is not None:
+            check_number("threshold", self.threshold)
+        check_number("dose", self.dose, 0, fix="Pass 1 for the guardrail's own.")

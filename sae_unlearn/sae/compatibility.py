@@ -3,6 +3,7 @@
 from torch import nn
 
 from sae_unlearn.backbone.layers import text_config
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.sae import SparseAutoencoder
 
@@ -29,6 +30,4 @@ def check_sae(sae: SparseAutoencoder, model: nn.Module, layer: int | None) -> in
             f"layer={layer}, but the SAE reads the output of layer {sae.layer}. Leave `layer` out, or pass an SAE "
             f"trained on layer {layer}."
         )
-    if not 0 <= chosen < depth:
-        raise UnlearnError(f"layer={chosen}, but {name} has {depth} layers, 0 to {depth - 1}.")
-    return chosen
+    return check_integer("layer", chosen, 0, depth - 1)

@@ -47,25 +47,33 @@ def _not_finite(tensor: torch.Tensor) -> str:
     return "" if bool(finite.all()) else f"{int((~finite).sum())} NaN or infinite of {tensor.numel()} values"
 
 
-def check_dimensions(W_enc: torch.Tensor) -> tuple[int, int]:
+# Shapes of tensors; every other name, of ours and of the published formats, is a vector [d_sae].
+SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+
+
+def shape_of(name: str, d_in: int, d_sae: int) -> tuple[int, ...]:
+    """Return the shape of an SAE's tensor."""
+    sizes = {"d_in": d_in, "d_sae": d_sae}
+    return tuple(sizes[axis] for axis in SHAPES.get(name, ("d_sae",)))
+
+
+def check_dimensions(
+    W_enc: torch.Tensor, name: str = "W_enc", error: type[UnlearnError] = UnlearnError
+) -> tuple[int, int]:
     """Return `(d_in, d_sae)` of `W_enc [d_in, d_sae]`. Raise unless it is a non-empty matrix."""
     if not isinstance(W_enc, torch.Tensor):
-        raise UnlearnError(f"W_enc: expected a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
+        raise error(f"{name}: expected a torch.Tensor of shape [d_in, d_sae], got {type(W_enc).__name__}.")
     if W_enc.ndim != 2 or W_enc.numel() == 0:
-        raise UnlearnError(f"W_enc: expected a non-empty matrix [d_in, d_sae], got shape {list(W_enc.shape)}.")
+        raise error(f"{name}: expected a non-empty matrix [d_in, d_sae], got shape {list(W_enc.shape)}.")
     return W_enc.shape[0], W_enc.shape[1]
 
 
 def check_parameters(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise unless W_enc, b_enc, W_dec, b_dec and threshold agree in shape and dtype.
-
-    Shapes: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], threshold [d_sae].
-    """
-    d_in, d_sae = check_dimensions(tensors["W_enc"])
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    """Raise unless W_enc, b_enc, W_dec, b_dec and threshold agree in shape and dtype."""
+    sizes = check_dimensions(tensors["W_enc"])
     dtype = tensors["W_enc"].dtype
     for name, tensor in tensors.items():
-        check_tensor(name, tensor, shapes.get(name, (d_sae,)), dtype)
+        check_tensor(name, tensor, shape_of(name, *sizes), dtype)
 
 
 def check_sae(
@@ -132,10 +140,6 @@ def check_layer(layer: int | None) -> None:
         check_integer("layer", layer, 0)
 
 
-# Shapes of tensors; every other name of the published formats is a vector [d_sae].
-SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
-
-
 def check_names(found: Iterable[str], expected: Sequence[str], where: str | Path) -> None:
     """Raise SAEFormatError for unexpected names: an unknown tensor may change the result."""
     unknown = sorted(set(found) - set(expected))
@@ -163,22 +167,21 @@ def require(tensors: Mapping[str, torch.Tensor], names: Sequence[str], path: Pat
 
 
 def check_shapes(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, int]:
-    """Return `(d_in, d_sae)`, taken from `W_enc`; every name not in SHAPES is a vector [d_sae].
+    """Return `(d_in, d_sae)` of the `W_enc` that a file holds. Raise unless all of its tensors agree with it.
 
     Raises:
         SAEFormatError: If a shape contradicts W_enc's.
     """
-    W_enc = tensors["W_enc"].shape
-    if len(W_enc) != 2 or 0 in W_enc:
-        raise SAEFormatError(f"W_enc in {path}: expected a non-empty matrix [d_in, d_sae], got shape {list(W_enc)}.")
-    sizes = {"d_in": W_enc[0], "d_sae": W_enc[1]}
+    W_enc = tensors["W_enc"]
+    sizes = check_dimensions(W_enc, f"W_enc in {path}", SAEFormatError)
     for name, tensor in tensors.items():
-        expected = tuple(sizes[axis] for axis in SHAPES.get(name, ("d_sae",)))
+        expected = shape_of(name, *sizes)
         if tensor.shape != expected:
             raise SAEFormatError(
-                f"{name} in {path}: expected shape {list(expected)} with W_enc {list(W_enc)}, got {list(tensor.shape)}."
+                f"{name} in {path}: expected shape {list(expected)} with W_enc {list(W_enc.shape)}, "
+                f"got {list(tensor.shape)}."
             )
-    return W_enc[0], W_enc[1]
+    return sizes
 
 
 def transpose(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:

@@ -144,6 +144,7 @@ def test_the_tables_of_options_are_what_the_code_has() -> None:
     for path, page in tables.command_pages().items():
         assert path.read_text(encoding="utf-8") == page, stale
     assert tables.FIT.read_text(encoding="utf-8") == tables.fit_page(), stale
+    assert tables.ALIGNMENT.read_text(encoding="utf-8") == tables.alignment_page(), stale
     assert tables.GUARDRAIL.read_text(encoding="utf-8") == tables.guardrail_page(), stale
 
 

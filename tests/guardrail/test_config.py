@@ -33,7 +33,7 @@ REFUSED = [
     *[({name: wrong}, rf"{name}={wrong!r}: ")
       for name in ("threshold", "drift", "clamp_value")
       for wrong in (NAN, INFINITY, -INFINITY, "1", True)],
-    ({"clamp_value": 500.0}, "clamp_value=500.0: .*-500.0"),
+    ({"clamp_value": 500.0}, "clamp_value=500.0"),
     ({"feature_ids": []}, "feature_ids="),
     ({"feature_ids": 7}, "feature_ids=7"),
     ({"feature_ids": "12"}, "feature_ids='12'"),
@@ -53,7 +53,7 @@ REFUSED = [
     ({**WINDOWED, "drift": 0.1}, "drift=0.1: .*0.0625"),
     ({**WINDOWED, "bias": 0.1}, "bias=0.1: .*0.25"),
     ({**WINDOWED, "threshold": -0.5}, r"threshold=-0\.5 .*always"),
-    *[({**WINDOWED, name: -1.0}, f"{name}=-1.0: expected at least")
+    *[({**WINDOWED, name: -1.0}, f"{name}=-1.0")
       for name in ("row_variance", "token_variance", "sum_weight")],
     ({"special_ids": 5}, "tokens.special_ids=5"),
     ({"special_ids": [-1]}, "tokens.special_ids=-1"),

@@ -30,7 +30,7 @@ from sae_unlearn.backbone.distributed import gathered, process_count, process_in
 from sae_unlearn.backbone.identity import model_key
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import prompt_ids
-from sae_unlearn.checks import check_choice, check_integer
+from sae_unlearn.checks import check_choice, check_integer, check_number
 from sae_unlearn.errors import AlignmentError
 
 
@@ -58,19 +58,11 @@ class LabelingRule:
 
     def __post_init__(self) -> None:
         check_integer("samples", self.samples, 1, error=AlignmentError)
-        if not 1 <= self.min_matches <= self.samples:
-            raise AlignmentError(
-                f"min_matches={self.min_matches}: expected 1 to samples={self.samples}. "
-                "With samples=1 pass min_matches=1."
-            )
-        if not 0 <= self.max_wrong_matches < self.min_matches:
-            raise AlignmentError(
-                f"max_wrong_matches={self.max_wrong_matches}: expected 0 to {self.min_matches - 1}, below min_matches."
-            )
-        if not 0 <= self.max_unknown < self.min_known:
-            raise AlignmentError(
-                f"max_unknown={self.max_unknown}, min_known={self.min_known}: expected 0 <= max_unknown < min_known."
-            )
+        fix = "With samples=1 pass min_matches=1." if self.samples == 1 else ""
+        check_integer("min_matches", self.min_matches, 1, self.samples, AlignmentError, fix)
+        check_integer("max_wrong_matches", self.max_wrong_matches, 0, self.min_matches - 1, AlignmentError)
+        check_integer("min_known", self.min_known, 1, error=AlignmentError)
+        check_integer("max_unknown", self.max_unknown, 0, self.min_known - 1, AlignmentError)
 
     def label(self, matches: dict[str, list[int]]) -> str:
         """Return "known", "unknown" or "dropped" for one entity.
@@ -157,10 +149,10 @@ def label_entities(
     if min_known is None:
         min_known = _default_min_known(candidates)
     rule = LabelingRule(samples, min_matches, wrong, min_known, max_unknown)
-    if temperature < 0 or (temperature == 0 and samples > 1):
+    check_number("temperature", temperature, 0, error=AlignmentError)
+    if temperature == 0 and samples > 1:
         raise AlignmentError(
-            f"temperature={temperature}, samples={samples}: expected a temperature above 0 for several "
-            "samples. At 0 pass "
+            f"temperature=0, samples={samples}: expected a temperature above 0 for several samples. At 0 pass "
             "samples=1, min_matches=1."
         )
     check_choice("match", match, MATCHES, AlignmentError)

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.base_model.match import check_longest, check_special
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -82,8 +83,7 @@ def check_guardrail(config: SAEGuardrailConfig, name: str, vllm_config: Any) -> 
     ):
         if expected not in (None, found):
             raise GuardrailError(f"{field}={expected} of {name}: expected {found}, the model's. Use its own model.")
-    if config.layer >= text.num_hidden_layers:
-        raise GuardrailError(f"layer={config.layer} of {name}: expected below {text.num_hidden_layers}. Fit it again.")
+    check_integer(f"{name}: layer", config.layer, 0, text.num_hidden_layers - 1, GuardrailError, "Fit it again.")
     check_special(config, text.vocab_size)
     check_longest(config, vllm_config.model_config.max_model_len)
     if config.action == "refuse":

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.adapters_off import guards_off
 from sae_unlearn.backbone.residual_stream import evaluation_mode
-from sae_unlearn.checks import check_is
+from sae_unlearn.checks import check_is, check_number
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.explorer.texts import GuardedTexts, alone_and_clamping, clamp_of
 from sae_unlearn.evaluation.metrics.text import batch_losses, predicted_rows
@@ -197,8 +197,10 @@ def sweep_guardrail(
 
 def swept(texts: GuardedTexts, doses: Sequence[float] = DOSES, thresholds: Sequence[float] | None = None) -> Sweep:
     """Return the sweep of texts that can also be used for other measurements."""
-    if any(dose < 0 for dose in doses):
-        raise UnlearnError(f"doses={list(doses)}: expected at least 0. A negative dose would amplify the topic.")
+    for dose in doses:
+        check_number("doses", dose, 0, fix="A negative dose would amplify the topic.")
+    for threshold in () if thresholds is None else thresholds:
+        check_number("thresholds", threshold)
     config, own = texts.config, texts.config.tau
     sides = {role: _Side(texts, role) for role in texts.documents}
     highest = max(own, *(float(side.statistics.max()) for side in sides.values()))

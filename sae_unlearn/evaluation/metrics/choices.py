@@ -53,11 +53,7 @@ class Choice:
             raise UnlearnError(
                 f"options of {self.question[:60]!r}: expected different ones, got one twice. Omit the question."
             )
-        if not 0 <= self.right < len(self.options):
-            raise UnlearnError(
-                f"right={self.right} of {self.question[:60]!r}: expected the index of an option, "
-                f"0 to {len(self.options) - 1}."
-            )
+        check_integer(f"{self.question[:60]!r}: right", self.right, 0, len(self.options) - 1)
 
 
 def rotated(choice: Choice, by: int) -> Choice:

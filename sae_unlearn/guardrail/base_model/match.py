@@ -7,6 +7,7 @@ from torch import nn
 
 from sae_unlearn.backbone.identity import differences
 from sae_unlearn.backbone.layers import max_positions, text_config
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 
@@ -41,8 +42,7 @@ def check_belongs(config: SAEGuardrailConfig, model: nn.Module, check_base: bool
             )
     check_special(config, text_config(model).vocab_size)
     check_longest(config, max_positions(model))
-    if config.layer >= depth:
-        raise GuardrailError(f"layer={config.layer}: expected 0 to {depth - 1} for {type(model).__name__}.")
+    check_integer("layer", config.layer, 0, depth - 1, GuardrailError)
     recorded = config.base_model.fingerprint
     difference = None if recorded is None else differences(recorded, model, config.layer)
     if difference is None:

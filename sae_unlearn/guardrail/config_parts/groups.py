@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_parts.values import (
     as_token_ids,
     check_choice,
@@ -58,12 +57,7 @@ class StatisticKwargs:
     def __post_init__(self) -> None:
         check_integer("statistic_kwargs.min_tokens", self.min_tokens, 1)
         for name in ("drift", "bias", "other_mean", *_POSITIVE):
-            check_real(f"statistic_kwargs.{name}", getattr(self, name))
-        for name, lowest in _POSITIVE.items():
-            if not getattr(self, name) >= lowest:
-                raise GuardrailError(
-                    f"statistic_kwargs.{name}={getattr(self, name)!r}: expected at least {lowest:g}. Fit again."
-                )
+            check_real(f"statistic_kwargs.{name}", getattr(self, name), _POSITIVE.get(name), fix="Fit again.")
 
 
 @dataclass(frozen=True)

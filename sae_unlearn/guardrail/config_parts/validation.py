@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from sae_unlearn.checks import check_bool
+from sae_unlearn.checks import check_bool, real
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_parts.fields import ConfigFields, settle
 from sae_unlearn.guardrail.config_parts.values import (
@@ -96,10 +96,7 @@ def _check_names(config: ConfigFields) -> None:
 
 def check_numbers(config: ConfigFields, always: bool = False) -> None:
     """Raise unless every number is in its range. With `always`, a threshold may be below its range."""
-    check_integer("layer", config.layer, 0)
-    depth = config.base_model.num_layers
-    if depth is not None and config.layer >= depth:
-        raise GuardrailError(f"layer={config.layer}: expected 0 to {depth - 1}, since num_layers={depth}.")
+    check_integer("layer", config.layer, 0, (config.base_model.num_layers or LARGEST_COUNT) - 1)
     if config.threshold is not None:
         lowest, highest = config.threshold_bounds
         check_real("threshold", config.threshold)
@@ -110,12 +107,9 @@ def check_numbers(config: ConfigFields, always: bool = False) -> None:
             )
     check_outlier_norm(config)
     if config.clamp_value is not None:
-        check_real("clamp_value", config.clamp_value)
-        if config.clamp_value > 0:
-            raise GuardrailError(
-                f"clamp_value={config.clamp_value}: expected at most 0, since a positive one amplifies the topic. Pass "
-                f"{-config.clamp_value}."
-            )
+        check_real(
+            "clamp_value", config.clamp_value, high=0, fix="Pass its negative: a positive one amplifies the topic."
+        )
 
 
 def _check_features(config: ConfigFields) -> None:
@@ -126,12 +120,9 @@ def _check_features(config: ConfigFields) -> None:
             continue
         if not isinstance(given, (list, tuple)) or not given:
             raise GuardrailError(f"{name}={given!r:.80}: expected a non-empty list of integers.")
-        settle(config, name, tuple(check_integer(name, i, 0, LARGEST_ID) for i in given))
         d_sae = (config.sae_source or {}).get("d_sae") if isinstance(config.sae_source, dict) else None
-        if isinstance(d_sae, int) and max(given) >= d_sae:
-            raise GuardrailError(
-                f"{name}={max(given)}: expected ids from 0 to {d_sae - 1}, since sae_source says d_sae={d_sae}."
-            )
+        highest = d_sae - 1 if isinstance(d_sae, int) else LARGEST_ID
+        settle(config, name, tuple(check_integer(name, i, 0, highest) for i in given))
     ids = [*(config.feature_ids or ()), *(config.gate_feature_ids or ())]
     if len(set(ids)) != len(ids):
         repeated = sorted(i for i, count in Counter(ids).items() if count > 1)
@@ -151,11 +142,9 @@ def _check_evidence(config: ConfigFields) -> None:
         raise GuardrailError(f"feature_evidence={values!r:.80}: expected a list of numbers, one for each feature.")
     lowest = -LARGEST_EVIDENCE if config.statistic == "windowed" else EVIDENCE_STEP
     for value in values:
-        check_real("feature_evidence", value)
-        if not lowest <= value <= LARGEST_EVIDENCE or value % EVIDENCE_STEP:
-            raise GuardrailError(
-                f"feature_evidence={value}: expected steps of {EVIDENCE_STEP} from {lowest:g} to {LARGEST_EVIDENCE:g}."
-            )
+        check_real("feature_evidence", value, lowest, LARGEST_EVIDENCE)
+        if value % EVIDENCE_STEP:
+            raise GuardrailError(f"feature_evidence={value}: expected steps of {EVIDENCE_STEP}.")
     settle(config, "feature_evidence", tuple(float(value) for value in values))
     if config.num_encoded != len(values):
         raise GuardrailError(
@@ -188,15 +177,12 @@ def _check_windowed(config: ConfigFields) -> None:
 
 def check_outlier_norm(config: ConfigFields) -> None:
     """Raise unless a token of usual norm can be hot."""
-    norm = config.tokens.outlier_norm
-    if norm is None:
+    if config.tokens.outlier_norm is None:
         return
-    usual = config.calibration.get("residual_norm_median") if isinstance(config.calibration, dict) else None
-    lowest = usual if isinstance(usual, (int, float)) else 0.0
-    if not norm > max(lowest, 0.0):
-        raise GuardrailError(
-            f"tokens.outlier_norm={norm}: expected more than {lowest}, the usual norm of a token. Raise it."
-        )
+    calibration = config.calibration if isinstance(config.calibration, dict) else {}
+    usual = real(calibration.get("residual_norm_median")) or 0.0
+    fix = "Raise it: the usual norm of a token is the bound." if usual > 0 else ""
+    check_real("tokens.outlier_norm", config.tokens.outlier_norm, above=max(usual, 0.0), fix=fix)
 
 
 def _check_messages(config: ConfigFields) -> None:

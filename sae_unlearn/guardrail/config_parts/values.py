@@ -20,9 +20,9 @@ def check_integer(name: str, value: Any, low: int, high: int = LARGEST_COUNT) ->
     return checks.check_integer(name, value, low, high, GuardrailError)
 
 
-def check_real(name: str, value: Any) -> None:
-    """Raise GuardrailError unless `value` is a number that float32 can hold."""
-    checks.check_number(name, value, GuardrailError)
+def check_real(name: str, value: Any, low: float | None = None, high: float | None = None, **more: Any) -> None:
+    """Raise GuardrailError unless `value` is a number in a range, as for `checks.check_number`."""
+    checks.check_number(name, value, low, high, **more, error=GuardrailError)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

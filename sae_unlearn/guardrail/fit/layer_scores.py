@@ -35,6 +35,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers, residual_of
 from sae_unlearn.backbone.tokens import read_corpus, special_token_ids
 from sae_unlearn.cards.plotting import BLUE, VERMILLION, new_canvas
+from sae_unlearn.checks import check_all, check_integer
 from sae_unlearn.errors import UnlearnError, as_guardrail_error
 from sae_unlearn.guardrail.fit.row_statistics import SHORT_TOKENS
 from sae_unlearn.guardrail.gate.offline import unguarded_residuals
@@ -159,8 +160,8 @@ def scout(
     bare = bare_model(model)
     depth = len(find_decoder_layers(bare).layers)
     layers = list(range(depth)) if given.layers is None else sorted({*given.layers})
-    if not layers or layers[-1] >= depth:
-        raise UnlearnError(f"layers={given.layers}: expected layers from 0 to {depth - 1}. Pass some of these.")
+    check_all(layers, int, "layers", 1)
+    check_integer("layers", layers[-1], 0, depth - 1)
     loaded = [sae_for(sae, bare) for sae in saes]
     places = [check_sae(sae, bare, None) for sae in loaded]
     rows = {role: _rows(corpus, tokenizer, role, given) for role, corpus in (("forget", forget), ("retain", retain))}

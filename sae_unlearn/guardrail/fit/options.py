@@ -12,6 +12,7 @@ from sae_unlearn.backbone.identity import fingerprint
 from sae_unlearn.backbone.layers import bare_model, find_decoder_layers
 from sae_unlearn.backbone.tokens import begins_bare, message_boundary_ids, special_token_ids
 from sae_unlearn.cards.provenance import public_source
+from sae_unlearn.checks import check_number
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.adapter_names import free_name
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
@@ -104,8 +105,8 @@ def plan_fit(
             "statistic='windowed' goes with sticky=True and without preset='faithful' and topk. Change one of them."
         )
     weighed = asked.evidence == "log_ratio"
-    if weighed and asked.threshold is not None and asked.threshold < 0:
-        raise GuardrailError(f"threshold={asked.threshold}: expected at least 0. Below it the gate always fires.")
+    if weighed and asked.threshold is not None:
+        check_number("threshold", asked.threshold, 0, error=GuardrailError, fix="Below it the gate always fires.")
     config = SAEGuardrailConfig(
         layer=layer,
         feature_ids=asked.features,

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_unlearn.backbone.distributed import gathered, process_index
 from sae_unlearn.backbone.tokens import read_corpus
 from sae_unlearn.cards.provenance import public_source
+from sae_unlearn.checks import check_number
 from sae_unlearn.errors import GuardrailError, UnlearnError, as_guardrail_error
 from sae_unlearn.guardrail.fit.calibration import auroc, fire_rate
 from sae_unlearn.guardrail.fit.fit import place_fitted
@@ -95,8 +96,7 @@ def search_guardrail(
         GuardrailError: If a value does not fit, an option leaves nothing to choose, or there are too few documents.
     """
     given = merged(GuardrailFitConfig, config, options, GuardrailError)
-    if not minutes > 0:
-        raise GuardrailError(f"minutes={minutes}: expected a number above 0. Pass the time that the search may take.")
+    check_number("minutes", minutes, above=0, error=GuardrailError)
     usual = GuardrailFitConfig()
     for name in _FIXED:
         if getattr(given, name) != getattr(usual, name):

@@ -17,12 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_unlearn.checks import reals
+from sae_unlearn.checks import check_number, reals
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.config_parts.validation import check_threshold
 from sae_unlearn.guardrail.fit.calibration import conformal_threshold, fire_rate, warnings_of
 from sae_unlearn.guardrail.manage import config_named
+
+
+_RANGES: dict[str, dict[str, Any]] = {
+    "target_recall": {"above": 0, "high": 1},
+    "max_false_alarms": {"above": 0, "below": 1},
+    "threshold": {},
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,7 @@ def trade_off(
     if len(given) != 1:
         raise GuardrailError(f"{given or 'nothing'} given: expected one of {', '.join(asked)}. Pass exactly one.")
     [(name, value)] = given.items()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise GuardrailError(f"{name}={value!r}: expected a number. Pass one such as 0.9.")
+    check_number(name, value, **_RANGES[name], error=GuardrailError)
     forget, retain, calibrated_on = (
         torch.tensor(reals((calibration or {}).get(f"statistic_{role}")), dtype=torch.float64)
         for role in ("forget", "retain", "threshold_rows")
@@ -94,8 +100,6 @@ def trade_off(
 
 
 def _for_false_alarms(calibrated_on: Tensor, alpha: float) -> float:
-    if not 0 < alpha < 1:
-        raise GuardrailError(f"max_false_alarms={alpha}: expected a share between 0 and 1. Pass 0.01.")
     found = conformal_threshold(calibrated_on, alpha)
     if found is None:
         raise GuardrailError(
@@ -106,8 +110,6 @@ def _for_false_alarms(calibrated_on: Tensor, alpha: float) -> float:
 
 
 def _for_recall(forget: Tensor, everything: Tensor, recall: float) -> float:
-    if not 0 < recall <= 1:
-        raise GuardrailError(f"target_recall={recall}: expected a share above 0 and up to 1. Pass 0.9.")
     least = float(forget.sort(descending=True).values[math.ceil(recall * len(forget)) - 1])
     below = everything[everything < least]
     return (least + float(below.max())) / 2 if len(below) else least - 1e-6

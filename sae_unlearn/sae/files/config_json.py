@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sae_unlearn.checks import check_bool, check_integer, check_number
 from sae_unlearn.errors import SAEFormatError, UnlearnError
 from sae_unlearn.files.untrusted import read_foreign_json
 
 
 # Published configurations are below 10 kB.
 MAX_BYTES = 1 << 20
-# JSON integers are unbounded, and NaN and Infinity pass Python's parser. A comparison with this bound refuses them.
-LARGEST = 1e300
-LARGEST_INTEGER = 2**40
+LARGEST_INTEGER = 2**40  # JSON integers are unbounded
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -34,22 +33,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def integer(raw: dict[str, Any], name: str, where: str) -> int:
     """Return the integer `raw[name]`. Raise SAEFormatError unless it is a whole number above 0."""
     value = raw.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= LARGEST_INTEGER or value % 1:
-        raise SAEFormatError(f"{name} in {where} is {value!r:.80}: expected a whole number > 0.")
-    return int(value)
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return check_integer(f"{where}: {name}", whole, 1, LARGEST_INTEGER, SAEFormatError)
 
 
 def number(raw: dict[str, Any], name: str, where: str) -> float:
     """Return the number `raw[name]`. Raise SAEFormatError unless it is a finite number."""
-    value = raw.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST < value < LARGEST:
-        raise SAEFormatError(f"{name} in {where} is {value!r:.80}: expected a finite number.")
-    return float(value)
+    return check_number(f"{where}: {name}", raw.get(name), error=SAEFormatError)
 
 
 def switch(raw: dict[str, Any], name: str, where: str) -> bool:
     """Return the bool `raw[name]`. Raise SAEFormatError unless it is one."""
-    value = raw.get(name)
-    if not isinstance(value, bool):
-        raise SAEFormatError(f"{name} in {where} is {value!r:.80}: expected true or false.")
-    return value
+    check_bool(f"{where}: {name}", raw.get(name), SAEFormatError)
+    return bool(raw[name])

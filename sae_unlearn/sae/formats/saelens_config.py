@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sae_unlearn.checks import check_number
 from sae_unlearn.errors import SAEFormatError
-from sae_unlearn.sae.files.config_json import LARGEST, integer, switch
+from sae_unlearn.sae.files.config_json import integer, switch
 from sae_unlearn.sae.formats.base import layer_of_hook
 from sae_unlearn.sae.formats.saelens_checks import check_activation, check_layers, merge
 from sae_unlearn.sae.formats.saelens_model import reads_centered
@@ -198,9 +199,9 @@ def input_scale_of(cfg: dict[str, Any], scaler: dict[str, Any] | None, where: st
         raise SAEFormatError(
             f"normalize_activations='expected_average_only_in' in {where}, but {SCALER} is missing. {RESCALE_FIX}"
         )
-    scale = scaler.get("scaling_factor")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < LARGEST:
-        raise SAEFormatError(f"scaling_factor in {SCALER} next to {where} is {scale!r:.80}: expected a number > 0.")
+    scale = check_number(
+        f"{SCALER} next to {where}: scaling_factor", scaler.get("scaling_factor"), above=0, error=SAEFormatError
+    )
     if scaler.get("has_whitening"):
         raise SAEFormatError(f"{SCALER} next to {where} has whitening, which is not supported. {RESCALE_FIX}")
     return float(scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.options.train_sae import SAETrainingConfig
 
@@ -82,8 +83,7 @@ def plan_training(config: SAETrainingConfig, layers: int, d_in: int, rows: int) 
         UnlearnError: If the layer does not exist, or text or disk are too little.
     """
     layer = (layers - 1) // 2 if config.layer is None else config.layer
-    if layer >= layers:
-        raise UnlearnError(f"layer={layer}: expected 0 to {layers - 1}. Pass one of the model's layers.")
+    check_integer("layer", layer, 0, layers - 1)
     kept = min(rows, row_limit(config, d_in))
     tokens = kept * (config.context - 1)
     if tokens < 2 * config.batch_size:
@@ -96,8 +96,7 @@ def plan_training(config: SAETrainingConfig, layers: int, d_in: int, rows: int) 
         wanted = min(max(tokens / TOKENS_PER_FEATURE, d_in), 16 * d_in)
         d_sae = 2 ** max(math.floor(math.log2(wanted)), math.ceil(math.log2(d_in)))
     l0 = config.active_features or min(64, max(8, round(d_in / 16)))
-    if l0 >= d_sae:
-        raise UnlearnError(f"active_features={l0}: expected less than d_sae={d_sae}. Pass a smaller one.")
+    check_integer("active_features", l0, 1, d_sae - 1)
     epochs = config.epochs
     if epochs is None:
         epochs = min(8, max(1, math.ceil(USUAL_STEPS * config.batch_size / tokens)))

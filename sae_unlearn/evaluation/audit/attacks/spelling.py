@@ -14,8 +14,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from sae_unlearn.checks import check_choice
-from sae_unlearn.errors import UnlearnError
+from sae_unlearn.checks import check_choice, check_number
 from sae_unlearn.evaluation.audit.attacks.base import AskFacts, AttackPoint, Measured, split_cue, with_cue
 from sae_unlearn.evaluation.metrics.recall import Fact
 
@@ -77,8 +76,7 @@ def respelt(prompt: str, share: float, kind: Kind, seed: int = 0, index: int = 0
     Raises:
         UnlearnError: If `share` or `kind` is out of range.
     """
-    if not 0 <= share <= 1:
-        raise UnlearnError(f"share={share}: expected a share from 0 to 1.")
+    check_number("share", share, 0, 1)
     check_choice("kind", kind, get_args(Kind))
     draw = random.Random(f"{seed} {index}")
 
