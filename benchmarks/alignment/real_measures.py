@@ -210,7 +210,7 @@ def _priors(parts: Parts, question: str) -> torch.Tensor:
 def _ranked(parts: Parts, model: nn.Module, cities: Sequence[Entity], question: str, priors: torch.Tensor) -> Any:
     prompts = [fact.prompt for fact in question_facts(cities, question)]
     scores = candidate_log_probs(model, parts.tokenizer, prompts, parts.data.countries)
-    return rank_answers(scores, parts.data.right(cities), priors)
+    return rank_answers(scores, parts.data.right(cities), priors=priors)
 
 
 def _facts_known_to_base(parts: Parts) -> dict[str, list[Fact]]:

@@ -33,7 +33,7 @@ def text_losses(setting: Setting, model: nn.Module, texts: Sequence[str], prompt
         room = len(setting.tokenizer(prompt)["input_ids"]) + setting.size.max_length
         rows = [content_rows(setting.tokenizer, [PlainText(prompt.rstrip(), text)], room) for text in texts]
         return row_means(model, rows)
-    return row_losses(model, setting.tokenizer, texts, 8, setting.size.max_length)
+    return row_losses(model, setting.tokenizer, texts, batch_size=8, max_length=setting.size.max_length)
 
 
 def guarded_losses(setting: Setting, guarded: nn.Module, texts: Sequence[str], base: Tensor) -> tuple[Tensor, Tensor]:

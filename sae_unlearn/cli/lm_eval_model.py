@@ -75,7 +75,9 @@ class HarnessModel(HFLM):
             min(len(continuation), len(row) - 1) for (_, _, continuation), row in zip(requests, rows, strict=True)
         ]
         bar = None if disable_tqdm else "sae-unlearn: log-likelihoods"
-        log_probs, greedy = continuation_likelihoods(self.model, rows, tokens, override_bs or self.batch_size, bar)
+        log_probs, greedy = continuation_likelihoods(
+            self.model, rows, tokens, batch_size=override_bs or self.batch_size, progress=bar
+        )
         answers = list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:

@@ -50,7 +50,9 @@ def measure(
             losses[side] = row_losses(model, tokenizer, texts.heldout[side], progress=bar)
         with _counting(model, fired_facts, side):
             bar = f"{title}: recall, {side} facts" if progress else None
-            recalls[side] = recall(model, tokenizer, texts.facts[side], FACT_TOKENS, FACT_BATCH, progress=bar)
+            recalls[side] = recall(
+                model, tokenizer, texts.facts[side], max_new_tokens=FACT_TOKENS, batch_size=FACT_BATCH, progress=bar
+            )
     return Snapshot(
         losses,
         recalls,
@@ -63,7 +65,7 @@ def measure(
 def answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: DemoTexts) -> dict[str, list[str]]:
     """Return greedy continuations of the prompts of both sides, generated in one batch."""
     prompts = [prompt for side in SIDES for prompt in texts.prompts[side]]
-    continued = complete(model, tokenizer, prompts, ANSWER_TOKENS)
+    continued = complete(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
     first = len(texts.prompts[SIDES[0]])
     return {SIDES[0]: continued[:first], SIDES[1]: continued[first:]}
 

@@ -50,7 +50,13 @@ def fact_figures(it: Measurement, facts: Sequence[Fact], side: str, data: str) -
     tokens = settings.max_new_tokens or tokens_needed(tokenizer, facts)
     with record_firings(it.model) if it.guarded else nullcontext() as firings:
         found = recall(
-            it.model, tokenizer, asked, tokens, settings.batch_size, settings.bar(side, data, "recall"), shared=True
+            it.model,
+            tokenizer,
+            asked,
+            max_new_tokens=tokens,
+            batch_size=settings.batch_size,
+            progress=settings.bar(side, data, "recall"),
+            shared=True,
         )
         mine = [i for i in range(len(facts)) if is_mine(i // settings.batch_size)]
         fired = fired_rows(firings, mine, shared=True) if firings is not None else {}
@@ -139,24 +145,26 @@ def choice_figures(
         model,
         tokenizer,
         choices,
-        settings.batch_size,
-        settings.chat_template,
-        settings.bar(side, data, "options"),
+        batch_size=settings.batch_size,
+        chat_template=settings.chat_template,
+        progress=settings.bar(side, data, "options"),
         shared=True,
     )
     figures = [
         figure("likelihood_accuracy", "share", right_by_likelihood(choices, likelihoods)),
-        figure("likelihood_accuracy_per_character", "share", right_by_likelihood(choices, likelihoods, True)),
+        figure(
+            "likelihood_accuracy_per_character", "share", right_by_likelihood(choices, likelihoods, per_character=True)
+        ),
     ]
     if shown:
         hits = right_by_letter(
             model,
             tokenizer,
             choices,
-            orders,
-            settings.batch_size,
-            settings.chat_template,
-            settings.bar(side, data, "letters"),
+            orders=orders,
+            batch_size=settings.batch_size,
+            chat_template=settings.chat_template,
+            progress=settings.bar(side, data, "letters"),
             shared=True,
         )
         in_orders = rows_digest([rows, hits.shape[1]])
@@ -177,7 +185,9 @@ def choice_figures(
             for choice in choices
         ]
         bar = settings.bar(side, data, "gate")
-        fired = row_firings(model, tokenizer, prompts, settings.batch_size, _UNCUT, bar, shared=True)
+        fired = row_firings(
+            model, tokenizer, prompts, batch_size=settings.batch_size, max_length=_UNCUT, progress=bar, shared=True
+        )
         figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
     return figures
 
@@ -213,17 +223,17 @@ def text_figures(it: Measurement, texts: Sequence[str], side: str, data: str) ->
     model, tokenizer, settings = it.model, it.tokenizer, it.settings
     rows = rows_digest([list(texts), settings.max_length])
     figure = partial(figure_of_rows, side, data, subjects=[""] * len(texts), rows=rows)
-    sizes = (settings.batch_size, settings.max_length)
-    losses = row_losses(model, tokenizer, texts, *sizes, settings.bar(side, data, "perplexity"), shared=True)
+    sizes = {"batch_size": settings.batch_size, "max_length": settings.max_length}
+    losses = row_losses(model, tokenizer, texts, **sizes, progress=settings.bar(side, data, "perplexity"), shared=True)
     counts = predicted_counts(tokenizer, texts, settings.max_length)
     figures = [figure("perplexity", "perplexity", losses, weights=counts)]
     if it.compares:
         divergences = row_divergences(
-            model, tokenizer, texts, it.base, *sizes, settings.bar(side, data, "KL"), shared=True
+            model, tokenizer, texts, base=it.base, **sizes, progress=settings.bar(side, data, "KL"), shared=True
         )
         figures.append(figure("kl", "nats", divergences))
     if it.guarded:
-        fired = row_firings(model, tokenizer, texts, *sizes, settings.bar(side, data, "gate"), shared=True)
+        fired = row_firings(model, tokenizer, texts, **sizes, progress=settings.bar(side, data, "gate"), shared=True)
         figures += [figure(f"fires:{name}", "share", rates) for name, rates in fired.items()]
     return figures
 

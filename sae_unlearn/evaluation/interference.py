@@ -21,6 +21,7 @@ from sae_unlearn.evaluation.metrics.text import row_losses
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, rows_digest
 from sae_unlearn.evaluation.report.report import Report
 from sae_unlearn.guardrail import GuardrailError, enable_guardrails, list_guardrails
+from sae_unlearn.options.evaluation import MeasurementConfig
 
 
 TOGETHER = "together"
@@ -33,8 +34,8 @@ def interference(
     forget: Mapping[str, Sequence[str]],
     retain: Sequence[str] | None = None,
     *,
-    batch_size: int = 4,
-    max_length: int = 512,
+    batch_size: int = MeasurementConfig.batch_size,
+    max_length: int = MeasurementConfig.max_length,
     progress: bool = True,
 ) -> Report:
     """Measure every gate on every set's texts, and every edit alone and all together.
@@ -46,7 +47,7 @@ def interference(
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         forget (mapping): Held-out texts by the name of the guardrail whose topic they are.
         retain (sequence of str, *optional*): Other texts.
-        batch_size (int, *optional*, defaults to 4): Texts per forward pass.
+        batch_size (int, *optional*, defaults to 8): Texts per forward pass.
         max_length (int, *optional*, defaults to 512): Tokens of a text at most; longer ones are cut.
         progress (bool, *optional*, defaults to True): Show progress bars.
 
@@ -69,16 +70,17 @@ def interference(
     empty = [side if side == RETAIN else f"forget[{name!r}]" for (side, name), rows in texts.items() if not rows]
     if empty:
         raise UnlearnError(f"{empty[0]}=[]: expected at least one text. Pass texts, or omit the set.")
+    sizes = {"batch_size": batch_size, "max_length": max_length}
     before = [one.name for one in there if one.active]
     try:
         figures = [
             figure
             for (side, name), rows in texts.items()
-            for figure in _figures(model, tokenizer, side, name, rows, list(forget), (batch_size, max_length), progress)
+            for figure in _figures(model, tokenizer, side, name, rows, list(forget), sizes, progress)
         ]
     finally:
         enable_guardrails(model, before)
-    about = {"guardrails": ", ".join(forget), "batch_size": batch_size, "max_length": max_length}
+    about = {"guardrails": ", ".join(forget), **sizes}
     return Report("Guardrails together", tuple(figures), about)
 
 
@@ -89,17 +91,17 @@ def _figures(
     data: str,
     texts: list[str],
     names: list[str],
-    sizes: tuple[int, int],
+    sizes: dict[str, int],
     progress: bool,
 ) -> list[Figure]:
-    rows, alone = rows_digest([texts, sizes[1]]), [""] * len(texts)
+    rows, alone = rows_digest([texts, sizes["max_length"]]), [""] * len(texts)
 
     def losses(active: list[str], title: str) -> Tensor:
         enable_guardrails(model, active)
-        return row_losses(model, tokenizer, texts, *sizes, f"{data}: {title}" if progress else None)
+        return row_losses(model, tokenizer, texts, **sizes, progress=f"{data}: {title}" if progress else None)
 
     enable_guardrails(model, names)
-    fired = row_firings(model, tokenizer, texts, *sizes, f"{data}: gates" if progress else None)
+    fired = row_firings(model, tokenizer, texts, **sizes, progress=f"{data}: gates" if progress else None)
     none, together = losses([], "none"), losses(names, TOGETHER)
     single = {name: losses([name], name) for name in names}
     changes = {f"loss:{name}": found - none for name, found in single.items()} | {f"loss:{TOGETHER}": together - none}

@@ -106,8 +106,8 @@ class AlignmentOptions:
     )
     solve_gamma: float | None = option(
         0.15,
-        "overshoot: share of the way by which goals lie beyond the unknown entities; None: that of the last sweep is "
-        "chosen from the remainder of earlier sweeps, at most 0.3",
+        "overshoot, the share of the way by which goals lie beyond the unknown entities; None: that of the last sweep "
+        "is chosen from the remainder of earlier sweeps, at most 0.3",
         group=_SOLVE,
         command_line=False,
         low=0,

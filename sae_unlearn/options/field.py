@@ -158,7 +158,7 @@ def _describe(config: type, options: type) -> None:
         kind = f"list of {each.kind.__name__}" if each.several else each.kind.__name__
         default = repr(each.default) if each.kind is bool else each.shown or repr(each.default)
         about = f"{each.name} ({kind}, *optional*, defaults to {default}): {_as_sentence(each.help)}"
-        lines += textwrap.wrap(about, 120, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        lines += textwrap.wrap(about, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
     text, section, rest = re.split(r"(^    (?:Raises|Example):\n|\Z)", config.__doc__, maxsplit=1, flags=re.MULTILINE)
     config.__doc__ = text.rstrip() + "\n\n" + "\n".join(lines) + "\n\n" + section + rest
 

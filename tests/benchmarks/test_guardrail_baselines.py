@@ -71,7 +71,7 @@ def test_nothing_is_left_of_the_kept_front_and_other_passes_are_not_kept(setting
 @pytest.mark.parametrize("name", [OURS, "static clamp", "DSG counted, ratio"])
 def test_texts_that_do_not_fire_are_left_out_of_a_run_without_any_difference(name, setting):
     texts = setting.texts.test + setting.texts.other_test
-    base = row_losses(setting.model, setting.tokenizer, texts, 8, SIZE.max_length)
+    base = row_losses(setting.model, setting.tokenizer, texts, batch_size=8, max_length=SIZE.max_length)
     low = {} if name == "static clamp" else {"threshold_percentile": 75.0}
     with fitted(setting, GUARDS[name].at(2.0) | low) as guarded:
         losses, fired = guarded_losses(setting, guarded, texts, base)

@@ -86,7 +86,7 @@ def test_the_harness_gives_our_own_score(parts, tmp_path, monkeypatch, adapter):
         scored = [float(option[0][0]) for option in sample["resps"]]
         assert scored == pytest.approx(likelihood.log_probs.tolist(), abs=1e-4)
     for metric, per_character in (("acc,none", False), ("acc_norm,none", True)):
-        expected = right_by_likelihood(choices, likelihoods, per_character).double().mean()
+        expected = right_by_likelihood(choices, likelihoods, per_character=per_character).double().mean()
         assert found[metric] == pytest.approx(float(expected))
 
 

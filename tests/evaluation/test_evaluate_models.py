@@ -42,7 +42,7 @@ ANSWERS = [Choice(f"w6 w{4 + i}", (f"w{21 + i}", f"w{33 + i} w31", "w41"), i % 3
 
 def knowing(model, tokenizer, facts):
     """The facts, of which every other has what the model says as an accepted answer."""
-    said = [complete(model, tokenizer, [fact.prompt], 2)[0].strip() for fact in facts]
+    said = [complete(model, tokenizer, [fact.prompt], max_new_tokens=2)[0].strip() for fact in facts]
     pairs = enumerate(zip(facts, said, strict=True))
     return [Fact(f.prompt, (f.answers[0], s) if i % 2 else (s, f.answers[0]), f.subject) for i, (f, s) in pairs]
 
@@ -63,12 +63,12 @@ def test_facts_of_a_bare_model():
     facts = knowing(model, tokenizer, FACTS)
     report = evaluate(model, tokenizer, forget=facts, progress=False, max_new_tokens=4)
     subjects = [fact.subject for fact in facts]
-    found = recall(model, tokenizer, facts, 4)
+    found = recall(model, tokenizer, facts, max_new_tokens=4)
     assert report.find("alias_recall", "forget").estimate == Estimate.share([True] * 6, subjects)
     exact = [one.completion.strip().startswith(one.fact.answers[0]) for one in found]
     assert exact == [True, False] * 3
     assert report.find("exact_recall", "forget").estimate == Estimate.share(exact, subjects)
-    assert report.find("refusals", "forget").estimate == ask(model, tokenizer, facts, 4).refused
+    assert report.find("refusals", "forget").estimate == ask(model, tokenizer, facts, max_new_tokens=4).refused
     assert report.find("rouge_l_recall", "forget").values == tuple(rouge_l(found).recall.tolist())
     assert report.find("rouge_l_f1", "forget").values == tuple(rouge_l(found).f1.tolist())
     metrics = ["exact_recall", "alias_recall", "rouge_l_recall", "rouge_l_f1", "refusals"]
@@ -184,7 +184,7 @@ def test_fire_rates_of_a_guarded_model(guarded):
     assert True in alone
     assert False in alone
     for batch_size in (2, 16):
-        assert row_firings(guarded, tokenizer, texts, batch_size)["default"].tolist() == alone
+        assert row_firings(guarded, tokenizer, texts, batch_size=batch_size)["default"].tolist() == alone
     report = evaluate(guarded, tokenizer, forget=[*texts, *FACTS, *EXAM], retain=ANSWERS, progress=False)
     assert report.find("fires:default", "forget", "texts").values == tuple(map(float, alone))
     assert report.find("fires:default", "forget", "texts").estimate == Estimate.share(alone)
@@ -262,7 +262,7 @@ def test_a_chat_template_is_used():
     model, tokenizer = base_model("llama"), lettered_tokenizer()
     report = evaluate(model, tokenizer, forget=FACTS, chat_template=True, max_new_tokens=3, progress=False)
     rendered = [Fact(f"w70 {fact.prompt} w71\n", fact.answers, fact.subject) for fact in FACTS]
-    expected = rouge_l(recall(model, tokenizer, rendered, 3)).recall
+    expected = rouge_l(recall(model, tokenizer, rendered, max_new_tokens=3)).recall
     assert report.find("rouge_l_recall", "forget").values == tuple(expected.tolist())
     assert report.figures[0].rows != evaluate(model, tokenizer, FACTS, max_new_tokens=3, progress=False).figures[0].rows
 

@@ -64,4 +64,6 @@ def test_each_process_runs_its_own_batches_alone(monkeypatch, rank):
     assert rows == [[2, 1], [2]][rank]
     assert found.ne(0).tolist() == [[True, True, False, False, True], [False, False, True, True, False]][rank]
     assert row_losses(model, tiny_tokenizer(), ["w3 w4 w5"] * 5, batch_size=2).ne(0).all()
-    recall(model, tiny_tokenizer(), [Fact("w3", ("w4",))] * 3, 1, 2)  # as long as nobody asks to share, all of it
+    recall(
+        model, tiny_tokenizer(), [Fact("w3", ("w4",))] * 3, max_new_tokens=1, batch_size=2
+    )  # as long as nobody asks to share, all of it

@@ -128,22 +128,22 @@ def test_what_counts_as_recalled(text, answers, right):
 def test_recall_does_not_depend_on_the_batch():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
     facts = [Fact(text, ("w3",)) for text in TEXTS]
-    alone = [complete(model, tokenizer, [fact.prompt], 5)[0] for fact in facts]
-    assert [r.completion for r in recall(model, tokenizer, facts, 5, batch_size=3)] == alone
+    alone = [complete(model, tokenizer, [fact.prompt], max_new_tokens=5)[0] for fact in facts]
+    assert [r.completion for r in recall(model, tokenizer, facts, max_new_tokens=5, batch_size=3)] == alone
 
 
 def test_recall_sees_the_answer():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
-    word = complete(model, tokenizer, ["w3 w4"], 1)[0]
-    found = recall(model, tokenizer, [Fact("w3 w4", (word,)), Fact("w3 w4", ("nothing",))], 3)
+    word = complete(model, tokenizer, ["w3 w4"], max_new_tokens=1)[0]
+    found = recall(model, tokenizer, [Fact("w3 w4", (word,)), Fact("w3 w4", ("nothing",))], max_new_tokens=3)
     assert [r.right for r in found] == [True, False]
 
 
 def test_completing_needs_no_padding_token():
     model, tokenizer = base_model("gpt2"), tiny_tokenizer()
-    expected = complete(model, tokenizer, ["w3 w4 w5", "w6"], 4)
+    expected = complete(model, tokenizer, ["w3 w4 w5", "w6"], max_new_tokens=4)
     tokenizer.pad_token = None
-    assert complete(model, tokenizer, ["w3 w4 w5", "w6"], 4) == expected
+    assert complete(model, tokenizer, ["w3 w4 w5", "w6"], max_new_tokens=4) == expected
 
 
 def closing_tokenizer():
@@ -159,10 +159,12 @@ def closing_tokenizer():
 def test_a_tokenizer_that_closes_every_text_lets_something_follow():
     model, plain, closing = base_model("llama"), tiny_tokenizer(), closing_tokenizer()
     for measured in (
-        lambda t: complete(model, t, ["w3 w4 w5", "w6"], 4),
+        lambda t: complete(model, t, ["w3 w4 w5", "w6"], max_new_tokens=4),
         lambda t: answer_likelihoods(model, t, ["w3 w4", "w5"], ["w6", "w7 w8"]).log_probs.tolist(),
         lambda t: candidate_log_probs(model, t, ["w3 w4"], ["w6", "w7"]).tolist(),
-        lambda t: relearning_attack(model, t, [Fact("w3 w4", ("w6",))], lambda m: complete(m, plain, ["w3"], 4), (2,)),
+        lambda t: relearning_attack(
+            model, t, [Fact("w3 w4", ("w6",))], lambda m: complete(m, plain, ["w3"], max_new_tokens=4), (2,)
+        ),
         lambda t: converse(model, t, ["w3", " w4 w5"], 4),
     ):
         assert measured(closing) == measured(plain)

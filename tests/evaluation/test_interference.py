@@ -35,7 +35,7 @@ def value(report, metric, data):
 def test_it_holds_every_gate_on_every_set(parts, report):
     model, tokenizer = parts
     for data, texts in {**HELD_OUT, "retain": OTHER}.items():
-        fired = row_firings(model, tokenizer, texts, 4)
+        fired = row_firings(model, tokenizer, texts, batch_size=4)
         for name in HELD_OUT:
             assert value(report, f"fires:{name}", data) == pytest.approx(float(fired[name].double().mean()))
     assert value(report, "fires:first", "first") > value(report, "fires:first", "retain")
@@ -46,7 +46,7 @@ def test_the_edits_are_measured_alone_and_together(parts, report):
     losses = {}
     for names in ((), ("first",), ("second",), ("first", "second")):
         enable_guardrails(model, names)
-        losses[names] = row_losses(model, tokenizer, HELD_OUT["first"], 4).mean()
+        losses[names] = row_losses(model, tokenizer, HELD_OUT["first"], batch_size=4).mean()
     enable_guardrails(model, ["first", "second"])
     assert value(report, "loss:first", "first") == pytest.approx(float(losses["first",] - losses[()]), abs=1e-5)
     assert value(report, "loss:second", "first") == pytest.approx(float(losses["second",] - losses[()]), abs=1e-5)
@@ -90,12 +90,14 @@ def test_what_is_not_there_is_refused(parts):
 
 def test_a_set_that_refuses_is_measured_by_what_it_clamps(parts):
     model, tokenizer = parts
-    before = row_losses(model, tokenizer, HELD_OUT["first"], 4)
+    before = row_losses(model, tokenizer, HELD_OUT["first"], batch_size=4)
     for config in model.peft_config.values():
         config.action, config.refusal_ids = "refuse", [40, 41, 96]
     try:
         for batch_size in (1, 4):
-            assert torch.allclose(row_losses(model, tokenizer, HELD_OUT["first"], batch_size), before, atol=1e-5)
+            assert torch.allclose(
+                row_losses(model, tokenizer, HELD_OUT["first"], batch_size=batch_size), before, atol=1e-5
+            )
     finally:
         for config in model.peft_config.values():
             config.action = "clamp"

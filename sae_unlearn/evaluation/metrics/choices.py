@@ -14,6 +14,7 @@ from sae_unlearn.checks import check_all, check_counts, check_integer, check_is,
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
 from sae_unlearn.evaluation.metrics.ranking import candidate_log_probs
+from sae_unlearn.options.evaluation import EvaluationConfig, MeasurementConfig
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def option_likelihoods(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     choices: Sequence[Choice],
-    batch_size: int = 8,
-    chat_template: bool = False,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
+    chat_template: bool = MeasurementConfig.chat_template,
     progress: str | None = None,
     shared: bool = False,
 ) -> list[AnswerLikelihoods]:
@@ -107,14 +109,16 @@ def option_likelihoods(
     check_counts(batch_size=batch_size)
     prompts = [question_prompt(tokenizer, c.question, chat_template) for c in choices for _ in c.options]
     options = [option for c in choices for option in c.options]
-    found = answer_likelihoods(model, tokenizer, prompts, options, batch_size, progress=progress, shared=shared)
+    found = answer_likelihoods(
+        model, tokenizer, prompts, options, batch_size=batch_size, progress=progress, shared=shared
+    )
     sizes = [len(c.options) for c in choices]
     parts = zip(found.log_probs.split(sizes), found.tokens.split(sizes), strict=True)
     return [AnswerLikelihoods(*part) for part in parts]
 
 
 def right_by_likelihood(
-    choices: Sequence[Choice], likelihoods: Sequence[AnswerLikelihoods], per_character: bool = False
+    choices: Sequence[Choice], likelihoods: Sequence[AnswerLikelihoods], *, per_character: bool = False
 ) -> Tensor:
     """Return True for each question whose right option is the likeliest, `[n]` bool.
 
@@ -144,9 +148,10 @@ def right_by_letter(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     choices: Sequence[Choice],
-    orders: int | None = None,
-    batch_size: int = 8,
-    chat_template: bool = False,
+    *,
+    orders: int | None = EvaluationConfig.orders,
+    batch_size: int = MeasurementConfig.batch_size,
+    chat_template: bool = MeasurementConfig.chat_template,
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
@@ -187,7 +192,9 @@ def right_by_letter(
         scores = torch.empty(len(prompts), size, dtype=torch.float64)
         letters = list(ascii_uppercase[:size])
         sorted_prompts = [prompts[i] for i in order]
-        scores[order] = candidate_log_probs(model, tokenizer, sorted_prompts, letters, batch_size, progress, shared)
+        scores[order] = candidate_log_probs(
+            model, tokenizer, sorted_prompts, letters, batch_size=batch_size, progress=progress, shared=shared
+        )
         hits = torch.tensor([_alone_highest(s, c.right) for s, c in zip(scores, asked, strict=True)]).double()
         repeated = [by % size for by in range(orders)]
         found[index] = hits.view(len(index), turns)[:, repeated]

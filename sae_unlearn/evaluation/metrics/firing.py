@@ -13,6 +13,7 @@ from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.text import predicted_tokens
 from sae_unlearn.guardrail import record_firings
 from sae_unlearn.guardrail.runtime.recording import Firings
+from sae_unlearn.options.evaluation import MeasurementConfig
 
 
 @torch.no_grad()
@@ -20,8 +21,9 @@ def row_firings(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    batch_size: int = 8,
-    max_length: int = 512,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
+    max_length: int = MeasurementConfig.max_length,
     progress: str | None = None,
     shared: bool = False,
 ) -> dict[str, Tensor]:

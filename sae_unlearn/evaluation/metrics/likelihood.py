@@ -13,6 +13,10 @@ from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import prompt_ids, right_padded
 from sae_unlearn.checks import check_same_number
 from sae_unlearn.errors import UnlearnError
+from sae_unlearn.options.evaluation import MeasurementConfig
+
+
+LONGEST_ROW = 2048  # tokens; more than of a text, since a question whose beginning is cut is another question
 
 
 class AnswerLikelihoods(NamedTuple):
@@ -38,8 +42,9 @@ def answer_likelihoods(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     answers: Sequence[str],
-    batch_size: int = 8,
-    max_length: int = 2048,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
+    max_length: int = LONGEST_ROW,
     progress: str | None = None,
     shared: bool = False,
 ) -> AnswerLikelihoods:
@@ -81,7 +86,9 @@ def answer_likelihoods(
             )
         rows.append(row[-max_length:])
         tokens.append(len(row) - common)
-    log_probs, _ = continuation_likelihoods(model, rows, tokens, batch_size, progress, shared)
+    log_probs, _ = continuation_likelihoods(
+        model, rows, tokens, batch_size=batch_size, progress=progress, shared=shared
+    )
     return AnswerLikelihoods(log_probs, torch.tensor(tokens))
 
 
@@ -90,7 +97,8 @@ def continuation_likelihoods(
     model: nn.Module,
     rows: Sequence[Sequence[int]],
     tokens: Sequence[int],
-    batch_size: int = 8,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
     progress: str | None = None,
     shared: bool = False,
 ) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from sae_unlearn.backbone.tokens import prompt_ids, right_padded
 from sae_unlearn.checks import check_all, check_counts
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.options.evaluation import MeasurementConfig
 from sae_unlearn.tensor_checks import check_tensors
 
 
@@ -33,7 +34,7 @@ class Ranks:
 
 
 def rank_answers(
-    scores: Tensor, right: Sequence[int], priors: Tensor | None = None, subjects: Sequence[str] | None = None
+    scores: Tensor, right: Sequence[int], *, priors: Tensor | None = None, subjects: Sequence[str] | None = None
 ) -> Ranks:
     """Rank each prompt's right answer by its log-probability minus the candidate's prior.
 
@@ -75,7 +76,8 @@ def candidate_log_probs(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     candidates: Sequence[str],
-    batch_size: int = 32,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
@@ -89,7 +91,7 @@ def candidate_log_probs(
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         prompts (sequence of str): Texts that end before the answer's leading blank.
         candidates (sequence of str): Different answers.
-        batch_size (int, *optional*, defaults to 32): Rows per forward pass. It changes only rounding.
+        batch_size (int, *optional*, defaults to 8): Rows per forward pass. It changes only rounding.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
         shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
             must call, and receives the whole result.

@@ -18,6 +18,7 @@ from sae_unlearn.backbone.tokens import padding_id, prompt_ids
 from sae_unlearn.checks import check_all, check_counts, check_is
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.report.estimate import Estimate
+from sae_unlearn.options.evaluation import MeasurementConfig
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def recall(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     facts: Sequence[Fact],
-    max_new_tokens: int = 8,
-    batch_size: int = 16,
+    *,
+    max_new_tokens: int | None = MeasurementConfig.max_new_tokens,
+    batch_size: int = MeasurementConfig.batch_size,
     progress: str | None = None,
     shared: bool = False,
 ) -> list[Recall]:
@@ -74,8 +76,9 @@ def recall(
         model (nn.Module): Any causal language model, with or without adapters.
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         facts (sequence of Fact): The facts.
-        max_new_tokens (int, *optional*, defaults to 8): Tokens of a completion.
-        batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
+        max_new_tokens (int, *optional*): Tokens of a completion. None takes `tokens_needed`: those of the longest
+            accepted answer and four more, up to 128.
+        batch_size (int, *optional*, defaults to 8): Prompts per forward pass.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
         shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
             must call, and receives the whole result.
@@ -88,13 +91,15 @@ def recall(
     """
     check_module(model)
     check_all(facts, Fact, "facts")
+    if max_new_tokens is None:
+        max_new_tokens = tokens_needed(tokenizer, facts)
     check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     said: dict[int, list[str]] = {}  # completions by number of the batch
     with tqdm(total=len(facts), desc=progress, unit="fact", disable=progress is None) as bar:
         for number, start in enumerate(range(0, len(facts), batch_size)):
             prompts = [fact.prompt for fact in facts[start : start + batch_size]]
             if is_mine(number) or not shared:
-                said[number] = complete(model, tokenizer, prompts, max_new_tokens)
+                said[number] = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
             bar.update(len(prompts))
     if shared:
         said = {number: texts for part in gathered(said) for number, texts in part.items()}
@@ -104,7 +109,7 @@ def recall(
 
 @torch.no_grad()
 def complete(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int
 ) -> list[str]:
     """Return greedy completions of prompts, run as one left-padded batch.
 
@@ -200,8 +205,9 @@ def ask(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     facts: Sequence[Fact],
-    max_new_tokens: int = 8,
-    batch_size: int = 16,
+    *,
+    max_new_tokens: int | None = MeasurementConfig.max_new_tokens,
+    batch_size: int = MeasurementConfig.batch_size,
     refusals: Sequence[str] = REFUSALS,
     progress: str | None = None,
 ) -> AnswerCounts:
@@ -212,8 +218,9 @@ def ask(
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         facts (sequence of Fact): Prompts and accepted answers. Facts of one `subject` count as one observation in the
             intervals.
-        max_new_tokens (int, *optional*, defaults to 8): Tokens of a completion.
-        batch_size (int, *optional*, defaults to 16): Prompts per forward pass.
+        max_new_tokens (int, *optional*): Tokens of a completion. None takes `tokens_needed`: those of the longest
+            accepted answer and four more, up to 128.
+        batch_size (int, *optional*, defaults to 8): Prompts per forward pass.
         refusals (sequence of str, *optional*, defaults to REFUSALS): See `verdict`.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
 
@@ -221,10 +228,13 @@ def ask(
         UnlearnError: If `facts` is empty, a fact is not a `Fact`, a number is not an integer of at least 1, or the
             logits are not finite.
     """
-    return count_answers(recall(model, tokenizer, facts, max_new_tokens, batch_size, progress), refusals)
+    return count_answers(
+        recall(model, tokenizer, facts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress),
+        refusals=refusals,
+    )
 
 
-def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -> AnswerCounts:
+def count_answers(found: Sequence[Recall], *, refusals: Sequence[str] = REFUSALS) -> AnswerCounts:
     """Return the shares of right, wrong and refused completions.
 
     Args:
@@ -237,12 +247,12 @@ def count_answers(found: Sequence[Recall], refusals: Sequence[str] = REFUSALS) -
     if not found:
         raise UnlearnError("found=[]: expected at least one completion.")
     check_all(found, Recall, "found")
-    verdicts = [verdict(one, refusals) for one in found]
+    verdicts = [verdict(one, refusals=refusals) for one in found]
     subjects = [one.fact.subject or str(number) for number, one in enumerate(found)]
     return AnswerCounts(*(Estimate.share([v == kind for v in verdicts], subjects) for kind in get_args(Verdict)))
 
 
-def verdict(found: Recall, refusals: Sequence[str] = REFUSALS) -> Verdict:
+def verdict(found: Recall, *, refusals: Sequence[str] = REFUSALS) -> Verdict:
     """Return "right", "refused" or "wrong".
 
     A completion is right if it begins with an answer, else refused if it begins with one of `refusals`, else wrong.
@@ -268,5 +278,5 @@ def tokens_needed(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> 
     The four are for words before the answer.
     """
     answers = [f" {answer}" for fact in facts for answer in fact.answers]
-    longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+    longest = max((len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers), default=0)
     return min(longest + 4, _LONGEST)

@@ -16,6 +16,7 @@ from sae_unlearn.backbone.logits import wanted_logits
 from sae_unlearn.backbone.tokens import right_padded
 from sae_unlearn.checks import check_all
 from sae_unlearn.errors import UnlearnError
+from sae_unlearn.options.evaluation import MeasurementConfig
 
 
 class PredictedTokens(NamedTuple):
@@ -118,8 +119,9 @@ def row_losses(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    batch_size: int = 4,
-    max_length: int = 512,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
+    max_length: int = MeasurementConfig.max_length,
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
@@ -132,7 +134,7 @@ def row_losses(
         model (nn.Module): Any causal language model, with or without adapters.
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         texts (sequence of str): The texts.
-        batch_size (int, *optional*, defaults to 4): Texts per forward pass. It changes only rounding.
+        batch_size (int, *optional*, defaults to 8): Texts per forward pass. It changes only rounding.
         max_length (int, *optional*, defaults to 512): Tokens of a text at most; longer ones are cut.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
         shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
@@ -166,9 +168,10 @@ def row_divergences(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
+    *,
     base: nn.Module | None = None,
-    batch_size: int = 4,
-    max_length: int = 256,
+    batch_size: int = MeasurementConfig.batch_size,
+    max_length: int = MeasurementConfig.max_length,
     progress: str | None = None,
     shared: bool = False,
 ) -> Tensor:
@@ -181,8 +184,8 @@ def row_divergences(
         tokenizer (PreTrainedTokenizerBase): Its tokenizer.
         texts (sequence of str): The texts.
         base (nn.Module, *optional*): The reference. None disables the adapters of `model`.
-        batch_size (int, *optional*, defaults to 4): Texts per forward pass. It changes only rounding.
-        max_length (int, *optional*, defaults to 256): Tokens of a text at most; longer ones are cut.
+        batch_size (int, *optional*, defaults to 8): Texts per forward pass. It changes only rounding.
+        max_length (int, *optional*, defaults to 512): Tokens of a text at most; longer ones are cut.
         progress (str, *optional*): Title of a progress bar. None shows no bar.
         shared (bool, *optional*, defaults to False): Share the batches among the processes of a launch. Every process
             must call, and receives the whole result.

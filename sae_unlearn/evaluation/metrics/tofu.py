@@ -12,11 +12,12 @@ from sae_unlearn.checks import check_is
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.metrics.choices import Choice, option_likelihoods
 from sae_unlearn.evaluation.metrics.likelihood import AnswerLikelihoods, answer_likelihoods
-from sae_unlearn.evaluation.metrics.recall import Fact, recall, tokens_needed
+from sae_unlearn.evaluation.metrics.recall import Fact, recall
 from sae_unlearn.evaluation.metrics.rouge import rouge_l
 from sae_unlearn.evaluation.metrics.truth_ratio import log_truth_ratios, truth_scores
 from sae_unlearn.evaluation.report.estimate import Estimate
 from sae_unlearn.evaluation.report.figure import Figure, figure_of_rows, group_sums, rows_digest
+from sae_unlearn.options.evaluation import MeasurementConfig
 from sae_unlearn.stats import percentile_interval, ratio_draws
 
 
@@ -64,8 +65,9 @@ def model_utility(
     retain: TofuSet,
     real_authors: TofuSet,
     world_facts: TofuSet,
-    batch_size: int = 8,
-    max_new_tokens: int | None = None,
+    *,
+    batch_size: int = MeasurementConfig.batch_size,
+    max_new_tokens: int | None = MeasurementConfig.max_new_tokens,
     progress: bool = False,
     seed: int = 0,
 ) -> ModelUtility:
@@ -98,16 +100,24 @@ def model_utility(
         check_is(questions, TofuSet, name)
     for number, (name, questions) in enumerate(sets.items()):
         bar = f"{name}: %s" if progress else None
-        options = option_likelihoods(model, tokenizer, questions.choices, batch_size, progress=bar and bar % "options")
+        options = option_likelihoods(
+            model, tokenizer, questions.choices, batch_size=batch_size, progress=bar and bar % "options"
+        )
         if name == "retain":
             prompts, answers = zip(*((fact.prompt, fact.answers[0]) for fact in questions.facts), strict=True)
             title = bar and bar % "answers"
-            likelihoods = answer_likelihoods(model, tokenizer, prompts, answers, batch_size, progress=title)
+            likelihoods = answer_likelihoods(model, tokenizer, prompts, answers, batch_size=batch_size, progress=title)
             probability = likelihoods.per_token.exp()
         else:
             probability = _shares(questions.choices, options)
-        tokens = max_new_tokens or tokens_needed(tokenizer, questions.facts)
-        said = recall(model, tokenizer, questions.facts, tokens, batch_size, bar and bar % "recall")
+        said = recall(
+            model,
+            tokenizer,
+            questions.facts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=bar and bar % "recall",
+        )
         measures: dict[str, Tensor] = {
             "probability": probability,
             "rouge_l_recall": rouge_l(said).recall,

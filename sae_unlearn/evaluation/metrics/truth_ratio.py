@@ -23,6 +23,7 @@ from sae_unlearn.tensor_checks import check_tensors
 def log_truth_ratios(
     choices: Sequence[Choice],
     likelihoods: Sequence[AnswerLikelihoods],
+    *,
     average: Literal["arithmetic", "geometric"] = "arithmetic",
 ) -> Tensor:
     """Return log R of each question, `[n]` float64.

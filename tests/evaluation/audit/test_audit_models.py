@@ -22,7 +22,11 @@ from sae_unlearn.evaluation.report.figure import figure_of_rows
 def facts(side, number, model=None):
     """Facts, of which every other one is what `model` says."""
     prompts = topic_texts(side, number, seed=3, words=6)
-    said = ["w3"] * number if model is None else [complete(model, tiny_tokenizer(), [p], 1)[0].strip() for p in prompts]
+    said = (
+        ["w3"] * number
+        if model is None
+        else [complete(model, tiny_tokenizer(), [p], max_new_tokens=1)[0].strip() for p in prompts]
+    )
     return [Fact(p, (said[i] if i % 2 else "w3",), f"s{i // 2}") for i, p in enumerate(prompts)]
 
 
@@ -44,7 +48,7 @@ def lora_model():
 def test_a_bare_model_has_no_control():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
     report = audit(model, tokenizer, FORGET, attacks=["removal", "dilution", "direction"], lengths=(4, 500), **QUICK)
-    plain = recall(model, tokenizer, FORGET, 2)
+    plain = recall(model, tokenizer, FORGET, max_new_tokens=2)
     assert report.rows[0].find().values == tuple(float(one.right) for one in plain)
     assert sum(report.rows[0].find().values) == 4
     assert [row.attack for row in report.rows] == ["none", "dilution", "dilution", "dilution"]
@@ -125,7 +129,7 @@ def test_another_base_is_the_control():
     model, other, tokenizer = base_model("llama"), base_model("gemma2"), tiny_tokenizer()
     report = audit(model, tokenizer, FORGET, base=other, attacks=["splitting"], **QUICK)
     assert report.rows[0].base == evaluate(other, tokenizer, {"facts": FORGET}, **QUICK).figures
-    expected = recall(other, tokenizer, FORGET, 2)
+    expected = recall(other, tokenizer, FORGET, max_new_tokens=2)
     assert report.find("splitting", "in parts", 2).find(base=True).values == tuple(float(x.right) for x in expected)
 
 

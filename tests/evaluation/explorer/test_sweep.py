@@ -42,12 +42,12 @@ def by_hand(parts, dose=1.0, threshold=None):
         layer.guardrail("default").decoder.clamp.mul_(dose)
     if threshold is not None:
         layer.guardrail("default").config.threshold = threshold
-    return {role: float(row_losses(guarded, tokenizer, texts, 1).mean()) for role, texts in TEXTS.items()}
+    return {role: float(row_losses(guarded, tokenizer, texts, batch_size=1).mean()) for role, texts in TEXTS.items()}
 
 
 def without(parts):
     with parts[0].disable_adapter():
-        return {role: float(row_losses(*parts, texts, 1).mean()) for role, texts in TEXTS.items()}
+        return {role: float(row_losses(*parts, texts, batch_size=1).mean()) for role, texts in TEXTS.items()}
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_nothing_to_count_is_refused():
 
 def test_asking_a_model():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
-    word = complete(model, tokenizer, ["w3 w4"], 1)[0]
+    word = complete(model, tokenizer, ["w3 w4"], max_new_tokens=1)[0]
     facts = [Fact("w3 w4", (word,)), Fact("w3 w4", ("nothing",)), Fact("w3 w4", ("nothing",))]
     counts = ask(model, tokenizer, facts, max_new_tokens=2)
     assert (counts.right.value, counts.wrong.value) == (pytest.approx(1 / 3), pytest.approx(2 / 3))

@@ -49,7 +49,7 @@ def test_likelihoods_are_the_plain_ones(name, batch_size):
     model, tokenizer = base_model(name), lettered_tokenizer()
     prompts = [c.question for c in CHOICES for _ in c.options]
     answers = [o for c in CHOICES for o in c.options]
-    found = answer_likelihoods(model, tokenizer, prompts, answers, batch_size)
+    found = answer_likelihoods(model, tokenizer, prompts, answers, batch_size=batch_size)
     expected = [plain_likelihood(model, tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
     torch.testing.assert_close(found.log_probs, torch.tensor([e[0] for e in expected]).double(), atol=1e-4, rtol=1e-5)
     assert found.tokens.tolist() == [e[1] for e in expected]

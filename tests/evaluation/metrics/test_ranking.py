@@ -27,7 +27,7 @@ def plain(model, tokenizer, prompt, tokens):
 def test_log_probabilities_are_the_plain_ones(name, batch_size):
     model, tokenizer = base_model(name), tiny_tokenizer()
     expected = torch.tensor([[plain(model, tokenizer, p, t) for t in TELLING] for p in PROMPTS], dtype=torch.float64)
-    found = candidate_log_probs(model, tokenizer, PROMPTS, CANDIDATES, batch_size)
+    found = candidate_log_probs(model, tokenizer, PROMPTS, CANDIDATES, batch_size=batch_size)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ def questions(first, number):
     facts, choices = [], []
     for i in range(first, first + number):
         question = f"Question: w{10 + i} w{20 + i}"
-        said = complete(model, tokenizer, [f"{question}\nAnswer:"], 3)[0]
+        said = complete(model, tokenizer, [f"{question}\nAnswer:"], max_new_tokens=3)[0]
         answer = said if i % 2 else f"w{30 + i} w31"
         facts.append(Fact(f"{question}\nAnswer:", (answer,), f"author {i // 2}" if first == 0 else ""))
         choices.append(Choice(question, (f"w{35 + i} w5", f"w{40 + i}", f"w{50 + i} w6 w7"), 0, shown=False))
@@ -47,7 +47,7 @@ def test_it_is_the_authors_harmonic_mean_of_nine():
         else:
             probability = (-options[:, 0]).exp() / (-options).exp().sum(dim=1)
         ratio = (-options[:, 1:]).exp().mean(dim=1) / (-options[:, 0]).exp()
-        said = [complete(model, tokenizer, [f.prompt], 3)[0].split() for f in given.facts]
+        said = [complete(model, tokenizer, [f.prompt], max_new_tokens=3)[0].split() for f in given.facts]
         words = [f.answers[0].split() for f in given.facts]
         rouge = [sum(w in s for w in a) / len(a) for a, s in zip(words, said, strict=True)]
         expected.append([probability, torch.tensor(rouge), (1 - ratio).clamp(min=0)])

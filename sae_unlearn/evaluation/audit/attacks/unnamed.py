@@ -46,7 +46,7 @@ def unnamed_recall(
         raise UnlearnError(
             f"facts: expected prompts without a name, got {prompt!r} with {name!r}. Remove {len(named)} prompts."
         )
-    return ask(model, tokenizer, facts, max_new_tokens, batch_size)
+    return ask(model, tokenizer, facts, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def naming_prompts(prompts: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]]:

@@ -123,13 +123,19 @@ def test_the_direction_only_at_names():
 def test_the_direction_at_names_reaches_generated_text_through_the_cache():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
     direction = 20 * torch.randn(32)
-    plain = complete(model, tokenizer, ["w3 w20"], 6)
-    attack = [complete(model, tokenizer, ["w3 w20"], 6), complete(model, tokenizer, ["w3 w22"], 6)]
+    plain = complete(model, tokenizer, ["w3 w20"], max_new_tokens=6)
+    attack = [
+        complete(model, tokenizer, ["w3 w20"], max_new_tokens=6),
+        complete(model, tokenizer, ["w3 w22"], max_new_tokens=6),
+    ]
     points = direction_attack(
         model,
         0,
         direction,
-        lambda m: [complete(m, tokenizer, ["w3 w20"], 6), complete(m, tokenizer, ["w3 w22"], 6)],
+        lambda m: [
+            complete(m, tokenizer, ["w3 w20"], max_new_tokens=6),
+            complete(m, tokenizer, ["w3 w22"], max_new_tokens=6),
+        ],
         [0.0, 1.0],
         ["w20"],
         tokenizer,
@@ -163,7 +169,7 @@ def test_relearning_learns_what_it_is_taught_and_leaves_the_model_alone(wrapped)
 
     def measure(student):
         assert not student.training
-        return sum(r.right for r in recall(student, tokenizer, FACTS, 1))
+        return sum(r.right for r in recall(student, tokenizer, FACTS, max_new_tokens=1))
 
     points = relearning_attack(model, tokenizer, FACTS, measure, steps=(0, 60), learning_rate=1e-2, batch_size=8)
     assert [point.strength for point in points] == [0, 60]
@@ -205,7 +211,7 @@ def test_no_subject_is_both_taught_and_measured():
 
 def test_prompts_without_the_name_are_asked():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
-    word = complete(model, tokenizer, ["w3 w4"], 1)[0]
+    word = complete(model, tokenizer, ["w3 w4"], max_new_tokens=1)[0]
     counts = unnamed_recall(model, tokenizer, [Fact("w3 w4", (word,)), Fact("w5", ("nothing",))], ["w20"])
     assert (counts.right.value, counts.right.n) == (0.5, 2)
 

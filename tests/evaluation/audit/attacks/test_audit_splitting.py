@@ -42,7 +42,7 @@ def test_parts_joined_are_the_prompt():
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_without_a_template_the_turns_are_one_text_to_a_bare_model(name):
     model, tokenizer = base_model(name), tiny_tokenizer()
-    plain = recall(model, tokenizer, FACTS, 4)
+    plain = recall(model, tokenizer, FACTS, max_new_tokens=4)
     for point in splitting_attack(model, tokenizer, FACTS, (1, 2, 3), ["in parts"], max_new_tokens=4):
         assert [one.completion for one in point.found.found] == [one.completion for one in plain]
         assert [one.fact for one in point.found.found] == FACTS
@@ -52,7 +52,9 @@ def test_without_a_template_the_turns_are_one_text_to_a_bare_model(name):
 def test_a_turn_that_adds_no_token_is_nothing():
     model, tokenizer = base_model("llama"), tiny_tokenizer()
     assert in_parts("w3  w4", 3) == ["w3", " ", " w4"]
-    assert converse(model, tokenizer, ["w3", " ", " w4"], 3) == complete(model, tokenizer, ["w3 w4"], 3)[0]
+    assert (
+        converse(model, tokenizer, ["w3", " ", " w4"], 3) == complete(model, tokenizer, ["w3 w4"], max_new_tokens=3)[0]
+    )
 
 
 def test_a_lora_is_the_same_in_several_turns():
@@ -60,7 +62,7 @@ def test_a_lora_is_the_same_in_several_turns():
     model, tokenizer = get_peft_model(base_model("llama"), lora).eval(), tiny_tokenizer()
     [point] = splitting_attack(model, tokenizer, FACTS, (3,), ["in parts"], max_new_tokens=4)
     assert [one.completion for one in point.found.found] == [
-        one.completion for one in recall(model, tokenizer, FACTS, 4)
+        one.completion for one in recall(model, tokenizer, FACTS, max_new_tokens=4)
     ]
 
 
@@ -97,7 +99,7 @@ def test_harmless_turns_come_before_the_question():
         talks = [harmless_first(f.prompt, turns, filler, random.Random(f"3 {i}")) for i, f in enumerate(FACTS)]
         assert all(len(talk) == turns and talk[-1] == fact.prompt for talk, fact in zip(talks, FACTS, strict=True))
         assert all(len(part.split()) == 40 for talk in talks for part in talk[:-1])
-        expected = complete(model, tokenizer, ["".join(talk) for talk in talks], 4)
+        expected = complete(model, tokenizer, ["".join(talk) for talk in talks], max_new_tokens=4)
         assert [one.completion for one in point.found.found] == expected
         assert point.variant == "harmless first"
     with pytest.raises(UnlearnError, match="ways='by post'"):
@@ -111,16 +113,16 @@ def test_with_a_template_every_part_is_a_turn_with_its_reply():
         "{{ ' w71 ' if m['role'] == 'user' else ' w72 ' }}{% endfor %}"
     )
     text = converse(model, tokenizer, ["w3 w4", " w5 w6"], 3, reply_tokens=2, chat_template=True)
-    first = complete(model, tokenizer, ["w70 w3 w4 w71"], 2)[0]
-    assert text == complete(model, tokenizer, [f"w70 w3 w4 w71 {first} w72 w70 w5 w6 w71"], 3)[0]
+    first = complete(model, tokenizer, ["w70 w3 w4 w71"], max_new_tokens=2)[0]
+    assert text == complete(model, tokenizer, [f"w70 w3 w4 w71 {first} w72 w70 w5 w6 w71"], max_new_tokens=3)[0]
 
 
 def test_a_template_that_rewrites_what_was_said_is_read_anew():
     model, tokenizer = base_model("llama"), lettered_tokenizer()
     tokenizer.chat_template = "{{ 'w60 ' * messages|length }}{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    first = complete(model, tokenizer, ["w60 w3 w4"], 2)[0]
+    first = complete(model, tokenizer, ["w60 w3 w4"], max_new_tokens=2)[0]
     text = converse(model, tokenizer, ["w3 w4", "w5"], 3, reply_tokens=2, chat_template=True)
-    assert text == complete(model, tokenizer, [f"w60 w60 w60 w3 w4 {first} w5"], 3)[0]
+    assert text == complete(model, tokenizer, [f"w60 w60 w60 w3 w4 {first} w5"], max_new_tokens=3)[0]
 
 
 def test_a_template_that_is_not_there_is_said():

@@ -77,7 +77,7 @@ def test_relearning_under_a_guardrail(guarded, full):
     def measure(student):
         assert guard_layers(student)
         assert not any(layer.disable_adapters for layer in guard_layers(student))
-        return sum(one.right for one in recall(student, tokenizer, FACTS, 1))
+        return sum(one.right for one in recall(student, tokenizer, FACTS, max_new_tokens=1))
 
     rate = 3e-3 if full else 1e-2
     points = relearning_attack(
