@@ -1,4 +1,18 @@
-"""All error classes of the package; `UnlearnError` is their base."""
+"""Error classes of the package. `UnlearnError`, a `ValueError`, is the base of all.
+
+    UnlearnError
+        GuardrailError
+            BundleGiven          guardrail.storage.bundle_index
+            NoAnswer             engines.service
+        GuardrailNotReady        also a RuntimeError
+        GuardrailUnsupported     also a NotImplementedError
+        AlignmentError
+        SAEFormatError
+        LaunchError              backbone.distributed
+        NotPossible              evaluation.audit.attacks.base
+
+A class with a module is defined there, next to the code that raises it. The others are defined here, and are public.
+"""
 
 import re
 from collections.abc import Iterator

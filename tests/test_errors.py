@@ -11,6 +11,7 @@ import pytest
 from tiers import TESTS
 
 import sae_unlearn
+from sae_unlearn import errors
 from sae_unlearn.errors import GuardrailError, GuardrailNotReady, GuardrailUnsupported, UnlearnError, as_guardrail_error
 
 
@@ -57,6 +58,25 @@ def raised(root: Path) -> Iterator[tuple[str, str]]:
 def test_a_builtin_error_is_raised_only_where_it_is_right(root: Path, places: dict[tuple[str, str], str]) -> None:
     found = {place for place in raised(root) if not issubclass(BUILTIN[place[1]], tuple(ANYWHERE))}
     assert found == set(places)
+
+
+def test_the_tree_of_errors_is_the_one_that_its_docstring_draws() -> None:
+    classes = {}  # by name: base and file
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.bases:
+                place = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+                classes[node.name] = ast.unparse(node.bases[0]), "" if place == "errors" else place
+
+    def drawn(kind: str, depth: int) -> Iterator[tuple[str, int, str]]:
+        yield kind, depth, classes[kind][1]
+        for name, (base, _) in classes.items():
+            if base == kind:
+                yield from drawn(name, depth + 1)
+
+    rows = re.findall(r"^( {4,})(\w+)(?: +(\S[^\n]*))?$", errors.__doc__ or "", re.MULTILINE)
+    found = {(name, len(indent) // 4, "" if (note or "").startswith("also") else note) for indent, name, note in rows}
+    assert found == {(name, depth + 1, place) for name, depth, place in drawn("UnlearnError", 0)}
 
 
 def test_the_package_ends_no_process() -> None:

@@ -116,7 +116,6 @@ def saes() -> str:
         ("[a second model](second-model.md)", larger, larger["held_out"]["all"]),
         ("the demo", demo, demo["held_out"]["all"]),
     ):
-        standardized = held.get("explained_variance_standardized", held.get("explained_variance_standardized"))
         silent = held.get("silent_features", held.get("features_that_never_fire"))
         rows.append(
             [
@@ -124,7 +123,7 @@ def saes() -> str:
                 f"{found.get('d_sae', 4096):,}",
                 f"{found['training']['tokens']:,}",
                 number(held["explained_variance"], 2),
-                number(standardized, 2),
+                number(held["explained_variance_standardized"], 2),
                 number(held["l0"], 1),
                 f"{silent:,} on {held['tokens']:,} tokens",
                 number(held["loss_recovered"], 2),

@@ -263,7 +263,8 @@ class EntitySet(Sequence[Entity]):
             AlignmentError: If a fraction is not a positive number, or they sum to more than 1.
         """
         whole = sum(check_number("fractions", part, above=0, error=AlignmentError) for part in fractions)
-        check_number("sum(fractions)", whole, above=0, high=1 + 1e-9, error=AlignmentError)
+        if not fractions or whole > 1 + 1e-9:
+            raise AlignmentError(f"fractions={fractions}: expected some, with a sum of at most 1. Pass smaller ones.")
         side: dict[int, int] = {}
         for entity_type in sorted({key_of(t) for t in self.types}):
             members = [i for i, entity in enumerate(self) if key_of(entity.entity_type) == entity_type]

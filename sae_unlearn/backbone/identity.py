@@ -8,6 +8,7 @@ does.
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,20 +27,29 @@ def model_key(model: nn.Module) -> str:
     It covers the name, shape, dtype and up to 16 spread values of every parameter: enough to tell a tuned or otherwise
     quantized model from the base. For parameters that are not in memory (`meta`) it covers only name, shape and dtype.
     """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_meta or parameter.numel() == 0:
-            continue
-        flat = parameter.detach().flatten()
-        where = torch.linspace(0, flat.numel() - 1, min(16, flat.numel()), dtype=torch.float64).long()
-        digest.update(flat[where.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest = parameters_digest(model.named_parameters(), 16)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             # a guarded layer knows its active guardrails: PEFT's switch may concern another adapter
             in_force = getattr(module, "in_force", module.active_adapters)
             digest.update(f"{name} {sorted(in_force)} {module.disable_adapters}".encode())
     return digest.hexdigest()[:16]
+
+
+def parameters_digest(parameters: Iterable[tuple[str, Tensor]], samples: int) -> "hashlib._Hash":
+    """Return the SHA-256 of the name, shape, dtype and up to `samples` spread values of every parameter.
+
+    More can be added to it. Of parameters that are not in memory (`meta`) it has no values.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in parameters:
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.is_meta or parameter.numel() == 0:
+            continue
+        flat = parameter.detach().flatten()
+        where = torch.linspace(0, flat.numel() - 1, min(samples, flat.numel()), dtype=torch.float64).long()
+        digest.update(flat[where.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest
 
 
 _SAMPLES = 32

@@ -11,6 +11,7 @@ and on the retain texts the same without the last.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def _figures(
     data: str,
     texts: list[str],
     names: list[str],
-    sizes: dict[str, int],
+    sizes: dict[str, Any],
     progress: bool,
 ) -> list[Figure]:
     rows, alone = rows_digest([texts, sizes["max_length"]]), [""] * len(texts)

@@ -167,7 +167,7 @@ def require(tensors: Mapping[str, torch.Tensor], names: Sequence[str], path: Pat
 
 
 def check_shapes(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, int]:
-    """Return `(d_in, d_sae)` of the `W_enc` that a file holds. Raise unless all of its tensors agree with it.
+    """Return `(d_in, d_sae)` of the `W_enc` that a file holds. Raise unless its other tensors agree.
 
     Raises:
         SAEFormatError: If a shape contradicts W_enc's.

@@ -1,6 +1,5 @@
 """Second moments of projection inputs over text to keep, from forward passes and cached on disk."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from sae_unlearn.alignment.closed_form.projections import Projection, tapped
 from sae_unlearn.backbone.adapters_off import adapters_off, base_parameters
+from sae_unlearn.backbone.identity import parameters_digest
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.files.atomic import staged
 
@@ -126,14 +126,7 @@ def inputs_digest(
     batch_size: int,
 ) -> str:
     """Return a hash of up to 64 values of every base weight, the rows, their weights and the layers."""
-    digest = hashlib.sha256()
-    for name, parameter in base_parameters(model):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_meta or parameter.numel() == 0:
-            continue
-        flat = parameter.detach().flatten()
-        where = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
-        digest.update(flat[where.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest = parameters_digest(base_parameters(model), 64)
     content = [_FORMAT, batch_size, [site.name for site in sites], [row.input_ids for row in rows], list(weights)]
     digest.update(json.dumps(content).encode())
     return digest.hexdigest()[:24]

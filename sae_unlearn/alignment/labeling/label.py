@@ -5,7 +5,6 @@ at temperature 1, and is right if at least three answers match. An entity is kno
 unknown if none is, and dropped otherwise.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.backbone.tokens import prompt_ids
 from sae_unlearn.checks import check_choice, check_integer, check_number
 from sae_unlearn.errors import AlignmentError
+from sae_unlearn.files.digest import sha256
 
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def _row(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template: bool
 
 
 def _seed(seed: int, prompt: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8]) >> 1
+    return int(sha256(f"{seed} {prompt}".encode())[:16], 16) >> 1
 
 
 def _default_min_known(candidates: EntitySet) -> int:

@@ -1,11 +1,11 @@
 """One guardrail of a vLLM worker: its weights, its table, and its edit."""
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.files.digest import sha256
+from sae_unlearn.guardrail.config_parts.layout import config_digest
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate.packed import state_size
 from sae_unlearn.guardrail.gate.packed_step import Judged, PackedStep, judge
@@ -20,7 +20,7 @@ class Guard:
     Attributes:
         name: by which requests and records know it.
         config: its `SAEGuardrailConfig`.
-        digest: SHA-256 of its weights and fields, which goes into the key of vLLM's compile cache.
+        digest: SHA-256 of its fields and weights, which goes into the key of vLLM's compile cache.
         table: the states by slot, once the cache is there.
 
     Raises:
@@ -34,12 +34,12 @@ class Guard:
         self.name, self.config = name, artefact.config
         n, encoded, d_in = self.config.num_features, self.config.num_encoded, self.config.width
         self.encoder, self.decoder = GuardrailEncoder(d_in, encoded), GuardrailDecoder(d_in, n)
-        digest = hashlib.sha256(repr(sorted(self.config.to_dict().items(), key=lambda item: item[0])).encode())
+        content = [config_digest(self.config.to_dict()).encode()]
         for part, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             for key, parameter in module.named_parameters():
                 parameter.data = artefact.tensors[f"{part}.{key}"].to(device)
-                digest.update(artefact.tensors[f"{part}.{key}"].numpy().tobytes())
-        self.digest = digest.hexdigest()
+                content.append(artefact.tensors[f"{part}.{key}"].numpy().tobytes())
+        self.digest = sha256(b"".join(content))
         self.tables = ConfigTables()
         self.table: SlotTable | None = None
 

@@ -1,13 +1,13 @@
 """Settings of a server's operator, and those that a request may have."""
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import Any
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.files.digest import sha256
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
@@ -115,4 +115,4 @@ def seed_of(names: tuple[str, ...], settings: Settings) -> int:
     """Return the seed of the stamps of rows with these guardrails: 0 for all of them."""
     if names == settings.names:
         return 0
-    return int.from_bytes(hashlib.sha256("|".join(names).encode()).digest()[:7], "little")
+    return int(sha256("|".join(names).encode())[:14], 16)

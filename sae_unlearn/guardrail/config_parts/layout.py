@@ -30,4 +30,4 @@ def config_digest(stored: Mapping[str, Any]) -> str:
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     except RecursionError:
         return ""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()  # `files.digest` is out of reach: a config knows no disk

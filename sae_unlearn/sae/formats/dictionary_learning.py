@@ -153,7 +153,7 @@ def read(folder: SAEFolder) -> SAEWeights:
     trainer = raw.get("trainer")
     name = trainer.get("dict_class") if isinstance(trainer, dict) else None
     if not isinstance(trainer, dict) or not isinstance(name, str) or name not in CLASSES:
-        raise SAEFormatError(f"trainer.dict_class in {where} is {name!r}, which: expected one of {', '.join(CLASSES)}.")
+        raise SAEFormatError(f"trainer.dict_class in {where} is {name!r}: expected one of {', '.join(CLASSES)}.")
     kind, layer = CLASSES[name], layer_of(trainer, raw.get("buffer"), folder.label, where)
     if "k" not in kind.counts and trainer.get("k") is not None:
         raise SAEFormatError(f"k={trainer['k']!r:.40} in {where}: expected none with {name}. Correct one of them.")

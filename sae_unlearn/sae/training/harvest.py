@@ -5,7 +5,6 @@ Several processes (see `backbone.distributed`) write into one file, each the row
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from sae_unlearn.backbone.distributed import by_first, gathered, is_mine, proces
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.files.atomic import write_whole
+from sae_unlearn.files.digest import sha256
 
 
 ACTIVATIONS, STATE = "activations.npy", "harvest.json"
@@ -91,7 +91,7 @@ def harvest(
         UnlearnError: If the folder holds the activations of other rows or of another layer.
     """
     path, state = folder / ACTIVATIONS, folder / STATE
-    about = {"layer": layer, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest()}
+    about = {"layer": layer, "rows": sha256(rows.numpy().tobytes())}
     width: int = model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr, operator]
     done = by_first(lambda: _begin(folder, about, (len(rows), rows.shape[1] - 1, width)))
     values = np.lib.format.open_memmap(path, mode="r+")
