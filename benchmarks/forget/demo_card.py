@@ -5,7 +5,8 @@
     cp -r benchmarks/results/demo_audit/. model_cards/forget-biology-gemma-3-270m/audit
     python -m benchmarks.forget.demo_card
 
-Nothing is fitted or measured: every figure of the card stands in `adapter_config.json` or in `audit/audit.json`.
+Nothing is fitted or measured: every figure of the card stands in `adapter_config.json` or in `audit/audit.json`. The
+weights are not in the repository, and the card says so before the code that would read them.
 """
 
 import os
@@ -20,6 +21,9 @@ from sae_unlearn.guardrail.storage.card import CardDetails, write_card
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
+NO_WEIGHTS = """**This folder has no weights:** attaching it raises, and so does `.artefact()`. `sae-unlearn demo
+--output .` writes a guardrail of the same topic, with the default statistic, into `forget-biology`:
+"""
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "forget-biology-gemma-3-270m"
 
 
@@ -28,6 +32,11 @@ def write_demo_card(folder: str | os.PathLike[str], source: Path = SHIPPED) -> N
     config = GuardrailFolder.open(source).config()
     audit = AuditReport.load(source / "audit")
     write_card(folder, config, nn.Identity(), CardDetails(license=LICENSE, folder=ADAPTER_FOLDER, audit=audit))
+    card = Path(folder) / "README.md"
+    before, code, after = card.read_text(encoding="utf-8").partition("```python\n")
+    code = NO_WEIGHTS + code
+    after = after.replace("  # the folder of this card", "  # the folder that the demo wrote", 1)
+    card.write_text(before + code + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

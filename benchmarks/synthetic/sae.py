@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks.synthetic.world import World
 from sae_unlearn import SparseAutoencoder
 from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.sae.explained import ExplainedVariance
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def train_sae(model: nn.Module, tokenizer, world: World, config: SAEConfig) -> S
 
 @torch.no_grad()
 def explained_variance(sae: SparseAutoencoder, h: Tensor) -> tuple[float, float]:
-    """`1 - |h - h'|^2 / |h - mean|^2` on `h [tokens, d_in]`, and the mean number of active latents."""
-    a = sae.encode(h)
-    explained = 1 - (sae.decode(a) - h).square().sum() / (h - h.mean(0)).square().sum()
-    return explained.item(), (a > 0).float().sum(-1).mean().item()
+    """Explained variance on `h [tokens, d_in]`, and the mean number of active latents."""
+    a, sums = sae.encode(h), ExplainedVariance(h.shape[1])
+    sums.add(h, sae.decode(a))
+    return sums.explained() or 0.0, (a > 0).float().sum(-1).mean().item()

@@ -33,13 +33,13 @@ from sae_unlearn.errors import GuardrailError, GuardrailUnsupported
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.empty_weights import new_weights
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.counted import counted_tokens, ends_of_messages
 from sae_unlearn.guardrail.gate.decision import Decision, decide, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.kernels.dispatch import step_for
 from sae_unlearn.guardrail.kernels.interface import Step
 from sae_unlearn.guardrail.runtime.cache_state import forget_unseen, history_of, unseen
 from sae_unlearn.guardrail.runtime.call_cache import cache_of_layer
 from sae_unlearn.guardrail.runtime.call_context import INPUTS, ForwardInputs, current_inputs, noted
-from sae_unlearn.guardrail.runtime.counted import counted_tokens, ends_of_messages
 from sae_unlearn.guardrail.runtime.gate_history import DynamicGateHistory, GateHistory
 from sae_unlearn.guardrail.runtime.mask_reading import is_2d
 from sae_unlearn.guardrail.runtime.packed_pass import judge_rows
@@ -163,7 +163,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         config, encoder, decoder = self.guardrail(name)
         history = None if cache is None else self._history(name, inputs, cache, hidden.shape[1])
         activations = encoder(hidden)
-        counted, eligible = counted_tokens(config, self.tables, kept, inputs)
+        counted, eligible = counted_tokens(config, self.tables, kept, inputs.input_ids, inputs.past)
         if config.tokens.counting == "columns":  # padding counts, but its values are arbitrary
             activations = activations.where(kept[..., None], activations.nan_to_num(0.0, 0.0, 0.0))
         lost = None if history is None else self._lost(history, inputs, hidden)
@@ -173,7 +173,7 @@ class SAEGuardrailLayer(nn.Module, GuardrailTunerLayer):
         activations = heard(activations, eligible, usual_norm(hidden, config))
         active = activations != 0
         hits = hits_of(activations, active, self.tables.evidence(config, kept.device), counted, config)
-        ends = ends_of_messages(config, self.tables, kept, inputs)
+        ends = ends_of_messages(config, self.tables, kept, inputs.input_ids)
         decision = self._decide(name, hits, counted, kept, ends, inputs, history, cache)
         if config.action == "record":
             return None

@@ -5,7 +5,8 @@ import re
 import pytest
 from hub_metadata import metadata
 
-from benchmarks.forget.demo_card import SHIPPED, write_demo_card
+from benchmarks.forget.demo_card import NO_WEIGHTS, SHIPPED, write_demo_card
+from sae_unlearn.errors import GuardrailError
 from sae_unlearn.evaluation import AuditReport
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
@@ -24,6 +25,13 @@ def test_it_is_what_is_written_from_the_config_and_the_audit(tmp_path):
         assert (SHIPPED / name).is_file(), name
     written, shipped = (folder / "audit" / "audit.md" for folder in (tmp_path, SHIPPED))
     assert written.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
+
+
+def test_it_says_before_its_code_that_it_has_no_weights():
+    before, _ = CARD.split("```python\n", 1)
+    assert before.endswith(NO_WEIGHTS)
+    with pytest.raises(GuardrailError, match=r"adapter_model\.safetensors"):
+        GuardrailFolder.open(SHIPPED).artefact()
 
 
 def test_it_sums_up_the_audit_in_a_dozen_rows():

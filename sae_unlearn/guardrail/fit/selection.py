@@ -27,9 +27,10 @@ from torch import Tensor
 
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config_parts.validation import EVIDENCE_STEP, LARGEST_EVIDENCE
-from sae_unlearn.guardrail.fit.reconstruction import Reconstruction
+from sae_unlearn.guardrail.fit.reconstruction import SAMPLE
 from sae_unlearn.guardrail.weights import own_effect
 from sae_unlearn.sae import SparseAutoencoder
+from sae_unlearn.sae.explained import ExplainedVariance
 
 
 _ELEMENTS = 2**24  # activations in memory at a time
@@ -44,7 +45,8 @@ class FeatureSums:
         total (Tensor): Sum of activations `[d_sae]` float64.
         squares (Tensor): Sum of their squares `[d_sae]` float64.
         active (Tensor): Number of tokens at which each feature was active `[d_sae]` float64.
-        reconstruction (Reconstruction): How much of a sample of the tokens the SAE explains; not part of `state`.
+        reconstruction (ExplainedVariance): Of a sample of the tokens; not part of `state`. It has no tokens if the
+            SAE normalizes its inputs, since its decoder then gives a normalized residual.
     """
 
     def __init__(self, sae: SparseAutoencoder) -> None:
@@ -53,15 +55,15 @@ class FeatureSums:
         self.total = torch.zeros(sae.d_sae, dtype=torch.float64)
         self.squares = torch.zeros(sae.d_sae, dtype=torch.float64)
         self.active = torch.zeros(sae.d_sae, dtype=torch.float64)
-        self.reconstruction = Reconstruction(sae.d_in)
+        self.reconstruction = ExplainedVariance(sae.d_in)
 
     @torch.no_grad()
     def add(self, residual: Tensor) -> None:
         """Add tokens of one batch, `[tokens, d_in]`."""
         for number, block in enumerate(residual.split(max(1, _ELEMENTS // self._sae.d_sae))):
             a = self._sae.encode(block.to(self._sae.device))
-            if number == 0:
-                self.reconstruction.add(self._sae, block, a)
+            if number == 0 and self._sae.input_norm is None:
+                self.reconstruction.add(block[:SAMPLE].to(a.device), self._sae.decode(a[:SAMPLE]))
             a = a.to(torch.promote_types(a.dtype, torch.float32))  # their squares overflow in float16
             self.tokens += a.shape[0]
             self.total += a.sum(dim=0).cpu().double()

@@ -211,7 +211,9 @@ class Fit:
             if len(self.short) == 2:
                 found["auroc_short"] = auroc(self.short["forget"], self.short["retain"])
             explained = {role: sums.reconstruction.explained() for role, sums in self.sums.items()}
-            found["explained_variance"] = {role: value for role, value in explained.items() if value is not None}
+            found["explained_variance"] = {
+                role: round(value, 4) for role, value in explained.items() if value is not None
+            }
             doubt = reconstruction_warning(found)
             found["warnings"] = [*([] if doubt is None else [doubt]), *warnings_of(found)]
             found["features"] = feature_figures(self.part.feature_ids, self.sums, self.plan.importance)
@@ -235,8 +237,13 @@ class Fit:
         They are rows of the report, or the first ones if all were fitted on.
         """
         rows = {role: (rows.report or rows.again)[:PROBE_ROWS] for role, rows in self.rows.items()}
-        statistics = {role: self._statistics(some, f"{role}: probe").whole.tolist() for role, some in rows.items()}
+        statistics = {role: self._probe_statistics(role, some).tolist() for role, some in rows.items()}
         return {"probe": rows, "probe_statistics": statistics}
+
+    def _probe_statistics(self, role: str, rows: list[list[int]]) -> Tensor:
+        if self.windowed is None and self.rows[role].report:  # the report has them; windowed ones are out of fold
+            return self.statistics[role][: len(rows)]
+        return self._statistics(rows, f"{role}: probe").whole
 
     def _held_out(self, role: str) -> Tensor:
         rows = self.rows[role].report

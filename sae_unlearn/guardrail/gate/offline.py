@@ -3,10 +3,9 @@
 They read the residual stream without guardrails, from `residual_batches`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from sae_unlearn.backbone.residual_stream import ResidualBatch, residual_batches
 from sae_unlearn.backbone.tokens import Document, read_corpus
 from sae_unlearn.errors import GuardrailError
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
+from sae_unlearn.guardrail.gate import counted as which
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
 from sae_unlearn.guardrail.gate.decision import heard, hits_of, hot_tokens, row_statistic, usual_norm
 
@@ -84,26 +84,21 @@ def rows_as_fitted(
 
 def content_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor:
     """Return `[batch, seq]` bool: the tokens that are neither padding nor special."""
-    return batch.kept & ~_is_one_of(batch, config.tokens.special_ids or ())
+    return which.content_tokens(config, ConfigTables(), batch.kept, batch.input_ids)
 
 
 def message_ends(batch: ResidualBatch, config: SAEGuardrailConfig) -> Tensor | None:
     """Return `[batch, seq]` bool: the tokens that end a message; None if the config has none."""
-    if not config.tokens.boundary_ids:
-        return None
-    return batch.kept & _is_one_of(batch, config.tokens.boundary_ids)
-
-
-def _is_one_of(batch: ResidualBatch, ids: Sequence[int]) -> Tensor:
-    return torch.isin(batch.input_ids, torch.tensor(ids, dtype=torch.long, device=batch.input_ids.device))
+    return which.ends_of_messages(config, ConfigTables(), batch.kept, batch.input_ids)
 
 
 def judged_tokens(batch: ResidualBatch, config: SAEGuardrailConfig) -> tuple[Tensor, Tensor]:
-    """Return `[batch, seq]` bool twice: the counted tokens, and those that can be hot."""
-    if config.tokens.counting == "columns":  # a row's own columns: no batch here, so no padding
-        return batch.kept, batch.kept & (torch.arange(batch.kept.shape[1], device=batch.kept.device) > 0)
-    content = content_tokens(batch, config)
-    return content, content
+    """Return `[batch, seq]` bool twice: the counted tokens, and those that can be hot.
+
+    A row is judged by itself here, so the padding of its batch is not among its columns.
+    """
+    columns, eligible = which.counted_tokens(config, ConfigTables(), batch.kept, batch.input_ids)
+    return columns & batch.kept, eligible & batch.kept
 
 
 def read_batch(batch: ResidualBatch, encoder: nn.Module, config: SAEGuardrailConfig) -> Reading:

@@ -20,6 +20,7 @@ from sae_unlearn.errors import GuardrailNotReady
 from sae_unlearn.guardrail.config import SAEGuardrailConfig
 from sae_unlearn.guardrail.gate import packed
 from sae_unlearn.guardrail.gate.config_tensors import ConfigTables
+from sae_unlearn.guardrail.gate.counted import boundaries, not_special
 from sae_unlearn.guardrail.gate.decision import Decision, State, heard, hits_of, hot_tokens, usual_norm
 from sae_unlearn.guardrail.gate.packed import Rows
 from sae_unlearn.guardrail.gate.slot_table import CacheSlots, SlotTable
@@ -108,18 +109,15 @@ def judge(
     number = step.number
     past = _Past.none(hidden, step, config) if table is None else _Past.of(table, step, number)
     activations = encoder(hidden)
-    if config.tokens.special_ids:
-        content = tables.none_of(tuple(config.tokens.special_ids), step.ids, hidden.device)
-    else:
+    content = not_special(config, tables, step.ids, hidden.device)
+    if content is None:
         content = torch.ones_like(step.ids, dtype=torch.bool)
     activations = heard(activations, content, usual_norm(hidden, config), tables.zero(hidden.device))
     if past.lost is not None:
         activations = activations.masked_fill(past.lost[step.row, None], torch.nan)
     active = activations != 0
     hot = hits_of(activations, active, tables.evidence(config, hidden.device), content, config)
-    ends = None
-    if config.tokens.boundary_ids:
-        ends = ~tables.none_of(tuple(config.tokens.boundary_ids), step.ids, hidden.device)
+    ends = boundaries(config, tables, step.ids, hidden.device)
     boundary = step.boundary(config)
     if step.one_each and past.source is None:
         by_count, also = tables.by_count(config, hidden.device), []

@@ -62,7 +62,10 @@ def host_step(
 
 
 def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -> list[bool]:
-    """True for each row whose token counts."""
+    """True for each row whose token counts.
+
+    It is the rule of `gate.counted` in Python, since an operator costs more than the whole list.
+    """
     if ids is None:
         return kept
     special = set(config.tokens.special_ids or ())

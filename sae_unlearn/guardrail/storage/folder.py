@@ -204,7 +204,7 @@ class GuardrailFolder:
 
         Raises:
             BundleGiven: If the folder holds a bundle.
-            GuardrailError: If it is missing or malformed.
+            GuardrailError: If it is missing or malformed, or has a config without weights, which `config` reads.
         """
         stored = self._stored_config()
         config = parse_config(stored, str(self))

@@ -1,6 +1,6 @@
 """Measures of an SAE on held-out text: explained variance, L0, silent features, loss recovered.
 
-    explained_variance = 1 - sum |h - h'|^2 / sum |h - mean(h)|^2         over tokens that are not outliers
+    explained_variance = that of `sae.explained`, over tokens that are not outliers
     standardized       = the same with every dimension divided by its standard deviation
     loss_recovered     = (loss_mean - loss_spliced) / (loss_mean - loss)
 
@@ -10,6 +10,7 @@ where `loss_spliced` is the model's cross-entropy with the layer's output replac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from sae_unlearn.backbone.layers import find_decoder_layers, input_device, residual_of
 from sae_unlearn.backbone.residual_stream import evaluation_mode
 from sae_unlearn.sae.autoencoder import SparseAutoencoder
+from sae_unlearn.sae.explained import ExplainedVariance
 from sae_unlearn.sae.training.harvest import OUTLIER_FACTOR, layer_outputs
 
 
@@ -68,18 +70,17 @@ def measure_sae(
 
 def reconstruction(sae: SparseAutoencoder, x: Tensor) -> dict[str, Any]:
     """The figures that need activations only, `x [tokens, d_in]`."""
-    mean, deviation = x.mean(dim=0), x.std(dim=0).clamp(min=1e-6)
-    error = torch.zeros(2, dtype=torch.float64)
-    total = torch.zeros(2, dtype=torch.float64)
+    deviation = x.std(dim=0).clamp(min=1e-6)
+    plain, standardized = ExplainedVariance(x.shape[1]), ExplainedVariance(x.shape[1])
     active, fired = 0.0, torch.zeros(sae.d_sae, dtype=torch.bool)
     for part in x.split(_PART):
         features = sae.encode(part)
-        missing, centered = sae.decode(features) - part, part - mean
-        error += torch.stack([missing.square().sum(), (missing / deviation).square().sum()]).double()
-        total += torch.stack([centered.square().sum(), (centered / deviation).square().sum()]).double()
+        decoded = sae.decode(features)
+        plain.add(part, decoded)
+        standardized.add(part / deviation, decoded / deviation)
         active += float((features > 0).sum())
         fired |= (features > 0).any(dim=0)
-    explained = (1 - error / total).tolist()
+    explained = [math.nan if value is None else value for value in (plain.explained(), standardized.explained())]
     return {
         "tokens": len(x),
         "explained_variance": explained[0],
