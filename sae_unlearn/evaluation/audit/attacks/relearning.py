@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_unlearn.backbone.layers import input_device
 from sae_unlearn.backbone.tokens import prompt_ids, right_padded
-from sae_unlearn.checks import check_all
+from sae_unlearn.checks import check_all, check_counts, check_integer
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.audit.attacks.base import AttackPoint, Measured
 from sae_unlearn.evaluation.audit.attacks.merged import guarded_again, merged_parts
@@ -62,9 +62,13 @@ def relearning_attack(
         full (bool, *optional*, defaults to False): Train all weights instead of a LoRA, and ignore `rank`.
 
     Raises:
-        UnlearnError: If `taught` is empty.
+        UnlearnError: If `taught` or `steps` is empty, or a number is out of range.
     """
     check_all(taught, Fact, "taught", 1)
+    check_all(steps, int, "steps", 1)
+    for step in steps:
+        check_integer("steps", step, 0)
+    check_counts(rank=rank, batch_size=batch_size)
     rows = [_row(tokenizer, fact) for fact in taught]
     order = _batches(len(rows), batch_size, seed)
     points = []

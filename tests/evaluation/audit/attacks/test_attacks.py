@@ -161,6 +161,12 @@ def test_known_direction_is_a_difference_of_means():
 FACTS = [Fact(f"w3 w{i}", (f"w{40 + i % 2}",), f"w{i}") for i in range(20, 28)]
 
 
+@pytest.mark.parametrize("given", [{"steps": ()}, {"steps": (0, -1)}, {"steps": (0, 1.5)}, {"rank": 0}])
+def test_relearning_refuses_steps_and_sizes_out_of_range_by_name(given):
+    with pytest.raises(UnlearnError, match=f"^{next(iter(given))}[:=]"):
+        relearning_attack(base_model("llama"), tiny_tokenizer(), FACTS, lambda model: None, **given)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_relearning_learns_what_it_is_taught_and_leaves_the_model_alone(wrapped):
