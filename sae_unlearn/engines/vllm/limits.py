@@ -83,7 +83,7 @@ def check_guardrail(config: SAEGuardrailConfig, name: str, vllm_config: Any) -> 
     ):
         if expected not in (None, found):
             raise GuardrailError(f"{field}={expected} of {name}: expected {found}, the model's. Use its own model.")
-    check_integer(f"{name}: layer", config.layer, 0, text.num_hidden_layers - 1, GuardrailError, "Fit it again.")
+    check_integer("layer", config.layer, 0, text.num_hidden_layers - 1, GuardrailError, f"Fit {name} again.")
     check_special(config, text.vocab_size)
     check_longest(config, vllm_config.model_config.max_model_len)
     if config.action == "refuse":

@@ -54,7 +54,7 @@ class Choice:
             raise UnlearnError(
                 f"options of {self.question[:60]!r}: expected different ones, got one twice. Omit the question."
             )
-        check_integer(f"{self.question[:60]!r}: right", self.right, 0, len(self.options) - 1)
+        check_integer("right", self.right, 0, len(self.options) - 1, fix=f"Correct {self.question[:60]!r}.")
 
 
 def rotated(choice: Choice, by: int) -> Choice:
