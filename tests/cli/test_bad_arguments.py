@@ -87,7 +87,7 @@ def parts(tmp_path_factory):
         (f"{FIT} --forget f.txt --retain r.txt --device gpu0", "--device gpu0: expected a device of this machine"),
         (f"{FIT} --forget f.txt --retain r.txt --action refuse", "action='refuse': expected a message"),
         ("check model guardrail --batch-size 0", "--batch-size=0"),
-        ("check --url http://localhost:1 --adapter guardrail --forget f.txt --timeout -1", "--timeout -1"),
+        ("check --url http://localhost:1 --adapter guardrail --forget f.txt --timeout -1", "--timeout=-1"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(line, message, parts, monkeypatch, capsys):
@@ -107,7 +107,7 @@ def test_a_port_out_of_range_is_named(port):
     from sae_unlearn.cli.playground import _check_address
     from sae_unlearn.errors import UnlearnError
 
-    with pytest.raises(UnlearnError, match=f"--port {port}"):
+    with pytest.raises(UnlearnError, match=f"--port={port}"):
         _check_address("127.0.0.1", port)
 
 

@@ -43,10 +43,10 @@ def test_thresholds():
     ("options", "complaint"),
     [
         ({"samples": 0}, "samples=0"),
-        ({"samples": 1}, r"min_matches=3: expected 1 to samples=1.*pass min_matches=1"),
-        ({"max_wrong_matches": 3}, "max_wrong_matches=3: expected 0 to 2"),
+        ({"samples": 1}, r"min_matches=3: .*pass min_matches=1"),
+        ({"max_wrong_matches": 3}, "max_wrong_matches=3"),
         ({"min_known": 0}, "min_known=0"),
-        ({"min_known": 1, "max_unknown": 1}, "0 <= max_unknown < min_known"),
+        ({"min_known": 1, "max_unknown": 1}, "max_unknown=1"),
         ({"temperature": 0}, "temperature=0, samples=10"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"match": "equals"}, "match='equals'"),

@@ -49,7 +49,7 @@ BAD = {
     "width": ({"sae": random_sae(width=40)}, "SAE has d_in=40, but LlamaForCausalLM has hidden size 32"),
     "layer": ({"layer": 2}, "layer=2, but the SAE reads the output of layer 1"),
     "layer unknown": ({"sae": random_sae(layer=None)}, "Pass `layer=`"),
-    "layer too deep": ({"sae": random_sae(layer=4)}, "layer=4, but LlamaForCausalLM has 4 layers, 0 to 3"),
+    "layer too deep": ({"sae": random_sae(layer=4)}, "layer=4: "),
     "model not finite": ({"model": nan_model()}, "layer=1.*not finite"),
     "ids of another tokenizer": (
         {"forget": [{"input_ids": [BOS, 5, 97]}] * 8},
