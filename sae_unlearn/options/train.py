@@ -1,4 +1,4 @@
-"""Options of `sae-unlearn train`. `SAEAlignmentConfig` takes its own defaults from here."""
+"""Options of `sae-unlearn train`: those of an alignment, and those of its steps of training."""
 
 from dataclasses import dataclass
 
