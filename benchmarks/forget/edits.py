@@ -171,7 +171,7 @@ def continuations(setting: Setting, model: nn.Module, prompts: list[str]) -> dic
     said = [
         text
         for i in range(0, len(prompts), AT_ONCE)
-        for text in complete(model, setting.tokenizer, prompts[i : i + AT_ONCE], NEW)
+        for text in complete(model, setting.tokenizer, prompts[i : i + AT_ONCE], max_new_tokens=NEW)
     ]
     figures = [sense(setting, prompt, text) for prompt, text in zip(prompts, said, strict=True)]
     return {

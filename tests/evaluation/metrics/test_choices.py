@@ -148,7 +148,7 @@ def test_letters_are_the_plain_ones(batch_size):
 
 
 def test_a_preferred_letter_gets_no_more_than_its_share(monkeypatch):
-    def likes_b(model, tokenizer, prompts, letters, *rest):
+    def likes_b(model, tokenizer, prompts, letters, **rest):
         return torch.tensor([[0.0, 9.0, 0.0, 0.0][: len(letters)]] * len(prompts), dtype=torch.float64)
 
     monkeypatch.setattr("sae_unlearn.evaluation.metrics.choices.candidate_log_probs", likes_b)
@@ -158,7 +158,7 @@ def test_a_preferred_letter_gets_no_more_than_its_share(monkeypatch):
 
 
 def test_a_preferred_letter_gets_no_more_than_its_share_among_fewer_options_than_others_have(monkeypatch):
-    def likes_a(model, tokenizer, prompts, letters, *rest):
+    def likes_a(model, tokenizer, prompts, letters, **rest):
         return torch.tensor([[9.0] + [0.0] * (len(letters) - 1)] * len(prompts), dtype=torch.float64)
 
     monkeypatch.setattr("sae_unlearn.evaluation.metrics.choices.candidate_log_probs", likes_a)

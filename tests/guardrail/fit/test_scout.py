@@ -87,7 +87,7 @@ def test_a_topic_of_its_own_words_is_told_and_chance_is_chance(parts):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"layers": [99]}, "layers="), ({"max_rows": 1}, "max_rows"), ({"layers": []}, "layers=")],
+    [({"layers": [99]}, "layers="), ({"max_rows": 1}, "max_rows"), ({"layers": []}, "^layers: ")],
 )
 def test_what_cannot_be_scouted_is_refused(parts, given, message):
     model, tokenizer, _ = parts
