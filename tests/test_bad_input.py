@@ -193,6 +193,8 @@ BAD = [
     (SparseAutoencoder.forward, lambda it: tiny()(ZERO(2, D_IN + 1)), "d_in"),
     (SparseAutoencoder.save_pretrained, lambda it: tiny().save_pretrained(3), "path=3"),
     (SparseAutoencoder.save_pretrained, lambda it: tiny().save_pretrained(__file__), "is a file"),
+    (SparseAutoencoder.push_to_hub, lambda it: tiny().push_to_hub(3), "3 cannot be the name of a Hub repository"),
+    (SparseAutoencoder.push_to_hub, lambda it: tiny().push_to_hub("a/b", subfolder="../x"), "subfolder="),
     (SAESlice.encode, lambda it: tiny().slice([1]).encode(ZERO(2, D_IN + 1)), "d_in"),
     (SAESlice, lambda it: SAESlice([1], ZERO(2, 2), ZERO(2), ZERO(2), ZERO(2, 2)), "feature_ids|columns"),
     (SAESlice, lambda it: SAESlice([0], ZERO(2, 1), ZERO(1), ZERO(1) - 1, ZERO(1, 2)), "negative"),
