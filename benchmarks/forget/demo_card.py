@@ -22,7 +22,7 @@ from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
 NO_WEIGHTS = """**This folder has no weights:** attaching it raises, and so does `.artefact()`. `sae-unlearn demo
---output .` writes a guardrail of the same topic, with the default statistic, into `forget-biology`:
+--output .` fits it anew and writes it into `forget-biology`:
 """
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "forget-biology-gemma-3-270m"
 

@@ -6,6 +6,7 @@ from .results import Estimate, Row, estimate, markdown_tables, one
 
 AUDITS = {
     "default": "demo_audit/audit.md",
+    "ratio": "demo_audit_ratio/audit.md",
     "counted": "demo_audit_counted/audit.md",
     "stretches": "demo_audit_weighed/audit.md",
 }
@@ -105,9 +106,19 @@ def gates() -> str:
         if not _says(r):
             continue
         name = f"{r['attack']}{', ' if r[''] else ''}{r['']}"
-        found = [row(r["attack"], r[""], audit)[RECALL] for audit in ("counted", "default", "stretches")]
+        found = [row(r["attack"], r[""], audit)[RECALL] for audit in ("counted", "ratio", "stretches")]
         cells.append([name, *found, r["base"]])
-    return table(["attack", "counted", "default", "stretches", "base"], cells)
+    return table(["attack", "counted", "`ratio`", "stretches", "base"], cells)
+
+
+def before_and_after(*variants: str) -> str:
+    """Recall behind filler with the gate of `ratio` and with the default one, and how often each fires."""
+    cells = []
+    for variant in variants:
+        attack = "splitting" if variant.startswith("harmless") else "dilution"
+        old, new = (row(attack, variant, audit) for audit in ("ratio", "default"))
+        cells.append([variant, *(r[c] for r in (old, new) for c in (RECALL, "gate fires"))])
+    return table(["form", "`ratio`: recall", "fires", "default: recall", "fires"], cells)
 
 
 def near() -> str:
