@@ -28,7 +28,8 @@ SPLIT = "guardrail/base_model/test_tensor_parallel_refused.py"
 TESTED = {
     "clamp, record, refuse": (
         f"{IN_VLLM}: test_chunks_and_cached_prefixes test_a_guardrail_that_only_records_changes_nothing "
-        f"test_a_refusal_is_written_token_by_token; {REAL}: test_record test_refuse",
+        f"test_a_refusal_is_written_token_by_token; {REAL}: test_record test_refuse; "
+        f"{VLLM_HTTP}: test_a_stream_has_the_refusal_and_no_other_token",
         f"{BATCHING}: test_thirty_prompts_in_pieces test_a_guardrail_that_only_records_changes_nothing "
         "test_a_refusal_is_written_token_by_token",
         "guardrail/runtime/test_refusal.py: test_every_way_of_generating_tells_the_message; "

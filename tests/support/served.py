@@ -225,3 +225,15 @@ def ask(port, path, body=None):
             return answer.status, json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"null")
+
+
+def streamed(port, path, body):
+    """The parts of a streamed answer."""
+    data = json.dumps({**body, "stream": True}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        assert answer.headers.get_content_type() == "text/event-stream"
+        lines = [line.decode().strip() for line in answer]
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert events.pop() == "[DONE]"
+    return [json.loads(event) for event in events]

@@ -1,11 +1,11 @@
-"""Requests that come, end and are aborted at random: each record is as if alone, and memory is flat."""
+"""A thousand requests that come, end and are aborted at random: each record is as if alone, and memory is flat."""
 
+import gc
 import json
 import os
 import random
 from pathlib import Path
 
-import pytest
 import torch
 from served import FIELDS, VOCAB, expected, prompts, serving
 from transformers import AutoModelForCausalLM
@@ -17,6 +17,7 @@ RESULTS = "SAE_UNLEARN_SOAK"
 """Environment variable with a file for what was measured."""
 SPECIAL = {0, 1, VOCAB - 1}
 TOKENS = 12
+COUNT = 1000
 GROWTH = 32 * 2**20
 """Bytes that the process may grow by in the second half of the requests."""
 
@@ -50,13 +51,22 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def tensors():
+    """Tensors that are alive in this process."""
+    gc.collect()
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+
 def run(engine, alone, rows, count, seed=0):
-    """Send `count` requests; return the row of each by its id, the aborted ones, and the memory on the way."""
+    """Send `count` requests; return the row of each by its id, the aborted ones, and the memory on the way.
+
+    The last is, after each pass, the number of requests and the bytes, and the number of tensors after each quarter.
+    """
     from vllm import SamplingParams
 
     draw, llm = random.Random(seed), engine.llm.llm_engine
     sides = [[row for row, fires in enumerate(alone.fires) if fires == side] for side in (False, True)]
-    sent, live, aborted, memory = {}, [], set(), []
+    sent, live, aborted, memory, alive = {}, [], set(), [], []
     while len(sent) < count or live:
         while len(sent) < count and len(live) < 12 and draw.random() < 0.7:
             name, row = f"soak{len(sent)}x", draw.choice(draw.choice(sides))
@@ -71,16 +81,17 @@ def run(engine, alone, rows, count, seed=0):
         ended = {output.request_id for output in llm.step() if output.finished}
         live = [name for name in live if name not in ended]
         memory.append((len(sent), resident()))
-    return sent, aborted, memory
+        if len(sent) >= count * (len(alive) + 1) // 4:
+            alive.append(tensors())
+    return sent, aborted, memory, alive
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.nightly)])
-def test_requests_at_random(tiny, count):
+def test_a_thousand_requests_at_random(tiny):
     rows = prompts(16, seed=11, longest=110)
     alone = Alone(tiny, rows)
     assert {True, False} == set(alone.fires)
     with serving(tiny / "gemma3", [tiny / "guard"], max_num_batched_tokens=64) as engine:
-        sent, aborted, memory = run(engine, alone, rows, count)
+        sent, aborted, memory, alive = run(engine, alone, rows, COUNT)
         records = engine.guards.records
         found = records.take()
         assert not engine.guards.running
@@ -92,12 +103,14 @@ def test_requests_at_random(tiny, count):
         if record["tokens"]:
             assert tuple(record[field] for field in FIELDS) == alone.record(row, record["tokens"]), name
             seen += 1
-    assert count / 20 < len(aborted) < count / 2
-    assert seen >= count - len(aborted)  # some were aborted before their first pass
-    at = {tenth: max(size for number, size in memory if number <= count * tenth // 10) for tenth in range(1, 11)}
+    assert COUNT / 20 < len(aborted) < COUNT / 2
+    assert seen >= COUNT - len(aborted)  # some were aborted before their first pass
+    at = {tenth: max(size for number, size in memory if number <= COUNT * tenth // 10) for tenth in range(1, 11)}
     curve = [round((size - at[1]) / 2**20, 1) for size in at.values()]
     assert at[10] - at[5] < GROWTH, curve
-    found = {"requests": count, "aborted": len(aborted), "records": seen, "mib_by_tenth": curve}
+    assert len(alive) >= 4
+    assert max(alive[1:]) - min(alive[1:]) < COUNT // 10, alive  # none is kept for each request
+    found = {"requests": COUNT, "aborted": len(aborted), "records": seen, "mib_by_tenth": curve}
     print(found)
     if RESULTS in os.environ:
         Path(os.environ[RESULTS]).write_text(json.dumps(found) + "\n")
