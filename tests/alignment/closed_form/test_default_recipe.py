@@ -133,6 +133,9 @@ def test_what_asks_for_nothing_is_taken(tmp_path, asked):
     args = SAEAlignmentConfig(str(tmp_path), **asked)
     assert (args.num_train_epochs, args.max_steps) == (0, -1)
     assert dataclasses.replace(args, seed=3).solves_only
+    with pytest.raises(AlignmentError, match=r"^num_train_epochs=0:"):
+        dataclasses.replace(args, init="zero")
+    assert dataclasses.replace(args, init="zero", num_train_epochs=2).num_train_epochs == 2
 
 
 def test_settings_of_a_step_are_warned_of_without_steps(tmp_path, caplog):
