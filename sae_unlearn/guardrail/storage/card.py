@@ -146,9 +146,9 @@ def _fields(config: SAEGuardrailConfig, base: CardBase, folder: Path, details: C
 
 
 def _words(calibration: dict[str, Any]) -> list[str]:
-    """Return the fit's measurements of its gate, as one list."""
-    found = [f"- {as_plain_text(text)}" for text in fit_words(calibration)]
-    return ["\n".join(found)] if found else []
+    """Return the fit's measurements of its gate, as one paragraph."""
+    found = [as_plain_text(text) for text in fit_words(calibration)]
+    return [" ".join(found)] if found else []
 
 
 def _gate(config: SAEGuardrailConfig) -> str:
