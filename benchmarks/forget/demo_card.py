@@ -23,7 +23,7 @@ from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 NO_WEIGHTS = (
     "**This folder has no weights:** attaching it raises, and so does `.artefact()`. `sae-unlearn demo --output .` "
-    "fits it anew and writes it into `forget-biology`:\n"
+    "fits it again and writes it into `forget-biology`:\n"
 )
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "forget-biology-gemma-3-270m"
 
