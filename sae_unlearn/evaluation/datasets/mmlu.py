@@ -10,7 +10,6 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from sae_unlearn.checks import check_integer
 from sae_unlearn.errors import UnlearnError
 from sae_unlearn.evaluation.datasets.files import read_rows, text_of
 from sae_unlearn.evaluation.metrics.choices import Choice
@@ -61,7 +60,8 @@ def exam_choices(rows: Iterable[Mapping[str, Any]], source: str, subject_column:
         if not isinstance(options, (list, tuple)):
             raise UnlearnError(f"{source}: expected rows with a list `choices`, got {', '.join(row)}.")
         place = _place(answer)
-        check_integer(f"{source}: answer of {question[:60]!r}", place, 0, len(options) - 1)
+        if not 0 <= place < len(options):
+            raise UnlearnError(f"answer={answer!r} of {question[:60]!r} in {source}: expected 0 to {len(options) - 1}.")
         options = tuple(str(option).strip() for option in options)
         if all(options) and len(set(options)) == len(options):
             found.append(Choice(question.strip(), options, place, str(row.get(str(subject_column)) or "")))
