@@ -1,6 +1,6 @@
 """Argument checks that several modules share, and numbers of a config made fit to show."""
 
-from collections.abc import Collection, Iterable, Mapping, Sized
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sized
 from typing import Any
 
 from sae_unlearn.errors import UnlearnError
@@ -34,8 +34,9 @@ def check_list(name: str, value: Any, error: type[UnlearnError] = UnlearnError) 
     Raises:
         UnlearnError: If it is not.
     """
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
-        raise error(f"{name}={_quoted(value)}: expected a list.")
+    items = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+    if not items or getattr(value, "ndim", 1) == 0:  # an array of no dimension is a single number
+        raise error(f"{name}={quoted(value)}: expected a list.")
 
 
 def check_all(items: Any, kind: type, what: str, least: int = 0) -> None:
@@ -102,7 +103,7 @@ def check_integer(
         UnlearnError: If it is not an int, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not _inside(value, low, high, None, None):
-        raise error(f"{name}={_quoted(value)}: expected an integer{_range(low, high, None, None)}.{_after(fix)}")
+        raise error(f"{name}={quoted(value)}: expected an integer{_range(low, high, None, None)}.{_after(fix)}")
     return value
 
 
@@ -132,7 +133,7 @@ def check_number(
     """
     number = not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < LARGEST_FLOAT
     if not number or not _inside(value, low, high, above, below):
-        raise error(f"{name}={_quoted(value)}: expected a finite number{_range(low, high, above, below)}.{_after(fix)}")
+        raise error(f"{name}={quoted(value)}: expected a finite number{_range(low, high, above, below)}.{_after(fix)}")
     return float(value)
 
 
@@ -168,8 +169,8 @@ def check_choice(name: str, value: Any, allowed: Collection[Any], error: type[Un
     Raises:
         UnlearnError: If it is not.
     """
-    if value not in list(allowed):
-        raise error(f"{name}={_quoted(value)}: expected one of {', '.join(map(repr, allowed))}.")
+    if not isinstance(value, Hashable) or value not in list(allowed):  # an array equals nothing as a whole
+        raise error(f"{name}={quoted(value)}: expected one of {', '.join(map(repr, allowed))}.")
 
 
 def check_bool(name: str, value: Any, error: type[UnlearnError] = UnlearnError) -> None:
@@ -179,10 +180,11 @@ def check_bool(name: str, value: Any, error: type[UnlearnError] = UnlearnError) 
         UnlearnError: If it is not.
     """
     if not isinstance(value, bool):
-        raise error(f"{name}={_quoted(value)}: expected True or False.")
+        raise error(f"{name}={quoted(value)}: expected True or False.")
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """Return a value as Python writes it, cut at 80 characters."""
     try:
         return f"{value!r:.80}"
     except ValueError:  # Python shows no integer of thousands of digits

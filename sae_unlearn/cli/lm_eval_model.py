@@ -47,7 +47,7 @@ class HarnessModel(HFLM):
         batch_size: int | str = 8,
         **options: Any,
     ) -> None:
-        check_integer("batch_size", int(batch_size) if str(batch_size).isdigit() else batch_size, 1)
+        check_integer("batch_size", int(batch_size) if str(batch_size).isdecimal() else batch_size, 1)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness passes "cuda:0" by default
         model, tokenizer = load_model(pretrained, revision, device, dtype)

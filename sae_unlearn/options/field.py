@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sae_unlearn.checks import check_bool, check_choice, check_integer, check_list, check_number
+from sae_unlearn.checks import check_bool, check_choice, check_integer, check_list, check_number, quoted
 from sae_unlearn.errors import UnlearnError
 
 
@@ -194,9 +194,9 @@ def _check_value(each: Option, value: Any, error: type[UnlearnError]) -> None:
     elif each.kind is float:
         check_number(each.name, value, **each.bounds, error=error)
     elif each.kind is str and not isinstance(value, (str, os.PathLike)):
-        raise error(f"{each.name}={value!r:.80}: expected a string.")
+        raise error(f"{each.name}={quoted(value)}: expected a string.")
     elif each.kind is dict and not isinstance(value, Mapping):
-        raise error(f"{each.name}={value!r:.80}: expected a mapping.")
+        raise error(f"{each.name}={quoted(value)}: expected a mapping.")
 
 
 def merged(options: type[C], config: C | None, given: Mapping[str, Any], error: type[UnlearnError]) -> C:

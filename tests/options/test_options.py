@@ -3,7 +3,9 @@
 import inspect
 from dataclasses import fields
 
+import numpy
 import pytest
+import torch
 from transformers import HfArgumentParser
 
 from sae_unlearn import GuardrailFitConfig, SAEAlignmentConfig, fit_guardrail, fit_guardrails, label_entities
@@ -63,9 +65,15 @@ WRONG = {
     bool: ("yes", 1),
     int: (True, 1.5, "3"),
     float: (True, "3", float("nan"), float("inf")),
-    str: (3,),
-    dict: (3, "abc"),
+    str: (3, 10**5000),
+    dict: (3, "abc", 10**5000),
 }
+ARRAYS = (
+    numpy.array(3),
+    numpy.array([0.5, 1.5]),
+    torch.tensor(3),
+    torch.tensor([0.5, 1.5]),
+)  # none is a list of integers
 NUMBERS = [
     pytest.param(options, each, id=f"{options.__name__}.{each.name}")
     for options in CONFIGS
@@ -79,7 +87,7 @@ def test_a_value_of_another_type_is_refused_by_name(options):
     for each in options_of(options):
         items = ("no choice",) if each.choices else WRONG[each.kind]
         wrong = [*([item] for item in items), "abc", 3, {"a": 1}] if each.several else items
-        for value in wrong:
+        for value in (*wrong, *ARRAYS):
             with pytest.raises(UnlearnError, match=f"^{each.name}="):
                 options(**{each.name: value})
 

@@ -91,7 +91,7 @@ GUARDRAILS = {
     "evidence below the threshold": (evidence([0.25, 0.25, 0.25], threshold=0.8), "would never fire"),
     "usual norms outliers": (
         config(outlier_norm=5.0, calibration={"residual_norm_median": 6.0}),
-        "outlier_norm=5.0: .* 6.0",
+        r"outlier_norm=5.0: .* above 6\.",
     ),
     "norms below zero": (config(outlier_norm=-1.0), "outlier_norm=-1.0"),
     "norm without end": (config(outlier_norm=1e308), r"outlier_norm=1e\+308"),
@@ -101,9 +101,13 @@ GUARDRAILS = {
     "every token special": (config(special_ids=list(range(97))), "special_ids"),
     "special ids out of range": (config(special_ids=[2**70]), "tokens.special_ids="),
     "feature twice": (config(feature_ids=[3, 3, 8]), "feature_ids="),
-    "feature out of range": (config(feature_ids=[3, 8, 120]), "d_sae=120"),
+    "feature out of range": (config(feature_ids=[3, 8, 120]), "feature_ids=120: .* from 0 to 119"),
     "feature negative": (config(feature_ids=[3, 8, -1]), "feature_ids=-1"),
     "feature beyond all": (config(feature_ids=[3, 8, 2**40], sae_source=None), "feature_ids="),
+    "feature beyond all, of a larger SAE": (
+        config(feature_ids=[3, 8, 2**70], sae_source={"d_sae": 2**80}),
+        "feature_ids=",
+    ),
     "no features": (no_features, "expected features"),
     "features that are not there": (config(feature_ids=list(range(9))), "9 features"),
     "a threshold that was moved": (config(threshold=0.9), "changed after it was saved"),

@@ -121,7 +121,7 @@ def _check_features(config: ConfigFields) -> None:
         if not isinstance(given, (list, tuple)) or not given:
             raise GuardrailError(f"{name}={given!r:.80}: expected a non-empty list of integers.")
         d_sae = (config.sae_source or {}).get("d_sae") if isinstance(config.sae_source, dict) else None
-        highest = d_sae - 1 if isinstance(d_sae, int) else LARGEST_ID
+        highest = min(d_sae - 1, LARGEST_ID) if isinstance(d_sae, int) else LARGEST_ID
         settle(config, name, tuple(check_integer(name, i, 0, highest) for i in given))
     ids = [*(config.feature_ids or ()), *(config.gate_feature_ids or ())]
     if len(set(ids)) != len(ids):
