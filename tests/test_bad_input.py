@@ -199,6 +199,8 @@ BAD = [
     (SAESlice, lambda it: SAESlice([1], ZERO(2, 2), ZERO(2), ZERO(2), ZERO(2, 2)), "feature_ids|columns"),
     (SAESlice, lambda it: SAESlice([0], ZERO(2, 1), ZERO(1), ZERO(1) - 1, ZERO(1, 2)), "negative"),
     (Entity, lambda it: Entity("", "thing", {}), "entity|name|empty"),
+    (Entity.from_dict, lambda it: Entity.from_dict({}), "'entity_type'"),
+    (Entity.from_dict, lambda it: Entity.from_dict(3), "int"),
     (Entity, lambda it: Entity(3, "thing", {}), "3|int"),
     (EntitySet, lambda it: EntitySet([3]), "int"),
     (EntitySet, lambda it: EntitySet(3), "entities=3"),
