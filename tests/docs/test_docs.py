@@ -18,6 +18,9 @@ from peft import PeftConfig
 
 from sae_unlearn import SAEGuardrailConfig
 from sae_unlearn.cli.main import build_parser
+from sae_unlearn.guardrail import GuardrailFitConfig
+from sae_unlearn.options.alignment import AlignmentOptions
+from sae_unlearn.options.field import options_of
 
 
 NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
@@ -105,6 +108,22 @@ def test_every_option_is_on_the_page_of_its_command() -> None:
         told = set(re.findall(r"`(--[a-z-]+)`", pages[name] + everywhere))
         there = {o for a in command._actions for o in a.option_strings if o.startswith("--")} - {"--help"}
         assert told == there, name
+
+
+@pytest.mark.parametrize(("page", "options"), [("fit", GuardrailFitConfig), ("train", AlignmentOptions)])
+def test_a_task_page_has_the_defaults_of_the_options(page, options) -> None:
+    """The tables of the options that most users need are written by hand."""
+    there = {each.name: each for each in options_of(options)}
+    table = (DOCS / f"{page}.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", table, re.MULTILINE)
+    assert len(rows) >= 10
+    for names, told in rows:
+        named = re.findall(r"\w+", names)
+        defaults = re.sub(r'[`"]', "", told).partition(";")[0].split(", ")
+        for name, default in zip(named, defaults if len(defaults) > 1 else defaults * len(named), strict=True):
+            kept, shown = there[name].default, there[name].shown.partition(";")[0]
+            expected = f"{kept:g}" if isinstance(kept, float) else shown or {False: "no", None: "none"}[kept]
+            assert re.search(rf"(?<![\w.]){re.escape(default)}(?![\w.])", expected), f"{name}: {expected}"
 
 
 def test_every_field_of_the_config_is_on_the_page_of_guardrails() -> None:
