@@ -20,7 +20,8 @@ from sae_unlearn.guardrail.config_parts.values import (
 
 G = TypeVar("G")
 COUNTING = ("content", "columns")
-_POSITIVE = {"row_variance": 0.0, "token_variance": 1e-12, "sum_weight": 1e-12, "message_weight": 1e-12}
+LEAST_VARIANCE = 1e-12
+_POSITIVE = {"row_variance": 0.0, "token_variance": LEAST_VARIANCE, "sum_weight": 1e-12, "message_weight": 1e-12}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ tokens of other text and of the topic (the symbols are those of `gate.windowed`)
     A, B               least squares of Var(mean of the first n tokens) = A + B / n over n = 8, 16, 32, 64
     q_z                the (1 - a) quantile of (H - m0 N) / n / sqrt(A + B / n), the largest over lengths
     q_c                that of P, and at least that of P over `longest` tokens by its tail
+                       A q_z^2 and B q_z^2 are stored, the latter at least 1e-12
     t                  the (1 - a) quantile of S = max(z / q_z, P / q_c), the largest over lengths
 
 The lengths are the first 20, 40 and 80 tokens of each row of other text, and 160 and 320 tokens of rows joined. The
@@ -42,6 +43,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_parts.groups import LEAST_VARIANCE
 from sae_unlearn.guardrail.config_parts.validation import DRIFT_STEP
 from sae_unlearn.guardrail.fit.paragraphs import COUNTS, highest, paragraphs_of, values_of
 from sae_unlearn.guardrail.gate.message_statistic import by_message
@@ -156,9 +158,8 @@ def calibrate(
     sums = [peaks(sample, plain) for sample in samples]
     q_z, q_c = (max(_SMALLEST, *(_quantile(values, 1 - alpha) for values in some)) for some in (means, sums))
     q_c = max(q_c, peak_quantile(excursions(scores.other, drift), sum(map(len, scores.other)), longest, alpha, tail))
-    found = plain._replace(
-        row_variance=row_variance * q_z**2, token_variance=token_variance * q_z**2, sum_weight=1 / q_c
-    )
+    token_variance = max(LEAST_VARIANCE, token_variance * q_z**2)  # scores of other text may all be equal
+    found = plain._replace(row_variance=row_variance * q_z**2, token_variance=token_variance, sum_weight=1 / q_c)
     if scores.other_ends is not None:
         found = found._replace(message_weight=message_weight(scores.paragraphs, found, alpha, tail))
     lowest = max(_quantile(statistics(sample, found), 1 - alpha) for sample in samples)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae_unlearn.errors import GuardrailError
+from sae_unlearn.guardrail.config_parts.groups import StatisticKwargs
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures, windows_of
 from sae_unlearn.guardrail.fit.cross_calibration import (
     OutOfFold,
@@ -284,3 +285,17 @@ def test_threshold_is_the_largest_quantile_over_lengths_and_rises_by_the_margin(
 def test_a_topic_that_scores_no_higher_is_refused() -> None:
     with pytest.raises(GuardrailError, match="forget"):
         calibrate(OutOfFold(synthetic(0, 50, -0.6, (30, 90)), synthetic(1, 50, -0.5, (30, 90))), 0.025, 0.0)
+
+
+@pytest.mark.parametrize("hot", [0, 1])
+def test_other_text_that_scores_alike_everywhere_has_a_gate_that_fires_on_the_topic_alone(hot) -> None:
+    """No spread, or one row in 200 with a hot token: the variance of the means is then as good as 0."""
+    other = [torch.full((40,), -0.5) for _ in range(200)]
+    for row in other[:hot]:
+        row[3] = 0.5
+    topic = [torch.full((40,), 0.75) for _ in range(50)]
+    found = calibrate(OutOfFold(topic, other), 0.025, 0.1)
+    StatisticKwargs(**found.parameters._asdict())
+    fired = [statistics(padded(some), found.parameters) > found.threshold for some in (topic, other)]
+    assert fired[0].all()
+    assert fired[1].sum() <= hot
