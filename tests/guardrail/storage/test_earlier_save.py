@@ -13,8 +13,7 @@ from zoo import base_model, logits_of, plant, planted_config, token_ids
 
 from sae_unlearn import GuardrailError, attach_bundle, attach_guardrail, list_guardrails, push_bundle, save_bundle
 from sae_unlearn.cards.card import REPORT_FILES
-from sae_unlearn.evaluation import AuditReport, Report
-from sae_unlearn.evaluation.report import comparison
+from sae_unlearn.evaluation import AuditReport, Comparison, Report
 from sae_unlearn.guardrail import GuardedModel
 
 
@@ -204,6 +203,6 @@ def test_a_bundle_saved_over_a_lora_leaves_it(tmp_path):
 
 
 def test_the_names_of_reports_are_those_that_are_written():
-    names = {AuditReport.stem, Report.stem, comparison.NAME}
+    names = {kind.stem for kind in (AuditReport, Comparison, Report)}
     kinds = ("json", "md", "png")
     assert set(REPORT_FILES) == {f"{part}/{name}.{kind}" for part in audited for name in names for kind in kinds}
