@@ -1,12 +1,11 @@
 """The card of the demo's guardrail, written from the files beside it, as a save with its audit would write it.
 
     sae-unlearn demo --output DEMO
-    cp DEMO/forget-biology/adapter_config.json model_cards/forget-biology-gemma-3-270m
+    cp DEMO/forget-biology/adapter_* model_cards/forget-biology-gemma-3-270m
     cp -r benchmarks/results/demo_audit/. model_cards/forget-biology-gemma-3-270m/audit
     python -m benchmarks.forget.demo_card
 
-Nothing is fitted or measured: every figure of the card stands in `adapter_config.json` or in `audit/audit.json`. The
-weights are not in the repository, and the card says so before the code that would read them.
+Nothing is fitted or measured: every figure of the card stands in `adapter_config.json` or in `audit/audit.json`.
 """
 
 import os
@@ -15,16 +14,11 @@ from pathlib import Path
 from torch import nn
 
 from sae_unlearn.cli.demo import LICENSE
-from sae_unlearn.demo.run import ADAPTER_FOLDER
 from sae_unlearn.evaluation import AuditReport
 from sae_unlearn.guardrail.storage.card import CardDetails, write_card
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
 
-NO_WEIGHTS = (
-    "**This folder has no weights:** attaching it raises, and so does `.artefact()`. `sae-unlearn demo --output .` "
-    "fits it again and writes it into `forget-biology`:\n"
-)
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "forget-biology-gemma-3-270m"
 
 
@@ -32,12 +26,7 @@ def write_demo_card(folder: str | os.PathLike[str], source: Path = SHIPPED) -> N
     """Write the card and its pictures into `folder`, from the config and the audit in `source`."""
     config = GuardrailFolder.open(source).config()
     audit = AuditReport.load(source / "audit")
-    write_card(folder, config, nn.Identity(), CardDetails(license=LICENSE, folder=ADAPTER_FOLDER, audit=audit))
-    card = Path(folder) / "README.md"
-    before, code, after = card.read_text(encoding="utf-8").partition("```python\n")
-    code = NO_WEIGHTS + code
-    after = after.replace("  # the folder of this card", "  # the folder that the demo wrote", 1)
-    card.write_text(before + code + after, encoding="utf-8")
+    write_card(folder, config, nn.Identity(), CardDetails(license=LICENSE, folder=SHIPPED.name, audit=audit))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 import re
 
 import pytest
+import torch
 from hub_metadata import metadata
 
-from benchmarks.forget.demo_card import NO_WEIGHTS, SHIPPED, write_demo_card
-from sae_unlearn.errors import GuardrailError
+from benchmarks.forget.demo_card import SHIPPED, write_demo_card
+from sae_unlearn import attach_guardrail, guardrail_status
+from sae_unlearn.demo import load_demo_model, load_demo_sae
 from sae_unlearn.evaluation import AuditReport
 from sae_unlearn.guardrail.storage.folder import GuardrailFolder
 
@@ -27,11 +29,21 @@ def test_it_is_what_is_written_from_the_config_and_the_audit(tmp_path):
     assert written.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
 
 
-def test_it_says_before_its_code_that_it_has_no_weights():
-    before, _ = CARD.split("```python\n", 1)
-    assert before.endswith(NO_WEIGHTS)
-    with pytest.raises(GuardrailError, match=r"adapter_model\.safetensors"):
-        GuardrailFolder.open(SHIPPED).artefact()
+def test_its_weights_are_those_of_the_config_and_of_the_demos_sae():
+    artefact = GuardrailFolder.open(SHIPPED).artefact()
+    assert artefact.damage is None
+    config, sae = artefact.config, load_demo_sae()
+    part = sae.slice([*config.feature_ids, *config.gate_feature_ids])
+    assert torch.equal(artefact.tensors["encoder.weight"], part.W_enc.T)
+    assert torch.equal(artefact.tensors["decoder.weight"], part.W_dec[: config.num_features])
+
+
+@pytest.mark.slow
+def test_it_is_attached_as_its_card_says(monkeypatch):
+    model, _ = load_demo_model()
+    monkeypatch.chdir(SHIPPED.parent)
+    guarded = attach_guardrail(model, SHIPPED.name)
+    assert guardrail_status(guarded).verdict == "guarded"
 
 
 def test_it_sums_up_the_audit_in_a_dozen_rows():
