@@ -73,7 +73,7 @@ class ActiveFeatures(NamedTuple):
         return bags(self.features, self.starts, weights) + bias
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """Values of the tokens, `[tokens, ...]`, row by row."""
+        """Return values of the tokens, `[tokens, ...]`, row by row."""
         return list(values.split(self.lengths.tolist()))
 
 

@@ -56,7 +56,7 @@ class ResidualTokens(NamedTuple):
         return ResidualTokens(self.lengths[chosen], self.residual[tokens], self.usual[tokens])
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """Values of the tokens, `[tokens, ...]`, row by row."""
+        """Return values of the tokens, `[tokens, ...]`, row by row."""
         return list(values.split(self.lengths.tolist()))
 
 
