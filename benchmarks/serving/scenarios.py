@@ -35,7 +35,9 @@ SCENARIOS = {
     "bare": Scenario("none", "no guardrail"),
     "prefix": Scenario("prefix", "prompts in pieces of 64 tokens; all prompts again, from the cache", CHUNKS, repeat=2),
     "preempted": Scenario(
-        "prefix", "34 blocks of cache: requests preempted", {"num_gpu_blocks_override": 34, "max_model_len": 512}
+        "prefix",
+        "108 blocks of 32 tokens: requests preempted",
+        {"block_size": 32, "num_gpu_blocks_override": 108, "max_model_len": 512},
     ),
     "sequence": Scenario("sequence", "whole prompts", WHOLE),
     "refuse": Scenario("refuse", 'action="refuse", pieces of 128 tokens', {"max_num_batched_tokens": 128}),

@@ -49,14 +49,19 @@ def run(reference, name):
     return found["passes"]
 
 
+def apart(reference, name):
+    """Run a scenario in a process of its own: what engines before it leave behind changes which requests wait."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(run, reference, name).result()
+
+
 def test_preempted_prompts(reference):
-    assert run(reference, "preempted")["resumed"] > 0
+    assert apart(reference, "preempted")["resumed"] > 0
 
 
 def test_drafts(reference):
-    """In a process of its own: vLLM 0.32 on a CPU starts no other engine in a process after one that drafts."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        assert process.submit(run, reference, "drafts").result()["drafts"] > 0
+    """vLLM 0.32 on a CPU also starts no other engine in a process after one that drafts."""
+    assert apart(reference, "drafts")["drafts"] > 0
 
 
 # ------------------------------------------------------------------------------- requests choose among its guardrails
