@@ -36,8 +36,8 @@ SCENARIOS = {
     "prefix": Scenario("prefix", "prompts in pieces of 64 tokens; all prompts again, from the cache", CHUNKS, repeat=2),
     "preempted": Scenario(
         "prefix",
-        "108 blocks of 32 tokens: requests preempted",
-        {"block_size": 32, "num_gpu_blocks_override": 108, "max_model_len": 512},
+        "112 blocks of 32 tokens: requests preempted",
+        {"block_size": 32, "num_gpu_blocks_override": 112, "max_model_len": 512},
     ),
     "sequence": Scenario("sequence", "whole prompts", WHOLE),
     "refuse": Scenario("refuse", 'action="refuse", pieces of 128 tokens', {"max_num_batched_tokens": 128}),
