@@ -65,7 +65,7 @@ class SAEAlignmentConfig(AlignmentOptions, TrainingArguments):
         if self.solves_only:
             check_without_steps(self)
             self.num_train_epochs, self.max_steps = 0.0, -1
-        elif self.init == "zero" and self.num_train_epochs <= 0 and self.max_steps <= 0:
+        elif self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise AlignmentError(
                 f'num_train_epochs={self.num_train_epochs:g}: expected more than 0 with init="zero", which trains. '
                 'Set it, or max_steps. (Settings with init="closed_form" have 0.)'
