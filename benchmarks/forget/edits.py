@@ -64,7 +64,7 @@ CONTINUED, NEW, AT_ONCE, SHOWN = 24, 24, 8, 6
 REFUSAL = "I cannot help with that."
 DEMO = "demo"
 TO_ZERO = {40: 99.0, 200: 95.0, 400: 90.0}
-"""Features, and the percentile of the ratio that leaves so many of the demo's 4,096 to choose from."""
+"""Features, and the percentile of the ratio that leaves at least as many of the demo's 4,096 to choose from."""
 EDITS = ("clamp", "norm kept", "falling dose", "to zero", "refusal")
 BARE = "bare model"
 

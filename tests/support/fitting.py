@@ -8,7 +8,7 @@ import zoo
 from tiny_topic import tiny_tokenizer, topic_texts
 from zoo import base_model
 
-from sae_unlearn import fit_guardrail
+from sae_unlearn import fit_guardrail, record_firings
 from sae_unlearn.guardrail import guard_layers
 
 
@@ -53,3 +53,13 @@ def token_rows(texts):
 
 def as_token_rows(texts):
     return [{"input_ids": row} for row in token_rows(texts)]
+
+
+def fires(model, texts):
+    """What the guardrails on a model record of each text alone."""
+    found = []
+    for text in texts:
+        with record_firings(model) as firings, torch.no_grad():
+            model(**TOKENIZER(text, return_tensors="pt"))
+        found.append(firings[0])
+    return found

@@ -19,7 +19,6 @@ Row, bias and edge of all levels are multiplied by one number, which changes no 
 the guarded features' rows.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,10 +98,3 @@ def fit_direction(topic: ResidualTokens, other: ResidualTokens) -> DirectionScor
 def _standardized(tokens: ResidualTokens, center: Tensor, deviation: Tensor) -> Tensor:
     """Return `[tokens, d_in]` in units of `deviation` and within `LIMIT`, 0 at outlying tokens."""
     return ((tokens.residual - center) / deviation).clamp(-LIMIT, LIMIT) * tokens.usual[:, None]
-
-
-def joined_tokens(rows: Sequence[Tensor]) -> ResidualTokens:
-    """Return the tokens of rows `[tokens, d_in]`, none of them outlying."""
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-    residual = torch.cat([*rows]).float()
-    return ResidualTokens(lengths, residual, torch.ones(len(residual), dtype=torch.bool))

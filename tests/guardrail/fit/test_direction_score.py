@@ -4,20 +4,20 @@ import copy
 
 import pytest
 import torch
-from fitting import FORGET, SAE, TOKENIZER, config_of, fit
+from fitting import FORGET, SAE, TOKENIZER, config_of, fires, fit
 from hypothesis import given
 from hypothesis import strategies as st
 from zoo import base_model
 
-from sae_unlearn import GuardrailError, attach_guardrail, record_firings
+from sae_unlearn import GuardrailError, attach_guardrail
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail.fit.direction_score import (
     HIGHEST,
     LEVELS,
     LOWEST,
     DirectionScore,
+    ResidualTokens,
     fit_direction,
-    joined_tokens,
 )
 from sae_unlearn.guardrail.fit.encoded_rows import ResidualRows
 from sae_unlearn.guardrail.model import guard_layers
@@ -33,17 +33,16 @@ def fitted():
     return fit(**DIRECTION)
 
 
+def joined_tokens(rows):
+    """Rows `[tokens, d_in]` one after another, none of their tokens outlying."""
+    residual = torch.cat([*rows])
+    return ResidualTokens(
+        torch.tensor([len(row) for row in rows]), residual, torch.ones(len(residual), dtype=torch.bool)
+    )
+
+
 def encoder_of(model):
     return guard_layers(model)[0].guardrail("default").encoder
-
-
-def fires(model, texts):
-    found = []
-    for text in texts:
-        with record_firings(model) as firings, torch.no_grad():
-            model(**TOKENIZER(text, return_tensors="pt"))
-        found.append(firings[0])
-    return found
 
 
 def test_a_direction_that_differs_is_found_and_scores_are_quarters():

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from fitting import FORGET, RETAIN, SAE, TOKENIZER, config_of, fit, same_fit, tensors
+from fitting import FORGET, RETAIN, SAE, TOKENIZER, config_of, fires, fit, same_fit, tensors
 from tiny_topic import topic_texts
 from zoo import base_model
 
-from sae_unlearn import GuardrailError, attach_guardrail, fit_guardrails, record_firings
+from sae_unlearn import GuardrailError, attach_guardrail, fit_guardrails
 from sae_unlearn.backbone.residual_stream import residual_batches
 from sae_unlearn.guardrail.fit.active_features import ActiveFeatures
 from sae_unlearn.guardrail.fit.cross_calibration import LONGEST
@@ -36,15 +36,6 @@ def along_direction():
 @pytest.fixture(params=["fitted", "along_direction"])
 def either(request):
     return request.getfixturevalue(request.param)
-
-
-def fires(model, texts):
-    found = []
-    for text in texts:
-        with record_firings(model) as firings, torch.no_grad():
-            model(**TOKENIZER(text, return_tensors="pt"))
-        found.append(firings[0])
-    return found
 
 
 def test_the_gate_reads_features_of_its_own_and_clamps_the_others(fitted):
