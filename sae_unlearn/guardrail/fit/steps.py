@@ -78,8 +78,8 @@ class Fit:
             )
         self.outliers_left_out = sum(gathered(self.outliers.dropped))
         many = self.outliers_left_out > MANY_OUTLIERS * sum(rows.selection_rows for rows in self.rows.values())
-        many = many or self.plan.gate_reads == "direction"  # one such token would move it by HIGHEST
-        if (many or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
+        along = self.plan.gate_reads == "direction"  # one such token would move it by HIGHEST
+        if (many or along or self.plan.begins_bare) and math.isfinite(self.outliers.limit):
             self.config.tokens = replace(self.config.tokens, outlier_norm=self.outliers.limit)
         if self.plan.evidence == "log_ratio":
             ids = [*self.config.feature_ids]  # not a tuple: that would index a tensor's dimensions

@@ -47,8 +47,9 @@ def fitted_gate(
     )
     alpha, smallest = 1 - plan.threshold_percentile / 100, config.statistic_kwargs.min_tokens
     longest = max(LONGEST, plan.read["max_length"]) if plan.for_serving else LONGEST
-    fit_score: Callable[[Any, Any], GateScore] = partial(fit_features, number=plan.num_gate_features)
-    fit_score = fit_direction if plan.gate_reads == "direction" else fit_score
+    fit_score: Callable[[Any, Any], GateScore] = fit_direction
+    if plan.gate_reads == "features":
+        fit_score = partial(fit_features, number=plan.num_gate_features)
     fit = fit_windowed(forget, retain, fit_score, alpha, plan.margin, smallest, longest)
     encoder, bias = _set_score(plan, config, fit.score, guarded)
     constants = fit.calibrated.parameters._asdict()
