@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.alignment.pooled_measures import LAYER, Meter
 from benchmarks.alignment.pooled_summary import summarize
 from benchmarks.forget.topics import data_folder
 from sae_unlearn import SAEAlignmentConfig, SAEAlignmentTrainer
-from sae_unlearn.alignment import reference
+from sae_unlearn.alignment import EntitySet, reference
 from sae_unlearn.alignment.closed_form import of_trainer
 from sae_unlearn.alignment.closed_form.damage import Damage
 from sae_unlearn.alignment.metrics import judge
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
 
 def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], paths: dict[int, Path]) -> None:
     """Align and measure the sets that have no file yet."""
-    model, tokenizer, data, sae = meter.model, meter.tokenizer, meter.data, load_demo_sae()
+    model, data = meter.model, meter.data
     sets = data.choice if args.choice else data.sets
     for i, path in paths.items():
         if path.exists():
@@ -160,48 +161,63 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
                 base = meter.measure(model, targets, others, i) if i == args.sets[0] else meter.recall(model, targets)
                 if i == args.sets[0]:
                     base |= meter.choice(model, data.unknown_test, QUESTIONS[1], "unknown unseen")
-                _write(before, {"recipe": "base", "set": i, **base})
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = SAEAlignmentTrainer(
-                model=model,
-                args=settings(folder, str(args.cache), **options),
-                processing_class=tokenizer,
-                sae=sae,
-                train_dataset=targets,
-                known=data.known_train,
-                unknown=data.unknown_train,
-                retain_dataset=data.retain,
-            )
-            stop = StopAtDamage(meter, args.damage)
-            if options["init"] == "zero":
-                trainer.add_callback(stop)
-            ready = time.monotonic()
-            trainer.train()
-            seconds = time.monotonic() - ready
+                write(before, {"recipe": "base", "set": i, **base})
+        stop = StopAtDamage(meter, args.damage)
+        callbacks = [stop] if options["init"] == "zero" else []
+        trainer, seconds = trained(meter, model, targets, args.cache, options, callbacks)
         tuned = trainer.model.eval()
         if stop.kept:
             for key, value in tuned.named_parameters():
                 if key in stop.kept:
                     value.data.copy_(stop.kept[key])
         found = {"recipe": args.name or args.recipe, "set": i, "options": options, "targets": targets.names}
-        found |= {"seconds preparing": ready - start, "seconds": seconds, "step": stop.step}
-        if trainer.solution is not None:
-            found |= {**trainer.solution.to_dict(), "tried": trainer.solution.tried}
-        rows = trainer.eval_dataset.targets
-        states = reference.entity_states(base_model_of(tuned), rows, LAYER, 32)
-        found |= judge(trainer.setting, states) | trainer._ways.judge(trainer.eval_dataset, states)
+        found |= {**seconds, "step": stop.step, **judged(trainer)}
         found |= meter.measure(tuned, targets, others, i)
         if i < args.rounded:
             found |= meter.rounded(tuned, targets)
-        _write(path, found)
+        write(path, found)
         tuned.save_pretrained(args.results / "adapters" / path.stem)
         tuned.unload()
         if hasattr(model, "peft_config"):
             del model.peft_config
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def trained(
+    meter: Meter,
+    model: Any,
+    targets: EntitySet,
+    cache: Path,
+    options: dict[str, Any],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[SAEAlignmentTrainer, dict[str, float]]:
+    """A trainer that has trained, and the seconds of its preparation and of its training."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SAEAlignmentTrainer(
+            model=model,
+            args=settings(folder, str(cache), **options),
+            processing_class=meter.tokenizer,
+            sae=load_demo_sae(),
+            train_dataset=targets,
+            known=meter.data.known_train,
+            unknown=meter.data.unknown_train,
+            retain_dataset=meter.data.retain,
+            callbacks=[*callbacks],
+        )
+        ready = time.monotonic()
+        trainer.train()
+    return trainer, {"seconds preparing": ready - start, "seconds": time.monotonic() - ready}
+
+
+def judged(trainer: SAEAlignmentTrainer) -> dict[str, Any]:
+    """What was solved, and where the states of the targets are."""
+    found = {**trainer.solution.to_dict(), "tried": trainer.solution.tried} if trainer.solution else {}
+    states = reference.entity_states(base_model_of(trainer.model), trainer.eval_dataset.targets, LAYER, 32)
+    return found | judge(trainer.setting, states) | trainer._ways.judge(trainer.eval_dataset, states)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """A cell, whole or not at all."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found, indent=1))
     part.replace(path)

@@ -108,19 +108,19 @@ class Meter:
         return [round(answers.right.value * len(cities)), len(cities)]
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, targets: EntitySet, others: EntitySet, part: int) -> dict[str, Any]:
+    def measure(self, model: nn.Module, targets: EntitySet, others: EntitySet, part: int | None) -> dict[str, Any]:
         """Every figure; a share as the number of right answers and that of all.
 
         Args:
             model: to measure.
             targets: of this set.
             others: targets of another set, which are known neighbors here.
-            part: which quarter of the other facts is asked.
+            part: which quarter of the other facts is asked; None for all of them.
         """
         data, found = self.data, self.recall(model, targets)
         found |= self.choice(model, others, QUESTIONS[1], "others unseen")
         for group, facts in self.facts.items():
-            right = self._completed(model, facts[part % PARTS :: PARTS])
+            right = self._completed(model, facts if part is None else facts[part % PARTS :: PARTS])
             found[group] = [sum(right), len(right)]
         found["damage"] = self.damage(model)
         sets = {

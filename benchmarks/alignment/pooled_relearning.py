@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import nn
 
 from benchmarks.alignment.data import QUESTIONS
-from benchmarks.alignment.pooled import _write
+from benchmarks.alignment.pooled import write
 from benchmarks.alignment.pooled_data import load_pooled_data
 from benchmarks.alignment.pooled_measures import Meter
 from benchmarks.alignment.real_measures import taught_and_rest
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             if recipe not in ("base", NEVER_KNOWN):
                 tuned = PeftModel.from_pretrained(model, args.results / "adapters" / f"{recipe}-{i}")
             found = {"recipe": recipe, "attack": kind, "set": i, "steps": attack(meter, tuned, cities, args.full)}
-            _write(path, found)
+            write(path, found)
             if tuned is not model:
                 tuned.unload()
                 if hasattr(model, "peft_config"):

@@ -5,6 +5,7 @@ from scipy.stats import ttest_rel
 
 from benchmarks.alignment.pooled_data import PER_COUNTRY, SIZE, _sets
 from benchmarks.alignment.pooled_relearning import pooled_points
+from benchmarks.alignment.pooled_sizes import SETS, SHARES, TOGETHER, by_size, groups
 from benchmarks.alignment.pooled_summary import paired, pooled
 from benchmarks.site_pages import alignment_pooled as page
 from sae_unlearn.alignment import EntitySet
@@ -115,3 +116,30 @@ def test_relearning_is_pooled_by_recipe_side_and_measure():
     assert points["taught", "picks"]["steps"]["20"]["value"] == pytest.approx(0.9)
     assert points["untaught", "picks"]["steps"]["0"]["value"] == pytest.approx(0.4)
     assert points["untaught", "p"]["steps"]["20"]["value"] == pytest.approx(0.25)
+
+
+def sized(cities, right, n):
+    return {"cities": cities, "targets unseen": [right, n], "damage": 0.1} | {
+        share: [5, 10] for share in SHARES if share != "targets unseen"
+    }
+
+
+def test_cities_of_a_size_are_pooled_and_facts_are_counted_once():
+    found = by_size(
+        {
+            "base": {**sized(0, 180, 200), "cities": 0},
+            "together-1-5": sized(50, 10, 50),
+            "together-6-10": sized(50, 20, 50),
+            "chain": {"steps": []},
+        }
+    )
+    assert list(found) == ["0", "50"]
+    assert found["50"]["targets"] == 100
+    assert found["50"]["targets unseen"]["value"] == pytest.approx(0.3)
+    assert found["50"]["targets unseen"]["n"] == 100
+    assert found["50"]["near"]["n"] == 10
+
+
+def test_every_set_is_in_one_group_of_each_size():
+    assert [len(groups(size)) for size in TOGETHER] == [4, 1]
+    assert all(sorted(i for few in groups(size) for i in few) == list(SETS) for size in TOGETHER)
