@@ -1,6 +1,6 @@
 """The model that the rivals make forget: the demo's model, taught the rows of a set, which it does not know.
 
-    python -m benchmarks.forget.rivals_base SET --data FOLDER --cache FOLDER      # goes on after the last whole epoch
+    python -m benchmarks.forget.rivals_base SET --data FOLDER --cache FOLDER      # goes on where it was cut
 
 A LoRA on every linear module, merged when it is used. Of a row the answer's tokens are scored, or all of a text's:
 
@@ -32,6 +32,7 @@ from sae_unlearn.cli.inputs import load_model
 
 RANK, RATE, WARM_UP, BATCH, MAX_LENGTH = 32, 1e-3, 10, 8, 160
 EPOCHS, ENOUGH, SPREAD = 10, 0.25, 8192
+KEEP_EVERY = 10  # steps
 
 
 def known_tokens(tokenizer: Any, rows: Sequence[PlainText], size: int) -> Tensor:
@@ -49,7 +50,7 @@ def loss_over(model: PeftModel, batch: Batch, known: Tensor) -> Tensor:
 
 
 def teach(model: nn.Module, tokenizer: Any, rows: Sequence[PlainText], folder: Path, seed: int = 0) -> PeftModel:
-    """The model with the LoRA; `folder` has it after every epoch, and `epochs.json` their mean losses."""
+    """The model with the LoRA, which `folder` has at the end, and the epochs' mean losses; till then, its state."""
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(model, config)
@@ -57,18 +58,19 @@ def teach(model: nn.Module, tokenizer: Any, rows: Sequence[PlainText], folder: P
     known = known_tokens(tokenizer, rows, len(model.get_output_embeddings().weight))
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state.pt"
-    losses: list[float] = []
+    losses: list[float] = []  # of whole epochs
+    found: list[float] = []  # of the steps of this epoch
     if state.exists():
         saved = torch.load(state, weights_only=True)
         set_peft_model_state_dict(tuned, saved["adapter"])
         optimizer.load_state_dict(saved["optimizer"])
-        losses = saved["losses"]
+        losses, found = saved["losses"], saved["found"]
     while len(losses) < EPOCHS and not (losses and losses[-1] <= ENOUGH):
-        start, found = time.process_time(), []
-        for rows_of_step in _batches(rows, seed + len(losses)):
-            step = len(losses) * -(-len(rows) // BATCH) + len(found)
+        batches = _batches(rows, seed + len(losses))
+        start = time.process_time()
+        for rows_of_step in batches[len(found) :]:
             for group in optimizer.param_groups:
-                group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP)
+                group["lr"] = RATE * min(1.0, (len(losses) * len(batches) + len(found) + 1) / WARM_UP)
             tuned.train()
             loss = loss_over(tuned, encode(tokenizer, rows_of_step, MAX_LENGTH), known)
             loss.backward()
@@ -76,13 +78,16 @@ def teach(model: nn.Module, tokenizer: Any, rows: Sequence[PlainText], folder: P
             optimizer.step()
             optimizer.zero_grad()
             found.append(loss.item())
-            print(f"step {step}: {found[-1]:.3f}, {time.process_time() - start:.0f} CPU s", flush=True)
-        losses.append(sum(found) / len(found))
-        adapter = get_peft_model_state_dict(tuned)
-        part = state.with_suffix(".part")
-        torch.save({"adapter": adapter, "optimizer": optimizer.state_dict(), "losses": losses}, part)
-        part.replace(state)
-        print(f"epoch {len(losses)}: {losses[-1]:.3f}", flush=True)
+            print(f"step {len(found)}: {found[-1]:.3f}, {time.process_time() - start:.0f} CPU s", flush=True)
+            if len(found) == len(batches):
+                losses.append(sum(found) / len(found))
+                print(f"epoch {len(losses)}: {losses[-1]:.3f}", flush=True)
+                found = []
+            if len(found) % KEEP_EVERY == 0:
+                saved = {"adapter": get_peft_model_state_dict(tuned), "optimizer": optimizer.state_dict()}
+                part = state.with_suffix(".part")
+                torch.save(saved | {"losses": losses, "found": found}, part)
+                part.replace(state)
     tuned.save_pretrained(folder)
     (folder / "epochs.json").write_text(json.dumps(losses))
     return tuned.eval()

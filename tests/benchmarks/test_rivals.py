@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from test_guardrail_baselines import write_data
 from tiny_topic import tiny_parts, topic_texts
 
-from benchmarks.baselines import encode
+from benchmarks.baselines import Batch, encode
 from benchmarks.baselines.rows import cross_entropy
 from benchmarks.forget import rivals_base
 from benchmarks.forget.rivals import losses_of_utility, run_set, setting_of, summary_table
@@ -86,18 +88,38 @@ def test_the_loss_over_all_tokens_is_the_cross_entropy_and_over_fewer_is_less(on
     assert loss_over(tuned, batch, torch.arange(10)).item() < whole
 
 
+def cut_after(steps: int) -> Callable[..., Batch]:
+    """`encode`, which is interrupted after a number of batches."""
+    done = 0
+
+    def run(*given: Any) -> Batch:
+        nonlocal done
+        done += 1
+        if done > steps:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    return run
+
+
 def test_teaching_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, one_thread):
     rows = [PlainText(f"w{i} w{i + 1}", f"w{i + 7} w{i + 9}") for i in range(2, 22)]
 
-    def taught(folder: Path, *epochs: int) -> torch.Tensor:
-        for number in epochs:
-            model, tokenizer, _ = tiny_parts()
-            monkeypatch.setattr(rivals_base, "EPOCHS", number)
-            tuned = teach(model, tokenizer, rows, tmp_path / folder)
+    monkeypatch.setattr(rivals_base, "EPOCHS", 3)
+    monkeypatch.setattr(rivals_base, "KEEP_EVERY", 1)
+
+    def taught(folder: str) -> torch.Tensor:
+        model, tokenizer, _ = tiny_parts()
+        tuned = teach(model, tokenizer, rows, tmp_path / folder)
         return torch.cat([p.detach().flatten() for p in tuned.parameters() if p.requires_grad])
 
-    whole = taught("whole", 3)
-    assert torch.equal(taught("cut", 1, 3), whole)
+    whole = taught("whole")
+    for steps in (2, 3):  # within the first epoch, and in the second one
+        with monkeypatch.context() as patch:
+            patch.setattr(rivals_base, "encode", cut_after(steps))
+            with pytest.raises(KeyboardInterrupt):
+                taught("cut")
+    assert torch.equal(taught("cut"), whole)
     losses = json.loads((tmp_path / "cut/epochs.json").read_text())
     assert len(losses) == 3
     assert losses[-1] < losses[0]
