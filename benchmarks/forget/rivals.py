@@ -5,7 +5,8 @@
     python -m benchmarks.forget.rivals summary --cache CACHE [--write]              # writes benchmarks/results
 
 `rivals_plan.md` fixes what is measured; cells lie in the cache, one file for each set and method. `E` is the folder of
-the sentence encoder that `gates/text_gates.py` names.
+the sentence encoder that `gates/text_gates.py` names. The page waits in `site_pages/waiting`: once a set is whole and
+written, it goes to `templates/evidence` and gets a line in `mkdocs.yml` and in `site_pages/index.py`.
 """
 
 import argparse
@@ -46,6 +47,7 @@ ANSWER_TOKENS, SHORT_TOKENS, AT_ONCE, SHOWN = 32, 12, 18, 4
 GENERAL = ("real_authors", "world_facts")
 FILLER_WORDS, RELEARNING_STEPS = 64, 12
 ATTACKS = ("filler", "paraphrased", "relearned")
+PARTS = ("forget", "retain", *GENERAL, *ATTACKS)
 KEPT = 0.01
 """What general knowledge and MMLU may lose and count as kept."""
 
@@ -140,33 +142,50 @@ def losses_of_utility(cell: dict[str, Any], base: dict[str, Any]) -> tuple[float
     return general(base) - general(cell), share[0] - share[1]
 
 
-def summary_table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+def figures_of(cell: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a cell: means with intervals, and the first answers to the forget questions."""
+    found = {
+        part: {measure: estimate(cell[part], measure).to_dict() for measure in ("rouge", "probability")}
+        for part in PARTS
+    }
+    mmlu = {"value": sum(cell["mmlu"]) / len(cell["mmlu"]), "n": len(cell["mmlu"])}
+    general, choices = losses_of_utility(cell, base)
+    return {
+        "method": cell["method"],
+        "strength": cell["chosen"]["strength"] if "chosen" in cell else None,
+        "within": cell.get("within", True),
+        "utility_kept": max(general, choices) <= KEPT + 1e-9,
+        "utility_lost": {"general": general, "mmlu": choices},
+        "mmlu": mmlu,
+        "said": cell["forget"]["said"],
+        **found,
+    }
+
+
+def summary_table(methods: Sequence[dict[str, Any]]) -> list[list[str]]:
     """One row for each method of a set: ROUGE-L recall, with the probability of the answer in brackets."""
-    parts = ("forget", "retain", *GENERAL, *ATTACKS)
-    base = next(cell for cell in cells if cell["method"] == "base")
-    rows = [["method", "strength", *parts, "MMLU", "utility kept"]]
-    for cell in sorted(cells, key=lambda cell: METHODS.index(cell["method"])):
-        strength = f"{cell['chosen']['strength']:g}{'' if cell['within'] else ' (over)'}" if "chosen" in cell else ""
-        figures = [
-            f"{estimate(cell[p], 'rouge').value:.2f} ({estimate(cell[p], 'probability').value:.2f})" for p in parts
-        ]
-        kept = all(loss <= KEPT for loss in losses_of_utility(cell, base))
-        mmlu = f"{sum(cell['mmlu']) / len(cell['mmlu']):.2f}"
-        rows.append([cell["method"], strength, *figures, mmlu, "yes" if kept else "no"])
+    rows = [["method", "strength", *PARTS, "MMLU", "utility kept"]]
+    for found in methods:
+        strength = "" if found["strength"] is None else f"{found['strength']:g}{'' if found['within'] else ' (over)'}"
+        shares = ["{:.2f} ({:.2f})".format(*(found[p][m]["value"] for m in ("rouge", "probability"))) for p in PARTS]
+        kept = "yes" if found["utility_kept"] else "no"
+        rows.append([found["method"], strength, *shares, f"{found['mmlu']['value']:.2f}", kept])
     return rows
 
 
 def summarise(args: argparse.Namespace) -> None:
-    """Print the tables, and write the sets that are whole."""
-    whole = []
+    """Print the tables, and write the sets of which every method was measured."""
+    whole = {}
     for name in args.sets:
-        cells = [json.loads(path.read_text()) for path in sorted((args.cache / "cells" / name).glob("*.json"))]
-        if not any(cell["method"] == "base" for cell in cells):
+        cells = [json.loads(path.read_text()) for path in (args.cache / "cells" / name).glob("*.json")]
+        cells.sort(key=lambda cell: METHODS.index(cell["method"]))
+        if not cells or cells[0]["method"] != "base":
             continue
-        print(f"{name}\n\n{table(summary_table(cells))}\n")
-        taught = json.loads((args.cache / name / "epochs.json").read_text())
-        if {cell["method"] for cell in cells} == set(METHODS):
-            whole.append({"set": name, "epochs": taught, "cells": cells})
+        methods = [figures_of(cell, cells[0]) for cell in cells]
+        print(f"{name}\n\n{table(summary_table(methods))}\n")
+        if [cell["method"] for cell in cells] == list(METHODS):
+            taught = json.loads((args.cache / name / "epochs.json").read_text())
+            whole[name] = {"taught_loss": taught, "methods": methods}
     if args.write and whole:
         (RESULTS / "rivals.json").write_text(json.dumps(whole, indent=1) + "\n")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,21 @@ from tiny_topic import tiny_parts, topic_texts
 
 from benchmarks.baselines import Batch, encode
 from benchmarks.baselines.rows import cross_entropy
-from benchmarks.forget import rivals_base
-from benchmarks.forget.rivals import losses_of_utility, run_set, setting_of, summary_table
+from benchmarks.forget import rivals, rivals_base
+from benchmarks.forget.methods import OURS
+from benchmarks.forget.rivals import PARTS, run_set, setting_of
 from benchmarks.forget.rivals_base import loss_over, teach
-from benchmarks.forget.rivals_methods import EMBEDDING, METHODS, Arena, topic_direction, turned
+from benchmarks.forget.rivals_methods import ALWAYS_ON, EMBEDDING, METHODS, Arena, topic_direction, turned
 from benchmarks.forget.rivals_sets import SETS, Contest, as_row, as_text, load_contest
 from benchmarks.forget.setting import PlainText, Texts
 from benchmarks.gates.text_gates import TextGate, tfidf_fit
+from benchmarks.site_pages import generate, results
+from benchmarks.site_pages import rivals as page
 from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.evaluation import Choice, Fact
+
+
+WAITING = generate.TEMPLATES.parent / "waiting/rivals.md.in"
 
 
 def write_sets(folder: Path) -> None:
@@ -213,12 +220,54 @@ def test_every_method_is_measured_once_and_leaves_the_model_as_it_was(tmp_path, 
         for part in ("forget", "filler", "paraphrased", "relearned"):
             assert len(cell[part]["rouge"]) == 4
             assert all(0 < p <= 1 and math.isfinite(p) for p in cell[part]["probability"])
-    rows = summary_table(cells)
-    assert [row[0] for row in rows[1:]] == list(METHODS)
-    base = next(cell for cell in cells if cell["method"] == "base")
-    assert losses_of_utility(base, base) == (0.0, 0.0)
+    base = json.loads((tmp_path / "base.json").read_text())
     gated = next(cell for cell in cells if cell["method"] == EMBEDDING)
     assert gated["forget"]["probability"] != base["forget"]["probability"]
+
+
+def cell_of(method: str, forget: float, attacked: float, general: float = 1.0, right: int = 3) -> dict[str, Any]:
+    """A cell in which every question of a part has one figure."""
+    values = {"forget": forget, "retain": 1.0, "real_authors": general, "world_facts": general}
+    parts = {
+        part: {
+            "rouge": [values.get(part, attacked)] * 4,
+            "probability": [0.5] * 4,
+            "said": ["a"],
+            "subjects": [*"aabb"],
+        }
+        for part in PARTS
+    }
+    chosen = {} if method == "base" else {"chosen": {"strength": 1.0}, "within": True}
+    return {"set": "tofu", "method": method, "mmlu": [True] * right + [False], **parts, **chosen}
+
+
+def test_the_summary_is_written_once_a_set_is_whole_and_the_page_says_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    (tmp_path / "cells/tofu").mkdir(parents=True)
+    (tmp_path / "tofu").mkdir()
+    (tmp_path / "tofu/epochs.json").write_text("[1.0, 0.25]")
+    args = Namespace(cache=tmp_path, sets=SETS, write=True)
+    cells = [cell_of("base", 0.9, 0.8), cell_of(EMBEDDING, 0.1, 0.6), cell_of(OURS, 0.2, 0.3)]
+    cells += [cell_of("NPO", 0.0, 0.0, general=0.9), cell_of("RMU", 0.0, 0.0, right=2)]
+    cells += [cell_of(ALWAYS_ON, 0.5, 0.5), cell_of("refusal prompt", 0.5, 0.5)]
+    for number, cell in enumerate(cells):
+        assert not (tmp_path / "rivals.json").exists()
+        (tmp_path / f"cells/tofu/{number}.json").write_text(json.dumps(cell))
+        rivals.summarise(args)
+    found = {
+        method["method"]: method for method in json.loads((tmp_path / "rivals.json").read_text())["tofu"]["methods"]
+    }
+    assert list(found) == list(METHODS)
+    assert [name for name, one in found.items() if not one["utility_kept"]] == ["NPO", "RMU"]
+    assert found["NPO"]["utility_lost"]["general"] == pytest.approx(0.1)
+    assert page.best("tofu")["method"] == OURS, "by what is left after the attack that brings back most"
+    text = generate.render(WAITING)
+    assert "| DSG windowed | 1 | 0.20 (0.20 to 0.20) |" in text
+    template = WAITING.read_text()
+    assert not generate.bare_numbers(template)
+    assert not generate.unused_settings(template)
+    results.read_json.cache_clear()
 
 
 def test_a_row_as_text_is_its_question_and_answer():
