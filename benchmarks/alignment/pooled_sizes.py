@@ -57,9 +57,14 @@ def together(meter: Meter, numbers: Sequence[int], args: argparse.Namespace) -> 
     tuned = trainer.model.eval()
     found = {"cities": len(targets), "sets": list(numbers), **seconds, **judged(trainer)}
     found |= meter.measure(tuned, targets, neighbors(meter), None)
-    tuned.unload()
-    del meter.model.peft_config
+    forget_adapters(tuned.unload())
     return found
+
+
+def forget_adapters(model: Any) -> None:
+    """Take PEFT's note of an adapter off a model that has none any more."""
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def chain(meter: Meter, args: argparse.Namespace) -> dict[str, Any]:
@@ -69,8 +74,7 @@ def chain(meter: Meter, args: argparse.Namespace) -> dict[str, Any]:
         trainer, seconds = trained(meter, model, meter.data.sets[number], args.cache, RECIPES[RECIPE])
         solved = judged(trainer)
         model = trainer.model.merge_and_unload().eval()
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        forget_adapters(model)
         found = {"set": number, **seconds, **solved}
         found |= meter.measure(model, meter.data.sets[number], neighbors(meter), None)
         found["earlier"] = {str(i): meter.recall(model, meter.data.sets[i]) for i in CHAIN[: length - 1]}
