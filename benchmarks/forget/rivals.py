@@ -58,7 +58,9 @@ def setting_of(contest: Contest, model: nn.Module, tokenizer: Any, sae: Any) -> 
     return Setting(model, tokenizer, sae, replace(contest.other, name=contest.name, fit=fit, other_fit=other), Size())
 
 
-def asked(arena: Arena, model: nn.Module, facts: Sequence[Fact], prompt: str = "", tokens: int = ANSWER_TOKENS) -> Any:
+def asked(
+    arena: Arena, model: nn.Module, facts: Sequence[Fact], prompt: str = "", tokens: int = ANSWER_TOKENS
+) -> dict[str, Any]:
     """Greedy answers to questions: ROUGE-L recall, whether it begins rightly, and the right answer's probability."""
     tokenizer = arena.setting.tokenizer
     facts = [replace(fact, prompt=prompt + fact.prompt) for fact in facts]

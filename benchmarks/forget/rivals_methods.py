@@ -4,7 +4,7 @@ Every method yields the model as it answers, and a prompt that stands before wha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines import Batch, get_method, train_baseline
 from benchmarks.forget.budget import LossBudget, content_rows, row_means
+from benchmarks.forget.cached_front import cached_front
 from benchmarks.forget.choice import BUDGET, Candidate, choose
 from benchmarks.forget.fitting import fitted
 from benchmarks.forget.methods import GRADIENTS, GUARDS, OURS, PROMPTS, RESIDUAL_DOSES
@@ -98,12 +99,13 @@ def applied(arena: Arena, name: str) -> Iterator[tuple[Applied, dict[str, Any]]]
     else:
         places = _places(arena, name)
         candidates, refused = [], {}
-        for strength, place in places.items():
-            try:
-                with place() as (model, prompt):
-                    candidates.append(arena.candidate(strength, model, prompt))
-            except GuardrailError as error:
-                refused[str(strength)] = str(error)
+        with cached_front(arena.setting.model, arena.setting.layer) if name in GUARDS else nullcontext():
+            for strength, place in places.items():
+                try:
+                    with place() as (model, prompt):
+                        candidates.append(arena.candidate(strength, model, prompt))
+                except GuardrailError as error:
+                    refused[str(strength)] = str(error)
         best = choose(candidates) or min(candidates, key=lambda c: c.damage)
         with places[best.strength]() as both:
             yield both, chosen(candidates, best) | {"refused": refused}
