@@ -211,7 +211,7 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """The guardrail inside vLLM, on its CPU build: an environment of 3.4 GB of its own."""
+    """The guardrail inside vLLM, on its CPU build, and in transformers' server: an environment of 3.4 GB of its own."""
     torch = next(line for line in CONSTRAINTS["constraints"].read_text().splitlines() if line.startswith("torch=="))
     quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     session.install("--quiet", torch, env=quiet)
@@ -221,6 +221,8 @@ def vllm(session: nox.Session) -> None:
     session.install("--quiet", "--no-deps", ".", env=quiet)
     with away(session):
         given = chosen(session, "tests/engines/vllm")
+        if not session.posargs:  # vLLM has all that transformers' server needs
+            given.append(str(ROOT / "tests" / "engines" / "test_transformers_serve.py"))
         session.run("pytest", *settings(), *BOUNDED, "-n0", *given, env=ENVIRONMENT)
 
 

@@ -1,6 +1,6 @@
 """Gather what a guarded vLLM says when a part is taken away: `benchmarks/results/serving_fails_closed.json`.
 
-    SAE_UNLEARN_FAILS_CLOSED=FILE nox -s vllm -- -k "fails_closed or limits"
+    SAE_UNLEARN_FAILS_CLOSED=FILE nox -s vllm -- -k "fails_closed or limits or compiled"
     SAE_UNLEARN_FAILS_CLOSED=FILE pytest tests/cli/test_serve_command.py tests/engines/test_service_check.py
     python -m benchmarks.serving.fails_closed FILE
 

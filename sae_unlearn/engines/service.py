@@ -108,9 +108,9 @@ class Service:
                 f"{self.url}/v1/models: expected a list of models. Pass the address of one."
             ) from error
 
-    def answer(self, question: Question, model: str, choice: dict[str, Any]) -> tuple[str, str, list[int] | None]:
-        """Send a question, and return the request's id, the answer's text, and its token ids or None."""
-        body = {"model": model, "max_tokens": _TOKENS, "temperature": 0, "return_token_ids": True, **choice}
+    def answer(self, question: Question, model: str, more: dict[str, Any]) -> tuple[str, str, list[int] | None]:
+        """Send a question and more fields; return the answer's id, text, and token ids or None."""
+        body = {"model": model, "max_tokens": _TOKENS, "temperature": 0, **more}
         if question.chat:
             path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": question.prompt}]
         else:
@@ -157,21 +157,26 @@ def check_service(
     if not any(question.role == "forget" for question in questions):
         raise GuardrailError(f"forget: expected text on the topic, and {folder} stores none. Pass --forget DATA.")
     try:
-        model, served = service.model(), service.ask("/sae_guardrail/guardrails")
+        served = service.ask("/sae_guardrail/guardrails")
+        if not isinstance(served, dict):
+            return CheckReport((Finding("server", "problem", f"{service.url} {NO_ROUTES}"),))
+        named = served.get("model")  # transformers 5.19 lists the models of the Hub's cache, and not the served one
+        model = named if isinstance(named, str) else service.model()
     except GuardrailError as error:
         return CheckReport((Finding("server", "problem", str(error)),))
-    if not isinstance(served, dict):
-        return CheckReport((Finding("server", "problem", f"{service.url} {NO_ROUTES}"),))
-    if served.get("engine") == "transformers" and not all(isinstance(each.prompt, str) for each in questions):
+    extended = served.get("engine") != "transformers"  # its server refuses fields that are not OpenAI's
+    if not extended and not all(isinstance(each.prompt, str) for each in questions):
         raise GuardrailError("forget: expected text, since this server takes no token ids. Pass --forget DATA.")
     findings = [_identity(name, served.get("guardrails"), stored)]
     if findings[0].status == "problem":
         return CheckReport(tuple(findings))
-    choice = {"vllm_xargs": {"sae_guardrail": name}} if served.get("per_request") else {}
+    more: dict[str, Any] = {"return_token_ids": True} if extended else {}
+    if served.get("per_request"):
+        more["vllm_xargs"] = {"sae_guardrail": name}
     for role in ("forget", "retain"):
         own = [question for question in questions if question.role == role]
         if own:
-            findings += _asked(service, model, name, choice, own, config)
+            findings += _asked(service, model, name, more, own, config)
         if findings[-1].subject == "server":  # it answers no more
             break
     return CheckReport(tuple(findings))
@@ -211,7 +216,7 @@ def _asked(
     service: Service,
     model: str,
     name: str,
-    choice: dict[str, Any],
+    more: dict[str, Any],
     questions: list[Question],
     config: SAEGuardrailConfig,
 ) -> list[Finding]:
@@ -221,7 +226,7 @@ def _asked(
     for number, question in enumerate(questions, 1):
         subject = f"{role} {number}"
         try:
-            request, text, ids = service.answer(question, model, choice)
+            request, text, ids = service.answer(question, model, more)
             record = service.record(request, name)
         except NoAnswer as error:
             return [*findings, Finding("server", "problem", f"It was lost at {subject}: {error}")]

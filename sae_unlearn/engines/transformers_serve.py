@@ -54,7 +54,8 @@ class GuardedServing:
         paths (sequence of str): Folders or Hub ids. Each guardrail is known by the last part of its path.
         batching (bool, *optional*, defaults to True): The server uses continuous batching.
         log (str, *optional*): File to which the record of each request that ends is added, as a line of JSON.
-        model_name (str, *optional*, defaults to ""): Value of the label `model_name` of the metrics.
+        model_name (str, *optional*, defaults to ""): Name by which requests ask for the model; also the label
+            `model_name` of the metrics.
 
     Raises:
         GuardrailError: If a folder is malformed or damaged, two have one name, or the log cannot be written.
@@ -139,7 +140,7 @@ class GuardedServing:
             }
             for name, config in self._configs.items()
         ]
-        return {"engine": "transformers", "per_request": False, "guardrails": found}
+        return {"engine": "transformers", "model": self._model_name, "per_request": False, "guardrails": found}
 
     def records(self, request_id: str = "", limit: int = 100) -> dict[str, Any]:
         """Return what `GET /sae_guardrail/records` answers: by request and guardrail, the fields of `Firing`."""

@@ -173,6 +173,13 @@ def test_a_gate_that_fires_on_the_answer_alone_did_what_it_did_at_the_fit(start,
     assert "retain 1: Clamped" in out
 
 
+def test_a_server_that_names_its_model_is_not_asked_for_a_list(start, check):
+    server = start()
+    server.broken, server.model = True, {"model": "served"}
+    assert check(server)[0] == 0
+    assert {body["model"] for _, body, _ in server.asked} == {"served"}
+
+
 def test_no_server_and_no_model_server(start, check):
     server = start()
     server.broken = True
@@ -263,12 +270,15 @@ def test_a_damaged_folder_is_not_compared(start, check, folder, file):
     assert (code, f"{file} changed after it was saved" in out) == (2, True), out
 
 
-def test_a_server_that_takes_no_token_ids_needs_text(start, check):
+def test_a_server_that_takes_no_token_ids_needs_text(start, check, tmp_path):
     server = start()
     server.engine = "transformers"
     code, out = check(server)
     note("--forget, with transformers' server", out, "check")
     assert (code, "Pass --forget" in out) == (2, True), out
+    (tmp_path / "topic.txt").write_text("on the topic")
+    code, out = check(server, "guard", "--forget", str(tmp_path / "topic.txt"))
+    assert (code, "forget 1: Clamped" in out) == (0, True), out
 
 
 def test_bad_input(start, check, folder, capsys):

@@ -101,6 +101,7 @@ def test_answers_and_records(tiny, batching):
         assert len(firings.read_text().splitlines()) == 2 * len(ROWS)
         _, served = ask(port, "/sae_guardrail/guardrails")
         assert [each["name"] for each in served["guardrails"]] == ["guard", "second"]
+        assert served["model"] == str(tiny / "gemma3")
         assert all("it judges" in each["check"] for each in served["guardrails"])
         fires = [records["guard"][0] for _, records in wanted]
         for side in (True, False):

@@ -1,6 +1,6 @@
 """What a guarded engine says when a part is taken away, gathered for the docs if a file is named.
 
-SAE_UNLEARN_FAILS_CLOSED=FILE pytest tests/engines/vllm -k "fails_closed or limits"
+SAE_UNLEARN_FAILS_CLOSED=FILE pytest tests/engines/vllm -k "fails_closed or limits or compiled"
 SAE_UNLEARN_FAILS_CLOSED=FILE pytest tests/cli/test_serve_command.py tests/engines/test_service_check.py
 python -m benchmarks.serving.fails_closed FILE
 """

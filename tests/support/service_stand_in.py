@@ -24,7 +24,7 @@ class Server(ThreadingHTTPServer):
         self.guardrails, self.action, self.records, self.asked = guardrails, action, {}, []
         self.engine, self.names = "vllm", ["guard"]
         self.answer_ids, self.keeps_records, self.broken, self.per_request = [1], True, False, False
-        self.text = "x"
+        self.text, self.model = "x", {}
         self.ends_at = None  # the path at which it is lost in the middle of an answer
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -53,7 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif url.path == "/v1/models":
             self._send(b"<html>" if server.broken else {"data": [{"id": "m"}]})
         elif url.path == "/sae_guardrail/guardrails" and server.guardrails is not None:
-            self._send({"engine": server.engine, "per_request": server.per_request, "guardrails": server.guardrails})
+            about = {"engine": server.engine, "per_request": server.per_request, **server.model}
+            self._send({**about, "guardrails": server.guardrails})
         elif url.path == "/sae_guardrail/records":
             name = parse_qs(url.query)["request_id"][0]
             self._send({f"{name}-xyz": server.records[name]} if name in server.records else {})
@@ -64,6 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.asked.append((self.path, body, self.headers.get("Authorization")))
+        if server.engine == "transformers" and "return_token_ids" in body:
+            return self._send({"detail": "Unexpected fields in the request: {'return_token_ids'}"}, 422)
         prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
         fires = 5 in prompt if isinstance(prompt, list) else "topic" in prompt
         name = f"cmpl-{len(server.asked)}"
@@ -71,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             record = (FIRED if fires else QUIET) | {"action": server.action}
             server.records[name] = dict.fromkeys(server.names, record)
         said = {"message": {"content": server.text}} if "messages" in body else {"text": server.text}
-        self._send({"id": name, "choices": [{**said, "token_ids": server.answer_ids}]})
+        return self._send({"id": name, "choices": [{**said, "token_ids": server.answer_ids}]})
 
 
 def stored(path):

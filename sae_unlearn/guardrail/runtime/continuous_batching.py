@@ -7,6 +7,7 @@ guardrail cannot work; `update_batch` ends the records of requests. Models witho
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,14 +42,34 @@ def watch_generation() -> None:
 
     @functools.wraps(update)
     def updated(self: Any) -> None:
-        update(self)
         guards = _GUARDS.get(self)
-        if guards is not None:
-            guards.end(functools.partial(_is_running, self.scheduler))
+        if guards is None:
+            return update(self)
+        end = functools.partial(guards.end, functools.partial(_is_running, self.scheduler))
+        router, self.output_router = self.output_router, _RecordsFirst(self.output_router, end)
+        try:
+            update(self)
+        finally:
+            self.output_router = router
+        return end()
 
     watched.watched = True  # type: ignore[attr-defined]
     setattr(ContinuousBatchProcessor, _STEP, watched)
     ContinuousBatchProcessor.update_batch = updated
+
+
+class _RecordsFirst:
+    """transformers' router of answers, which ends records before their answers are delivered."""
+
+    def __init__(self, router: Any, end: Callable[[], None]) -> None:
+        self._router, self._end = router, end
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)
+
+    def deliver_batch(self, outputs: list[Any]) -> None:
+        self._end()
+        self._router.deliver_batch(outputs)
 
 
 def _begun(processor: Any) -> PagedGuards:

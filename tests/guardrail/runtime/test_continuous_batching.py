@@ -17,6 +17,7 @@ from continuous import (
 )
 from served import expected, prompts, save_guardrail, save_model, save_multimodal
 from transformers import Gemma3ForConditionalGeneration
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from upstream import multimodal_models_are_batched
 from zoo import PARAGRAPHS
 
@@ -196,6 +197,21 @@ def test_a_sink_gets_the_record_of_each_request_when_it_ends(tiny, tmp_path):
     for number, (_, records) in enumerate(wanted):
         (record,) = records.values()
         assert tuple(by[f"req_{number}"][key] for key in ("fired", "at_token", "evidence", "tokens")) == record
+
+
+def test_a_record_is_there_when_its_answer_is(tiny, tmp_path, monkeypatch):
+    model, answered = load(tiny / "gemma3", [tiny / "gemma3-guard"]), []
+
+    def deliver(self, outputs, deliver=OutputRouter.deliver_batch):
+        lines = (tmp_path / "log").read_text()
+        answered.extend(output.request_id for output in outputs if output.is_finished())
+        assert all(json.dumps(request) in lines for request in answered)
+        deliver(self, outputs)
+
+    monkeypatch.setattr(OutputRouter, "deliver_batch", deliver)
+    with record_firings(model, to=tmp_path / "log"):
+        answers(model, FEW, record=False)
+    assert len(answered) == len(FEW)
 
 
 def test_a_detached_model_answers_as_if_never_guarded(tiny):
