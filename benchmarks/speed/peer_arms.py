@@ -15,37 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.models import guarded, middle, synthetic_sae, twin, with_lora, with_whole_sae
+from benchmarks.speed.peer_traits import FORMER, OURS
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, attach_guardrail
 from sae_unlearn.backbone.layers import find_decoder_layers, text_config
 from sae_unlearn.guardrail import StatisticKwargs, TokenRules
 
 
-OURS = "guardrail, fires"
 FEATURES, GATE_FEATURES = 20, 300  # the defaults of a fit
 HOT_SHARE = 0.2  # threshold of the gate of the authors' hook
 AUTHORS_FUNCTION = "anthropic_clamp_resid_SAE_features"
-
-
-class Traits(NamedTuple):
-    """What an arm does: its gate, what that is decided on, and its edit."""
-
-    gate: str
-    decided_on: str
-    edit: str
-
-
-TRAITS = {
-    "none": Traits("–", "–", "none"),
-    "guardrail, quiet": Traits("per row", "the row so far, state in the cache", "none here"),
-    OURS: Traits("per row", "the row so far, state in the cache", "20 features, where active"),
-    "former gate, fires": Traits("per row", "the row so far, state in the cache", "20 features, where active"),
-    "repsteer, direction": Traits("none", "–", "one direction, everywhere"),
-    "repsteer, gated clamp": Traits("per row", "the prompt, once", "one feature, everywhere"),
-    "SAELens SAE": Traits("none", "–", "20 features, everywhere"),
-    "authors' hook": Traits("per row", "the tokens of this call", "20 features, at hot tokens"),
-    "whole SAE, rewritten": Traits("per row", "the tokens of this call", "20 features, at hot tokens"),
-    "LoRA": Traits("none", "–", "weights, everywhere"),
-}
 
 
 class Arms(NamedTuple):
@@ -68,7 +46,7 @@ def arms(model: nn.Module, width: int, authors_hook: Path | None) -> Arms:
         "none": twin(model),
         "guardrail, quiet": with_windowed_gate(model, fires=False),
         OURS: with_windowed_gate(model, fires=True),
-        "former gate, fires": guarded(model, FEATURES, fires=True),
+        FORMER: guarded(model, FEATURES, fires=True),
     }
     left_out = {}
     peers: dict[str, Callable[[], nn.Module]] = {

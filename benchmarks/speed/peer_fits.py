@@ -25,15 +25,6 @@ from sae_unlearn.guardrail.fit.passes import DOSE_DOCUMENTS
 
 
 AUTHORS_STATISTICS = "get_feature_activation_sparsity"
-TRAITS = {
-    "truncated": "one pass up to the layer, nothing kept",
-    "truncated, dose": "the same, and the dose's rows once more",
-    "fit": "features, gate, threshold out of folds, dose, report",
-    "fit without regressions": "the same less the gate's regressions",
-    "authors' statistics": "mean activation of each feature, all activations kept; no selection, no threshold",
-    "repsteer DiffMean": "the difference of two means; no gate",
-    "LoRA": "one epoch of gradient steps",
-}
 
 
 class Fits:

@@ -28,15 +28,16 @@ from benchmarks.speed import peer_arms
 from benchmarks.speed.inference import Decoding
 from benchmarks.speed.kernel_count import kernels
 from benchmarks.speed.models import load, random_ids
-from benchmarks.speed.peer_arms import OURS, arms, edits_one_token
+from benchmarks.speed.peer_arms import arms, edits_one_token
 from benchmarks.speed.peer_fits import Fits
+from benchmarks.speed.peer_traits import FORMER, OURS
 from benchmarks.speed.timing import Results, compare, interleaved, machine, median_interval, times_less, timing_parser
 from sae_unlearn import record_firings
+from sae_unlearn.backbone.layers import text_config
 
 
 CELLS = {"step, batch 1": ("step", 1, 128), "step, batch 8": ("step", 8, 64), "prefill, batch 1": ("prefill", 1, 512)}
 FIT = "fit"
-FORMER = "former gate, fires"
 
 
 def check_gates(made: dict[str, nn.Module]) -> None:
@@ -82,17 +83,13 @@ def measure_fits(fits: Fits, seconds: float, least: int, clock: str) -> dict[str
         "length": fits.sides["forget"].shape[1],
         "d_sae": fits.sae.d_sae,
         "layer": fits.layer,
-        "layers": text_layers(fits.model),
+        "layers": text_config(fits.model).num_hidden_layers,
         "machine": machine() | {"load_average_before": before},
         "left_out": fits.left_out,
         "regressions": {"seconds": float(np.median(regressions)), "low": low, "high": high},
         "fit without regressions over its passes": compare(times, "fit without regressions", "truncated, dose"),
         "arms": {name: compare(times, name, "truncated") | {"ours": compare(times, "fit", name)} for name in times},
     }
-
-
-def text_layers(model: nn.Module) -> int:
-    return int(peer_arms.text_config(model).num_hidden_layers)
 
 
 def table(data: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import torch
 from transformers import Gemma3TextConfig
 
 from benchmarks.speed import models, peer_arms, peer_fits, peers
-from benchmarks.speed.peer_arms import OURS, TRAITS
+from benchmarks.speed.peer_traits import FIT_TRAITS, OURS, TRAITS
 
 
 TINY = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "head_dim": 16}
@@ -110,7 +110,7 @@ def test_the_saelens_arm_clamps_the_features_and_keeps_the_error():
 def test_fits_are_timed_apart_from_their_regressions(monkeypatch, tmp_path, authors_file):
     options = ["--cells", "fit", "--rows=32", "--length=16", "--width=2048"]
     cell = run(monkeypatch, tmp_path, *options, "--authors-statistics", str(authors_file))["fit"]
-    assert {*cell["arms"], *cell["left_out"]} == set(peer_fits.TRAITS)
+    assert {*cell["arms"], *cell["left_out"]} == set(FIT_TRAITS)
     assert cell["rows"] == {"forget": 32, "retain": 32}
     assert cell["length"] == 16
     whole, less = (cell["arms"][name]["ms"] for name in ("fit", "fit without regressions"))

@@ -2,7 +2,8 @@
 
 It computes the same as `SAEGuardrailLayer` does with torch's operators, with the same counts. An operator costs some
 microseconds whatever its size, and a guardrail takes thirty of them. Python is faster for a few dozen numbers. Two
-operators are left, or one if no row fires: then the edit is 0, and is not computed.
+operators are left, or one if no row fires: then the edit is 0, and is not computed. Where a gate reads so many more
+features that Python's loop is slower, five operators more compute their scores.
 """
 
 from array import array
@@ -22,7 +23,7 @@ from sae_unlearn.sae.equations import without_autocast
 
 
 LARGEST = 1024
-"""Number of activations in a batch above which the operators are as fast."""
+"""Number of activations in a batch above which Python's loop over them is not faster than operators."""
 
 
 def host_step(
@@ -43,13 +44,17 @@ def host_step(
         check_on_host(earlier, history)
     with without_autocast(hidden):
         pre = torch.nn.functional.linear(hidden[:, 0].to(torch.float32), encoder.weight, encoder.bias)
+        scores: list[float] | list[None] = [None] * batch
+        if batch * config.num_encoded > LARGEST:
+            scores = _scores(pre, encoder.threshold, tables.evidence(config, pre.device))
+            pre = pre[:, : config.num_features]
     usual = usual_norm(hidden, config)
     judge = _Judge(config, encoder.threshold, decoder.clamp)
     states = history.last_rows() or [State(*[0.0] * STATE_SIZE)] * batch
     kept = [True] * batch if mask is None else [shown != 0 for (shown,) in mask.tolist()]
     counted = _counted(kept, ids, config)
     norms = [True] * batch if usual is None else usual[:, 0].tolist()
-    judged = [judge(*row) for row in zip(pre.tolist(), states, counted, norms, kept, strict=True)]
+    judged = [judge(*row) for row in zip(pre.tolist(), states, counted, norms, kept, scores, strict=True)]
     history.append_rows([state for state, _ in judged])
     if all(change is None for _, change in judged):
         return onto
@@ -59,6 +64,15 @@ def host_step(
     with without_autocast(hidden):
         edited = torch.addmm(onto[:, 0].to(torch.float32), by_row, decoder.weight)
     return edited[:, None].to(onto.dtype)
+
+
+def _scores(pre: Tensor, threshold: Tensor, evidence: Tensor | None) -> list[float]:
+    """Return the sum of the evidence of each row's active features, or NaN if a pre-activation is not finite.
+
+    The sums are of quarters, and so exact in any order.
+    """
+    assert evidence is not None  # a gate that reads more than the guarded features weighs them
+    return torch.addmv(pre.sum(dim=1) * 0, (pre > threshold).to(torch.float32), evidence).tolist()
 
 
 def _counted(kept: list[bool], ids: Tensor | None, config: SAEGuardrailConfig) -> list[bool]:
@@ -84,21 +98,26 @@ class _Judge:
         self.guarded = config.num_features
 
     def __call__(
-        self, pre: list[float], state: State, counts: bool, usual: bool, kept: bool
+        self, pre: list[float], state: State, counts: bool, usual: bool, kept: bool, score: float | None
     ) -> tuple[State, list[float] | None]:
         """Return the row's next state, and the change of each activation or None if the row does not fire.
 
         Args:
-            pre (list of float): The N pre-activations.
+            pre (list of float): The pre-activations of all features that the gate reads, or with `score` of the N
+                guarded ones.
             state (State): State of the gate before this token.
             counts (bool): The token is content.
             usual (bool): The token is not an outlier.
             kept (bool): The mask shows the token.
+            score (float or None): Sum of the evidence of the active features, if it is known.
         """
-        activations = [x * (x > t) * usual for x, t in zip(pre, self.threshold, strict=True)] if counts else []
+        thresholds = self.threshold if score is None else self.threshold[: self.guarded]
+        activations = [x * (x > t) * usual for x, t in zip(pre, thresholds, strict=True)] if counts else []
         active = [j for j, a in enumerate(activations) if a]  # NaN counts as active
-        if not isfinite(sum(activations)):
+        if not isfinite(sum(activations)) or (counts and score is not None and not isfinite(score)):
             hot = nan
+        elif score is not None:
+            hot = score if counts and usual else 0.0
         elif self.evidence is None:
             hot = float(bool(active))
         else:

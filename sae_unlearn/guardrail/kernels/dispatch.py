@@ -35,7 +35,7 @@ def step_for(config: SAEGuardrailConfig, hidden: Tensor, home: torch.device | No
     ):
         return None
     if on_host(hidden):
-        return host_step if hidden.shape[0] * config.num_encoded <= LARGEST else None
+        return host_step if hidden.shape[0] * config.num_features <= LARGEST else None
     if on_gpu(hidden) and hidden.stride(-1) == 1:
         from sae_unlearn.guardrail.kernels.triton_step import fused_step, works  # imported here, since it needs Triton
 

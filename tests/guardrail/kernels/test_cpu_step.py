@@ -2,6 +2,7 @@
 
 import copy
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -88,9 +89,10 @@ ROW = st.tuples(
     clamp_mode=st.sampled_from(["fired", "all"]),
     weighed=st.sampled_from(["", "log_ratio", "windowed"]),
     limit=st.sampled_from([None, 4.0]),
+    many=st.booleans(),
 )
 def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
-    rows, fresh, tau, min_tokens, sticky, clamp_mode, weighed, limit
+    rows, fresh, tau, min_tokens, sticky, clamp_mode, weighed, limit, many
 ):
     windowed = weighed == "windowed"
     evidence = [0.25, -3.0 if windowed else 3.0, 1.5, 2.0] if weighed else None
@@ -124,7 +126,8 @@ def test_whatever_the_numbers_are_gate_and_edit_are_those_of_the_operators(
     else:
         history.append(previous[:, None])
 
-    edited = host.host_step(hidden, hidden, encoder, decoder, config, ConfigTables(), ids, mask, None, history)
+    with patch.object(host, "LARGEST", 0 if many and windowed else host.LARGEST):  # 0: the scores are of operators
+        edited = host.host_step(hidden, hidden, encoder, decoder, config, ConfigTables(), ids, mask, None, history)
 
     counted = (mask != 0) & (ids != 1)
     pre = torch.nn.functional.linear(hidden, encoder.weight, encoder.bias)  # a product spreads what is not finite
@@ -166,6 +169,18 @@ def test_a_step_takes_two_operators_and_one_where_nothing_fires(fires, weighed, 
     assert steps
     assert found == {"aten.addmm": 1 + fires}
     assert added(waits, "dynamic", threshold=threshold, **fields) == {}
+
+
+@pytest.mark.parametrize("fires", [True, False])
+def test_a_gate_that_reads_many_features_takes_five_operators_more(fires, steps, monkeypatch):
+    monkeypatch.setattr(host, "LARGEST", 12)  # of two rows with six guarded features and three of the gate
+    fields = {"statistic": "windowed", "threshold": 0.5 if fires else 50.0}
+    found = added(kernels, "dynamic", **fields)
+    assert steps
+    assert found.pop("aten.addmm") == 1 + fires
+    assert found.pop("aten.addmv") == 1
+    assert sum(found.values()) == 4, found
+    assert added(waits, "dynamic", **fields) == {}
 
 
 def test_where_no_row_fires_the_stream_is_the_very_same():
