@@ -1,9 +1,9 @@
 """What a guardrail adds beside what its peers add, and what its fit takes beside theirs, in one process in turns.
 
-    python -m benchmarks.speed.peers --model thin --threads 1 --cells "step, batch 1" "step, batch 8" --seconds 30 \\
+    python -m benchmarks.speed.peers --model thin --threads 1 --cells "step, batch 1" "step, batch 8" --seconds 20 \\
         --authors-hook intervention.py --output benchmarks/results/peers_speed_thin.json
     python -m benchmarks.speed.peers --threads 1 --cells "step, batch 1" "step, batch 8" "prefill, batch 1" \\
-        --seconds 60 --authors-hook intervention.py --output benchmarks/results/peers_speed.json
+        --seconds 40 --authors-hook intervention.py --output benchmarks/results/peers_speed.json
     python -m benchmarks.speed.peers --threads 1 --cells fit --least 4 --seconds 240 \\
         --authors-statistics activation_collection.py --output benchmarks/results/peers_speed.json
 

@@ -2,8 +2,8 @@
 
 It computes the same as `SAEGuardrailLayer` does with torch's operators, with the same counts. An operator costs some
 microseconds whatever its size, and a guardrail takes thirty of them. Python is faster for a few dozen numbers. Two
-operators are left, or one if no row fires: then the edit is 0, and is not computed. Where a gate reads so many more
-features that Python's loop is slower, five operators more compute their scores.
+operators are left, or one if no row fires: then the edit is 0, and is not computed. Where rows
+and features are many, the scores are computed by five operators more, since Python's loop is slower there.
 """
 
 from array import array
@@ -67,7 +67,7 @@ def host_step(
 
 
 def _scores(pre: Tensor, threshold: Tensor, evidence: Tensor | None) -> list[float]:
-    """Return the sum of the evidence of each row's active features, or NaN if a pre-activation is not finite.
+    """Return each row's sum of the evidence of active features; NaN if a pre-activation is not finite.
 
     The sums are of quarters, and so exact in any order.
     """
