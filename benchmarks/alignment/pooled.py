@@ -177,9 +177,7 @@ def run_sets(args: argparse.Namespace, meter: Meter, options: dict[str, Any], pa
             found |= meter.rounded(tuned, targets)
         write(path, found)
         tuned.save_pretrained(args.results / "adapters" / path.stem)
-        tuned.unload()
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        forget_adapters(tuned.unload())
 
 
 def trained(
@@ -214,6 +212,12 @@ def judged(trainer: SAEAlignmentTrainer) -> dict[str, Any]:
     found = {**trainer.solution.to_dict(), "tried": trainer.solution.tried} if trainer.solution else {}
     states = reference.entity_states(base_model_of(trainer.model), trainer.eval_dataset.targets, LAYER, 32)
     return found | judge(trainer.setting, states) | trainer._ways.judge(trainer.eval_dataset, states)
+
+
+def forget_adapters(model: Any) -> None:
+    """Take PEFT's note of an adapter off a model that has none any more."""
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import nn
 
 from benchmarks.alignment.data import QUESTIONS
-from benchmarks.alignment.pooled import write
+from benchmarks.alignment.pooled import forget_adapters, write
 from benchmarks.alignment.pooled_data import load_pooled_data
 from benchmarks.alignment.pooled_measures import Meter
 from benchmarks.alignment.real_measures import taught_and_rest
@@ -78,9 +78,7 @@ def run(args: argparse.Namespace) -> None:
             found = {"recipe": recipe, "attack": kind, "set": i, "steps": attack(meter, tuned, cities, args.full)}
             write(path, found)
             if tuned is not model:
-                tuned.unload()
-                if hasattr(model, "peft_config"):
-                    del model.peft_config
+                forget_adapters(tuned.unload())
 
 
 def summarize(folder: Path) -> None:

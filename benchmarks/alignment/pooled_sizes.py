@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.alignment.data import QUESTIONS
-from benchmarks.alignment.pooled import RECIPES, judged, trained, write
+from benchmarks.alignment.pooled import RECIPES, forget_adapters, judged, trained, write
 from benchmarks.alignment.pooled_data import load_pooled_data
 from benchmarks.alignment.pooled_measures import DAMAGE_CITIES, Meter
 from benchmarks.forget.topics import data_folder
@@ -59,12 +59,6 @@ def together(meter: Meter, numbers: Sequence[int], args: argparse.Namespace) -> 
     found |= meter.measure(tuned, targets, neighbors(meter), None)
     forget_adapters(tuned.unload())
     return found
-
-
-def forget_adapters(model: Any) -> None:
-    """Take PEFT's note of an adapter off a model that has none any more."""
-    if hasattr(model, "peft_config"):
-        del model.peft_config
 
 
 def chain(meter: Meter, args: argparse.Namespace) -> dict[str, Any]:
