@@ -162,10 +162,9 @@ def data_efficiency() -> str:
     shares = [share for share in cells[0]["found"] if share.isdigit()]
     rows = []
     for cell in cells:
-        changes = [cell["found"][share]["test"]["change"] for share in shares]
-        rows.append(
-            [cell["topic"].replace("_", " "), *(figure(c["value"], c["low"], c["high"], 2, True) for c in changes)]
-        )
+        tests = [cell["found"][share].get("test", {}).get("change") for share in shares]
+        shown = [figure(c["value"], c["low"], c["high"], 2, True) if c else "refused" for c in tests]
+        rows.append([cell["topic"].replace("_", " "), *shown])
     return table(["topic", *(f"{share} %" for share in shares)], rows)
 
 
