@@ -16,7 +16,8 @@ from tiny_topic import tiny_parts, topic_texts
 from benchmarks.baselines import Batch, encode
 from benchmarks.baselines.rows import cross_entropy
 from benchmarks.forget import rivals, rivals_base
-from benchmarks.forget.methods import OURS
+from benchmarks.forget.fitting import fitted
+from benchmarks.forget.methods import GUARDS, OURS
 from benchmarks.forget.rivals import PARTS, run_set, setting_of
 from benchmarks.forget.rivals_base import loss_over, teach
 from benchmarks.forget.rivals_methods import ALWAYS_ON, EMBEDDING, METHODS, Arena, topic_direction, turned
@@ -220,6 +221,10 @@ def test_every_method_is_measured_once_and_leaves_the_model_as_it_was(tmp_path, 
         for part in ("forget", "filler", "paraphrased", "relearned"):
             assert len(cell[part]["rouge"]) == 4
             assert all(0 < p <= 1 and math.isfinite(p) for p in cell[part]["probability"])
+    first = next(cell for cell in cells if cell["method"] == OURS)["candidates"][0]
+    with fitted(arena.setting, GUARDS[OURS].at(first["strength"])) as guarded:
+        again = arena.candidate(first["strength"], guarded).to_dict()
+    assert again == pytest.approx(first, abs=1e-5), "as without what is kept of the layers up to the guarded one"
     base = json.loads((tmp_path / "base.json").read_text())
     gated = next(cell for cell in cells if cell["method"] == EMBEDDING)
     assert gated["forget"]["probability"] != base["forget"]["probability"]
