@@ -1,6 +1,6 @@
 """The index table of `docs/speed`: one row for each page, with its main figure."""
 
-from . import serving_speed, speed
+from . import peers, serving_speed, speed
 from .index import HEADER, row
 from .markdown_text import interval, number, table
 from .results import read_json
@@ -22,6 +22,7 @@ def speed_table() -> str:
             str(speed.rounds(speed.THIN, "step", 1)),
             "speed.inference",
         ),
+        row("peers", "time of a token over that with DSG's own hook", *_peer("authors' hook"), "speed.peers"),
         row("prompts", "added ms to a prompt of 128 tokens", *_arm(speed.WHOLE, "prefill"), "speed.inference"),
         row("compiled", "added ms in compiled code", *_arm(speed.COMPILED, "compiled"), "speed.inference"),
         row("serving", "share of a pass of vLLM", serving_speed.inside("demo"), "", "", "serving.speed"),
@@ -65,6 +66,11 @@ def speed_table() -> str:
 def _arm(file: str, phase: str) -> tuple[str, str, str]:
     a = speed.arm(file, phase, 1, "fires")
     return number(a["added_ms"]), interval(a["added_ms_low"], a["added_ms_high"]), str(a["rounds"])
+
+
+def _peer(name: str) -> tuple[str, str, str]:
+    a = peers.arm(peers.WHOLE, "step, batch 1", name)["ours"]
+    return number(a["ratio"]), interval(a["ratio_low"], a["ratio_high"]), str(a["rounds"])
 
 
 def _cold() -> tuple[str, str]:
