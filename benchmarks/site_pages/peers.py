@@ -87,7 +87,7 @@ def has_prompt() -> bool:
 def base(file: str, key: str) -> str:
     """Return milliseconds without anything, and rounds."""
     a = arm(file, key, "none")
-    return f"{number(a['ms'], 1)} ms, {a['rounds']} rounds"
+    return f"{number(a['ms'], 1)} ms ({a['rounds']} rounds)"
 
 
 def ahead(peers: tuple[str, ...], places: tuple[tuple[str, str], ...], end: str = "ratio_high") -> bool:
@@ -117,6 +117,11 @@ def fit_against(name: str) -> str:
 def passes() -> dict[str, float]:
     """Return the time of the fit without regressions over that of the passes it needs."""
     return cell(WHOLE, "fit")["fit without regressions over its passes"]
+
+
+def width() -> str:
+    """Return the width of the peers' SAE."""
+    return f"{read_json(f'{WHOLE}.json')['settings']['width']:,}"
 
 
 def fit_corpus() -> str:
