@@ -7,6 +7,7 @@ from . import (
     any_model,
     attacks,
     batching,
+    edits,
     forget,
     gates,
     models,
@@ -40,6 +41,7 @@ def _forgetting() -> list[list[str]]:
     more = f"forgets more than {forget.best_gradient()} at the same damage"
     n = pooled["n"]
     total = len(forget.all_claims())
+    facts = str(edits.cell("clamp")["recall"]["forget"]["n"])
     return [
         row("demo", "the demo forgets its topic", *_demo(FACT), "sae-unlearn demo"),
         row("same-damage", more, *_cell(pooled["topic"]), n, baselines),
@@ -57,6 +59,7 @@ def _forgetting() -> list[list[str]]:
             _n(fresh_base["right, topic"]),
             baselines,
         ),
+        row("edits", "facts said: features at 0; default clamp", _said(), "", facts, "forget.edits"),
         row("trade-off", "forgetting against damage, curves", "picture", "", "", claims),
         row("paper-claims", "claims of the paper that hold", f"{forget.verdicts('holds')} of {total}", "", "", claims),
         row("paper-claims-tables", "**does not hold**: data efficiency", efficiency, "", n, claims),
@@ -218,6 +221,10 @@ def _entities() -> list[list[str]]:
         ),
         row("entities-synthetic", "recall in a synthetic world", *_synthetic(), f"{seeds} seeds", "synthetic.compare"),
     ]
+
+
+def _said() -> str:
+    return "; ".join(edits.recalled(edit) for edit in ("to zero", "clamp"))
 
 
 def row(page: str, claim: str, figure: str, interval_: str, n: str, command: str) -> list[str]:
