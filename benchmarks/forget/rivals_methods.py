@@ -24,6 +24,7 @@ from benchmarks.forget.setting import PlainText, Setting
 from benchmarks.gates.text_gates import TextGate, fit_text_gates
 from sae_unlearn.backbone.layers import find_decoder_layers
 from sae_unlearn.backbone.residual_stream import residual_batches
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail import GuardrailError
 
 
@@ -73,7 +74,7 @@ class Arena:
         changes = []
         for part in ("validation", "other_validation"):
             if part not in self.bare:
-                raise RuntimeError("expected the losses of the bare model first")
+                raise UnlearnError(f"bare={sorted(self.bare)}: expected the losses of the bare model on {part}.")
             changes.append(self.losses(part, model, prompt) - self.bare[part])
         return Candidate.of(strength, *changes)
 

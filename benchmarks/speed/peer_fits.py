@@ -20,6 +20,7 @@ from benchmarks.speed.peer_arms import in_repsteer, missing_for, module_of, sael
 from sae_unlearn import fit_guardrail
 from sae_unlearn.backbone.layers import find_decoder_layers, text_config
 from sae_unlearn.backbone.residual_stream import LayerReached, stop_after
+from sae_unlearn.errors import UnlearnError
 from sae_unlearn.guardrail.fit import steps
 from sae_unlearn.guardrail.fit.passes import DOSE_DOCUMENTS
 
@@ -140,7 +141,7 @@ def residual_of(model: nn.Module, layer: int, ids: Tensor) -> Tensor:
             place.backbone(input_ids=ids, use_cache=False)
         except LayerReached as reached:
             return reached.residual
-    raise AssertionError("the layer was not reached")
+    raise UnlearnError(f"layer={layer}: expected a layer that the model runs.")
 
 
 class StandIn:
