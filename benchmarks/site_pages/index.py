@@ -4,6 +4,7 @@ from . import (
     alignment,
     alignment_claims,
     alignment_pooled,
+    alignment_sizes,
     any_model,
     attacks,
     batching,
@@ -210,6 +211,13 @@ def _entities() -> list[list[str]]:
             *_cell(alignment_pooled.cell("closed_form", "targets unseen")),
             alignment_pooled.targets("closed_form"),
             "alignment.pooled",
+        ),
+        row(
+            "entities-sizes",
+            "**less is forgotten** of 50 cities at once",
+            *_cell(alignment_sizes.cell("50", "picks the country")),
+            alignment_pooled.targets("closed_form"),
+            "alignment.pooled_sizes",
         ),
         row(
             "entities-claims",

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LAYERS = 5
 _MUCH_LEFT = 0.5
+_LITTLE_HELD = 0.9
 
 
 def solved_layers(args: SAEAlignmentConfig, layer: int) -> list[int]:
@@ -106,7 +107,16 @@ def solve_for(
         batch_size=batch_size,
     )
     write_lora(solution, sites, adapter)
-    if solution.way.left > _MUCH_LEFT:
+    if solution.energy < _LITTLE_HELD:
+        logger.warning(
+            "The LoRA's rank of %d holds %.2f of the solution for %d targets, and %.2f of the way is left. Fewer "
+            "targets at once forget more; a larger rank (r in peft_config, --lora-rank) goes further and damages more.",
+            min(int(lora.r[adapter]) for lora in loras.values()),
+            solution.energy,
+            len(setting.plan.targets),
+            solution.way.left,
+        )
+    elif solution.way.left > _MUCH_LEFT:
         logger.warning(
             "Within the budget %.2f of the way is left, so most of what was known is. Set a larger retain_budget.",
             solution.way.left,

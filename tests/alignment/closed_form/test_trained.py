@@ -207,6 +207,16 @@ def test_a_solution_that_moves_little_is_warned_of(tmp_path, caplog):
     assert "of the way is left" in caplog.text
 
 
+def test_a_rank_that_holds_little_of_the_solution_is_warned_of(tmp_path, caplog):
+    given = parts("llama")
+    config = LoraConfig(r=1, target_modules=["down_proj"], layers_to_transform=[0], task_type="CAUSAL_LM")
+    args = settings(tmp_path, init="closed_form", max_steps=-1, min_separation=0.0, solve_layers=[0], solve_lam=1.0)
+    it = SAEAlignmentTrainer(args=args, peft_config=config, **given)
+    it.train()
+    assert it.solution.energy < 0.9
+    assert "rank of 1 holds" in caplog.text
+
+
 def test_a_trained_lora_is_not_overwritten(tmp_path):
     given = parts("llama")
     config = LoraConfig(target_modules=["down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
