@@ -1,4 +1,4 @@
-"""Tables of sets of 10, 50 and 200 cities."""
+"""Tables of sets of 10, 50 and 200 cities, and of sets that are forgotten one after another."""
 
 from typing import Any
 
@@ -59,6 +59,41 @@ def energy(size: str) -> str:
     if size != "10":
         cells = [cell for cell in read_json(RESULTS)["cells"].values() if str(cell.get("cities")) == size]
     return number(sum(cell["solve_rank_energy"] for cell in cells) / len(cells))
+
+
+def steps() -> list[dict[str, Any]]:
+    """Return what was measured after each set of the chain."""
+    found: list[dict[str, Any]] = read_json(RESULTS)["cells"]["chain"]["steps"]
+    return found
+
+
+def one_after_another() -> str:
+    """After each set: its own recall, that of those before it, and what is kept."""
+    kept = list(COLUMNS)[2:]
+    rows = []
+    for place, step in enumerate(steps(), start=1):
+        cells = [step["targets unseen"], earlier(place), *(step[COLUMNS[name]] for name in kept)]
+        shown = [f"{right} of {n}" if n else "–" for right, n in cells]
+        rows.append([str(place), *shown, number(step["damage"], 3)])
+    return table(["sets so far", "this set", "sets before it", *kept, "damage"], rows)
+
+
+def earlier(place: int) -> tuple[int, int]:
+    """How many countries of the sets before this one are picked after it, and of how many cities."""
+    counts = [cell["targets unseen"] for cell in steps()[place - 1]["earlier"].values()]
+    return sum(right for right, _ in counts), sum(n for _, n in counts)
+
+
+def first_set(place: int) -> int:
+    """How many of the first set's countries are picked after so many sets."""
+    step, name = steps()[place - 1], str(steps()[0]["set"])
+    return int((step if place == 1 else step["earlier"][name])["targets unseen"][0])
+
+
+def of_chain(place: int, name: str) -> str:
+    """Return a count after so many sets, or the damage in nats per token."""
+    step = steps()[place - 1]
+    return number(step["damage"], 3) if name == "damage" else f"{step[name][0]} of {step[name][1]}"
 
 
 def _share(row: dict[str, Any], name: str) -> str:
