@@ -44,12 +44,13 @@ def host_step(
         check_on_host(earlier, history)
     with without_autocast(hidden):
         pre = torch.nn.functional.linear(hidden[:, 0].to(torch.float32), encoder.weight, encoder.bias)
+        threshold = encoder.threshold
         scores: list[float] | list[None] = [None] * batch
         if batch * config.num_encoded > LARGEST:
-            scores = _scores(pre, encoder.threshold, tables.evidence(config, pre.device))
-            pre = pre[:, : config.num_features]
+            scores = _scores(pre, threshold, tables.evidence(config, pre.device))
+            pre, threshold = pre[:, : config.num_features], threshold[: config.num_features]
     usual = usual_norm(hidden, config)
-    judge = _Judge(config, encoder.threshold, decoder.clamp)
+    judge = _Judge(config, threshold, decoder.clamp)
     states = history.last_rows() or [State(*[0.0] * STATE_SIZE)] * batch
     kept = [True] * batch if mask is None else [shown != 0 for (shown,) in mask.tolist()]
     counted = _counted(kept, ids, config)
@@ -111,8 +112,7 @@ class _Judge:
             kept (bool): The mask shows the token.
             score (float or None): Sum of the evidence of the active features, if it is known.
         """
-        thresholds = self.threshold if score is None else self.threshold[: self.guarded]
-        activations = [x * (x > t) * usual for x, t in zip(pre, thresholds, strict=True)] if counts else []
+        activations = [x * (x > t) * usual for x, t in zip(pre, self.threshold, strict=True)] if counts else []
         active = [j for j, a in enumerate(activations) if a]  # NaN counts as active
         if not isfinite(sum(activations)) or (counts and score is not None and not isfinite(score)):
             hot = nan
