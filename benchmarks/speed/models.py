@@ -1,6 +1,7 @@
 """Models of the speed benchmarks: one set of weights, with different things around it."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,17 +113,25 @@ def with_whole_sae(model: nn.Module, sae: SparseAutoencoder, num_features: int) 
     Written as cheaply as it can be while it uses the whole SAE: the error cancels, so one product with the decoder does
     instead of two.
     """
-    bare, ids = twin(model), torch.arange(num_features, device=sae.W_enc.device)
+    ids = torch.arange(num_features, device=sae.W_enc.device)
 
-    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+    def edit(hidden: Tensor) -> Tensor:
         activations = sae.encode(hidden)
         hot = (activations[..., ids] > 0).any(-1)
         fires = hot.float().mean(dim=1) > 0.2
         clamped = activations.clone()
         clamped[..., ids] = torch.where((hot & fires[:, None])[..., None], -1.0, activations[..., ids])
-        edited = (hidden + (clamped - activations) @ sae.W_dec).to(hidden.dtype)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return (hidden + (clamped - activations) @ sae.W_dec).to(hidden.dtype)
+
+    return with_edit(model, edit)
+
+
+def with_edit(model: nn.Module, edit: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A twin with a hook that edits the residual stream after its middle layer."""
+    bare = twin(model)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
     find_decoder_layers(bare).layers[middle(bare)].register_forward_hook(hook)
     return bare

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.models import guarded, middle, synthetic_sae, twin, with_lora, with_whole_sae
+from benchmarks.speed.models import guarded, middle, synthetic_sae, twin, with_edit, with_lora, with_whole_sae
 from benchmarks.speed.peer_traits import FORMER, OURS
 from sae_unlearn import SAEGuardrailConfig, SparseAutoencoder, attach_guardrail
-from sae_unlearn.backbone.layers import find_decoder_layers, text_config
+from sae_unlearn.backbone.layers import text_config
 from sae_unlearn.guardrail import StatisticKwargs, TokenRules
 
 
@@ -171,14 +171,14 @@ def saelens_clamp(model: nn.Module, sae: SparseAutoencoder) -> nn.Module:
         return activations
 
     theirs.hook_sae_acts_post.add_hook(clamp)
-    return _edited(model, theirs)
+    return with_edit(model, theirs)
 
 
 def authors_clamp(model: nn.Module, sae: SparseAutoencoder, file: Path | None) -> nn.Module:
     """Return a twin with the authors' hook, called as in their evaluation, on SAELens' SAE."""
     assert file is not None
     hook, theirs = getattr(module_of(file), AUTHORS_FUNCTION), saelens_sae(sae)
-    return _edited(model, lambda hidden: hook(hidden, None, theirs, list(range(FEATURES)), 1.0, HOT_SHARE))
+    return with_edit(model, lambda hidden: hook(hidden, None, theirs, list(range(FEATURES)), 1.0, HOT_SHARE))
 
 
 def module_of(file: Path) -> ModuleType:
@@ -189,16 +189,6 @@ def module_of(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _edited(model: nn.Module, edit: Callable[[Tensor], Tensor]) -> nn.Module:
-    bare = twin(model)
-
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
-
-    find_decoder_layers(bare).layers[middle(bare)].register_forward_hook(hook)
-    return bare
 
 
 @torch.no_grad()

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from benchmarks.speed.models import load_with_sae, twin, with_lora
 from benchmarks.speed.peer_arms import in_repsteer, missing_for, module_of, saelens_sae
 from sae_unlearn import fit_guardrail
-from sae_unlearn.backbone.layers import find_decoder_layers, text_config
-from sae_unlearn.backbone.residual_stream import LayerReached, stop_after
-from sae_unlearn.errors import UnlearnError
+from sae_unlearn.backbone.layers import text_config
+from sae_unlearn.backbone.residual_stream import truncated
 from sae_unlearn.guardrail.fit import steps
 from sae_unlearn.guardrail.fit.passes import DOSE_DOCUMENTS
 
@@ -135,13 +134,9 @@ def corpus(name: str, vocabulary: int, rows: int, length: int) -> dict[str, Tens
 
 def residual_of(model: nn.Module, layer: int, ids: Tensor) -> Tensor:
     """Return the residual stream after a layer, `[batch, seq, d_in]`, from a pass that ends there."""
-    place = find_decoder_layers(model)
-    with stop_after(place.layers[layer]):
-        try:
-            place.backbone(input_ids=ids, use_cache=False)
-        except LayerReached as reached:
-            return reached.residual
-    raise UnlearnError(f"layer={layer}: expected a layer that the model runs.")
+    with truncated(model, layer):
+        residual: Tensor = model(input_ids=ids, use_cache=False)
+    return residual
 
 
 class StandIn:

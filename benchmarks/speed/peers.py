@@ -9,7 +9,7 @@
 
 The guardrail is the default of a fit: the windowed gate with 300 features, and 20 that are clamped. Peers: repsteer and
 SAELens, if they are installed (`pip install repsteer==0.2.4 sae-lens`); the hook and the feature statistics of DSG's
-authors, whose two files are passed by path; the published procedure in a hook, written anew here in its cheapest form;
+authors, whose two files are passed by path; the published procedure in a hook, rewritten here in its cheapest form;
 and a LoRA of rank 16 of PEFT, not merged. A peer that is missing is named with the reason.
 
 All arms share one set of weights. A figure is a median over rounds of what was timed in the same round, with a 95 %
