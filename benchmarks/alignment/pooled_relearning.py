@@ -24,13 +24,13 @@ from benchmarks.alignment.data import QUESTIONS
 from benchmarks.alignment.pooled import forget_adapters, write
 from benchmarks.alignment.pooled_data import load_pooled_data
 from benchmarks.alignment.pooled_measures import Meter
+from benchmarks.alignment.pooled_summary import share, shown
 from benchmarks.alignment.real_measures import taught_and_rest
 from benchmarks.forget.topics import data_folder
 from sae_unlearn.alignment import EntitySet
 from sae_unlearn.demo import load_demo_model
 from sae_unlearn.evaluation.audit.attacks.relearning import relearning_attack
 from sae_unlearn.files.terminal import table
-from sae_unlearn.stats import wilson_interval
 
 
 MEASURES = ("picks", "says", "p")
@@ -88,8 +88,7 @@ def summarize(folder: Path) -> None:
     RESULTS.write_text(json.dumps({"points": found, "cells": cells}, indent=1) + "\n")
     rows = [["recipe", "attack", "cities", "measure", *map(str, STEPS), "n"]]
     for point in found:
-        shown = [f"{one['value']:.2f} ({one['low']:.2f}-{one['high']:.2f})" for one in point["steps"].values()]
-        rows.append([*(point[key] for key in KEYS), *shown, str(point["n"])])
+        rows.append([*(point[key] for key in KEYS), *map(shown, point["steps"].values()), str(point["n"])])
     print(table([list(column) for column in zip(*rows, strict=True)]))
 
 
@@ -109,14 +108,9 @@ def pooled_points(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for key, by_steps in counts.items():
         totals = {steps: [sum(column) for column in zip(*few, strict=True)] for steps, few in by_steps.items()}
         n = next(iter(totals.values()))[1]
-        shares = {steps: _share(right, n) for steps, (right, n) in totals.items()}
+        shares = {steps: share(right, n) for steps, (right, n) in totals.items()}
         found.append({**dict(zip(KEYS, key, strict=True)), "n": n, "steps": shares})
     return found
-
-
-def _share(right: float, n: float) -> dict[str, float]:
-    low, high = wilson_interval(right, n)
-    return {"value": right / n, "low": low, "high": high}
 
 
 def main() -> None:

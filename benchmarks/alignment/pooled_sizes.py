@@ -21,11 +21,11 @@ from benchmarks.alignment.data import QUESTIONS
 from benchmarks.alignment.pooled import RECIPES, forget_adapters, judged, trained, write
 from benchmarks.alignment.pooled_data import load_pooled_data
 from benchmarks.alignment.pooled_measures import DAMAGE_CITIES, Meter
+from benchmarks.alignment.pooled_summary import share, shown
 from benchmarks.forget.topics import data_folder
 from sae_unlearn.alignment import EntitySet
 from sae_unlearn.demo import load_demo_model
 from sae_unlearn.files.terminal import table
-from sae_unlearn.stats import wilson_interval
 
 
 RESULTS = Path(__file__).parents[1] / "results" / "alignment_sizes.json"
@@ -114,8 +114,7 @@ def summarize(folder: Path) -> None:
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     rows = [["cities", "targets", *SHARES, "damage"]]
     for size, one in found["sizes"].items():
-        shares = [f"{one[s]['value']:.2f} ({one[s]['low']:.2f}-{one[s]['high']:.2f})" for s in SHARES]
-        rows.append([size, str(one["targets"]), *shares, f"{one['damage']:.3f}"])
+        rows.append([size, str(one["targets"]), *(shown(one[name]) for name in SHARES), f"{one['damage']:.3f}"])
     print(table([list(column) for column in zip(*rows, strict=True)]))
 
 
@@ -131,11 +130,10 @@ def by_size(cells: dict[str, Any]) -> dict[str, Any]:
             sizes.setdefault(str(cell.get("cities", 0)), []).append(cell)
     for size, mine in sorted(sizes.items(), key=lambda pair: int(pair[0])):
         one: dict[str, Any] = {"models": len(mine), "targets": sum(cell["targets unseen"][1] for cell in mine)}
-        for share in SHARES:
-            right, n = (sum(column) for column in zip(*(cell[share] for cell in mine), strict=True))
-            times = 1 if share.startswith("targets") else len(mine)
-            low, high = wilson_interval(right / times, n / times)
-            one[share] = {"value": right / n, "low": low, "high": high, "n": n // times}
+        for name in SHARES:
+            right, n = (sum(column) for column in zip(*(cell[name] for cell in mine), strict=True))
+            times = 1 if name.startswith("targets") else len(mine)
+            one[name] = {**share(right, n, times), "n": n // times}
         one["damage"] = sum(cell["damage"] for cell in mine) / len(mine)
         found[size] = one
     return found

@@ -55,9 +55,7 @@ def summarize(folder: Path) -> None:
     RESULTS.write_text(json.dumps({"recipes": found, "against": against, "cells": cells}, indent=1) + "\n")
     rows = [["recipe", "sets", *SHARES, *MEANS]]
     for name, row in found.items():
-        shares = [
-            f"{row[s]['value']:.2f} ({row[s]['low']:.2f}-{row[s]['high']:.2f})" if s in row else "-" for s in SHARES
-        ]
+        shares = [shown(row[s]) if s in row else "-" for s in SHARES]
         rows.append([name, str(row["sets"]), *shares, *(f"{row[m]:.3g}" if m in row else "-" for m in MEANS)])
     print(table([list(column) for column in zip(*rows, strict=True)]))
 
@@ -75,8 +73,7 @@ def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         right, n = (sum(values) for values in zip(*counts, strict=True))
         times = asked_times(name, len(counts))
-        low, high = wilson_interval(right / times, n / times)
-        found[name] = {"value": right / n, "low": low, "high": high, "n": round(n / times)}
+        found[name] = {**share(right, n, times), "n": round(n / times)}
     for name in ("targets unseen", "targets seen"):
         total = [cell[f"{name} p"] for cell in cells if f"{name} p" in cell]
         if total:
@@ -90,6 +87,17 @@ def pooled(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if values:
             found[f"probe {part}"] = {"value": statistics.fmean(values), "sd": statistics.pstdev(values)}
     return found
+
+
+def share(right: float, n: float, times: float = 1.0) -> dict[str, float]:
+    """A share with Wilson's interval, if each city or fact was asked that often."""
+    low, high = wilson_interval(right / times, n / times)
+    return {"value": right / n, "low": low, "high": high}
+
+
+def shown(one: dict[str, Any]) -> str:
+    """A share with its interval, for a table."""
+    return f"{one['value']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
 
 
 def paired(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:

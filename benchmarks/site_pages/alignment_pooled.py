@@ -20,16 +20,14 @@ WITHIN = 0.03
 """Of damage, and of the share of other cities, from the same plan."""
 ENDS = (0.028, 0.04)
 """Damage at which the search of `solve_alignment` ends at its first weight."""
-PAIRED = {
-    "picks the country": "targets unseen",
-    "says it": "targets said",
+KEPT = {
     "other cities": "others unseen",
     "near facts": "near",
     "other facts, relation held": "unrelated, relation held",
     "other facts, relation not held": "unrelated, relation not held",
-    "damage": "damage",
-    "refitted probe": "probe targets",
 }
+MEASURES = {"picks the country": "targets unseen", "says it": "targets said", **KEPT}
+PAIRED = {**MEASURES, "damage": "damage", "refitted probe": "probe targets"}
 
 
 def recipes() -> dict[str, Any]:
@@ -48,7 +46,7 @@ def forgetting() -> str:
         "int4": "int4",
     }
     rows = [
-        [NAMES[name], str(row["targets"]), *(_share(row, key) for key in columns.values())]
+        [NAMES[name], str(row["targets"]), *(share(row, key) for key in columns.values())]
         for name, row in recipes().items()
     ]
     return table(["", "targets", *columns], rows)
@@ -56,17 +54,11 @@ def forgetting() -> str:
 
 def kept() -> str:
     """What is kept of other things, means over sets."""
-    columns = {
-        "other cities": "others unseen",
-        "near facts": "near",
-        "other facts, relation held": "unrelated, relation held",
-        "other facts, relation not held": "unrelated, relation not held",
-    }
     rows = [
-        [NAMES[name], *(_share(row, key) for key in columns.values()), number(row.get("damage", 0.0), 3)]
+        [NAMES[name], *(share(row, key) for key in KEPT.values()), number(row.get("damage", 0.0), 3)]
         for name, row in recipes().items()
     ]
-    return table(["", *columns, "damage"], rows)
+    return table(["", *KEPT, "damage"], rows)
 
 
 def states() -> str:
@@ -159,7 +151,7 @@ def relearning() -> str:
             {"lora": "LoRA", "full": "all weights"}[point["attack"]],
             point["cities"],
             {"picks": "picks it", "says": "says it"}[point["measure"]],
-            *(_share(point["steps"], step) for step in steps),
+            *(share(point["steps"], step) for step in steps),
             str(point["n"]),
         ]
         for point in found
@@ -172,7 +164,7 @@ def relearnt(recipe: str, cities: str, measure: str, steps: int) -> str:
     """Return a share after some steps of relearning with a LoRA, with its interval."""
     wanted = {"recipe": recipe, "attack": "lora", "cities": cities, "measure": measure}
     point = next(p for p in read_json(RELEARNING)["points"] if wanted.items() <= p.items())
-    return _share(point["steps"], str(steps))
+    return share(point["steps"], str(steps))
 
 
 def sets(recipe: str) -> str:
@@ -197,7 +189,7 @@ def shown(recipe: str, measure: str) -> str:
 
 def cell(recipe: str, measure: str) -> str:
     """Return a share with its interval."""
-    return _share(recipes()[recipe], measure)
+    return share(recipes()[recipe], measure)
 
 
 def targets(recipe: str) -> str:
@@ -205,5 +197,5 @@ def targets(recipe: str) -> str:
     return str(recipes()[recipe]["targets"])
 
 
-def _share(row: dict[str, Any], key: str) -> str:
+def share(row: dict[str, Any], key: str) -> str:
     return figure(row[key]["value"], row[key]["low"], row[key]["high"]) if key in row else "–"

@@ -2,20 +2,12 @@
 
 from typing import Any
 
-from .alignment_pooled import recipes
-from .markdown_text import figure, number, table
+from .alignment_pooled import KEPT, MEASURES, recipes, share
+from .markdown_text import number, table
 from .results import read_json
 
 
 RESULTS, POOLED = "alignment_sizes.json", "alignment_pooled.json"
-COLUMNS = {
-    "picks the country": "targets unseen",
-    "says it": "targets said",
-    "other cities": "others unseen",
-    "near facts": "near",
-    "other facts, relation held": "unrelated, relation held",
-    "other facts, relation not held": "unrelated, relation not held",
-}
 
 
 def sizes() -> dict[str, dict[str, Any]]:
@@ -30,17 +22,17 @@ def by_size() -> str:
         [
             "none" if size == "0" else size,
             str(one["models"]) if size != "0" else "–",
-            *(_share(one, name) for name in COLUMNS.values()),
+            *(share(one, name) for name in MEASURES.values()),
             number(one["damage"], 3) if size != "0" else "–",
         ]
         for size, one in sorted(sizes().items(), key=lambda pair: int(pair[0]))
     ]
-    return table(["cities at once", "models", *COLUMNS, "damage"], rows)
+    return table(["cities at once", "models", *MEASURES, "damage"], rows)
 
 
 def value(size: str, name: str) -> float:
     """Return a share by number of cities."""
-    return float(sizes()[size][COLUMNS[name]]["value"])
+    return float(sizes()[size][MEASURES[name]]["value"])
 
 
 def shown(size: str, name: str) -> str:
@@ -50,7 +42,7 @@ def shown(size: str, name: str) -> str:
 
 def cell(size: str, name: str) -> str:
     """Return a share with its interval."""
-    return _share(sizes()[size], COLUMNS[name])
+    return share(sizes()[size], MEASURES[name])
 
 
 def energy(size: str) -> str:
@@ -69,13 +61,12 @@ def steps() -> list[dict[str, Any]]:
 
 def one_after_another() -> str:
     """After each set: its own recall, that of those before it, and what is kept."""
-    kept = list(COLUMNS)[2:]
     rows = []
     for place, step in enumerate(steps(), start=1):
-        cells = [step["targets unseen"], earlier(place), *(step[COLUMNS[name]] for name in kept)]
+        cells = [step["targets unseen"], earlier(place), *(step[name] for name in KEPT.values())]
         shown = [f"{right} of {n}" if n else "–" for right, n in cells]
         rows.append([str(place), *shown, number(step["damage"], 3)])
-    return table(["sets so far", "this set", "sets before it", *kept, "damage"], rows)
+    return table(["sets so far", "this set", "sets before it", *KEPT, "damage"], rows)
 
 
 def earlier(place: int) -> tuple[int, int]:
@@ -85,17 +76,12 @@ def earlier(place: int) -> tuple[int, int]:
 
 
 def first_set(place: int) -> int:
-    """How many of the first set's countries are picked after so many sets."""
+    """How many of the first set's countries are picked after that number of sets."""
     step, name = steps()[place - 1], str(steps()[0]["set"])
     return int((step if place == 1 else step["earlier"][name])["targets unseen"][0])
 
 
 def of_chain(place: int, name: str) -> str:
-    """Return a count after so many sets, or the damage in nats per token."""
+    """Return a count after that number of sets, or the damage in nats per token."""
     step = steps()[place - 1]
     return number(step["damage"], 3) if name == "damage" else f"{step[name][0]} of {step[name][1]}"
-
-
-def _share(row: dict[str, Any], name: str) -> str:
-    one = row.get(name)
-    return figure(one["value"], one["low"], one["high"]) if one else "–"
