@@ -35,7 +35,7 @@ def start(run, *args, cache):
 def prepare(cache):
     """Let vLLM load what it compiled before.
 
-    vLLM 0.32 compiles anew at each start on a CPU: it misses a method of the code that it has read, which only its
+    vLLM 0.32 compiles again at each start on a CPU: it misses a method of the code that it has read, which only its
     compiler for GPUs writes.
     """
     os.environ["VLLM_CACHE_ROOT"] = str(cache)

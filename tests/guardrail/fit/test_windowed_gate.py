@@ -38,9 +38,9 @@ def rows(number: int, rate: float, seed: int, longest: int = 90) -> list[torch.T
     draw = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(number):
-        length = int(torch.randint(20, longest, (1,), generator=draw))
-        active = torch.rand(length, D_SAE, generator=draw) < 0.1
-        active[:, :10] = torch.rand(length, 10, generator=draw) < rate * (0.5 + torch.rand(1, generator=draw))
+        active = torch.rand(int(torch.randint(20, longest, (1,), generator=draw)), D_SAE, generator=draw) < 0.1
+        share = rate * (0.5 + torch.rand(1, generator=draw))
+        active[:, :10] = torch.rand(len(active), 10, generator=draw) < share
         found.append(active)
     return found
 
